@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from elbocli.files.dataset_block import plain
 from elbocli.files.dataset_writer import open_writer
-from elbocli.files.yaml_text import read_yaml
+from elbocli.files.reading import read_yaml
 
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("elbo")

@@ -86,8 +86,8 @@ class Command(click.Command):
         types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
         outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
         if outputs:
-            from elbocli.files.file_system import streams
-            from elbocli.files.outputs import check_outputs
+            from elbocli.files.atomic import streams
+            from elbocli.files.recognise import check_outputs
 
             given = [value for name, value in params.items() if name not in types]
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]

@@ -122,9 +122,7 @@ def command_line() -> str:
     """The command as typed, for provenance."""
     import shlex
 
-    from elbocli.files.reading import encodable
-
-    return encodable(shlex.join(["elbo", *sys.argv[1:]]))
+    return shlex.join(["elbo", *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode()
 
 
 def stdin_or_fail(what: str) -> Any:

@@ -36,7 +36,7 @@ def facts() -> Iterator[tuple[str, str]]:
 
 
 def _memory() -> str:
-    from elbocli.runtime.memory import free_bytes
+    from elbocli.runtime.device import free_bytes
 
     return f"{free_bytes() >> 20} MB may be taken"
 

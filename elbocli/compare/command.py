@@ -41,7 +41,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """
     from elbocli.compare.result import Comparison, compare_results
     from elbocli.evaluate.result import result_of, shared
-    from elbocli.files.reading import LARGEST_TEXT, reading
+    from elbocli.files.reading import reading
     from elbocli.images.image_refs import read_bytes
     from elbocli.version import __version__
 
@@ -60,7 +60,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
         found = []
         for path in files:
             if path == STREAM:
-                content = stdin_or_fail("results").read(LARGEST_TEXT)
+                content = stdin_or_fail("results").read()
             else:
                 with reading(path, kind=DataError):
                     content = read_bytes(path)

@@ -13,11 +13,8 @@ from torch import Tensor
 from elbocli.core.registry import plain
 from elbocli.core.training import Average, Profile, gamma_of, parse_average, solve
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import snapshots
-from elbocli.files.average_file import AverageFacts, read_about, writing_average
-from elbocli.files.run_config import RunConfig
-from elbocli.files.snapshots import Snapshot, SnapshotLayout
-from elbocli.files.tensor_files import TensorFile
+from elbocli.files.checkpoint import WEIGHTS, Checkpoint, RunConfig, whole_snapshots
+from elbocli.files.tensor_files import AverageFacts, Layout, TensorFile, read_about, write_average
 from elbocli.run.open import empty_network, read_run_config
 from elbocli.run.settings import trained_as
 from elbocli.runtime.progress import Progress
@@ -29,7 +26,7 @@ and by 24 % at .3 (tests/core/test_posthoc.py)."""
 
 REMEDY = "take an std between those stored and .2, or train with a smaller --snapshot-every"
 
-Part = tuple[Snapshot, Average]
+Part = tuple[Checkpoint, Average]
 
 
 def run(
@@ -43,7 +40,7 @@ def run(
     target = parse_average(f"power:std={plain(std)}")
     warnings: list[str] = []
     config = read_run_config(path, warnings.append)
-    found = snapshots.whole(path, warnings.append, at)
+    found = whole_snapshots(path, at)
     yield from (Progress(message=text, level="warning") for text in warnings)
     every = [(snapshot, parse_average(name)) for snapshot in found for name in snapshot.names]
     parts = [(snapshot, average) for snapshot, average in every if average.stored]
@@ -78,9 +75,8 @@ def run(
         elbo_version=__version__,
         command=command,
     )
-    files = [(x, snapshot.tensors(average.name)) for x, (snapshot, average) in used]
-    for done in writing_average(out, layout, about, partial(_combined, files)):
-        yield Progress(done, len(layout), "tensor")
+    files = [(x, _file(snapshot, average)) for x, (snapshot, average) in used]
+    write_average(out, layout, about, partial(_combined, files))
     summary = f"{out}: {len(layout)} tensors from {len(used)} averages in {len(found)} snapshots"
     yield Progress(message=summary, level="detail")
     return {
@@ -94,17 +90,21 @@ def run(
     }
 
 
-def _profile(snapshot: Snapshot, average: Average) -> Profile:
+def _file(snapshot: Checkpoint, average: Average) -> TensorFile:
+    return TensorFile(snapshot.path / f"{average.name}{WEIGHTS}")
+
+
+def _profile(snapshot: Checkpoint, average: Average) -> Profile:
     return Profile(gamma_of(average.params["std"]), float(snapshot.step))
 
 
-def _layout(path: Path, config: RunConfig, parts: list[Part]) -> SnapshotLayout:
+def _layout(path: Path, config: RunConfig, parts: list[Part]) -> Layout:
     """Types and shapes of the tensors, equal in all parts. Raises FormatError for another network than the run's."""
     network = empty_network(config, path / "config.yaml")
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    layout: SnapshotLayout = {}
+    layout: Layout = {}
     for snapshot, average in parts:
-        found = snapshot.layout(average.name)
+        found = _file(snapshot, average).layout
         layout = layout or found
         if found != layout or {key: shape for key, (_, shape) in found.items()} != shapes:
             strange = f"{average.name} is of another network than {path / 'config.yaml'}"

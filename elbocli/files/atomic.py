@@ -1,80 +1,67 @@
 """Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed.
 
-`.NAME.PID.tmp` is a file or folder that is written, `.NAME.PID.replaced` a folder that makes room for a new one, where the
-two can't be exchanged at once, and `.NAME.PID.trash` one that is removed. The writer holds a lock on the first two. If it
-was killed, the next start finds them without one: it removes them, or puts the old folder back when nothing took its place.
+`.NAME.PID.tmp` is a file or folder that is being written, `.NAME.PID.trash` a folder that is being removed, and
+`.NAME.PID.old` one that makes room for a new one. The writer holds a lock on the first, so the next start can tell what a
+killed writer left: it is removed, or an old folder put back where no new one took its place.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import fcntl
 import functools
 import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from elbocli.errors import DataError
-from elbocli.files.file_system import exchange, flush_folder, special, try_lock
 
-LONGEST_NAME = 220
-"""Bytes of a name that leave room, of the 255 that file systems have, for what is added to it."""
-ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|replaced|trash)", re.DOTALL)
+ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|trash|old)", re.DOTALL)
+PIPE = "a pipe or a device"
 
 
-def aside_of(path: Path, end: str = "tmp") -> Path:
-    """The name beside `path` for what becomes `path`, or what makes room for it ('replaced'), or is removed ('trash')."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{end}")
+def streams(path: Path) -> bool:
+    """Whether the path is a pipe or a character device, into which bytes are written one after the other."""
+    with suppress(OSError):
+        return stat.S_IFMT(path.stat().st_mode) in (stat.S_IFIFO, stat.S_IFCHR)
+    return False
 
 
-def is_aside(path: Path) -> bool:
-    """Whether that is such a name."""
-    return ASIDE.fullmatch(path.name) is not None
+def special(path: Path) -> bool:
+    """Whether something that is neither a file nor a folder lies at the path."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def sweep(folder: Path, name: str | None = None) -> None:
-    """Clear up what killed writers left in a folder: all, or what was to become `name`. Litter that stays harms nobody."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            found = ASIDE.fullmatch(entry.name)
-            if found and name in (None, found[1]):
-                _clear_left(Path(entry.path), folder / found[1], found[2])
+def lock(handle: int) -> None:
+    """Lock an open file or folder until it is closed. Raises BlockingIOError when another process holds the lock."""
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _clear_left(aside: Path, path: Path, end: str) -> None:
-    """Remove a file or folder that was written aside, or put an old one back, unless somebody is at it still."""
-    with contextlib.suppress(OSError):
-        handle = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            try_lock(handle)
-            if end == "replaced" and not os.path.lexists(path):
-                aside.rename(path)
-            else:
-                _remove(aside)
-        finally:
-            os.close(handle)
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder. Raises OSError."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def write_all(handle: int, data: Any, at: int | None = None) -> None:
+    """Write all of a buffer to an open file, at an offset or (None) at the current position. Raises OSError."""
+    left = memoryview(data)
+    left = left.cast("B") if left.nbytes else left[:0]
+    while left:
+        count = os.write(handle, left) if at is None else os.pwrite(handle, left, at)
+        left, at = left[count:], None if at is None else at + count
 
 
-@functools.cache
-def _swept(path: Path) -> None:
-    """Remove what killed writers of `path` left. Once is enough: this process leaves nothing itself."""
-    sweep(path.parent, path.name)
-
-
-@contextlib.contextmanager
+@contextmanager
 def writing(path: Path, what: str = "write") -> Iterator[None]:
     """Turn an OSError in the block into a DataError that names the file and the cause, such as a full disk."""
     try:
@@ -82,31 +69,75 @@ def writing(path: Path, what: str = "write") -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        remedy = ""
-        if error.errno == errno.ENAMETOOLONG:
-            remedy = f"; choose one of at most {LONGEST_NAME} bytes, as more is added to it while a file is written"
-        raise DataError(f"{path}: could not {what}: {error.strerror or error}{remedy}") from error
+        raise DataError(f"{path}: could not {what}: {error.strerror or error}") from error
+
+
+def _aside(path: Path, end: str = "tmp") -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{end}")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether the name is that of a file or folder which is being written or removed."""
+    return ASIDE.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left in a folder, or put it back: everything, or what was to become `name`."""
+    with suppress(OSError):
+        for path in folder.glob(".*"):
+            found = ASIDE.fullmatch(path.name)
+            if found and name in (None, found[1]):
+                with suppress(OSError), _hold(path):
+                    if found[2] == "old" and not (folder / found[1]).exists():
+                        path.rename(folder / found[1])
+                    elif path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+
+
+_sweep_once = functools.cache(sweep)
+"""A process leaves nothing itself, so that it need not look twice."""
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder for the block. Raises BlockingIOError, OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        lock(handle)
+        yield
+    finally:
+        os.close(handle)
 
 
 def replace(aside: Path, path: Path) -> None:
-    """Give what was written its name, for good. Raises DataError where a device, a pipe or a socket has it."""
+    """Rename a file or folder for good. Raises DataError where a pipe or a device has the name."""
     with writing(path):
-        if what := special(path):
-            raise DataError(f"{path}: could not write: is {what}, and only files are replaced")
+        if special(path):
+            raise DataError(f"{path}: could not write: is {PIPE}, and only files are replaced")
         os.replace(aside, path)
         flush_folder(path.parent)
 
 
-@contextlib.contextmanager
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that no half of it keeps its name. Raises DataError."""
+    with writing(path, "delete"):
+        trash = _aside(path, "trash")
+        path.rename(trash)
+        flush_folder(path.parent)
+        shutil.rmtree(trash)
+
+
+@contextmanager
 def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
-    aside = aside_of(path)
+    aside = _aside(path)
     with writing(path):
-        _swept(path)
+        _sweep_once(path.parent, path.name)
         try:
-            encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")  # a path may be no text
-            with os.fdopen(_open_locked(aside)[0], mode, encoding=encoding, errors=errors) as file:
-                file.truncate()
+            with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+                lock(file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -115,55 +146,26 @@ def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             aside.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
+@contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside `path` that takes its name when the block ends well, replacing what was there.
-
-    Its parent must be there: nothing is made again that somebody has moved away meanwhile.
-    """
-    aside, old = aside_of(path), aside_of(path, "replaced")
-
-    def clear() -> None:
-        with contextlib.suppress(OSError):
-            _remove(aside)
-        with contextlib.suppress(OSError):
-            old.rename(path) if old.exists() and not os.path.lexists(path) else _remove(old)
-
+    """Make a folder beside `path` that takes its name when the block ends well, replacing what was there."""
+    aside, old = _aside(path), _aside(path, "old")
     with writing(path):
-        _swept(path)
+        _sweep_once(path.parent, path.name)
         try:
             aside.mkdir()
-            with _held(aside):
+            with _hold(aside):
                 yield aside
                 for file in filter(Path.is_file, aside.iterdir()):
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
                 flush_folder(aside)
-                _take_place(aside, old, path)
+                if path.is_dir():
+                    path.rename(old)
+                replace(aside, path)
         finally:
-            clear()
-
-
-def _take_place(aside: Path, old: Path, path: Path) -> None:
-    """Give a folder its name; a folder that has it goes to `aside` or `old`. A kill at no moment loses both."""
-    if not path.is_dir():
-        replace(aside, path)
-    elif exchange(aside, path):
-        flush_folder(path.parent)
-    else:
-        with _held(path):
-            path.rename(old)
-            replace(aside, path)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try_lock(handle)
-        yield
-    finally:
-        os.close(handle)
+            for folder in (aside, old):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -177,41 +179,28 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def _open_locked(path: Path) -> tuple[int, bool]:
-    """Open or make a file that is locked until it is closed; False with it where the file system knows no locks.
-
-    Raises BlockingIOError when another process holds it, and other OSErrors.
-    """
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            known = try_lock(handle)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), path.stat()):
-                    return handle, known
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # its holder removed the file meanwhile: lock the new one
+def _try_locked(path: Path) -> IO[bytes] | None:
+    """Open or make a file and lock it; None when another process holds it, or has removed it meanwhile."""
+    file = open(path, "ab")  # noqa: SIM115 (its caller closes it)
+    with suppress(BlockingIOError, FileNotFoundError):
+        lock(file.fileno())
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    file.close()
+    return None
 
 
-@contextlib.contextmanager
-def locked(path: Path, what: str, wait: float = 0) -> Iterator[str]:
-    """Hold `path` as a lock for the block, and say where the file system knows no locks: '' where it does.
+@contextmanager
+def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
+    """Hold the file `path` as a lock for the block.
 
-    Raises DataError when another process still holds it after `wait` seconds.
+    Raises DataError, which names `what`, when another process still holds it after `wait` seconds.
     """
     until = time.monotonic() + wait
-    while True:
-        with writing(path, "lock"), contextlib.suppress(BlockingIOError):
-            handle, known = _open_locked(path)
-            break
-        if time.monotonic() >= until:
-            raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name")
-        time.sleep(0.1)
-    try:
-        yield (
-            "" if known else f"{what}: the file system knows no locks; see to it that no other elbo process writes here"
-        )
-    finally:
-        os.close(handle)
+    with writing(path, "lock"):
+        while (file := _try_locked(path)) is None:
+            if time.monotonic() >= until:
+                raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name")
+            time.sleep(0.1)
+    with file:
+        yield

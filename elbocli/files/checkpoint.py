@@ -1,124 +1,157 @@
-"""The run folder and its checkpoints.
+"""The run folder: config.yaml, checkpoints, and snapshots of averages.
 
-run/config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/, and
-checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), meta.json: a sealed folder.
+run/config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/,
+run/checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), meta.json, and
+run/snapshots/step-00001000/{ema-power-*.safetensors, meta.json}.
+
+The folder of a step is written aside, flushed and renamed. Its meta.json holds the step, the run's id, and the size and sha256
+of every other file, so that a damaged folder, or one of another run, is noticed and passed over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
-from msgspec import structs
+from msgspec import Meta, structs
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from elbocli.errors import DataError, FormatError
-from elbocli.files import sealed_folder
-from elbocli.files.atomic import sweep, write_text
+from elbocli.errors import DataError, ElboError, FormatError
+from elbocli.files.atomic import new_folder, remove_folder, sweep, write_text, writing
+from elbocli.files.hashing import file_sha256
+from elbocli.files.latents import ATTRIBUTES
+from elbocli.files.reading import one_line, read_yaml, reading, yaml_text
 from elbocli.files.recognise import instead
-from elbocli.files.records import stored
-from elbocli.files.retention import folder_name, numbered, step_of
-from elbocli.files.run_config import RunConfig
-from elbocli.files.sealed_folder import CONFIG, WEIGHTS, FolderMeta, SealedFolder
+from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.files.tensor_files import load, load_tensors
-from elbocli.files.yaml_text import read_yaml, yaml_text
+from elbocli.runtime.progress import log
 
-FOLDER = "checkpoints"
-MOST_LOOKS = 100
-"""Times that somebody may delete what was found, while it is opened, before one gives up."""
+FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
+CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
+PREFIX = "step-"
 GONE = ("cudnn_benchmark", "manual_gc", "nccl_timeout", "on_checkpoint", "tensorboard", "tf32")
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 UNUSED = {"multiscale": False}
 """Such settings that changed the training unless they had this value: with another, the run is refused."""
+RESOLVED = ("settings", "network", "data", "files", "init", "plugins")
+"""Sections of config.yaml that say what a run is."""
+Side = Annotated[int, Meta(ge=1, le=1 << 20)]
+Section = dict[str, Any]
+"""Values by name, which TrainSettings or a NetworkConfig checks."""
 
 
-@stored("meta.json of a checkpoint", "elbo-checkpoint")
-class CheckpointMeta(FolderMeta, frozen=True):
-    """meta.json of a checkpoint, which has log_bytes."""
+class RunData(Record, frozen=True):
+    """Identity of the dataset that a run is trained on, which it must find again when it resumes.
 
-
-@dataclass(frozen=True)
-class Checkpoint(SealedFolder):
-    """A whole checkpoint on disk and its meta.json."""
-
-    SCHEMA = CheckpointMeta
-    WORD = "checkpoint"
-    HOLDS = True
-
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `model` or of an average, `ema-…`, by name.
-
-        Raises FormatError when it holds none of that name, or the file is no safetensors file.
-        """
-        file = f"{name}{WEIGHTS}"
-        if file not in self.meta.files:
-            raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
-        return load(self.file(file), self.path / file)
-
-    def state(self) -> dict[str, Any]:
-        """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
-        return load_tensors(self.file("state.pt"), str(self.path / "state.pt"))
-
-
-def save(
-    run: Path, step: int, weights: dict[str, dict[str, Tensor]], state: dict[str, Any], meta: dict[str, Any]
-) -> Path:
-    """Write a checkpoint, and return its path. weights: file name → tensors. Raises DataError."""
-    with Checkpoint.writing(run / FOLDER, step, meta) as aside:
-        sealed_folder.write_weights(aside, weights)
-        torch.save(state, aside / "state.pt")
-    return run / FOLDER / folder_name(step)
-
-
-def drop(run: Path, kept: Callable[[list[int]], Collection[int]]) -> None:
-    """Delete the checkpoints of a run that `kept` doesn't choose of all steps. Raises DataError."""
-    by_step = {step_of(path): path for path in checkpoints(run)}
-    stay = kept(list(by_step))
-    sealed_folder.remove(path for step, path in by_step.items() if step not in stay)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Folders of all checkpoints of a run, damaged ones too, by step."""
-    return numbered(run / FOLDER)
-
-
-def clean(run: Path) -> None:
-    """Remove what killed writers left behind."""
-    for folder in (run / FOLDER, run / "previews", run):
-        sweep(folder)
-
-
-def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
-    """One checkpoint, every file checked against its digest unless told not to. Raises FormatError."""
-    found = Checkpoint.read(path, verify)
-    if found.meta.log_bytes is None:
-        raise FormatError(f"{path}: not a whole checkpoint: 'log_bytes' is missing")
-    return found
-
-
-def latest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are passed to `warn` by name. None when there is none at all.
-
-    It is held: what it says can be read even when it is deleted. Raises FormatError when there are some and all are damaged.
+    path: of the file, as typed. from_run: the same, as seen from the run's folder. crop, filter: how images were made of their
+    originals. more: of latents, their space.
     """
-    found, damaged, gone = None, list[FormatError](), list[FormatError]()
-    for _ in range(MOST_LOOKS):
-        damaged, gone = [], []
-        newest_first = reversed(checkpoints(run))
-        found = next(sealed_folder.whole(newest_first, read_checkpoint, damaged.append, gone.append), None)
-        if found is not None or not gone:  # else whoever trains it has deleted them meanwhile, and written others
-            break
-    if found is None and (gone or damaged):
-        remedy = "choose another run, or delete it to train again"
-        if gone:
-            raise DataError(f"{run}: its checkpoints were deleted faster than they could be read; try again")
-        raise FormatError(f"{run}: every checkpoint is damaged; {remedy} ({damaged[0]})")
-    for trouble in damaged:
-        warn(f"{trouble}; using the checkpoint before it")
-    return found
+
+    REST: ClassVar[str] = "more"
+
+    path: str | None = None
+    from_run: str | None = None
+    count: Count | None = None
+    image_size: Side | None = None
+    channels: Side | None = None
+    num_classes: Count | None = None
+    payload_sha256: str | None = None
+    class_names: list[str] | None = None
+    crop: str | None = None
+    filter: str | None = None
+    more: dict[str, Any] = {}
+
+    @property
+    def latents(self) -> bool:
+        """Whether it holds latents."""
+        return ATTRIBUTES["convention"] in self.more
+
+
+class SourceFacts(Record, frozen=True):
+    """The checkpoint of another program that an imported run was made of."""
+
+    format: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+    licence: str = ""
+    notes: list[str] = []
+
+    def about(self) -> dict[str, Any]:
+        """Facts for the record."""
+        known = {"format": self.format, "file": self.file, "sha256": self.sha256}
+        return {f"imported_{key}": value for key, value in known.items() if value is not None}
+
+
+class InitFacts(Record, frozen=True):
+    """The weights that a run began from: run as --init named it, at a step; or as they were imported, in `seen`.
+
+    changed: sentences on what is not as in that run.
+    """
+
+    REST: ClassVar[str] = "seen"
+
+    run: str
+    weights: str
+    sha256: str
+    step: Count | None = None
+    images: Count | None = None
+    seen: dict[str, Any] = {}
+    changed: list[str] | None = None
+
+    def about(self) -> dict[str, Any]:
+        """Facts for the record."""
+        return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
+
+    def __str__(self) -> str:
+        age = "imported" if self.step is None else f"step {self.step}"
+        return f"{self.run} ({age}, sha256 {self.sha256[:12]})"
+
+
+class PluginFile(Record, frozen=True):
+    """A plug-in that was run. file: its name, without folders. sha256: of its content."""
+
+    file: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.sha256[:12]})"
+
+
+@stored("config.yaml of a run", "elbo-run")
+class RunConfig(Record, frozen=True, kw_only=True):
+    """A run's identity, versions of its last start, the commands of all starts, and what was resolved.
+
+    source: of an imported run. files: digests of the files that settings name, by path. plugins: those it needs.
+    """
+
+    REST: ClassVar[str] = "more"
+
+    run_id: str | None = None
+    elbo_version: str | None = None
+    torch_version: str | None = None
+    python_version: str | None = None
+    commands: list[str] = []
+    processes: Count | None = None
+    device_name: str | None = None
+    source: SourceFacts | None = None
+    settings: Section
+    network: Section
+    data: RunData
+    files: dict[str, str]
+    init: InitFacts | None = None
+    plugins: list[PluginFile] | None = None
+    more: dict[str, Any] = {}
+
+    def resolved(self) -> dict[str, Any]:
+        """Sections of what was resolved."""
+        return {key: value for key, value in self.json().items() if key in RESOLVED}
 
 
 def write_config(run: Path, config: RunConfig) -> None:
@@ -128,22 +161,249 @@ def write_config(run: Path, config: RunConfig) -> None:
 
 def read_config(run: Path) -> RunConfig:
     """config.yaml of a run. Raises FormatError when it is not one."""
-    path = run / CONFIG
-    if not run.is_dir() or not path.exists():
+    if not (run / CONFIG).exists():
         raise FormatError(instead(run, "run"))
-    return checked_config(read_yaml(path), path)
+    return checked_config(read_yaml(run / CONFIG), run / CONFIG)
 
 
 def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
-    """The content of a config.yaml, if it is a run's. Raises FormatError."""
+    """The content of a config.yaml, if it is a run's; settings of earlier versions are translated. Raises FormatError."""
     config = RunConfig.of(content, path)
-    settings = {
-        key: value for key, value in config.settings.items() if key not in GONE and (key, value) not in UNUSED.items()
-    }
+    old, commands = config.settings, config.commands
+    settings = {key: value for key, value in old.items() if key not in GONE and (key, value) not in UNUSED.items()}
     # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
-    faster = config.settings.get("tf32", False) and not str(config.device_name).startswith("cpu")
-    if faster and settings.get("precision") == "fp32":
+    if old.get("tf32") and old.get("precision") == "fp32" and not str(config.device_name).startswith("cpu"):
         settings["precision"] = "tf32"
-    # Before the commands of all starts were kept, it was that of the last.
-    commands = config.commands or [config.more["command"]] if "command" in config.more else config.commands
+    if "command" in config.more:  # of the last start, before the commands of all were kept
+        commands = commands or [config.more["command"]]
     return structs.replace(config, settings=settings, commands=commands)
+
+
+class Seal(Record, frozen=True):
+    """A file's size and digest."""
+
+    bytes: Count
+    sha256: str
+
+
+class FolderMeta(Record, frozen=True, kw_only=True):
+    """Optimizer updates done, images seen, and the seal of every other file by its name. run_id: of config.yaml.
+
+    log_bytes: of a checkpoint, how long the logs were.
+    """
+
+    REST: ClassVar[str] = "more"
+
+    step: Count
+    run_id: str | None = None
+    images: Count
+    seed: int | None = None
+    world_size: Count | None = None
+    parallel: str | None = None
+    more: dict[str, Any] = {}
+    log_bytes: dict[str, Count] | None = None
+    files: dict[str, Seal]
+
+
+@stored("meta.json of a checkpoint", "elbo-checkpoint")
+class CheckpointMeta(FolderMeta, frozen=True):
+    """meta.json of a checkpoint, which has log_bytes."""
+
+
+@stored("meta.json of a snapshot", "elbo-snapshot")
+class SnapshotMeta(FolderMeta, frozen=True):
+    """meta.json of a snapshot."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint or snapshot on disk, whole, and its meta.json."""
+
+    path: Path
+    meta: FolderMeta
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done."""
+        return self.meta.step
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return self.meta.images
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all weights that it holds: `model`, and those of averages, which begin with `ema-`."""
+        return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `model` or of an average, `ema-…`, by name. Raises FormatError when it holds none of that name."""
+        if name not in self.names:
+            raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
+        return load(self.path / f"{name}{WEIGHTS}")
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
+        return load_tensors(self.path / "state.pt")
+
+
+def _read(path: Path, kind: type[FolderMeta], verify: bool) -> Checkpoint:
+    with reading(f"{path}: not whole"):
+        meta = kind.of(read_json(path / META), path / META)
+        for name, seal in meta.files.items():
+            file = path / name
+            whole = file_sha256(file) == seal.sha256 if verify else file.stat().st_size == seal.bytes
+            if not whole or Path(name).name != name:
+                raise FormatError(f"{file}: damaged: it is not the file that {META} lists")
+    run = path.resolve().parent.parent
+    if len({meta.run_id, _run_id(run)} - {None}) == 2:
+        raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
+    if path in numbered(path.parent) and step_of(path) != meta.step:
+        raise FormatError(f"{path}: damaged: its {META} is of step {meta.step}")
+    return Checkpoint(path, meta)
+
+
+def _run_id(run: Path) -> str | None:
+    with suppress(ElboError):
+        return read_config(run).run_id
+    return None
+
+
+def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+    """One checkpoint, every file compared with its digest, or only with its size.
+
+    Raises FormatError when it is damaged or of another run, DataError when this user may not read it.
+    """
+    return _read(path, CheckpointMeta, verify)
+
+
+def read_snapshot(path: Path, verify: bool = True) -> Checkpoint:
+    """One snapshot, as `read_checkpoint` reads a checkpoint."""
+    return _read(path, SnapshotMeta, verify)
+
+
+def save(
+    run: Path,
+    step: int,
+    weights: dict[str, dict[str, Tensor]],
+    state: dict[str, Any] | None,
+    meta: dict[str, Any],
+    kind: type[FolderMeta] = CheckpointMeta,
+) -> Path:
+    """Write a checkpoint, or a snapshot, whose kind is SnapshotMeta; return its path.
+
+    weights: file name, `model` or `ema-…` → tensors. state: content of state.pt; None for no such file. meta: at least
+    `images`. Raises DataError, and leaves no trace, when the disk is full.
+    """
+    path = run / (FOLDER if kind is CheckpointMeta else SNAPSHOTS) / folder_name(step)
+    with writing(path.parent):
+        path.parent.mkdir(exist_ok=True)
+    try:
+        with new_folder(path) as aside:
+            for name, tensors in weights.items():
+                file = aside / f"{name}{WEIGHTS}"
+                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
+                file.chmod(aside.stat().st_mode & 0o666)  # safetensors keeps its files to their owner
+            if state is not None:
+                torch.save(state, aside / "state.pt")
+            files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in sorted(aside.iterdir())}
+            content = kind(step=step, run_id=_run_id(run), files=files, **meta)
+            (aside / META).write_text(json.dumps(content.json(), indent=1) + "\n")
+    except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
+        raise DataError(f"{path}: could not write: {one_line(error)}") from error
+    return path
+
+
+def folder_name(step: int) -> str:
+    """The name of a checkpoint or snapshot, `step-00001000`."""
+    return f"{PREFIX}{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name, `step-00001000`."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Paths in a folder that have such a name, by step; a copy called `step-00001000-good` has none. Raises DataError."""
+    with reading(folder, kind=DataError):
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+    steps = [path for path in paths if path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(steps, key=step_of)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Folders of all checkpoints of a run, damaged ones too, by step."""
+    return numbered(run / FOLDER)
+
+
+def snapshots(run: Path) -> list[Path]:
+    """Folders of all snapshots of a run, damaged ones too, by step."""
+    return numbered(run / SNAPSHOTS)
+
+
+def _whole(paths: Iterable[Path], kind: type[FolderMeta]) -> Iterator[Checkpoint]:
+    """Yield those that can be read; a warning names each of the others."""
+    for path in paths:
+        try:
+            yield _read(path, kind, verify=True)
+        except FormatError as error:
+            log.warning("%s; it is passed over", error)
+
+
+def latest(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; a warning names newer ones that are damaged. None when there is none at all.
+
+    Raises FormatError when there are some and all are damaged.
+    """
+    paths = checkpoints(run)
+    found = next(_whole(reversed(paths), CheckpointMeta), None)
+    if paths and found is None:
+        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
+    return found
+
+
+def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
+    """Every snapshot up to step `until`, by step, its files checked; a warning names damaged ones, which are left out."""
+    return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until], SnapshotMeta))
+
+
+def due(step: int, save_every: int, milestone_every: int) -> bool:
+    """Whether a checkpoint is due after that step: every `save_every` steps, and at milestones. 0: no milestones."""
+    return step % save_every == 0 or _milestone(step, milestone_every)
+
+
+def _milestone(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection[int]) -> None:
+    """Delete checkpoints, after one of `step` was written, but the newest `keep`, milestones, and those in use.
+
+    Those of later steps are damaged, or the run would have gone on from them. milestone_every: multiples of it are
+    milestones; 0 is none. held: steps in use. Raises DataError.
+    """
+    steps = {step_of(path): path for path in checkpoints(run)}
+    newest = [number for number in steps if number <= step][-keep:]
+    for number, path in steps.items():
+        if not (number in newest or number in held or (number <= step and _milestone(number, milestone_every))):
+            remove_folder(path)
+
+
+def drop_snapshots_after(run: Path, step: int) -> list[int]:
+    """Delete the snapshots of later steps; return the steps deleted. For the process that holds the run's lock.
+
+    Raises DataError.
+    """
+    sweep(run / SNAPSHOTS)
+    late = [path for path in snapshots(run) if step_of(path) > step]
+    for path in late:
+        remove_folder(path)
+    return [step_of(path) for path in late]
+
+
+def clean(run: Path) -> None:
+    """Remove what killed writers left behind."""
+    for folder in (run / FOLDER, run / "previews", run):
+        sweep(folder)

@@ -19,11 +19,11 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files import dataset_block as blocks
+from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, open_block
 from elbocli.files.dataset_file import DatasetFile
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.latents import LatentSpace, read_space
-from elbocli.files.run_config import RunData
 
 PREPROCESSING = ("crop", "filter")
 """Attributes that say how images were made of their originals, besides the size."""

@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.opening import NO_WAITING
 from elbocli.files.reading import reading
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
@@ -107,7 +106,7 @@ class Mapped(Block):
         self.path, self.dtype, self.offset, self.shape = path, dtype, offset, shape
         self.row_bytes = math.prod(shape[1:]) * dtype.itemsize
         self.nbytes = shape[0] * self.row_bytes
-        self._handle = os.open(path, NO_WAITING)
+        self._handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
         self._state = state_of(self._handle)
         size, wanted = self._state[0], offset + self.nbytes

@@ -18,8 +18,7 @@ import numpy as np
 from elbocli.errors import FormatError
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BLOCKS, refuse_changed, state_of
-from elbocli.files.opening import check_file
-from elbocli.files.reading import one_line, reading
+from elbocli.files.reading import check_file, one_line, reading
 from elbocli.files.recognise import instead, recognise
 
 NAMES_AT_ONCE = 1 << 14

@@ -16,12 +16,11 @@ import h5py
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import write_all, writing
 from elbocli.files.dataset_attributes import DatasetAttributes
 from elbocli.files.dataset_block import BlockLayout
 from elbocli.files.dataset_file import DIGESTS, NAMES_AT_ONCE, Arrays, Names, contents_digest
-from elbocli.files.file_system import claim_room, write_all
-from elbocli.files.reading import encodable, one_line
+from elbocli.files.reading import one_line
 from elbocli.files.resumable import Identity, Resumable, holding
 
 LIBVER = ("earliest", "v108")
@@ -77,7 +76,7 @@ class DatasetWriter(Resumable):
             os.fsync(self._handle)
             if self.preallocate:
                 # HDF5 itself crashes when the disk is full, and cuts off in the end what it didn't need.
-                claim_room(self._handle, self.offset + size, _room(arrays, names, attributes))
+                os.posix_fallocate(self._handle, self.offset + size, _room(arrays, names, attributes))
             with hdf5_told(), h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 for name in (*arrays, *names):
                     if name in file:
@@ -88,7 +87,7 @@ class DatasetWriter(Resumable):
 
 def _room(arrays: Arrays, names: Names, attributes: dict[str, Any]) -> int:
     """Bytes that suffice for arrays, names and attributes in HDF5."""
-    words = sum(len(encodable(word).encode()) + 64 for listed in names.values() for word in listed)
+    words = sum(4 * len(word) + 64 for listed in names.values() for word in listed)
     texts = sum(4 * len(str(value)) for value in attributes.values())
     return (1 << 17) + 2 * (words + texts) + sum(array.nbytes + 4096 for array in arrays.values())
 
@@ -104,10 +103,10 @@ def add_contents(file: h5py.File, arrays: Arrays, names: Names, attributes: dict
         listed = file.create_dataset(name, (len(words),), h5py.string_dtype())
         for start in range(0, len(words), NAMES_AT_ONCE):  # h5py would copy all
             some = words[start : start + NAMES_AT_ONCE]
-            listed[start : start + len(some)] = [*map(encodable, some)]
+            listed[start : start + len(some)] = some
     for key, value in sorted(said.json().items()):
         # HDF5's limit of 64 KiB isn't one for text, which lies outside of the attribute itself.
-        file.attrs[key] = encodable(value) if isinstance(value, str) else value
+        file.attrs[key] = value
     file.attrs["contents_sha256"] = contents_digest(file)
 
 

@@ -54,14 +54,14 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
 def is_features(path: Path) -> bool:
     """Whether a file of safetensors says that it holds features."""
     with contextlib.suppress(FormatError):
-        return tensor_files.metadata(path).get("format") == FORMAT
+        return tensor_files.TensorFile(path).metadata.get("format") == FORMAT
     return False
 
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
     with reading(f"{path}: not usable as features"):
-        file = tensor_files.TensorFile(path, "features")
+        file = tensor_files.TensorFile(path)
         meta = file.metadata
         check_format(path, meta, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
         held = {key: file.read(key) for key in file.layout}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.files.opening import open_file
+from elbocli.files.reading import open_file
 from elbocli.runtime.background import Background
 
 PIECE = 1 << 24

@@ -55,7 +55,7 @@ def read_table(path: Path) -> ImageTable:
 
 
 def _tsv(path: Path) -> dict[str, np.ndarray]:
-    head, *lines = read_text(path, "a table of likelihoods").splitlines() or [""]
+    head, *lines = read_text(path).splitlines() or [""]
     names, rows = head.split("\t"), [line.split("\t") for line in lines]
     if any(len(row) != len(names) for row in rows):
         raise FormatError(f"{path}: not usable as likelihoods: not all lines have {len(names)} columns")

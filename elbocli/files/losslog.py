@@ -20,8 +20,7 @@ from torch import Tensor
 from elbocli.core.prediction import LIMIT
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import writing
-from elbocli.files.opening import open_stream
-from elbocli.files.reading import reading, written_lines
+from elbocli.files.reading import reading, whole_lines
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.records import Count, Record, parse_json, stored
 
@@ -134,7 +133,7 @@ class Reader:
         started, cut = False, list[str]()
         read = lines
         if isinstance(lines, io.IOBase):
-            read = written_lines(cast(IO[bytes], lines), name, lambda: cut.append(name))
+            read = whole_lines(cast(IO[bytes], lines), lambda: cut.append(name))
         for number, text in enumerate(read, 1):
             try:
                 started |= self._line(text, f"{name}: line {number}", started)
@@ -195,7 +194,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
         if not path.exists():
             raise FormatError(instead(source, "loss log"))
         refuse_other(path, "loss log")
-        with reading(path, kind=DataError), open_stream(path) as file:
+        with reading(path, kind=DataError), open(path, "rb") as file:
             reader.read(file, str(path))
     if reader.log is None:
         raise UsageError("name a run, a loss log, or - for standard input")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 from elbocli.errors import ElboError, UsageError
+from elbocli.files.checkpoint import PluginFile
 from elbocli.files.hashing import file_sha256
-from elbocli.files.run_config import PluginFile
+from elbocli.runtime.progress import log
 
 PREFIX = "elbo_plugin_"
 _TRUSTED: set[str] = set()
@@ -24,16 +25,11 @@ _RUN: dict[Path, PluginFile] = {}
 """Plug-ins that were run."""
 
 
-def module_name(file: Path | str) -> str:
-    """The module that a plug-in becomes, by its file's name."""
-    return PREFIX + Path(file).stem
-
-
 def defined(file: str, name: str) -> Any:
     """A thing that a plug-in which was run defines itself; None where it defines none, or wasn't run."""
-    module = sys.modules.get(module_name(file))
-    found = getattr(module, name, None)
-    return found if module is not None and getattr(found, "__module__", "") == module.__name__ else None
+    module = PREFIX + Path(file).stem
+    found = getattr(sys.modules.get(module), name, None)
+    return found if getattr(found, "__module__", "") == module else None
 
 
 def trust(path: Path) -> None:
@@ -66,7 +62,7 @@ def run_plugin(path: Path) -> None:
     plugin = PluginFile(path.name, file_sha256(path))
     if str(place.parent) not in sys.path:
         sys.path.append(str(place.parent))
-    spec = spec_from_file_location(module_name(path), place)
+    spec = spec_from_file_location(PREFIX + path.stem, place)
     assert spec is not None and spec.loader is not None
     for module in (sys.modules.get(path.stem), sys.modules["__main__"]):
         if Path(getattr(module, "__file__", None) or "").resolve() == place:
@@ -90,18 +86,17 @@ def plugins_run() -> list[PluginFile]:
     return sorted(_RUN.values(), key=lambda plugin: plugin.file)
 
 
-def check_plugins(needed: Sequence[PluginFile] | None, where: Path, warn: Callable[[str], None]) -> None:
+def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
     """Raise UsageError when a run needs a plug-in that was not run; warn of one that has changed since.
 
-    needed: as `plugins_run` said it when the run was trained. where: the run, for messages.
+    needed: as `plugins_run` returned it when the run was trained. where: the run, for messages.
     """
     known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
     for plugin in needed or ():
-        file, sha256 = plugin.file, plugin.sha256
-        if file not in known:
+        if plugin.file not in known:
             raise UsageError(
-                f"{where}: was trained with the plug-in {file} (sha256 {sha256[:12]}…), which was not named; add --plugin {file} "
+                f"{where}: was trained with the plug-in {plugin}, which was not named; add --plugin {plugin.file} "
                 "with its folder, or in Python open_run(…, plugins=[…])"
             )
-        if known[file] != sha256:
-            warn(f"{where}: the plug-in {file} has changed since this run was trained with it")
+        if known[plugin.file] != plugin.sha256:
+            log.warning("%s: the plug-in %s has changed since this run was trained with it", where, plugin.file)

@@ -1,48 +1,28 @@
-"""Reading what others may have written: what a file says that it is, and errors of libraries in elbo's words."""
+"""Reading what others may have written: one context manager that turns the errors of libraries into elbo's, files, lines, YAML."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
-from elbocli.errors import DataError, ElboError, FormatError, NewerVersion, UsageError
-from elbocli.files.opening import NO_WAITING, check_file, open_file
+import yaml
+
+from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.version import __version__
 
-LARGEST_TEXT = 16 << 20
-LONGEST_LINE = 1 << 20
-"""Bytes: a line of a loss log has at most 2000 bins of three numbers."""
+FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
+INT = re.compile(r"[-+]?[0-9]+")
 
 
 def one_line(error: Exception, most: int = 160) -> str:
     """The words of a library on an error, in one line; its kind when it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
-
-
-def encodable(text: str) -> str:
-    """Text as files and libraries take it: bytes of a name that are not UTF-8, and other halves of letters, are escaped."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-@contextlib.contextmanager
-def utf8_path(path: Path) -> Iterator[Path]:
-    """A name of a file or folder for libraries that open none whose name is not UTF-8.
-
-    Raises OSError when it can't be opened, or is neither file nor folder: some of them would say that there is no such file.
-    """
-    if not path.is_dir():
-        check_file(path)
-    handle = os.open(path, NO_WAITING)
-    try:
-        yield path if encodable(str(path)) == str(path) else Path(f"/dev/fd/{handle}")
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -70,43 +50,41 @@ def reading(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings and the logs of libraries in the block; elbo checks what matters and says it itself."""
+    """Silence the warnings and the logs of libraries in the block."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)
 
 
 def check_format(where: object, found: Mapping[str, Any], name: str, known: int = 1, then: str = "") -> None:
-    """Raise FormatError when a file doesn't say that it is of that format, NewerVersion when it is of a later version.
+    """Raise FormatError when a file doesn't say that it is of that format, DataError when it is of a later version.
 
-    name: '' for a format whose files don't say it; without a version they are of the first. known: the version that this
-    elbo writes; it reads those before, too. then: the remedy.
+    name: "" for a format whose files don't say it. known: the version that this elbo writes; it reads those before, too.
+    then: the remedy.
     """
-    kind, version = found.get("format") if name else "", found.get("version", None if name else 1)
-    if isinstance(version, str) and version.isdecimal() and len(version) < 9:  # metadata of safetensors is text
-        version = int(version)
-    if kind == name and type(version) is int and version > known:
-        raise NewerVersion(
-            f"{where}: a later elbo wrote it, in version {version} of its format; elbo {__version__} reads "
-            f"{'version 1' if known == 1 else f'versions 1 to {known}'}; upgrade elbo"
+    kind, version = found.get("format", "") if name else "", str(found.get("version", "" if name else 1))
+    if kind != name or not re.fullmatch("[1-9][0-9]{0,8}", version):
+        raise FormatError(f"{where}: format is {kind!r} version {version}, expected {name!r} version {known}{then}")
+    if int(version) > known:
+        raise DataError(
+            f"{where}: a later elbo wrote it, in version {version}; elbo {__version__} reads {known}; upgrade elbo"
         )
-    if kind != name or version not in range(1, known + 1):
-        said = (f"format is {kind!r} version", f"{name!r} version ") if name else ("version is", "")
-        raise FormatError(f"{where}: {said[0]} {version!r}, expected {said[1]}{known}{then}")
 
 
-def read_limited(path: Path, what: str, most: int = LARGEST_TEXT) -> bytes:
-    """The bytes of a small file. Raises FormatError when it can't be read, is no file, or too large for `what`."""
-    with reading(path), open_file(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise FormatError(f"{path}: {max(len(content), path.stat().st_size)} bytes is too large for {what}")
-    return content
+def check_file(path: Path | str) -> None:
+    """Raise OSError where a path is no file: nothing there, a folder, a pipe or a device."""
+    if Path(path).stat() and not Path(path).is_file():
+        raise OSError(0, "is no regular file", str(path))
+
+
+def open_file(path: Path | str) -> BufferedReader:
+    """Open a file to read its bytes. Raises OSError, also for a folder, a pipe or a device."""
+    check_file(path)
+    return open(path, "rb")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -115,33 +93,68 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
-def read_text(path: Path, what: str) -> str:
-    """A small text file. Raises FormatError when it can't be read, is no text, or too large for `what`."""
-    try:
-        return read_limited(path, what).decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not a text file") from error
+def read_text(path: Path) -> str:
+    """A small text file. Raises FormatError when it can't be read, or is no text."""
+    with reading(f"{path}: not a text file"):
+        return read_bytes(path).decode()
 
 
-def lines_of(file: IO[Any], where: object) -> Iterator[Any]:
-    """Yield the lines of a file, text or bytes, none of them longer than LONGEST_LINE. Raises FormatError."""
-    for number in itertools.count(1):
-        line = file.readline(LONGEST_LINE + 1)
-        if len(line) > LONGEST_LINE:
-            raise FormatError(f"{where}: line {number} is longer than {LONGEST_LINE} bytes")
-        if not line:
-            return
-        yield line
+def whole_lines(file: IO[Any], cut: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """Yield the lines of a log, without a last line that is only partly written: its run was killed, or is writing it.
 
-
-def written_lines(file: IO[Any], where: object, cut: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """Yield the lines of a log, but for a last one of which only a part is written: a run does that, or was killed as it did.
-
-    cut: is called for it. Raises FormatError as lines_of does.
+    cut: is called for it.
     """
-    for line in lines_of(file, where):
-        newline, brace = ("\n", "}") if isinstance(line, str) else (b"\n", b"}")
-        if line.endswith(newline) or line.rstrip().endswith(brace):
+    for line in file:
+        if line[-1:] in ("\n", b"\n"):
             yield line
         else:
             cut()
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml's safe loader, in which a date is text, 1e-4 a number, and a key has one value."""
+
+    yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0].endswith((":null", ":bool"))]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str) or key in found:
+                raise ValueError(f"key {key!r} is no text, or given twice, in line {key_node.start_mark.line + 1}")
+            found[key] = self.construct_object(value_node, deep=True)
+        return found
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    for _tag, _form in (("tag:yaml.org,2002:float", FLOAT), ("tag:yaml.org,2002:int", INT)):
+        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_form.pattern})$"), list("-+.0123456789"))
+
+
+def parse_yaml(text: str, name: object) -> dict[str, Any]:
+    """The mapping that a YAML text holds. name: the file, for messages. Raises FormatError, with the line."""
+    with reading(f"{name}: not usable YAML"):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            raise ValueError("an alias, such as *name; write it out")
+        value = yaml.load(text, Loader=_Loader)
+        if not isinstance(value, dict):
+            raise ValueError("expected 'key: value' lines")
+        return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises FormatError, DataError."""
+    return parse_yaml(read_text(path), path)
+
+
+def yaml_text(value: dict[str, Any]) -> str:
+    """Plain block YAML, keys in the order given."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

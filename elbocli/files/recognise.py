@@ -1,59 +1,106 @@
-"""Recognise what lies at a path, so that a message on a mistaken file says what it is and which command takes it.
+"""The table of files: how each kind is recognised, and which commands take it; and the files that a command may write.
 
-Nothing here decides how a file is read: whoever reads it checks it for himself.
+Messages on a mistaken file say by it what the file is. Each reader checks its own file more closely.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import shlex
-import stat
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
-from elbocli.errors import FormatError
-from elbocli.files.file_system import SPECIAL
-from elbocli.files.opening import open_file
-from elbocli.files.records import read_json
+from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files.atomic import PIPE, special
+from elbocli.files.reading import open_file
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
 MISSING, EMPTY = "no such file or folder", "an empty file"
-AUTOENCODER = "an autoencoder of diffusers"
-USES = {
-    "a dataset": "'elbo train {} -o RUN' trains a run on it, and 'elbo bound RUN {}' measures one",
-    "a run": "'elbo sample {}' draws images from it, and 'elbo adapt {}' fits a schedule to its loss log",
-    "a checkpoint of a run": "'elbo sample {}' draws images from it",
-    "a loss log": "'elbo adapt {}' fits a schedule to it",
-    "a schedule": "'elbo train DATA.h5 --schedule {}' draws noise levels by it",
-    "an optimum": "'elbo adapt --data-only {}' fits a schedule to it",
-    "a config of a run": "'elbo train DATA.h5 --config {}' takes its settings",
-    "samples": "'elbo eval {} --ref DATA.h5' scores them",
-    "an average of weights": "'elbo sample RUN --ema {}' draws images by it",
-    "features": "'elbo eval {} --ref DATA.h5' scores them",
-    "statistics": "'elbo eval SAMPLES --ref {}' scores samples against them",
-    "a program of torch.export": "'elbo eval SAMPLES --ref DATA.h5 --extractor {}' sees images by it",
-    AUTOENCODER: "'elbo prep SRC OUT.h5 --latents {}' encodes images by it",
-    "a scheduler of diffusers": "'elbo weights check {}' says which weighting it is, and 'elbo train DATA.h5 --schedule {}' draws noise levels by it",
-    "a pipeline of diffusers": "only its parts are read: its vae/ by 'elbo prep --latents', its scheduler_config.json by "
-    "'elbo weights check'",
-    "a model of diffusers": "its own pipeline draws from it; 'elbo train DATA.h5 -o RUN' trains a network of elbo's",
-    "images": "'elbo prep {} OUT.h5' packs them",
-    "images in class folders": "'elbo prep {} OUT.h5' packs them",
-    "images in an archive": "'elbo prep {} OUT.h5' packs them",
-}
-"""Kinds of files that are recognised → the commands that take them, with the path in place of {}."""
-BEGINNINGS = {
-    b"<!doctype html": "a page",
-    b"<?xml": "a figure",
-    b"%PDF": "a figure",
-    b"index\t": "a table",
-    b"logsnr_low\t": "a table",
-    b"# Score card": "a score card",
-    b"# A preset": "a preset",
-    b'{"step"': "numbers by step",
-}
-"""Beginnings of other files that elbo writes."""
+FOLDER = "a folder of PNGs"
+HERE = "/"
+"""Begins patterns of files in a folder."""
+
+
+class Kind(NamedTuple):
+    """A kind of file or folder.
+
+    names: patterns of the file's name, or, after HERE, of files in the folder; "" for any file. content: a regular expression
+    that the first 4 kB of that file hold. use: the commands that take it, with the path in place of {}.
+    """
+
+    name: str
+    names: str
+    content: bytes
+    use: str = ""
+
+
+SCHEDULER_USE = "'elbo weights check {}' says which weighting it is, and 'elbo train DATA.h5 --schedule {}' draws noise levels by it"
+MODEL_USE = "its own pipeline draws from it; 'elbo train DATA.h5 -o RUN' trains a network of elbo's"
+PIPELINE_USE = (
+    "only its parts are read: its vae/ by 'elbo prep --latents', its scheduler_config.json by 'elbo weights check'"
+)
+PACK = "'elbo prep {} OUT.h5' packs them"
+SCORE = "'elbo eval {} --ref DATA.h5' scores them"
+DRAW = "'elbo sample {}' draws images from it"
+KINDS = [
+    Kind("a run", "/config.yaml", b"", f"{DRAW}, and 'elbo adapt {{}}' fits a schedule to its loss log"),
+    Kind("a snapshot", "/meta.json", b"elbo-snapshot", "'elbo ema RUN' makes averages of a run's snapshots"),
+    Kind("a checkpoint of a run", "/meta.json", b"", DRAW),
+    Kind("a pipeline of diffusers", "/model_index.json", b"", PIPELINE_USE),
+    Kind(
+        "an autoencoder of diffusers",
+        "/config.json",
+        b"AutoencoderKL",
+        "'elbo prep SRC OUT.h5 --latents {}' encodes images by it",
+    ),
+    Kind("a model of diffusers", "/config.json", b"_class_name", MODEL_USE),
+    Kind("a scheduler of diffusers", "/scheduler_config.json", b"", SCHEDULER_USE),
+    Kind("images", f"/{PICTURES}", b"", PACK),
+    Kind("images in class folders", "/*/" + PICTURES.replace(" ", " */"), b"", PACK),
+    Kind("a folder that is none of elbo's", "/*", b""),
+    Kind(
+        "a dataset",
+        "",
+        rb"\A\x89HDF\r\n\x1a\n",
+        "'elbo train {} -o RUN' trains a run on it, and 'elbo bound RUN {}' measures one",
+    ),
+    Kind("samples", "", rb"\A\x93NUMPY", SCORE),
+    Kind(
+        "a program of torch.export",
+        "*.pt2",
+        rb"\APK",
+        "'elbo eval SAMPLES --ref DATA.h5 --extractor {}' sees images by it",
+    ),
+    Kind(
+        "statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy", "'elbo eval SAMPLES --ref {}' scores samples against them"
+    ),
+    Kind("samples", "*.npz", rb"\APK", SCORE),
+    Kind("images in an archive", "", rb"\APK|\A.{257}ustar", PACK),
+    Kind("images in an archive", "*.tar *.tar.gz *.tgz", b"", PACK),
+    Kind("images", PICTURES, b"", PACK),
+    Kind("a page", "", rb"\A<!doctype html"),
+    Kind("a figure", "", rb"\A<\?xml|\A%PDF"),
+    Kind("a table", "", rb"\Aindex\t|\Alogsnr_low\t"),
+    Kind("a score card", "", rb"\A# Score card"),
+    Kind("a preset", "", rb"\A# A preset"),
+    Kind("numbers by step", "", rb'\A{"step"'),
+    Kind("an average of weights", "", b"elbo-ema", "'elbo sample RUN --ema {}' draws images by it"),
+    Kind("features", "", b"elbo-features", SCORE),
+    Kind("a loss log", "", b"elbo-losslog", "'elbo adapt {}' fits a schedule to it"),
+    Kind("a schedule", "", b"elbo-schedule", "'elbo train DATA.h5 --schedule {}' draws noise levels by it"),
+    Kind("an optimum", "", b"elbo-optimum", "'elbo adapt --data-only {}' fits a schedule to it"),
+    Kind("a config of a run", "", b"format: elbo-run", "'elbo train DATA.h5 --config {}' takes its settings"),
+    Kind("a scheduler of diffusers", "", rb"_class_name\W+\w*Scheduler", SCHEDULER_USE),
+    Kind("a model of diffusers", "", b"_class_name", MODEL_USE),
+    Kind("a file that is none of elbo's", "", b""),
+]
+"""The first that a path fits is its kind."""
+USES = {kind.name: kind.use for kind in KINDS if kind.use}
 MAKERS = {
     "run": "'elbo train DATA.h5 -o RUN' makes one",
     "dataset": "'elbo prep SRC OUT.h5' makes one",
@@ -65,99 +112,47 @@ MAKERS = {
     "features and samples",
 }
 """Kinds of files that a command may want → the commands that make them."""
+RECORD = (
+    *("config.yaml", "status.json", "metrics.jsonl", "losslog.jsonl", "validation.jsonl"),
+    *("checkpoints", "snapshots", "previews"),
+)
+"""Files and folders that training writes into a run."""
 
 
 def recognise(path: Path) -> str:
-    """Return a word of USES for what is at the path, or in other words what little can be said. Reads 4 kB at most."""
+    """Return the name of the kind of what lies at a path, or MISSING, EMPTY, PIPE, or that it is out of reach."""
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
-            return _folder(path)
-        if not stat.S_ISREG(found.st_mode):
-            return SPECIAL.get(stat.S_IFMT(found.st_mode), "no file")
-        with open_file(path) as file:
-            head = file.read(4096)
-    except FileNotFoundError:
-        return MISSING
+        if not path.exists():
+            return MISSING
+        if special(path):
+            return PIPE
+        if path.is_dir() and not any(path.iterdir()):
+            return "an empty folder"
+        if path.is_file() and not path.stat().st_size:
+            return EMPTY
+        return next(kind.name for kind in KINDS if _fits(path, kind))
     except OSError as error:
         return f"out of reach ({error.strerror})"
-    return _file(path, head) if head else EMPTY
 
 
-def _folder(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        names = {entry.name for entry in os.scandir(path)}
-        inner = {
-            entry.name for name in sorted(names)[:3] if (path / name).is_dir() for entry in os.scandir(path / name)
-        }
-        for name, what in (("config.yaml", "a run"), ("meta.json", "a checkpoint of a run")):
-            if name in names:
-                return what
-        if "model_index.json" in names:
-            return "a pipeline of diffusers"
-        if "config.json" in names:
-            return _of_class(path / "config.json") or "a folder that is none of elbo's"
-        if "scheduler_config.json" in names:
-            return "a scheduler of diffusers"
-        for held, what in ((names, "images"), (inner, "images in class folders")):
-            if any(name.lower().endswith(PICTURES) for name in held):
-                return what
-        return "a folder that is none of elbo's" if names else "an empty folder"
-    return "a folder out of reach"
+def _fits(path: Path, kind: Kind) -> bool:
+    here, patterns = kind.names.startswith(HERE), kind.names.removeprefix(HERE).split()
+    if path.is_dir() != here:
+        return False
+    files = (file for pattern in patterns for file in path.glob(pattern)) if here else [path]
+    fits = here or not patterns or any(fnmatch(path.name.lower(), pattern) for pattern in patterns)
+    return fits and any(not kind.content or re.search(kind.content, _head(file), re.DOTALL) for file in files)
 
 
-def _of_class(config: Path) -> str:
-    """Return what a config of diffusers is of, by its class; '' where it says none."""
-    with contextlib.suppress(FormatError, AttributeError):
-        name = str(read_json(config).get("_class_name") or "")
-        if name:
-            return AUTOENCODER if name == "AutoencoderKL" else "a model of diffusers"
-    return ""
-
-
-def _file(path: Path, head: bytes) -> str:
-    name = path.name.lower()
-    if head.startswith(HDF5_MAGIC):
-        return "a dataset"
-    if head.startswith(b"\x93NUMPY"):
-        return "samples"
-    if head.startswith(b"PK"):
-        if name.endswith((".pt2", ".npz")):
-            return "a program of torch.export" if name.endswith(".pt2") else _npz(path)
-        return "images in an archive"
-    if head[257:262] == b"ustar" or name.endswith((".tar", ".tar.gz", ".tgz")):
-        return "images in an archive"
-    if name.endswith(PICTURES):
-        return "images"
-    for beginning, what in BEGINNINGS.items():
-        if head.startswith(beginning):
-            return what
-    if b"_class_name" in head and head.lstrip().startswith(b"{"):
-        return "a scheduler of diffusers" if b"beta" in head or b"Scheduler" in head else "a model of diffusers"
-    for mark, what in (
-        (b"elbo-ema", "an average of weights"),
-        (b"elbo-features", "features"),
-        (b"elbo-losslog", "a loss log"),
-        (b"elbo-schedule", "a schedule"),
-        (b"elbo-optimum", "an optimum"),
-        (b"format: elbo-run", "a config of a run"),
-    ):
-        if mark in head:
-            return what
-    return "a file that is none of elbo's"
-
-
-def _npz(path: Path) -> str:
-    from elbocli.files.statistics import is_statistics
-
-    return "statistics" if is_statistics(path) else "samples"
+def _head(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read(4096)
 
 
 def begins_like_tensors(path: Path) -> bool:
     """Whether a file begins as one of safetensors: the length of a header that it can hold, and a brace. Raises OSError."""
-    with open_file(path) as file:
-        head, size = file.read(9), os.fstat(file.fileno()).st_size
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+    head = _head(path)
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def instead(path: Path, wanted: str) -> str:
@@ -174,7 +169,77 @@ def _article(noun: str) -> str:
 
 
 def refuse_other(path: Path, wanted: str) -> None:
-    """Raise FormatError where a path is recognised as something else; what isn't recognised its reader must judge."""
+    """Raise FormatError where a path is recognised as something else; its reader judges a file that isn't recognised."""
     found = recognise(path)
     if found in USES and found != _article(wanted) + wanted:
         raise FormatError(instead(path, wanted))
+
+
+def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
+    """Raise UsageError for a file that may not be written, DataError where its folder is missing.
+
+    outputs: paths and the kinds of files that are written there, as `recognise` and FOLDER name them; a name without a
+    suffix is a folder's where FOLDER is among them. No kind: nothing is replaced. inputs: the files that the command reads.
+    """
+    for index, (path, kinds) in enumerate(outputs):
+        if path.absolute() in [before.absolute() for before, _ in outputs[:index]]:
+            raise UsageError(f"{path}: is to hold two results; choose another name for one of them")
+        if wrong := _refusal(path, kinds, inputs, overwrite):
+            raise UsageError(f"{path}: {wrong}")
+
+
+def _refusal(path: Path, kinds: Collection[str], inputs: Collection[Path], overwrite: bool) -> str:
+    """The reason why a file may not be written; "" where it may be. Raises DataError."""
+    folder = FOLDER in kinds and not path.suffix
+    if special(path):
+        return f"is {PIPE}, and only files are replaced; choose another name"
+    if run := _run_of(path):
+        return f"belongs to the run {run}; choose another name"
+    if path.exists() and any(_same(path, source) for source in inputs):
+        return "is read by this command; choose another name"
+    if not os.path.lexists(path):
+        if not folder and not path.parent.is_dir() and path.parent not in inputs:
+            raise DataError(f"{path}: there is no folder {path.parent}; make it first")
+        return ""
+    if not overwrite:
+        from elbocli.files.resumable import clear_left
+
+        clear_left(path)
+        return f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
+    found = _written_kind(path)
+    if found in ({FOLDER, MISSING} if folder else {*kinds, EMPTY, MISSING} - {FOLDER}):
+        return ""
+    return f"is {found}, and --overwrite replaces only what this command writes; choose another name, or delete it"
+
+
+def png_names(count: int) -> list[str]:
+    """Return the names of the files in a folder of PNGs."""
+    digits = len(str(max(count - 1, 999999)))
+    return [f"{index:0{digits}d}.png" for index in range(count)]
+
+
+def _run_of(path: Path) -> Path | None:
+    """Return the run whose record a path is part of."""
+    here = path.absolute()
+    for folder in here.parents:
+        if here.relative_to(folder).parts[0] in RECORD and recognise(folder / "config.yaml") == "a config of a run":
+            return folder
+    return None
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _written_kind(path: Path) -> str:
+    """Name the kind of an output as `recognise` does, but for folders of PNGs and datasets of samples."""
+    found = recognise(path)
+    if path.is_dir():
+        names = sorted(os.listdir(path))
+        return FOLDER if names == png_names(len(names)) else found
+    if found == "a dataset":
+        from elbocli.files.dataset import Dataset
+
+        with suppress(ElboError):
+            return "samples" if Dataset(path, latents=True).attributes.samples is not None else found
+    return found

@@ -9,23 +9,22 @@ null, and may be missing when it is read. The field that REST names takes all ke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_args, get_origin
 
 import msgspec
-from msgspec import NODEFAULT, Meta
+from msgspec import Meta
 from msgspec.structs import fields
 
-from elbocli.errors import FormatError
-from elbocli.files.reading import check_format, encodable, one_line, read_bytes
+from elbocli.files.reading import check_format, read_bytes, reading
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]
 """Steps, images, bytes."""
 R = TypeVar("R", bound="type[Record]")
+_fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
@@ -75,52 +74,25 @@ class Record(msgspec.Struct, frozen=True):
 
     def facts(self) -> dict[str, Any]:
         """The fields as JSON holds them, without format and version."""
-        facts: dict[str, Any] = {}
-        for key in _layout(type(self)):
-            value = getattr(self, key)
-            if value is not None or not _layout(type(self))[key].optional:
-                facts[key] = plain(value)
-        return {**facts, **plain(getattr(self, self.REST))} if self.REST else facts
+        values = {each.name: (getattr(self, each.name), each.default) for each in _fields(type(self))}
+        rest = values.pop(self.REST, ({}, None))[0]
+        facts = {
+            key: plain(value) for key, (value, default) in values.items() if value is not None or default is not None
+        }
+        return {**facts, **plain(rest)}
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Read the object that `json` wrote. where: the file, for messages. Raises FormatError, NewerVersion."""
+        """Read the object that `json` wrote. where: the file, for messages. Raises FormatError, DataError."""
         cls.check_head(content, where)
         return convert(content, cls, where)
 
     @classmethod
     def check_head(cls, content: Any, where: object) -> None:
-        """Raise FormatError for an object of another format, NewerVersion for one of a later version."""
+        """Raise FormatError for an object of another format, DataError for one of a later version."""
         known = FORMATS.get(cls)
         if known and known.version and isinstance(content, dict):
             check_format(where, content, known.name, known.version, known.remedy)
-
-
-class _Key(NamedTuple):
-    """A key of a record: its type; whether it may be left out while it is None, and whether it may be missing."""
-
-    hint: Any
-    optional: bool
-    nullable: bool
-
-
-@cache
-def _layout(record: type[Record]) -> dict[str, _Key]:
-    """The keys of a record, without its rest, in their order."""
-    hints = get_type_hints(record, include_extras=True)
-    return {
-        each.name: _Key(
-            hints[each.name],
-            each.default is None,
-            each.default is NODEFAULT and each.default_factory is NODEFAULT and _nullable(hints[each.name]),
-        )
-        for each in fields(record)
-        if each.name != record.REST
-    }
-
-
-def _nullable(hint: Any) -> bool:
-    return hint is Any or NoneType in get_args(hint)
 
 
 @cache
@@ -133,55 +105,45 @@ def _arranged(hint: Any, value: Any) -> Any:
     if not _holds_records(hint):
         return value
     parts = get_args(hint)
-    if get_origin(hint) is Annotated:
-        return _arranged(parts[0], value)
-    if get_origin(hint) in (Union, UnionType):
-        return _arranged(next(filter(_holds_records, parts)), value)
-    if isinstance(value, list):
-        return [_arranged(parts[0], each) for each in value] if parts else value
+    if isinstance(value, list) and parts:
+        return [_arranged(parts[0], each) for each in value]
     if not isinstance(value, Mapping):
         return value
     if get_origin(hint) is dict:
         return {key: _arranged(parts[1], each) for key, each in value.items()}
-    layout = _layout(hint)
-    content = {key: _arranged(layout[key].hint, each) for key, each in value.items() if key in layout}
-    content |= {key: None for key, each in layout.items() if each.nullable and key not in content}
-    others = {key: each for key, each in value.items() if key not in layout and key not in ("format", "version")}
-    return {**content, hint.REST: others} if hint.REST else {**content, **others}
+    if parts:  # Annotated, or a union with one record in it
+        return _arranged(next(filter(_holds_records, parts)), value)
+    rest = {key: each for key, each in value.items() if key not in ("format", "version")}
+    content = {}
+    for field in _fields(hint):
+        if field.name != hint.REST and field.name in rest:
+            content[field.name] = _arranged(field.type, rest.pop(field.name))
+        elif field.required and (field.type is Any or NoneType in get_args(field.type)):
+            content[field.name] = None
+    return {**content, hint.REST: rest} if hint.REST else {**content, **rest}
 
 
 def convert(content: Any, hint: Any, where: object) -> Any:
     """A value of that type, made of what a file holds. Raises FormatError with the key's path."""
-    try:
+    with reading(where, on=(msgspec.ValidationError,)):
         return msgspec.convert(_arranged(hint, content), hint)
-    except msgspec.ValidationError as error:
-        raise FormatError(f"{where}: {one_line(error)}") from error
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: records as objects, tuples as lists, text that UTF-8 can hold."""
+    """A value as JSON has it: records as objects, tuples as lists."""
     if isinstance(value, Record):
         return value.json()
     if isinstance(value, Mapping):
-        return {plain(key): plain(each) for key, each in value.items()}
-    if isinstance(value, str):
-        return encodable(value)
+        return {key: plain(each) for key, each in value.items()}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
     """The object of a JSON text. where: the file, for messages. Raises FormatError."""
-    try:
+    with reading(f"{where}: not usable JSON"):
         return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise FormatError(f"{where}: not usable JSON: {one_line(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FormatError, DataError."""
     return parse_json(read_bytes(path), path)
-
-
-def json_text(value: Any) -> str:
-    """A value as the indented JSON of a file. Raises ValueError for NaN and infinity."""
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"

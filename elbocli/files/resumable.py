@@ -17,9 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
-from elbocli.files.atomic import locked, replace, sweep, write_json, writing
+from elbocli.files.atomic import locked, replace, sweep, write_all, write_json, writing
 from elbocli.files.dataset_block import BlockLayout
-from elbocli.files.file_system import claim_room, write_all
 from elbocli.files.hashing import DigestBehind, span_sha256
 from elbocli.files.reading import reading
 from elbocli.files.records import Count, Record, read_json, stored
@@ -86,7 +85,7 @@ class Resumable:
         try:
             with writing(self.out, f"claim {self.limit * self.layout.claim} bytes"):
                 if self.preallocate:
-                    claim_room(self._handle, 0, self.offset + self.limit * self.layout.claim)
+                    os.posix_fallocate(self._handle, 0, self.offset + self.limit * self.layout.claim)
                 if self._run_handle >= 0:
                     os.ftruncate(self._run_handle, 8 * self.rows)
         except DataError:
@@ -248,12 +247,11 @@ def holding(
     without overwrite; other settings, without afresh).
     """
     lock = _lock_of(out)
-    with locked(lock, str(out), wait) as unlocked:
+    with locked(lock, str(out), wait):
         try:
             if os.path.lexists(out) and not overwrite:  # another process may have made it meanwhile
                 raise UsageError(f"{out}: already exists; choose another name or add --overwrite")
             with contextlib.closing(make()) as writer:
-                writer.warnings += [unlocked] if unlocked else []
                 writer.start(afresh)
                 try:
                     yield writer

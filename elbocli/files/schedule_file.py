@@ -20,11 +20,10 @@ from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
-from elbocli.files.reading import reading
+from elbocli.files.reading import read_yaml, reading, yaml_text
 from elbocli.files.recognise import instead, refuse_other
 from elbocli.files.records import Record, stored
 from elbocli.files.scheduler_config import read_config
-from elbocli.files.yaml_text import read_yaml, yaml_text
 
 LARGEST_TABLE = 100_000
 Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]

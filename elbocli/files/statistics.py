@@ -16,8 +16,7 @@ import numpy as np
 from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import new_file
 from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
-from elbocli.files.opening import open_file
-from elbocli.files.reading import reading
+from elbocli.files.reading import open_file, reading
 from elbocli.files.records import parse_json
 
 SYMMETRIC = 1e-5

@@ -1,85 +1,173 @@
-"""Files of tensors from anyone, read by the libraries that write them: safetensors, and torch.load of tensors alone.
+"""Files of tensors: safetensors, torch.load of tensors alone, averages of weights, and programs of torch.export.
 
-Neither runs code.
+Reading the first three runs no code. To load a program is to run it, so elbo loads only those that the user names.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import io
+import json
+import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from elbocli.errors import FormatError
-from elbocli.files.reading import quiet, reading, utf8_path
+from elbocli.files.atomic import new_file
+from elbocli.files.reading import check_file, check_format, open_file, quiet, reading
+from elbocli.files.records import Count, Record, parse_json, stored
+from elbocli.runtime.progress import progress
+
+FORMAT, VERSION = "elbo-ema", 1
+SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DIGEST = "payload_sha256"
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+"""Name of a tensor → its type as safetensors calls it (F32) and its shape."""
 
 
 class TensorFile:
-    """A safetensors file whose tensors are read when they are asked for; they can be read even when it is deleted.
+    """A safetensors file whose tensors are read when they are asked for.
 
-    path: by which it is opened. name: for messages. layout: type, as the format calls it, and shape of each tensor.
-    metadata: text that the file says of itself. Raises FormatError.
+    layout: type and shape of each tensor. metadata: text that the file says of itself. Raises FormatError.
     """
 
-    def __init__(self, path: Path, what: str = "weights", name: Path | None = None):
-        self.name = name or path
-        self._wrong = f"{self.name}: not usable as {what}"
-        with reading(self._wrong), utf8_path(path) as readable:
-            self._file: Any = safe_open(readable, framework="pt")
+    def __init__(self, path: Path):
+        self._reading = lambda: reading(f"{path}: not usable as safetensors")
+        with self._reading():
+            check_file(path)
+            self._file: Any = safe_open(path, framework="pt")
             self.metadata: dict[str, str] = self._file.metadata() or {}
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 (it has no iterator)
-            self.layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
+            self.layout: Layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
 
     def read(self, key: str) -> Tensor:
         """Return a copy of a tensor. Raises FormatError."""
-        with reading(self._wrong):
+        with self._reading():
             tensor: Tensor = self._file.get_tensor(key).clone()
         return tensor
 
 
-def metadata(path: Path) -> dict[str, str]:
-    """Return the text that a safetensors file says of itself. Raises FormatError for any other file."""
-    return TensorFile(path).metadata
-
-
-def load(path: Path, name: Path | None = None) -> dict[str, Tensor]:
-    """Read all tensors by name. name: of the file, for messages. Raises FormatError."""
-    file = TensorFile(path, name=name)
+def load(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file by name. Raises FormatError."""
+    file = TensorFile(path)
     return {key: file.read(key) for key in file.layout}
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
     """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
     what = name or source
-    with reading(f"{what}: not a file of tensors"), contextlib.ExitStack() as stack, quiet():
+    with reading(f"{what}: not a file of tensors"), quiet():
         if isinstance(source, Path):
-            source = stack.enter_context(utf8_path(source))
+            check_file(source)
         try:
-            found = torch.load(source, map_location="cpu", weights_only=True)
+            return torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
-        _refuse_expanded(found)
-        return found
 
 
-def _refuse_expanded(tree: Any) -> None:
-    """Raise ValueError where a tensor has more values than are stored: a copy of it would be of any size."""
-    waiting, seen = [tree], set[int]()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            if value.numel() * value.itemsize > value.untyped_storage().nbytes():
-                raise ValueError(f"a tensor of shape {list(value.shape)} has more values than are stored")
-        elif isinstance(value, Mapping):
-            waiting.extend(value.values())
-        elif isinstance(value, list | tuple):
-            waiting.extend(value)
+@stored("`about` of an average (safetensors)", version=0)
+class AverageFacts(Record, frozen=True):
+    """How an average was made: of a run's snapshots up to a step, by their shares.
+
+    trained: facts that tell that run from others. residual: how far the profile is off.
+    """
+
+    REST: ClassVar[str] = "more"
+
+    spec: str
+    std: float | None
+    step: Count
+    images: Count
+    run: str | None
+    trained: dict[str, Any]
+    residual: float | None
+    coefficients: dict[str, float] | None
+    elbo_version: str | None
+    command: str | None
+    more: dict[str, Any] = {}
+
+
+def write_average(path: Path, layout: Layout, about: AverageFacts, tensor: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file that says how it was made, and holds its digest, one tensor at a time.
+
+    tensor: gives one by its name. Raises FormatError for a type that safetensors can't hold, DataError when the disk is full.
+    """
+    with reading(f"{path}: a type of tensor that safetensors can't hold"):
+        # Wider types first: then every tensor is aligned to its own size, as readers that map the file need.
+        names = sorted(layout, key=lambda key: (-SIZES[layout[key][0]], key))
+    meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about.json(), allow_nan=False)}
+    header: dict[str, Any] = {"__metadata__": {**meta, DIGEST: "0" * 64}}
+    end = 0
+    for name in names:
+        dtype, shape = layout[name]
+        begin, end = end, end + SIZES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    payload = hashlib.sha256()
+    with new_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for done, name in enumerate(names, 1):
+            content = tensor(name).detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+            file.write(content)
+            payload.update(content)
+            progress(done, len(names), "tensor")
+        file.seek(8)
+        file.write(text.replace(b"0" * 64, payload.hexdigest().encode(), 1))
+
+
+def read_about(path: Path) -> tuple[AverageFacts, str]:
+    """(how the average was made, the digest of its tensors). Raises FormatError when the file is no such average."""
+    meta = TensorFile(path).metadata
+    check_format(path, meta, FORMAT, VERSION, "; make them with 'elbo ema'")
+    what = f"{path}: doesn't say how it was made"
+    return AverageFacts.of(parse_json(meta.get("about", ""), what), what), meta.get(DIGEST, "")
+
+
+def check_average(path: Path) -> None:
+    """Compare an average's tensors with its digest. Raises FormatError when it differs."""
+    with reading(path), open_file(path) as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != read_about(path)[1]:
+        raise FormatError(f"{path}: damaged: its tensors are not what was written; make it again with 'elbo ema'")
+
+
+def load_average(path: Path) -> dict[str, Tensor]:
+    """Read an average's tensors. Raises FormatError when they are not those that were written."""
+    check_average(path)
+    return load(path)
+
+
+def load_program(path: Path) -> torch.nn.Module:
+    """Return a feature extractor's program as a module. Raises FormatError when it is not one."""
+    return read_program(path, f"elbocli.export_extractor(network, images, {str(path)!r})").module()
+
+
+def read_program(path: Path, export: str) -> torch.export.ExportedProgram:
+    """Return the program in a file, with its inputs and outputs; loading it may run code.
+
+    export: a line of Python that makes one for batches of any size. Raises FormatError when the file is no program, or
+    takes batches of one size alone.
+    """
+    wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"
+    with reading(wrong, f"; export it with this torch, by {export}"), open_file(path) as file, quiet():
+        program = torch.export.load(file)
+    # torch.export makes a program for batches of one size unless told otherwise.
+    shape = next((value.shape for value in user_inputs(program)), None)
+    if shape and isinstance(shape[0], int):
+        raise FormatError(f"{path}: takes batches of {shape[0]} images alone; export it for any size, by {export}")
+    return program
+
+
+def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+    """Return tensors without memory, shaped like those that a program is called with."""
+    names = program.graph_signature.user_inputs
+    nodes = [node for node in program.graph.nodes if node.name in names]
+    return [node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]

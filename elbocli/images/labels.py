@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.opening import check_file
-from elbocli.files.reading import encodable, reading
+from elbocli.files.reading import check_file, reading
 from elbocli.images.image_refs import ImageRef, read_bytes
 from elbocli.images.registry import Word
 
@@ -317,4 +316,4 @@ def some(words: Sequence[Word]) -> str:
 
 def utf8(name: str) -> str:
     """A file name as text, bytes that are not UTF-8 escaped; NUL too, which HDF5 can't hold."""
-    return encodable(name).replace("\0", "\\0")
+    return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

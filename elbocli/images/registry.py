@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from elbocli.errors import DataError
-from elbocli.files.opening import open_file
+from elbocli.files.reading import open_file
 from elbocli.images.image_refs import ImageRef
 
 Word = str | int

@@ -15,11 +15,10 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.atomic import PIPE
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
-from elbocli.files.file_system import SPECIAL
-from elbocli.files.opening import check_file, open_stream
-from elbocli.files.reading import one_line, reading
+from elbocli.files.reading import check_file, one_line, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.images.decode import decode
@@ -214,11 +213,11 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
                 reader.preprocessing = _preprocessing(reader.made.more)
             yield reader
     else:
-        if recognise(source) not in ("samples", *SPECIAL.values()):
+        if recognise(source) not in ("samples", PIPE):
             raise FormatError(instead(source, "images"))
         with contextlib.ExitStack() as opened:
             with reading(source, kind=DataError):
-                file = opened.enter_context(open_stream(source))
+                file = opened.enter_context(open(source, "rb"))
                 reader = _stream(file, str(source))
                 if source.is_file():  # a pipe has no size
                     refuse_short(f"{source}:", source.stat().st_size, file.tell(), reader.shape)

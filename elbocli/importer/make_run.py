@@ -13,13 +13,10 @@ from torch import Tensor
 from elbocli.core.loss import check_output
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files import sealed_folder
 from elbocli.files.atomic import new_folder
-from elbocli.files.checkpoint import FOLDER, Checkpoint
+from elbocli.files.checkpoint import CONFIG, RunConfig, RunData, SourceFacts
 from elbocli.files.plugins import plugins_run
 from elbocli.files.reading import reading
-from elbocli.files.run_config import RunConfig, RunData, SourceFacts
-from elbocli.files.sealed_folder import CONFIG
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
 from elbocli.nn.networks.own_module import ModuleConfig
@@ -90,8 +87,8 @@ def import_run(
             plugins=plugins_run() or None,
         )
         store.write_config(aside, config)
-        with Checkpoint.writing(aside / FOLDER, 0, {"images": 0, "log_bytes": {}}) as inner:
-            sealed_folder.write_weights(inner, {AVERAGE if imported.averaged else "model": imported.weights})
+        weights = {AVERAGE if imported.averaged else "model": imported.weights}
+        store.save(aside, 0, weights, None, {"images": 0, "log_bytes": {}})
     return declared.name, imported
 
 

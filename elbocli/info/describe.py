@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.opening import open_file
-from elbocli.files.reading import reading
+from elbocli.files.reading import open_file, read_yaml, reading
 from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors, instead, recognise
-from elbocli.files.yaml_text import read_yaml
 
 
 def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -60,8 +58,8 @@ def _dataset(path: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    from elbocli.files.average_file import read_about
     from elbocli.files.features import is_features, read_features
+    from elbocli.files.tensor_files import read_about
 
     if not is_features(path):
         about, digest = read_about(path)
@@ -78,13 +76,12 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    from elbocli.files import snapshots
-    from elbocli.files.checkpoint import latest, read_checkpoint, read_config
+    from elbocli.files.checkpoint import latest, read_checkpoint, read_config, read_snapshot, snapshots
     from elbocli.run.imported import about_source
     from elbocli.run.status import read_status
 
-    if snapshots.is_snapshot(path):
-        snapshot = snapshots.read(path, verify=False)
+    if recognise(path) == "a snapshot":
+        snapshot = read_snapshot(path, verify=False)
         facts = _but(snapshot.meta.json(), "format", "files")
         return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
     if (path / "meta.json").exists():
@@ -94,7 +91,7 @@ def _folder(path: Path) -> dict[str, Any]:
         raise FormatError(instead(path, "file of elbo's"))
     config = read_config(path)
     damaged: list[str] = []
-    checkpoint_now = latest(path, damaged.append)
+    checkpoint_now = latest(path)
     saved = checkpoint_now.step if checkpoint_now else 0
     state: dict[str, Any] = {"state": "unknown", "step": saved}
     if (path / "status.json").exists():
@@ -108,7 +105,7 @@ def _folder(path: Path) -> dict[str, Any]:
         "is": "run",
         **state,
         "saved_step": saved,
-        "snapshots": len(snapshots.folders(path)),
+        "snapshots": len(snapshots(path)),
         "elbo_version": config.elbo_version,
         **about_source(config),
         **config.settings,

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError, Vanished
+from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.hashing import add_rows, file_sha256
-from elbocli.files.opening import open_file
-from elbocli.files.reading import reading
-from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors
+from elbocli.files.reading import open_file, reading
+from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors, recognise
 from elbocli.info.describe import describe
 from elbocli.runtime.progress import Progress
 
@@ -41,11 +40,11 @@ def run(path: Path) -> Generator[Progress, None, Facts]:
     with reading(path, kind=DataError):
         tensors = begins_like_tensors(path)
     if tensors:
-        from elbocli.files.average_file import check
         from elbocli.files.features import is_features
+        from elbocli.files.tensor_files import check_average
 
         if not is_features(path):
-            check(path)
+            check_average(path)
             return {**facts, "verified": ["payload_sha256"]}
     if _head(path).startswith((b"PK", b"\x93NUMPY")):
         yield from _samples(path)
@@ -113,31 +112,20 @@ def _counts(path: Path, data: Dataset) -> list[str]:
 
 
 def _folder(path: Path) -> Generator[Progress, None, Facts]:
-    """A checkpoint, a snapshot, or all those of a run; those that the run deletes meanwhile are left out."""
+    """A checkpoint, a snapshot, or all those of a run."""
     from elbocli.files import checkpoint as store
-    from elbocli.files import snapshots
 
-    alone = snapshots.is_snapshot(path), (path / "meta.json").exists()
-    files = _network_files(path)
-    for _ in range(store.MOST_LOOKS):
-        whole, damaged, gone = Counter[str](), list[str](), 0
-        checkpoints = [] if alone[0] else [path] if alone[1] else store.checkpoints(path)
-        kept = [path] if alone[0] else [] if alone[1] else snapshots.folders(path)
-        for index, folder in enumerate([*checkpoints, *kept]):
-            yield Progress(index, len(checkpoints) + len(kept), "folder")
-            kind = "checkpoints" if index < len(checkpoints) else "snapshots"
-            try:
-                found = store.read_checkpoint(folder) if kind == "checkpoints" else snapshots.read(folder)
-                found.check_name()
-                whole |= {kind: whole[kind] + 1, "files": whole["files"] + len(found.meta.files)}
-            except Vanished:
-                if any(alone):
-                    raise
-                gone += 1
-            except FormatError as error:
-                damaged.append(str(error))
-        if not gone or damaged or whole["checkpoints"]:  # else those that it has written instead are looked for
-            break
+    files, run = _network_files(path), recognise(path) == "a run"
+    folders = [*store.checkpoints(path), *store.snapshots(path)] if run else [path]
+    whole, damaged = Counter[str](), list[str]()
+    for index, folder in enumerate(folders):
+        yield Progress(index, len(folders), "folder")
+        snapshot = recognise(folder) == "a snapshot"
+        kind, read = ("snapshots", store.read_snapshot) if snapshot else ("checkpoints", store.read_checkpoint)
+        try:
+            whole |= {kind: whole[kind] + 1, "files": whole["files"] + len(read(folder).meta.files)}
+        except FormatError as error:
+            damaged.append(str(error))
     total = " and ".join(f"{whole[kind]} {kind}" for kind in ("checkpoints", "snapshots") if whole[kind])
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
@@ -147,8 +135,7 @@ def _folder(path: Path) -> Generator[Progress, None, Facts]:
 
 def _network_files(path: Path) -> int:
     """Compare the file that a run's network is, beside config.yaml, with its digest; how many there are. Raises DataError."""
-    from elbocli.files.checkpoint import read_config
-    from elbocli.files.sealed_folder import CONFIG
+    from elbocli.files.checkpoint import CONFIG, read_config
 
     network = read_config(path).network if (path / CONFIG).exists() else {}
     if not {"file", "sha256"} <= network.keys():

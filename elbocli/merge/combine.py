@@ -20,8 +20,8 @@ from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.hashing import add_digests
 from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
+from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import Signals, catching_signals
 
 
 def _joined_contents(parts: Sequence[Part]) -> tuple[Arrays, Names]:

@@ -15,7 +15,7 @@ from elbocli.core.sampling import to_levels
 from elbocli.errors import DataError, FormatError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
-from elbocli.files.reading import quiet, reading, utf8_path
+from elbocli.files.reading import quiet, reading
 from elbocli.files.records import read_json
 from elbocli.files.tensor_files import TensorFile
 from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS, diffusers_class
@@ -134,10 +134,9 @@ def _load(folder: Path) -> Any:
     with quiet():
         try:
             how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
-            with utf8_path(folder) as name:
-                with counted((folder / WEIGHTS).stat().st_size), torch.device("meta"):
-                    model_class.from_config(model_class.load_config(str(name), local_files_only=True))
-                model, about = model_class.from_pretrained(str(name), output_loading_info=True, **how)
+            with counted((folder / WEIGHTS).stat().st_size), torch.device("meta"):
+                model_class.from_config(model_class.load_config(str(folder), local_files_only=True))
+            model, about = model_class.from_pretrained(str(folder), output_loading_info=True, **how)
         except Exception as error:
             raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error
     # diffusers itself goes on with random numbers where weights are missing.

@@ -28,8 +28,8 @@ from elbocli.images.sources import Source, choose, open_source, stop
 from elbocli.prep.decode_ahead import Packed, packed_in_order
 from elbocli.prep.defaults import chosen_channels, chosen_size, explained, look
 from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
+from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import Signals, catching_signals
 from elbocli.version import __version__
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ def show(name: str) -> None:
     from elbocli.nn.presets import load_preset, preset_file
 
     load_preset(name)
-    text = read_text(preset_file(name), "a preset")
+    text = read_text(preset_file(name))
     click.echo(visible_lines(text) if sys.stdout.isatty() else text, nl=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
-from elbocli.files.yaml_text import yaml_text
+from elbocli.files.reading import yaml_text
 from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
 from elbocli.nn.presets import LATENTS, Preset
 from elbocli.run.setting_type import Setting

@@ -15,8 +15,7 @@ from elbocli.core.adaptive import bin_middles
 from elbocli.errors import DataError, FormatError
 from elbocli.files.losslog import Interval, Reader
 from elbocli.files.metrics import MetricsRow
-from elbocli.files.opening import open_file
-from elbocli.files.reading import reading, written_lines
+from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
 POINTS = 400
@@ -36,7 +35,7 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
     rows, bad = list[dict[str, float]](), 0
     if path.exists():
         with reading(path, kind=DataError), open_file(path) as file:
-            found = [_row(text, path) for text in written_lines(file, path)]
+            found = [_row(text, path) for text in whole_lines(file)]
         rows = [row for row in found if row]
         bad = len(found) - len(rows)
     if bad:
@@ -136,7 +135,7 @@ def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory |
     reader = Reader(seen=seen, damaged=faults.append)
     try:
         with reading(path, kind=DataError), open_file(path) as file:
-            lines = written_lines(file, path)
+            lines = whole_lines(file)
             for first in lines:  # none in a file that is empty
                 reader.read(chain([first], lines), str(path))
     except FormatError as error:

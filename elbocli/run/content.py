@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from elbocli.errors import UsageError
+from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.run_config import RunData
 
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
 """Facts of latents by which their numbers mean the same."""

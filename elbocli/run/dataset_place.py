@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import ElboError
+from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
-from elbocli.files.run_config import RunData
 
 
 def seen_from(run: Path, dataset: Path) -> str:

@@ -17,8 +17,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.losslog import Interval, Reader
-from elbocli.files.opening import open_file
-from elbocli.files.reading import reading
+from elbocli.files.reading import open_file, reading
 from elbocli.run.objective import Objective
 from elbocli.run.open import read_run_config
 from elbocli.run.settings import run_settings

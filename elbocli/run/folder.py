@@ -15,8 +15,7 @@ from msgspec import structs
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import is_aside, locked, writing
-from elbocli.files.run_config import RunConfig
-from elbocli.files.sealed_folder import CONFIG
+from elbocli.files.checkpoint import CONFIG, RunConfig
 from elbocli.run.dataset_place import seen_from
 from elbocli.run.imported import refuse_to_continue
 from elbocli.run.settings import Basis, Resolved, difference
@@ -78,8 +77,8 @@ def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
     return Basis.of(out / CONFIG, config)
 
 
-def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> str:
-    """Hold the folder for this process alone until the stack ends. Returns a warning where the file system knows no locks.
+def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
+    """Hold the folder for this process alone until the stack ends.
 
     patience: seconds to wait for another process to leave it. anew: begin again where checkpoints are gone. Raises
     UsageError when it holds something else, DataError when another process stays.
@@ -89,11 +88,10 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         _check(out, resolved, anew)
-    unlocked = stack.enter_context(locked(out / LOCK, str(out), patience))
+    stack.enter_context(locked(out / LOCK, str(out), patience))
     with writing(out):
         _check(out, resolved, anew)
     store.clean(out)
-    return unlocked
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import UsageError
-from elbocli.files.run_config import RunConfig
+from elbocli.files.checkpoint import RunConfig
 
 AVERAGE = "ema-imported"
 """Name of weights that were an average where they came from; others are called `model`."""

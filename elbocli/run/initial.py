@@ -15,11 +15,8 @@ from elbocli.core.training import parse_average
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files import tensor_files
-from elbocli.files.checkpoint import Checkpoint
+from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData, folder_name
 from elbocli.files.reading import reading
-from elbocli.files.retention import folder_name
-from elbocli.files.run_config import InitFacts, RunConfig, RunData
-from elbocli.files.sealed_folder import CONFIG, META, WEIGHTS
 from elbocli.images.labels import some
 from elbocli.nn.networks import NetworkConfig, config_of
 from elbocli.nn.transfer import Transfer
@@ -190,7 +187,7 @@ class Initial:
         way, _ = self.transfer(network, data)
         where = f"{self.file}: not usable as weights of {self.run / CONFIG}"
         with reading(where):
-            return way.weights(tensor_files.TensorFile(self.checkpoint.file(self.file.name), name=self.file).read)
+            return way.weights(tensor_files.TensorFile(self.file).read)
 
 
 def _begin(network: NetworkConfig) -> str:

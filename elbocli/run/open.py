@@ -16,13 +16,12 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.training import parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.average_file import load, read_about
-from elbocli.files.checkpoint import Checkpoint, latest, read_checkpoint, read_config
+from elbocli.files.checkpoint import Checkpoint, RunConfig, RunData, latest, read_checkpoint, read_config
 from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.hashing import file_sha256
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import reading
-from elbocli.files.run_config import RunConfig, RunData
+from elbocli.files.tensor_files import load_average, read_about
 from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.imported import about_source, imported_weights
 from elbocli.run.objective import Objective
@@ -108,7 +107,7 @@ def empty_network(config: RunConfig, where: Path) -> Network:
 def read_run_config(run: Path, warn: Callable[[str], None]) -> RunConfig:
     """A run's config.yaml. Raises FormatError, and UsageError when a plug-in that it needs was not run."""
     config = read_config(run)
-    check_plugins(config.plugins, run, warn)
+    check_plugins(config.plugins, run)
     return config
 
 
@@ -123,7 +122,7 @@ def find_run(path: Path, warn: Callable[[str], None]) -> tuple[Path, Checkpoint]
             raise FormatError(f"{path}: a checkpoint outside its run (no {run / 'config.yaml'}); put it back there")
         return run, read_checkpoint(path)
     read_config(path)
-    checkpoint = latest(path, warn)
+    checkpoint = latest(path)
     if checkpoint is None:
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
     return path, checkpoint
@@ -202,4 +201,4 @@ def _average(wanted: str, checkpoint: Checkpoint, config: RunConfig) -> tuple[di
                 f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
             )
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
-    return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
+    return load_average(file), {**seen, "weights_file": str(file), "weights_sha256": digest}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elbocli.errors import DataError
+from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset, find_dataset
 from elbocli.files.dataset_block import IMAGES, LATENTS
-from elbocli.files.run_config import RunData
 from elbocli.nn.presets import load_preset
 
 

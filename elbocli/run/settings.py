@@ -17,6 +17,7 @@ from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.training import LR_DECAYS, canonical, parse_average
 from elbocli.errors import ElboError, FormatError, UsageError
+from elbocli.files.checkpoint import InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.hashing import file_sha256
@@ -24,7 +25,6 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import reading
 from elbocli.files.records import convert
-from elbocli.files.run_config import InitFacts, RunConfig, RunData
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, build, config_of, declaration_of, filled, section_of
 from elbocli.nn.presets import NAMES, Preset, choose_preset, load_preset
@@ -91,7 +91,7 @@ class Basis:
     @classmethod
     def of(cls, where: Path, config: RunConfig) -> Basis:
         """Take a config.yaml apart. Raises FormatError, and UsageError for a plug-in that was not run."""
-        check_plugins(config.plugins, where, lambda text: None)
+        check_plugins(config.plugins, where)
         if config.data.path is None:
             raise FormatError(f"{where}: data.path is missing")
         settings, network = run_settings(config.settings, where), config_of(config.network, where)

@@ -12,8 +12,7 @@ from typing import Annotated
 from msgspec import Meta, structs
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.atomic import write_json
-from elbocli.files.file_system import try_lock
+from elbocli.files.atomic import lock, write_json
 from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.background import Background
 
@@ -58,14 +57,15 @@ def read_status(run: Path) -> RunStatus:
 
 
 def _held(run: Path) -> bool:
-    """Tell whether a process holds a run's lock; True where the file system knows no locks."""
+    """Tell whether a process holds a run's lock."""
     try:
         with open(run / LOCK, "rb") as file:
-            return not try_lock(file.fileno())
+            lock(file.fileno())
     except BlockingIOError:
         return True
-    except OSError:
-        return False
+    except FileNotFoundError:
+        pass
+    return False
 
 
 class Status:

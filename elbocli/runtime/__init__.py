@@ -1,1 +1,3 @@
-"""The machine: processes, device, signals, threads, and the progress that commands report."""
+"""The machine: `device` (device, precision, memory), `processes` (ranks of a run), `background` (threads, signals),
+`progress` (the logger and the counts that commands show). Begin with `device`.
+"""

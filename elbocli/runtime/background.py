@@ -1,47 +1,74 @@
-"""Work that a thread of its own does while this one goes on: the one way in which elbo uses threads to do two things."""
+"""Work that goes on beside the main thread, and reasons to end: jobs of a thread, signals, the clock, a launcher that is gone.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
-from queue import Empty, SimpleQueue
-from threading import Thread, current_thread
+from queue import SimpleQueue
+from threading import Thread, current_thread, main_thread
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
+from elbocli.errors import ElboError, Interrupted, PeerLost
+
 T = TypeVar("T")
-Jobs = SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
 POLL_S = 0.1
 
 
 class Background:
-    """Jobs that a thread does one after another; it ends with `close`, or when nobody holds this object any more.
+    """Jobs that a thread does one after another; it ends with `close`, or when this object is collected.
 
     `close` drops the jobs that have not begun, and waits for the one in hand, as the process does at its end. abandon:
-    nothing waits for it, `close` neither: a write into a pipe may never return.
+    nothing waits for it, since a write into a pipe may never return.
     """
 
     def __init__(self, name: str, abandon: bool = False):
-        self._jobs: Jobs = SimpleQueue()
-        self._thread = Thread(target=_work, args=(self._jobs,), name=f"elbo-{name}", daemon=True)
-        self.close = weakref.finalize(self, _end, self._jobs, None if abandon else self._thread)
+        self._jobs = SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]()
+        thread = Thread(target=_work, args=(self._jobs,), name=f"elbo-{name}", daemon=True)
+        thread.start()
+        self.close = weakref.finalize(self, _end, self._jobs, None if abandon else thread)
 
     def start(self, job: Callable[[], T]) -> Future[T]:
-        """Do it after the jobs before. When it is known to be done, the thread has let go of all that the job held:
-        a tensor that a thread lets go of while the interpreter ends would abort the process.
-        """
+        """Do it after the jobs before."""
         future: Future[T] = Future()
         self._jobs.put((job, future))
-        if self._thread.ident is None:
-            self._thread.start()
         return future
 
 
+def _work(jobs: SimpleQueue[Any]) -> None:
+    while (begun := jobs.get()) is not None:
+        job, future = begun
+        if future.set_running_or_notify_cancel():
+            try:
+                result = job()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                del begun, job  # a tensor that a thread frees while the interpreter ends would abort the process
+                future.set_result(result)
+        begun = job = future = result = None
+
+
+def _end(jobs: SimpleQueue[Any], thread: Thread | None) -> None:
+    while not jobs.empty():
+        jobs.get()[1].cancel()
+    jobs.put(None)
+    if thread is not None and thread is not current_thread():
+        thread.join()
+
+
 def awaited(job: Future[T], look: Callable[[], None]) -> T:
-    """Return what a job returns; `look` is called now and then until it does. Raises what either raises."""
+    """Return the result of a job; `look` is called now and then until it is done. Raises the error of either."""
     while not wait([job], POLL_S).done:
         look()
     return job.result()
@@ -65,33 +92,73 @@ class Ahead(Generic[T]):
         return self._begun.popleft()[1].result()
 
 
-def _work(jobs: Jobs) -> None:
-    while _did(jobs):
-        pass
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+GRACE_S = 1.0
+"""Time after the first signal in which a Ctrl-C is an echo of it, which torchrun passes on, and no second one."""
+PATIENCE_S = 60
+"""Time that processes of torchrun wait for those before them to end: they may be saving."""
+TIME, ORPHAN = 1001, 1002
+LOOK_S = 0.5
 
 
-def _did(jobs: Jobs) -> bool:
-    """Do the next job; return whether there was one. It frees the job's memory here, before the next job comes."""
-    begun = jobs.get()
-    if begun is None:
-        return False
-    job, future = begun
-    del begun
-    if future.set_running_or_notify_cancel():
-        try:
-            result = job()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            del job
-            future.set_result(result)
-    return True
+class Signals:
+    """Remembers the first SIGINT, SIGTERM, SIGHUP or SIGUSR1. A later SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received, self._first = 0, 0.0
+
+    def remember(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._first = signum, now
+        elif signum == signal.SIGINT and now - self._first > GRACE_S:
+            os._exit(128 + signum)
+
+    def interrupted(self, saved: str) -> ElboError:
+        """The error that ends the run."""
+        return interrupted(self.received, saved)
 
 
-def _end(jobs: Jobs, thread: Thread | None) -> None:
-    with suppress(Empty):
-        while (begun := jobs.get_nowait()) is not None:
-            begun[1].cancel()
-    jobs.put(None)
-    if thread is not None and thread.ident is not None and thread is not current_thread():
-        thread.join()
+def interrupted(reason: int, saved: str) -> ElboError:
+    """The error that ends a run: with 128 + signal, or because its launcher is gone."""
+    if reason == ORPHAN:
+        return PeerLost(f"the launcher of this run is gone; {saved}")
+    return Interrupted(f"{signal.Signals(reason).name}: {saved}", reason)
+
+
+@contextmanager
+def catching_signals() -> Iterator[Signals]:
+    """Signals are noted, not acted on, during the block. SIGHUP stays ignored where it is, as under nohup."""
+    signals, before = Signals(), dict[signal.Signals, Any]()
+    if current_thread() is main_thread():
+        for caught in CAUGHT:
+            if caught != signal.SIGHUP or signal.getsignal(caught) is not signal.SIG_IGN:
+                before[caught] = signal.signal(caught, signals.remember)
+    try:
+        yield signals
+    finally:
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
+
+
+class Ending:
+    """The reason to end a run now, as a number, so that processes can agree on it: a signal's, TIME or ORPHAN.
+
+    limit: seconds, 0 is none. launched: there is a launcher.
+    """
+
+    def __init__(self, signals: Signals, limit: float, launched: bool):
+        self.signals, self.limit = signals, limit
+        self.begun = self._looked = time.monotonic()
+        self._parent = os.getppid() if launched else 0
+
+    def reason(self) -> int:
+        """0 is none."""
+        now = time.monotonic()
+        if self.signals.received or now - self._looked < LOOK_S:
+            return self.signals.received
+        self._looked = now
+        if self._parent not in (0, os.getppid()):
+            return ORPHAN
+        return TIME if self.limit and now - self.begun > self.limit else 0

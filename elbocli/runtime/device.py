@@ -1,29 +1,35 @@
-"""The device that a run works on, and the precision of its networks there."""
+"""The device that a run works on: which it is, its precision, its memory, and CUDA graphs of calls that repeat."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from elbocli.errors import UsageError
+from elbocli.runtime.progress import log
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions, and the type in which each keeps what a network computes."""
-REFUSED = {"mps": "nobody has measured elbo on it yet", "meta": "it holds no numbers"}
+REFUSED = {"mps": ": nobody has measured elbo on it yet", "meta": ": it holds no numbers"}
 """Devices that torch has and elbo refuses, with the reason."""
-DEFAULT = "ELBO_DEVICE"
-"""The variable that says what `auto` is."""
+ROOT = Path("/")
+WARM_UPS = 2
+"""Calls before one is captured: libraries choose their algorithms and fetch their memory in the first."""
 
 
 def meant_by(name: str) -> str:
     """Return the name that `auto` stands for: $ELBO_DEVICE, else cuda if there is one, else cpu. Others mean themselves."""
-    asked = os.environ.get(DEFAULT) or "auto" if name == "auto" else name
+    asked = os.environ.get("ELBO_DEVICE") or "auto" if name == "auto" else name
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -32,20 +38,20 @@ def choose_device(name: str) -> torch.device:
 
     Raises UsageError, with those that are here, when it doesn't work here.
     """
-    name = meant_by(name)
+    name, here = meant_by(name), devices_here()
+    why = REFUSED.get(name.partition(":")[0], "")
     try:
+        if why:
+            raise RuntimeError
         device = torch.device(name)
-        if device.type in REFUSED:
-            raise RuntimeError(REFUSED[device.type])
         torch.empty(1, device=device)
         if device.type == "cuda":
             if device.index is not None:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        here = devices_here()
-        told = name in here or str(error) in REFUSED.values()
-        why = f": {str(error).splitlines()[0][:120]}" if told else ""
+        if name in here:
+            why = f": {str(error).splitlines()[0][:120]}"
         known = ", ".join(f"{each} ({about})" if about else each for each, about in here.items())
         raise UsageError(f"device {name!r} can't be used here{why}; here are: {known}") from error
     return device
@@ -57,9 +63,16 @@ def devices_here() -> dict[str, str]:
     return {"cpu": "", **{f"cuda:{index}": torch.cuda.get_device_name(index) for index in cards}}
 
 
+def name_of(device: torch.device) -> str:
+    """Return the name of a card, NVIDIA H100, or the processor's architecture and how many threads are used of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
+
+
 @dataclass(frozen=True)
 class Precision:
-    """The arithmetic of a network on a device, by name; it says itself as what it is there.
+    """The arithmetic of a network on a device, by name; str() says what it is there.
 
     fp32: strict, as on a CPU. tf32: CUDA multiplies float32 with 10 bits of mantissa, and adds up in float32; elsewhere
     it is fp32. bf16, fp16: by autocast; what that leaves in float32 is as with tf32. Losses are never below float32, and
@@ -116,6 +129,25 @@ def usual_precision(device: str, for_gpu: bool) -> str:
     return "bf16" if for_gpu and has_bf16 else "tf32"
 
 
+def seed_dropout(device: torch.device, seed: int) -> None:
+    """Masks on the device follow from a seed. torch.manual_seed also asks what other devices there are, which is slow."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def pinned(value: Tensor, device: torch.device) -> Tensor:
+    """Return it in pinned host memory where it goes to a card."""
+    travels = device.type == "cuda" and value.device.type == "cpu"
+    return value.pin_memory() if travels and not value.is_pinned() else value
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """Send it to the device, without waiting for that."""
+    return pinned(value, device).to(device, non_blocking=True)
+
+
 def card_bytes(device: str) -> int | None:
     """Return all the memory of a CUDA device by name, free or not; None where the name is another's, or no card is here."""
     name = meant_by(device)
@@ -124,29 +156,88 @@ def card_bytes(device: str) -> int | None:
     return torch.cuda.get_device_properties(name).total_memory
 
 
-def seed_dropout(device: torch.device, seed: int) -> None:
-    """Masks on the device follow from a seed. torch.manual_seed also asks what other devices there are, which is slow."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
+def free_bytes(device: torch.device | None = None) -> int:
+    """Return the bytes that this process may still take on a device; on the host (or None) within its cgroups' limits.
+
+    Caches of files count as free.
+    """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min([_number(r"MemAvailable: *(\d+)", "proc/meminfo", 2**40) * 1024, *_left_in_cgroups()])
 
 
-def name_of(device: torch.device) -> str:
-    """Return what to call a device: NVIDIA H100, or the processor's architecture and how many threads are used of it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
+def held_bytes() -> int:
+    """Return the bytes that this process holds on the host already."""
+    return _number(r"\d+ (\d+)", "proc/self/statm", 0) * os.sysconf("SC_PAGE_SIZE")
 
 
-def pinned(value: Tensor, device: torch.device) -> Tensor:
-    """Return it in memory that the device can fetch from by itself."""
-    travels = device.type == "cuda" and value.device.type == "cpu"
-    return value.pin_memory() if travels and not value.is_pinned() else value
+def _left_in_cgroups() -> Iterator[int]:
+    """Yield what each limit leaves, of this process's cgroup (version 2) and of those above it."""
+    with suppress(OSError):
+        path = re.search(r"^0::/(.*)", (ROOT / "proc/self/cgroup").read_text(), re.MULTILINE)
+        for folder in (here := Path("sys/fs/cgroup") / path[1], *here.parents) if path else ():
+            limit, used = (_number(r"(\d+)", f"{folder}/memory.{name}") for name in ("max", "current"))
+            if limit and used:
+                yield max(0, limit - used + _number(r"^inactive_file (\d+)", f"{folder}/memory.stat"))
 
 
-def sent(value: Tensor, device: torch.device) -> Tensor:
-    """Send it to the device, without waiting for that."""
-    return pinned(value, device).to(device, non_blocking=True)
+def _number(pattern: str, path: str, otherwise: int = 0) -> int:
+    """Return the number that a file of the kernel's holds behind a pattern; another where it holds none."""
+    with suppress(OSError):
+        if found := re.search(pattern, (ROOT / path).read_text(), re.MULTILINE):
+            return int(found[1])
+    return otherwise
+
+
+class CudaGraphs:
+    """Graphs of functions that are called again and again with inputs of the same shapes, all in one pool of memory.
+
+    All kernels of a call are launched at once, which saves small networks most of their time. A warning says that a call
+    can't be captured; from then on every call is made as it is written.
+    """
+
+    def __init__(self) -> None:
+        self._pool, self._failed = torch.cuda.graph_pool_handle(), False
+        self._calls = Counter[Hashable]()
+        self._graphs: dict[Hashable, tuple[Any, list[Tensor | None], Tensor]] = {}
+
+    def call(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """Return function(*inputs), which must depend on them alone and draw no random numbers."""
+        key = (function, *((x.shape, x.stride(), x.dtype) if x is not None else None for x in inputs))
+        self._calls[key] += 1
+        if not self._failed and self._calls[key] > WARM_UPS and key not in self._graphs:
+            try:
+                self._graphs[key] = _capture(function, inputs, self._pool)
+            except RuntimeError as error:
+                self._failed = True
+                self._graphs.clear()
+                why = str(error).strip().partition("\n")[0]
+                log.warning("drawn without CUDA graphs, which takes longer for small networks: %s", why)
+        if key not in self._graphs:
+            return function(*inputs)
+        graph, places, output = self._graphs[key]
+        for place, value in zip(places, inputs, strict=True):
+            if place is not None and value is not None:
+                place.copy_(value)
+        graph.replay()
+        return output.clone()
+
+
+def _capture(
+    function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], pool: Any
+) -> tuple[Any, list[Tensor | None], Tensor]:
+    """Return the graph of one call, and the places of its inputs and its output."""
+    places = [None if x is None else x.clone() for x in inputs]
+    graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # what it keeps would be in the graph's memory
+    try:
+        # The outer block goes back to this stream even where a capture that failed can't be ended. Other threads, as
+        # NCCL's, may go on meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool, capture_error_mode="thread_local"),
+        ):
+            output = function(*places)
+    finally:
+        torch.set_autocast_cache_enabled(caching)
+    return graph, places, output

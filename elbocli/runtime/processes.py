@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,11 +27,9 @@ PATIENCE = timedelta(minutes=30)
 VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables that a launcher must set for each process, beside WORLD_SIZE."""
 JOIN = timedelta(minutes=10)
-"""Time that it waits for them to be there at all: imports over a network take long. On CUDA also for what they compute,
-until the first step: compiling takes long."""
+"""Time that it waits for them to be there at all: imports over a network take long."""
 ENDING_S = 60.0
 """Time that a process which has failed takes to end at most. The others wait for it until then."""
-POLL_S = 0.02
 _kept: list[Any] = []
 """Groups that were joined. To free one is to wait for its thread, and that may be waiting for Python's lock to free a
 tensor: a failed DDP run, freed with its traceback just after an exchange, then never ended (torch 2.13).
@@ -74,9 +70,9 @@ class World:
         """Return what every process has, by rank."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def of_first(self, value: T) -> T:
         """Return what rank 0 has."""
@@ -150,8 +146,8 @@ def joined(device: str = "auto") -> Iterator[World]:
     """This process's World, from the environment that torchrun sets; alone without WORLD_SIZE.
 
     Each process takes the CUDA device of its local rank unless another device was asked for.
-    Raises UsageError when there are too few, or a variable is missing; PeerLost when the others can't be reached. One of
-    several whose block fails ends within ENDING_S whatever else it does, since torch may wait for ever to take a group apart.
+    Raises UsageError when there are too few, or a variable is missing; PeerLost when the others can't be reached. A process
+    of several whose block fails ends within ENDING_S, since torch may wait for ever to take a group apart.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -162,21 +158,23 @@ def joined(device: str = "auto") -> Iterator[World]:
             f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
         )
     rank, chosen = int(os.environ["RANK"]), choose_device(_own(device))
-    with telling_lost():
-        how: dict[str, Any] = {"backend": "gloo"}
-        if chosen.type == "cuda":
-            how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}  # said, it is connected at once
-        with _stdout_to_stderr():  # the gloo of torch 2.8 and 2.10 prints its connections
-            dist.init_process_group(store=_meeting(rank, size), rank=rank, world_size=size, timeout=PATIENCE, **how)
-        world = World(rank, size, chosen)
-        if chosen.type == "cuda":
-            _limit(chosen, JOIN)
+    host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    how: dict[str, Any] = {"backend": "gloo"}
+    if chosen.type == "cuda":
+        how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}
+    with telling_lost(), _stdout_to_stderr():  # the gloo of torch 2.8 and 2.10 prints its connections
+        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=host, timeout=JOIN
+        )
+        # torchrun keeps one store over restarts, in which the processes before have left their keys.
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
+        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE, **how)
     _kept.append(dist.group.WORLD)
     try:
         with telling_lost():
-            yield world
+            yield World(rank, size, chosen)
     except BaseException:
-        faulthandler.dump_traceback_later(ENDING_S, exit=True)  # needs neither Python's lock nor anybody's good will
+        faulthandler.dump_traceback_later(ENDING_S, exit=True)  # needs no lock of Python's
         raise
     finally:
         dist.destroy_process_group()
@@ -208,45 +206,6 @@ def _own(device: str) -> str:
             f"start {devices} (--nproc-per-node), or --device cpu"
         )
     return f"cuda:{os.environ['LOCAL_RANK']}"
-
-
-def _limit(device: torch.device, limit: timedelta) -> None:
-    """Set the time after which waits of the group's backend for such devices are given up; torch's own function sets
-    those of all its backends."""
-    group = dist.group.WORLD
-    assert group is not None
-    group._get_backend(device)._set_default_timeout(limit)
-
-
-def _meeting(rank: int, size: int) -> Store:
-    """A store that these processes share, and none that torchrun had started before in their place.
-
-    torchrun keeps one store over restarts. A process that is faster than another would find there what the other's
-    predecessor has left, and wait for the dead. So rank 0 makes up a name for this meeting, and each of the others takes
-    it only from a roll on which it finds the name that it has given itself.
-    """
-    host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
-    place, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(place, port, size, is_master=host, timeout=JOIN)  # type: ignore[attr-defined]
-    me, until = uuid.uuid4().hex, time.monotonic() + JOIN.total_seconds()
-    store.set(f"elbo/here/{rank}", me)
-    while time.monotonic() < until:
-        if rank == 0:
-            store.set("elbo/roll", " ".join([me, *(_read(store, f"elbo/here/{other}") for other in range(1, size))]))
-            if all(_read(store, f"elbo/agreed/{other}") == me for other in range(1, size)):
-                return PrefixStore(me, store)
-        else:
-            name, *present = _read(store, "elbo/roll").split(" ")
-            if len(present) == size - 1 and present[rank - 1] == me:
-                store.set(f"elbo/agreed/{rank}", name)
-                return PrefixStore(name, store)
-        time.sleep(POLL_S)
-    raise PeerLost(f"the other processes of this run were not there within {JOIN.total_seconds():.0f} s")
-
-
-def _read(store: Store, key: str) -> str:
-    """Return the text under a key, '' if there is none."""
-    return store.get(key).decode() if store.check([key]) else ""
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.sampling import NEAREST, to_levels
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
-from elbocli.files.run_config import RunData
 from elbocli.nn.autoencoder import Autoencoder, comfortable_batch, memory_of
 from elbocli.nn.networks import NetworkConfig
 from elbocli.run.dataset_place import dataset_of

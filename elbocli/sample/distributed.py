@@ -12,9 +12,8 @@ from torch import Tensor
 
 from elbocli.errors import ElboError, ReaderGone
 from elbocli.files.sample_writers import Sink
-from elbocli.runtime.background import Background, awaited
+from elbocli.runtime.background import Background, Ending, awaited, interrupted
 from elbocli.runtime.processes import World
-from elbocli.runtime.signals import Ending, interrupted
 
 
 class Leave(Exception):

@@ -23,11 +23,10 @@ from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.cuda_graph import CudaGraphs
-from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
+from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.sample.decode import Decoder, latent_space, open_decoder
 from elbocli.sample.distributed import Rounds
 from elbocli.sample.guided import GuidedRun, giving_variance
@@ -172,7 +171,7 @@ class _Work:
         self.precision = Precision(settings.precision, world.device)
         self.warnings: list[str] = []
         replayed = settings.cuda_graphs and world.device.type == "cuda"
-        graphs = CudaGraphs(self.warnings.append) if replayed else None
+        graphs = CudaGraphs() if replayed else None
         self.fixed = settings.compile or replayed
         """Whether the network sees a whole batch each time, whatever is left to draw."""
         trained, config = drawer.trained, drawer.trained.network.config

@@ -18,8 +18,7 @@ from elbocli.nn.cast_once import cast_weights
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.nn.networks import Network
 from elbocli.run.open import TrainedRun
-from elbocli.runtime.cuda_graph import CudaGraphs
-from elbocli.runtime.device import Precision
+from elbocli.runtime.device import CudaGraphs, Precision
 from elbocli.sample.decode import latent_space
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from elbocli.files.retention import step_of
+from elbocli.files.checkpoint import step_of
 
 GRACE_S, LOOK_S = 5.0, 0.1
 STDERR = 2

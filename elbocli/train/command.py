@@ -35,7 +35,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None:
         return None
     from elbocli.errors import ElboError
-    from elbocli.files.yaml_text import read_yaml
+    from elbocli.files.reading import read_yaml
 
     try:
         content = read_yaml(path)
@@ -276,7 +276,7 @@ def _plan(data: Path | None, options: dict[str, Any], basis: Any, initial: Any) 
     """Do --dry-run, in the first process alone, for as many as there are."""
     from elbocli.cli.progress_bar import say
     from elbocli.files.dataset import Dataset
-    from elbocli.files.yaml_text import yaml_text
+    from elbocli.files.reading import yaml_text
     from elbocli.run import preset_data, settings
     from elbocli.train import plan
 

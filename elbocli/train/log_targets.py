@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.errors import UsageError
-from elbocli.files.outputs import check_outputs
+from elbocli.files.recognise import check_outputs
 
 LINES = ".jsonl"
 

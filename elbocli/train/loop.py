@@ -13,24 +13,16 @@ from torch import Tensor
 
 from elbocli.errors import DataError, ElboError, Interrupted, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files import snapshots
+from elbocli.files.checkpoint import due, step_of
 from elbocli.files.dataset import Dataset
-from elbocli.files.retention import due, kept, step_of
 from elbocli.nn.networks import count_parameters
 from elbocli.run.folder import claim, record_start
 from elbocli.run.settings import Resolved
 from elbocli.run.status import DONE, RUNNING, Status
+from elbocli.runtime.background import PATIENCE_S, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import (
-    PATIENCE_S,
-    TIME,
-    Ending,
-    Signals,
-    catching_signals,
-    interrupted,
-)
 from elbocli.train.checkpoint_hook import CheckpointHook
 from elbocli.train.memory_check import check_memory
 from elbocli.train.pace import Pace
@@ -72,8 +64,8 @@ def run(
         with world.together():
             warnings.append(check_memory(resolved, world))
             if world.first:
-                warnings.append(claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, anew))
-                saved = store.latest(out, warnings.append)
+                claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, anew)
+                saved = store.latest(out)
                 if saved is not None and saved.step > steps:
                     done = f"{out} has done {saved.step} steps already"
                     raise UsageError(f"--steps {steps}: {done}; give {saved.step} or more, or choose another -o")
@@ -213,7 +205,7 @@ class _Training:
         averages, about = self.state.copies(self.state.ema.stored), {"images": self.state.images}
         with self.world.together():
             if self.status is not None:
-                write = partial(snapshots.write, self.out, step=step, averages=averages, meta=about)
+                write = partial(store.save, self.out, step, averages, None, about, store.SnapshotMeta)
                 self.saver.start(write, vital=False)
 
     def _save(self) -> None:
@@ -239,11 +231,7 @@ class _Training:
             path = store.save(self.out, step, weights, rest, meta)
             hook.start(path)
             held = {step_of(path) for path in hook.held()}
-            # Those of later steps are damaged, or this run would have gone on from them: they keep no other from staying.
-            store.drop(
-                self.out,
-                lambda steps: kept([s for s in steps if s <= step], settings.keep, settings.milestone_every, held),
-            )
+            store.drop(self.out, step, settings.keep, settings.milestone_every, held)
             status.saved = step
             status.write(RUNNING)
             self.pending.append(Progress(message=f"saved {path}", level="detail"))

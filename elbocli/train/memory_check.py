@@ -8,7 +8,7 @@ from typing import Any
 
 from elbocli.errors import UsageError
 from elbocli.run.settings import Resolved
-from elbocli.runtime.memory import free_bytes, held_bytes
+from elbocli.runtime.device import free_bytes, held_bytes
 from elbocli.runtime.processes import World
 from elbocli.train.plan import USABLE, Plan
 

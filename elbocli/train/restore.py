@@ -8,7 +8,6 @@ from torch import Tensor
 
 from elbocli.errors import DataError
 from elbocli.files import checkpoint as store
-from elbocli.files import snapshots
 from elbocli.train.state import TrainState
 
 
@@ -23,7 +22,7 @@ def restore(state: TrainState, out: Path, saved: store.Checkpoint | None) -> Non
     elif state.resolved.init is not None:
         state.begin(_initial(state))
     if state.world.first:
-        snapshots.drop_after(out, state.steps_done)
+        store.drop_snapshots_after(out, state.steps_done)
 
 
 def _initial(state: TrainState) -> dict[str, Tensor]:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError
 from elbocli.files.atomic import writing
-from elbocli.files.reading import encodable
 from elbocli.train.log_targets import LogTarget
 
 if TYPE_CHECKING:
@@ -40,10 +39,6 @@ class TensorBoard(LogTarget):
         from torch.utils.tensorboard import SummaryWriter
 
         self._trouble, self.folder = "", run / FOLDER
-        if encodable(str(run)) != str(run):
-            raise UsageError(
-                f"--log-to tensorboard: it can't write into {run}, whose name is not UTF-8; choose another -o"
-            )
         with writing(self.folder):
             self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 

@@ -22,8 +22,7 @@ from elbocli.errors import DataError, ElboError, NonFiniteError
 from elbocli.files import losslog
 from elbocli.files.dataset_block import LATENTS
 from elbocli.files.losslog import LossLogHeader
-from elbocli.files.opening import open_file
-from elbocli.files.reading import lines_of, reading
+from elbocli.files.reading import open_file, reading
 from elbocli.files.records import parse_json
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import Precision, sent
@@ -187,7 +186,7 @@ class Validation:
         if not log.exists():
             return True
         with reading(log, kind=DataError), open_file(log) as file:
-            headers = [line for line in lines_of(file, log) if line.startswith(b'{"format"')]
+            headers = [line for line in file if line.startswith(b'{"format"')]
         if not headers:
             return True
         texts = (headers[-1], self.header())  # whose dataset may have moved

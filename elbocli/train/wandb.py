@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.files.checkpoint import read_config
-from elbocli.files.reading import encodable
 from elbocli.train.log_targets import LogTarget
 
 PROJECT = "elbo"
@@ -29,7 +28,7 @@ class WeightsAndBiases(LogTarget):
         import wandb
 
         config = read_config(run)
-        named: dict[str, Any] = {"project": PROJECT, "name": encodable(run.resolve().name), "dir": run}
+        named: dict[str, Any] = {"project": PROJECT, "name": run.resolve().name, "dir": run}
         own = {key: value for key, value in named.items() if not os.environ.get(f"WANDB_{key.upper()}")}
         # Without console and git: it would take over both streams, and search the folders above for a repository.
         settings = wandb.Settings(console="off", disable_git=True, disable_code=True)

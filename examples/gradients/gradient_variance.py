@@ -26,7 +26,7 @@ from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting, parse_weighting
 from elbocli.errors import ElboError, UsageError
-from elbocli.files.run_config import RunData
+from elbocli.files.checkpoint import RunData
 from elbocli.files.schedule_file import to_text
 from elbocli.run.settings import Resolved
 from elbocli.runtime.progress import Progress

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.cli.messages import HIDDEN, lettered, visible, visible_lines
-from elbocli.files.yaml_text import read_yaml, yaml_text
+from elbocli.files.reading import read_yaml, yaml_text
 
 Elbo = Callable[..., Any]
 NASTY = "a\n\x1b[31mred\r\x07\u202eb\x9b$x_{$"

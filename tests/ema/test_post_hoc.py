@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from elbocli.ema import post_hoc
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files import snapshots
-from elbocli.files.average_file import load, read_about
+from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints, latest
 from elbocli.files.dataset import Dataset
-from elbocli.files.tensor_files import TensorFile
+from elbocli.files.tensor_files import load_average, read_about
 from elbocli.run import settings
 from elbocli.run.open import find_run, open_run
 from elbocli.train import loop
@@ -51,7 +50,7 @@ def unwarned(text: str) -> None:
 
 
 def steps(run: Path) -> list[int]:
-    return [snapshot.step for snapshot in snapshots.whole(run, unwarned)]
+    return [snapshot.step for snapshot in store.whole_snapshots(run)]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +102,8 @@ def test_reconstruction_meets_the_true_average_of_a_real_training(
 
 def test_a_stored_profile_comes_out_bit_for_bit(kept: Path, tmp_path: Path) -> None:
     result, _ = make(kept, 0.1, tmp_path / "a.safetensors", 75)
-    (stored,) = [path for path in snapshots.folders(kept) if path.name.endswith("75")]
-    got, wanted = load(tmp_path / "a.safetensors"), load_file(stored / "ema-power-0.1.safetensors")
+    (stored,) = [path for path in store.snapshots(kept) if path.name.endswith("75")]
+    got, wanted = load_average(tmp_path / "a.safetensors"), load_file(stored / "ema-power-0.1.safetensors")
     assert all(torch.equal(got[key], value) for key, value in wanted.items())
     assert (result["residual"], result["snapshots"], result["profiles"]) == (0, 1, ["power:std=0.1"])
 
@@ -164,24 +163,26 @@ def test_a_damaged_snapshot_is_named_and_done_without(copy: Path, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["shape", "name", "all"])
 def test_snapshots_of_another_network_are_refused(kind: str, copy: Path, tmp_path: Path) -> None:
-    for snapshot in snapshots.whole(copy, unwarned)[5 if kind != "all" else 0 :]:
+    for snapshot in store.whole_snapshots(copy)[5 if kind != "all" else 0 :]:
         changed = {}
         for name in snapshot.names:
             tensors = load_file(snapshot.path / f"{name}.safetensors")
             first = sorted(tensors)[0]
             value = tensors.pop(first)
             changed[name] = {**tensors, first + ("x" if kind == "name" else ""): value if kind == "name" else value[:1]}
-        snapshots.write(copy, snapshot.step, changed, {"images": snapshot.images})
+        store.save(copy, snapshot.step, changed, None, {"images": snapshot.images}, store.SnapshotMeta)
     with pytest.raises(FormatError, match=r"snapshots/step-.*is of another network than .*config\.yaml"):
         make(copy, 0.07, tmp_path / "a.safetensors")
 
 
 def test_other_averages_in_a_snapshot_are_left_alone(copy: Path, tmp_path: Path) -> None:
     expected, _ = make(copy, 0.07, tmp_path / "a.safetensors")
-    for snapshot in snapshots.whole(copy, unwarned):
+    for snapshot in store.whole_snapshots(copy):
         held = {name: load_file(snapshot.path / f"{name}.safetensors") for name in snapshot.names}
         other = {key: value * 1e9 for key, value in held["ema-power-0.1"].items()}
-        snapshots.write(copy, snapshot.step, {**held, "ema-0.9": other}, {"images": snapshot.images})
+        store.save(
+            copy, snapshot.step, {**held, "ema-0.9": other}, None, {"images": snapshot.images}, store.SnapshotMeta
+        )
     assert make(copy, 0.07, tmp_path / "b.safetensors")[0]["sha256"] == expected["sha256"]
 
 
@@ -295,36 +296,16 @@ def test_averages_and_snapshots_bring_each_other(digits: Path, preset: Path) -> 
 def test_going_on_drops_the_snapshots_of_steps_that_come_again(copy: Path, digits: Path, preset: Path) -> None:
     assert steps(copy) == list(range(5, 101, 5))
     shutil.rmtree(copy / "checkpoints/step-00000100")
-    wanted = [(path / "meta.json").read_text() for path in snapshots.folders(copy)]
+    wanted = [(path / "meta.json").read_text() for path in store.snapshots(copy)]
     drain(digits, copy, small(digits, preset, **{**KEPT, "steps": 55, "snapshot_every": 25}))
     assert steps(copy) == [*range(5, 51, 5), 55]
     drain(digits, copy, small(digits, preset, **{**KEPT, "snapshot_every": 5}))
     assert steps(copy) == list(range(5, 101, 5))
-    assert [(path / "meta.json").read_text() for path in snapshots.folders(copy)] == wanted
+    assert [(path / "meta.json").read_text() for path in store.snapshots(copy)] == wanted
 
 
 def test_several_averages_survive_a_stop_and_change_nothing_else(kept: Path, true: Path) -> None:
-    one, two = latest(kept, unwarned), latest(true, unwarned)
+    one, two = latest(kept), latest(true)
     assert one is not None and two is not None and len(two.names) == 8
     for name in ("model", "ema-0.9", "ema-power-0.05"):
         assert one.meta.files[f"{name}.safetensors"] == two.meta.files[f"{name}.safetensors"]
-
-
-def test_snapshots_that_go_while_they_are_read_are_still_read(
-    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, read = tmp_path / "run", TensorFile.read
-    shutil.copytree(kept, run)
-    make(kept, 0.1, tmp_path / "a.safetensors")
-
-    def dropping(self: TensorFile, key: str) -> torch.Tensor:
-        snapshots.drop_after(run, 60)
-        return read(self, key)
-
-    monkeypatch.setattr(TensorFile, "read", dropping)
-    result, warnings = make(run, 0.1, tmp_path / "b.safetensors")
-    assert (result["step"], warnings) == (100, []) and not list(run.glob("snapshots/step-00000100"))
-    monkeypatch.undo()
-    both = [load(tmp_path / f"{name}.safetensors") for name in "ab"]
-    assert all(torch.equal(both[0][key], both[1][key]) for key in both[0])
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "run"]

@@ -12,7 +12,7 @@ OWNERS = {
     "json.load": set(),
     "json.loads": {"images/labels.py", "images/samples.py", "images/kinds/parquet.py"},
     "msgspec.json.decode": {"files/records.py"},
-    "yaml": {"files/yaml_text.py"},
+    "yaml": {"files/reading.py"},
     "tarfile.open": {"images/kinds/tar.py"},
     "pickle.Unpickler": set(),
     "pickle._Unpickler": {"files/pickles.py"},
@@ -24,7 +24,7 @@ OWNERS = {
     "h5py.File": {f"files/dataset_{part}.py" for part in ("file", "block", "writer")},
     "PIL.Image.open": {"images/decode.py", "files/encodings.py", "train/tensorboard.py"},
     "torch.load": {"files/tensor_files.py"},
-    "torch.export.load": {"files/programs.py"},
+    "torch.export.load": {"files/tensor_files.py"},
     "subprocess": {"train/checkpoint_hook.py"},
     "sys.executable": set(),
     "scipy.io.loadmat": {"images/labels.py"},
@@ -32,18 +32,16 @@ OWNERS = {
 }
 """Calls, or whole libraries, and the only modules that may use them; some of these only write."""
 OPENERS = {
-    "files/opening.py": "the way to open a stranger's file",
+    "files/reading.py": "the way to open a file of others",
     "files/atomic.py": "its own, which it has just written",
     "files/dataset_writer.py": "its own, which it has just written",
     "files/dataset_block.py": "of an open file",
-    "files/reading.py": "a name for one that is checked",
-    "files/file_system.py": "a folder",
     "images/image_refs.py": "only to tell the kernel that it comes",
     "runtime/memory.py": "the system's",
     "run/status.py": "the run's lock, of which nothing is read",
     "__init__.py": "the package's own",
 }
-"""Modules that open files to read them by other ways than files/opening.py, and which."""
+"""Modules that open files to read them by other ways than files/reading.py, and which."""
 
 
 def dotted(node):

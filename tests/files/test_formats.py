@@ -9,9 +9,9 @@ from formats import PACKAGE, content_of, declared, mutated, renewed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.errors import FormatError, NewerVersion
+from elbocli.errors import DataError, FormatError
+from elbocli.files.reading import parse_yaml, yaml_text
 from elbocli.files.records import Record, StoredFormat, parse_json
-from elbocli.files.yaml_text import parse_yaml, yaml_text
 
 FORMATS = [pytest.param(each, id=each.record.__name__) for each in declared()]
 
@@ -34,14 +34,14 @@ def test_a_mutated_record_is_read_or_refused(each: StoredFormat, rng: random.Ran
     content = mutated(rng, content_of(rng, each))
     try:
         each.record.of(content, "the file")
-    except (FormatError, NewerVersion) as error:
+    except (DataError, FormatError) as error:
         assert str(error).startswith("the file")
 
 
 @pytest.mark.parametrize("each", FORMATS)
 def test_a_later_version_is_not_taken_for_damage(each: StoredFormat) -> None:
     if each.version:
-        with pytest.raises(NewerVersion):
+        with pytest.raises(DataError):
             each.record.of({**content_of(random.Random(0), each), "version": each.version + 1})
 
 

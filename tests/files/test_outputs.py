@@ -14,7 +14,7 @@ from forks import Result
 from elbocli.cli.commands import Command
 from elbocli.cli.types import Output
 from elbocli.errors import DataError, UsageError
-from elbocli.files.outputs import FOLDER, check_outputs
+from elbocli.files.recognise import FOLDER, check_outputs
 from elbocli.main import elbo as program
 
 

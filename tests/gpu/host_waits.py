@@ -18,8 +18,7 @@ from elbocli.core.sampling import Guidance, parse_clip, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.run.open import open_run
 from elbocli.run.setting_type import PRECISIONS
-from elbocli.runtime.cuda_graph import CudaGraphs
-from elbocli.runtime.device import Precision, choose_device
+from elbocli.runtime.device import CudaGraphs, Precision, choose_device
 from elbocli.sample.decode import Decoder
 from elbocli.sample.draw import SampleSettings, draw
 from elbocli.sample.guided import GuidedRun
@@ -75,7 +74,7 @@ def opened(run: Path, precision: str, device: str) -> GuidedRun:
         raise RuntimeError(why)
 
     where = choose_device(device)
-    clip, graphs = parse_clip("dynamic:percentile=99"), CudaGraphs(failed) if where.type == "cuda" else None
+    clip, graphs = parse_clip("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where, lambda text: None)
     return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(Precision(precision, where), False, graphs)
 

@@ -189,7 +189,7 @@ def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents: P
 def test_stopping_and_going_on_changes_nothing(latents: Path, preset: Path, run: Path, tmp_path: Path) -> None:
     for steps in (5, 12):
         drain(latents, tmp_path / "pieces", small(latents, preset, steps=steps, preview_every=6))
-    saved = [latest(path, print) for path in (run, tmp_path / "pieces")]
+    saved = [latest(path) for path in (run, tmp_path / "pieces")]
     assert saved[0] is not None and saved[1] is not None
     for name in saved[0].meta.files:
         if name.endswith(".safetensors"):

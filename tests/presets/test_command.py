@@ -14,7 +14,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from elbocli.files.dataset import Dataset
-from elbocli.files.yaml_text import parse_yaml
+from elbocli.files.reading import parse_yaml
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 from elbocli.presets.editable import editable
 from elbocli.run.preset_data import PresetData, preset_data

@@ -49,7 +49,7 @@ def train(
 
 def weights_of(run: Path) -> dict[str, bytes]:
     """All weights of a run's last checkpoint, by file."""
-    saved = latest(run, print)
+    saved = latest(run)
     assert saved is not None
     return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 

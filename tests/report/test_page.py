@@ -21,7 +21,7 @@ from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog
 from elbocli.files.grid import CELL
-from elbocli.files.yaml_text import read_yaml, yaml_text
+from elbocli.files.reading import read_yaml, yaml_text
 from elbocli.info.describe import describe
 from elbocli.report.drawing import INKS
 from elbocli.report.facts import RunFacts

@@ -15,9 +15,8 @@ from torch import nn
 
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.checkpoint import checked_config
+from elbocli.files.checkpoint import PluginFile, checked_config
 from elbocli.files.dataset import Dataset
-from elbocli.files.run_config import PluginFile
 from elbocli.files.schedule_file import to_text
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, count_parameters, network
 from elbocli.run.preset_data import PresetData

@@ -10,8 +10,8 @@ import h5py
 import pytest
 from msgspec.structs import replace
 
+from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
-from elbocli.files.run_config import RunData
 from elbocli.run.dataset_place import dataset_of, seen_from
 
 

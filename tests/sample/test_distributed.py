@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from elbocli.errors import DataError, Interrupted, PeerLost
+from elbocli.runtime.background import ORPHAN, Ending, Signals
 from elbocli.runtime.processes import ALONE
-from elbocli.runtime.signals import ORPHAN, Ending, Signals
 from elbocli.sample.distributed import Rounds
 
 SHAPE = (1, 1, 1)

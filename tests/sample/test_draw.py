@@ -24,7 +24,7 @@ from elbocli.files.grid import CELL, PLACES, cut_up, layout_of
 from elbocli.files.sample_writers import pictures
 from elbocli.images.samples import read_samples
 from elbocli.run import settings
-from elbocli.runtime.signals import ORPHAN, Ending
+from elbocli.runtime.background import ORPHAN, Ending
 from elbocli.sample import draw as sample
 from elbocli.sample.draw import SampleSettings
 from elbocli.train import loop

@@ -23,8 +23,7 @@ from elbocli.files import plugins
 from elbocli.files.plugins import run_plugin
 from elbocli.nn.networks import NETWORKS
 from elbocli.run.open import open_run
-from elbocli.runtime.cuda_graph import WARM_UPS, CudaGraphs
-from elbocli.runtime.device import Precision
+from elbocli.runtime.device import WARM_UPS, CudaGraphs, Precision
 from elbocli.sample import draw as sample
 from elbocli.sample import guided
 from elbocli.sample.decode import open_decoder
@@ -154,7 +153,7 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
     captured = fake_cuda_graph.install(monkeypatch)
     how, labels = typed(n=4, sampler="ddpm-learned", precision=precision), torch.tensor([3, 1, 4, 1])
     images = []
-    for graphs in (None, CudaGraphs(pytest.fail)):
+    for graphs in (None, CudaGraphs()):
         run = giving_variance(open_run(learned, CPU, print))
         config = run.network.config
         output, shape = open_decoder(run.data, config, CPU), (8, 8, 1)

@@ -24,8 +24,8 @@ from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
+from elbocli.runtime.background import ORPHAN, Ending, Signals, catching_signals
 from elbocli.runtime.progress import Progress
-from elbocli.runtime.signals import ORPHAN, Ending, Signals, catching_signals
 from elbocli.train import loop
 from elbocli.train.batches import Batches
 from elbocli.train.recorder import LogFiles
@@ -406,7 +406,7 @@ def test_damaged_checkpoints_of_later_steps_keep_no_whole_one_from_staying(
         (path / "state.pt").write_bytes(b"")
     list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, keep=2)))
     assert steps_of(tmp_path / "run") == [2, 3]
-    saved = latest(tmp_path / "run", pytest.fail)
+    saved = latest(tmp_path / "run")
     assert saved is not None and saved.step == 3
 
 
@@ -491,7 +491,7 @@ def test_signals_save_and_end_with_their_code(
 def test_a_second_ctrl_c_aborts_at_once_but_not_an_echo_of_the_first() -> None:
     code = """
 import os, signal, time
-from elbocli.runtime import signals
+from elbocli.runtime import background as signals
 with catching_signals() as caught:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
@@ -503,15 +503,15 @@ with catching_signals() as caught:
     time.sleep(10)
     print("still here", flush=True)
 """.replace(
-        "from elbocli.runtime import signals",
-        "from elbocli.runtime import signals\nfrom elbocli.runtime.signals import catching_signals",
+        "from elbocli.runtime import background as signals",
+        "from elbocli.runtime import background as signals\nfrom elbocli.runtime.background import catching_signals",
     )
     result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (130, "2\n"), result.stderr
 
 
 def test_a_launcher_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("elbocli.runtime.signals.LOOK_S", 0.0)
+    monkeypatch.setattr("elbocli.runtime.background.LOOK_S", 0.0)
     ending = Ending(Signals(), 0, True)
     assert ending.reason() == 0
     monkeypatch.setattr(os, "getppid", lambda: 1)
@@ -582,6 +582,6 @@ def test_logs_that_somebody_has_cut_or_removed_go_on_from_their_end(digits: Path
 
 def test_the_newest_checkpoint_is_the_last_step(digits: Path, preset: Path, tmp_path: Path) -> None:
     list(reports(digits, tmp_path / "run", small(digits, preset, steps=7, save_every=3, log_every=2)))
-    saved = latest(tmp_path / "run", pytest.fail)
+    saved = latest(tmp_path / "run")
     assert saved is not None and saved.step == 7
     assert saved.meta.log_bytes["metrics.jsonl"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size

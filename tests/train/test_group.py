@@ -175,7 +175,7 @@ def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_f
     job = {"size": size, "data": str(digits), "options": options}
     pieces = [{**job, "out": "pieces", "killed": step} for step in (5, 10, None)]
     succeeded(tmp_path, [{**job, "out": "whole"}, *pieces])
-    runs = [latest(tmp_path / out, print) for out in ("whole", "pieces")]
+    runs = [latest(tmp_path / out) for out in ("whole", "pieces")]
     assert runs[0] is not None and runs[1] is not None and runs[0].step == 12
     for name in runs[0].meta.files:
         if name.endswith(".safetensors"):

@@ -16,9 +16,8 @@ import yaml
 from msgspec.structs import replace
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.checkpoint import latest, read_config
+from elbocli.files.checkpoint import RunData, latest, read_config
 from elbocli.files.dataset import Dataset
-from elbocli.files.run_config import RunData
 from elbocli.nn.transfer import shapes_of
 from elbocli.run.initial import Initial, initial_of
 from elbocli.run.preset_data import PresetData
@@ -28,7 +27,7 @@ from elbocli.train.state import TrainState
 
 
 def weights_of(run: Path) -> dict[str, bytes]:
-    saved = latest(run, print)
+    saved = latest(run)
     assert saved is not None
     return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
@@ -53,7 +52,7 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(
     which: str, trained: Path, digits: Path, tmp_path: Path
 ) -> None:
     """Those of its first average, or of the file that is named; and the optimizer is new."""
-    saved = latest(trained, print)
+    saved = latest(trained)
     assert saved is not None
     source = saved.path / f"{which}.safetensors" if which else trained
     state = begun(source, digits, tmp_path, ema=["0.5", "power:std=0.1"])

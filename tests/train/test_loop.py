@@ -43,7 +43,7 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 
 
 def weights_of(run: Path) -> dict[str, bytes]:
-    saved = latest(run, print)
+    saved = latest(run)
     assert saved is not None
     return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 
@@ -236,7 +236,7 @@ def test_an_adaptive_schedule_moves_towards_weighting_times_error(digits: Path, 
 
 def test_bf16_trains_and_keeps_float32_weights(digits: Path, preset: Path, tmp_path: Path) -> None:
     drain(digits, tmp_path / "run", small(digits, preset, precision="bf16", steps=10))
-    saved = latest(tmp_path / "run", print)
+    saved = latest(tmp_path / "run")
     assert saved is not None
     assert all(value.dtype == torch.float32 for value in load_file(saved.path / "model.safetensors").values())
     assert metrics_of(tmp_path / "run")[-1]["loss"] < 3

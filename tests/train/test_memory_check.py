@@ -15,7 +15,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.main import run as command
 from elbocli.run import preset_data, settings
 from elbocli.run.settings import Resolved
-from elbocli.runtime import memory
+from elbocli.runtime import device as memory
 from elbocli.runtime.processes import World
 from elbocli.train import memory_check
 from elbocli.train.memory_check import CLEARLY, check_memory, remedy

@@ -67,7 +67,7 @@ def plan(folder: Path, elbo: Callable[..., Any]) -> Callable[..., dict[str, Any]
 
 
 def weights_of(run: Path) -> dict[str, bytes]:
-    saved = latest(run, print)
+    saved = latest(run)
     assert saved is not None
     return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
 

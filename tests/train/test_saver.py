@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from elbocli.errors import DataError
+from elbocli.files import checkpoint as snapshots
 from elbocli.files import checkpoint as store
-from elbocli.files import snapshots
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.train import loop
@@ -64,7 +64,7 @@ def test_a_run_without_room_for_snapshots_is_trained_to_its_end(
     def write(*_: Any, **__: Any) -> Path:
         raise DataError("snapshot: could not write: No space left on device")
 
-    monkeypatch.setattr(snapshots, "write", write)
+    monkeypatch.setattr(snapshots, "save", write)
     options = {"steps": 10, "snapshot_every": 2, "save_every": 5}
     reports = loop.run(Dataset(digits), tmp_path / "run", resolve({"preset": str(preset), **options}, Dataset(digits)))
     warnings = [report.message for report in reports if report.level == "warning"]

@@ -55,7 +55,7 @@ def runs(
 
 
 def test_a_run_that_goes_on_is_the_same_to_the_last_bit(runs: tuple[Path, Path]) -> None:
-    found = [latest(run, print) for run in runs]
+    found = [latest(run) for run in runs]
     assert found[0] is not None and found[1] is not None and found[0].step == found[1].step == 40
     for name in found[0].meta.files:
         if name.endswith(".safetensors"):

@@ -14,9 +14,9 @@ from elbocli.bound.measure import ALL, open_measurement
 from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.prediction import Prediction
 from elbocli.errors import NonFiniteError, UsageError
+from elbocli.files.checkpoint import RunConfig
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
-from elbocli.files.run_config import RunConfig
 from elbocli.info import describe as info
 from elbocli.run import settings
 from elbocli.run.open import TrainedRun, open_run

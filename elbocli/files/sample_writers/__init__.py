@@ -14,8 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import UsageError
-from elbocli.files.atomic import writing
-from elbocli.files.file_system import special, streams
+from elbocli.files.atomic import PIPE, streams, writing
 from elbocli.files.resumable import holding
 from elbocli.files.sample_writers.h5 import H5
 from elbocli.files.sample_writers.header import SamplesHeader
@@ -67,9 +66,7 @@ def open_stream(path: Path) -> IO[bytes] | None:
     if not streams(path):
         return None
     if path.suffix not in ("", ".npy"):
-        raise UsageError(
-            f"{path}: is {special(path)}, into which an NPY stream goes and no {path.suffix}; choose another name"
-        )
+        raise UsageError(f"{path}: is {PIPE}, into which an NPY stream goes and no {path.suffix}; choose another name")
     with writing(path):
         return open(path, "wb", buffering=0)
 

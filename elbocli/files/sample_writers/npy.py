@@ -10,9 +10,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from elbocli.files.atomic import writing
+from elbocli.files.atomic import write_all, writing
 from elbocli.files.dataset_block import plain
-from elbocli.files.file_system import write_all
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
 

@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 
 from elbocli.errors import DataError
+from elbocli.files.atomic import write_all
 from elbocli.files.dataset_block import IMAGES, SCAN_BYTES, BlockLayout
-from elbocli.files.file_system import write_all
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
 from elbocli.files.sample_writers.npy import npy_header

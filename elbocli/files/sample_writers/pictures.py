@@ -13,7 +13,7 @@ from elbocli.errors import UsageError
 from elbocli.files.atomic import new_folder
 from elbocli.files.dataset_block import IMAGES, BlockLayout
 from elbocli.files.grid import LARGEST_GRID, lay_out, picture, rows_of_classes, write_grid
-from elbocli.files.outputs import png_names
+from elbocli.files.recognise import png_names
 from elbocli.files.resumable import Resumable
 from elbocli.files.sample_writers.header import SamplesHeader
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elbocli.files.opening import open_file
+from elbocli.files.reading import open_file
 from elbocli.images.image_refs import FileRows, array_rows
 from elbocli.images.registry import Images, numbered, source
 from elbocli.images.samples import read_header, refuse_short

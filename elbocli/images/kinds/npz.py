@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import FormatError
-from elbocli.files.opening import open_file
-from elbocli.files.reading import reading
+from elbocli.files.reading import open_file, reading
 from elbocli.images.image_refs import FileRows, array_rows
 from elbocli.images.registry import Images, numbered, source
 from elbocli.images.samples import read_header, read_labels, refuse_short

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from elbocli.files.opening import open_file
+from elbocli.files.reading import open_file
 from elbocli.images.image_refs import Nowhere, Span
 from elbocli.images.registry import Complain, Row, clean, hidden, printable, source
 

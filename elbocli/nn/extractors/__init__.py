@@ -166,8 +166,7 @@ def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
     import hashlib
 
-    from elbocli.files.opening import open_file
-    from elbocli.files.reading import reading
+    from elbocli.files.reading import open_file, reading
     from elbocli.files.tensor_files import load_tensors
 
     with reading(path), open_file(path) as file:
@@ -219,7 +218,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
         from elbocli.files.hashing import file_sha256
-        from elbocli.files.programs import load_program
+        from elbocli.files.tensor_files import load_program
 
         path = Path(name)
         made = Extractor(path.name, load_program(path), file_sha256(path))

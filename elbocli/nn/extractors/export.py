@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.programs import load_program
 from elbocli.files.reading import one_line
+from elbocli.files.tensor_files import load_program
 
 
 def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> None:

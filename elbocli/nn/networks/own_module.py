@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.plugins import defined
-from elbocli.files.reading import one_line
-from elbocli.files.yaml_text import parse_yaml
+from elbocli.files.reading import one_line, parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 
 SIZES = ("image_size", "image_channels", "num_classes")

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from elbocli.cli.commands import COMPLETE, CONTEXT, Command, Group, NoCommand, option
-from elbocli.cli.messages import tell, visible, visible_lines
-from elbocli.cli.options import common
+from elbocli.cli.commands import (
+    ADDED,
+    COMPLETE,
+    CONTEXT,
+    Command,
+    Group,
+    NoCommand,
+    option,
+    tell,
+    visible_lines,
+)
+from elbocli.cli.options import common, plugin_option
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
 from elbocli.version import __version__
@@ -65,26 +78,38 @@ COMMANDS = {
 
 
 class Commands(Group):
-    """A group that imports a command when it is asked for: the help of one costs nothing of the others'."""
+    """A group that imports a command when it is asked for: the help of one costs nothing of the others'.
+
+    Plug-ins add commands: files that --plugin or ELBO_PLUGIN names, and installed packages.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *ADDED]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return imported(COMMANDS[cmd_name][0]) if cmd_name in COMMANDS else None
+        if cmd_name in COMMANDS:
+            return imported(COMMANDS[cmd_name][0])
+        if cmd_name not in ADDED and not ctx.resilient_parsing:
+            from elbocli.core.registry import load_installed
+
+            load_installed()
+        return ADDED.get(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+            formatter.write_dl(_abouts())
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        words = [(name, about) for name, (_, about) in COMMANDS.items() if name.startswith(incomplete)]
-        return [
-            *(CompletionItem(name, help=about) for name, about in words),
-            *click.Command.shell_complete(self, ctx, incomplete),
-        ]
+        words = [CompletionItem(name, help=about) for name, about in _abouts() if name.startswith(incomplete)]
+        return [*words, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+def _abouts() -> list[tuple[str, str]]:
+    """Names of all commands and the first sentences of their help."""
+    added = [(name, command.get_short_help_str(100)) for name, command in ADDED.items()]
+    return [*((name, about) for name, (_, about) in COMMANDS.items()), *added]
 
 
 def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -95,15 +120,29 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
     if not asked:
         raise click.UsageError("-v before a command goes with --version; else it stands after it: elbo COMMAND -v", ctx)
     click.echo(f"elbo {__version__}")
-    if verbose:
-        from elbocli.cli.versions import facts
-
-        for name, found in facts():
-            click.echo(f"{name:<14}  {visible(found)}")
+    for line in _environment() if verbose else ():
+        click.echo(visible_lines(line))
     ctx.exit()
 
 
+def _environment() -> Iterator[str]:
+    """Yield lines that a report of a bug needs: versions of elbo's packages, and all that torch says of this machine."""
+    from importlib import metadata
+
+    for wanted in metadata.requires("elbocli") or ():
+        name = re.split(r"[^\w.-]", wanted)[0]
+        with suppress(metadata.PackageNotFoundError):
+            yield f"{name} {metadata.version(name)} ({wanted.removeprefix(name).strip()})"
+    try:
+        from torch.utils.collect_env import get_pretty_env_info
+
+        yield get_pretty_env_info()
+    except Exception as error:
+        yield f"torch is broken: {type(error).__name__}: {error}"
+
+
 @click.group(cls=Commands, context_settings=CONTEXT)
+@plugin_option
 @option(
     "--version",
     is_flag=True,
@@ -111,8 +150,8 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
     expose_value=False,
     callback=_say_version,
     help="Say the version; with -v all that a report of a bug needs.",
-    more="That is Python, the system, how torch was built, devices, threads, memory, and the version of each package that "
-    "elbo can use, beside the versions that will do.",
+    more="That is the version of each package that elbo can use, beside the versions that will do, and torch's own report on "
+    "Python, the system, the devices and how torch was built.",
 )
 @option("-v", "--verbose", is_flag=True, is_eager=True, allow_from_autoenv=False, help="Say more, with --version.")
 def elbo() -> None:
@@ -126,12 +165,12 @@ def elbo() -> None:
     """
 
 
-ALLOCATE = ("can't allocate memory", "std::bad_alloc")
 LATER_S = 10.0
 """Time that ranks other than 0 wait after an error, so that rank 0 prints its own first: a launcher ends all when one ends."""
 SIGNALLED = 128
 """Exit codes from here on say by which signal a command ended, as shells do."""
 LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
+OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory|std::bad_alloc")
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -177,8 +216,8 @@ def extend_segments() -> None:
         os.environ.setdefault(name, chosen)
 
 
-def fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Print on stderr what went wrong, or by which signal the command ended, which is no error; return the exit code.
+def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
+    """Print on stderr the error, or by which signal the command ended; return the exit code.
 
     alone: no other process can say it, so ranks other than 0 print it too. Else they wait for rank 0.
     """
@@ -208,40 +247,37 @@ def _invoke(args: list[str]) -> int:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run a command line; return the exit code."""
+    """Run a command line; return the exit code. An error that is none of these is a bug of elbo's, and raised."""
     try:
         return _invoke(sys.argv[1:] if args is None else args)
-    except NoCommand as error:
-        click.echo(error.format_message(), err=True)
-        return 2
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "elbo"
-        return fail(path, f"{error.format_message()} (see '{path} --help')", 2)
-    except click.ClickException as error:
-        return fail("elbo", error.format_message(), 1)
-    except ElboError as error:
-        if Command.verbose:
-            import traceback
-
+    except Exception as error:
+        if Command.verbose and isinstance(error, ElboError):
             click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
-        return fail(Command.path, str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return fail(Command.path, "interrupted", SIGNALLED + signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
-        return SIGNALLED + signal.SIGPIPE
-    except OSError as error:
-        where = "standard output" if error.filename is None else os.fsdecode(error.filename)
-        if error.filename is None:
+        if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return fail(Command.path, f"{where}: {error.strerror or error}", 1)
-    except (MemoryError, RuntimeError) as error:
-        # As torch and numpy say it, which need not be imported here; anything else is our bug.
-        named = type(error).__name__ in ("OutOfMemoryError", "_ArrayMemoryError", "MemoryError")
-        if not named and not any(words in str(error) for words in ALLOCATE):
-            raise
-        what = " ".join(str(error).split())[:200] or "nothing more was said"
-        return fail(Command.path, f"out of memory ({what}); {LESS}", 1, alone=True)
+        where, said = Command.path, " ".join(str(error).split())[:200]
+        match error:
+            case NoCommand():
+                click.echo(error.format_message(), err=True)
+                return 2
+            case click.UsageError():
+                path = error.ctx.command_path if error.ctx else "elbo"
+                return _fail(path, f"{error.format_message()} (see '{path} --help')", 2)
+            case click.ClickException():
+                return _fail("elbo", error.format_message(), 1)
+            case ElboError():
+                return _fail(where, str(error), error.exit_code)
+            case BrokenPipeError():
+                return SIGNALLED + signal.SIGPIPE
+            case OSError():
+                return _fail(where, f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+            case click.Abort():
+                return _fail(where, "interrupted", SIGNALLED + signal.SIGINT)
+            case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)):
+                return _fail(where, f"out of memory ({said}); {LESS}", 1, alone=True)
+        raise
+    except KeyboardInterrupt:
+        return _fail(Command.path, "interrupted", SIGNALLED + signal.SIGINT)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ A plug-in is named on the command line (`--plugin FILE.py`), or installed with a
 
 from __future__ import annotations
 
+from elbocli.cli.commands import command, option
 from elbocli.core.metrics import Need, Number, metric
 from elbocli.core.samplers import Move, SamplerPreset, sampler
 from elbocli.core.schedule_curves import schedule
@@ -30,9 +31,11 @@ __all__ = [
     "Number",
     "SamplerPreset",
     "Span",
+    "command",
     "extractor",
     "metric",
     "network",
+    "option",
     "sampler",
     "schedule",
     "source",

@@ -14,8 +14,8 @@ import release
 from release import tracked
 from wheel_fixtures import Installed
 
-from elbocli import __version__
 from elbocli.main import COMMANDS
+from elbocli.version import __version__
 
 ROOT = Path(__file__).parent.parent
 PAGE = re.compile(r"man/[^/]+\.[15]")

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from elbocli.adapt.fit_log import fixed_density
 from elbocli.adapt.fit_optimum import DataSchedule
-from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, new_figure
-from elbocli.cli.messages import lettered
+from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 from elbocli.core.adaptive import ErrorMoments, bin_middles
 from elbocli.core.weighting import Weighting
 

@@ -1,10 +1,14 @@
-"""Commands whose help is grouped, and options that have more to say on their page than in it."""
+"""Commands whose help is grouped, options that have more to say on their page than in it, and messages on standard error.
+
+Nothing that a file or a name says can move a terminal's cursor or colour it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +23,28 @@ COMPLETE = "_ELBO_COMPLETE"
 """The variable by which a shell asks how a command line may go on."""
 NAMES_WIDTH = 26
 SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
+ADDED: dict[str, click.Command] = {}
+"""Commands of plug-ins, by name."""
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def visible(text: str) -> str:
+    """Show a message or a name on one line. Lines that a message goes on with, which are indented, stay."""
+    return "\n  ".join(map(_escaped, text.split("\n  ")))
+
+
+def visible_lines(text: str) -> str:
+    """Show a whole text, whose lines stay."""
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
+def tell(text: str) -> None:
+    """Print a message on standard error, if it can be written."""
+    with suppress(OSError):
+        click.echo(visible(text), err=True)
 
 
 class Option(click.Option):
@@ -47,12 +73,7 @@ class Command(click.Command):
     silent: ClassVar[bool] = False
     """Not even errors that another process of the same run says."""
 
-    def __init__(
-        self,
-        *args: Any,
-        groups: Mapping[str, Collection[str]] | None = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
 
@@ -111,6 +132,23 @@ def launched() -> int:
     if not size.isdecimal():
         raise UsageError(f"WORLD_SIZE is {size!r}, which is no number of processes; unset it, or start with torchrun")
     return int(size)
+
+
+def command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Decorator of a plug-in that makes a function a command of elbo: its docstring is the help, click.option adds options.
+
+    how: as click.command takes it. Raises UsageError when a plug-in has added one of that name.
+    """
+
+    def add(function: Callable[..., Any]) -> click.Command:
+        from elbocli.cli.options import common
+
+        if name in ADDED:
+            raise UsageError(f"a command is called {name!r} already; choose another name")
+        ADDED[name] = click.command(name, cls=Command, **how)(common(function))
+        return ADDED[name]
+
+    return add
 
 
 class NoCommand(click.UsageError):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.cli.messages import lettered
+from elbocli.cli.commands import visible
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.registry import plain
 from elbocli.core.schedule_curves import SCHEDULES
@@ -59,6 +59,11 @@ def brief(spec: str) -> str:
         return name + (f" ({', '.join(kept)})" if kept else "")
 
     return re.sub(r"([\w+-]+):([^:@]*)(?=@|$)", short, spec)
+
+
+def lettered(name: str) -> str:
+    """Show a name on a figure, whose letters between two $ would be mathematics."""
+    return visible(name).replace("$", r"\$")
 
 
 def line_style(index: int) -> dict[str, Any]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from elbocli.cli.commands import Command
-from elbocli.cli.messages import on_stderr, tell, visible
+from elbocli.cli.commands import Command, tell, visible
 from elbocli.runtime.progress import Progress, duration, log, progress, show_progress_with
 
 LINE_EVERY_S = 10.0
 FIRST_S = 2.0
 """Seconds before the first line on what is done."""
-COUNT_WIDTH = 67
-"""Columns of a bar's name, share, counts, times and rate, when all are long."""
 LEVELS = {"warning": logging.WARNING, "info": logging.INFO, "detail": logging.DEBUG}
 
 
@@ -60,16 +56,20 @@ class Display(logging.Handler):
             self.begun, self.first = now, done
         self.last = done
         self.values |= values
-        if sys.stderr is not None and sys.stderr.isatty():
-            with on_stderr():
+        if sys.stderr.isatty():
+            with suppress(OSError):
                 self._update_bar(done, total, unit, then)
         elif now - self.shown_at >= LINE_EVERY_S:
             rate = (done - self.first) / max(now - self.begun, 1e-9)
             left = f", {duration((total - done) / rate)} left" if total is not None and rate else ""
             pace = f", {rate:.3g} {unit}/s{left}" if rate else ""
             of = "" if total is None else f"/{total}"
-            tell(f"{Command.path}: {done}{of} {unit}{pace} {_pretty(self.values)}".rstrip())
+            tell(f"{Command.path}: {done}{of} {unit}{pace} {self._shown()}".rstrip())
             self.shown_at, self.values = now, {}
+
+    def _shown(self) -> str:
+        values = self.values.items()
+        return " ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values)
 
     def _update_bar(self, done: int, total: int | None, unit: str, then: str) -> None:
         from tqdm import tqdm
@@ -78,13 +78,13 @@ class Display(logging.Handler):
             count: Any = {"total": total, "initial": done, "unit": unit}
             self.bar = tqdm(file=sys.stderr, dynamic_ncols=True, smoothing=0.1, leave=False, **count)
         self.bar.set_description(f"{Command.path}, {then}" if then else Command.path, refresh=bool(then))
-        self.bar.set_postfix_str(visible(_pretty(self.values, _columns() - COUNT_WIDTH)), refresh=False)
+        self.bar.set_postfix_str(visible(self._shown()), refresh=False)
         self.bar.update(done - self.bar.n)
 
     def end(self) -> None:
         """Take the bar away; the next count draws it again."""
         if self.bar is not None:
-            with on_stderr():
+            with suppress(OSError):
                 self.bar.close()
             self.bar = None
 
@@ -92,20 +92,6 @@ class Display(logging.Handler):
 def say(message: str, level: str = "info") -> None:
     """Log a message."""
     log.log(LEVELS[level], "%s", message)
-
-
-def _pretty(values: dict[str, Any], width: int | None = None) -> str:
-    """Values by name; with a width as many of them as fit into it, but always the first."""
-    words = [f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()]
-    while width is not None and len(words) > 1 and len(" ".join(words)) > width:
-        words.pop()
-    return " ".join(words)
-
-
-def _columns() -> int:
-    with suppress(OSError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns
-    return 80
 
 
 def show(loop: Any) -> Any:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.messages import visible
+from elbocli.cli.commands import Command, option, visible
 from elbocli.cli.options import command_line, common, plugin_option, print_json, print_table, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM
 from elbocli.errors import DataError

@@ -66,7 +66,7 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
     name: "" for a format whose files don't say it. known: the version that this elbo writes; it reads those before, too.
     then: the remedy.
     """
-    kind, version = found.get("format", "") if name else "", str(found.get("version", "" if name else 1))
+    kind, version = found.get("format") if name else "", str(found.get("version", "" if name else 1))
     if kind != name or not re.fullmatch("[1-9][0-9]{0,8}", version):
         raise FormatError(f"{where}: format is {kind!r} version {version}, expected {name!r} version {known}{then}")
     if int(version) > known:
@@ -105,7 +105,7 @@ def whole_lines(file: IO[Any], cut: Callable[[], None] = lambda: None) -> Iterat
     cut: is called for it.
     """
     for line in file:
-        if line[-1:] in ("\n", b"\n"):
+        if line[-1:] in ("\n", b"\n") or line.rstrip()[-1:] in ("}", b"}"):
             yield line
         else:
             cut()

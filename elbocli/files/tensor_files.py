@@ -102,6 +102,7 @@ def write_average(path: Path, layout: Layout, about: AverageFacts, tensor: Calla
         # Wider types first: then every tensor is aligned to its own size, as readers that map the file need.
         names = sorted(layout, key=lambda key: (-SIZES[layout[key][0]], key))
     meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about.json(), allow_nan=False)}
+    blank = f'"{DIGEST}":"{"0" * 64}"'
     header: dict[str, Any] = {"__metadata__": {**meta, DIGEST: "0" * 64}}
     end = 0
     for name in names:
@@ -119,7 +120,7 @@ def write_average(path: Path, layout: Layout, about: AverageFacts, tensor: Calla
             payload.update(content)
             progress(done, len(names), "tensor")
         file.seek(8)
-        file.write(text.replace(b"0" * 64, payload.hexdigest().encode(), 1))
+        file.write(text.replace(blank.encode(), f'"{DIGEST}":"{payload.hexdigest()}"'.encode()))
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.messages import visible
+from elbocli.cli.commands import Command, option, visible
 from elbocli.cli.options import common, overwrite_option, scale_option
 from elbocli.cli.types import PATH, STREAM, Output
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import CONTEXT, Command, Group, option
-from elbocli.cli.messages import visible_lines
+from elbocli.cli.commands import CONTEXT, Command, Group, option, visible_lines
 from elbocli.cli.options import common, overwrite_option, print_table
 from elbocli.cli.types import Named, Output
 

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from elbocli.cli.messages import visible_lines
+from elbocli.cli.commands import visible_lines
 from elbocli.report.drawing import swatch
 from elbocli.report.facts import Comparison, RunFacts, headline
 from elbocli.report.plots import pictures, pictures_of_several

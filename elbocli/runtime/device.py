@@ -20,8 +20,6 @@ from elbocli.runtime.progress import log
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions, and the type in which each keeps what a network computes."""
-REFUSED = {"mps": ": nobody has measured elbo on it yet", "meta": ": it holds no numbers"}
-"""Devices that torch has and elbo refuses, with the reason."""
 ROOT = Path("/")
 WARM_UPS = 2
 """Calls before one is captured: libraries choose their algorithms and fetch their memory in the first."""
@@ -38,29 +36,25 @@ def choose_device(name: str) -> torch.device:
 
     Raises UsageError, with those that are here, when it doesn't work here.
     """
-    name, here = meant_by(name), devices_here()
-    why = REFUSED.get(name.partition(":")[0], "")
+    name = meant_by(name)
     try:
-        if why:
-            raise RuntimeError
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("elbo works on cpu and cuda")
         torch.empty(1, device=device)
         if device.type == "cuda":
             if device.index is not None:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if name in here:
-            why = f": {str(error).splitlines()[0][:120]}"
-        known = ", ".join(f"{each} ({about})" if about else each for each, about in here.items())
-        raise UsageError(f"device {name!r} can't be used here{why}; here are: {known}") from error
+        why, known = str(error).splitlines()[0][:120], ", ".join(devices_here())
+        raise UsageError(f"device {name!r} can't be used here: {why}; here are: {known}") from error
     return device
 
 
-def devices_here() -> dict[str, str]:
-    """Return the devices that can be named here, with what each is: the processor, and CUDA's cards."""
-    cards = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    return {"cpu": "", **{f"cuda:{index}": torch.cuda.get_device_name(index) for index in cards}}
+def devices_here() -> list[str]:
+    """Return the names of the devices that are here."""
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
 
 
 def name_of(device: torch.device) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import CONTEXT, Command, Group, option
-from elbocli.cli.messages import visible
+from elbocli.cli.commands import CONTEXT, Command, Group, option, visible
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option, print_table
 from elbocli.cli.types import FIGURE, Count, Number, imported
 

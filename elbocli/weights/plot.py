@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.cli.figure import POINTS, brief, draw_densities, finish, line_style, new_figure
-from elbocli.cli.messages import lettered, visible
+from elbocli.cli.commands import visible
+from elbocli.cli.figure import POINTS, brief, draw_densities, finish, lettered, line_style, new_figure
 from elbocli.core.monotone import likeness
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting

@@ -61,9 +61,8 @@ def test_the_bar_keeps_its_time_and_its_loss(columns: int, whole: bool) -> None:
     assert all(len(line) <= columns for line in shown), shown
     assert re.search(r"\| 20000\d/400000 \[00:0\d<\d+:\d\d:\d\d, ", last), last
     assert "loss=0.1235" in last, "a validation's numbers push out no loss"
-    assert last.rstrip().endswith("]")
     assert ["elbo train, validating:" in line for line in shown].count(True) in (1, 2) and "validating" not in last
-    assert ("images_per_s=1234" in last) == ("grad_norm" in last) == whole
+    assert ("images_per_s=1234" in last) == whole
 
 
 @pytest.fixture

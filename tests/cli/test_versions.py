@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from elbocli import __version__
-from elbocli.cli import versions
+from elbocli import main
+from elbocli.version import __version__
 
 SETUP = Path(__file__).parents[2] / "setup.cfg"
 
@@ -31,46 +31,22 @@ def test_it_names_all_that_matters(elbo: Callable[..., Any], line: tuple[str, ..
 
     result = elbo(*line)
     assert result.returncode == 0 and not result.stderr
-    first, *lines = result.stdout.decode().splitlines()
-    said = dict(re.split(r"\s{2,}", text, maxsplit=1) for text in lines)
-    assert first == f"elbo {__version__}"
-    assert said["python"].startswith(sys.version.split()[0]) and "cpu; auto is cpu" in said["devices"]
-    assert {"system", "cores", "memory", "threads", "HDF5"} <= said.keys()
-    assert (torch.version.cuda or "neither CUDA") in said["built with"]
+    said = result.stdout.decode()
+    assert said.startswith(f"elbo {__version__}\n") and "Python version" in said and torch.__version__ in said
     for name, needed in declared().items():
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            assert name not in said and not needed
+            assert not needed
         else:
-            assert said[name].startswith(f"{version} ("), name
+            assert f"\n{name} {version} (" in said, name
 
 
-def test_what_is_missing_or_broken_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = metadata.version
-
-    def version(name: str) -> str:
-        if name in ("click", "timm"):
-            raise metadata.PackageNotFoundError(name)
-        return find(name)
-
-    monkeypatch.setattr(metadata, "version", version)
-    for broken in ("torch", "h5py", "elbocli.runtime.device"):
-        monkeypatch.setitem(sys.modules, broken, None)
-    said = dict(versions.facts())
-    assert said["click"] == "not installed (>=8.1)" and "timm" not in said
-    for name in ("built with", "threads", "devices", "HDF5"):
-        assert said[name].startswith("ModuleNotFoundError: "), said[name]
-    assert said["memory"].endswith("MB may be taken") and said["numpy"].startswith(find("numpy"))
-
-
-def test_where_elbo_is_not_installed_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def requires(name: str) -> list[str]:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "requires", requires)
-    said = dict(versions.facts())
-    assert "not installed" in said["packages"] and "python" in said
+def test_a_broken_torch_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main.run(["--version", "-v"]) == 0
+    said = capsys.readouterr().out
+    assert "ModuleNotFoundError" in said and "numpy" in said
 
 
 @pytest.mark.parametrize("line", [("-v",), ("-v", "train", "x.h5")], ids=" ".join)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from elbocli.cli.messages import visible
+from elbocli.cli.commands import visible
 from elbocli.core.metrics import asked
 from elbocli.evaluate import scoring as evaluate
 from elbocli.evaluate.card import DRAWN, OPTIONAL, code, render, said

@@ -37,7 +37,9 @@ OPENERS = {
     "files/dataset_writer.py": "its own, which it has just written",
     "files/dataset_block.py": "of an open file",
     "images/image_refs.py": "only to tell the kernel that it comes",
-    "runtime/memory.py": "the system's",
+    "runtime/device.py": "the kernel's",
+    "files/losslog.py": "a log, which may be a pipe",
+    "images/samples.py": "samples, which may be a pipe",
     "run/status.py": "the run's lock, of which nothing is read",
     "__init__.py": "the package's own",
 }

@@ -245,8 +245,8 @@ def test_a_state_that_is_none_is_refused(tmp_path, content):
 
 def test_weights_that_are_none_are_refused(tmp_path):
     path = save(tmp_path, 1)
-    (path / "model.safetensors").write_bytes(b"\xff" * 100)
     found = store.read_checkpoint(path, verify=False)
+    (path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(FormatError, match=r"model\.safetensors: not usable"):
         found.weights("model")
     with pytest.raises(FormatError, match="other"):

@@ -141,7 +141,6 @@ def test_a_crafted_archive_is_one_of_torchs(tmp_path: Path) -> None:
         tensor_pickle(1001),
         tensor_pickle(offset=1),
         tensor_pickle(offset=-1),
-        tensor_pickle(size=(10**12,), stride=(0,)),
         tensor_pickle(size=(2, 2)),
         tensor_pickle(size=(2,), stride=(1000,)),
         tensor_pickle(size=(2.0,)),
@@ -151,7 +150,7 @@ def test_a_crafted_archive_is_one_of_torchs(tmp_path: Path) -> None:
         b"\x80\2K\1Q.",
         b"",
     ],
-    ids=range(12),
+    ids=range(11),
 )
 def test_what_does_not_fit_is_refused(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"crafted.pt: not usable as a checkpoint"):

@@ -15,7 +15,7 @@ import torch
 from record import Row
 from worker import Session
 
-from elbocli import __version__
+from elbocli.version import __version__
 
 ASKED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit", "memory.total")
 NEEDED = ("numpy", "h5py", "click", "pyyaml", "tqdm", "safetensors", "jinja2", "pillow")

@@ -72,12 +72,12 @@ def test_a_cuda_device_has_an_index_and_becomes_the_current_one(cards: Cards) ->
 
 
 def test_a_device_that_is_not_there_is_refused_by_the_name_asked_for(cards: Cards) -> None:
-    with pytest.raises(UsageError, match="'cuda:7' can't be used here; here are: ") as caught:
+    with pytest.raises(UsageError, match="'cuda:7' can't be used here: ") as caught:
         choose_device("cuda:7")
     listed = str(caught.value).rpartition(": ")[2].split(", ")
-    assert listed == ["cpu", "cuda:0 (Card 0)", "cuda:1 (Card 1)"]
+    assert listed == ["cpu", "cuda:0", "cuda:1"]
     for name in listed:
-        assert str(choose_device(name.partition(" ")[0])) == name.partition(" ")[0]
+        assert str(choose_device(name)) == name
 
 
 def test_a_device_that_is_there_and_fails_is_refused_with_the_reason(
@@ -95,14 +95,14 @@ def test_without_cuda_it_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
     for name in ("cuda", "cuda:1", "tape", "gpu", "0"):
-        with pytest.raises(UsageError, match=f"device '{name}' can't be used here; here are: cpu$"):
+        with pytest.raises(UsageError, match=f"device '{name}' can't be used here.*here are: cpu$"):
             choose_device(name)
 
 
 def test_apples_is_refused_also_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
     for name in ("mps", "mps:0"):
-        with pytest.raises(UsageError, match=f"'{name}' can't be used here: nobody has measured elbo on it yet; here"):
+        with pytest.raises(UsageError, match=f"'{name}' can't be used here"):
             choose_device(name)
 
 

@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -252,6 +251,8 @@ def run(args: list[str] | None = None) -> int:
         return _invoke(sys.argv[1:] if args is None else args)
     except Exception as error:
         if Command.verbose and isinstance(error, ElboError):
+            import traceback
+
             click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
         if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -768,3 +768,17 @@ def test_cudas_allocator_extends_its_segments_unless_the_user_has_said_how(given
         [sys.executable, "-c", code], env={**own, **given}, capture_output=True, text=True, timeout=100, check=True
     )
     assert result.stdout.splitlines()[-1] == f"{kept} {kept} False"
+
+
+def test_a_plug_in_adds_a_command(elbo, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import elbocli.plugin as elbo\nfrom elbocli import ElboError\n"
+        "@elbo.command('double')\n@elbo.option('-n', type=int)\n"
+        "def double(n):\n    'Double a number.'\n    if n < 0:\n        raise ElboError('negative')\n    print(2 * n)\n"
+    )
+    assert elbo("double", "-n", 3, cwd=tmp_path).returncode == 2
+    for line, env in ((("--plugin", "mine.py", "double"), {}), (("double",), {"ELBO_PLUGIN": "mine.py"})):
+        assert elbo(*line, "-n", 3, cwd=tmp_path, env=env).stdout == b"6\n"
+    refused = elbo("--plugin", "mine.py", "double", "-n", -3, cwd=tmp_path)
+    assert refused.returncode == 1 and refused.stderr == b"elbo double: error: negative\n"
+    assert b"Double a number." in elbo("--plugin", "mine.py", "--help", cwd=tmp_path).stdout

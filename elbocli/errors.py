@@ -17,16 +17,8 @@ class FormatError(ElboError):
     """A file is not what it should be."""
 
 
-class Vanished(FormatError):
-    """A file or folder is gone since it was found, or another has taken its place: whoever looks again finds others."""
-
-
 class DataError(ElboError):
     """The data can't be used: an image that doesn't decode, an empty folder, a stream cut short."""
-
-
-class NewerVersion(DataError):
-    """A file is whole, and of a version that a later elbo writes: it must not be passed over as damaged."""
 
 
 class NonFiniteError(ElboError):

@@ -357,11 +357,12 @@ def latest(run: Path) -> Checkpoint | None:
 
     Raises FormatError when there are some and all are damaged.
     """
-    paths = checkpoints(run)
-    found = next(_whole(reversed(paths), CheckpointMeta), None)
-    if paths and found is None:
-        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
-    return found
+    while paths := checkpoints(run):
+        if found := next(_whole(reversed(paths), CheckpointMeta), None):
+            return found
+        if checkpoints(run) == paths:  # else the run has replaced them meanwhile
+            raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
+    return None
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:

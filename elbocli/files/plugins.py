@@ -7,7 +7,6 @@ dataset names. A run only records which plug-ins it needs. A program of torch.ex
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -49,7 +48,7 @@ def run_plugin(path: Path) -> None:
     """Run a plug-in, once, or take the module that the user's program has imported it as or is itself.
 
     Its folder comes last on sys.path, so that it can import files beside it. Raises UsageError when there is no such file,
-    or with the line that it fails at.
+    or it fails.
     """
     place = path.resolve()
     if place in _RUN:
@@ -75,9 +74,7 @@ def run_plugin(path: Path) -> None:
     except ElboError as error:
         raise UsageError(f"{path}: {error}") from error
     except Exception as error:
-        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(place)]
-        number = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
-        raise UsageError(f"{path}: line {number}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{path}: {type(error).__name__}: {error}; -v shows where") from error
     _RUN[place] = plugin
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import click
 
@@ -29,9 +28,6 @@ from elbocli.cli.options import common, plugin_option
 from elbocli.cli.types import imported
 from elbocli.errors import ElboError
 from elbocli.version import __version__
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
@@ -95,20 +91,9 @@ class Commands(Group):
         return ADDED.get(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        added = [(name, command.get_short_help_str(100)) for name, command in ADDED.items()]
         with formatter.section("Commands"):
-            formatter.write_dl(_abouts())
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem
-
-        words = [CompletionItem(name, help=about) for name, about in _abouts() if name.startswith(incomplete)]
-        return [*words, *click.Command.shell_complete(self, ctx, incomplete)]
-
-
-def _abouts() -> list[tuple[str, str]]:
-    """Names of all commands and the first sentences of their help."""
-    added = [(name, command.get_short_help_str(100)) for name, command in ADDED.items()]
-    return [*((name, about) for name, (_, about) in COMMANDS.items()), *added]
+            formatter.write_dl([*((name, about) for name, (_, about) in COMMANDS.items()), *added])
 
 
 def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -272,6 +257,8 @@ def run(args: list[str] | None = None) -> int:
                 return SIGNALLED + signal.SIGPIPE
             case OSError():
                 return _fail(where, f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+            case UnicodeEncodeError():
+                return _fail(where, f"a name is not UTF-8, rename the file ({said})", 1)
             case click.Abort():
                 return _fail(where, "interrupted", SIGNALLED + signal.SIGINT)
             case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)):

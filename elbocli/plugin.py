@@ -10,7 +10,8 @@ A plug-in is named on the command line (`--plugin FILE.py`), or installed with a
 
 from __future__ import annotations
 
-from elbocli.cli.commands import command, option
+from elbocli.cli.commands import add_command as command
+from elbocli.cli.commands import option
 from elbocli.core.metrics import Need, Number, metric
 from elbocli.core.samplers import Move, SamplerPreset, sampler
 from elbocli.core.schedule_curves import schedule

@@ -134,7 +134,7 @@ def launched() -> int:
     return int(size)
 
 
-def command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:
+def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Decorator of a plug-in that makes a function a command of elbo: its docstring is the help, click.option adds options.
 
     how: as click.command takes it. Raises UsageError when a plug-in has added one of that name.

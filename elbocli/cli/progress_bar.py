@@ -24,6 +24,7 @@ def shown_on_stderr() -> Iterator[None]:
     display = Display()
     log.addHandler(display)
     level = logging.WARNING if Command.quiet else logging.DEBUG if Command.verbose else logging.INFO
+    before = log.level
     log.setLevel(logging.CRITICAL if Command.silent else level)
     show_progress_with(lambda *report: None if Command.quiet or Command.silent else display.show(*report))
     try:
@@ -31,6 +32,7 @@ def shown_on_stderr() -> Iterator[None]:
     finally:
         display.end()
         log.removeHandler(display)
+        log.setLevel(before)
 
 
 class Display(logging.Handler):

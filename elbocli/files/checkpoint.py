@@ -259,7 +259,7 @@ def _read(path: Path, kind: type[FolderMeta], verify: bool) -> Checkpoint:
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
         raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
-    if path in numbered(path.parent) and step_of(path) != meta.step:
+    if _is_numbered(path) and step_of(path) != meta.step:
         raise FormatError(f"{path}: damaged: its {META} is of step {meta.step}")
     return Checkpoint(path, meta)
 
@@ -329,8 +329,11 @@ def numbered(folder: Path) -> list[Path]:
     """Paths in a folder that have such a name, by step; a copy called `step-00001000-good` has none. Raises DataError."""
     with reading(folder, kind=DataError):
         paths = list(folder.iterdir()) if folder.is_dir() else []
-    steps = [path for path in paths if path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(steps, key=step_of)
+    return sorted(filter(_is_numbered, paths), key=step_of)
+
+
+def _is_numbered(path: Path) -> bool:
+    return path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdecimal()
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -49,7 +49,7 @@ SCORE = "'elbo eval {} --ref DATA.h5' scores them"
 DRAW = "'elbo sample {}' draws images from it"
 KINDS = [
     Kind("a run", "/config.yaml", b"", f"{DRAW}, and 'elbo adapt {{}}' fits a schedule to its loss log"),
-    Kind("a snapshot", "/meta.json", b"elbo-snapshot", "'elbo ema RUN' makes averages of a run's snapshots"),
+    Kind("a snapshot", "/meta.json", b"elbo-snapshot"),
     Kind("a checkpoint of a run", "/meta.json", b"", DRAW),
     Kind("a pipeline of diffusers", "/model_index.json", b"", PIPELINE_USE),
     Kind(
@@ -193,7 +193,7 @@ def _refusal(path: Path, kinds: Collection[str], inputs: Collection[Path], overw
     folder = FOLDER in kinds and not path.suffix
     if special(path):
         return f"is {PIPE}, and only files are replaced; choose another name"
-    if run := _run_of(path):
+    if run := _run_of(path, inputs):
         return f"belongs to the run {run}; choose another name"
     if path.exists() and any(_same(path, source) for source in inputs):
         return "is read by this command; choose another name"
@@ -218,17 +218,18 @@ def png_names(count: int) -> list[str]:
     return [f"{index:0{digits}d}.png" for index in range(count)]
 
 
-def _run_of(path: Path) -> Path | None:
-    """Return the run whose record a path is part of."""
+def _run_of(path: Path, inputs: Collection[Path]) -> Path | None:
+    """Return the run whose record a path is part of: one of the inputs, or any folder with a run's config.yaml."""
     here = path.absolute()
     for folder in here.parents:
-        if here.relative_to(folder).parts[0] in RECORD and recognise(folder / "config.yaml") == "a config of a run":
+        run = any(_same(folder, each) for each in inputs) or recognise(folder / "config.yaml") == "a config of a run"
+        if run and here.relative_to(folder).parts[0] in RECORD:
             return folder
     return None
 
 
 def _same(path: Path, other: Path) -> bool:
-    return path.exists() and other.exists() and path.samefile(other)
+    return path.resolve() == other.resolve()
 
 
 def _written_kind(path: Path) -> str:

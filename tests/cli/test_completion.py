@@ -156,7 +156,7 @@ def test_a_tab_completes_in_a_shell(shell: str, here: Path, environment: dict[st
     with typed(line, here, environment) as keys:
         keys(f'{first}eval "$(elbo completion {shell})"; echo rea""dy\n', "ready")
         keys("elbo weigh\tche\tsigm\t\n", "sigmoid:bias=2: never rises")
-        keys("elbo report deep/\t --json\n", "deep/run-c/config.yaml: expected")
+        keys("elbo report deep/\t --json\n", "deep/run-c/config.yaml: not usable YAML")
         keys("elbo info run-a/con\t\n", "run-a/config.yaml: an empty file")  # found by the shell itself
     assert not (here / "hacked").exists()
 

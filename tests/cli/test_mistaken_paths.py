@@ -135,6 +135,5 @@ def test_what_is_nothing_is_answered_with_what_makes_one(tmp_path: Path) -> None
         assert instead(tmp_path / "none", wanted) == f"{tmp_path / 'none'}: no such {wanted}; {remedy}"
     (tmp_path / "empty").touch()
     assert instead(tmp_path / "empty", "run") == f"{tmp_path / 'empty'}: an empty file, not a run; {MAKERS['run']}"
-    assert recognise(tmp_path / "empty" / "x").startswith("out of reach")
     np.save(tmp_path / "x.npy", np.zeros(3))
     assert recognise(tmp_path / "x.npy") == "samples"

@@ -234,38 +234,38 @@ def run(args: list[str] | None = None) -> int:
     """Run a command line; return the exit code. An error that is none of these is a bug of elbo's, and raised."""
     try:
         return _invoke(sys.argv[1:] if args is None else args)
-    except Exception as error:
-        if Command.verbose and isinstance(error, ElboError):
-            import traceback
-
-            click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
+    except (Exception, KeyboardInterrupt) as error:
+        where, code, said = Command.path, getattr(error, "exit_code", 1), " ".join(str(error).split())[:200]
+        no_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)) is not None
         if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        where, said = Command.path, " ".join(str(error).split())[:200]
         match error:
             case NoCommand():
                 click.echo(error.format_message(), err=True)
-                return 2
-            case click.UsageError():
-                path = error.ctx.command_path if error.ctx else "elbo"
-                return _fail(path, f"{error.format_message()} (see '{path} --help')", 2)
+                return code
             case click.ClickException():
-                return _fail("elbo", error.format_message(), 1)
+                context = getattr(error, "ctx", None)
+                where = context.command_path if context else "elbo"
+                said = error.format_message() + (f" (see '{where} --help')" if code == 2 else "")
             case ElboError():
-                return _fail(where, str(error), error.exit_code)
+                said = str(error)
+                if Command.verbose:
+                    import traceback
+
+                    click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
             case BrokenPipeError():
                 return SIGNALLED + signal.SIGPIPE
             case OSError():
-                return _fail(where, f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+                said = f"{error.filename or 'standard output'}: {error.strerror or error}"
             case UnicodeEncodeError():
-                return _fail(where, f"a name is not UTF-8, rename the file ({said})", 1)
-            case click.Abort():
-                return _fail(where, "interrupted", SIGNALLED + signal.SIGINT)
-            case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)):
-                return _fail(where, f"out of memory ({said}); {LESS}", 1, alone=True)
-        raise
-    except KeyboardInterrupt:
-        return _fail(Command.path, "interrupted", SIGNALLED + signal.SIGINT)
+                said = f"a name is not UTF-8, rename the file ({said})"
+            case KeyboardInterrupt() | click.Abort():
+                said, code = "interrupted", SIGNALLED + signal.SIGINT
+            case _ if no_memory:
+                said = f"out of memory ({said}); {LESS}"
+            case _:
+                raise
+        return _fail(where, said, code, alone=no_memory)
 
 
 def main() -> None:

@@ -7,12 +7,13 @@ dataset names. A run only records which plug-ins it needs. A program of torch.ex
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from elbocli.errors import ElboError, UsageError
+from elbocli.errors import UsageError
 from elbocli.files.checkpoint import PluginFile
 from elbocli.files.hashing import file_sha256
 from elbocli.runtime.progress import log
@@ -61,21 +62,20 @@ def run_plugin(path: Path) -> None:
     plugin = PluginFile(path.name, file_sha256(path))
     if str(place.parent) not in sys.path:
         sys.path.append(str(place.parent))
-    spec = spec_from_file_location(PREFIX + path.stem, place)
-    assert spec is not None and spec.loader is not None
     for module in (sys.modules.get(path.stem), sys.modules["__main__"]):
-        if Path(getattr(module, "__file__", None) or "").resolve() == place:
-            sys.modules[spec.name], _RUN[place] = module, plugin  # type: ignore[assignment]
-            return
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass looks its module up
-    try:
-        spec.loader.exec_module(module)
-    except ElboError as error:
-        raise UsageError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UsageError(f"{path}: {type(error).__name__}: {error}; -v shows where") from error
-    _RUN[place] = plugin
+        if module is not None and Path(getattr(module, "__file__", None) or "").resolve() == place:
+            break
+    else:
+        spec = spec_from_file_location(PREFIX + path.stem, place)
+        assert spec is not None and spec.loader is not None
+        module = module_from_spec(spec)
+        sys.modules[spec.name] = module  # a dataclass looks its module up
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            raise UsageError(f"{path}: {type(error).__name__}: {error} ({at.filename}, line {at.lineno})") from error
+    sys.modules[PREFIX + path.stem], _RUN[place] = module, plugin
 
 
 def plugins_run() -> list[PluginFile]:

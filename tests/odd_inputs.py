@@ -282,8 +282,8 @@ def unreadable(path: Path) -> None:
     path.chmod(0)
 
 
-node("named pipe", "pipe.png", os.mkfifo, 0, "is a pipe")
-node("socket", "socket.png", listening, 0, "is a socket")
+node("named pipe", "pipe.png", os.mkfifo, 0, "is no regular file")
+node("socket", "socket.png", listening, 0, "is no regular file")
 ODD.append(
     Odd("file that may not be read", "secret.png", unreadable, 0, "can't be read: Permission denied", nobody=True)
 )

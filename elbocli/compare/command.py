@@ -40,7 +40,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """
     from elbocli.compare.result import Comparison, compare_results
     from elbocli.evaluate.result import result_of, shared
-    from elbocli.files.reading import LARGEST_TEXT, reading
+    from elbocli.files.reading import reading
     from elbocli.images.registry import Span
     from elbocli.version import __version__
 

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.opening import check_file
-from elbocli.files.reading import encodable, reading
+from elbocli.files.reading import check_file, reading
 from elbocli.images.registry import ImageRef, Span, Word
 from elbocli.runtime.progress import log
 

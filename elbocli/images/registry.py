@@ -18,8 +18,7 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
-from elbocli.files.opening import open_file
-from elbocli.files.reading import reading
+from elbocli.files.reading import open_file, reading
 
 Shape = tuple[int, int, int]
 Word = str | int

@@ -17,8 +17,6 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import PIPE
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_attributes import DatasetAttributes
-from elbocli.files.file_system import SPECIAL
-from elbocli.files.opening import open_stream
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_writers.header import SamplesAbout
@@ -127,10 +125,8 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
                         text = str(np.lib.format.read_array(member, allow_pickle=False))
                     made = about_samples(text, f"{source}: about")
             yield SampleReader(name, rows, labels, made, preprocessing=_preprocessing(made.more))
-    elif recognise(source) in SPECIAL.values():
-        with reading(source, kind=DataError):
-            stream = open_stream(source)
-        with stream:
+    elif recognise(source) == PIPE:
+        with open(source, "rb") as stream:
             yield SampleReader(name, StreamRows(stream, name))
     elif recognise(source) == "samples":
         yield SampleReader(name, npy_rows(source))

@@ -56,7 +56,7 @@ def _dataset(path: Path) -> Facts:
 
 
 def _average(path: Path) -> Facts:
-    from elbocli.files.average_file import read_about
+    from elbocli.files.tensor_files import read_about
 
     about, digest = read_about(path)
     facts = _but(about.json(), "coefficients")
@@ -72,24 +72,26 @@ def _features(path: Path) -> Facts:
 
 
 def _checkpoint(path: Path) -> Facts:
-    from elbocli.files import snapshots
     from elbocli.files.checkpoint import read_checkpoint
 
-    if recognise(path) == "a snapshot":
-        snapshot = read_snapshot(path, verify=False)
-        facts = _but(snapshot.meta.json(), "format", "files")
-        return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
     meta = read_checkpoint(path).meta
     return {"is": "checkpoint", **_but(meta.json(), "format", "files", "log_bytes"), "files": ", ".join(meta.files)}
 
 
+def _snapshot(path: Path) -> Facts:
+    from elbocli.files.checkpoint import read_snapshot
+
+    snapshot = read_snapshot(path, verify=False)
+    facts = _but(snapshot.meta.json(), "format", "files")
+    return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
+
+
 def _run(path: Path) -> Facts:
-    from elbocli.files import snapshots
-    from elbocli.files.checkpoint import latest, read_config
+    from elbocli.files.checkpoint import latest, read_config, snapshots
     from elbocli.run.imported import about_source
     from elbocli.run.status import read_status
 
-    config, checkpoint = read_config(path), latest(path, log.warning)
+    config, checkpoint = read_config(path), latest(path)
     saved = checkpoint.step if checkpoint else 0
     state: Facts = {"state": "unknown", "step": saved}
     if (path / "status.json").exists():
@@ -161,7 +163,7 @@ def _optimum(path: Path) -> Facts:
 
 def _config(path: Path) -> Facts:
     from elbocli.files.checkpoint import checked_config
-    from elbocli.files.yaml_text import read_yaml
+    from elbocli.files.reading import read_yaml
 
     return {"is": "config of a run", **checked_config(read_yaml(path), path).settings}
 
@@ -177,6 +179,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a dataset": _dataset,
     "a run": _run,
     "a checkpoint of a run": _checkpoint,
+    "a snapshot": _snapshot,
     "a loss log": _losslog,
     "a schedule": _schedule,
     "an optimum": _optimum,
@@ -198,9 +201,9 @@ def verify(path: Path) -> Facts:
     if kind == "a dataset":
         return facts | _verify_dataset(path)
     if kind == "an average of weights":
-        from elbocli.files.average_file import check
+        from elbocli.files.tensor_files import check_average
 
-        check(path)
+        check_average(path)
         return {**facts, "verified": ["payload_sha256"]}
     if path.is_dir():
         return {**facts, "verified": [f"sha256 of {_verify_folder(path)} files"]}
@@ -233,19 +236,20 @@ def _verify_dataset(path: Path) -> Facts:
 
 def _verify_folder(path: Path) -> int:
     """Verify a checkpoint, a snapshot, or all those of a run; how many files they hold. Raises DataError, FormatError."""
-    from elbocli.files import checkpoint, snapshots
+    from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, read_snapshot, snapshots
     from elbocli.files.hashing import file_sha256
 
-    if recognise(path) != "a run":
-        return len((snapshots.read if snapshots.is_snapshot(path) else checkpoint.read_checkpoint)(path).meta.files)
-    network, files = checkpoint.read_config(path).network, 0
+    kind = recognise(path)
+    if kind != "a run":
+        return len((read_snapshot if kind == "a snapshot" else read_checkpoint)(path).meta.files)
+    network, files = read_config(path).network, 0
     if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
         file = path / Path(str(network["file"])).name
         with reading(file, kind=DataError):
             if file_sha256(file) != network["sha256"]:
                 raise DataError(f"{file}: has changed since it was imported; put it back, or import it anew")
         files += 1
-    folders = [*checkpoint.checkpoints(path), *snapshots.folders(path)]
+    folders = [*checkpoints(path), *snapshots(path)]
     for done, folder in enumerate(folders):
         files += _verify_folder(folder)
         progress(done + 1, len(folders), "folder")

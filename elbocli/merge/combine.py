@@ -22,8 +22,8 @@ from elbocli.files.hashing import add_digests, add_rows
 from elbocli.files.records import Count, convert, parse_json
 from elbocli.files.sample_writers.header import SamplesAbout
 from elbocli.images.samples import drawn
+from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import log, progress
-from elbocli.runtime.signals import Signals, catching_signals
 
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
 OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples", "elbo_version", "pillow_version"}

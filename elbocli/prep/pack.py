@@ -30,8 +30,8 @@ from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
 from elbocli.images.registry import ImageRef, Shape, read_rows
 from elbocli.images.sources import Source, choose, open_source
+from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import log, progress
-from elbocli.runtime.signals import Signals, catching_signals
 from elbocli.version import __version__
 
 if TYPE_CHECKING:

@@ -14,9 +14,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.files.opening import check_file, open_file
-from elbocli.files.reading import reading
-from elbocli.files.recognise import HDF5_MAGIC
+from elbocli.files.reading import check_file, open_file, reading
 from elbocli.images.registry import DatasetRows, Images, images_of_array, source
 
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
@@ -131,7 +129,7 @@ def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "ar
         return labels.astype(np.int64).reshape(count)
 
 
-@source("dataset", magic=HDF5_MAGIC)
+@source("dataset", magic=b"\x89HDF\r\n\x1a\n")
 def open_dataset(path: Path) -> Images:
     """Open a dataset, or samples in one. Raises FormatError when it is none, or one of latents."""
     data = Dataset(path)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.opening import check_file
-from elbocli.files.reading import reading
+from elbocli.files.reading import check_file, reading
 from elbocli.images.registry import ImageRef, Images, Span, source
 
 if TYPE_CHECKING:

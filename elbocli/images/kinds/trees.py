@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from elbocli.errors import DataError
-from elbocli.files.opening import open_file
-from elbocli.files.reading import one_line, reading
+from elbocli.files.reading import one_line, open_file, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.images.registry import Damage, ImageRef, Nowhere, Span, ZipEntry, source
 

@@ -16,15 +16,13 @@ from elbocli.core.metrics import Need, Number, metric
 from elbocli.core.samplers import Move, SamplerPreset, sampler
 from elbocli.core.schedule_curves import schedule
 from elbocli.core.weighting_curves import weighting
-from elbocli.images.image_refs import ArrayRow, FileRows, Span
-from elbocli.images.registry import source
+from elbocli.images.registry import ArrayRow, Span, source
 from elbocli.nn.extractors import Extractor, extractor
 from elbocli.nn.networks import Network, NetworkConfig, network
 
 __all__ = [
     "ArrayRow",
     "Extractor",
-    "FileRows",
     "Move",
     "Need",
     "Network",

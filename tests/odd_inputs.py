@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packing import pack
 from PIL import Image, ImageCms
 
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
-from elbocli.prep import pack as prep
 
 NOBODY = 65534
 BIDS = "; put it right, or add --on-error skip to go on without it", ", or add --on-error skip"
@@ -543,18 +543,15 @@ def source_of(odd: Odd, folder: Path) -> Path:
 def outcome(odd: Odd, folder: Path) -> Outcome:
     """Pack it twice, to stop and to skip."""
     source, out = source_of(odd, folder), folder / "out.h5"
-    settings = {"size": 8, "workers": 2, **odd.settings}
+    settings = {"size": 8, **odd.settings}
     stopped, messages, packed, pixels = "", [], 0, None
     with as_nobody() if odd.nobody else contextlib.nullcontext():
         try:
-            for _ in prep.run(source, folder / "stop.h5", prep.Settings(**settings)):
-                pass
+            pack(source, folder / "stop.h5", **settings)
         except ElboError as error:
             stopped = str(error)
         try:
-            messages = [
-                r.message for r in prep.run(source, out, prep.Settings(on_error="skip", **settings)) if r.message
-            ]
+            messages = pack(source, out, on_error="skip", **settings)
         except ElboError as error:
             messages = [str(error)]
         else:

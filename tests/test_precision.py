@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packing
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +23,6 @@ from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.images.samples import drawn
-from elbocli.prep import pack
 from elbocli.run.settings import resolve
 from elbocli.runtime.device import Precision
 from elbocli.runtime.progress import Progress
@@ -134,8 +134,8 @@ def test_features_are_always_extracted_in_strict_fp32(photos: np.ndarray, tmp_pa
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_encoding(precision: str, autoencoder: Path, photos: np.ndarray, tmp_path: Path, switched: set[str]) -> None:
     out = tmp_path / "latents.h5"
-    settings = pack.Settings(size=16, latents=autoencoder, precision=precision, device="cpu")
-    lines = said(pack.run(images(tmp_path / "photos", photos), out, settings))
+    source = images(tmp_path / "photos", photos)
+    lines = packing.pack(source, out, size=16, latents=autoencoder, precision=precision, device="cpu")
     assert switched == {precision}
     used = str(Precision(precision, CPU))
     assert f"latents of {autoencoder}; cpu, {used}" in lines

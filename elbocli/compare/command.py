@@ -41,7 +41,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     from elbocli.compare.result import Comparison, compare_results
     from elbocli.evaluate.result import result_of, shared
     from elbocli.files.reading import reading
-    from elbocli.images.image_refs import read_bytes
+    from elbocli.images.registry import Span
     from elbocli.version import __version__
 
     context, features = click.get_current_context(), [path.suffix == ".safetensors" for path in files]
@@ -62,7 +62,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
                 content = stdin_or_fail("results").read()
             else:
                 with reading(path, kind=DataError):
-                    content = read_bytes(path)
+                    content = Span(str(path)).read()
             found.append((str(path), result_of(content, str(path))))
         others, alike = compare_results(found), shared([result.alike() for _, result in found])
     comparison = Comparison(

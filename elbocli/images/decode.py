@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.images.crops import CROPS
-from elbocli.images.image_refs import ImageRef, Shape
+from elbocli.files.reading import one_line
+from elbocli.images.registry import ImageRef, Shape
 
-MAX_ASPECT = 100
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
     *("BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF"),
@@ -22,31 +23,112 @@ FORMATS = (
 # Pillow's warnings about odd files are left out: what matters is raised, file by file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
-MODES = {1: "L", 3: "RGB"}
+MODES = {0: "RGB", 1: "L", 3: "RGB"}
 PLAIN_GREY = ("1", "L", "I", "I;16", "I;16B")
 GREY = (*PLAIN_GREY, "LA")
 HEAD = 1 << 18
 """Bytes of an image file that hold its header, nearly always."""
+BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
+Colour = tuple[int, ...]
+
+
+# Ways from an image of any shape to a square
+
+
+def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Crop as ADM does: halve by BOX while at least twice too large, bicubic to the short side, cut the middle.
+
+    Source: Dhariwal & Nichol 2021, the preparation of their training images.
+    """
+    while min(image.size) >= 2 * size:
+        image = halve(image)
+    scale = size / min(image.size)
+    width, height = round(image.size[0] * scale), round(image.size[1] * scale)
+    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
+        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before it is cut")
+    return _middle(image.resize((width, height), BICUBIC), size)
+
+
+def edm(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Cut the middle square at full size, then Lanczos: EDM's center-crop."""
+    return _middle(image, min(image.size)).resize((size, size), LANCZOS)
+
+
+def resize(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Resize to the square by Lanczos, whatever the shape: nothing is cut, proportions are lost."""
+    return image.resize((size, size), LANCZOS)
+
+
+def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Resize the long side by Lanczos, and add bars of the background's colour."""
+    scale = size / max(image.size)
+    inner = image.resize((max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))), LANCZOS)
+    square = Image.new(image.mode, (size, size), background if len(background) > 1 else background[0])
+    square.paste(inner, ((size - inner.size[0]) // 2, (size - inner.size[1]) // 2))
+    return square
+
+
+def none(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+    """Take images as they are. Raises DataError for one of another size."""
+    if image.size != (size, size):
+        raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none takes only those of --size {size}")
+    return image
+
+
+class Crop(NamedTuple):
+    """cut(image, size, background) → square image. filter: the resampling, for the dataset's attributes."""
+
+    filter: str
+    cut: Callable[[Image.Image, int, Colour], Image.Image]
+
+
+CROPS = {
+    "center": Crop("box, bicubic", center),
+    "edm": Crop("lanczos", edm),
+    "resize": Crop("lanczos", resize),
+    "pad": Crop("lanczos", pad),
+    "none": Crop("none", none),
+}
+
+
+def _middle(image: Image.Image, size: int) -> Image.Image:
+    left, top = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def halve(image: Image.Image) -> Image.Image:
+    """`image.resize` to half of each side (rounded down) by BOX: the same pixels, in two thirds of the time.
+
+    Pillow resizes one axis after the other, rounding in between. Along an axis of even length BOX is the rounded
+    mean of two, which `reduce` does faster.
+    """
+    width, height = image.size
+    if 10 * height > 19 * width:  # since Pillow 13 these are resized vertically first
+        return image.resize((width // 2, height // 2), BOX)
+    image = image.resize((width // 2, height), BOX) if width % 2 else image.reduce((2, 1))
+    return image.resize((width // 2, height // 2), BOX) if height % 2 else image.reduce((1, 2))
+
+
+# Image files
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Settings that decide how an image becomes a square. background: a colour that transparency is laid on and that pads; '' drops alpha.
+    """Settings that decide how an image becomes a square.
 
-    auto_orient: turn as EXIF says. fast: decode JPEG at reduced scale, which changes pixels. grey_expected: count an image
-    in colour as changed when it becomes grey.
+    channels: 1, 3, or 0 for as many as the file has. background: a colour that transparency is laid on and that pads;
+    '' drops alpha. auto_orient: turn as EXIF says. grey_expected: count an image in colour as changed when it becomes grey.
     """
 
-    size: int
+    size: int = 0
     channels: int = 3
     crop: str = "center"
     background: str = ""
     auto_orient: bool = False
-    fast: bool = False
     grey_expected: bool = False
 
     @property
-    def colour(self) -> tuple[int, ...]:
+    def colour(self) -> Colour:
         """The background in the image's channels; white unless given. Raises UsageError."""
         try:
             colour = ImageColor.getcolor(self.background or "white", MODES[self.channels])
@@ -56,109 +138,76 @@ class DecodeOptions:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open without decoding. Never runs another program. Raises Pillow's errors."""
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    """Open without decoding. Never runs another program. Raises DataError."""
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception as error:
+        raise _undecodable(error) from error
 
 
-def decode(content: bytes, channels: int, how: DecodeOptions | None = None) -> tuple[Image.Image, str]:
+def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
     """Decode an image file. Returns (image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped').
 
-    channels: 1, 3, or 0 for as many as the file has. Raises DataError.
     16-bit grey is scaled by 1/257. An animation gives its first frame. Transparency is dropped, and EXIF's orientation
-    ignored, as in ADM, unless `how` says otherwise.
+    ignored, as in ADM, unless `how` says otherwise. Raises DataError.
     """
-    how = how or DecodeOptions(0, channels)
     if not content:
         raise DataError("empty file")
-    try:
-        with open_image(content) as image:
-            _check_aspect(image)
-            change = ["first frame of several"] if getattr(image, "is_animated", False) else []
-            if how.fast and image.format == "JPEG":
-                image.draft(None, (2 * how.size, 2 * how.size))
+    with open_image(content) as image:
+        changes = ["first frame of several"] if getattr(image, "is_animated", False) else []
+        try:
             image.load()
             upright: Image.Image = image
             if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                upright, change = ImageOps.exif_transpose(image), [*change, "turned"]
-            plain, converted = _plain(upright, how)
-            if how.grey_expected and image.mode not in GREY:
-                converted = [*converted, "colour made grey"]
-            return plain, ", ".join([*change, *converted])
-    except Exception as error:
-        raise _trouble(error, content) from error
+                upright = ImageOps.exif_transpose(image)
+                changes.append("turned")
+            plain, change = _plain(upright, how)
+        except Exception as error:
+            raise _undecodable(error) from error
+        if change:
+            changes.append(change)
+        if how.grey_expected and image.mode not in GREY:
+            changes.append("colour made grey")
+    return plain, ", ".join(changes)
+
+
+def _undecodable(error: Exception) -> ElboError:
+    """elbo's error for one of Pillow's, whose decoders raise anything on damaged files."""
+    if isinstance(error, ElboError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return DataError("not an image, or of a format that elbo does not read")
+    return DataError(f"does not decode: {one_line(error, 120)}")
 
 
 def header_shape(ref: ImageRef) -> Shape:
     """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises DataError."""
-    content = ref.read(HEAD)
-    if isinstance(content, np.ndarray):
-        height, width, channels = content.shape
-        return height, width, channels
     try:
-        return _shape(content)
+        image = open_image(bytes(ref.read(HEAD)))
     except DataError:
-        return _shape(bytes(ref.read()))
+        image = open_image(bytes(ref.read()))
+    return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
-def _shape(content: bytes) -> Shape:
-    try:
-        with open_image(content) as image:
-            _check_aspect(image)
-            return image.size[1], image.size[0], 1 if image.mode in GREY else 3
-    except Exception as error:
-        raise _trouble(error, content) from error
-
-
-def _check_aspect(image: Image.Image) -> None:
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise DataError(f"too long and thin: {image.size[0]} x {image.size[1]}")
-
-
-def _trouble(error: Exception, content: bytes) -> ElboError:
-    """Say what is wrong with an image file. error: Pillow's, whose decoders raise anything on damaged files."""
-    if isinstance(error, ElboError):
-        return error
-    if isinstance(error, UnidentifiedImageError):
-        return DataError(_unknown(content))
-    if isinstance(error, Image.DecompressionBombError):
-        return DataError("too many pixels")
-    return DataError(f"does not decode: {str(error)[:120] or type(error).__name__}")
-
-
-def _unknown(content: bytes) -> str:
-    head = content[:256].lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "not an image: a web page, perhaps an error that was saved in its place"
-    if head.startswith(b"pk\x03\x04"):
-        return "not an image: a zip archive; unpack it, or give it as a source of its own"
-    if content[:1] == b"\x80" and content[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return "not an image: a pickle, which could run code and is never opened; of CIFAR take the binary version"
-    if head.isascii() and b"\0" not in head:
-        return "not an image: text"
-    return "not an image, or of a format that elbo does not read"
-
-
-def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, list[str]]:
+def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
     """Convert to grey or RGB. Returns (image, what that changed)."""
     mode = image.mode
     target = MODES[how.channels or (1 if mode in PLAIN_GREY else 3)]
-    if mode == "F":
-        raise DataError("floating-point pixels: their range is not known; convert them first")
-    if mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16:  # type: ignore[operator]
+    if mode == "F" or (mode == "I" and not 0 <= np.asarray(image).min() <= np.asarray(image).max() < 1 << 16):
         raise DataError("32-bit pixels: their range is not known; convert them first")
     if mode.startswith("I"):
         scaled = (np.asarray(image).astype(np.int64) + 128) // 257
-        return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert(target), ["16-bit scaled"]
+        return Image.fromarray(scaled.astype(np.uint8)).convert(target), "16-bit scaled"
     if mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         if not how.background:
-            return image.convert(target), ["alpha dropped"]
+            return image.convert(target), "alpha dropped"
         sheet = Image.new("RGBA", image.size, ImageColor.getrgb(how.background)[:3])
         sheet.alpha_composite(image)
-        return sheet.convert(target), ["alpha blended"]
+        return sheet.convert(target), "alpha blended"
     if mode in ("LAB", "HSV"):
         image = image.convert("RGB")
-    return image.convert(target), [] if mode in ("RGB", "L") else [f"{mode} converted"]
+    return image.convert(target), "" if mode in ("RGB", "L") else f"{mode} converted"
 
 
 def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray, str]:
@@ -167,9 +216,9 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
     Raises DataError.
     """
     if isinstance(content, bytes):
-        image, change = decode(content, how.channels, how)
+        image, change = decode(content, how)
     else:
-        image, change = Image.fromarray(content[..., 0] if content.shape[2] == 1 else content), ""
+        image, change = Image.fromarray(content.squeeze(2) if content.shape[2] == 1 else content), ""
         image = image.convert(MODES[how.channels])
     pixels = np.asarray(CROPS[how.crop].cut(image, how.size, how.colour))
     return pixels[..., None] if pixels.ndim == 2 else pixels, change

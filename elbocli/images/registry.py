@@ -1,4 +1,4 @@
-"""Kinds of image sources: each is declared by @source, elbo's own in a file of `images/kinds` each.
+"""References to images, and kinds of image sources, which are declared by @source.
 
 @source("frames", suffix=".frames")
 def frames(path):
@@ -8,61 +8,182 @@ def frames(path):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.reading import open_file
-from elbocli.images.image_refs import ImageRef
+from elbocli.files.dataset import Dataset
+from elbocli.files.reading import open_file, reading
 
+Shape = tuple[int, int, int]
 Word = str | int
-Row = tuple[str, Word | None, ImageRef]
-Complain = Callable[[str], None]
+"""An image's class: the name of a folder, or a number."""
 F = TypeVar("F", bound=Callable[..., Any])
 HEAD = 512
+
+
+class ImageRef(Protocol):
+    """A reference to one image. Nothing is ever extracted to disk."""
+
+    def read(self, most: int = -1) -> bytes | np.ndarray:
+        """Read an image file, or its first bytes; or pixels, uint8 [H, W, C]. Safe from any thread. Raises DataError."""
+
+    @property
+    def shape(self) -> Shape | None:
+        """(H, W, C), where it is known without reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A file, or `size` bytes of it from `offset`."""
+
+    path: str
+    offset: int = 0
+    size: int = -1
+    shape = None
+
+    def read(self, most: int = -1) -> bytes:
+        wanted = self.size if most < 0 or 0 <= self.size < most else most
+        try:
+            with open_file(self.path) as file:
+                file.seek(self.offset)
+                content = file.read(wanted)
+        except OSError as error:
+            raise DataError(f"can't be read: {error.strerror}") from error
+        if self.size >= 0 and len(content) < wanted:
+            raise DataError(f"cut short: {len(content)} of {wanted} bytes are there")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class ZipEntry:
+    """An entry of an open zip archive."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+    shape = None
+
+    def read(self, most: int = -1) -> bytes:
+        with reading("does not unpack", kind=DataError), self.archive.open(self.info) as member:
+            return member.read(most)
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """An entry that can't be an image, such as a link or a folder of an archive."""
+
+    why: str
+    shape = None
+
+    def read(self, most: int = -1) -> bytes:
+        raise DataError(self.why)
+
+
+class Damage(Nowhere):
+    """The place of an archive from which on it can't be read. why: begins with the archive's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRows:
+    """The images of an elbo-dataset, as an array."""
+
+    dataset: Dataset
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        return self.dataset.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Read rows that follow each other. Raises DataError, and FormatError for a damaged dataset."""
+        return self.dataset.batch(range(rows.start, rows.stop))
+
+
+class ArrayRow(NamedTuple):
+    """A row of an array of uint8 images."""
+
+    array: np.ndarray | DatasetRows
+    row: int
+
+    def read(self, most: int = -1) -> np.ndarray:
+        return np.ascontiguousarray(self.array[self.row : self.row + 1])[0]
+
+    @property
+    def shape(self) -> Shape:
+        _, height, width, channels = self.array.shape
+        return height, width, channels
+
+
+def read_rows(refs: Sequence[ImageRef]) -> np.ndarray | None:
+    """Read rows of one array that follow each other in one go: uint8 [N, H, W, C]. None where that isn't what they are.
+
+    Raises DataError, and FormatError for a damaged dataset.
+    """
+    first = refs[0]
+    if isinstance(first, ArrayRow) and all(
+        isinstance(ref, ArrayRow) and ref.array is first.array and ref.row == first.row + k
+        for k, ref in enumerate(refs)
+    ):
+        return np.ascontiguousarray(first.array[first.row : first.row + len(refs)])
+    return None
 
 
 @dataclass
 class Images:
     """Images in order. labels: the word or number of each image's class, None without; all None where nothing has one.
 
-    classes: the names of classes that are numbers. in_order: whether the images can only be read one after another.
-    notes: what a person should know of what was taken.
+    classes: the names of classes that are numbers, or all words in their order. prefix: begins the name of an image in a
+    message.
     """
 
     names: Sequence[str]
     labels: Sequence[Word | None] | None
     refs: Sequence[ImageRef]
     classes: Sequence[str] = ()
-    in_order: bool = False
-    notes: list[str] = field(default_factory=list)
+    prefix: str = ""
+
+    @property
+    def numbers(self) -> list[int]:
+        """The labels, where they are numbers of classes with names; otherwise nothing."""
+        return [label for label in self.labels or () if isinstance(label, int)] if self.classes else []
 
 
-def numbered(count: int) -> list[str]:
-    """Names of images that have none: their numbers."""
-    return [str(number) for number in range(count)]
+def images_of_array(
+    array: np.ndarray | DatasetRows,
+    labels: Sequence[int] | None = None,
+    classes: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> Images:
+    """All rows of an array; their names are their numbers where they have none."""
+    count = range(array.shape[0])
+    return Images(names or [str(row) for row in count], labels, [ArrayRow(array, row) for row in count], classes)
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A kind of source. tree: it lists files by their paths, whose folders may be classes; otherwise it has images."""
+    """A kind of source.
+
+    form: 'images', open(path); 'tree', open(path) lists files by their paths, whose folders may be classes; 'parts',
+    open(files, beside, where) takes files of a published set, as (name, reference), and the references of the other
+    files of their folder by name. where: begins the names of files in messages.
+    """
 
     name: str
     open: Callable[..., Any]
-    begins: bytes
+    magic: bytes
     suffix: str
     test: Callable[[Path, bytes], bool] | None
-    tree: bool
+    form: str
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Whether a file is of this kind. head: its first bytes."""
-        return (
-            head.startswith(self.begins)
-            and path.name.lower().endswith(self.suffix)
-            and (self.test is None or self.test(path, head))
-        )
+        named = path.name.lower().endswith(self.suffix)
+        return head.startswith(self.magic) and named and (self.test is None or self.test(path, head))
 
 
 KINDS: list[SourceKind] = []
@@ -74,7 +195,7 @@ def source(
     magic: bytes = b"",
     suffix: str = "",
     test: Callable[[Path, bytes], bool] | None = None,
-    tree: bool = False,
+    form: str = "images",
 ) -> Callable[[F], F]:
     """Declare a function of a path that yields (name, class or None, reference) of each image.
 
@@ -82,7 +203,7 @@ def source(
     """
 
     def declare(function: F) -> F:
-        KINDS.append(SourceKind(name, function, magic, suffix, test, tree))
+        KINDS.append(SourceKind(name, function, magic, suffix, test, form))
         return function
 
     return declare
@@ -97,36 +218,6 @@ def kind_of(path: Path) -> SourceKind | None:
     """Find the kind of a file or folder, None where it is of none. Raises DataError."""
     head = b""
     if not path.is_dir():
-        try:
-            with open_file(path) as file:
-                head = file.read(HEAD)
-        except OSError as error:
-            raise DataError(f"{path}: can't be read: {error.strerror}") from error
+        with reading(path, kind=DataError):
+            head = Span(str(path)).read(HEAD)
     return next((kind for kind in kinds() if kind.matches(path, head)), None)
-
-
-def images_of(rows: Iterable[Row] | Images) -> Images:
-    """Collect what a function of @source yields into lists."""
-    if isinstance(rows, Images):
-        return rows
-    names, labels, refs = [], [], []
-    for name, label, ref in rows:
-        names.append(name)
-        labels.append(label)
-        refs.append(ref)
-    return Images(names, None if all(label is None for label in labels) else labels, refs)
-
-
-def clean(name: str) -> str:
-    """Clean a path of an archive of '.', '..', leading slashes and backslashes."""
-    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-
-
-def printable(name: str) -> str:
-    """A name for people, with escapes for characters that would move their cursor or are no text."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
-
-
-def hidden(name: str) -> bool:
-    """Whether any part of a path is hidden (begins with a dot), or is macOS's or Windows' own."""
-    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))

@@ -1,164 +1,325 @@
 """Sources of `elbo prep`: the images of one or several sources in a fixed order, each with a class.
 
-A source is a folder, a tar (of tars), a zip, an array file or another dataset. In every folder files come before folders,
-both in the byte order of their names, so that a folder and any archive of it are the same source.
+A source is a folder, a tar (of tars), a zip, an array file or another dataset. A folder, a tar or a zip may hold class folders
+or none, EDM's dataset.json, webdataset's files beside each image, or a data set in the files that it is published as. In every
+folder files come before folders, both in the byte order of their names, so that a folder and any archive of it are the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
+import elbocli.images.kinds  # noqa: F401 they declare themselves
 from elbocli.core.streams import Stream
-from elbocli.errors import DataError, UsageError
-from elbocli.images import layouts
-from elbocli.images.image_refs import ImageRef
-from elbocli.images.labels import assign, by_meta, is_meta, read_labels_file, read_meta, some
-from elbocli.images.registry import Complain, Word, printable
+from elbocli.errors import DataError, ElboError
+from elbocli.images.labels import assign, edm_labels, read_labels_file, read_meta, sidecar_labels, some
+from elbocli.images.registry import HEAD, Damage, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.runtime.progress import log
+
+NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
+"""Formats that Pillow knows by name only, or reads by another program."""
+OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
+SET_FILES = 4096
+"""A folder with more files is no published set."""
+SPLITS = {
+    **dict.fromkeys(("train", "training", "batch"), "train"),
+    **dict.fromkeys(("test", "t10k", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+}
+"""Words of a file's name → the part of the dataset that it holds."""
+Entry = tuple[str, ImageRef]
 
 
 @dataclass(frozen=True)
 class Source:
     """Images in a fixed order. files: paths below their source; labels: an index into class_names for each.
 
-    prefixes, owners: how a message names image i: prefixes[owners[i]] + files[i]. in_order: whether refs can only
-    be read one after another. notes: what a person should know of how the classes were found.
+    prefix: begins the name of an image in a message; '' where there are several sources.
     """
 
     files: list[str]
     labels: list[int]
     class_names: list[str]
     refs: Sequence[ImageRef]
-    prefixes: list[str]
-    owners: Sequence[int]
-    in_order: bool = False
-    notes: list[str] = field(default_factory=list)
+    prefix: str
 
     def __len__(self) -> int:
         return len(self.files)
 
     def shown(self, index: int) -> str:
         """An image's name for people."""
-        return printable(self.prefixes[self.owners[index]] + self.files[index])
+        return self.prefix + self.files[index]
 
     def take(self, chosen: Sequence[int]) -> Source:
-        """Keep only those images, in that order. Raises UsageError when they can only be read in their own."""
-        if self.in_order and any(b < a for a, b in pairwise(chosen)):
-            name = self.prefixes[0].rstrip(":/ ")
-            remedy = "pack it as it is, then the dataset in random order: elbo prep ALL.h5 OUT.h5 --shuffle-seed S"
-            raise UsageError(f"{name}: can only be read in its own order; {remedy}")
-        lists = {name: getattr(self, name) for name in ("files", "labels", "refs", "owners")}
-        taken: dict[str, Any] = {name: [values[i] for i in chosen] for name, values in lists.items()}
-        return replace(self, **taken)
-
-
-def stop(trouble: str) -> None:
-    """Raise DataError."""
-    raise DataError(trouble + ", or add --on-error skip")
+        """Keep only those images, in that order."""
+        return replace(
+            self,
+            files=[self.files[i] for i in chosen],
+            labels=[self.labels[i] for i in chosen],
+            refs=[self.refs[i] for i in chosen],
+        )
 
 
 def open_source(
-    roots: Sequence[Path] | Path, *, labels: Path | None = None, classes: Path | None = None, complain: Complain = stop
+    roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False
 ) -> Source:
     """Open one or several sources.
 
-    labels, classes: files with the class of each image, and with all classes in order (see labels.py, classes.py).
-    complain: gets the trouble of damaged archives, which is raised otherwise. Raises DataError, also when nothing is there.
+    labels, classes: files with the class of each image, and with all classes in order (see labels.py).
+    skip: warn of damaged archives and take what can be read. Raises DataError, also when nothing is there.
     """
-    roots = [roots] if isinstance(roots, Path) else list(roots)
-    ours = [path for path in (labels, classes) if path is not None]
-    found = [layouts.list_source(root, labels is not None, len(roots) > 1, complain, ours) for root in roots]
-    if len(found) > 1:
-        for part in found:
-            layouts.name_among_others(part)
-    names = [name for part in found for name in part.names]
+    ours = [path.name for path in (labels, classes) if path is not None]
+    parts = [list_source(root, labels is not None, len(roots) > 1, skip, ours) for root in roots]
+    names = [name for part in parts for name in part.names]
     if not names:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
-    refs = found[0].refs if len(found) == 1 else [ref for part in found for ref in part.refs]
-    prefixes = [part.prefix for part in found]
-    owners = [owner for owner, part in enumerate(found) for _ in part.names]
-    source = Source(names, [-1] * len(names), [], refs, prefixes, owners, any(part.in_order for part in found))
-    source.notes.extend(note for part in found for note in part.notes)
-    if labels is None and classes is None and len(found) == 1 and found[0].numbers is not None:
-        return replace(source, labels=found[0].numbers, class_names=list(found[0].classes or ()))
-    bare = False
+    refs = [ref for part in parts for ref in part.refs]
+    source = Source(names, [-1] * len(names), [], refs, parts[0].prefix if len(parts) == 1 else "")
+    if not ours and len(parts) == 1 and parts[0].numbers:
+        return replace(source, labels=parts[0].numbers, class_names=list(parts[0].classes))
+    found, bare, known = [word for part in parts for word in _words_of(part)], False, list(parts[0].classes)
     if labels is not None:
-        words, bare = read_labels_file(labels, names)
-    else:
-        words = [word for part in found for word in layouts.words_of(part)]
-    return _classified(*_complete(source, words, labels), found, labels, classes, bare)
-
-
-def _classified(
-    source: Source,
-    words: list[Word],
-    found: list[layouts.Listing],
-    labels: Path | None,
-    classes: Path | None,
-    bare: bool,
-) -> Source:
-    """Number the classes, and leave out images whose class isn't listed."""
-    notes = source.notes
-    words = _of_one_kind(source, words, labels, classes, bare)
-    own = found[0].classes if len(found) == 1 and labels is None else None
-    every = {name for part in found for name in part.classes or ()}
-    # Classes without images count, if the sources know all those of the images.
-    unused = every if labels is None and set(words) <= every else set()
-    numbers, class_names, dropped = assign(words, own, unused, classes, bare, notes)
-    if labels is None and len(class_names) > 1 and any(part.captioned for part in found):
-        notes.append("no class lies beside the images (.cls or .json), so their folders or archives are the classes")
+        found, bare = read_labels_file(labels, names)
+        known = []
+    elif len(parts) > 1:
+        known = sorted({name for part in parts for name in part.classes}, key=os.fsencode)
+    source, words = _with_classes(source, found, labels)
+    words = _of_one_kind(words, labels, classes, bare)
+    numbers, class_names = assign(words, known, classes, bare)
     source = replace(source, labels=numbers, class_names=class_names)
-    if not dropped:
-        return source
     kept = [index for index, number in enumerate(numbers) if number >= 0]
+    if len(kept) == len(numbers):
+        return source
+    dropped = some(sorted({word for word, number in zip(words, numbers) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the classes of these images ({some(dropped)})")
-    images = f"{len(source) - len(kept)} images of {len(dropped)} classes"
-    notes.append(f"{images} that {classes} doesn't list are left out ({some(dropped)})")
+        raise DataError(f"{classes}: lists none of the classes of these images ({dropped})")
+    log.warning(f"{len(numbers) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return source.take(kept)
 
 
-def _complete(source: Source, words: Sequence[Word | None], labels: Path | None) -> tuple[Source, list[Word]]:
+def _words_of(part: Images) -> Sequence[Word | None]:
+    """The class of each image of a source, None where it has none. Raises DataError when two classes share a name."""
+    numbers = part.numbers
+    if not numbers:
+        return part.labels or ()
+    if len(set(part.classes)) < len(part.classes):
+        raise DataError(f"{part.prefix}two of its classes are called alike; pack it alone, without --classes")
+    return [part.classes[number] for number in numbers]
+
+
+def _with_classes(source: Source, words: Sequence[Word | None], labels: Path | None) -> tuple[Source, list[Word]]:
     """Leave out papers, which have no class. Raises DataError when an image has none."""
-    without = [index for index, word in enumerate(words) if word is None]
     known = [word for word in words if word is not None]
+    without = [index for index, word in enumerate(words) if word is None]
     if not without:
         return source, known
-    missing = next(
-        (index for index in without if layouts.is_picture(source.files[index])), without[0] if not known else None
-    )
-    if missing is not None:
-        numbers = f"as {len(without) - 1} others have none, but {len(known)} have one"
-        what = f"no class{f' in {labels}' if labels else ''}, {numbers}"
-        raise DataError(f"{source.shown(missing)}: {what}; give all of them one, or pack the two kinds apart")
-    papers = [source.shown(index) for index in without]
-    source.notes.append(layouts.left_out(papers, "no image by its name, and without a class"))
+    for index in without:
+        if not known or is_picture(source.files[index]):
+            where = labels or "its source"
+            raise DataError(
+                f"{source.shown(index)}: no class in {where}, but {len(known)} others have one; give all one"
+            )
+    log.warning(f"{source.shown(without[0])}: {len(without)} files left out: no images by name, and without a class")
     return source.take([index for index, word in enumerate(words) if word is not None]), known
 
 
-def _of_one_kind(
-    source: Source, words: list[Word], labels: Path | None, classes: Path | None, bare: bool
-) -> list[Word]:
+def _of_one_kind(words: list[Word], labels: Path | None, classes: Path | None, bare: bool) -> list[Word]:
     """Refuse numbers among names, and turn ILSVRC's numbers into WNIDs where its meta.mat is at hand."""
-    number = next((index for index, word in enumerate(words) if isinstance(word, int)), None)
-    if number is None:
+    kinds_of_words = {type(word): word for word in words}
+    if len(kinds_of_words) > 1:
+        both = " and ".join(map(str, kinds_of_words.values()))
+        raise DataError(f"some classes are numbers and some are names ({both}); give all one kind, such as by --labels")
+    if str in kinds_of_words:
         return words
-    name = next((index for index, word in enumerate(words) if not isinstance(word, int)), None)
-    if name is not None:
+    meta = classes if classes is not None and classes.suffix == ".mat" else None
+    if meta is None and bare and labels is not None and labels.with_name("meta.mat").is_file():
+        meta = labels.with_name("meta.mat")
+        log.warning(f"{labels}: its numbers are those of {meta}")
+    if meta is None:
+        return words
+    wnids = read_meta(meta)[0]
+    wrong = next((word for word in words if not 1 <= int(word) <= len(wnids)), None)
+    if wrong is not None:
         raise DataError(
-            f"{source.shown(number)} has a number for a class ({words[number]}), {source.shown(name)} a name "
-            f"({words[name]!r}); give all of them one kind, for instance by --labels"
+            f"{meta}: an image has class {wrong}, but ILSVRC's numbers go from 1 to {len(wnids)}; numbers from 0 "
+            "(Caffe's val.txt, EDM) count the sorted names: list these as text in --classes, or leave it out"
         )
-    beside = labels.with_name("meta.mat") if bare and labels is not None and not is_meta(classes) else None
-    if beside is not None and beside.is_file():
-        source.notes.append(f"{labels}: its numbers are those of {beside}")
-    meta = classes if is_meta(classes) else beside if beside is not None and beside.is_file() else None
-    return words if meta is None else by_meta([int(word) for word in words], read_meta(meta))
+    return [wnids[int(word) - 1] for word in words]
+
+
+# One source
+
+
+def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequence[str]) -> Images:
+    """Find the images of a source. any_depth: folders are not classes, because something else says the classes.
+
+    among: it is one of several, so that a flat one is a class folder, a class tar or a shard, whose name begins those of
+    its images. skip: as in `open_source`. ours: names of files that are no images.
+    Raises DataError and FormatError when nothing can be packed.
+    """
+    kind = kind_of(root)
+    if kind is None:
+        names = ", ".join(kind.name for kind in kinds())
+        raise DataError(f"{root}: is none of {names}; expected these, or a folder of images; unpack what is compressed")
+    prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
+    if kind.form == "tree":
+        entries = []
+        for name, _, ref in kind.open(root):
+            if not isinstance(ref, Damage):
+                # OUT, --labels and --classes may lie in the folder of the images.
+                if not OWN.search(name) and name.rpartition("/")[2] not in ours:
+                    entries.append((name, ref))
+            elif skip:
+                log.warning(ref.why)
+            else:
+                raise DataError(f"{ref.why}, or add --on-error skip")
+        images, stem = _sort_files(entries, prefix, stem, any_depth, among)
+    elif kind.form == "parts":
+        siblings = {path.name: Span(str(path)) for path in root.absolute().parent.iterdir()}
+        images = kind.open([(root.name, Span(str(root)))], siblings, str(root).removesuffix(root.name))
+    else:
+        images = kind.open(root)
+    if not isinstance(images, Images):
+        rows = list(images)
+        images = Images([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+    flat = images.labels is None or all(label is None for label in images.labels)
+    if flat:
+        images.labels, images.classes = [stem] * len(images.names), [stem]
+    images.prefix = images.prefix or prefix
+    if among and (flat or not any("/" in name for name in images.names)):
+        images.prefix = images.prefix.removesuffix(f"{stem}/")
+        images.names = [f"{stem}/{name}" for name in images.names]
+    return images
+
+
+def _order(entry: Entry) -> bytes:
+    """A key that sorts paths by the bytes of their parts, a folder's files before its folders.
+
+    It is one short object, because a million are held at once.
+    """
+    folders, slash, last = os.fsencode(entry[0]).rpartition(b"/")
+    return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
+
+
+def _sort_files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
+    """Sort the files of a folder or an archive into classes. Folders are entries whose names end with a slash.
+
+    Returns (the images, without labels where they are of one class; the name of that).
+    """
+    entries, tops, alone = _descend(entries)
+    folders = {name.partition("/")[0] for name, _ in entries if name.endswith("/")}
+    entries = sorted((entry for entry in entries if not entry[0].endswith("/")), key=_order)
+    # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
+    alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
+    prefix, stem = "".join((prefix, *(f"{top}/" for top in tops))), (stem, *tops)[-1]
+    if not any(is_picture(name) for name, _ in entries):
+        images = _published_set(entries, prefix)
+        if images is not None:
+            return images, stem
+    edm, own = dict(entries).get("dataset.json"), list[str]()
+    if edm is not None:
+        entries = [entry for entry in entries if entry[0] != "dataset.json"]
+        words = edm_labels(edm, [name for name, _ in entries], f"{prefix}dataset.json")
+    else:
+        entries, words = sidecar_labels(entries, prefix)
+        if words is None and not any_depth and not alone:
+            entries = _without_loose(entries, prefix)
+        classes = {name.partition("/")[0] for name, _ in entries if "/" in name}
+        if words is None and not alone and classes:
+            own = sorted(classes | folders, key=os.fsencode)
+            words = [name.partition("/")[0] for name, _ in entries]
+    return Images([name for name, _ in entries], words, [ref for _, ref in entries], own, prefix), stem
+
+
+def _descend(entries: list[Entry]) -> tuple[list[Entry], list[str], bool]:
+    """Enter a folder that is alone: an archive may be made of one, and a class may be.
+
+    Returns (its entries, the folders on the way to it, whether the last is a class by itself).
+    """
+    tops: list[str] = []
+    while any(not name.endswith("/") for name, _ in entries):
+        first = {name.partition("/")[0] if "/" in name else "" for name, _ in entries}
+        if len(first) > 1 or "" in first:
+            break
+        top = first.pop()
+        tops.append(top)
+        entries = [(name[len(top) + 1 :], ref) for name, ref in entries if name != f"{top}/"]
+        loose = [name for name, _ in entries if "/" not in name]
+        if any(map(is_picture, loose)) or not any("/" in name and not name.endswith("/") for name, _ in entries):
+            return entries, tops, True
+    return entries, tops, False
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name is one for an image."""
+    Image.init()
+    stem, _, suffix = name.rpartition("/")[2].rpartition(".")  # a Path takes seconds for a million names
+    kind = Image.EXTENSION.get(f".{suffix.lower()}") if stem else None
+    return kind in Image.OPEN and kind not in NO_PICTURES
+
+
+def _without_loose(entries: list[Entry], prefix: str) -> list[Entry]:
+    """Leave out papers beside class folders. Raises DataError when there are images beside them."""
+    loose = [name for name, _ in entries if "/" not in name]
+    if not loose or len(loose) == len(entries):
+        return entries
+    pictures = [name for name in loose if is_picture(name)]
+    if pictures:
+        folder = next(name for name, _ in entries if "/" in name).partition("/")[0]
+        both = f"both class folders ({folder}, …) and loose images ({some(pictures)})"
+        raise DataError(f"{prefix}: holds {both}; move one kind away, or say by --labels which class each image has")
+    log.warning(f"{prefix}{loose[0]}: {len(loose)} files left out: not in a class folder")
+    return [entry for entry in entries if "/" in entry[0]]
+
+
+def _published_set(entries: Sequence[Entry], prefix: str) -> Images | None:
+    """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
+
+    Of several parts the training images are taken. Raises DataError when a folder holds several sets, and for damaged files.
+    """
+    if len(entries) > SET_FILES:
+        return None
+    names = {name for name, _ in entries}
+    files = [
+        (kind, name, ref)
+        for name, ref in entries
+        if not (name.endswith(".gz") and name.removesuffix(".gz") in names) and (kind := _part_kind(name, ref))
+    ]
+    taken = [file for file in files if _split_of(file[1]) == "train"] or files
+    if not taken:
+        return None
+    kind, first, _ = taken[0]
+    folder = first[: first.rfind("/") + 1]
+    sets = {(kind.name, _split_of(name), name[: name.rfind("/") + 1]) for kind, name, _ in taken}
+    if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
+        raise DataError(f"{prefix}: holds several sets of images ({some([name for _, name, _ in taken])}); name one")
+    if len(taken) < len(files):
+        others = some([file[1] for file in files if file not in taken])
+        log.warning(f"{prefix}{first}: the training images are taken; left out: {others}")
+    beside = {name.removeprefix(folder): ref for name, ref in entries if name.startswith(folder)}
+    images: Images = kind.open([(name.removeprefix(folder), ref) for _, name, ref in taken], beside, prefix + folder)
+    return images
+
+
+def _part_kind(name: str, ref: ImageRef) -> SourceKind | None:
+    """The kind of a file that may be one of a published set; None when it is none, or can't be read."""
+    with contextlib.suppress(ElboError):
+        head = bytes(ref.read(HEAD))
+        return next((kind for kind in kinds() if kind.form == "parts" and kind.matches(Path(name), head)), None)
+    return None
+
+
+def _split_of(name: str) -> str:
+    """The part of a published set that a file holds, by the words of its name; '' where it says nothing."""
+    return next((SPLITS[word] for word in re.split(r"[^a-z0-9]+", name.lower()) if word in SPLITS), "")
 
 
 def choose(

@@ -33,44 +33,34 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
 
     It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
     """
-    from elbocli.cli.progress_bar import show
-    from elbocli.info.describe import describe
+    from elbocli.info import describe
 
     if grid == STREAM and (as_json or verify):
         message = "standard output is the picture's; name a file, --grid FILE.png"
         raise click.UsageError(message, click.get_current_context())
+    if scale and grid is None:
+        raise click.UsageError("--scale enlarges a grid; add --grid FILE.png", click.get_current_context())
     if grid is not None:
         _draw(file, grid, scale or 0)
-    elif scale:
-        raise click.UsageError("--scale enlarges a grid; add --grid FILE.png", click.get_current_context())
     if grid == STREAM:
         return
-    if verify:
-        from elbocli.info.verify import run
-
-        facts = show(run(file))
-    else:
-        facts = describe(file)
+    facts = describe.verify(file) if verify else describe.describe(file)
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
-    lines = {
-        visible(key): visible(json.dumps(value) if isinstance(value, (dict, list)) else str(value))
-        for key, value in facts.items()
-    }
-    width = max(map(len, lines))
-    for key, said in lines.items():
-        click.echo(f"{key:<{width}}  {said}")
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(visible(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (dict, list)) else value}"))
 
 
 def _draw(file: Path, out: Path, scale: int) -> None:
     """Write the picture of a file's images."""
     from elbocli.files.grid import save_grid, write_grid
-    from elbocli.info.picture import images_of
+    from elbocli.images.samples import refuse_terminal
+    from elbocli.info.describe import images_of
 
-    if out == STREAM and sys.stdout.isatty():
-        context = click.get_current_context()
-        raise click.UsageError("standard output is a terminal; name a file, --grid FILE.png", context)
+    if out == STREAM:
+        refuse_terminal(sys.stdout)
     images, layout = images_of(file, scale)
     if out == STREAM:
         save_grid(sys.stdout.buffer, images, layout)

@@ -1,44 +1,42 @@
-"""Descriptions of elbo's files: what each is and how it was made."""
+"""Descriptions of elbo's files: what each is and how it was made, whether it is what was written, and its images."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from elbocli.errors import DataError, FormatError
-from elbocli.files.reading import open_file, read_yaml, reading
-from elbocli.files.recognise import HDF5_MAGIC, begins_like_tensors, instead, recognise
+from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
+from elbocli.files.reading import reading
+from elbocli.files.recognise import instead, recognise
+from elbocli.runtime.progress import log, progress
+
+SHOWN, LEAST = 64, 8
+"""Images of a picture in all, and of each class at least."""
+Facts = dict[str, Any]
 
 
-def _but(known: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in known.items() if key not in keys}
-
-
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> Facts:
     """Facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics,
     features or samples, told by content.
 
     Raises FormatError when it is none of these, or damaged.
     """
-    if path.is_dir():
-        return _folder(path)
-    if not path.exists():
+    kind = recognise(path)
+    if kind not in DESCRIBERS:
         raise FormatError(instead(path, "file of elbo's"))
-    with reading(path, kind=DataError), open_file(path) as file:
-        head, tensors = file.read(4096), begins_like_tensors(path)
-    if tensors:
-        return _tensors(path)
-    for magic, tell in ((HDF5_MAGIC, _dataset), (b"PK", _npz), (b"\x93NUMPY", _samples)):
-        if head.startswith(magic):
-            return tell(path)
-    if head.lstrip().startswith(b"{"):
-        return _optimum(path) if recognise(path) == "an optimum" else _losslog(path)
-    if b"format:" in head:
-        return _config(path) if b"format: elbo-run" in head else _schedule(path)
-    raise FormatError(instead(path, "file of elbo's"))
+    return DESCRIBERS[kind](path)
 
 
-def _dataset(path: Path) -> dict[str, Any]:
+def _but(known: Facts, *keys: str) -> Facts:
+    return {key: value for key, value in known.items() if key not in keys}
+
+
+def _dataset(path: Path) -> Facts:
     from elbocli.files.dataset import Dataset
 
     data = Dataset(path, latents=True)
@@ -57,50 +55,49 @@ def _dataset(path: Path) -> dict[str, Any]:
     }
 
 
-def _tensors(path: Path) -> dict[str, Any]:
-    from elbocli.files.features import is_features, read_features
+def _average(path: Path) -> Facts:
     from elbocli.files.tensor_files import read_about
 
-    if not is_features(path):
-        about, digest = read_about(path)
-        facts = _but(about.json(), "coefficients")
-        return {"is": "average of weights", "bytes": path.stat().st_size, **facts, "payload_sha256": digest}
+    about, digest = read_about(path)
+    facts = _but(about.json(), "coefficients")
+    return {"is": "average of weights", "bytes": path.stat().st_size, **facts, "payload_sha256": digest}
+
+
+def _features(path: Path) -> Facts:
+    from elbocli.files.features import read_features
+
     saved = read_features(path)
-    held = [name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None]
-    return {
-        "is": "features of images",
-        "features": saved.features.shape[1],
-        "beside": ", ".join(held),
-        **saved.about.json(),
-    }
+    beside = ", ".join(name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None)
+    return {"is": "features of images", "features": saved.features.shape[1], "beside": beside, **saved.about.json()}
 
 
-def _folder(path: Path) -> dict[str, Any]:
-    from elbocli.files.checkpoint import latest, read_checkpoint, read_config, read_snapshot, snapshots
+def _checkpoint(path: Path) -> Facts:
+    from elbocli.files.checkpoint import read_checkpoint
+
+    meta = read_checkpoint(path).meta
+    return {"is": "checkpoint", **_but(meta.json(), "format", "files", "log_bytes"), "files": ", ".join(meta.files)}
+
+
+def _snapshot(path: Path) -> Facts:
+    from elbocli.files.checkpoint import read_snapshot
+
+    snapshot = read_snapshot(path, verify=False)
+    facts = _but(snapshot.meta.json(), "format", "files")
+    return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
+
+
+def _run(path: Path) -> Facts:
+    from elbocli.files.checkpoint import latest, read_config, snapshots
     from elbocli.run.imported import about_source
     from elbocli.run.status import read_status
 
-    if recognise(path) == "a snapshot":
-        snapshot = read_snapshot(path, verify=False)
-        facts = _but(snapshot.meta.json(), "format", "files")
-        return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
-    if (path / "meta.json").exists():
-        meta = read_checkpoint(path).meta
-        return {"is": "checkpoint", **_but(meta.json(), "format", "files", "log_bytes"), "files": ", ".join(meta.files)}
-    if not (path / "config.yaml").exists():
-        raise FormatError(instead(path, "file of elbo's"))
-    config = read_config(path)
-    damaged: list[str] = []
-    checkpoint_now = latest(path)
-    saved = checkpoint_now.step if checkpoint_now else 0
-    state: dict[str, Any] = {"state": "unknown", "step": saved}
+    config, checkpoint = read_config(path), latest(path)
+    saved = checkpoint.step if checkpoint else 0
+    state: Facts = {"state": "unknown", "step": saved}
     if (path / "status.json").exists():
-        try:
-            status = read_status(path)
-            said = {"message": status.message} if status.message else {}
-            state = {"state": status.state, **said, "step": status.step, "as_of": status.when}
-        except FormatError as error:
-            damaged.append(str(error))
+        status = read_status(path)
+        message = {"message": status.message} if status.message else {}
+        state = {"state": status.state, **message, "step": status.step, "as_of": status.when}
     return {
         "is": "run",
         **state,
@@ -112,21 +109,18 @@ def _folder(path: Path) -> dict[str, Any]:
         "data": config.data.path,
         **({"init": config.init.json()} if config.init else {}),
         "parameters_of": config.network,
-        **({"damaged": damaged} if damaged else {}),
     }
 
 
-def _npz(path: Path) -> dict[str, Any]:
-    from elbocli.files.statistics import is_statistics, read_statistics
+def _statistics(path: Path) -> Facts:
+    from elbocli.files.statistics import read_statistics
 
-    if not is_statistics(path):
-        return _samples(path)
     statistics = read_statistics(path)
     spatial = {} if statistics.spatial is None else {"spatial_features": len(statistics.spatial.mu)}
     return {"is": "reference statistics", "features": len(statistics.mu), **spatial, **statistics.about.json()}
 
 
-def _samples(path: Path) -> dict[str, Any]:
+def _samples(path: Path) -> Facts:
     from elbocli.images.samples import read_samples
 
     with read_samples(path) as reader:
@@ -135,11 +129,10 @@ def _samples(path: Path) -> dict[str, Any]:
         return {**facts, "labels": reader.labels is not None, **reader.made.json()}
 
 
-def _losslog(path: Path) -> dict[str, Any]:
+def _losslog(path: Path) -> Facts:
     from elbocli.files.losslog import read_logs
 
     log = read_logs([path])
-
     return {
         "is": "loss log",
         "bins": log.sums.shape[1],
@@ -152,26 +145,138 @@ def _losslog(path: Path) -> dict[str, Any]:
     }
 
 
-def _optimum(path: Path) -> dict[str, Any]:
+def _optimum(path: Path) -> Facts:
     from elbocli.files.optimum_file import read_optimum
 
-    found = read_optimum(path)
+    optimum = read_optimum(path)
     return {
         "is": "optimum",
-        "bins": len(found.eps_mse),
-        "logsnr": f"{found.edges[0]:g} to {found.edges[-1]:g}",
-        **{key: value for key, value in found.json().items() if not isinstance(value, list | dict) and key != "format"},
+        "bins": len(optimum.eps_mse),
+        "logsnr": f"{optimum.edges[0]:g} to {optimum.edges[-1]:g}",
+        **{
+            key: value
+            for key, value in optimum.json().items()
+            if not isinstance(value, list | dict) and key != "format"
+        },
     }
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> Facts:
     from elbocli.files.checkpoint import checked_config
+    from elbocli.files.reading import read_yaml
 
     return {"is": "config of a run", **checked_config(read_yaml(path), path).settings}
 
 
-def _schedule(path: Path) -> dict[str, Any]:
+def _schedule(path: Path) -> Facts:
     from elbocli.files.schedule_file import read_table
 
-    _, found = read_table(path)
-    return {"is": "schedule", "knots": len(found.knots), **_but(found.json(), "format", "knots")}
+    table = read_table(path)[1]
+    return {"is": "schedule", "knots": len(table.knots), **_but(table.json(), "format", "knots")}
+
+
+DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
+    "a dataset": _dataset,
+    "a run": _run,
+    "a checkpoint of a run": _checkpoint,
+    "a snapshot": _snapshot,
+    "a loss log": _losslog,
+    "a schedule": _schedule,
+    "an optimum": _optimum,
+    "a config of a run": _config,
+    "samples": _samples,
+    "an average of weights": _average,
+    "features": _features,
+    "statistics": _statistics,
+}
+"""By the words of `recognise`."""
+
+
+def verify(path: Path) -> Facts:
+    """Compare a file or folder that `describe` knows with its digests; what it says, and what was verified.
+
+    Raises DataError or FormatError naming the file, what differs and what to do.
+    """
+    facts, kind = describe(path), recognise(path)
+    if kind == "a dataset":
+        return facts | _verify_dataset(path)
+    if kind == "an average of weights":
+        from elbocli.files.tensor_files import check_average
+
+        check_average(path)
+        return {**facts, "verified": ["payload_sha256"]}
+    if path.is_dir():
+        return {**facts, "verified": [f"sha256 of {_verify_folder(path)} files"]}
+    return {**facts, "verified": [], "unverified": ["files of this kind hold no digest"]}
+
+
+def _verify_dataset(path: Path) -> Facts:
+    from elbocli.files.dataset import Dataset
+    from elbocli.files.hashing import add_rows
+
+    data, digest, done = Dataset(path, latents=True), hashlib.sha256(), 0
+    for rows in data.pieces():
+        add_rows(digest, rows)
+        done += len(rows)
+        progress(done, len(data), "img")
+    said, verified, unverified = data.attributes, [], []
+    for name, written, found in (
+        ("contents_sha256", said.contents_sha256, data.contents_digest()),
+        ("payload_sha256", said.payload_sha256, digest.hexdigest()),
+    ):
+        if written is None and name not in (said.digests or ""):
+            unverified.append(name)
+            log.warning(f"{path}: has no {name}, as another program wrote it")
+        elif written != found:
+            raise DataError(f"{path}: damaged: its {name} is not that of what was written; pack it again")
+        else:
+            verified.append(name)
+    return {"verified": verified, **({"unverified": unverified} if unverified else {})}
+
+
+def _verify_folder(path: Path) -> int:
+    """Verify a checkpoint, a snapshot, or all those of a run; how many files they hold. Raises DataError, FormatError."""
+    from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, read_snapshot, snapshots
+    from elbocli.files.hashing import file_sha256
+
+    kind = recognise(path)
+    if kind != "a run":
+        return len((read_snapshot if kind == "a snapshot" else read_checkpoint)(path).meta.files)
+    network, files = read_config(path).network, 0
+    if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
+        file = path / Path(str(network["file"])).name
+        with reading(file, kind=DataError):
+            if file_sha256(file) != network["sha256"]:
+                raise DataError(f"{file}: has changed since it was imported; put it back, or import it anew")
+        files += 1
+    folders = [*checkpoints(path), *snapshots(path)]
+    for done, folder in enumerate(folders):
+        files += _verify_folder(folder)
+        progress(done + 1, len(folders), "folder")
+    return files
+
+
+def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
+    """Read images of a dataset or of samples, uint8 [N, H, W, C], for a grid: the same every time, spread over the file.
+
+    scale: as `lay_out` takes it. Raises FormatError and DataError for what holds no images, UsageError for too large a picture.
+    """
+    from elbocli.images.samples import read_samples
+
+    with read_samples(path) as reader:
+        classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
+        each = max(LEAST, SHOWN // len(classes))
+        chosen = [Group(group.name, _spread(group.images, each)) for group in classes]
+        order = sorted(index for group in chosen for index in group.images)
+        place = {index: at for at, index in enumerate(order)}
+        groups = [Group(group.name, [place[index] for index in group.images]) for group in chosen]
+        layout = lay_out(reader.shape[1], reader.shape[2], groups, scale)
+        layout.check(path)
+        return np.concatenate([reader.at(index, 1) for index in order]), layout
+
+
+def _spread(images: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many, from the first to the last."""
+    if len(images) <= most:
+        return images
+    return [images[at] for at in np.linspace(0, len(images) - 1, most).round().astype(int)]

@@ -1,4 +1,4 @@
-"""Copy several datasets into one."""
+"""Copy several datasets into one: `merge_datasets` opens and compares the parts, then copies rows that it checks."""
 
 from __future__ import annotations
 
@@ -6,70 +6,161 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elbocli.errors import DataError
+from elbocli.errors import DataError, UsageError
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.dataset_block import ENCODED
 from elbocli.files.dataset_file import Arrays, Names
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
-from elbocli.files.hashing import add_digests
+from elbocli.files.hashing import add_digests, add_rows
+from elbocli.files.records import Count, convert, parse_json
 from elbocli.files.sample_writers.header import SamplesAbout
-from elbocli.merge.parts import WRITTEN, Part, in_order, open_parts, refuse_strangers
+from elbocli.images.samples import drawn
 from elbocli.runtime.background import Signals, catching_signals
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.progress import log, progress
+
+WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
+OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples", "elbo_version", "pillow_version"}
+OWN |= {"fast_decode"}  # of elbo's first version
+"""Attributes in which parts of one dataset may differ; all others say how it was made."""
 
 
-def _joined_contents(parts: Sequence[Part]) -> tuple[Arrays, Names]:
-    """Join arrays with a value per image, sum counts per class, and keep others once. Raises DataError when they differ."""
-    arrays, names, first = Arrays(), Names(), parts[0]
-    for name in first.arrays:
+@dataclass(frozen=True)
+class Part:
+    """A dataset to be merged. drawn: how, if it holds samples."""
+
+    path: Path
+    data: Dataset
+    drawn: dict[str, Any]
+    arrays: Arrays
+    names: Names
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """All that must be the same in parts of one dataset."""
+        return {
+            "kind": self.data.kind,
+            "row": self.data.layout.row,
+            "store": self.data.store,
+            "class_names": self.names.get("class_names", []),
+            "members": sorted({*self.arrays, *self.names}),
+            **{key: self.drawn[key] for key in PREPROCESSING if key in self.drawn},
+            **{key: value for key, value in self.data.attributes.json().items() if key not in OWN},
+        }
+
+
+def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
+    """Merge the datasets `paths` into `out`. Call again after a kill to go on where it stopped.
+
+    Raises UsageError: `out` exists, a part twice; DataError: parts that don't belong together, a shard missing, a damaged
+    part, a full disk; FormatError: no dataset.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("a part is named twice; name each part once")
+    parts = in_order([open_part(path) for path in paths])
+    _check_alike(parts)
+    total = sum(len(part.data) for part in parts)
+    log.info(f"{len(parts)} parts: {total} images")
+    arrays, names = _join_contents(parts, total)
+    attributes = {**_join_attributes(parts), "command": command}
+    layout = parts[0].data.layout
+    if parts[0].data.kind == ENCODED:
+        layout = replace(layout, claim=-(-sum(len(part.data.block) for part in parts) // total))
+    with (
+        catching_signals() as signals,
+        open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer,
+    ):
+        for text in writer.warnings:
+            log.warning(text)
+        _copy(writer, parts, total, signals)
+        writer.finish(arrays, names, attributes)
+    log.info(f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def open_part(path: Path) -> Part:
+    """Read a part but for its images. Raises FormatError, and DataError when it differs from its digest."""
+    data = Dataset(path, latents=True)
+    if data.attributes.contents_sha256 not in (None, data.contents_digest()):
+        raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
+    if data.attributes.payload_sha256 is None:
+        log.warning(f"{path}: has no payload_sha256, taken as it is")
+    return Part(path, data, drawn(data.attributes, str(path)).facts(), *data.contents())
+
+
+def in_order(parts: Sequence[Part]) -> list[Part]:
+    """Put shards in their order, and leave others in the order given. Raises DataError when shards are missing or foreign."""
+    preps = {part.data.attributes.shard_of for part in parts}
+    if preps == {None}:
+        return list(parts)
+    found = [re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", part.data.attributes.shard or "") for part in parts]
+    numbers = [(int(match[1]), int(match[2])) for match in found if match]
+    count = len(parts)
+    if len(preps) > 1 or sorted(numbers) != [(index, count) for index in range(1, count + 1)]:
+        shards = ", ".join(part.data.attributes.shard or "none" for part in parts)
+        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {shards}; name all of them")
+    return [part for _, part in sorted(zip(numbers, parts), key=lambda pair: pair[0])]
+
+
+def _check_alike(parts: Sequence[Part]) -> None:
+    """Raise DataError when a part is of another kind, or was made in another way, than the first."""
+    first = parts[0].making
+    for part in parts[1:]:
+        other = part.making
+        for key in {**first, **other}:
+            if first.get(key) != other.get(key):
+                both = f"{str(other.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].path}"
+                raise DataError(f"{part.path}: {key} is {both}; parts of one dataset are made in one way")
+
+
+def _join_contents(parts: Sequence[Part], total: int) -> tuple[Arrays, Names]:
+    """Join what has a value per image, sum counts per class, and keep the names of classes once. Raises DataError."""
+    arrays, names = Arrays(), Names()
+    for name in parts[0].arrays:
         columns = [part.arrays[name] for part in parts]
-        if name == "offsets" and first.kind == ENCODED:
-            continue  # the writer adds its own
         if name == "class_counts":
             arrays[name] = np.asarray(np.sum(columns, axis=0, dtype=np.int64))
-        elif all(column.ndim and len(column) == part.count for column, part in zip(columns, parts)):
+        elif name != "offsets":  # the writer adds its own
             arrays[name] = np.concatenate(columns)
-        elif all(np.array_equal(column, columns[0]) for column in columns):
-            arrays[name] = columns[0]
-        else:
-            raise DataError(f"{first.path}: {name!r} has no value per image, and another part has other values")
-    for name in first.names:
-        lists = [part.names[name] for part in parts]
-        if name != "class_names" and all(len(words) == part.count for words, part in zip(lists, parts)):
-            names[name] = [word for words in lists for word in words]
-        elif all(words == lists[0] for words in lists):
-            names[name] = lists[0]
-        else:
-            raise DataError(f"{first.path}: {name!r} has no word per image, and another part has other words")
-    return arrays, names
+    for name in parts[0].names:
+        names[name] = [word for part in parts for word in part.names[name]]
+    joined: dict[str, Any] = {**arrays, **names}
+    for name, values in joined.items():
+        if not name.startswith("class_") and len(values) != total:
+            raise DataError(f"{parts[0].path}: {name!r} has no value per image")
+    return arrays, names | {name: words for name, words in parts[0].names.items() if name == "class_names"}
 
 
-def _joined_attributes(parts: Sequence[Part], command: str) -> dict[str, Any]:
-    each = [part.attributes.json() for part in parts]
-    columns = {key: [said.get(key) for said in each] for key in each[0]}
-    found = {key: values[0] for key, values in columns.items() if all(value == values[0] for value in values)}
-    found = {key: value for key, value in found.items() if key not in WRITTEN | {"shard", "shard_of"}}
-    if "skipped" in columns:
-        found["skipped"] = sum(part.attributes.skipped or 0 for part in parts)
-    if "changed" in columns:
-        found["changed"] = json.dumps(dict(sum((part.changed for part in parts), Counter())), sort_keys=True)
-    sums = [part.attributes.source_sha256 or "" for part in parts]
-
-    if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in sums):
-        found["source_sha256"] = add_digests(sums)
+def _join_attributes(parts: Sequence[Part]) -> dict[str, Any]:
+    said = [part.data.attributes.json() for part in parts]
+    joined = {
+        key: value
+        for key, value in said[0].items()
+        if key not in WRITTEN | {"shard", "shard_of"} and all(other.get(key) == value for other in said)
+    }
+    if "skipped" in said[0]:
+        joined["skipped"] = sum(part.data.attributes.skipped or 0 for part in parts)
+    if "changed" in said[0]:
+        changed = Counter[str]()
+        for part in parts:
+            where = f"{part.path}: its attribute changed is not usable"
+            changed.update(convert(parse_json(part.data.attributes.changed or "{}", where), dict[str, Count], where))
+        joined["changed"] = json.dumps(dict(changed), sort_keys=True)
+    digests = [part.data.attributes.source_sha256 or "" for part in parts]
+    if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
+        joined["source_sha256"] = add_digests(digests)
     if any(part.drawn for part in parts):
-        drawn = _joined_description([part.drawn for part in parts])
-        found["samples"] = json.dumps(SamplesAbout.of(drawn, parts[0].path).json())
-    return {**found, "command": command}
+        described = _join_drawn([part.drawn for part in parts])
+        joined["samples"] = json.dumps(SamplesAbout.of(described, parts[0].path).json())
+    return joined
 
 
-def _joined_description(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _join_drawn(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Say how samples of all parts were drawn: what they share as it is, else a list of the values, each once, in order.
 
     A list's values count singly, so that parts that were merged before give what merging all at once gives.
@@ -84,55 +175,28 @@ def _joined_description(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return joined
 
 
-def run(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> Iterator[Progress]:
-    """Merge the datasets `paths` into `out`. Rerun after a kill to go on where it stopped.
-
-    Raises UsageError: `out` exists, a part twice; DataError: parts that don't belong together, a shard missing, a damaged
-    part, a full disk; FormatError: no dataset.
-    """
-    parts, message = in_order(open_parts(paths))
-    refuse_strangers(parts)
-    total = sum(part.count for part in parts)
-    yield Progress(0, total, "img", f"{message}: {total} images")
-    for part in parts:
-        if part.attributes.payload_sha256 is None:
-            yield Progress(message=f"{part.path}: has no payload_sha256, taken as it is", level="warning")
-    for key in ("elbo_version", "pillow_version"):
-        found = {str(getattr(part.attributes, key)) for part in parts}
-        if len(found) > 1:
-            yield Progress(message=f"parts differ in {key}: {', '.join(sorted(found))}", level="warning")
-    arrays, names = _joined_contents(parts)
-    attributes = _joined_attributes(parts, command)
-    layout = parts[0].layout
-    if parts[0].kind == ENCODED:
-        layout = replace(layout, claim=-(-sum(part.length for part in parts) // total))
-    with (
-        catching_signals() as signals,
-        open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer,
-    ):
-        yield from (Progress(message=text, level="warning") for text in writer.warnings)
-        yield from _copy(writer, parts, signals)
-        writer.finish(arrays, names, attributes)
-    yield Progress(message=f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
-
-
 def _fingerprint(parts: Sequence[Part]) -> str:
-    digests = [[part.attributes.payload_sha256 or str(part.path), part.count, part.length] for part in parts]
-    return hashlib.sha256(json.dumps(["merge", parts[0].kind, parts[0].store, digests]).encode()).hexdigest()
+    datas = [part.data for part in parts]
+    digests = [[data.attributes.payload_sha256 or str(data.path), len(data), len(data.block)] for data in datas]
+    return hashlib.sha256(json.dumps(["merge", datas[0].kind, datas[0].store, digests]).encode()).hexdigest()
 
 
-def _copy(writer: DatasetWriter, parts: Sequence[Part], signals: Signals) -> Iterator[Progress]:
-    total = sum(part.count for part in parts)
+def _copy(writer: DatasetWriter, parts: Sequence[Part], total: int, signals: Signals) -> None:
+    """Copy the rows of the parts that aren't safe. Raises DataError for a part whose rows are not what was written."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
-        yield Progress(done, total, "img", f"going on after {before} parts")
+        log.info(f"going on after {before} parts")
     for index, part in enumerate(parts[before:], start=before):
-        for rows in part.rows():
+        digest = hashlib.sha256()
+        for rows in part.data.pieces():
+            add_rows(digest, rows)
             writer.write(rows)
             done += len(rows)
-            yield Progress(done, total, "img")
+            progress(done, total, "img")
             if signals.received:
                 safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
                 raise signals.interrupted(f"{safe}; the same command goes on from there")
+        if part.data.attributes.payload_sha256 not in (None, digest.hexdigest()):
+            raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
         # Not earlier: a part counts when it was checked to its end.
         writer.append([], done, {"parts": index + 1})

@@ -23,7 +23,6 @@ def merge(out: Path, parts: tuple[Path, ...]) -> None:
     order given. Store, size, channels, classes and crop must agree. It checks each part against its digests. If it is
     killed, run the same command again: it continues where it stopped.
     """
-    from elbocli.cli.progress_bar import show
-    from elbocli.merge.combine import run
+    from elbocli.merge.combine import merge_datasets
 
-    show(run(parts, out, Command.overwrite, command_line()))
+    merge_datasets(parts, out, Command.overwrite, command_line())

@@ -50,11 +50,6 @@ def shard(value: str) -> tuple[int, int]:
 )
 @option("--auto-orient", is_flag=True, help="Rotate photographs by their EXIF orientation; ADM and EDM don't.")
 @option(
-    "--fast-decode",
-    is_flag=True,
-    help="Decode large JPEGs at reduced scale: faster, but pixels differ from other programs'.",
-)
-@option(
     "--store",
     type=click.Choice(["raw", "png", "webp"]),
     default="raw",
@@ -99,7 +94,6 @@ def shard(value: str) -> tuple[int, int]:
 )
 @option("--mirror", is_flag=True, help="With --latents: also pack the latents of each mirrored image.")
 @device_options
-@option("--workers", type=Count(1, 1024), help="Threads.  [default: as many as cores]")
 @option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
@@ -107,18 +101,9 @@ def shard(value: str) -> tuple[int, int]:
     help="Stop at a file that is not a usable image, or skip it and list it in OUT.skipped.jsonl.",
 )
 @plugin_option
-@option("--no-preallocate", is_flag=True, help="Don't reserve disk space, for file systems that can't.")
 @overwrite_option
 @common
-def prep(
-    sources: tuple[Path, ...],
-    out: Path,
-    size: int | None,
-    channels: str | None,
-    workers: int | None,
-    no_preallocate: bool,
-    **options: Any,
-) -> None:
+def prep(sources: tuple[Path, ...], out: Path, size: int | None, channels: str | None, **options: Any) -> None:
     """Pack images into one dataset, OUT.h5.
 
     SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
@@ -130,16 +115,7 @@ def prep(
     if not sources:
         wanted = "give the images and the dataset to write: elbo prep SRC... OUT.h5"
         raise click.UsageError(f"one name only, {out}; {wanted}")
-    from elbocli.cli.progress_bar import show
-    from elbocli.prep import pack as loop
+    from elbocli.prep.pack import Settings, pack_images
 
-    settings = loop.Settings(
-        size=size or 0,
-        channels=int(channels or 0),
-        workers=workers or 0,
-        preallocate=not no_preallocate,
-        overwrite=Command.overwrite,
-        command=command_line(),
-        **options,
-    )
-    show(loop.run(list(sources), out, settings))
+    shape: dict[str, Any] = {"size": size or 0, "channels": int(channels or 0)}
+    pack_images(sources, out, Settings(**shape, **options, overwrite=Command.overwrite, command=command_line()))

@@ -1,59 +1,60 @@
-"""Pack images into one elbo-dataset."""
+"""Pack images into one elbo-dataset: `pack_images` lists and chooses them, decodes them in threads, and writes rows in order."""
 
 from __future__ import annotations
 
-import copy
-import gc
 import hashlib
 import json
+import logging
+import math
 import os
 import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import PIL
+from PIL import ImageColor
 
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files import dataset_block
+from elbocli.files.atomic import new_file
 from elbocli.files.dataset_writer import DatasetWriter, open_writer
 from elbocli.files.encodings import ENCODINGS, RAW
 from elbocli.files.hashing import add_digests
-from elbocli.images.crops import CROPS
-from elbocli.images.decode import DecodeOptions
+from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
-from elbocli.images.sources import Source, choose, open_source, stop
-from elbocli.prep.decode_ahead import Packed, packed_in_order
-from elbocli.prep.defaults import chosen_channels, chosen_size, explained, look
-from elbocli.prep.messages import count, introduced, list_skipped, named, summed_up
+from elbocli.images.registry import ImageRef, Shape, read_rows
+from elbocli.images.sources import Source, choose, open_source
 from elbocli.runtime.background import Signals, catching_signals
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
 if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder
 
+USUAL_SIZE = 64
+"""The size where the images have several, or are larger: smaller ones are kept."""
+LOOKED_AT = 1000
+"""Image files whose size and channels are read beforehand."""
+SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
+AHEAD = 8
+"""Images, or stretches of them, in flight for each thread."""
+STRETCH = 1 << 20
+"""Bytes of rows of an array that are read at once, where they have the right size already."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
-LONG_LISTING_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a prep. workers: threads (Pillow decodes and resizes without the interpreter lock).
+class Settings(DecodeOptions):
+    """Settings of a prep. size, channels: 0 to choose them by the images."""
 
-    size, channels: 0 to choose them by the images. grey_expected: one channel was chosen because those looked at are grey.
-    """
-
-    size: int = 0
-    crop: str = "center"
     channels: int = 0
-    grey_expected: bool = False
-    background: str = ""
-    auto_orient: bool = False
-    fast_decode: bool = False
     store: str = RAW
     labels: Path | None = None
     classes: Path | None = None
@@ -66,17 +67,9 @@ class Settings:
     mirror: bool = False
     device: str = "auto"
     precision: str = "fp32"
-    workers: int = 0
     on_error: str = "stop"
-    preallocate: bool = True
     overwrite: bool = False
     command: str = ""
-
-    @property
-    def decode_options(self) -> DecodeOptions:
-        """Settings that decide how files become squares."""
-        shape = (self.size, self.channels, self.crop, self.background)
-        return DecodeOptions(*shape, self.auto_orient, self.fast_decode, self.grey_expected)
 
     def about(self) -> dict[str, Any]:
         """Settings that decide the pixels, for the dataset's attributes."""
@@ -87,11 +80,138 @@ class Settings:
             "filter": CROPS[self.crop].filter,
             "background": self.background or ("white" if self.crop == "pad" else "none"),
             "auto_orient": self.auto_orient,
-            "fast_decode": self.fast_decode,
             "store": self.store,
             "shuffle_seed": "none" if self.shuffle_seed is None else self.shuffle_seed,
             "subset": "none" if self.subset is None else f"{self.subset[0]} {self.subset[1]:g}",
         }
+
+
+def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
+    """Pack `sources` into `out`. Call again after a kill to go on where it stopped.
+
+    Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
+    UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
+    """
+    begun = time.monotonic()
+    settings.colour  # noqa: B018 refuse a bad colour before any work
+    skip = settings.on_error == "skip"
+    whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
+    settings = _with_shape(settings, look(whole))
+    encoder = _encoder(settings)
+    every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
+    source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
+    classes, copies = source.class_names, 1 if encoder is None else encoder.copies
+    log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {settings.size} x {settings.size} pixels")
+    if len(classes) > 1 and set(classes) <= SPLIT_NAMES:
+        log.warning(f"the classes are called {', '.join(classes)}: did you mean one of these folders?")
+    shard_of = _fingerprint(every, settings, encoder)
+    fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
+    layout, limit = _layout(settings, encoder), len(source) * copies
+    with (
+        catching_signals() as signals,
+        open_writer(out, layout, limit, fingerprint, overwrite=settings.overwrite) as writer,
+    ):
+        for text in writer.warnings:
+            log.warning(text)
+        _fill(writer, source, settings, encoder, signals)
+        notes = writer.state.notes
+        if writer.rows == 0:
+            raise DataError(f"{sources[0]}: none of its {len(source)} files is a usable image")
+        _list_skipped(out, source, notes["skipped"])
+        kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(copies)]
+        labels = np.array([source.labels[i] for i in kept], np.int64)
+        counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
+        names = {"class_names": list(map(utf8, classes)), "files": [utf8(source.files[i]) for i in kept]}
+        about = {
+            "num_classes": len(classes),
+            **settings.about(),
+            "elbo_version": __version__,
+            "pillow_version": PIL.__version__,
+            "source_sha256": notes["source_sha256"],
+            "skipped": len(notes["skipped"]),
+            "changed": json.dumps(notes["changed"], sort_keys=True),
+            **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
+            **({} if encoder is None else encoder.attributes),
+            "command": settings.command,
+        }
+        writer.finish({"labels": labels, "class_counts": counts}, names, about)
+    changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
+    if changed:
+        lost = "alpha" in changed or "made grey" in changed
+        log.log(logging.WARNING if lost else logging.INFO, f"changed while decoding: {changed}")
+    log.info(f"{out}: {len(kept)} images, {out.stat().st_size / 1e6:.1f} MB; {time.monotonic() - begun:.1f} s")
+
+
+# Size and channels, where the user leaves them to elbo
+
+
+def look(source: Source) -> Counter[Shape]:
+    """Count the shapes (H, W, C) of a source's images: of all rows of arrays, and of at most LOOKED_AT files.
+
+    The files are spread evenly over the list. Those that can't be read don't count. The same source gives the same counts.
+    """
+    shapes = Counter(ref.shape for ref in source.refs if ref.shape is not None)
+    files = [ref for ref in source.refs if ref.shape is None]
+    for ref in files[:: -(-len(files) // LOOKED_AT) or 1]:
+        with suppress(ElboError):
+            shapes[header_shape(ref)] += 1
+    return shapes
+
+
+def _with_shape(settings: Settings, shapes: Counter[Shape]) -> Settings:
+    """Settings with a size and channels. shapes: those of the images that were looked at.
+
+    Images that are alike and small keep their size; where they are no squares, it is the side that a crop fills. With
+    the crop 'none' squares of any size keep it. Channels are 1 where all images are grey, and nothing else is coloured.
+    """
+    sizes = {shape[:2] for shape in shapes}
+    sides = sorted(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
+    keep = len(sizes) == 1 and (sides[0] <= USUAL_SIZE or settings.crop == "none")
+    size, channels = settings.size or (sides[0] if keep else USUAL_SIZE), settings.channels
+    if not channels:
+        coloured = settings.background and len(set(ImageColor.getrgb(settings.background)[:3])) > 1
+        grey = bool(shapes) and all(shape[2] == 1 for shape in shapes)
+        channels = 1 if grey and not coloured and settings.latents is None else 3
+    if not settings.size:
+        log.info(f"{size} x {size} pixels, as the images have {sides[0]} to {sides[-1]}; --size takes another size")
+    if channels < (settings.channels or 3):
+        log.info("1 channel, as the images are grey; --channels 3 makes them colour")
+    if sides[0] < size and settings.crop != "none":
+        log.warning(f"images are enlarged to {size} x {size} pixels; --size {sides[0]} enlarges none")
+    return replace(settings, size=size, channels=channels, grey_expected=not settings.channels and channels == 1)
+
+
+# What is written
+
+
+def _encoder(settings: Settings) -> LatentEncoder | None:
+    if settings.latents is None:
+        if settings.mirror:
+            raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
+        return None
+    if settings.channels != 3 or settings.store != RAW:
+        raise UsageError("--latents takes colour images and stores numbers; leave --channels and --store out")
+    from elbocli.prep.encode_latents import LatentEncoder
+
+    encoder = LatentEncoder(
+        settings.latents,
+        settings.size,
+        settings.latent_convention,
+        mirror=settings.mirror,
+        device=settings.device,
+        precision=settings.precision,
+    )
+    log.info(f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
+    return encoder
+
+
+def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.BlockLayout:
+    if encoder is not None:
+        return encoder.layout
+    shape = (settings.size, settings.size, settings.channels)
+    if settings.store == RAW:
+        return dataset_block.plain(shape)
+    return dataset_block.encoded(int(math.prod(shape) * ENCODINGS[settings.store].claim))
 
 
 def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
@@ -105,164 +225,131 @@ def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | No
     return digest.hexdigest()
 
 
-def _encoder(settings: Settings) -> LatentEncoder | None:
-    if settings.latents is None:
-        if settings.mirror:
-            raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
-        return None
-    if settings.channels != 3 or settings.store != RAW:
-        raise UsageError("--latents takes colour images and stores numbers; leave --channels and --store out")
-    from elbocli.prep.encode_latents import LatentEncoder
-
-    where: dict[str, Any] = {"device": settings.device, "precision": settings.precision}
-    return LatentEncoder(settings.latents, settings.size, settings.latent_convention, mirror=settings.mirror, **where)
-
-
-def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.BlockLayout:
-    if encoder is not None:
-        return encoder.layout
-    shape = (settings.size, settings.size, settings.channels)
-    if settings.store == RAW:
-        return dataset_block.plain(shape)
-    return dataset_block.encoded(int(np.prod(shape) * ENCODINGS[settings.store].claim))
+def _list_skipped(out: Path, source: Source, skipped: dict[str, str]) -> None:
+    """List what was skipped in a file beside the dataset. skipped: the trouble by the image's index."""
+    sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
+    if not skipped:
+        sidecar.unlink(missing_ok=True)
+        return
+    with new_file(sidecar, "w") as file:
+        for index, trouble in skipped.items():
+            file.write(json.dumps({"file": utf8(source.files[int(index)]), "trouble": trouble}) + "\n")
+    log.warning(f"{len(skipped)} files skipped, listed in {sidecar}")
 
 
-def run(sources: list[Path] | Path, out: Path, settings: Settings) -> Iterator[Progress]:
-    """Pack `sources` into `out`. Rerun after a kill to go on where it stopped.
+# Rows
 
-    Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
-    UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
+
+class Packed(NamedTuple):
+    """One image as it will be stored, or why it isn't one; or several rows of an array, with which there is nothing to do.
+
+    digests: of what was read, one for each image. size: bytes read. rows: pixels [images, H, W, C], or an encoded image.
     """
-    replace(settings.decode_options, channels=settings.channels or 3).colour  # noqa: B018 refuse a bad colour before any work
-    sources = [sources] if isinstance(sources, Path) else sources
-    if sum(path.stat().st_size for path in sources if path.is_file()) > LONG_LISTING_BYTES:
-        yield Progress(message=f"{named(sources)}: reading what is inside")
-    complaints: list[str] = []
-    complain = complaints.append if settings.on_error == "skip" else stop
-    gc.disable()  # a million references are no garbage: looking for some would take a third of the time
-    try:
-        whole = open_source(sources, labels=settings.labels, classes=settings.classes, complain=complain)
-    finally:
-        gc.enable()
-    looks, asked = look(whole), settings
-    size = asked.size or chosen_size(looks, asked.crop)[0]
-    channels = asked.channels or chosen_channels(looks, asked)
-    settings = replace(asked, size=size, channels=channels, grey_expected=not asked.channels and channels == 1)
-    encoder = _encoder(settings)
-    every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
-    source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
-    yield from introduced(source, sources, settings.decode_options, complaints)
-    yield from explained(looks, asked, settings.size, settings.channels)
-    if encoder is not None:
-        yield Progress(message=f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
-    shard_of = _fingerprint(every, settings, encoder)
-    fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
-    copies = 1 if encoder is None else encoder.copies
-    begun = time.monotonic()
-    layout, limit = _layout(settings, encoder), len(source) * copies
-    how = {"preallocate": settings.preallocate, "overwrite": settings.overwrite}
-    with catching_signals() as signals, open_writer(out, layout, limit, fingerprint, **how) as writer:
-        yield from (Progress(message=text, level="warning") for text in writer.warnings)
-        before = writer.state.done
-        yield from _fill(writer, source, settings, encoder, signals)
-        notes = writer.state.notes
-        skipped = {int(index): trouble for index, trouble in notes["skipped"].items()}
-        if writer.rows == 0:
-            raise DataError(f"{named(sources)}: none of its {len(source)} files is a usable image")
-        kept: Sequence[int] = range(len(source))
-        if skipped or copies > 1:
-            kept = [index for index in kept if index not in skipped for _ in range(copies)]
-        yield from list_skipped(out, source, skipped)
-        labels, classes = np.array([source.labels[i] for i in kept], np.int64), source.class_names
-        counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
-        names = {"class_names": list(map(utf8, classes)), "files": [utf8(source.files[i]) for i in kept]}
-        about = {
-            "num_classes": len(classes),
-            **settings.about(),
-            "elbo_version": __version__,
-            "pillow_version": PIL.__version__,
-            "source_sha256": notes["source_sha256"],
-            "skipped": len(skipped),
-            "changed": json.dumps(notes["changed"], sort_keys=True),
-            **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
-            **({} if encoder is None else encoder.attributes),
-            "command": settings.command,
-        }
-        writer.finish({"labels": labels, "class_counts": counts}, names, about)
-    yield from summed_up(out, len(source) - before, len(kept), notes, time.monotonic() - begun)
 
-
-def _note(notes: dict[str, Any], index: int, files: list[str], packed: Packed) -> None:
-    """Add what was packed, from an image's number on, to what a resumed prep must know of those that are done.
-
-    The digest is a sum, so that the parts of a source add up to it.
-    """
-    named_digests = zip(files[index : index + len(packed.digests)], packed.digests, strict=True)
-    digests = [
-        hashlib.sha256(os.fsencode(name) + b"\0" + digest.encode()).hexdigest() for name, digest in named_digests
-    ]
-    notes["source_sha256"] = add_digests([notes["source_sha256"], *digests])
-    if packed.trouble:
-        notes["skipped"][str(index)] = packed.trouble
-    if packed.change:
-        notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
-
-
-def _stopped(source: Source, index: int, trouble: str) -> DataError:
-    return DataError(f"{source.shown(index)}: {trouble}; put it right, or add --on-error skip to go on without it")
+    digests: list[str]
+    size: int
+    rows: Any = b""
+    change: str = ""
+    trouble: str = ""
 
 
 def _fill(
     writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
-) -> Iterator[Progress]:
-    blank: dict[str, Any] = {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
-    notes = copy.deepcopy(writer.state.notes) or blank
-    total, done, skipped = len(source), writer.state.done, notes["skipped"]
-    if notes["skipped"] and settings.on_error == "stop":
-        index, trouble = next(iter(notes["skipped"].items()))
-        raise _stopped(source, int(index), trouble)
-    if done:
-        yield Progress(done, total, "img", f"going on after {count(done, 'image', 'images')}")
-    rows: list[Any] = []
-    pending: list[Any] = []
-    begun, read = time.monotonic(), 0
+) -> None:
+    """Write the rows of all images, from where an earlier prep stopped. The writer's notes say what was met.
 
-    def encode() -> None:
-        if encoder is not None and pending:
-            rows.extend(encoder.rows(pending))
-            pending.clear()
+    Their `source_sha256` is a sum, so that the parts of a source add up to it.
+    """
+    notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
+    total, done, begun, read = len(source), writer.state.done, time.monotonic(), 0
+    rows: list[Any] = []
+    pending: list[np.ndarray] = []  # images of an incomplete batch of latents
 
     def save() -> None:
         """Make rows safe, unless a batch of latents is incomplete: it is encoded whole, so that its numbers are the same."""
         if not pending:
-            writer.append(rows, done, copy.deepcopy(notes))
+            writer.append(rows, done, notes)
             rows.clear()
 
-    safe_at, held = begun, 0
-    # One by one into batches of latents, so that what is safe ends with a batch often.
-    how = (settings.decode_options, settings.store, settings.workers, encoder is None)
-    for packed in packed_in_order(source, done, *how):
-        if packed.trouble and settings.on_error == "stop":
+    def skip(index: int, trouble: str) -> None:
+        if settings.on_error == "stop":
             save()
-            raise _stopped(source, done, packed.trouble)
-        _note(notes, done, source.files, packed)
-        done, read = done + len(packed.digests), read + packed.size
-        if not packed.trouble:
-            held += len(packed.rows) if isinstance(packed.rows, bytes) else packed.rows.nbytes
-            if encoder is None:
-                rows.append(packed.rows)
-            else:
-                pending.extend(packed.rows)
-                if len(pending) >= encoder.batch:
-                    encode()
-        if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received:
+            remedy = "put it right, or add --on-error skip to go on without it"
+            raise DataError(f"{source.shown(index)}: {trouble}; {remedy}")
+        notes["skipped"][str(index)] = trouble
+
+    for index, trouble in notes["skipped"].items():
+        skip(int(index), trouble)
+    if done:
+        log.info(f"going on after {done} images")
+    safe_at, held = begun, 0
+    for packed in _packed_in_order(source, done, settings, encoder):
+        if packed.trouble:
+            skip(done, packed.trouble)
+        elif encoder is None:
+            rows.append(packed.rows)
+        else:
+            pending.extend(packed.rows)
+        named = zip(source.files[done : done + len(packed.digests)], packed.digests, strict=True)
+        digests = [hashlib.sha256(os.fsencode(name) + b"\0" + digest.encode()).hexdigest() for name, digest in named]
+        notes["source_sha256"] = add_digests([notes["source_sha256"], *digests])
+        if packed.change:
+            notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
+        done, read, held = done + len(digests), read + packed.size, held + memoryview(packed.rows).nbytes
+        if encoder is not None and pending and (len(pending) >= encoder.batch or done == total):
+            rows += encoder.rows(pending)
+            pending.clear()
+        if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received or done == total:
             save()
             safe_at, held = time.monotonic(), 0
         if signals.received and done < total:
             safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
             raise signals.interrupted(f"{safe}; the same command goes on from there")
-        values = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
-        yield Progress(done, total, "img", values=values | ({"skipped": len(skipped)} if skipped else {}))
-    encode()
-    if done > writer.state.done or not writer.state.notes:
-        save()
+        rate: dict[str, Any] = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
+        progress(done, total, "img", **rate)
+
+
+def _packed_in_order(source: Source, start: int, settings: Settings, encoder: LatentEncoder | None) -> Iterator[Packed]:
+    """Yield the images from number `start` on, in the order of the source; threads decode some ahead.
+
+    Rows of an array that have their size already come together, but one by one into batches of latents, so that what is
+    safe ends with a batch often.
+    """
+    threads, step = len(os.sched_getaffinity(0)), 1
+    shape = (settings.size, settings.size, settings.channels)
+    if encoder is None and settings.store == RAW and source.refs[0].shape == shape:
+        step = max(1, STRETCH // math.prod(shape))
+    waiting: deque[Future[list[Packed]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
+        try:
+            for index in range(start, len(source), step):
+                waiting.append(pool.submit(_pack, source.refs[index : index + step], settings))
+                if len(waiting) >= AHEAD * threads:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _pack(refs: Sequence[ImageRef], settings: Settings) -> list[Packed]:
+    """Pack images."""
+    if len(refs) > 1:
+        with suppress(ElboError):  # each says what is wrong with it
+            rows = read_rows(refs)
+            if rows is not None and rows.shape[1:] == (settings.size, settings.size, settings.channels):
+                return [Packed([hashlib.sha256(row.data).hexdigest() for row in rows], rows.nbytes, rows)]
+    return [_pack_one(ref, settings) for ref in refs]
+
+
+def _pack_one(ref: ImageRef, settings: Settings) -> Packed:
+    digest, size = "", 0
+    try:
+        content = ref.read()
+        raw = content if isinstance(content, bytes) else content.reshape(-1).data
+        digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
+        pixels, change = square(content, settings)
+    except ElboError as error:
+        return Packed([digest], size, trouble=str(error))
+    rows = pixels[None] if settings.store == RAW else ENCODINGS[settings.store].encode(pixels)
+    return Packed([digest], size, rows, change)

@@ -15,7 +15,7 @@ from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
 from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.optimum_file import Optimum
 from elbocli.files.records import parse_json
-from elbocli.images.image_refs import read_bytes
+from elbocli.images.registry import Span
 
 KINDS: dict[tuple[str, str], type[Any]] = {
     KEYS: EvalResult,
@@ -131,7 +131,7 @@ def drawn_by(result: EvalResult) -> list[str]:
 def read_result(path: Path) -> ResultFile:
     """A file that holds one result. Raises DataError when it can't be read, FormatError when it is none."""
     try:
-        content = parse_json(read_bytes(path), path)
+        content = parse_json(Span(str(path)).read(), path)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except FormatError:

@@ -17,8 +17,8 @@ from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, lay_out, l
 from elbocli.files.grid import picture as picture_of
 from elbocli.files.likelihood_file import NATS, ImageTable, read_table
 from elbocli.files.reading import reading
-from elbocli.images.decode import decode, open_image
-from elbocli.images.image_refs import read_bytes
+from elbocli.images.decode import DecodeOptions, decode, open_image
+from elbocli.images.registry import Span
 from elbocli.images.samples import read_samples
 from elbocli.run.folder import PREVIEW_COUNT
 
@@ -53,8 +53,8 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and their classes. One that doesn't say where its images are has them in rows of 8. Raises DataError."""
     with reading(path, kind=DataError):
-        content = read_bytes(path)
-        picture, _ = decode(content, 3)
+        content = Span(str(path)).read()
+        picture, _ = decode(content, DecodeOptions())
         with open_image(content) as image:
             text = image.info.get(PLACES)
     side = round(PREVIEW_COUNT**0.5)

@@ -2,14 +2,12 @@
 
 The peers: (a) Pillow decode and ADM's crop of the same files in as many threads, nothing written; (b) a loop of one
 process that decodes, crops and writes PNGs into a zip. A ratio of 1/0.9 in time is one of 0.9 in images per second.
-Then two ways of decoding that elbo doesn't take by default, with what they change.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -21,8 +19,7 @@ import sklearn
 from compare import Row, compare
 from PIL import Image
 
-from elbocli.images.decode import DecodeOptions, square
-from elbocli.prep import pack
+from elbocli.prep.pack import Settings, pack_images
 
 COUNT, WIDTH, HEIGHT, SIZE, ROUNDS = 2000, 500, 375, 64, 5
 BOUND_ALONE, BOUND_LOOP = 1 / 0.9, 1 / 2.5
@@ -70,10 +67,8 @@ def rows(small: bool) -> Iterator[Row]:
         paths = write(folder / "src", 4 if small else COUNT)
         workers = os.cpu_count() or 1
 
-        def ours(**settings: object) -> None:
-            options = {"size": SIZE, "overwrite": True, **settings}
-            for _ in pack.run(folder / "src", folder / "out.h5", pack.Settings(**options)):  # type: ignore[arg-type]
-                pass
+        def ours() -> None:
+            pack_images([folder / "src"], folder / "out.h5", Settings(size=SIZE, overwrite=True))
 
         def alone() -> None:
             with ThreadPoolExecutor(workers) as pool:
@@ -90,11 +85,3 @@ def rows(small: bool) -> Iterator[Row]:
         many = {"rounds": 1 if small else ROUNDS, "warm_up": 1, "per": len(paths)}
         yield compare("prep / decode and crop in threads, not written", ours, alone, BOUND_ALONE, **many)
         yield compare("prep / one process, Pillow to PNGs in a zip", ours, loop, BOUND_LOOP, **many)
-        yield compare("prep --fast-decode / prep", lambda: ours(fast_decode=True), ours, None, **many)
-        contents = [path.read_bytes() for path in paths[:200]]
-        exact, fast = (
-            np.stack([square(content, DecodeOptions(SIZE, fast=fast))[0] for content in contents]).astype(int)
-            for fast in (False, True)
-        )
-        off = np.abs(exact - fast)
-        print(f"--fast-decode: off by {off.mean():.2f} levels on average, {off.max()} at most", file=sys.stderr)

@@ -12,11 +12,11 @@ import h5py
 import numpy as np
 import pytest
 from forks import quick
+from packing import pack
 from PIL import Image
 
 from elbocli.errors import UsageError
 from elbocli.nn.autoencoder import Autoencoder
-from elbocli.prep import pack
 from elbocli.prep.encode_latents import LatentEncoder
 
 WITHOUT = "import sys; sys.modules['diffusers'] = None; from elbocli.main import main; main()"
@@ -123,8 +123,7 @@ def pack(out, after):
     settings = prep.Settings(size=int(sys.argv[4]), latents=Path(sys.argv[3]), mirror=True, on_error="skip")
     pid = os.fork()
     if pid == 0:
-        for _ in prep.run(Path(sys.argv[1]), Path(sys.argv[2]) / out, settings):
-            pass
+        prep.pack_images([Path(sys.argv[1])], Path(sys.argv[2]) / out, settings)
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
@@ -159,8 +158,7 @@ def test_shards_of_latents_add_up_to_the_whole(
     parts = []
     for shard in (None, (1, 3), (2, 3), (3, 3)):
         path = tmp_path / f"{shard}.h5"
-        settings = pack.Settings(size=photos.shape[1], latents=autoencoder, mirror=True, shard=shard)
-        list(pack.run(colours, path, settings))
+        pack(colours, path, size=photos.shape[1], latents=autoencoder, mirror=True, shard=shard)
         with h5py.File(path) as file:
             parts.append((file["latents"][:], file["labels"][:], file["files"][:]))
     for whole, *rest in zip(*parts, strict=True):
@@ -182,7 +180,7 @@ def test_latents_that_can_not_be_are_refused_before_any_work(
 ) -> None:
     settings = {**settings, **({"latents": autoencoder} if "latents" in settings else {})}
     with pytest.raises(UsageError, match=word):
-        list(pack.run(colours, tmp_path / "x.h5", pack.Settings(**settings)))
+        pack(colours, tmp_path / "x.h5", **settings)
     assert list(tmp_path.iterdir()) == []
 
 

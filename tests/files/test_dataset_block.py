@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import packing
 import pytest
 
 from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
-from elbocli.prep import pack as prep
 
 READS = {
     "batch": lambda data: data.batch(np.arange(len(data))),
@@ -51,7 +51,7 @@ def changed(folder, name):
 def test_a_dataset_that_changes_while_it_is_read_is_named(store, pack, images, tmp_path, python):
     whole, folder = pack("whole.h5", images(200, 32)), tmp_path / store
     folder.mkdir()
-    list(prep.run([whole], folder / "data.h5", prep.Settings(size=32, crop="none", store=store)))
+    packing.pack([whole], folder / "data.h5", size=32, crop="none", store=store)
     code = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

@@ -8,20 +8,12 @@ import zipfile
 import pytest
 
 from elbocli.errors import DataError
-from elbocli.images.image_refs import Span
-from elbocli.images.kinds.folder import list_folder
-from elbocli.images.kinds.tar import FOLDER, list_tar
-from elbocli.images.kinds.zip import list_zip
-from elbocli.images.registry import clean, hidden
-from elbocli.images.sources import open_source
+from elbocli.images.kinds.trees import FOLDER, list_folder, list_tar, list_zip
+from elbocli.images.registry import Span
 
 
 def refs_of(path):
-    return {name: ref for name, _, ref in list_tar(path, never)}
-
-
-def never(trouble):
-    raise AssertionError(trouble)
+    return {name: ref for name, _, ref in list_tar(path)}
 
 
 @pytest.fixture
@@ -43,9 +35,9 @@ def test_a_folder_its_tar_and_its_zip_list_the_same(tree, tmp_path):
         for path in tree.rglob("*"):
             archive.write(path, path.relative_to(tree))
     found = [
-        list(list_folder(tree, never)),
-        list(list_tar(tmp_path / "x.tar", never)),
-        list(list_zip(tmp_path / "x.zip", never)),
+        list(list_folder(tree)),
+        list(list_tar(tmp_path / "x.tar")),
+        list(list_zip(tmp_path / "x.zip")),
     ]
     for entries in found:
         assert sorted(name for name, _, _ in entries) == WANTED
@@ -82,7 +74,7 @@ def test_every_style_of_tar_keeps_long_names(tmp_path, style):
         name = "ü" * 60 + "/" + "é" * 120 + ".png"
     with tarfile.open(tmp_path / "x.tar", "w", format=style) as tar:
         add(tar, name, b"content")
-    ((found, _, ref),) = list_tar(tmp_path / "x.tar", never)
+    ((found, _, ref),) = list_tar(tmp_path / "x.tar")
     assert found == name and ref.read() == b"content"
 
 
@@ -95,24 +87,6 @@ def test_second_names_in_a_tar_are_files_and_links_are_not(tmp_path):
         add(tar, "a/5.png", type=tarfile.FIFOTYPE)
     refs = refs_of(tmp_path / "x.tar")
     assert refs["a/2.png"].read() == b"one"
-    for name, why in (("a/3.png", "a link"), ("a/4.png", "not in the archive"), ("a/5.png", "not a regular file")):
+    for name, why in (("a/3.png", "a link"), ("a/4.png", "a link"), ("a/5.png", "not a regular file")):
         with pytest.raises(DataError, match=why):
             refs[name].read()
-
-
-@pytest.mark.parametrize(
-    ("name", "cleaned"), [("./a/b", "a/b"), ("/a//b", "a/b"), ("../../a", "a"), ("a\\b.png", "a/b.png"), (".", "")]
-)
-def test_names_never_lead_elsewhere(name, cleaned):
-    assert clean(name) == cleaned
-
-
-def test_hidden_is_any_part():
-    assert hidden("a/.b/c") and hidden(".a") and hidden("__MACOSX/x") and not hidden("a.b/c..d")
-
-
-def test_a_compressed_tar_is_refused(tree, tmp_path):
-    path = tmp_path / "images.tar.gz"
-    subprocess.run(["tar", "czf", path, "-C", tree, "a", "b c"], check=True)
-    with pytest.raises(DataError, match=r"images\.tar\.gz: is compressed; unpack it once"):
-        open_source(path)

@@ -7,9 +7,8 @@ from PIL import Image, PngImagePlugin
 
 from elbocli.errors import DataError
 from elbocli.images import decode as pixels
-from elbocli.images.crops import CROPS
-from elbocli.images.decode import DecodeOptions
-from elbocli.images.image_refs import read_bytes
+from elbocli.images.decode import CROPS, DecodeOptions
+from elbocli.images.registry import Span
 
 
 def encoded(image, kind="png", **options):
@@ -25,7 +24,7 @@ RGB = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
 
 
 def decode(content, channels=3):
-    image, change = pixels.decode(content, channels)
+    image, change = pixels.decode(content, DecodeOptions(channels=channels))
     return np.asarray(image), change
 
 
@@ -95,7 +94,7 @@ def test_the_orientation_tag_is_ignored_as_in_adm():
 
 
 def test_floating_point_pixels_are_refused():
-    with pytest.raises(DataError, match="floating-point"):
+    with pytest.raises(DataError, match="range is not known"):
         decode(encoded(Image.fromarray(GREY.astype(np.float32)), "tiff"))
 
 
@@ -119,16 +118,14 @@ def chunked_bomb(width, height):
         (bytes(1000), "not an image"),
         (encoded(Image.fromarray(RGB))[:60], "does not decode"),
         (encoded(Image.fromarray(RGB.repeat(20, 0).repeat(20, 1)), "jpeg")[:700], "does not decode"),
-        (encoded(Image.new("L", (1, 101))), "long and thin"),
-        (encoded(Image.new("L", (300, 2))), "long and thin"),
-        (chunked_bomb(100_000, 100_000), "too many"),
-        (chunked_bomb(20_000, 20_000), "too many"),
+        (chunked_bomb(100_000, 100_000), "pixels"),
+        (chunked_bomb(20_000, 20_000), "pixels"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],
 )
 def test_bad_images_are_refused(content, what):
     with pytest.raises(DataError, match=what):
-        pixels.decode(content, 3)
+        pixels.decode(content, DecodeOptions())
 
 
 def test_no_program_is_run_to_decode_an_image(tmp_path, python):
@@ -140,7 +137,7 @@ def test_no_program_is_run_to_decode_an_image(tmp_path, python):
         "import os, sys\nos.environ['PATH'] = sys.argv[1] + ':' + os.environ['PATH']\n"
         "from elbocli.errors import DataError\nfrom elbocli.images import decode as pixels\n"
         "text = b'%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 8 8\\n%%EndComments\\nshowpage\\n'\n"
-        "try:\n    pixels.decode(text, 3)\nexcept DataError:\n    print('refused')\n"
+        "try:\n    pixels.decode(text, pixels.DecodeOptions())\nexcept DataError:\n    print('refused')\n"
     )
     assert python(code, tmp_path) == "refused\n"
     assert not (tmp_path / "proof").exists()
@@ -166,7 +163,7 @@ def test_any_flipped_bytes_give_an_image_or_a_data_error():
             damaged = content.copy()
             damaged[random.integers(0, len(content), 3)] = random.integers(0, 256, 3)
             try:
-                image, _ = pixels.decode(damaged.tobytes(), 3)
+                image, _ = pixels.decode(damaged.tobytes(), DecodeOptions())
             except DataError:
                 continue
             assert image.mode == "RGB"
@@ -194,9 +191,9 @@ def test_a_square_always_has_its_channels(channels):
 
 def test_only_regular_files_are_read(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
-    assert read_bytes(tmp_path / "file") == b"abc"
+    assert Span(str(tmp_path / "file")).read() == b"abc"
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
     for name in ("pipe", "loop", "gone", "."):
         with pytest.raises(DataError):
-            read_bytes(tmp_path / name)
+            Span(str(tmp_path / name)).read()

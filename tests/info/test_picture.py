@@ -17,7 +17,7 @@ from PIL import Image
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import MOST_CLASSES, PLACES, cut_up, layout_of
-from elbocli.info.picture import LEAST, SHOWN, images_of
+from elbocli.info.describe import LEAST, SHOWN, images_of
 
 
 def folder(path: Path, classes: int, each: int) -> Path:

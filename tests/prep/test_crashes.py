@@ -6,18 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import h5py
 import numpy as np
 import pytest
+from packing import Stopped, at_progress, pack, stop_after
 from PIL import Image
 
 from elbocli.errors import Interrupted
-from elbocli.prep import pack as prep
-from elbocli.runtime.progress import Progress
 
 DRIVER = """
 import io, os, random, sys, tarfile, time
@@ -50,15 +48,13 @@ with tarfile.open(folder / "all.tar", "w") as whole:
 
 prep.SAFE_EVERY_S = 0.005
 
-def pack(source, out, store, workers):
-    settings = prep.Settings(size=48, store=store, workers=workers, on_error="skip")
-    for _ in prep.run([source], out, settings):
-        pass
+def pack(source, out, store):
+    prep.pack_images([source], out, prep.Settings(size=48, store=store, on_error="skip"))
 
 want, span = {}, {}
 for store in ("raw", "png", "webp"):
     begun = time.monotonic()
-    pack(folder / "src", folder / f"{store}.h5", store, 2)
+    pack(folder / "src", folder / f"{store}.h5", store)
     span[store] = time.monotonic() - begun
     want[store] = (folder / f"{store}.h5").read_bytes()
 
@@ -69,7 +65,7 @@ for trial in range(trials):
     for attempt in range(50):
         pid = os.fork()
         if pid == 0:
-            pack(source, out, store, random.randint(1, 4))
+            pack(source, out, store)
             os._exit(0)
         if attempt < 4:
             time.sleep(random.uniform(0, span[store]))
@@ -168,39 +164,10 @@ def test_a_file_size_limit_fails_at_once_and_leaves_nothing(
     assert os.listdir(out) == []
 
 
-def test_a_disk_that_fills_meanwhile_keeps_what_is_done(
-    elbo: Callable[..., Any], photographs: Path, small_disk: Path, tmp_path: Path
-) -> None:
-    line = ["prep", photographs, small_disk / "out.h5", "--size", 128, "--no-preallocate"]
-    result = elbo(*line)
-    assert result.returncode == 1 and b"No space left on device" in result.stderr and b"Traceback" not in result.stderr
-    assert not (small_disk / "out.h5").exists()
-    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
-    result = elbo(*line)
-    assert result.returncode == 0, result.stderr
-    assert elbo("prep", photographs, tmp_path / "other.h5", "--size", 128).returncode == 0
-    assert payload(small_disk / "out.h5") == payload(tmp_path / "other.h5")
-
-
-def started(source: Path, out: Path, **settings: Any) -> Generator[Progress]:
-    """A prep that has done at least one image."""
-    reports = cast(Generator[Progress], prep.run(source, out, prep.Settings(**settings)))
-    while not next(reports).done:
-        pass
-    return reports
-
-
-def payload(path: Path) -> Any:
-    with h5py.File(path, "r") as file:
-        return file.attrs["payload_sha256"]
-
-
-@pytest.mark.parametrize("preallocate", [True, False])
-def test_the_disk_is_claimed_unless_told_not_to(preallocate: bool, photographs: Path, tmp_path: Path) -> None:
-    reports = started(photographs, tmp_path / "out.h5", size=512, preallocate=preallocate)
-    claimed = (tmp_path / "out.h5.partial").stat().st_blocks * 512
-    reports.close()
-    assert claimed > 700_000_000 if preallocate else claimed < 70_000_000
+def test_the_disk_is_claimed(photographs: Path, tmp_path: Path) -> None:
+    with at_progress(stop_after(1)), pytest.raises(Stopped):
+        pack(photographs, tmp_path / "out.h5", size=512)
+    assert (tmp_path / "out.h5.partial").stat().st_blocks * 512 > 700_000_000
 
 
 # Signals, and two at once
@@ -208,12 +175,14 @@ def test_the_disk_is_claimed_unless_told_not_to(preallocate: bool, photographs: 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_what_is_done(number: int, photographs: Path, tmp_path: Path) -> None:
-    reports = started(photographs, tmp_path / "out.h5", size=16)
-    os.kill(os.getpid(), number)
-    with pytest.raises(Interrupted, match=r"of 1000 images are safe in out\.h5\.partial; the same command") as told:
-        list(reports)
+    kill = at_progress(lambda done: os.kill(os.getpid(), number) if done < 9 else None)
+    with (
+        kill,
+        pytest.raises(Interrupted, match=r"of 1000 images are safe in out\.h5\.partial; the same command") as told,
+    ):
+        pack(photographs, tmp_path / "out.h5", size=16)
     assert told.value.exit_code == 128 + number
-    messages = [report.message for report in prep.run(photographs, tmp_path / "out.h5", prep.Settings(size=16))]
+    messages = pack(photographs, tmp_path / "out.h5", size=16)
     assert any(message.startswith("going on after") for message in messages)
     assert any("1000 images" in message for message in messages)
 
@@ -222,13 +191,12 @@ def test_a_signal_saves_what_is_done(number: int, photographs: Path, tmp_path: P
 def test_an_unfinished_file_that_was_cut_short_is_made_again(store: str, photographs: Path, tmp_path: Path) -> None:
     """Its images were black, with a digest that agreed, and nothing was said."""
     whole, out = tmp_path / "whole.h5", tmp_path / "out.h5"
-    list(prep.run(photographs, whole, prep.Settings(size=16, store=store)))
-    reports = started(photographs, out, size=16, store=store)
-    os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(Interrupted):
-        list(reports)
+    pack(photographs, whole, size=16, store=store)
+    kill = at_progress(lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == 1 else None)
+    with kill, pytest.raises(Interrupted):
+        pack(photographs, out, size=16, store=store)
     os.truncate(tmp_path / "out.h5.partial", 2200)
-    said = [report.message for report in prep.run(photographs, out, prep.Settings(size=16, store=store))]
+    said = pack(photographs, out, size=16, store=store)
     assert any("rows are not what was written; all are made again" in message for message in said)
     assert not any("going on after" in message for message in said)
     assert out.read_bytes() == whole.read_bytes()

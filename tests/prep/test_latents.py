@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packing
 import pytest
 import torch
 import yaml
@@ -100,8 +101,7 @@ def test_images_of_an_array_are_encoded_and_made_safe_batch_by_batch(
     )
     monkeypatch.setattr(DatasetWriter, "append", noting(DatasetWriter.append, lambda *a: safe.append(a[2])))
     monkeypatch.setattr(pack, "SAFE_EVERY_S", 0)
-    asked = pack.Settings(size=16, channels=3, latents=autoencoder, device="cpu")
-    list(pack.run(tmp_path / "photos.npy", tmp_path / "out.h5", asked))
+    packing.pack(tmp_path / "photos.npy", tmp_path / "out.h5", size=16, channels=3, latents=autoencoder, device="cpu")
     assert batches == [7] * 6 + [6] and safe == [7, 14, 21, 28, 35, 42, 48]
     assert len(Dataset(tmp_path / "out.h5", latents=True)) == 48
 

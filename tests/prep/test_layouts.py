@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import packing
 import pytest
 from PIL import Image
 
@@ -24,7 +25,7 @@ IDENTITY = ("payload_sha256", "source_sha256")
 
 
 def pack(sources: list[Path] | Path, out: Path, **settings: Any) -> list[str]:
-    return [r.message for r in prep.run(sources, out, prep.Settings(**{"size": 8, **settings})) if r.message]
+    return packing.pack(sources, out, **{"size": 8, **settings})
 
 
 def identity(path: Path) -> dict[str, Any]:
@@ -144,11 +145,12 @@ def test_the_folder_itself(tree: Path, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_archive_is_the_same_source_as_its_folder(
-    form: str, tree: Path, expected: dict[str, Any], tmp_path: Path
+    form: str, tree: Path, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = FORMS[form](tree, tmp_path)
     for workers in (1, 4):
-        pack(source, tmp_path / f"{workers}.h5", workers=workers)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=workers: range(n))
+        pack(source, tmp_path / f"{workers}.h5")
         assert identity(tmp_path / f"{workers}.h5") == expected
     assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "4.h5").read_bytes()
 
@@ -205,11 +207,16 @@ def test_ilsvrc_is_packed_without_unpacking(ilsvrc: Path, tmp_path: Path, monkey
     monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.01)
     out, peak, seen = tmp_path / "out" / "train.h5", 0, set()
     out.parent.mkdir()
-    for _ in prep.run(ilsvrc, out, prep.Settings(size=16, workers=2)):
+
+    def look(done: int) -> None:
+        nonlocal peak, seen
         files = list(out.parent.iterdir())
         seen |= {file.name for file in files}
         peak = max(peak, sum(file.stat().st_blocks * 512 for file in files if file.exists()))
         assert not any((tmp_path / "tmp").iterdir())
+
+    with packing.at_progress(look):
+        pack(ilsvrc, out, size=16)
     assert seen <= {"train.h5" + end for end in ("", ".lock", ".partial", ".partial.json")}
     assert {path.name for path in ilsvrc.parent.iterdir()} == {ilsvrc.name}
     data = Dataset(out)

@@ -13,7 +13,7 @@ from elbocli.ema import post_hoc
 from elbocli.errors import DataError, FormatError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
-from elbocli.info import verify
+from elbocli.info.describe import verify
 from elbocli.run.open import find_run
 from elbocli.run.settings import resolve
 from elbocli.train import loop
@@ -52,24 +52,15 @@ def mixed(runs: Path, tmp_path: Path) -> Path:
     return mine
 
 
-def verified(path: Path) -> Any:
-    reports = verify.run(path)
-    try:
-        while True:
-            next(reports)
-    except StopIteration as end:
-        return end.value
-
-
 def test_a_checkpoint_of_another_run_is_named_and_passed_over(
     mixed: Path, train: Train, runs: Path, caplog: Any
 ) -> None:
     strange = mixed / "checkpoints" / "step-00000020"
-    for read in (verified, lambda path: find_run(path, print)):
+    for read in (verify, lambda path: find_run(path, print)):
         with pytest.raises((FormatError, DataError), match="step-00000020: of another run than"):
             read(strange)
     with pytest.raises(DataError, match="step-00000020: of another run than"):
-        verified(mixed)
+        verify(mixed)
     found = latest(mixed)
     assert found is not None and found.step == 15 and "of another run" in caplog.messages[-1]
     assert any("going on after step 15" in said for said in train(mixed))
@@ -90,9 +81,9 @@ def test_snapshots_of_another_run_make_no_average(mixed: Path, tmp_path: Path, c
 
 def test_a_run_that_is_copied_moved_or_trained_on_is_the_same(train: Train, runs: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(runs / "mine", tmp_path / "elsewhere" / "copy")
-    assert latest(copy) is not None and verified(copy)["verified"]
+    assert latest(copy) is not None and verify(copy)["verified"]
     train(copy, steps=25)
-    assert verified(copy)["step"] == 25
+    assert verify(copy)["step"] == 25
     assert read_config(copy).run_id == read_config(runs / "mine").run_id != read_config(runs / "other").run_id
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packing import pack
 from PIL import Image
 from scipy import linalg
 from sklearn.datasets import load_digits, load_sample_image
@@ -16,7 +17,6 @@ from elbocli.core.streams import choose_labels
 from elbocli.files.dataset import Dataset
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors.elbo_tiny import Tiny
-from elbocli.prep import pack
 from elbocli.run.settings import resolve
 from elbocli.sample.decode import open_decoder
 from elbocli.sample.draw import draw
@@ -44,8 +44,7 @@ def packed(folder: Path, size: int, stride: int) -> Dataset:
         path = folder / "images" / label / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    for _ in pack.run(folder / "images", folder / "data.h5", pack.Settings(size=size, channels=1 if size == 8 else 3)):
-        pass
+    pack(folder / "images", folder / "data.h5", size=size, channels=1 if size == 8 else 3)
     return Dataset(folder / "data.h5")
 
 

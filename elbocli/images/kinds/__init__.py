@@ -1,6 +1,6 @@
-"""Kinds of image sources, one file each: a function under @source that gives (name, class, reference) of each image.
+"""Kinds of image sources: a function under @source that gives (name, class, reference) of each image.
 
-`tar`, `zip` and `folder` list files, which `layouts.py` sorts into classes; the others have images and labels themselves.
+`trees` lists the files of folders and archives, which `sources.py` sorts into classes; the others have images and labels.
 """
 
 from importlib import import_module

@@ -1,0 +1,138 @@
+"""Arrays of images: NumPy's .npy, ADM's batches (.npz) and others with labels beside the images, elbo's datasets."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from elbocli.errors import DataError, FormatError
+from elbocli.files.dataset import Dataset
+from elbocli.files.reading import check_file, open_file, reading
+from elbocli.images.registry import DatasetRows, Images, images_of_array, source
+
+PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
+"""The names under which an .npz may hold images and their labels: numpy's own, and those of published data sets."""
+LOCAL_HEADER = struct.Struct("<26xHH")
+
+
+def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
+    """Read the shape (N, H, W, C) that an NPY header announces; (N, H, W) is one of grey images.
+
+    Raises FormatError when it isn't one of images.
+    """
+    with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        shape = tuple(map(int, shape))
+    found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
+    if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
+        shape = (*shape, 1)
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
+        raise FormatError(f"{name}: holds {found}, expected uint8 (N, H, W, 1 or 3) or (N, H, W) with N > 0, C order")
+    return shape
+
+
+class StreamRows:
+    """An array of uint8 images that is read from a stream in its order. shape: (N, H, W, C)."""
+
+    def __init__(self, file: IO[bytes], name: str):
+        self.file, self.name = file, name
+        self.shape = read_header(file, name)
+        self.next = 0
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Read rows that follow each other and those read before. Raises DataError when the stream ends early."""
+        row = math.prod(self.shape[1:])
+        with reading(self.name, kind=DataError):
+            if rows.start != self.next:
+                self.file.seek((rows.start - self.next) * row, os.SEEK_CUR)
+            content = self.file.read((rows.stop - rows.start) * row)
+        self.next = rows.start + len(content) // row
+        if self.next < rows.stop:
+            came = f"{self.next} of {self.shape[0]} images"
+            raise DataError(f"{self.name}: ended after {came}; its writer died or the file is cut short")
+        return np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:])
+
+
+@source("npy", magic=b"\x93NUMPY")
+def open_npy(path: Path) -> Images:
+    """Open a .npy. Raises FormatError when it holds no images."""
+    return images_of_array(npy_rows(path))
+
+
+def npy_rows(path: Path) -> np.ndarray:
+    """The rows of a .npy, mapped into memory. Raises FormatError when it holds no images, or is cut short."""
+    with reading(path), open_file(path) as file:
+        shape = read_header(file, str(path))
+        return np.memmap(path, np.uint8, "r", file.tell(), shape)
+
+
+def _is_npz(path: Path, head: bytes) -> bool:
+    with contextlib.suppress(Exception), open_zip(path) as archive:
+        names = archive.namelist()
+        return bool(names) and all("/" not in name and name.endswith(".npy") for name in names)
+    return False
+
+
+@source("npz", magic=b"PK", test=_is_npz)
+def open_npz(path: Path) -> Images:
+    """Open an .npz. A compressed array is unpacked into memory. Raises FormatError without images under a known name."""
+    with open_zip(path) as archive, reading(path), open_file(path) as file:
+        images, labels = next((pair for pair in PAIRS if f"{pair[0]}.npy" in archive.namelist()), PAIRS[0])
+        rows = npz_rows(archive, path, images)
+        info = archive.getinfo(f"{images}.npy")
+        if info.compress_type == zipfile.ZIP_STORED:
+            file.seek(info.header_offset)  # the zip's header of a member, whose length its directory doesn't say
+            offset = info.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+            array: np.ndarray = np.memmap(path, np.uint8, "r", offset + rows.file.tell(), rows.shape)
+        else:
+            array = rows[0 : rows.shape[0]]
+        numbers = npz_labels(archive, path, rows.shape[0], labels)
+    return images_of_array(array, None if numbers is None else numbers.tolist())
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open an .npz. Raises FormatError when it is damaged."""
+    with reading(f"{path}: not an .npz archive"):
+        check_file(path)
+        return zipfile.ZipFile(path)
+
+
+def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
+    """The images in an array of an .npz, in their order. Raises FormatError."""
+    if f"{name}.npy" not in archive.namelist():
+        held = ", ".join(archive.namelist()[:5])
+        raise FormatError(f"{path}: no images in {name} (it holds {held}); write them with numpy.savez(FILE, images)")
+    info = archive.getinfo(f"{name}.npy")
+    stream = StreamRows(archive.open(info), f"{path}: {name}")
+    if info.file_size != stream.file.tell() + math.prod(stream.shape):
+        raise FormatError(f"{stream.name}: has {info.file_size} bytes, other than its header says")
+    return stream
+
+
+def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
+    """Read the labels in an array of an .npz, int64 [count]; None when there is none. Raises FormatError."""
+    if f"{name}.npy" not in archive.namelist():
+        return None
+    with reading(f"{path}: {name} is not usable as labels"), archive.open(f"{name}.npy") as member:
+        labels = np.lib.format.read_array(member, allow_pickle=False)
+        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+            raise FormatError(f"{labels.dtype} {labels.shape}, expected {count} whole numbers")
+        return labels.astype(np.int64).reshape(count)
+
+
+@source("dataset", magic=b"\x89HDF\r\n\x1a\n")
+def open_dataset(path: Path) -> Images:
+    """Open a dataset, or samples in one. Raises FormatError when it is none, or one of latents."""
+    data = Dataset(path)
+    files = data.strings("files")
+    classes = data.class_names if len(data.class_names) == data.num_classes else ()
+    return images_of_array(DatasetRows(data), data.labels.tolist(), classes, files if len(files) == len(data) else ())

@@ -1,0 +1,123 @@
+"""Folders, zips, tars and tars in them: files are listed by their paths, and read where they lie."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from elbocli.errors import DataError
+from elbocli.files.reading import one_line, open_file, reading
+from elbocli.files.recognise import instead, recognise
+from elbocli.images.registry import Damage, ImageRef, Nowhere, Span, ZipEntry, source
+
+Row = tuple[str, None, ImageRef]
+FOLDER = Nowhere("a folder")
+
+
+def hidden(name: str) -> bool:
+    """Whether any part of a path is hidden (begins with a dot), or is macOS's or Windows' own."""
+    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))
+
+
+def clean(name: str) -> str:
+    """Clean a path of an archive of '.', '..', leading slashes and backslashes; '' for one that is hidden."""
+    path = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    return "" if hidden(path) else path
+
+
+@source("folder", test=lambda path, head: path.is_dir(), form="tree")
+def list_folder(root: Path) -> Iterator[Row]:
+    """List every file at any depth. A tar is listed like a folder with its name without '.tar'.
+
+    Raises DataError when a folder can't be listed, and for the folder of a run, which holds previews.
+    """
+    if recognise(root / "config.yaml") == "a config of a run":
+        raise DataError(instead(root, "images"))
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{error.filename}: could not list: {error.strerror}") from error
+
+    for folder, folders, files in os.walk(root, onerror=stop, followlinks=True):
+        prefix = folder[len(str(root)) :].lstrip("/")
+        prefix = f"{prefix}/" if prefix else ""
+        folders[:] = [name for name in folders if not hidden(name) and not _leads_up(Path(folder, name))]
+        yield from ((f"{prefix}{name}/", None, FOLDER) for name in folders)
+        for name in files:
+            if hidden(name):
+                continue
+            path = f"{folder}/{name}"
+            if name.endswith(".tar") and Path(path).is_file():
+                yield f"{prefix}{name.removesuffix('.tar')}/", None, FOLDER
+                yield from list_tar(Path(path), f"{prefix}{name.removesuffix('.tar')}/")
+            else:
+                yield prefix + name, None, Span(path)
+
+
+def _leads_up(path: Path) -> bool:
+    """Whether a path is a link to a folder that it lies in."""
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+
+
+@source("zip", magic=b"PK", form="tree")
+def list_zip(path: Path) -> Iterator[Row]:
+    """List the files of a zip. Raises DataError when it is damaged."""
+    with reading(f"{path}: damaged or cut short", "; get it again", DataError):
+        archive = zipfile.ZipFile(path)
+    for info in archive.infolist():
+        name = clean(info.filename)
+        if name and info.is_dir():
+            yield f"{name}/", None, FOLDER
+        elif name:
+            link = stat.S_ISLNK(info.external_attr >> 16)
+            yield name, None, Nowhere("a link, in an archive") if link else ZipEntry(archive, info)
+
+
+def _begins_like_tar(path: Path, head: bytes) -> bool:
+    with contextlib.suppress(tarfile.TarError):
+        return bool(tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape"))
+    return False
+
+
+@source("tar", test=_begins_like_tar, form="tree")
+def list_tar(path: Path, prefix: str = "") -> Iterator[Row]:
+    """List the files of a tar. A tar inside is a folder. The last row is Damage where it is damaged or cut short."""
+    try:
+        with open_file(path) as file:
+            yield from _members(file, str(path), 0, prefix)
+    except Exception as error:  # tarfile raises anything for damaged archives
+        yield prefix, None, Damage(f"{path}: damaged or cut short ({one_line(error)}); get it again")
+
+
+def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[Row]:
+    """List the members of a tar that lies at an offset of `path`. file: the tar. Raises tarfile's errors."""
+    spans: dict[str, Span] = {}
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+        while (info := tar.next()) is not None:
+            if info.size < 0:  # the next header would be this one again
+                raise tarfile.ReadError(f"a file of {info.size} bytes")
+            tar.members.clear()  # type: ignore[attr-defined]
+            name = clean(info.name)
+            span = Span(path, offset + info.offset_data, info.size)
+            if not name:
+                continue
+            if info.isdir():
+                yield f"{prefix}{name}/", None, FOLDER
+            elif info.islnk():
+                yield prefix + name, None, spans.get(clean(info.linkname), Nowhere("a link out of its archive"))
+            elif not info.isreg() or info.issparse():
+                yield prefix + name, None, Nowhere("a link or not a regular file, in an archive")
+            elif name.endswith(".tar") and (inside := tar.extractfile(info)):
+                yield f"{prefix}{name.removesuffix('.tar')}/", None, FOLDER
+                yield from _members(inside, path, span.offset, f"{prefix}{name.removesuffix('.tar')}/")
+            else:
+                spans[name] = span
+                yield prefix + name, None, span
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")

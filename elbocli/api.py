@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.bound.draws import Images, MeasuredNetwork
 from elbocli.bound.estimate import estimate_bound
+from elbocli.bound.measure import Images, MeasuredNetwork
 from elbocli.bound.result import Bound
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_floor, followed, refuse_adaptive
 from elbocli.core.loss import LossTerms, Network, denoising_losses
@@ -313,18 +313,16 @@ def variational_bound(
     what, schedule = _predicted(prediction, loss), _on_range(schedule, logsnr_min, logsnr_max, loss)
     _check_counts(draws=draws, batch=batch)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
-    measured, labels = MeasuredNetwork(network, what, low, high, place, precision, batch), _labels(labels, len(pixels))
+    measured, labels = (
+        MeasuredNetwork(network, what, low, high, place, precision, batch, draws, seed),
+        _labels(labels, len(pixels)),
+    )
     size, images = max(1, batch // draws), []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()
         images.append(Images(some, None if labels is None else labels[first : rows.stop], rows))
-    rounds = estimate_bound(measured, images, schedule, draws=draws, seed=seed, population=population)
-    while True:
-        try:
-            next(rounds)
-        except StopIteration as end:
-            return end.value.bound
+    return estimate_bound(measured, images, schedule, population=population).bound
 
 
 def open_run(
@@ -341,8 +339,7 @@ def open_run(
 
     for file in [*filter(None, os.environ.get("ELBO_PLUGIN", "").split(os.pathsep)), *plugins]:
         run_plugin(Path(file))
-    which = (weights, "") if weights in ("ema", "model") else ("ema", weights)
-    return opened(Path(path), choose_device(str(device)), warnings.warn, *which)
+    return opened(Path(path), choose_device(str(device)), warnings.warn, weights)
 
 
 def open_dataset(path: Path | str) -> Dataset:

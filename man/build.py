@@ -128,12 +128,12 @@ EXAMPLES = {
         (
             "Keep snapshots while training; afterwards try an average that was never kept.",
             "elbo train out.h5 --snapshot-every 5000\nelbo ema run --std .15 -o ema-0.15.safetensors\n"
-            "elbo sample run --ema ema-0.15.safetensors -n 50000 | elbo eval --ref out.h5",
+            "elbo sample run --weights ema-0.15.safetensors -n 50000 | elbo eval --ref out.h5",
         ),
         (
             "Which average is best?",
             "for std in .05 .07 .10 .13 .16; do\n  elbo ema run --std $std -o a.safetensors --overwrite | jq .residual\n"
-            "  elbo sample run --ema a.safetensors -n 10000 | elbo eval --ref out.h5 | jq .fid\ndone",
+            "  elbo sample run --weights a.safetensors -n 10000 | elbo eval --ref out.h5 | jq .fid\ndone",
         ),
     ],
     "elbo bound": [
@@ -183,7 +183,7 @@ EXAMPLES = {
         ("An earlier checkpoint.", "elbo sample run/checkpoints/step-00010000 -o grid.png"),
         (
             "An earlier checkpoint, and another of its averages.",
-            "elbo sample run/checkpoints/step-00010000 --ema power:std=.1 -o samples.npz",
+            "elbo sample run/checkpoints/step-00010000 --weights power:std=.1 -o samples.npz",
         ),
     ],
     "elbo eval": [

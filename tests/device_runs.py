@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import MeasureSettings, open_measurement
+from elbocli.bound.measure import open_measurement
 from elbocli.core.samplers import parse_sampler
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
@@ -72,20 +72,14 @@ def untrained(data: Dataset, out: Path, settings: Resolved) -> Path:
 def samples(run: Path, out: Path, device: str, **settings: Any) -> np.ndarray:
     """Images that `elbo sample` draws, [n, H, W, C]."""
     sampler = parse_sampler(settings.pop("sampler", "ddim"))
-    for _ in draw.run(run, out, draw.SampleSettings(sampler=sampler, device=device, **settings)):
-        pass
+    draw.draw_samples(run, out, draw.SampleSettings(sampler=sampler, device=device, **settings))
     return np.load(out)
 
 
 def bits(run: Path, device: str, images: int = 32) -> float:
     """Bits per dimension as `elbo bound` finds them on the run's own images."""
-    settings = MeasureSettings(images=images, draws=8, device=device)
-    rounds = estimate.run(open_measurement(run, None, settings, lambda text: None))
-    while True:
-        try:
-            next(rounds)
-        except StopIteration as end:
-            return end.value.bound.bpd
+    settings: Any = {"images": images, "draws": 8, "device": device}
+    return float(estimate.measure_bound(open_measurement(run, None, **settings)).bound.bpd or 0)
 
 
 @contextmanager

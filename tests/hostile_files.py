@@ -257,7 +257,7 @@ for what, put in {"a pipe": pipe, "an endless device": endless, "a socket": plug
         "bad.jsonl": (ADAPT,),
         "bad.npz": ("eval good.npy --ref bad.npz --extractor elbo-tiny", "info bad.npz", "eval bad.npz --ref good.h5 --extractor elbo-tiny"),
         "bad.npy": ("eval bad.npy --ref good.h5 --extractor elbo-tiny", "info bad.npy", "prep bad.npy x.h5"),
-        "bad.safetensors": ("info bad.safetensors", "eval bad.safetensors --ref good.h5 --extractor elbo-tiny", "sample run -n 1 -o x.npy --ema bad.safetensors"),
+        "bad.safetensors": ("info bad.safetensors", "eval bad.safetensors --ref good.h5 --extractor elbo-tiny", "sample run -n 1 -o x.npy --weights bad.safetensors"),
         "bad.pt2": ("eval good.npy --ref good.h5 --extractor bad.pt2",),
         "bad.pth": ("eval good.npy --ref good.h5 --extractor-weights bad.pth",),
         "bad.tar": ("prep bad.tar x.h5",),

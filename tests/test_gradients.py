@@ -15,7 +15,7 @@ import torch
 from exact import finish
 from example_scripts import load
 
-from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
+from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.core.weighting import parse_weighting
 from elbocli.files.schedule_file import resolve_schedule
 
@@ -33,7 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def probe(run: Path) -> Measurement:
-    return open_measurement(run, None, MeasureSettings(weights="model"), lambda text: None)
+    return open_measurement(run, None, weights="model")
 
 
 def test_the_jackknife_knows_the_spread_of_independent_gradients() -> None:

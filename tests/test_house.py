@@ -46,8 +46,8 @@ BELOW = {
 """What each room may import besides itself: only what lies below it."""
 DOORS = {
     ("train", "sample.draw"): "previews are drawn as `elbo sample` draws",
-    ("grid", "sample.guided"): "a grid is made for the guided denoiser that `elbo sample` walks with",
-    ("train", "sample.decode"): "previews of latents are decoded as `elbo sample` decodes",
+    ("grid", "sample.denoise"): "a grid is made for the guided denoiser that `elbo sample` walks with",
+    ("train", "sample.denoise"): "previews of latents are decoded as `elbo sample` decodes",
     ("bound", "train.held_out"): "a network's own images are those that training did not hold out",
     ("optimum", "train.held_out"): "the images of a run are those that training did not hold out",
     ("bound", "train.batches"): "images are normalised as in training",

@@ -11,6 +11,7 @@ import numpy as np
 import packing
 import pytest
 import torch
+from heard import heard
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from typed_settings import typed
 
 import elbocli
 from elbocli.bound import estimate, theorem
-from elbocli.bound.measure import MeasureSettings, open_measurement
+from elbocli.bound.measure import open_measurement
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
@@ -97,27 +98,24 @@ def latent_run(latents: Path, preset: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_sampling_and_decoding(precision: str, latent_run: Path, tmp_path: Path, switched: set[str]) -> None:
     target = tmp_path / "images.h5"
-    lines = said(draw.run(latent_run, target, typed(n=2, steps=2, precision=precision, device="cpu")))
+    with heard() as lines:
+        draw.draw_samples(latent_run, target, typed(n=2, steps=2, precision=precision, device="cpu"))
     assert switched == {precision}
     used = str(Precision(precision, CPU))
-    assert f"; cpu, {used}" in lines and drawn(Dataset(target).attributes, "").more["precision"] == used
+    assert f"; cpu, {used}" in "\n".join(lines) and drawn(Dataset(target).attributes, "").more["precision"] == used
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize(
     "question",
-    [estimate.run, lambda asked: theorem.run(asked, asked.weightings(()))],
+    [estimate.measure_bound, lambda asked: theorem.check_theorem(asked, asked.weightings(()))],
     ids=["bound", "theorem"],
 )
 def test_every_question_of_bound(question: Any, precision: str, trained: Path, switched: set[str]) -> None:
-    settings = MeasureSettings(images=4, draws=2, device="cpu", precision=precision)
-    asked, found, lines = open_measurement(trained, None, settings, print), None, list[str]()
-    rounds = question(asked)
-    while found is None:
-        try:
-            lines.append(next(rounds).message or "")
-        except StopIteration as end:
-            found = end.value
+    settings: Any = {"images": 4, "draws": 2, "device": "cpu", "precision": precision}
+    asked = open_measurement(trained, None, **settings)
+    with heard() as lines:
+        question(asked)
     assert switched == {precision}
     used = str(Precision(precision, CPU))
     assert lines[0].endswith(f"; cpu, {used}") and asked.about()["precision"] == used

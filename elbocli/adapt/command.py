@@ -12,8 +12,6 @@ from elbocli.cli.options import WEIGHTING, common, hand_out, overwrite_option, p
 from elbocli.cli.types import FIGURE, PATH, STREAM, Count, Number, Output, Shift
 from elbocli.core.training import CRITERIA
 
-DEFAULT = click.core.ParameterSource.DEFAULT
-
 
 @click.command(cls=Command)
 @click.argument("sources", nargs=-1, type=PATH, metavar="[RUN|LOG|-]...")
@@ -63,10 +61,15 @@ DEFAULT = click.core.ParameterSource.DEFAULT
 @common
 def adapt(
     sources: tuple[Path, ...],
+    weighting: str | None,
+    bias: float | None,
+    shift: Any,
+    monotone: bool,
     out: Path,
     plot: Path | None,
     data_only: Path | None,
     report: bool,
+    floor: float,
     **options: Any,
 ) -> None:
     """Fit a noise schedule to the loss logs of runs, for any weighting.
@@ -78,64 +81,26 @@ def adapt(
     --data-only needs no log: the density follows the weighting times the least error on the images themselves. Standard
     error then says where half of the draws lie, and EDM's P_mean and P_std.
     """
-    from elbocli.adapt import fit_log as loop
-    from elbocli.cli.progress_bar import say
+    from elbocli.adapt.fit import fit_data, fit_log, plot_fit
+    from elbocli.files.schedule_file import resolve_weighting
 
-    if options["shift"] == "auto":
-        raise click.UsageError("--shift auto needs images; give the number", click.get_current_context())
+    ctx = click.get_current_context()
+    if shift == "auto":
+        raise click.UsageError("--shift auto needs images; give the number", ctx)
+
+    def choose(usual: str) -> Any:
+        given = None if bias is None else {"bias": bias}
+        return resolve_weighting(weighting or usual, shift=shift, monotone=monotone, given=given)
+
     if data_only is not None:
-        _refuse_beside_data(click.get_current_context(), sources)
-        _fit_data(data_only, out, plot, report, options)
-        return
-    inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
-    fitted = loop.run(inputs, **options)
-    for name in fitted.log.cut:
-        say(f"{name}: its last line is half written, and left out", "warning")
-    told, best = fitted.report, "/ best"
-    say(f"{told.weighting}, {told.criterion} criterion, {told.images} images in {told.intervals} intervals")
-    say(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {told.batch}:")
-    say(f"{'schedule':>21}  {'independent t':>13}  {best:>8}  {'low-discrepancy t':>17}  {best:>8}")
-    for name, p in told.schedules.items():
-        independent = f"{p.variance_independent:13.4g}  {p.ratio_independent:8.3g}"
-        say(f"{name:>21}  {independent}  {p.variance_low_discrepancy:17.4g}  {p.ratio_low_discrepancy:8.3g}")
+        default = click.core.ParameterSource.DEFAULT
+        given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not default]
+        if sources or given:
+            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}", ctx)
+        fitted = fit_data(data_only, choose("elbo"), floor)
+    else:
+        inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]
+        fitted = fit_log(inputs, choose, floor=floor, **options)
     if plot is not None:
-        from elbocli.adapt.plot import plot_fit
-
-        shown = {"log's own": loop.OWN, "cosine": "cosine", "edm": "edm", "fitted": loop.FITTED + told.criterion}
-        densities = {label: fitted.candidates[name] for label, name in shown.items()}
-        plot_fit(fitted.moments, fitted.weighting, densities, plot)
-    hand_out(fitted.text, out, told.json() if report else None)
-
-
-def _refuse_beside_data(ctx: click.Context, sources: tuple[Path, ...]) -> None:
-    """Raise UsageError for what only a log can answer."""
-    given = [key for key in ("criterion", "optimum", "bins", "since") if ctx.get_parameter_source(key) is not DEFAULT]
-    if sources or given:
-        what = f"--{given[0]}" if given else "a log"
-        raise click.UsageError(f"--data-only needs no log, and {what} does not go with it", ctx)
-
-
-def _fit_data(path: Path, out: Path, plot: Path | None, report: bool, options: dict[str, Any]) -> None:
-    """Fit a schedule to data alone, and say what it is."""
-    from elbocli.adapt import fit_optimum
-    from elbocli.cli.progress_bar import say
-
-    named = {key: options[key] for key in ("weighting", "shift", "monotone", "bias", "floor")}
-    fitted = fit_optimum.run(path, **named)
-    told = fitted.report
-    low, high = told.half
-    say(
-        f"{told.weighting}, the least error of {told.images} images: half of the draws lie in logsnr {low:.3g} to {high:.3g}"
-    )
-    say(f"as EDM says it: P_mean {told.p_mean:.3g}, P_std {told.p_std:.3g}")
-    if told.told_apart is not None:
-        say(
-            f"beyond logsnr {told.told_apart:.3g} so few images are told apart that the least error vanishes, and the error of a "
-            "network doesn't: more images, a larger --floor, or 'elbo adapt RUN' after a short run give these levels more",
-            "warning",
-        )
-    if plot is not None:
-        from elbocli.adapt.plot import plot_least
-
-        plot_least(fitted, plot)
-    hand_out(fitted.text, out, told.json() if report else None)
+        plot_fit(fitted, plot)
+    hand_out(fitted.text, out, fitted.report.json() if report else None)

@@ -6,48 +6,33 @@ classes see the same noise, so most of its chance cancels. Source: Li et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.bound.draws import Images, MeasuredNetwork
-from elbocli.bound.measure import Measurement
-from elbocli.bound.result import Classification, ReliabilityRow
+from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement
+from elbocli.bound.result import Classification
 from elbocli.core.estimate import calibration_error, error_of_share, reliability
 from elbocli.core.schedule import Schedule
-from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.likelihood_file import ImageTable
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.progress import progress
 
 CERTAIN = 1e-300
 """Least probability, so that its logarithm is finite."""
 
 
-@dataclass(frozen=True)
-class ClassScores:
+class ClassScores(NamedTuple):
     """halves: [N, 2, C], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; rows, labels: [N]."""
 
     halves: Tensor
     rows: np.ndarray
     labels: np.ndarray
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """p(c|x), [N, C]."""
-        return (-self.halves.mean(1)).softmax(1).numpy()
-
-    def table(self) -> ImageTable:
-        """Image by image, in the order of the dataset: the likeliest class, its probability, and the label's."""
-        order, found = np.argsort(self.rows), self.probabilities
-        of_label = found[np.arange(len(found)), self.labels]
-        numbers = {"predicted": found.argmax(1).astype(float), "confidence": found.max(1), "probability": of_label}
-        named = {name: column[order] for name, column in numbers.items()}
-        return ImageTable(self.rows[order], self.labels[order], named)
 
 
 def class_scores(
@@ -55,72 +40,66 @@ def class_scores(
     images: Iterable[Images],
     classes: int,
     schedule: Schedule,
-    *,
-    draws: int = 16,
-    seed: int = 0,
     total: int | None = None,
-) -> Generator[Progress, None, ClassScores]:
+) -> ClassScores:
     """Ask about every image under each class 0 … classes − 1. images: with the true labels. The rest is as in
     estimate_bound. Raises UsageError, NonFiniteError.
     """
-    plain, found = parse_weighting("elbo"), list[Tensor]()
-    rows, labels = list[int](), list[Tensor]()
+    halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
             raise UsageError("a classifier is judged by labels; these images have none")
         columns = []
         for label in range(classes):
-            asked = Images(some.content, torch.full_like(some.labels, label), some.rows)
-            (drawn,) = denoiser.draws([asked], plain, schedule, draws, seed, "classify")
+            asked = some._replace(labels=torch.full_like(some.labels, label))
+            (drawn,) = denoiser.draws([asked], PLAIN, schedule, "classify")
             columns.append(drawn.shares(schedule).sum(2))
-        found.append(torch.stack(columns, 2))
+        halves.append(torch.stack(columns, 2))
         labels.append(some.labels)
         rows += some.rows
-        right = float((torch.cat(found).mean(1).argmin(1) == torch.cat(labels)).double().mean())
-        yield Progress(len(rows), total, "img", values={"accuracy": right})
+        right = torch.cat(halves).mean(1).argmin(1) == torch.cat(labels)
+        progress(len(rows), total, "img", accuracy=float(right.double().mean()))
     if not rows:
         raise UsageError("there are no images to classify")
-    return ClassScores(torch.cat(found), np.array(rows), torch.cat(labels).numpy())
+    return ClassScores(torch.cat(halves), np.array(rows), torch.cat(labels).numpy())
 
 
-def judged(scores: ClassScores, draws: int, schedule: Schedule) -> Classification:
-    """Judge the probabilities."""
-    found, labels = scores.probabilities, scores.labels
-    guess = found.argmax(1)
-    right = guess == labels
-    loss = -np.log(np.maximum(found[np.arange(len(found)), labels], CERTAIN))
-    accuracy, table = float(right.mean()), reliability(found.max(1), right)
+def judge_scores(scores: ClassScores, draws: int, schedule: Schedule) -> tuple[Classification, ImageTable]:
+    """Judge p(c|x) by the labels: the result, and image by image the likeliest class, its probability, and the label's."""
+    found = (-scores.halves.mean(1)).softmax(1).numpy()  # [N, C]
+    labels, guess, confidence = scores.labels, found.argmax(1), found.max(1)
+    right, of_label = guess == labels, found[np.arange(len(found)), labels]
+    loss = -np.log(np.maximum(of_label, CERTAIN))
+    accuracy, table = float(right.mean()), reliability(confidence, right)
     _, (low, high) = error_of_share(int(right.sum()), len(right))
     by_half = scores.halves.argmin(2).numpy()
-    spread = float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0
-    return Classification(
-        accuracy,
-        low,
-        high,
-        float(loss.mean()),
-        spread,
-        calibration_error(table),
-        float((by_half[:, 0] != by_half[:, 1]).mean()),
-        [ReliabilityRow(*astuple(row)) for row in table],
-        {str(label): float(right[labels == label].mean()) for label in np.unique(labels)},
-        found.shape[1],
-        len(found),
-        draws,
-        schedule.base,
+    order = np.argsort(scores.rows)
+    numbers = {"predicted": guess.astype(float), "confidence": confidence, "probability": of_label}
+    result = Classification(
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        log_loss=float(loss.mean()),
+        log_loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0,
+        ece=calibration_error(table),
+        undecided=float((by_half[:, 0] != by_half[:, 1]).mean()),
+        reliability=[asdict(row) for row in table],
+        class_accuracy={str(label): float(right[labels == label].mean()) for label in np.unique(labels)},
+        classes=found.shape[1],
+        n_images=len(found),
+        draws_per_image=draws,
+        schedule=schedule.base,
     )
+    return result, ImageTable(scores.rows[order], labels[order], {name: of[order] for name, of in numbers.items()})
 
 
-def run(asked: Measurement, schedule: str = "") -> Generator[Progress, None, tuple[Classification, ClassScores]]:
+def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, ImageTable]:
     """Classify images of a dataset by a run. schedule: of the draws ('' is fitted to the run's own log). Raises ElboError."""
-    classes, total = asked.trained.network.config.num_classes, len(asked.rows)
+    classes = asked.trained.network.config.num_classes
     if classes < 2:
-        raise UsageError(
-            f"{asked.trained.path}: was trained without classes, and tells none apart; name a conditional run"
-        )
-    chosen, draws = asked.schedule(schedule, parse_weighting("elbo")), asked.settings.draws
-    what = f"{total} images under each of {classes} classes, {draws} draws each; {asked.device}, {asked.precision}"
-    yield Progress(0, total, "img", f"{asked.trained.path}: {what}")
-    scores = yield from class_scores(
-        asked.denoiser, asked, classes, chosen, draws=draws, seed=asked.settings.seed, total=total
-    )
-    return structs.replace(judged(scores, draws, chosen), about=asked.about()), scores
+        raise UsageError(f"{asked.trained.path}: was trained without classes; name a conditional run")
+    chosen = asked.schedule(schedule)
+    asked.log_start(f"under each of {classes} classes")
+    scores = class_scores(asked, asked, classes, chosen, len(asked.rows))
+    result, table = judge_scores(scores, asked.count, chosen)
+    return structs.replace(result, about=asked.about()), table

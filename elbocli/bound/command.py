@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +16,36 @@ from elbocli.cli.options import (
     device_options,
     overwrite_option,
     plugin_option,
-    weights_options,
+    print_json,
+    weights_option,
 )
 from elbocli.cli.types import FIGURE, PATH, Count, Named, Number, Output
 
-EVERY = {"run", "data", "seed", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max", "overwrite"}
-MODES = {
-    "--check": {"check", "images", "draws", "batch", "weightings"},
-    "--classify": {"classify", "images", "draws", "batch", "schedule", "per_image"},
+DRAWN = ("estimators", "target_se", "optimum", "curve", "plot", "log")
+NOT_WITH = {
+    "check": ("classify", "schedule", "per_image", *DRAWN),
+    "classify": ("weightings", *DRAWN),
+    "": ("weightings",),
 }
-"""Options beside EVERY of the questions that are not the plain bound."""
+"""Options that are not of a question; "" is the plain bound."""
 GROUPS = {
     "Questions": ("estimators", "check", "classify", "optimum", "weightings", "schedule"),
     "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("per_image", "curve", "plot", "log", "overwrite"),
-    "Weights": ("weights", "average"),
+    "Weights": ("weights",),
     "Speed and memory": ("batch", "device", "precision"),
 }
 
 
-def _mode(ctx: click.Context) -> str:
+def _question(ctx: click.Context) -> str:
     """The question that is asked; "" is the plain bound. Raises UsageError for an option of another one."""
     default = click.core.ParameterSource.DEFAULT
-    given = {name for name in ctx.params if ctx.get_parameter_source(name) is not default} - EVERY
-    asked = [mode for mode in MODES if mode[2:] in given]
-    if len(asked) > 1:
-        raise click.UsageError(f"{' and '.join(asked)} are two questions; ask one at a time", ctx)
-    wrong = given - MODES[asked[0]] if asked else given & {"weightings"}
-    for parameter in ctx.command.params:
-        if parameter.name in wrong:
-            owner = "--check" if parameter.name == "weightings" else "the plain bound"
-            raise click.UsageError(f"{parameter.opts[-1]} goes with {owner}", ctx)
-    return asked[0] if asked else ""
-
-
-def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str, Any]) -> None:
-    """Raise UsageError for what the estimators that were asked for can't give."""
-    names = [each.name for each in estimators]
-    if options["target_se"] and (names != ["variational"] or options["per_image"]):
-        raise click.UsageError("--target-se goes with --estimator variational alone, and not with --per-image", ctx)
-    for name in ("curve", "plot", "log", "optimum"):
-        if options[name] and not any(each.traits.drawn for each in estimators):
-            raise click.UsageError(f"--{name} is of drawn noise levels; add --estimator variational", ctx)
+    given = {name for name in ctx.params if ctx.get_parameter_source(name) is not default}
+    question = next(name for name in NOT_WITH if name in given or not name)
+    for each in ctx.command.params:
+        if each.name in given.intersection(NOT_WITH[question]):
+            raise click.UsageError(f"{each.opts[-1]} can't go with {f'--{question}' if question else 'the bound'}", ctx)
+    return question
 
 
 @click.command(cls=Command, groups=GROUPS)
@@ -67,7 +54,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
 @option(
     "--estimator",
     "estimators",
-    type=Named("elbocli.bound.estimators.ESTIMATORS"),
+    type=Named("elbocli.bound.likelihood.ESTIMATORS"),
     multiple=True,
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
     more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
@@ -113,7 +100,7 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where images are read.  [default: the run's]")
-@weights_options
+@weights_option
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
 @option(
     "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
@@ -122,7 +109,23 @@ def _check_outputs(ctx: click.Context, estimators: list[Any], options: dict[str,
 @overwrite_option
 @plugin_option
 @common
-def bound(run: Path, data: Path | None, **options: Any) -> None:
+def bound(
+    run: Path,
+    data: Path | None,
+    estimators: tuple[str, ...],
+    images: int | None,
+    target_se: float | None,
+    weightings: tuple[str, ...],
+    schedule: str,
+    optimum: Path | None,
+    per_image: Path | None,
+    curve: Path | None,
+    plot: Path | None,
+    log: Path | None,
+    check: bool,
+    classify: bool,
+    **how: Any,
+) -> None:
     """Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.
 
     Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
@@ -136,54 +139,51 @@ def bound(run: Path, data: Path | None, **options: Any) -> None:
     --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
     its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
     """
-    from elbocli.bound import classify, estimate, excess, likelihood, theorem
-    from elbocli.bound.measure import ALL, MeasureSettings, open_measurement
-    from elbocli.cli.progress_bar import say, show
+    from elbocli.bound import classify as classifier
+    from elbocli.bound import estimate, likelihood, theorem
+    from elbocli.bound.measure import ALL, open_measurement
     from elbocli.files.atomic import write_text
     from elbocli.files.likelihood_file import write_table
 
     ctx = click.get_current_context()
-    mode = _mode(ctx)
+    question = _question(ctx)
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
-    curve, plot, log, per_image = (options[name] for name in ("curve", "plot", "log", "per_image"))
-    keys = ("draws", "seed", "batch", "device", "precision", "weights", "average", "logsnr_min", "logsnr_max")
-    settings = MeasureSettings(
-        images=ALL if options["target_se"] and options["images"] is None else options["images"],
-        **{key: options[key] for key in keys},
-    )
-    estimators = likelihood.parse_estimators(options["estimators"] or [likelihood.DEFAULT])
-    _check_outputs(ctx, estimators, options)
-    probe = open_measurement(run, data, settings, lambda text: say(text, "warning"))
-    schedule = options["schedule"]
-    if mode == "--classify":
-        classified, scores = show(classify.run(probe, schedule))
-        if per_image:
-            write_table(per_image, scores.table())
-            classified = structs.replace(classified, per_image=str(per_image))
-        click.echo(json.dumps(classified.json(), indent=1))
-        return
-    if mode == "":
-        optimum = options["optimum"]
-        own = optimum and excess.open_own(probe, optimum, settings, lambda text: say(text, "warning"))
-        plain = not per_image and [each.name for each in estimators] == [likelihood.DEFAULT]
+    chosen = likelihood.parse_estimators(estimators or [likelihood.DEFAULT])
+    plain = not per_image and [each.name for each in chosen] == [likelihood.DEFAULT]
+    if target_se and not plain:
+        raise click.UsageError("--target-se goes with --estimator variational alone, and not with --per-image", ctx)
+    if (curve or plot or log or optimum) and not any(each.traits.drawn for each in chosen):
+        raise click.UsageError("--curve, --plot, --log and --optimum need --estimator variational", ctx)
+    asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
+    if question == "check":
+        theory = theorem.check_theorem(asked, asked.weightings(weightings))
+        print_json(theory.json())
+        ctx.exit(0 if theory.agree else 1)
+    result: Any
+    found: Any = None
+    table: Any = None
+    if question == "classify":
+        result, table = classifier.classify(asked, schedule)
+    else:
+        own = estimate.open_own(asked, optimum) if optimum else asked
         if plain:
-            found = show(estimate.run(probe, schedule, options["target_se"]))
-            told = found.bound.json()
+            found = estimate.measure_bound(asked, schedule, target_se)
+            result = found.bound
         else:
-            several = show(likelihood.run(probe, estimators, schedule))
-            if per_image:
-                write_table(per_image, several.table(probe.dataset.labels))
-            told, found = several.told(str(per_image) if per_image else None), several.bound
-        beyond = optimum and show(excess.run(probe, own, optimum, found, schedule))
-        click.echo(json.dumps({**told, "excess": beyond.report} if beyond else told, indent=1))
-        if curve:
-            write_text(curve, beyond.tsv(found.curve) if beyond else found.curve.tsv())
-        if log:
-            write_text(log, estimate.log_text(probe, found))
-        if plot:
-            found.curve.plot(plot)
-        return
-    result = show(theorem.run(probe, probe.weightings(options["weightings"])))
-    click.echo(json.dumps(result.json(), indent=1))
-    ctx.exit(0 if result.agree else 1)
+            several = likelihood.measure_likelihoods(asked, chosen, schedule)
+            found, table = several.bound, several.table(asked.dataset.labels)
+            result = found.bound if [each.name for each in chosen] == [likelihood.DEFAULT] else several.result
+        if optimum:
+            excess, found = estimate.add_excess(asked, own, optimum, found, schedule)
+            result = structs.replace(result, excess=excess)
+    if per_image:
+        result = structs.replace(result, per_image=str(per_image))
+        write_table(per_image, table)
+    print_json(result.json())
+    if curve:
+        write_text(curve, found.tsv())
+    if log:
+        write_text(log, found.log_text(asked))
+    if plot:
+        found.plot(plot)

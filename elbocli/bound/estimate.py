@@ -1,9 +1,9 @@
-"""The variational bound of a denoiser on images, with the errors it has, and its profile over λ."""
+"""The variational bound of a denoiser on images, with the errors it has, its profile over λ, and its errors above the least."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,38 +13,64 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.bound.draws import Draws, Images, MeasuredNetwork, decoder
-from elbocli.bound.measure import Measurement
-from elbocli.bound.result import Bound, LatentBound, LatentTerm, Term
+from elbocli.bound.measure import PLAIN, Draws, Images, MeasuredNetwork, Measurement, decoder_nats, open_data
+from elbocli.bound.result import Bound, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import bits_per_dimension, by_cell, prior
 from elbocli.core.estimate import PairedEstimate, PairedMoments
+from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule
-from elbocli.core.weighting import parse_weighting
+from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files import losslog
-from elbocli.runtime.progress import Progress
+from elbocli.files.optimum_file import read_optimum
+from elbocli.files.reading import reading
+from elbocli.runtime.progress import log, progress
+from elbocli.train.held_out import training_rows
 
 ENOUGH = 64
 """Images from which on an error is trusted."""
+UNITS = ("bpd", "nats_per_latent_dimension")
+"""Units per dimension, of pixels and of latents."""
+COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se")
 
 
 @dataclass(frozen=True)
-class BoundCurve:
-    """Per bin of λ: the error per dimension and L(t;x) in nats at its upper edge, each with a standard error."""
+class BoundEstimate:
+    """The bound; and for each bin of λ the sums of a loss log [3, bins], and L(t;x) in nats at its upper edge.
 
+    moments: the error per dimension, of `sums`. excess: the error above the least one, where an optimum is known. _se: standard
+    errors.
+    """
+
+    bound: Bound
+    sums: Tensor
     moments: ErrorMoments
-    bound: Tensor
-    bound_se: Tensor
+    profile: Tensor
+    profile_se: Tensor
+    excess: Sequence[Tensor] = ()
 
     def tsv(self) -> str:
-        """The curve as a table with a header."""
-        known = self.moments
-        mean = known.mean.where(known.count > 0, torch.nan)
-        columns = [known.edges[:-1], known.edges[1:], known.count, mean, known.mean_se, self.bound, self.bound_se]
-        lines = ["logsnr_low logsnr_high draws eps_mse eps_mse_se bound bound_se".replace(" ", "\t")]
-        lines += ["\t".join(f"{v:.10g}" for v in row) for row in torch.stack(columns, 1).tolist()]
+        """The curve over λ as a table with a header."""
+        moments, names = self.moments, [*COLUMNS, *("excess", "excess_se")[: len(self.excess)]]
+        mean = moments.mean.where(moments.count > 0, torch.nan)
+        seen = moments.edges[:-1], moments.edges[1:], moments.count, mean, moments.mean_se
+        rows = torch.stack([*seen, self.profile, self.profile_se, *self.excess], 1).tolist()
+        lines = ["\t".join(names), *("\t".join(f"{value:.10g}" for value in row) for row in rows)]
         return "\n".join(lines) + "\n"
+
+    def log_text(self, asked: Measurement) -> str:
+        """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
+        settings, trained = asked.trained.settings, asked.trained
+        header = losslog.header(
+            self.moments.edges,
+            dimensions=asked.dimensions,
+            weighting=settings.weighting,
+            schedule=self.bound.schedule,
+            prediction=settings.prediction,
+        )
+        images = int(trained.about.get("images_trained", self.sums[0].sum()))
+        return header + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
         """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors."""
@@ -53,41 +79,35 @@ class BoundCurve:
         moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1
         sheet, axes = new_figure([["error"], ["bound"]], 6.0, 5.2)
         draw_band(axes["error"], moments.middle[seen], moments.mean[seen], moments.mean_se[seen])
-        draw_band(axes["bound"], edges[1:], self.bound, self.bound_se)
-        axes["error"].set_yscale("log")
-        axes["error"].set_ylabel(ERROR)
-        axes["error"].set_title("error, and bound on data as noisy as λ, ± 2 standard errors")
+        draw_band(axes["bound"], edges[1:], self.profile, self.profile_se)
+        title = "error, and bound on data as noisy as λ, ± 2 standard errors"
+        axes["error"].set(yscale="log", ylabel=ERROR, title=title)
         axes["bound"].set_ylabel(r"$L(\lambda; x)$ in nats")
         axes["bound"].set_ylim(bottom=0)
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
-@dataclass(frozen=True)
-class BoundEstimate:
-    """The bound, its curve, and the sums of a loss log [3, bins]."""
-
-    bound: Bound | LatentBound
-    curve: BoundCurve
-    sums: Tensor
-
-
 class Terms:
     """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ.
 
-    population: how many images there are (inf: those of a distribution).
+    population: how many images there are (inf: those of a distribution). Raises UsageError for a schedule of another range.
     """
 
-    def __init__(self, low: float, high: float, schedule: Schedule, population: float):
-        self.low, self.high, self.schedule, self.population = low, high, schedule, population
-        self.edges = bin_edges(low, high)
-        self.sums = BinSums(low, high)
+    def __init__(self, denoiser: MeasuredNetwork, schedule: Schedule, population: float):
+        self.low, self.high, self.schedule, self.population = denoiser.low, denoiser.high, schedule, population
+        if (schedule.logsnr_min, schedule.logsnr_max) != (self.low, self.high):
+            raise UsageError(
+                f"schedule {schedule.base} covers logsnr {schedule.logsnr_min:g} to {schedule.logsnr_max:g} only, and the "
+                f"bound needs {self.low:g} to {self.high:g}"
+            )
+        self.edges, self.sums = bin_edges(self.low, self.high), BinSums(self.low, self.high)
         self.rounds = [PairedMoments()]
         self.dimensions, self.latent = 0, False
 
     def add(self, drawn: Draws) -> None:
         """Take in some images: all pixels, or all latents."""
-        self.dimensions, self.latent = drawn.content[0].numel(), drawn.levels is None
-        fixed = torch.stack([prior(drawn.x, self.low), decoder(drawn.content, self.high)], 1)  # [B, 2]
+        self.dimensions, self.latent = drawn.content[0].numel(), drawn.latent
+        fixed = torch.stack([prior(drawn.x, self.low), decoder_nats(drawn.content, self.high)], 1)  # [B, 2]
         integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
         self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
         self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)
@@ -97,17 +117,16 @@ class Terms:
         whole = [r.estimate() for r in self.rounds if r.n == self.rounds[0].n and r.n > 1]
         return PairedEstimate.pooled(whole)
 
-    def per_dimension(self, nats: float) -> float:
-        """Nats in all as bits per dimension; of latents as nats per dimension."""
-        return nats / self.dimensions if self.latent else bits_per_dimension(nats, self.dimensions)
-
-    def bound(self) -> tuple[float, float]:
-        """(bound per dimension, standard error) so far; the error is infinite before the second image."""
-        if self.rounds[0].n < 2:
-            return 0.0, math.inf
-        estimate = self.estimate()
-        share = np.full_like(estimate.mean, self.per_dimension(1.0))
-        return estimate.value(share), estimate.se(share, self.population)
+    def report(self, total: int | None) -> float:
+        """Report the bound per dimension so far; return its standard error, infinite before the second image."""
+        value, se = 0.0, math.inf
+        if self.rounds[0].n > 1:
+            estimate = self.estimate()
+            share = np.full_like(estimate.mean, per_dimension(1.0, self.dimensions, self.latent))
+            value, se = estimate.value(share), estimate.se(share, self.population)
+        values: dict[str, Any] = {"nats/dim" if self.latent else "bpd": value, "se": se}
+        progress(self.rounds[-1].n, total, "img", **values)
+        return se
 
     def result(self, draws: int) -> BoundEstimate:
         """All of it. draws: for each image in each round. Raises UsageError when there is no second image."""
@@ -116,18 +135,21 @@ class Terms:
         estimate, population = self.estimate(), self.population
         place = np.arange(len(estimate.mean))
         whole = np.ones(len(place))
-        share = whole * self.per_dimension(1.0)
-        kind, of = (LatentBound, LatentTerm) if self.latent else (Bound, Term)
+        share = whole * per_dimension(1.0, self.dimensions, self.latent)
+        unit = UNITS[self.latent]
 
-        def term(chosen: np.ndarray) -> Any:
-            each = estimate.value(chosen.astype(float)), estimate.se(chosen.astype(float), population)
-            return of(*each, *map(self.per_dimension, each))
+        def term(chosen: np.ndarray) -> Nats:
+            of = chosen.astype(float)
+            return Nats(**in_units(estimate.value(of), estimate.se(of, population), self.dimensions, self.latent))
 
-        bound = kind(
-            estimate.value(share),
-            estimate.se(share, population),
-            estimate.noise_se(share),
-            estimate.se(share, np.inf),
+        shares: dict[str, Any] = {
+            unit: estimate.value(share),
+            f"{unit}_se": estimate.se(share, population),
+            f"{unit}_se_noise": estimate.noise_se(share),
+            f"{unit}_se_population": estimate.se(share, np.inf),
+        }
+        bound = Bound(
+            **shares,
             nats=estimate.value(whole),
             nats_se=estimate.se(whole, population),
             prior=term(place == 0),
@@ -139,8 +161,19 @@ class Terms:
         )
         upto = [((place == 0) | ((place > 1) & (place <= k))).astype(float) for k in place[2:]]
         profile = torch.tensor([(estimate.value(of), estimate.se(of, population)) for of in upto], dtype=torch.float64)
-        curve = BoundCurve(ErrorMoments.of_sums(self.edges, self.sums.values), *profile.T)
-        return BoundEstimate(bound, curve, self.sums.values)
+        sums = self.sums.values
+        return BoundEstimate(bound, sums, ErrorMoments.of_sums(self.edges, sums), *profile.T)
+
+
+def per_dimension(nats: float, dimensions: int, latent: bool) -> float:
+    """Nats in all as bits per dimension; of latents as nats per dimension."""
+    return nats / dimensions if latent else bits_per_dimension(nats, dimensions)
+
+
+def in_units(nats: float, se: float, dimensions: int, latent: bool) -> dict[str, Any]:
+    """The fields of a Nats."""
+    value, error, unit = *(per_dimension(each, dimensions, latent) for each in (nats, se)), UNITS[latent]
+    return {"nats": nats, "nats_se": se, unit: value, f"{unit}_se": error}
 
 
 def estimate_bound(
@@ -148,78 +181,87 @@ def estimate_bound(
     images: Iterable[Images],
     schedule: Schedule,
     *,
-    draws: int = 16,
-    seed: int = 0,
     population: float = math.inf,
     target_se: float | None = None,
     total: int | None = None,
-) -> Generator[Progress, None, BoundEstimate]:
-    """Estimate the bound of any denoiser on any images; the last value is a BoundEstimate.
+) -> BoundEstimate:
+    """Estimate the bound of any denoiser on any images.
 
-    schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. draws: noise
-    levels for each image, an even number. population: how many images these are chosen from; inf: a distribution.
-    target_se: draw on, more images first and then more noise on all of them (`images` is gone through again), until
+    schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. population:
+    how many images these are chosen from; inf: a distribution. target_se: draw on, more images first and then more noise on all of them (`images` is gone through again), until
     the standard error per dimension is below it. total: images, for the progress.
     Raises UsageError for a schedule of another range or fewer than two images, NonFiniteError.
     """
-    low, high = denoiser.low, denoiser.high
-    if (schedule.logsnr_min, schedule.logsnr_max) != (low, high):
-        raise UsageError(
-            f"schedule {schedule.base} covers logsnr {schedule.logsnr_min:g} to {schedule.logsnr_max:g} only, and the bound "
-            f"needs {low:g} to {high:g}"
-        )
-    terms, plain = Terms(low, high, schedule, population), parse_weighting("elbo")
-
-    def rounds() -> Generator[Progress, None, BoundEstimate]:
-        while True:
-            turn, seen = len(terms.rounds) - 1, terms.rounds[-1]
-            for drawn in denoiser.draws(images, plain, schedule, draws, seed, f"bound-{turn}"):
-                terms.add(drawn)
-                value, se = terms.bound()
-                yield Progress(seen.n, total, "img", values={"nats/dim" if terms.latent else "bpd": value, "se": se})
-                if target_se is not None and not turn and seen.n >= ENOUGH and se < target_se:
-                    return terms.result(draws)
-            if not seen.n and turn:
-                raise UsageError("the images can't be gone through again, as a target for the error may need")
-            if target_se is None or not seen.n or se < target_se:
-                return terms.result(draws)
-            terms.rounds.append(PairedMoments())
-
-    return rounds()
+    terms = Terms(denoiser, schedule, population)
+    while True:
+        turn, seen, se = len(terms.rounds) - 1, terms.rounds[-1], math.inf
+        for drawn in denoiser.draws(images, PLAIN, schedule, f"bound-{turn}"):
+            terms.add(drawn)
+            se = terms.report(total)
+            if target_se is not None and not turn and seen.n >= ENOUGH and se < target_se:
+                break
+        if not seen.n and turn:
+            raise UsageError("the images can't be gone through again, as a target for the error may need")
+        if target_se is None or not seen.n or se < target_se:
+            return terms.result(denoiser.count)
+        terms.rounds.append(PairedMoments())
 
 
-def run(
-    asked: Measurement, schedule: str = "", target_se: float | None = None
-) -> Generator[Progress, None, BoundEstimate]:
+def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
     """Estimate the bound of a run on a dataset.
 
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
-    chosen = asked.schedule(schedule, parse_weighting("elbo"))
-    draws, seed, total, n = asked.settings.draws, asked.settings.seed, len(asked.rows), len(asked.dataset)
-    rounds = estimate_bound(
-        asked.denoiser, asked, chosen, draws=draws, seed=seed, population=n, target_se=target_se, total=total
-    )
-    message = (
-        f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {total} of {n} images, {draws} draws each, "
-        f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}; {asked.device}, {asked.precision}"
-    )
-    yield Progress(0, total, "img", message)
-    found = yield from rounds
+    chosen, n = asked.schedule(schedule), len(asked.dataset)
+    asked.log_start(f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}")
+    found = estimate_bound(asked, asked, chosen, population=n, target_se=target_se, total=len(asked.rows))
     return replace(found, bound=structs.replace(found.bound, about=asked.about()))
 
 
-def log_text(asked: Measurement, found: BoundEstimate) -> str:
-    """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
-    settings = asked.trained.settings
-    header = losslog.header(
-        found.curve.moments.edges,
-        dimensions=asked.dimensions,
-        weighting=settings.weighting,
-        schedule=found.bound.schedule,
-        prediction=settings.prediction,
-    )
-    about = asked.trained.about
-    return header + losslog.line(
-        max(1, asked.trained.step), int(about.get("images_trained", found.sums[0].sum())), found.sums
-    )
+# Errors above the least ones, and whether a network copies: its errors on its own images beside those on others.
+
+
+def open_own(asked: Measurement, optimum: Path) -> Measurement:
+    """The same run, asked about as many of the images that it was trained on.
+
+    Raises UsageError when the optimum is of other images or levels, and the errors of open_data.
+    """
+    least, trained = read_optimum(optimum), asked.trained
+    known, run = trained.data.payload_sha256, trained.path
+    if least.payload_sha256 != known:
+        raise UsageError(
+            f"{optimum}: is not of the images that {run} was trained on; find it by 'elbo optimum --like {run}'"
+        )
+    with reading(optimum, kind=UsageError):
+        least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
+    same = asked.dataset.attributes.payload_sha256 == known
+    dataset = asked.dataset if same else open_data(trained, None)
+    count, rows = min(len(dataset), asked.images), training_rows(trained.settings, dataset)
+    if rows is None and same:
+        return asked
+    index, rows = (0, np.arange(len(dataset))) if rows is None else (1, rows)
+    chosen = Stream(asked.seed, "bound-images").permutation(index, len(rows))[:count]
+    return replace(asked, dataset=dataset, rows=rows[chosen])
+
+
+def add_excess(
+    asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
+) -> tuple[dict[str, Any], BoundEstimate]:
+    """Compare errors with the least ones: the result's `excess`, and `found` with that of each bin.
+
+    found: the bound of `asked`. own: of the images that the run was trained on; asked as well unless they are the same.
+    The excess is of the loss with the run's weighting, in nats per dimension, which training can still gain.
+    """
+    least, here, weighting = read_optimum(optimum), found.moments, asked.weightings(())[0]
+    same = own.dataset.path == asked.dataset.path and set(own.rows) == set(asked.rows)
+    there = here if same else measure_bound(own, schedule).moments
+    gains = {"own": excess(there, *least.least(there.edges), weighting)}
+    if not same:
+        gains["new"] = excess(here, *least.least(here.edges), weighting)
+    report: dict[str, Any] = {name: {"nats_per_dimension": gain.value, "se": gain.se} for name, gain in gains.items()}
+    copies = None if same else copying(gains["own"], gains["new"])
+    if copies is not None:
+        report["copying"] = {"share": copies.share, "se": copies.se, "verdict": copies.verdict}
+        log.info(f"the network {copies.verdict}: {copies.share:.2f} ± {2 * copies.se:.2g} of 1")
+    report |= {"weighting": weighting.spec, "optimum": str(optimum), "n_own": len(own.rows)}
+    return report, replace(found, excess=excess_by_bin(here, *least.least(here.edges)))

@@ -1,38 +1,276 @@
-"""Several estimates of −log p of the same images, each with its error, and image by image."""
+"""Several estimates of −log p of the same images: the variational bound, Kong's integral with a Gaussian, and the flow.
+
+All three are ½ ∫ E‖ε−ε̂‖² dλ over all noise levels, for some denoiser at each. They differ in what denoises where the
+network doesn't, and in how the integral is found. Each gives two independent numbers for every image, whose difference
+tells the error.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
 
-from elbocli.bound.draws import Images, MeasuredNetwork
-from elbocli.bound.estimate import BoundEstimate, Terms
-from elbocli.bound.estimators import ESTIMATORS, EstimatorTraits
-from elbocli.bound.measure import Measurement
-from elbocli.bound.methods import Parts, Question, SeenSums, errors_besides
+from elbocli.bound.estimate import UNITS, BoundEstimate, Terms, in_units
+from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement, decoder_nats
 from elbocli.bound.result import Difference, Estimate, Likelihoods
-from elbocli.core.elbo import GaussianModel, bits_per_dimension, fit_gaussian, rows_to_fit
+from elbocli.core.adaptive import bin_edges
+from elbocli.core.elbo import LEVELS, GaussianModel, fit_gaussian, log_density, prior, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedMoments, image_errors
-from elbocli.core.registry import Declaration
-from elbocli.core.schedule import Schedule
+from elbocli.core.prediction import alpha_sigma
+from elbocli.core.registry import Declaration, Registry
+from elbocli.core.schedule import Schedule, cell_of
 from elbocli.core.streams import Stream
-from elbocli.core.weighting import parse_weighting
-from elbocli.errors import UsageError
+from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.likelihood_file import ImageTable
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.device import sent
+from elbocli.runtime.progress import log, progress
 
 DEFAULT = "variational"
 CHUNK = 256
 ROUNDING = 1e-9
 """A standard error is none below this share of the value."""
+CELLS = 20
+"""Cells of λ in which the information estimator chooses its denoiser and how much of the Gaussian it takes away."""
+ENOUGH = 16
+"""Draws in a cell, or other images, from which on they may choose."""
+CHECKED = 32
+"""Images on which the solver is tried with half its steps."""
+TERMS = ("prior", "reconstruction", "diffusion")
+
+
+class EstimatorTraits(NamedTuple):
+    """drawn: whether it takes the draws of the variational bound; gaussian: and the Gaussian's errors with them. bounds: what it
+    is an upper bound of.
+    """
+
+    drawn: bool
+    bounds: str
+    gaussian: bool = False
+
+
+NONE = torch.empty(0, dtype=torch.float64)
+
+
+class Seen(NamedTuple):
+    """All draws of all images. logsnr, error: [N, 2, K], λ and ‖ε−ε̂‖² of the network. prior, read: [N] nats below and above
+    the range, as the variational bound has them.
+
+    With a Gaussian also rounded, gaussian, expected: [N, 2, K], ‖ε−ε̂‖² of x̂ rounded to the nearest level, of the Gaussian,
+    and of that the expectation; below: [N, 2], the Gaussian's nats up to both ends of the range; nats: [N] its −log p.
+    """
+
+    logsnr: Tensor = NONE
+    error: Tensor = NONE
+    prior: Tensor = NONE
+    read: Tensor = NONE
+    rounded: Tensor = NONE
+    gaussian: Tensor = NONE
+    expected: Tensor = NONE
+    below: Tensor = NONE
+    nats: Tensor = NONE
+
+
+class Parts(NamedTuple):
+    """Two independent estimates of every image. nats: [N, 2, len(names)], which add up. solver: as Estimate has it."""
+
+    names: tuple[str, ...]
+    nats: Tensor
+    evaluations: int
+    solver: float | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """The task of an estimator: the network, the images; the draws, which are empty unless it needs them."""
+
+    denoiser: MeasuredNetwork
+    images: Iterable[Images]
+    schedule: Schedule
+    total: int | None
+    latent: bool
+    seen: Seen
+
+    def integral(self, error: Tensor) -> Tensor:
+        """½ ∫ error dλ from each half of the draws. error: [N, 2, K] → [N, 2]."""
+        return (0.5 * error / self.schedule.density(self.seen.logsnr)).mean(2)
+
+
+ESTIMATORS: Registry[EstimatorTraits] = Registry("estimator")
+"""(Question, parameters) → Parts."""
+
+
+@ESTIMATORS.declare(
+    "variational",
+    formula="KL(q(z1|x)||N(0,I)) + E[-log p(x|z0)] + 1/2 int |eps-eps_hat|^2",
+    source="Kingma et al. 2021; Kingma & Gao 2023",
+    traits=EstimatorTraits(True, "-log p of the model that draws in many small random steps"),
+    known_as=["elbo", "vlb"],
+)
+def variational(asked: Question) -> Parts:
+    """The bound as `elbo bound` always has it."""
+    return _parts(asked, asked.seen.prior, asked.seen.read, asked.integral(asked.seen.error))
+
+
+@ESTIMATORS.declare(
+    "information",
+    formula="1/2 int min(e, e of x_hat rounded) with the data's Gaussian as a control variate, closed tails",
+    source="Kong et al. 2023 (arXiv:2302.03792)",
+    traits=EstimatorTraits(True, "-log p of that model with the better denoiser at each noise level", True),
+    known_as=["i-mmse"],
+)
+def information(asked: Question) -> Parts:
+    """The integral over all of λ: closed where a Gaussian or the levels alone say it, sampled between.
+
+    Below the range of the network the data's Gaussian denoises; above it the softmax over the levels does, or for latents
+    the Gaussian. Within it, in each of CELLS cells, x̂ or x̂ rounded does, whichever errs less on the other half of the
+    draws. The Gaussian takes chance away twice. From each draw β times what its own error, of the same noise, lies above its
+    expectation (β of the cell, from the other half); and from the sum γ times what its sampled integral lies above the
+    closed one (γ from other images). Both are by least squares; where the data are Gaussian, both are 1 and nothing is
+    left to chance.
+    """
+    seen = asked.seen
+    edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
+    cell, noise = cell_of(seen.logsnr, edges), seen.gaussian - seen.expected
+    error = seen.error.clone()
+    for half, k in itertools.product((0, 1), range(CELLS)):
+        here, there = cell[:, half] == k, cell[:, 1 - half] == k
+        error_there, rounded, expected, away = (
+            values[:, 1 - half][there] for values in (seen.error, seen.rounded, seen.expected, noise)
+        )
+        if len(away) < ENOUGH:
+            continue
+        better = not asked.latent and bool(rounded.mean() < error_there.mean())
+        chosen, target = (seen.rounded, rounded) if better else (seen.error, error_there)
+        by = torch.stack([torch.ones_like(away), expected, away], 1)
+        beta = torch.linalg.lstsq(by, target[:, None], driver="gelsd").solution[2, 0]
+        error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
+    sampled = asked.integral(error)
+    away = asked.integral(seen.expected) - (seen.below[:, 1] - seen.below[:, 0])[:, None]
+    inside = sampled - slopes(sampled, away)[:, None] * away
+    above = seen.nats - seen.below[:, 1] if asked.latent else seen.read
+    return _parts(asked, seen.below[:, 0], above, inside)
+
+
+def _parts(asked: Question, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
+    fixed = [part[:, None].expand(-1, 2) for part in (below, above)]
+    return Parts(TERMS, torch.stack([*fixed, inside], 2), asked.seen.logsnr[0].numel())
+
+
+@ESTIMATORS.declare(
+    "ode",
+    formula="E[-log p(x|z0) + log q(z0|x) - log p(z0)], p(z0) by the probability-flow equation",
+    source="Song et al. 2021; Grathwohl et al. 2019 for the trace",
+    traits=EstimatorTraits(False, "-log p of the model that draws by the probability-flow equation"),
+    known_as=["flow", "pf-ode"],
+    within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
+)
+def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Parts:
+    """Noise an image to the cleanest level, and follow the equation from there to noise by Heun's method.
+
+    steps: even ones in λ. draws: of the noise and the signs, for each image. probes: vectors of signs for each; exact: images
+    of at most so many numbers have the whole trace instead. The decoder is the variational bound's.
+    """
+    if steps % 2 or draws % 2 or probes % 1 or exact % 1:
+        raise UsageError("ode: steps and draws must be even numbers, probes and exact whole ones")
+    count, how = int(steps), (int(draws), int(probes), int(exact))
+    found, reads, coarse, fine = [], [], [], []
+    # All walks of a piece take a quarter of the network's batch: backward passes keep more.
+    size = max(1, asked.denoiser.batch // 4 // int(draws))
+    pieces = ((some, slice(at, at + size)) for some in asked.images for at in range(0, len(some.rows), size))
+    for some, of in pieces:
+        piece = Images(some.content[of], None if some.labels is None else some.labels[of], some.rows[of])
+        found.append(_flow(asked, piece, count, *how))
+        reads.append(decoder_nats(piece.content, asked.denoiser.high)[:, None].expand(-1, 2))
+        done = sum(map(len, found))
+        if len(found) == 1 or done <= CHECKED:
+            coarse.append(_flow(asked, piece, count // 2, *how)[..., 0].mean())
+            fine.append(found[-1][..., 0].mean())
+        progress(done, asked.total, "img")
+    of_q, square = torch.cat(found).unbind(2)
+    flowed = of_q - slopes(of_q, square)[:, None] * square
+    # The method is of second order: half the steps have four times the error.
+    solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
+    nats = torch.stack([torch.cat(reads), flowed], 2)
+    return Parts(("reconstruction", "flow"), nats, 2 * count * int(draws), solver)
+
+
+def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
+    """[B, 2, 2]: E[log q(z₀|x)] − log p(z₀) of each half of the draws; and ½‖ε‖² of the noise less its expectation."""
+    denoiser = asked.denoiser
+    noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
+    x, labels = denoiser.placed(images)
+    size, low, high = x[0].numel(), denoiser.low, denoiser.high
+    alpha, sigma = alpha_sigma(high)
+    rows = [int(row) * draws + k for row in images.rows for k in range(draws)]
+
+    def drawn(values: Tensor) -> Tensor:
+        return sent(values, x.device).permute(0, 3, 1, 2).double()
+
+    shape = (*x.shape[2:], x.shape[1])
+    eps = drawn(noise.normal(rows, shape))
+    signs = [drawn(random_signs.signs([row * probes + k for row in rows], shape)) for k in range(probes)]
+    z = alpha * x.double().repeat_interleave(draws, 0) + sigma * eps
+    given = None if labels is None else labels.repeat_interleave(draws, 0)
+    denoise = with_trace(lambda at, level: denoiser.denoise(at, level, given), None if size <= exact else signs)
+    with torch.no_grad():
+        log_p = log_density(z, denoise, high, low, steps)
+    if not bool(log_p.isfinite().all()):
+        raise NonFiniteError(f"{denoiser.name}: the flow is not finite; try precision fp32, or a narrower range")
+    log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
+    square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
+    return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
+
+
+def slopes(value: Tensor, known: Tensor) -> Tensor:
+    """Multiples of `known`, whose mean is zero, to take away from each image's value, by least squares over the differences of halves
+    of other images: the odd ones tell of the even ones. [N, 2], [N, 2] → [N].
+    """
+    odd = torch.arange(len(value)) % 2 == 1
+    found = torch.zeros(len(value), dtype=torch.float64)
+    for here, told in ((odd, ~odd), (~odd, odd)):
+        if int(told.sum()) >= ENOUGH:
+            by, of = known[told].diff(dim=1), value[told].diff(dim=1)
+            found[here] = (by * of).sum() / by.square().sum().clamp(min=1e-30)
+    return found
+
+
+def _see(
+    denoiser: MeasuredNetwork,
+    images: Iterable[Images],
+    schedule: Schedule,
+    gaussian: GaussianModel | None,
+    terms: Terms,
+    total: int | None,
+) -> Seen:
+    """All draws, which `terms` takes in, too. gaussian: None where no estimator needs it."""
+    ends = torch.tensor([denoiser.low, denoiser.high], dtype=torch.float64)
+
+    def more(x: Tensor, eps: Tensor, x_hat: Tensor, logsnr: Tensor) -> Tensor:
+        """Return [rounded, gaussian, expected]."""
+        assert gaussian is not None
+        half = (LEVELS - 1) / 2
+        level = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
+        rounded = (x - level).square().flatten(1).sum(1).double().cpu() * logsnr.exp()
+        return torch.stack([rounded, *gaussian.errors(x, eps, logsnr)])
+
+    columns = []
+    for drawn in denoiser.draws(images, PLAIN, schedule, "bound-0", more if gaussian else None):
+        terms.add(drawn)
+        terms.report(total)
+        fixed = prior(drawn.x, denoiser.low), decoder_nats(drawn.content, denoiser.high)
+        columns.append([drawn.logsnr, drawn.error, *fixed])
+        if gaussian is not None and drawn.more is not None:
+            x = drawn.x if drawn.latent else drawn.x.permute(0, 3, 1, 2)  # as the network, and so the Gaussian, sees it
+            columns[-1] += [*drawn.more, gaussian.upto(x, ends), gaussian.nats(x)]
+    return Seen(*(torch.cat(column) for column in zip(*columns)))
 
 
 @dataclass(frozen=True)
@@ -46,28 +284,17 @@ class Found:
     rows: np.ndarray
     bound: BoundEstimate | None
 
-    def told(self, per_image: str | None) -> dict[str, Any]:
-        """It as JSON: of the variational bound alone, as that is told. per_image: the file of all images."""
-        only = [each.estimator for each in self.result.estimates] == [DEFAULT]
-        if only and self.bound is not None:
-            return {**self.bound.bound.json(), **({"per_image": per_image} if per_image else {})}
-        return structs.replace(self.result, per_image=per_image).json()
-
-    def halves(self, spec: str) -> np.ndarray:
-        """Two independent estimates of each image, [N, 2] nats."""
-        return self.parts[spec].nats.sum(2).numpy()
-
     def table(self, labels: np.ndarray) -> ImageTable:
         """Image by image, in the order of the dataset; several estimators have columns of their own. labels: of all images."""
         order = np.argsort(self.rows)
         rows, numbers = self.rows[order], dict[str, np.ndarray]()
         for each in self.result.estimates:
-            halves = self.halves(each.estimator)[order]
+            halves = self.parts[each.estimator].nats.sum(2).numpy()[order]
             nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
-            per_dimension = each.per_dimension[0] / each.nats if each.nats else 0.0
-            name = "bpd" if each.bpd is not None else "nats_per_latent_dimension"
+            share = each.per_dimension[0] / each.nats if each.nats else 0.0
+            name = UNITS[each.bpd is None]
             errors = np.hypot(image_errors(halves), each.solver_nats or 0.0)
-            numbers |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{name}{end}": nats * per_dimension}
+            numbers |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{name}{end}": nats * share}
         return ImageTable(rows, labels[rows], numbers)
 
 
@@ -86,41 +313,29 @@ def estimate_likelihoods(
     schedule: Schedule,
     estimators: list[Declaration[EstimatorTraits]],
     *,
-    draws: int = 16,
-    seed: int = 0,
     population: float = math.inf,
     gaussian: GaussianModel | None = None,
     total: int | None = None,
-) -> Generator[Progress, None, Found]:
-    """Estimate −log p of any images under any denoiser; the last value is Found.
+) -> Found:
+    """Estimate −log p of any images under any denoiser.
 
     images: gone through once by the draws, which all that need them share, and again by others. gaussian: of data like
     these, where an estimator needs it. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
     """
-    known = [(some.rows, some.content[0].numel(), some.content.is_floating_point()) for some in images]
-    rows = np.array([row for each in known for row in each[0]])
+    rows = np.array([row for some in images for row in some.rows])
     if len(rows) < 2:
         raise UsageError("a standard error needs at least two images")
-    _, size, latent = known[0]
-    sums, terms = None, None
-    if any(each.traits.drawn for each in estimators):
-        sums, terms = SeenSums(gaussian, schedule), Terms(denoiser.low, denoiser.high, schedule, population)
-        more = None if gaussian is None else errors_besides(gaussian, latent)
-        plain = parse_weighting("elbo")
-        for drawn in denoiser.draws(images, plain, schedule, draws, seed, "bound-0", more):
-            sums.add(drawn)
-            terms.add(drawn)
-            value, se = terms.bound()
-            values = {"nats/dim" if latent else "bpd": value, "se": se}
-            yield Progress(terms.rounds[0].n, total, "img", values=values)
-    question = Question(denoiser, images, seed, total, sums.seen() if sums else None)
-    parts: dict[str, Parts] = {}
-    for each in estimators:
-        parts[each.spec] = yield from each(question)
-    said = [_estimate(each, parts[each.spec], size, latent, population) for each in estimators]
-    pairs = [_difference(a, b, parts) for a, b in itertools.combinations(said, 2)]
-    result = Likelihoods(said, pairs, len(rows), draws if terms else 0, schedule.base if terms else "")
-    return Found(result, parts, rows, terms.result(draws) if terms else None)
+    first = next(iter(images)).content
+    size, latent, drawn = first[0].numel(), first.is_floating_point(), any(each.traits.drawn for each in estimators)
+    terms = Terms(denoiser, schedule, population)
+    seen = _see(denoiser, images, schedule, gaussian, terms, total) if drawn else Seen()
+    question = Question(denoiser, images, schedule, total, latent, seen)
+    parts: dict[str, Parts] = {each.spec: each(question) for each in estimators}
+    estimates = [_estimate(each, parts[each.spec], size, latent, population) for each in estimators]
+    pairs = [_difference(a, b, parts) for a, b in itertools.combinations(estimates, 2)]
+    how = (denoiser.count, schedule.base) if drawn else (0, "")
+    result = Likelihoods(estimates, pairs, len(rows), *how)
+    return Found(result, parts, rows, terms.result(denoiser.count) if drawn else None)
 
 
 def flat(content: Tensor) -> Tensor:
@@ -137,19 +352,15 @@ def _estimate(
     mean, every = moments.estimate(), np.ones(len(parts.names))
     nats = mean.value(every)
     se, population_se = (math.hypot(mean.se(every, number), parts.solver or 0.0) for number in (population, math.inf))
-    told = [nats / size, se / size] if latent else [bits_per_dimension(each, size) for each in (nats, se)]
-    unit = "nats_per_latent_dimension" if latent else "bpd"
     return Estimate(
-        declared.spec,
-        declared.traits.bounds,
-        nats,
-        se,
-        mean.noise_se(every),
-        population_se,
-        {name: float(value) for name, value in zip(parts.names, mean.mean, strict=True)},
-        parts.evaluations,
+        estimator=declared.spec,
+        bounds=declared.traits.bounds,
+        nats_se_noise=mean.noise_se(every),
+        nats_se_population=population_se,
+        terms={name: float(value) for name, value in zip(parts.names, mean.mean, strict=True)},
+        evaluations=parts.evaluations,
         solver_nats=parts.solver,
-        **{unit: told[0], f"{unit}_se": told[1]},
+        **in_units(nats, se, size, latent),
     )
 
 
@@ -164,45 +375,23 @@ def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Diff
     return Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0)
 
 
-def run(
+def measure_likelihoods(
     asked: Measurement, estimators: list[Declaration[EstimatorTraits]], schedule: str = ""
-) -> Generator[Progress, None, Found]:
+) -> Found:
     """Estimate −log p of a dataset's images under a run. schedule: of the draws ('' is fitted to the run's own log).
 
     The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.
     """
-    chosen, rows = asked.schedule(schedule, parse_weighting("elbo")), asked.rows
-    names, n = ", ".join(each.spec for each in estimators), len(asked.dataset)
-    about = f"{asked.trained.path}: {asked.trained.checkpoint.path.name}; {len(rows)} of {n} images; {names}"
-    yield Progress(0, len(rows), "img", f"{about}; {asked.device}, {asked.precision}")
-    gaussian = None
+    chosen, n, gaussian = asked.schedule(schedule), len(asked.dataset), None
+    asked.log_start(", ".join(each.spec for each in estimators))
     if any(each.traits.gaussian for each in estimators):
-        some = Stream(asked.settings.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, asked.dimensions)]
-        parts = [flat(asked.content(some[at : at + CHUNK])) for at in range(0, len(some), CHUNK)]
+        some = Stream(asked.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, asked.dimensions)]
+        parts = [flat(asked.content(part)) for part in np.array_split(some, -(-len(some) // CHUNK))]
         gaussian = fit_gaussian(torch.cat(parts))
-    settings = asked.settings
-    found = yield from estimate_likelihoods(
-        asked.denoiser,
-        asked,
-        chosen,
-        estimators,
-        draws=settings.draws,
-        seed=settings.seed,
-        population=n,
-        gaussian=gaussian,
-        total=len(rows),
-    )
+    how: dict[str, Any] = {"population": n, "gaussian": gaussian, "total": len(asked.rows)}
+    found = estimate_likelihoods(asked, asked, chosen, estimators, **how)
     for pair in found.result.differences:
-        yield Progress(message=sentence(pair))
+        by = f"{pair.nats:+.4g} ± {pair.se:.2g} nats an image, {pair.in_se:+.1f} standard errors"
+        log.info(f"{pair.estimator} minus {pair.minus}: {by}")
     bound = found.bound and replace(found.bound, bound=structs.replace(found.bound.bound, about=asked.about()))
     return replace(found, result=structs.replace(found.result, about=asked.about()), bound=bound)
-
-
-def sentence(pair: Difference) -> str:
-    """A difference in words."""
-    said = f"{pair.estimator} minus {pair.minus}: {pair.nats:+.4g} ± {pair.se:.2g} nats an image"
-    if pair.in_se == 0:
-        return f"{said}, from the same draws"
-    whole = abs(pair.nats / pair.in_se)
-    solver = f" and ± {math.sqrt(whole**2 - pair.se**2):.2g} of the solver's steps" if whole > 1.01 * pair.se else ""
-    return f"{said}{solver}, {pair.in_se:+.1f} standard errors"

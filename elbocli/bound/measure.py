@@ -1,23 +1,26 @@
-"""A trained run and the images of a dataset that it is asked about."""
+"""Networks asked about images at many noise levels: anyone's, or that of a trained run about a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from elbocli.bound.draws import Draws, Images, MeasuredNetwork
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
+from elbocli.core.elbo import reconstruction, reconstruction_of_numbers
+from elbocli.core.loss import Network, check_output, denoising_losses
+from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
-from elbocli.core.weighting import Weighting
-from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
@@ -25,8 +28,9 @@ from elbocli.nn.cast_once import cast_weights
 from elbocli.run.content import check_content
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.device import Precision, choose_device
-from elbocli.train.batches import Posterior
+from elbocli.runtime.device import Precision, choose_device, sent
+from elbocli.runtime.progress import log
+from elbocli.train.batches import Posterior, normalised
 from elbocli.version import __version__
 
 DEFAULT_IMAGES = 1000
@@ -35,45 +39,159 @@ FLOOR = 0.1
 FITTED = "fitted"
 PIXELS = 256 * 3072
 """Numbers that the network sees at a time, unless told otherwise."""
+PLAIN = parse_weighting("elbo")
 
 
-@dataclass(frozen=True)
-class MeasureSettings:
-    """Settings of a measurement.
-
-    images: how many (None: DEFAULT_IMAGES, or all if fewer; ALL). draws: noise levels per image, an even number.
-    weights, average: as open_run takes them. batch: network inputs at a time; None is 256, fewer for images larger than
-    32 pixels in colour. logsnr_min, logsnr_max: None is the run's.
+class Images(NamedTuple):
+    """Some images. content: pixels [B, H, W, C] uint8, or latents [B, C, H, W] float32, as the network sees them. labels:
+    [B], or None. rows: numbers by which their noise is drawn, [B]: no two images have the same.
     """
 
-    images: int | None = None
-    draws: int = 16
-    seed: int = 0
-    batch: int | None = None
-    device: str = "auto"
-    precision: str = "fp32"
-    weights: str = "ema"
-    average: str = ""
-    logsnr_min: float | None = None
-    logsnr_max: float | None = None
+    content: Tensor
+    labels: Tensor | None
+    rows: Sequence[int]
+
+
+class Draws(NamedTuple):
+    """Some images and their errors at several noise levels. logsnr, loss, error: [B, 2, draws/2] float64 on the CPU.
+
+    The two halves of an image's draws are independent; within a half, t is a comb with one uniform offset.
+    loss, error: summed over dimensions; error is ‖ε−ε̂‖². more: [parts, B, 2, draws/2], answers to a further question.
+    """
+
+    content: Tensor
+    logsnr: Tensor
+    loss: Tensor
+    error: Tensor
+    more: Tensor | None = None
+
+    @property
+    def latent(self) -> bool:
+        """Whether the images are latents, which have no levels."""
+        return self.content.is_floating_point()
+
+    @property
+    def x(self) -> Tensor:
+        """Pixels in [-1, 1], or latents, float64 on the CPU."""
+        return self.content.double() if self.latent else self.content.double() / 127.5 - 1
+
+    def shares(self, schedule: Schedule) -> Tensor:
+        """The share of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
+        return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
+
+
+def decoder_nats(content: Tensor, logsnr_max: float) -> Tensor:
+    """E[−log p(x|z₀)] of each image, [B]. content: as Images has it."""
+    if content.is_floating_point():
+        nats = reconstruction_of_numbers(logsnr_max) * content[0].numel()
+        return torch.full((len(content),), nats, dtype=torch.float64)
+    return reconstruction(logsnr_max)[content.long()].flatten(1).sum(1)
+
+
+More = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A further question to draws: (x, ε, x̂ [n, C, H, W] on the device, logsnr [n]) → [parts, n] float64 on the CPU."""
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A run, a dataset that fits it, which of its images to ask about (rows), and from which logsnr to which."""
+class MeasuredNetwork:
+    """A network, what it outputs, and the range of logsnr that it is asked about.
 
-    settings: MeasureSettings
-    trained: TrainedRun
-    dataset: Dataset
-    rows: np.ndarray
+    network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its
+    inputs at a time. precision: by the name that Precision has. count: noise levels of each image, an even number. seed: of
+    levels and noise. name: for messages.
+    """
+
+    network: Network
+    prediction: Prediction
     low: float
     high: float
-    device: torch.device
+    device: torch.device = torch.device("cpu")
+    precision: str = "fp32"
+    batch: int = 256
+    count: int = 16
+    seed: int = 0
+    name: str = "the network"
 
     @property
-    def precision(self) -> Precision:
-        """The network's."""
-        return Precision(self.settings.precision, self.device)
+    def arithmetic(self) -> Precision:
+        """The network's precision on its device."""
+        return Precision(self.precision, self.device)
+
+    def draws(
+        self,
+        images: Iterable[Images],
+        weighting: Weighting,
+        schedule: Schedule,
+        purpose: str,
+        more: More | None = None,
+    ) -> Iterator[Draws]:
+        """All images, each at `count` noise levels. Another purpose is another independent set.
+
+        Raises UsageError for an odd number of levels, NonFiniteError.
+        """
+        if self.count < 2 or self.count % 2:
+            raise UsageError(f"draws is {self.count}; it must be even, because two independent halves give the error")
+        offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
+        comb = np.arange(self.count // 2) / (self.count // 2)
+        for some in images:
+            t = (np.stack([offsets.uniform(int(row), 2) for row in some.rows])[:, :, None] + comb) % 1.0
+            logsnr = schedule.logsnr(torch.from_numpy(t))
+            yield Draws(some.content, logsnr, *self._losses(some, logsnr, weighting, schedule, noise, more))
+
+    def denoise(self, z: Tensor, logsnr: float, labels: Tensor | None) -> Tensor:
+        """x̂ [B, C, H, W] at one λ, in the precision of z. labels: on the device, or None."""
+        c_in, from_z, from_out = self.prediction.scalars(logsnr)
+        level = torch.full((len(z),), logsnr, device=z.device)
+        with self.arithmetic.applied(), self.arithmetic.autocast():
+            out = check_output(self.network((z * c_in).float(), level, labels), z)
+        return z * from_z + out.to(z.dtype) * from_out
+
+    def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
+        """(x [B, C, H, W], labels or None) as the network takes them, on its device."""
+        content, labels = images.content, images.labels
+        x = sent(content, self.device) if content.is_floating_point() else normalised(content, self.device)
+        return x, None if labels is None else sent(labels, self.device)
+
+    @torch.inference_mode()
+    def _losses(
+        self, images: Images, logsnr: Tensor, weighting: Weighting, schedule: Schedule, noise: Stream, more: More | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(loss, error, more) at each logsnr."""
+        send = partial(sent, device=self.device)
+        x, labels = self.placed(images)
+        rows, levels, parts, others = torch.tensor(images.rows), logsnr.flatten(), [], []
+        for part in torch.arange(len(levels)).split(self.batch):
+            image, level = part // self.count, levels[part]
+            indices = (rows[image] * self.count + part % self.count).tolist()
+            eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
+            chosen, given = x[send(image)], None if labels is None else labels[send(image)]
+            how = weighting, schedule, self.prediction, send
+            with self.arithmetic.applied(), self.arithmetic.autocast():
+                loss, error, _, out = denoising_losses(self.network, chosen, eps, given, level, *how)
+            parts.append(torch.stack([loss, error]))
+            if more is not None:
+                c = self.prediction.coefficients(level)
+                factors = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
+                alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
+                x_hat = torch.addcmul(alpha * chosen, sigma, eps) * from_z + out.float() * from_out
+                others.append(more(chosen, eps, x_hat, level))
+        loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
+        if not bool(loss.isfinite().all()):
+            worst = float(logsnr[~loss.isfinite()][0])
+            raise NonFiniteError(
+                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try precision fp32, or a narrower range"
+            )
+        return loss, error, torch.cat(others, 1).view(-1, *logsnr.shape) if others else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(MeasuredNetwork):
+    """The network of a run, and a dataset that fits it, of which it is asked about some images (rows), `images` at most."""
+
+    trained: TrainedRun
+    dataset: Dataset
+    images: int
+    rows: np.ndarray
 
     @property
     def dimensions(self) -> int:
@@ -85,55 +203,41 @@ class Measurement:
         """Whether the network is told classes."""
         return self.trained.network.config.num_classes > 0
 
-    @cached_property
-    def denoiser(self) -> MeasuredNetwork:
-        """The run's network, no longer to be trained."""
-        batch = self.settings.batch or max(8, min(256, PIXELS // self.dimensions))
-        network, prediction, name = self.trained.network, self.trained.prediction, str(self.trained.checkpoint.path)
-        cast_weights(network, self.precision)
-        how = self.device, self.settings.precision, batch, name
-        return MeasuredNetwork(network, prediction, self.low, self.high, *how)
-
     def __iter__(self) -> Iterator[Images]:
         """Go through the chosen images, as many at a time as the network sees all draws of; labels where it is told
         classes. It can be done again.
         """
-        size = max(1, self.denoiser.batch // self.settings.draws)
+        size = max(1, self.batch // self.count)
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
             yield Images(self.content(rows), labels, rows.tolist())
 
-    def content(self, rows: np.ndarray) -> torch.Tensor:
+    def content(self, rows: np.ndarray) -> Tensor:
         """Pixels, or latents as the network sees them, drawn from their mean and std: the same draw of an image each time."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
             return stored
-        eta = Stream(self.settings.seed, "bound-posterior").normal(
-            rows.tolist(), (stored.shape[1] // 2, *stored.shape[2:])
-        )
+        shape = stored.shape[1] // 2, *stored.shape[2:]
+        eta = Stream(self.seed, "bound-posterior").normal(rows.tolist(), shape)
         return Posterior(space, torch.device("cpu")).at(stored, eta)
 
-    def draws(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """The chosen images with their draws. Another purpose is another independent set."""
-        return self.denoiser.draws(self, weighting, schedule, self.settings.draws, self.settings.seed, purpose)
-
     def fitted(self, weighting: Weighting, criterion: str = "second-moment", floor: float = FLOOR) -> Schedule:
-        """The schedule that samples this weighting well, by the run's own loss log; uniform where that can't say."""
+        """The schedule that samples this weighting well, by the run's own loss log; uniform without a log of this range."""
         with suppress(DataError, FormatError):
-            log = read_logs([self.trained.path])
-            if float(log.edges[0]) <= self.low and self.high <= float(log.edges[-1]):
-                schedule = fit_schedule(ErrorMoments.of_sums(log.edges, log.sums), weighting, criterion, floor)
+            losses = read_logs([self.trained.path])
+            if float(losses.edges[0]) <= self.low and self.high <= float(losses.edges[-1]):
+                schedule = fit_schedule(ErrorMoments.of_sums(losses.edges, losses.sums), weighting, criterion, floor)
                 return make_schedule(schedule.curve, f"{FITTED}:{criterion}", self.low, self.high)
         return parse_schedule("uniform", self.low, self.high)
 
-    def weightings(self, specs: tuple[str, ...]) -> list[Weighting]:
+    def weightings(self, specs: Sequence[str]) -> list[Weighting]:
         """Weightings as the user wrote them; the run's own when none is. Raises ElboError."""
         size = self.trained.network.config.image_size
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
-    def schedule(self, spec: str, weighting: Weighting) -> Schedule:
+    def schedule(self, spec: str, weighting: Weighting = PLAIN) -> Schedule:
         """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log; '' is `fitted()`. Raises ElboError."""
         if not spec:
             return self.fitted(weighting)
@@ -142,8 +246,13 @@ class Measurement:
             return self.fitted(weighting, criterion or "loss", floor=self.trained.settings.floor)
         return resolve_schedule(spec, self.low, self.high, clip=True, size=self.trained.network.config.image_size)
 
+    def log_start(self, what: str) -> None:
+        """Log which images are asked about, and how."""
+        images = f"{len(self.rows)} of {len(self.dataset)} images, {self.count} draws each"
+        log.info(f"{self.name}: {images}, {what}; {self.device}, {self.arithmetic}")
+
     def about(self) -> dict[str, Any]:
-        """Facts that every result says about itself."""
+        """Facts that every result holds."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,
@@ -155,57 +264,79 @@ class Measurement:
             "dimensions": self.dimensions,
             "logsnr_min": self.low,
             "logsnr_max": self.high,
-            "precision": str(self.precision),
-            "seed": self.settings.seed,
+            "precision": str(self.arithmetic),
+            "seed": self.seed,
             "elbo_version": __version__,
         }
 
 
 def open_measurement(
-    path: Path, data: Path | None, settings: MeasureSettings, warn: Callable[[str], None]
+    path: Path,
+    data: Path | None,
+    *,
+    images: int | None = None,
+    draws: int = 16,
+    seed: int = 0,
+    batch: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    weights: str = "ema",
+    logsnr_min: float | None = None,
+    logsnr_max: float | None = None,
 ) -> Measurement:
     """A run at `path`, asked about a dataset (None: its own).
 
-    Raises UsageError, DataError and FormatError when they don't fit each other.
+    images: how many (None: DEFAULT_IMAGES; ALL), or all if fewer. draws: noise levels per image, an even number. weights: as
+    open_run takes them. batch: network inputs at a time; None is 256, fewer for images larger than 32 pixels in colour.
+    logsnr_min, logsnr_max: None is the run's. Raises UsageError, DataError and FormatError when they don't fit each other.
     """
-    device = choose_device(settings.device)
-    trained = open_run(path, device, warn, settings.weights, settings.average)
-    dataset = _open_data(trained, data)
-    known = trained.settings.logsnr_min, trained.settings.logsnr_max
-    asked = settings.logsnr_min, settings.logsnr_max
-    low, high = (usual if own is None else own for usual, own in zip(known, asked))
+    place, wanted = choose_device(device), images or DEFAULT_IMAGES
+    trained = open_run(path, place, log.warning, weights)
+    dataset, usual = open_data(trained, data), trained.settings
+    low = usual.logsnr_min if logsnr_min is None else logsnr_min
+    high = usual.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
-    if low < known[0] or high > known[1]:
-        warn(f"logsnr {low:g} to {high:g} goes beyond the {known[0]:g} to {known[1]:g} the network was trained on")
-    count = len(dataset)
-    wanted = DEFAULT_IMAGES if settings.images is None else settings.images
-    if settings.images not in (None, ALL) and wanted > count:
-        warn(f"{dataset.path} has {count} images, not {wanted}: all are used")
-    if min(wanted, count) < 2:
-        raise UsageError("a standard error needs at least two images")
-    rows = Stream(settings.seed, "bound-images").permutation(0, count)[: min(wanted, count)]
-    return Measurement(settings, trained, dataset, rows, low, high, device)
-
-
-def _open_data(trained: TrainedRun, data: Path | None) -> Dataset:
-    known = trained.data
-    if data is None and known.path is None:
-        raise UsageError(
-            f"{trained.path}: was imported, and has no dataset of its own; name one, DATA.h5, after the run"
+    if low < usual.logsnr_min or high > usual.logsnr_max:
+        log.warning(
+            f"logsnr {low:g} to {high:g} goes beyond the {usual.logsnr_min:g} to {usual.logsnr_max:g} of the run"
         )
-    path = data or dataset_of(known, trained.path)
-    dataset = Dataset(path, latents=True)
+    if min(len(dataset), wanted) < 2:
+        raise UsageError("a standard error needs at least two images")
+    cast_weights(trained.network, Precision(precision, place))
+    return Measurement(
+        trained.network,
+        trained.prediction,
+        low,
+        high,
+        place,
+        precision,
+        batch or max(8, min(256, PIXELS // int(np.prod(dataset.shape[1:])))),
+        draws,
+        seed,
+        str(trained.checkpoint.path),
+        trained=trained,
+        dataset=dataset,
+        images=wanted,
+        rows=Stream(seed, "bound-images").permutation(0, len(dataset))[:wanted],
+    )
+
+
+def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
+    """A dataset that fits a run; None is its own. Raises UsageError, DataError, FormatError."""
+    known, config = trained.data, trained.network.config
+    if data is None and known.path is None:
+        raise UsageError(f"{trained.path}: has no dataset of its own; name one, DATA.h5, after the run")
+    dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_content(dataset.identity(), dataset.kind, known, trained.path)
-    if data is None and dataset.identity().payload_sha256 != known.payload_sha256:
-        raise DataError(f"{path}: has changed since the run was trained on it; name the dataset to use")
-    config = trained.network.config
+    if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name the dataset to use")
     shape, expected = (dataset.image_size, dataset.channels), (config.image_size, config.image_channels)
     if shape != expected:
-        raise UsageError(f"{path}: images have (side, channels) = {shape}, the run's have {expected}")
-    if config.num_classes and dataset.num_classes > config.num_classes:
+        raise UsageError(f"{dataset.path}: images have (side, channels) = {shape}, the run's have {expected}")
+    if 0 < config.num_classes < dataset.num_classes:
         raise UsageError(
-            f"{path}: has {dataset.num_classes} classes, the run knows {config.num_classes}; 'elbo prep --classes FILE' "
-            "packs chosen ones"
+            f"{dataset.path}: has {dataset.num_classes} classes, the run knows {config.num_classes}; "
+            "'elbo prep --classes FILE' packs chosen ones"
         )
     return dataset

@@ -58,31 +58,13 @@ plugin_option = option(
 overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
-def weights_options(function: F) -> F:
-    """Add --weights and --ema, which say the weights of a run."""
-    option(
-        "--ema",
-        "average",
-        metavar="NAME|FILE",
-        callback=_average,
-        help="Another average: of the checkpoint, or a file of 'elbo ema'.",
-        more="One in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
-    )(function)
-    option(
-        "--weights",
-        type=click.Choice(["ema", "model"]),
-        default="ema",
-        is_eager=True,
-        help="The run's first average, or the last weights.",
-    )(function)
-    return function
-
-
-def _average(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
-    if value is not None and ctx.params.get("weights") == "model":
-        raise click.UsageError("--weights model is no average; leave it out, or --ema", ctx)
-    return value or ""
-
+weights_option = option(
+    "--weights",
+    metavar="ema|model|NAME|FILE",
+    default="ema",
+    help="The run's first average (ema), its last weights (model), another average, or a file of 'elbo ema'.",
+    more="An average in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
+)
 
 batch_option = option(
     "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
@@ -132,18 +114,18 @@ def stdin_or_fail(what: str) -> Any:
     return sys.stdin.buffer
 
 
-GUIDANCE = ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_average")
+GUIDANCE = ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_weights")
 """Their Python names, in the order of the help."""
 
 
 def guidance_options(function: F) -> F:
-    """Add --guidance, --guidance-interval, --guidance-channels, --guide and --guide-ema."""
+    """Add --guidance, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
     option(
-        "--guide-ema",
-        "guide_average",
-        metavar="NAME|FILE",
+        "--guide-weights",
+        "guide_weights",
+        metavar="ema|model|NAME|FILE",
         default="",
-        help="Like --ema, for --guide; without --guide, another average of RUN.",
+        help="Like --weights, for --guide; without --guide, other weights of RUN.",
     )(function)
     option(
         "--guide",

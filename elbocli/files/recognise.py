@@ -89,7 +89,7 @@ KINDS = [
     Kind("a score card", "", rb"\A# Score card"),
     Kind("a preset", "", rb"\A# A preset"),
     Kind("numbers by step", "", rb'\A{"step"'),
-    Kind("an average of weights", "", b"elbo-ema", "'elbo sample RUN --ema {}' draws images by it"),
+    Kind("an average of weights", "", b"elbo-ema", "'elbo sample RUN --weights {}' draws images by it"),
     Kind("features", "", b"elbo-features", SCORE),
     Kind("a loss log", "", b"elbo-losslog", "'elbo adapt {}' fits a schedule to it"),
     Kind("a schedule", "", b"elbo-schedule", "'elbo train DATA.h5 --schedule {}' draws noise levels by it"),

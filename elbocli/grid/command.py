@@ -18,7 +18,7 @@ from elbocli.cli.options import (
     hand_out,
     overwrite_option,
     plugin_option,
-    weights_options,
+    weights_option,
 )
 from elbocli.cli.types import PATH, Count, Named, Number, Output
 from elbocli.core.sampling import GRIDS
@@ -28,7 +28,7 @@ GROUPS = {
     "Guidance": GUIDANCE,
     "Precision of the answer": ("images", "seed", "since", "floor"),
     "Outputs": ("out", "report", "overwrite"),
-    "Weights": ("weights", "average"),
+    "Weights": ("weights",),
     "Speed and memory": ("batch", "device", "precision"),
 }
 
@@ -70,7 +70,7 @@ GROUPS = {
     is_flag=True,
     help="Print levels, the error of each step and other grids' as one JSON object; write the schedule only to -o.",
 )
-@weights_options
+@weights_option
 @batch_option
 @device_options
 @overwrite_option
@@ -84,24 +84,19 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what each step is expected to
     do wrong, and what the same sampler does on other grids.
     """
-    from elbocli.cli.progress_bar import say, show
     from elbocli.core.samplers import parse_sampler
-    from elbocli.grid import make
+    from elbocli.grid.make import make_grid
+    from elbocli.runtime.progress import log
 
     kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
-    settings = make.GridSettings(
-        kind=kind, sampler=sampler, steps=options.pop("steps") or 0, guidance=guidance_of(options), **options
-    )
-    text, told = show(make.run(run, settings))
-    say(f"{told.kind}: {told.steps} levels, logsnr {told.logsnr_min:.4g} to {told.logsnr_max:.4g}")
-    say(
-        f"errors are of the {told.unit}; each step's is of order {told.order:.2f}, the largest / the least {told.spread:.3g}"
-    )
-    say(f"{'from logsnr':>12}  {'to':>8}  {'error':>10}")
-    for now, then, error in zip(told.levels, [*told.levels[1:], None], told.errors):
-        say(f"{now:12.4f}  {'clean' if then is None else f'{then:8.4f}':>8}  {error:10.3g}")
-    say(f"{'grid':>12}  {'sum':>10}  {'largest':>10}  {'whole walk':>10}")
-    for name, found in told.grids.items():
+    text, made = make_grid(run, kind, sampler, guidance=guidance_of(options), **options)
+    log.info(f"{made.kind}: {made.steps} levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
+    log.info(f"errors are of the {made.unit}, of order {made.order:.2f}, the largest / the least {made.spread:.3g}")
+    log.info(f"{'from logsnr':>12}  {'error':>10}")
+    for level, error in zip(made.levels, made.errors):
+        log.info(f"{level:12.4f}  {error:10.3g}")
+    log.info(f"{'grid':>12}  {'sum':>10}  {'largest':>10}  {'whole walk':>10}")
+    for name, found in made.grids.items():
         final = "" if found.final is None else f"{found.final:10.4g}"
-        say(f"{name:>12}  {found.summed:10.4g}  {found.largest:10.4g}  {final:>10}")
-    hand_out(text, out, told.json() if report else None)
+        log.info(f"{name:>12}  {found.summed:10.4g}  {found.largest:10.4g}  {final:>10}")
+    hand_out(text, out, made.json() if report else None)

@@ -61,18 +61,14 @@ def optimum(data: Path | None, like: Path | None, device: str, out: Path, plot: 
     JSON object: edges of the bins of logsnr, eps_mse (the least squared error of ε for each dimension) and its standard error.
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """
-    from elbocli.cli.progress_bar import say, show
-    from elbocli.optimum import find
+    from elbocli.optimum.find import find_optimum, open_search, plot_optimum
+    from elbocli.runtime.progress import log
 
     options["low"], options["high"] = options.pop("logsnr_min"), options.pop("logsnr_max")
-    found = show(find.run(*find.open_search(data, like, lambda text: say(text, "warning"), device=device, **options)))
-    say(
-        f"half the integral of the least error is {found.nats:.4g} ± {found.nats_se:.2g} nats; telling {found.images} "
-        f"images apart takes {found.log_images:.4g}"
-    )
+    found = find_optimum(*open_search(data, like, device=device, **options))
+    log.info(f"half the integral of the least error is {found.nats:.4g} ± {found.nats_se:.2g} nats")
     if found.sample is not None:
-        worst = max(zip(map(abs, found.sample.bias), found.sample.bias), default=(0.0, 0.0))[1]
-        say(f"the sample's own error, taken off, is at most {worst:+.2g} in a bin")
+        log.info(f"the sample's own error, taken off, is at most {max(map(abs, found.sample.bias)):.2g} in a bin")
     if plot is not None:
-        find.plot_optimum(found, plot)
+        plot_optimum(found, plot)
     hand_out(found.text(), out)

@@ -223,9 +223,9 @@ def headline(facts: RunFacts) -> list[Figure]:
         if value is not None:
             found.append(Figure(what, unit, value, None if se is None else 2 * se, TWICE))
     for bound in facts.results["bound"][-1:]:
-        value, se = bound.found.terms["bound"].per_dimension
+        value, se = bound.found.per_dimension
         note = "on training images" if facts.trains_on(bound) else ""
-        found.append(Figure("variational bound", bound.found.UNIT, value, 2 * se, TWICE, note))
+        found.append(Figure("variational bound", bound.found.unit, value, 2 * se, TWICE, note))
     for result in facts.results["scores"][-1:]:
         for row in score_rows(result.found)[:2]:
             unit = row.network or result.path.name

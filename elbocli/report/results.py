@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elbocli.bound.result import Bound, Classification, LatentBound, Likelihoods, Theorem
+from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
 from elbocli.core.metrics import METRICS, Number, Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
@@ -20,7 +20,7 @@ from elbocli.images.registry import Span
 KINDS: dict[tuple[str, str], type[Any]] = {
     KEYS: EvalResult,
     ("bpd", "diffusion"): Bound,
-    ("nats_per_latent_dimension", "diffusion"): LatentBound,
+    ("nats_per_latent_dimension", "diffusion"): Bound,
     ("agree", "checks"): Theorem,
     ("eps_mse", "log_images"): Optimum,
     ("estimates", "differences"): Likelihoods,
@@ -29,7 +29,7 @@ KINDS: dict[tuple[str, str], type[Any]] = {
 """Kinds of results, by keys that they have."""
 RESULTS: dict[str, tuple[type, ...]] = {
     "scores": (EvalResult,),
-    "bound": (Bound, LatentBound),
+    "bound": (Bound,),
     "theorem": (Theorem,),
     "likelihoods": (Likelihoods,),
     "classification": (Classification,),

@@ -133,11 +133,9 @@ def began_from(config: RunConfig) -> dict[str, Any]:
     return config.init.about() if config.init else {}
 
 
-def open_run(
-    path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema", average: str = ""
-) -> TrainedRun:
-    """A run or checkpoint. weights: `ema` is the run's first average, `model` the last weights; average: another
-    one, by its name or spec, or by the path of a file that 'elbo ema' made.
+def open_run(path: Path, device: torch.device, warn: Callable[[str], None], weights: str = "ema") -> TrainedRun:
+    """A run or checkpoint. weights: `ema` is the run's first average, `model` the last weights; else an average's name or
+    spec, or the path of a file that 'elbo ema' made.
 
     Raises FormatError (no run; damaged; weights that don't fit), DataError (no checkpoint yet; another run's average),
     UsageError (no such average).
@@ -145,13 +143,11 @@ def open_run(
     run, checkpoint = find_run(path, warn)
     config = read_run_config(run, warn)
     settings = run_settings(config.settings, run / "config.yaml")
-    if not average and weights == "ema" and about_source(config):
-        held = imported_weights(checkpoint.names)
+    held = imported_weights(checkpoint.names) if weights == "ema" and about_source(config) else weights
+    if held in checkpoint.names:
         tensors, about = checkpoint.weights(held), _held(checkpoint, held)
-    elif average or weights == "ema":
-        tensors, about = _average(average or settings.ema[0], checkpoint, config)
     else:
-        tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
+        tensors, about = _average(settings.ema[0] if weights == "ema" else weights, checkpoint, config)
     seen = {"step": checkpoint.step, "images_trained": checkpoint.images}
     seen = about_source(config) or seen
     data = config.data

@@ -22,16 +22,16 @@ from elbocli.cli.options import (
     overwrite_option,
     plugin_option,
     scale_option,
-    weights_options,
+    weights_option,
 )
 from elbocli.cli.types import PATH, STREAM, Count, Named, Output
 
 GROUPS = {
     "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
-    "Weights": ("weights", "average", "autoencoder"),
+    "Weights": ("weights", "autoencoder"),
     "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "clip"),
     "Guidance": GUIDANCE,
-    "Speed and memory": ("batch", "device", "precision", "compile", "cuda_graphs"),
+    "Speed and memory": ("batch", "device", "precision", "compile"),
 }
 
 
@@ -81,7 +81,7 @@ GROUPS = {
     default="balanced",
     help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
 )
-@weights_options
+@weights_option
 @option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
 @option(
     "--noise",
@@ -97,12 +97,12 @@ GROUPS = {
 )
 @batch_option
 @device_options
-@option("--compile", is_flag=True, help="Compile the network: takes minutes at first, then is faster.")
 @option(
-    "--cuda-graphs/--no-cuda-graphs",
-    default=True,
-    show_default=False,
-    help="On CUDA, launch all of the network's kernels at once.  [default: on]",
+    "--compile",
+    type=click.Choice(["off", "graphs", "on"]),
+    default="graphs",
+    help="Launch all of the network's kernels at once on CUDA (graphs), and compile the network, too (on).",
+    more="Compiling takes minutes at first. Without CUDA, graphs do nothing.",
 )
 @option(
     "--autoencoder",
@@ -137,13 +137,12 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i is
     the same in every case.
     """
-    from elbocli.cli.progress_bar import show
     from elbocli.core.samplers import parse_sampler
     from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, parse_clip
     from elbocli.files.sample_writers import open_stream
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
-    from elbocli.sample import draw as loop
+    from elbocli.sample.draw import SampleSettings, draw_samples
 
     target: Any = out
     if out == STREAM:
@@ -160,16 +159,9 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         "spacing": SPACINGS.parse,
         "rounding": ROUNDINGS.parse,
     }
-    for name, parse in parsers.items():
-        options[name] = parse(options[name]) if options[name] else None
-    settings = loop.SampleSettings(
-        guidance=guidance_of(options),
-        schedule=options.pop("schedule") or "",
-        steps=options.pop("steps") or 0,
-        scale=options.pop("scale") or 0,
-        overwrite=Command.overwrite,
-        command=command_line(),
-        **options,
-    )
+    parsed = {name: parse(options[name]) for name, parse in parsers.items() if options[name]}
+    guidance, command = guidance_of(options), command_line()
+    given = {name: value for name, value in options.items() if value is not None} | parsed
+    settings = SampleSettings(guidance=guidance, overwrite=Command.overwrite, command=command, **given)
     with joined(settings.device) as world:
-        show(lambda tell: loop.run(run, target, settings, world, tell))
+        draw_samples(run, target, settings, world)

@@ -1,11 +1,14 @@
-"""Draw images from a run."""
+"""Draw images from a run: each rank draws a batch, and rank 0 writes all of them in their order."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,19 +20,18 @@ from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, parse_sampler, time_grid, too_few, walk
 from elbocli.core.sampling import ELBO, UNIT, Clip, Guidance, Noise, purpose_of, usual_spacing
+from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
-from elbocli.files.latents import LatentSpace
+from elbocli.errors import ElboError, ReaderGone
 from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
+from elbocli.runtime.background import PATIENCE_S, Background, Ending, awaited, catching_signals, interrupted
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
-from elbocli.runtime.progress import Progress
-from elbocli.sample.decode import Decoder, latent_space, open_decoder
-from elbocli.sample.distributed import Rounds
-from elbocli.sample.guided import GuidedRun, giving_variance
+from elbocli.runtime.progress import log, progress
+from elbocli.sample.denoise import Decoder, GuidedRun, latent_space, open_decoder
 from elbocli.version import __version__
 
 RUN = "run"
@@ -43,9 +45,9 @@ class SampleSettings:
     under.
 
     spacing: one of SPACINGS, None is the usual one; start: of STARTS; noise: of NOISES; rounding: of ROUNDINGS, None is the
-    usual one. weights, average: as open_run takes them. guide: another run or checkpoint; guide_average: of it, or of the
-    run itself. autoencoder: folder of the one that decodes latents; None is the one they were made with. scale: of a grid;
-    0 is so that small images are easily seen.
+    usual one. weights: as open_run takes them. guide: another run or checkpoint; guide_weights: of it, or of the run itself.
+    compile: off; graphs, which are CUDA's; on, which compiles the network too. autoencoder: folder of the one that decodes
+    latents; None is the one they were made with. scale: of a grid; 0 is so that small images are easily seen.
     """
 
     n: int = 64
@@ -56,18 +58,16 @@ class SampleSettings:
     start: Declaration[None] = UNIT
     guidance: Guidance = Guidance()
     guide: Path | None = None
-    guide_average: str = ""
+    guide_weights: str = ""
     clip: Clip = UNCLIPPED
     classes: str = "balanced"
     weights: str = "ema"
-    average: str = ""
     seed: int = 0
     noise: Declaration[None] = ELBO
     batch: int = 64
     device: str = "auto"
     precision: str = "fp32"
-    compile: bool = False
-    cuda_graphs: bool = True
+    compile: str = "graphs"
     autoencoder: Path | None = None
     rounding: Declaration[None] | None = None
     scale: int = 0
@@ -84,14 +84,14 @@ def draw(
     settings: SampleSettings,
     device: torch.device,
     output: Decoder,
-    look: Callable[[], None] | None = None,
+    look: Callable[[], None] = lambda: None,
     source: Noise | None = None,
 ) -> Tensor:
     """Images [len(indices), H, W, C] uint8 on the device: image i depends on (seed, i) alone, whatever the batch.
 
-    shape: (height, width, channels) of what the network draws, which `output` turns into pixels. look: called before
-    each estimate, to raise something when there is a reason to leave: a batch may take minutes. source: of the
-    noise, elbo's own unless given.
+    shape: (height, width, channels) of the network's output, which `output` turns into pixels. look: called before each
+    estimate, to raise an error when there is a reason to leave: a batch may take minutes. source: of the noise, elbo's own
+    unless given.
     """
     source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
@@ -102,8 +102,7 @@ def draw(
     estimate = denoiser.asked_by(settings.sampler)
 
     def watched(z: Tensor, logsnr: float) -> Any:
-        if look is not None:
-            look()
+        look()
         return estimate(z, logsnr)
 
     precision = Precision(settings.precision, device)
@@ -114,192 +113,254 @@ def draw(
         return output.pixels(x)
 
 
-def _opened(path: Path, world: World, warn: Callable[[str], None], weights: str, average: str) -> TrainedRun:
+def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
+    """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
+
+    Every process of the world runs this; the first alone writes. It continues a file that an earlier command with the
+    same settings left unfinished. Raises UsageError for settings that don't fit the run or that file, FormatError when it
+    is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost, BrokenPipeError.
+    """
+    world = world or World(device=choose_device(settings.device))
+    with catching_signals() as signals, telling_lost():
+        trained, guide = _open(path, world, settings.weights), None
+        if settings.guide is not None or settings.guide_weights:  # the same checkpoint where only weights are named
+            guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
+        with world.together():
+            drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
+            drawing = _Drawing(drawer, settings, world, Ending(signals, 0, world.size > 1))
+        try:
+            drawing.write(target)
+        except ElboError as error:
+            if error.exit_code == ReaderGone.exit_code:
+                raise BrokenPipeError from error
+            raise
+
+
+def _open(path: Path, world: World, weights: str) -> TrainedRun:
     """The run. All processes open the checkpoint that the first has found: training may be going on."""
     trained: list[TrainedRun] = []
     for turn in (world.first, not world.first):
         with world.together():
             if turn:
-                trained.append(open_run(path, world.device, warn, weights, average))
+                trained.append(open_run(path, world.device, log.warning, weights))
         path = world.of_first(trained[0].checkpoint.path.resolve() if trained else path)
     return trained[0]
 
 
-def run(
-    path: Path,
-    target: Path | IO[bytes],
-    settings: SampleSettings,
-    world: World | None = None,
-    tell: Callable[[Progress], None] = lambda report: None,
-) -> Iterator[Progress]:
-    """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
+def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
+    """The schedule of the levels, with warnings where it is another's, or reaches beyond the run's λ."""
+    for note in too_few(settings.sampler, steps):
+        log.warning(note)
+    usual, low, high = settings.sampler.usual.grid, trained.settings.logsnr_min, trained.settings.logsnr_max
+    spec = settings.schedule or usual
+    if spec == RUN:
+        return trained.schedule()
+    schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
+    meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
+    if meant not in (None, found):
+        log.warning(f"{schedule.file}: is made for {meant}, not for {found}: see 'elbo grid'")
+    first, last = schedule.support
+    if not settings.schedule and usual == settings.sampler.declared.traits.usual.grid:
+        return schedule
+    if -LIMIT < first < low - CUT or high + CUT < last < LIMIT:
+        log.warning(
+            f"schedule {schedule.base}: covers logsnr {first:.4g} to {last:.4g}; the run was trained on {low:.4g} to "
+            f"{high:.4g}, and the rest is cut off"
+        )
+    return schedule
 
-    Every process of the world runs this; the first alone writes. It continues a file that an earlier command with the
-    same settings left unfinished. tell: called with progress during a batch. Raises UsageError for settings that don't fit the run or that file, FormatError when
-    it is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost.
+
+class _Drawing:
+    """Images drawn in rounds: the process of rank r draws the r-th batch of a round, and the first writes all of them.
+
+    Meanwhile the next round is drawn. On CUDA a round is begun before the one before it is waited for.
     """
-    world = world or World(device=choose_device(settings.device))
-    with catching_signals() as signals, telling_lost():
-        ending = Ending(signals, 0, world.size > 1)
-        warnings: list[str] = []
-        trained, guide = _opened(path, world, warnings.append, settings.weights, settings.average), None
-        if settings.guide is not None or settings.guide_average:  # the same checkpoint where only an average is named
-            other = settings.guide or trained.checkpoint.path
-            guide = _opened(other, world, warnings.append, "ema", settings.guide_average)
-        if settings.sampler.declared.traits.learned:
-            trained = giving_variance(trained)
-        drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
-        yield from (Progress(message=text, level="warning") for text in warnings)
-        with world.together():
-            work = _Work(drawer, settings, world, ending, tell)
-        yield from work.reports(target)
 
-
-class _Work:
-    """One drawing: the images, the processes, the denoiser."""
-
-    def __init__(
-        self,
-        drawer: GuidedRun,
-        settings: SampleSettings,
-        world: World,
-        ending: Ending,
-        tell: Callable[[Progress], None],
-    ):
-        self.settings, self.world, self.ending, self.tell = settings, world, ending, tell
-        self.evaluated = 0
-        self.precision = Precision(settings.precision, world.device)
-        self.warnings: list[str] = []
-        replayed = settings.cuda_graphs and world.device.type == "cuda"
-        graphs = CudaGraphs() if replayed else None
-        self.fixed = settings.compile or replayed
+    def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
+        self.settings, self.world, self.ending, n = settings, world, ending, settings.n
+        trained, sampler = drawer.trained, settings.sampler
+        config, where, device = trained.network.config, trained.path / "config.yaml", world.device
+        precision, steps = Precision(settings.precision, device), settings.steps or sampler.usual.steps
+        schedule = _choose_schedule(trained, settings, steps)
+        spacing = settings.spacing or usual_spacing(schedule)
+        self.grid = grid = time_grid(schedule, steps, spacing)
+        drawer.check(grid)
+        if sampler.declared.traits.learned:
+            drawer = drawer.with_variance()
+        graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
+        compiled = settings.compile == "on"
+        self.fixed = compiled or graphs is not None
         """Whether the network sees a whole batch each time, whatever is left to draw."""
-        trained, config = drawer.trained, drawer.trained.network.config
-        self.steps = settings.steps or settings.sampler.usual.steps
-        self.warnings += too_few(settings.sampler, self.steps)
-        spec, size = settings.schedule or settings.sampler.usual.grid, config.image_size
-        low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
-        named = spec != RUN
-        self.schedule = resolve_schedule(spec, low, high, clip=True, size=size) if named else trained.schedule()
-        self.warnings += [*self._misused(), *self._cut(low, high)] if named else []
-        self.spacing = settings.spacing or usual_spacing(self.schedule)
-        self.grid = time_grid(self.schedule, self.steps, self.spacing)
-        drawer.check(self.grid)
-        self.drawer = drawer.hastened(self.precision, settings.compile, graphs)
+        self.drawer = drawer.hastened(precision, compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
-        self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, world.device)
-        self.labels = choose_labels(
-            settings.classes, settings.n, config.num_classes, settings.seed, names, self.noise.classes
-        )
-        where = trained.path / "config.yaml"
-        self.output = open_decoder(trained.data, config, world.device, settings.autoencoder, where, settings.rounding)
-        about = self._about(latent_space(trained.data, config, where))
-        seeds = self.noise.seeds(settings.n)
-        self.plan = SamplesHeader((settings.n, *self.output.shape), self.labels, seeds, names, about, settings.scale)
-        self.batch = min(settings.batch, -(-settings.n // world.size))
-
-    def _misused(self) -> list[str]:
-        """A note where the grid was made for another sampler, number of steps or guidance."""
-        settings, meant = self.settings, made_for(self.schedule)
-        found = purpose_of(settings.sampler, self.steps, settings.guidance.scale)
-        if meant in (None, found):
-            return []
-        return [f"{self.schedule.file}: is made for {meant}; with {found} its steps do not err alike: see 'elbo grid'"]
-
-    def _cut(self, low: float, high: float) -> list[str]:
-        """A note where a schedule that the user chose reaches beyond the run's λ from `low` to `high`, and is cut there."""
-        (first, last), usual = self.schedule.support, self.settings.sampler.usual.grid
-        chosen = self.settings.schedule or usual != self.settings.sampler.declared.traits.usual.grid
-        if not chosen or not (-LIMIT < first < low - CUT or high + CUT < last < LIMIT):
-            return []
-        whole = f"schedule {self.schedule.base}: covers logsnr {first:.4g} to {last:.4g}"
-        return [f"{whole}; the run was trained on {low:.4g} to {high:.4g}, and the rest is cut off"]
-
-    def _about(self, space: LatentSpace | None) -> dict[str, Any]:
-        """Facts on how the images are made: all that they depend on, and where it came from."""
-        settings, grid = self.settings, self.grid
-        return {
-            "run": str(self.drawer.trained.path),
-            **self.drawer.trained.about,
-            "sampler": settings.sampler.spec,
-            "steps": self.steps,
-            "nfe": self.drawer.evaluations(settings.sampler, grid),
-            "schedule": self.schedule.base,
-            "spacing": self.spacing.spec,
+        self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)
+        of_noise = self.noise.classes
+        labels = choose_labels(settings.classes, n, config.num_classes, settings.seed, names, of_noise)
+        self.output = open_decoder(trained.data, config, device, settings.autoencoder, where, settings.rounding)
+        self.batch = min(settings.batch, -(-n // world.size))
+        space = latent_space(trained.data, config, where)
+        about = {
+            "run": str(trained.path),
+            **trained.about,
+            "sampler": sampler.spec,
+            "steps": steps,
+            "nfe": drawer.evaluations(sampler, grid),
+            "schedule": schedule.base,
+            "spacing": spacing.spec,
             "start": settings.start.spec,
             "logsnr_min": grid[0],
             "logsnr_max": grid[-2],
             "grid_sha256": hashlib.sha256(repr(grid).encode()).hexdigest(),
-            **self.drawer.about,
+            **drawer.about(),
             "classes": settings.classes,
             "seed": settings.seed,
             **self.noise.about,
-            "precision": str(self.precision),
+            "precision": str(precision),
             "rounding": self.output.rounding.spec,
-            **({} if space is None else space.attributes()),
+            **(space.attributes() if space else {}),
             "elbo_version": __version__,
             "command": settings.command,
         }
+        shape, seeds = (n, *self.output.shape), self.noise.seeds(n)
+        self.header = SamplesHeader(shape, labels, seeds, names, about, settings.scale)
+        self.sink: Sink | None = None
+        self._begun: deque[Callable[[], Tensor]] = deque()
+        self._ready: Tensor | None = None
+        self._background = Background("put", abandon=True)
+        self._writing: Future[None] | None = None
 
-    def draw(self, indices: range) -> Tensor:
-        """Images [len(indices), H, W, C] uint8, on the device."""
-        count = len(indices)
-        if self.fixed:
-            indices = range(indices.start, indices.start + self.batch)
-        labels = None
-        if self.labels is not None:
-            chosen = self.labels[np.minimum(indices, self.settings.n - 1)]
-            labels = sent(torch.from_numpy(chosen).long(), self.world.device)
-        denoiser, shape, place = self.drawer.denoiser(labels), self.drawer.shape, self.world.device
-        first, together = indices.start, min(self.batch * self.world.size, self.settings.n - indices.start)
+    def write(self, target: Path | IO[bytes]) -> None:
+        """Draw all images that the target lacks, and write them.
 
-        def look() -> None:
-            self.rounds.look()
-            self.tell(self._progress(first, together * denoiser.evaluations))
-
-        how = (self.grid, self.settings, place, self.output, look, self.noise)
-        return draw(denoiser, indices, shape, *how)[:count]
-
-    def _progress(self, images: int, evaluations: int = 0) -> Progress:
-        """Count evaluations of the network: all those of so many images, and more."""
-        each = self.plan.about["nfe"]
-        self.evaluated = max(self.evaluated, images * each + evaluations)  # a device may lag behind what was begun
-        return Progress(self.evaluated, self.settings.n * each, "evaluation")
-
-    def reports(self, target: Path | IO[bytes]) -> Iterator[Progress]:
-        """Draw, and tell."""
-        settings, world, n = self.settings, self.world, self.settings.n
+        Raises Interrupted, PeerLost, and an ElboError of any process in all of them.
+        """
+        world, trained, about, n = self.world, self.drawer.trained, self.header.about, self.settings.n
         with ExitStack() as stack:
-            sink: Sink | None = None
             with world.together():
                 if world.first:
-                    wait = PATIENCE_S if world.size > 1 else 0
-                    sink = stack.enter_context(open_samples(target, self.plan, settings.overwrite, wait))
-            if sink is not None:
-                yield from (Progress(message=text, level="warning") for text in sink.warnings)
-            start = world.of_first(0 if sink is None else sink.done)
-            yield replace(self._progress(start), message=self._introduction(start))
-            depth = 1 if world.device.type == "cuda" else 0
-            self.rounds = Rounds(world, self.ending, sink, self.output.shape, n, self.batch, depth)
-            for done in self.rounds.run(start, self.draw):
-                yield self._progress(done)
-                while self.warnings:
-                    yield Progress(message=self.warnings.pop(), level="warning")
-            # The others need not wait for this: PNGs of many images may take an hour.
-            for encoded in () if sink is None else sink.finish():
-                yield Progress(encoded, n, "png")
-                if sink is not None and sink.partial is not None and (reason := self.ending.reason()):
-                    raise interrupted(
-                        reason, f"all images are safe in {sink.partial.name}; the same command writes them as files"
+                    patience = PATIENCE_S if world.size > 1 else 0
+                    self.sink = stack.enter_context(
+                        open_samples(target, self.header, self.settings.overwrite, patience)
                     )
-        yield Progress(message=f"{n} images, {self.plan.about['nfe']} network evaluations each")
+            for warning in self.sink.warnings if self.sink else ():
+                log.warning(warning)
+            start = world.of_first(self.sink.done if self.sink else 0)
+            log.info(
+                f"{trained.path}: {trained.age}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
+                f"logsnr {about['logsnr_min']:.4g} to {about['logsnr_max']:.4g}; {world.device}, {about['precision']}, "
+                f"{world.size} process{'es' if world.size > 1 else ''}; {start} of {n} images are there"
+            )
+            together = self.batch * world.size
+            behind = together if world.device.type == "cuda" else 0
+            try:
+                for first in range(start, n + behind, together):
+                    self._agreed(partial(self._begin, first))
+                    if first - behind >= start:
+                        self._collect(first - behind)
+                for _ in range(2):  # write the last round, then wait for it
+                    self._agreed(self._put)
+            finally:
+                self._settle()
+            # The others need not wait for this: PNGs of many images may take an hour.
+            for encoded in self.sink.finish() if self.sink else ():
+                progress(encoded, n, "png")
+                if self.sink and self.sink.partial and (reason := self.ending.reason()):
+                    raise interrupted(reason, f"all images are safe in {self.sink.partial.name}; run the command again")
+        log.info(f"{n} images, {about['nfe']} network evaluations each")
 
-    def _introduction(self, start: int) -> str:
-        trained, grid = self.drawer.trained, self.grid
-        return (
-            f"{trained.path}: {trained.age}, weights {trained.about['weights']}; {self.settings.sampler.spec}, "
-            f"{self.steps} steps, logsnr {grid[0]:.4g} to {grid[-2]:.4g}; {self.world.device}, {self.precision}"
-            + (f"; {self.world.size} processes" if self.world.size > 1 else "")
-            + (f"; going on after {start} images" if start else "")
-        )
+    def look(self) -> None:
+        """Raise Leave when there is a reason to end."""
+        if reason := self.ending.reason():
+            raise Leave(reason)
+
+    def _begin(self, first: int) -> None:
+        """Begin this process's part of the round whose images begin at `first`."""
+        self._put()
+        start, n = first + self.batch * self.world.rank, self.settings.n
+        mine = range(min(start, n), min(start + self.batch, n))
+        images = self._draw(mine) if mine else torch.empty((0, *self.output.shape), dtype=torch.uint8)
+        self._begun.append(fetched(images))
+
+    def _draw(self, indices: range) -> Tensor:
+        """Images [len(indices), H, W, C] uint8, on the device."""
+        count, n, device = len(indices), self.settings.n, self.world.device
+        if self.fixed:
+            indices = range(indices.start, indices.start + self.batch)
+        labels, of_images = None, self.header.labels
+        if of_images is not None:
+            labels = sent(torch.from_numpy(of_images[np.minimum(indices, n - 1)]).long(), device)
+        denoiser, nfe = self.drawer.denoiser(labels), self.header.about["nfe"]
+        together = min(self.batch * self.world.size, n - indices.start)
+
+        def report() -> None:
+            self.look()
+            progress(indices.start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
+
+        how = self.grid, self.settings, device, self.output, report, self.noise
+        return draw(denoiser, indices, self.drawer.shape, *how)[:count]
+
+    def _collect(self, first: int) -> None:
+        """The whole round whose images begin at `first`, at the first process."""
+        images = self._begun.popleft()()
+        if self.world.size > 1:
+            padded = torch.zeros((self.batch, *self.output.shape), dtype=torch.uint8)
+            padded[: len(images)] = images
+            images = torch.cat(self.world.gathered(padded) or [padded])
+        self._ready = images[: self.settings.n - first]
+
+    def _put(self) -> None:
+        """Write the round that is ready, once the one before is written."""
+        if self._writing is not None:
+            awaited(self._writing, self.look)
+            self._writing = None
+        if self.sink is not None and self._ready is not None:
+            self._writing = self._background.start(partial(self.sink.put, self._ready.numpy()))
+        self._ready = None
+
+    def _settle(self) -> None:
+        """Wait until a file has the images that are being written. A pipe may never be read."""
+        if self._writing is not None and self.sink is not None and self.sink.partial is not None:
+            wait([self._writing])
+
+    def _agreed(self, work: Callable[[], None]) -> None:
+        """Do it in all processes, and end all of them if one can't or shall not go on."""
+        reason = 0
+        with self.world.together():
+            try:
+                work()
+            except Leave as leave:
+                reason = leave.reason
+            except BrokenPipeError as error:
+                raise ReaderGone from error
+        (reason,) = self.world.most([reason])
+        if reason:
+            self._settle()
+            done = f"{self.sink.done if self.sink else 0} of {self.settings.n} images"
+            kept = "were written; into a file (-o FILE) the same command would go on"
+            if self.sink and self.sink.partial:
+                kept = f"are safe in {self.sink.partial.name}; the same command goes on from there"
+            raise interrupted(reason, f"{done} {kept}")
+
+
+class Leave(Exception):
+    """There is a reason to end, and none to finish the batch."""
+
+    def __init__(self, reason: int):
+        self.reason = reason
+
+
+def fetched(images: Tensor) -> Callable[[], Tensor]:
+    """Images on their way from the device; the call waits until they are there."""
+    if images.device.type != "cuda":
+        return images.cpu
+    host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
+    host.copy_(images, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(images.device))
+
+    def arrived() -> Tensor:
+        there.synchronize()
+        return host
+
+    return arrived

@@ -15,7 +15,7 @@ from elbocli.nn.networks import NetworkConfig, build, count_parameters, declarat
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import PARALLELS
 from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
-from elbocli.sample.decode import decoding_memory
+from elbocli.sample.denoise import decoding_memory
 from elbocli.train.memory import StepMemory, measure_step
 from elbocli.train.micro_batch import count_parts
 from elbocli.train.preview import PREVIEW

@@ -16,7 +16,7 @@ from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.runtime.device import sent
-from elbocli.sample.decode import Decoder, open_decoder
+from elbocli.sample.denoise import Decoder, open_decoder
 from elbocli.sample.draw import SampleSettings, draw
 from elbocli.train.micro_batch import count_parts
 from elbocli.train.state import TrainState

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
-from elbocli.cli.progress_bar import say, show
+from elbocli.bound.measure import Measurement, open_measurement
+from elbocli.cli.progress_bar import show
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -100,11 +100,11 @@ class Gradients:
     def __init__(self, asked: Measurement, batch: int | None = None):
         settings = asked.trained.settings
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
-        seed = Stream(asked.settings.seed, "gradient").seed(0)
-        batch, precision = batch or settings.batch, asked.settings.precision
+        seed = Stream(asked.seed, "gradient").seed(0)
+        batch, precision = batch or settings.batch, asked.precision
         self.settings = replace(settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0)
         resolved = Resolved(self.settings, asked.trained.network.config, RunData(), {}, [], asked.trained.objective)
-        self.device, self.precision, self.prediction = asked.device, asked.precision, asked.trained.prediction
+        self.device, self.precision, self.prediction = asked.device, asked.arithmetic, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, asked.device)
         self.network = asked.trained.network.requires_grad_(True).train()
         self.parameters = list(self.network.parameters())
@@ -133,7 +133,7 @@ def group_sums(
 def _squared_norm(singles: Gradients, asked: Measurement, cell: int, edges: Tensor) -> float:
     """Mean square of one image's gradient of ½‖ε−ε̂‖²/p, for p uniform and λ in one cell."""
     plain, uniform = parse_weighting("elbo"), parse_schedule("uniform", asked.low, asked.high)
-    offset = Stream(asked.settings.seed, "gradient-norm").uniform(cell, 1)
+    offset = Stream(asked.seed, "gradient-norm").uniform(cell, 1)
     part = torch.from_numpy((offset + np.arange(PER_BIN) / PER_BIN) % 1.0)
     levels = edges[cell] + (edges[cell + 1] - edges[cell]) * part
     steps = (singles.at(cell * PER_BIN + k, plain, uniform, levels[k : k + 1]) for k in range(PER_BIN))
@@ -151,7 +151,7 @@ def run(
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
     gradients, settings = Gradients(asked), asked.trained.settings
     size, total = gradients.settings.batch, len(weightings) * len(specs) * batches
-    what = f"{batches} batches of {size} images for each schedule; {asked.device}, {asked.precision}"
+    what = f"{batches} batches of {size} images for each schedule; {asked.device}, {asked.arithmetic}"
     yield Progress(0, total, "batch", f"{asked.trained.path}: {what}")
     edges = bin_edges(asked.low, asked.high, BINS)
     singles, norms = Gradients(asked, batch=1), list[float]()
@@ -209,8 +209,8 @@ def main() -> None:
     if given.out and (len(given.weighting) > 1 or MEASURED not in specs):
         parser.error(f"-o writes the schedule {MEASURED} of one --weighting")
     try:
-        settings = MeasureSettings(seed=given.seed, device=given.device, weights="model")
-        asked = open_measurement(given.run, given.data, settings, lambda text: say(text, "warning"))
+        settings: Any = {"seed": given.seed, "device": given.device, "weights": "model"}
+        asked = open_measurement(given.run, given.data, **settings)
         found, text = show(run(asked, asked.weightings(tuple(given.weighting)), specs, given.batches))
     except ElboError as error:
         parser.exit(error.exit_code, f"gradient_variance.py: error: {error}\n")

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exact import ByClass, Mixture, finish
+from exact import ByClass, Mixture
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from elbocli.bound import classify, likelihood
-from elbocli.bound.classify import ClassScores, class_scores, judged
-from elbocli.bound.draws import Images, MeasuredNetwork
-from elbocli.bound.measure import MeasureSettings, open_measurement
+from elbocli.bound.classify import ClassScores, class_scores, judge_scores
+from elbocli.bound.measure import Images, MeasuredNetwork, open_measurement
 from elbocli.bound.result import Classification
 from elbocli.core.estimate import image_errors
 from elbocli.core.prediction import Prediction
@@ -30,10 +29,10 @@ def scored(draws: int = 128) -> tuple[ClassScores, np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
     labels = torch.arange(120) // 60
-    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch=1 << 14)
+    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch=1 << 14, count=draws)
     schedule = parse_schedule("cosine", -12, 12)
-    loop = class_scores(measured, [Images(x, labels, range(120))], 2, schedule, draws=draws)
-    return finish(loop), (SECOND.nats(x) - FIRST.nats(x)).numpy()
+    scores = class_scores(measured, [Images(x, labels, range(120))], 2, schedule)
+    return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
 
 
 def test_it_is_bayes_posterior_for_exact_denoisers() -> None:
@@ -53,10 +52,10 @@ def test_shared_noise_is_why_it_works() -> None:
 
 def test_what_is_told_of_it_is_so() -> None:
     scores, exact = scored()
-    found = judged(scores, 128, parse_schedule("cosine", -12, 12))
+    found, _ = judge_scores(scores, 128, parse_schedule("cosine", -12, 12))
     right = (exact < 0) == (np.arange(120) >= 60)
     assert found.accuracy_low < right.mean() < found.accuracy_high and found.accuracy_low < found.accuracy
-    assert sum(row.count for row in found.reliability) == 120 and 0 <= found.undecided < 0.5
+    assert sum(row["count"] for row in found.reliability) == 120 and 0 <= found.undecided < 0.5
     assert found.class_accuracy.keys() == {"0", "1"}
     assert np.mean([*found.class_accuracy.values()]) == pytest.approx(found.accuracy)
     assert Classification.of(json.loads(json.dumps(found.json()))) == found
@@ -64,9 +63,9 @@ def test_what_is_told_of_it_is_so() -> None:
 
 def test_images_without_labels_are_no_examples() -> None:
     measured = MeasuredNetwork(FIRST, Prediction("eps"), -12, 12)
-    loop = class_scores(measured, [Images(FIRST.draw(4, 1, 1, 1), None, range(4))], 2, parse_schedule("cosine"))
+    images = [Images(FIRST.draw(4, 1, 1, 1), None, range(4))]
     with pytest.raises(UsageError):
-        finish(loop)
+        class_scores(measured, images, 2, parse_schedule("cosine"))
 
 
 def test_the_command_tells_one_object_and_a_table(
@@ -82,12 +81,12 @@ def test_the_command_tells_one_object_and_a_table(
 
 
 def test_a_run_without_classes_tells_none_apart(trained: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = open_measurement(trained, digits, MeasureSettings(images=4, draws=2), print)
+    asked = open_measurement(trained, digits, images=4, draws=2)
     plain = replace(asked.trained.network.config, num_classes=0)
     monkeypatch.setattr(asked.trained.network, "config", plain)
     with pytest.raises(UsageError):
-        finish(classify.run(asked))
-    found = finish(likelihood.run(asked, likelihood.parse_estimators(["information"])))
+        classify.classify(asked)
+    found = likelihood.measure_likelihoods(asked, likelihood.parse_estimators(["information"]))
     assert found.result.n_images == 4 and next(iter(asked)).labels is None
 
 

@@ -13,8 +13,7 @@ import torch
 from made_data import SPACE
 
 from elbocli.bound import estimate, theorem
-from elbocli.bound.draws import Images, MeasuredNetwork
-from elbocli.bound.measure import ALL, Measurement, MeasureSettings, open_measurement
+from elbocli.bound.measure import ALL, Images, MeasuredNetwork, Measurement, open_measurement
 from elbocli.bound.result import Bound, Theorem
 from elbocli.core.adaptive import ErrorMoments, loss_variance
 from elbocli.core.elbo import prior, reconstruction
@@ -45,12 +44,12 @@ def finish(loop: Any) -> Any:
 
 
 def probe(run: Path, data: Path | None = None, **settings: Any) -> Measurement:
-    return open_measurement(run, data, MeasureSettings(**settings), lambda text: None)
+    return open_measurement(run, data, **settings)
 
 
 def bpd(run: Path, schedule: str = "", target_se: float | None = None, **settings: Any) -> Bound:
     """The bound; its JSON reads back as it was."""
-    found: Bound = finish(estimate.run(probe(run, **settings), schedule, target_se)).bound
+    found: Bound = estimate.measure_bound(probe(run, **settings), schedule, target_se).bound
     assert Bound.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
     return found
 
@@ -111,10 +110,10 @@ def test_prior_and_reconstruction_are_exact(trained: Path, digits: Path) -> None
 
 
 def test_the_curve_ends_at_the_bound_without_its_reconstruction(trained: Path) -> None:
-    found = finish(estimate.run(probe(trained, images=40)))
-    result, curve = found.bound, found.curve
-    assert float(curve.bound[-1]) == pytest.approx(result.prior.nats + result.diffusion.nats, rel=1e-12)
-    assert bool((curve.bound.diff() >= 0).all()) and bool((curve.bound_se >= 0).all())
+    found = estimate.measure_bound(probe(trained, images=40))
+    result, curve = found.bound, found
+    assert float(curve.profile[-1]) == pytest.approx(result.prior.nats + result.diffusion.nats, rel=1e-12)
+    assert bool((curve.profile.diff() >= 0).all()) and bool((curve.profile_se >= 0).all())
     lines = curve.tsv().splitlines()
     assert lines[0].split("\t")[:3] == ["logsnr_low", "logsnr_high", "draws"] and len(lines) == 101
     assert sum(float(line.split("\t")[2]) for line in lines[1:]) == 40 * 16
@@ -132,9 +131,9 @@ def test_drawing_goes_on_until_the_error_is_small_enough(trained: Path) -> None:
 
 def test_the_errors_can_be_kept_as_a_loss_log(trained: Path) -> None:
     asked = probe(trained, images=50)
-    found = finish(estimate.run(asked))
+    found = estimate.measure_bound(asked)
     reader = Reader()
-    reader.read(estimate.log_text(asked, found).encode().splitlines(), "log")
+    reader.read(found.log_text(asked).encode().splitlines(), "log")
     assert reader.log is not None
     assert torch.equal(reader.log.sums, found.sums) and float(found.sums[0].sum()) == 800
 
@@ -142,7 +141,7 @@ def test_the_errors_can_be_kept_as_a_loss_log(trained: Path) -> None:
 @pytest.fixture(scope="module")
 def logged(trained: Path) -> ErrorMoments:
     """Errors per λ of all images."""
-    moments: ErrorMoments = finish(estimate.run(probe(trained, images=ALL, draws=24, batch=2048))).curve.moments
+    moments: ErrorMoments = estimate.measure_bound(probe(trained, images=ALL, draws=24, batch=2048)).moments
     return moments
 
 
@@ -154,7 +153,7 @@ def test_the_variance_that_a_log_predicts_is_the_one_measured(
     asked = probe(trained, images=ALL, draws=24, batch=2048, seed=1)
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = asked.schedule(schedule, weighting)
-    loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(weighting, chosen, "variance")])
+    loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(asked, weighting, chosen, "variance")])
     predicted, _ = loss_variance(logged, weighting, chosen.density)
     assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
 
@@ -182,9 +181,9 @@ def images_of_a_gaussian(count: int) -> list[Images]:
 
 
 def bound_of(images: Any, **options: Any) -> Bound:
-    denoiser = MeasuredNetwork(Gaussian(), Prediction("eps"), -12, 12)
+    denoiser = MeasuredNetwork(Gaussian(), Prediction("eps"), -12, 12, count=options.pop("draws", 16))
     schedule = parse_schedule("uniform", -12, 12)
-    return finish(estimate.estimate_bound(denoiser, images, schedule, **options)).bound  # type: ignore[no-any-return]
+    return estimate.estimate_bound(denoiser, images, schedule, **options).bound  # type: ignore[no-any-return]
 
 
 def test_the_bound_of_the_exact_denoiser_is_the_entropy_of_its_images() -> None:
@@ -228,7 +227,7 @@ def test_latents_are_nothing_for_a_network_of_pixels(trained: Path, tmp_path: Pa
 def test_draws_come_in_two_halves(trained: Path, draws: int) -> None:
     asked, plain = probe(trained, draws=draws), parse_weighting("elbo")
     with pytest.raises(UsageError):
-        next(asked.draws(plain, asked.schedule("uniform", plain), "a test"))
+        next(asked.draws(asked, plain, asked.schedule("uniform", plain), "a test"))
 
 
 def test_images_of_another_size_are_refused(trained: Path, digits_folder: Path, tmp_path: Path, elbo: Any) -> None:
@@ -253,7 +252,7 @@ def test_a_network_that_fails_is_not_averaged(trained: Path) -> None:
     for parameter in asked.trained.network.parameters():
         parameter.data.fill_(torch.nan)
     with pytest.raises(NonFiniteError):
-        finish(estimate.run(asked))
+        estimate.measure_bound(asked)
 
 
 # The theorem on a user's network
@@ -262,7 +261,7 @@ def test_a_network_that_fails_is_not_averaged(trained: Path) -> None:
 def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
     asked = probe(trained, images=ALL, draws=32, batch=1024)
-    found = finish(theorem.run(asked, [parse_weighting(spec) for spec in specs]))
+    found = theorem.check_theorem(asked, [parse_weighting(spec) for spec in specs])
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
         assert abs(check.difference_in_se) <= 4
@@ -275,7 +274,7 @@ def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
 
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
-    found = finish(theorem.run(probe(trained, images=ALL), [parse_weighting("elbo")])).checks[0]
+    found = theorem.check_theorem(probe(trained, images=ALL), [parse_weighting("elbo")]).checks[0]
     assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)
     plain = bpd(trained, images=ALL)
     wanted = plain.prior.nats + plain.diffusion.nats
@@ -286,14 +285,14 @@ def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatc
     """No two sweeps share their noise; another purpose gives other noise levels and other errors."""
     asked, purposes, whole = probe(trained, images=20), [], Measurement.draws
 
-    def draws(self: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
+    def draws(self: Any, images: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
         purposes.append(purpose)
-        return whole(self, weighting, schedule, purpose)
+        return whole(self, images, weighting, schedule, purpose)
 
     monkeypatch.setattr(Measurement, "draws", draws)
-    finish(theorem.run(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")]))
+    theorem.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
     assert len(purposes) == len(set(purposes)) == 4
     plain = parse_weighting("elbo")
-    one, other = (next(whole(asked, plain, asked.fitted(plain), purpose)) for purpose in purposes[:2])
+    one, other = (next(whole(asked, asked, plain, asked.fitted(plain), purpose)) for purpose in purposes[:2])
     assert float((one.logsnr == other.logsnr).double().mean()) < 0.01
     assert float((one.error == other.error).double().mean()) < 0.01

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
-from exact import Levels, Mixture, finish
+from exact import Levels, Mixture
 
-from elbocli.bound.draws import Images, MeasuredNetwork
-from elbocli.bound.estimators import ESTIMATORS
-from elbocli.bound.likelihood import Found, estimate_likelihoods, flat, parse_estimators, sentence
+from elbocli.bound.likelihood import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
+from elbocli.bound.measure import Images, MeasuredNetwork
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.elbo import fit_gaussian
 from elbocli.core.estimate import image_errors
@@ -42,13 +40,14 @@ def _one_thread() -> Iterator[None]:
 
 def estimated(network: Any, content: torch.Tensor, specs: Any = ALL, high: float = HIGH, **options: Any) -> Found:
     """Estimates on images of an exact denoiser."""
-    measured = MeasuredNetwork(network, Prediction("eps"), LOW, high, batch=4096)
+    how = {"count": options.pop("draws", 16), "seed": options.pop("seed", 0)}
+    measured = MeasuredNetwork(network, Prediction("eps"), LOW, high, batch=4096, **how)
     images = [Images(content, None, range(len(content)))]
     settings = {"population": len(content), **options}
     if "information" in specs and len(content) > 1:
         settings.setdefault("gaussian", fit_gaussian(flat(content)))
     schedule = parse_schedule("uniform", LOW, high)
-    return finish(estimate_likelihoods(measured, images, schedule, parse_estimators(specs), **settings))
+    return estimate_likelihoods(measured, images, schedule, parse_estimators(specs), **settings)
 
 
 def test_every_estimator_is_tested_here() -> None:
@@ -94,7 +93,7 @@ def test_nothing_is_left_to_chance_where_the_data_are_the_gaussian() -> None:
     found = estimated(NORMAL, x, ["variational", "information"], draws=16, gaussian=exact)
     variational, information = found.result.estimates
     assert information.nats_se_noise < 1e-3 * variational.nats_se_noise
-    assert found.halves("information").mean(1) == pytest.approx(NORMAL.nats(x).numpy(), abs=2e-3)
+    assert found.parts["information"].nats.sum(2).mean(1).numpy() == pytest.approx(NORMAL.nats(x).numpy(), abs=2e-3)
 
 
 def test_any_gaussian_gives_the_same_number() -> None:
@@ -128,11 +127,9 @@ def test_a_difference_is_said_with_all_that_it_may_be_wrong_by() -> None:
     """With few images, `information` takes the variational draws as they are; the flow's steps add to the noise."""
     found = estimated(MIXED, MIXED.draw(8, 1, 1, 1), ["variational", "information", "ode:steps=4"], draws=4)
     same, flow, _ = found.result.differences
-    assert same.in_se == 0 and same.se < 1e-9 and sentence(same).endswith("from the same draws")
+    assert same.in_se == 0 and same.se < 1e-9
     solver = found.result.estimates[2].solver_nats
     assert solver is not None and flow.in_se == pytest.approx(flow.nats / np.hypot(flow.se, solver))
-    assert f"± {abs(solver):.2g} of the solver's steps" in sentence(flow)
-    assert "solver" not in sentence(msgspec.structs.replace(flow, in_se=flow.nats / flow.se))
 
 
 def test_errors_of_images_are_honest() -> None:
@@ -207,15 +204,15 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
         (["--estimator", "ode:draws=2.5"], "even number"),
         (["--estimator", "ode:stepp=8"], "no parameter"),
         (["--estimator", "ode", "--estimator", "flow"], "named twice"),
-        (["--estimator", "ode", "--curve", "c.tsv"], "--curve is of drawn noise levels"),
+        (["--estimator", "ode", "--curve", "c.tsv"], "need --estimator variational"),
         (["--estimator", "ode", "--target-se", "0.1"], "--target-se goes with --estimator variational alone"),
         (["--per-image", "x.tsv", "--target-se", "0.1"], "not with --per-image"),
         (["--per-image", "-"], "standard output is for other results"),
         (["--per-image", "x.csv"], "name a file that ends in .tsv"),
-        (["--check", "--estimator", "ode"], "--estimator goes with the plain bound"),
-        (["--check", "--per-image", "x.tsv"], "--per-image goes with the plain bound"),
-        (["--classify", "--curve", "x.tsv"], "--curve goes with the plain bound"),
-        (["--classify", "--check"], "ask one at a time"),
+        (["--check", "--estimator", "ode"], "--estimator can't go with --check"),
+        (["--check", "--per-image", "x.tsv"], "--per-image can't go with"),
+        (["--classify", "--curve", "x.tsv"], "--curve can't go with"),
+        (["--classify", "--check"], "--classify can't go with --check"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

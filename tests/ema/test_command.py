@@ -119,11 +119,11 @@ def test_sample_and_bound_say_which_weights(
     checkpoint = kept / "checkpoints/step-00000020"
     cases: dict[str, tuple[list[Any], str, int]] = {
         "first": ([kept], "ema-halflife-100-ramp-0.05", 30),
-        "same": ([kept, "--ema", "halflife:images=100"], "ema-halflife-100-ramp-0.05", 30),
-        "number": ([kept, "--ema", "0.80"], "ema-0.8", 30),
-        "file": ([kept, "--ema", average], "ema-power-0.07", 18),
+        "same": ([kept, "--weights", "halflife:images=100"], "ema-halflife-100-ramp-0.05", 30),
+        "number": ([kept, "--weights", "0.80"], "ema-0.8", 30),
+        "file": ([kept, "--weights", average], "ema-power-0.07", 18),
         "model": ([checkpoint, "--weights", "model"], "model", 20),
-        "checkpoint": ([checkpoint, "--ema", "power:std=.1"], "ema-power-0.1", 20),
+        "checkpoint": ([checkpoint, "--weights", "power:std=.1"], "ema-power-0.1", 20),
     }
     images, bounds = {}, {}
     for name, (line, weights, step) in cases.items():
@@ -147,13 +147,10 @@ def test_sample_and_bound_say_which_weights(
 def test_averages_that_are_not_there_are_told(
     verb: str, kept: Path, tmp_path: Path, elbo_here: Callable[..., Any]
 ) -> None:
-    code, stdout, stderr = elbo_here(verb, kept, "--ema", "power:std=.2")
+    code, stdout, stderr = elbo_here(verb, kept, "--weights", "power:std=.2")
     assert (code, stdout) == (2, "")
     assert "averages there: ema-0.8, ema-halflife-100-ramp-0.05, ema-power-0.05, ema-power-0.1; 'elbo ema RUN" in stderr
-    for line in (("--weights", "model", "--ema", "0.8"), ("--ema", "0.8", "--weights", "model")):
-        code, _, stderr = elbo_here(verb, kept, *line)
-        assert code == 2 and "--weights model is no average" in stderr
-    code, _, stderr = elbo_here(verb, kept, "--ema", kept / "checkpoints/step-00000030/model.safetensors")
+    code, _, stderr = elbo_here(verb, kept, "--weights", kept / "checkpoints/step-00000030/model.safetensors")
     assert code == 1 and "make them with 'elbo ema'" in stderr
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heard import heard
 from safetensors.torch import load_file, save_file
 
-from elbocli.ema import post_hoc
+from elbocli.ema.command import make_average
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints, latest
@@ -35,14 +36,8 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 
 def make(*args: Any, **options: Any) -> tuple[dict[str, Any], list[str]]:
     """Result and warnings."""
-    reports, warnings = post_hoc.run(*args, **options), []
-    while True:
-        try:
-            report = next(reports)
-        except StopIteration as end:
-            return end.value, warnings
-        if report.level == "warning":
-            warnings.append(report.message)
+    with heard() as warnings:
+        return make_average(*args, **options), warnings
 
 
 def unwarned(text: str) -> None:
@@ -139,7 +134,7 @@ def test_a_narrow_profile_warns_and_an_impossible_one_is_refused(kept: Path, tmp
 def test_too_few_snapshots_are_told(kept: Path, true: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no snapshots of power averages; train with --snapshot-every"):
         make(true, 0.1, tmp_path / "a.safetensors")
-    with pytest.raises(DataError, match="no snapshots of power averages up to step 4"):
+    with pytest.raises(DataError, match="no snapshots of power averages;"):
         make(kept, 0.1, tmp_path / "a.safetensors", 4)
     with pytest.raises(DataError, match=r"power:std=0\.25 can't be made of 1 snapshots up to step 5"):
         make(kept, 0.25, tmp_path / "a.safetensors", 5)
@@ -171,7 +166,7 @@ def test_snapshots_of_another_network_are_refused(kind: str, copy: Path, tmp_pat
             value = tensors.pop(first)
             changed[name] = {**tensors, first + ("x" if kind == "name" else ""): value if kind == "name" else value[:1]}
         store.save(copy, snapshot.step, changed, None, {"images": snapshot.images}, store.SnapshotMeta)
-    with pytest.raises(FormatError, match=r"snapshots/step-.*is of another network than .*config\.yaml"):
+    with pytest.raises(FormatError, match=r"snapshots/step-.*is of another network than"):
         make(copy, 0.07, tmp_path / "a.safetensors")
 
 
@@ -201,7 +196,7 @@ def test_the_first_average_is_the_average(kept: Path, true: Path) -> None:
 
 @pytest.mark.parametrize("asked", ["power:std=.1", "power:std=0.10", "ema-power-0.1"])
 def test_another_average_by_spec_or_name(asked: str, kept: Path) -> None:
-    opened = open_run(kept, CPU, unwarned, average=asked)
+    opened = open_run(kept, CPU, unwarned, weights=asked)
     wanted = load_file(kept / "checkpoints/step-00000100/ema-power-0.1.safetensors")
     assert opened.about["weights"] == "ema-power-0.1"
     assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
@@ -209,7 +204,7 @@ def test_another_average_by_spec_or_name(asked: str, kept: Path) -> None:
 
 def test_an_average_made_afterwards(kept: Path, tmp_path: Path) -> None:
     result, _ = make(kept, 0.15, tmp_path / "a.safetensors", 50)
-    opened = open_run(kept, CPU, unwarned, average=str(tmp_path / "a.safetensors"))
+    opened = open_run(kept, CPU, unwarned, weights=str(tmp_path / "a.safetensors"))
     assert opened.step == 50 and opened.about == {
         **opened.about,
         "step": 50,
@@ -227,27 +222,27 @@ def test_an_unknown_average_lists_those_there_are(kept: Path) -> None:
         with pytest.raises(
             UsageError, match=r"no average .*averages there: ema-0\.9, ema-power-0\.05, ema-power-0\.1;"
         ):
-            open_run(kept, CPU, unwarned, average=asked)
+            open_run(kept, CPU, unwarned, weights=asked)
 
 
 def test_an_average_of_another_run_is_refused(kept: Path, digits: Path, preset: Path, tmp_path: Path) -> None:
     drain(digits, tmp_path / "other", small(digits, preset, steps=2, seed=1))
     make(kept, 0.1, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=r"a\.safetensors: is of another run, with seed 0, and this one has 1"):
-        open_run(tmp_path / "other", CPU, unwarned, average=str(tmp_path / "a.safetensors"))
+        open_run(tmp_path / "other", CPU, unwarned, weights=str(tmp_path / "a.safetensors"))
 
 
 def test_a_file_that_is_no_average_or_damaged_is_refused(kept: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(FormatError, match=r"make them with 'elbo ema'"):
-        open_run(kept, CPU, unwarned, average=str(path))
+        open_run(kept, CPU, unwarned, weights=str(path))
     make(kept, 0.1, path)
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)
     with pytest.raises(FormatError, match="damaged"):
-        open_run(kept, CPU, unwarned, average=str(path))
+        open_run(kept, CPU, unwarned, weights=str(path))
 
 
 def test_a_checkpoint_can_be_named_instead_of_its_run(kept: Path, tmp_path: Path, monkeypatch: Any) -> None:

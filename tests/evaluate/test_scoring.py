@@ -188,7 +188,7 @@ def test_samples_of_a_run_without_classes_have_no_accuracy(
 ) -> None:
     line = ("train", "-q", digits, "-o", tmp_path / "run", "--preset", preset, "--steps", 2, "--unconditional")
     assert elbo(*line).returncode == 0
-    list(sample.run(tmp_path / "run", tmp_path / name, sample.SampleSettings(n=12, steps=2)))
+    sample.draw_samples(tmp_path / "run", tmp_path / name, sample.SampleSettings(n=12, steps=2))
     with pytest.raises(UsageError, match=rf"{name}: accuracy needs labels: samples of several classes"):
         score(tmp_path / name, digits, metrics=("accuracy",))
     assert "classes" not in score(tmp_path / name, digits, metrics=("is",))
@@ -408,7 +408,7 @@ def test_merged_samples_know_how_all_of_them_were_drawn(
 ) -> None:
     for seed in (4, 2):
         settings = sample.SampleSettings(n=12, steps=2, seed=seed, command=f"elbo sample --seed {seed}")
-        list(sample.run(trained, tmp_path / f"{seed}.h5", settings))
+        sample.draw_samples(trained, tmp_path / f"{seed}.h5", settings)
     assert elbo("merge", "-q", tmp_path / "s.h5", tmp_path / "4.h5", tmp_path / "2.h5").returncode == 0
     found = score(tmp_path / "s.h5", digits)
     assert (found["made"]["seed"], found["made"]["steps"], found["made"]["crop"]) == ([4, 2], 2, "center")
@@ -432,7 +432,7 @@ def test_samples_whose_description_is_unreadable_are_refused(text: str, digits: 
 def test_samples_of_a_long_list_of_classes_know_it_whole(trained: Path, tmp_path: Path) -> None:
     classes = ",".join(str(k % 10) for k in range(40_000))
     settings = sample.SampleSettings(n=12, steps=2, classes=classes, command=f"elbo sample --classes {classes}")
-    list(sample.run(trained, tmp_path / "s.h5", settings))
+    sample.draw_samples(trained, tmp_path / "s.h5", settings)
     made = score(tmp_path / "s.h5", None, metrics=("accuracy",))["made"]
     assert (made["classes"], made["command"]) == (classes, settings.command)
 

@@ -19,9 +19,8 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.run.open import open_run
 from elbocli.run.setting_type import PRECISIONS
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device
-from elbocli.sample.decode import Decoder
+from elbocli.sample.denoise import Decoder, GuidedRun
 from elbocli.sample.draw import SampleSettings, draw
-from elbocli.sample.guided import GuidedRun
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -113,7 +112,7 @@ def rows(session: Session) -> Iterator[Row]:
                 walk = walking(run, spec, precision, device)
                 yield watched(f"{family}, {precision}, {spec}", device, walk, 1, 1)
     # In one part, so that CUDA graphs are replayed: the steps before are those in which they are made.
-    settings = on.resolved(data["digits"], device, preset="digits", batch=8, compile=True, precision="bf16")
+    settings = on.resolved(data["digits"], device, preset="digits", batch=8, compile="on", precision="bf16")
     with on.arithmetic("bf16", device):
         step = training(TrainState(settings, data["digits"]))
         yield watched("U-Net, bf16, compiled, training", device, step, 2 * WARM, STEPS)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import device_runs as on
 from record import Row
@@ -13,6 +15,7 @@ from throughput import IMAGENET64, Way, data_of, released, settings_of
 from worker import Session
 
 from elbocli.core.samplers import parse_sampler
+from elbocli.files.sample_writers import FileSink
 from elbocli.sample import draw
 
 STEPS, BATCH, BATCHES = 32, 32, 4
@@ -21,25 +24,26 @@ LEAST_S = 8.0
 
 @dataclass(frozen=True)
 class Drawing:
-    """A way to draw. graphs: CUDA graphs, which are the default on CUDA, and nothing on a CPU."""
+    """A way to draw. compile: graphs, of CUDA, are the default, and nothing on a CPU."""
 
     precision: str
-    graphs: bool = True
-    compile: bool = False
+    compile: str = "graphs"
 
     @property
     def name(self) -> str:
         """Name in rows."""
-        return f"{self.precision}{', CUDA graphs' * self.graphs}{', compiled' * self.compile}"
+        return (
+            f"{self.precision}{ {'off': '', 'graphs': ', CUDA graphs', 'on': ', CUDA graphs, compiled'}[self.compile] }"
+        )
 
 
 DRAWINGS = (
     Drawing("bf16"),
-    Drawing("bf16", graphs=False),
+    Drawing("bf16", compile="off"),
     Drawing("tf32"),
-    Drawing("bf16", compile=True),
+    Drawing("bf16", compile="on"),
     Drawing("fp32"),
-    Drawing("fp32", graphs=False),
+    Drawing("fp32", compile="off"),
 )
 """In their order: the first are there when time is short. fp32 with graphs is what `elbo sample` does unasked."""
 
@@ -55,14 +59,16 @@ def drawn(run: Path, way: Drawing, session: Session) -> float:
         device=session.device,
         precision=way.precision,
         compile=way.compile,
-        cuda_graphs=way.graphs,
         overwrite=True,
     )
-    ends = [
-        (report.done, time.perf_counter())
-        for report in draw.run(run, run / "samples.npy", settings)
-        if report.done and report.unit == "img"
-    ]
+    ends, put = list[tuple[int, float]](), FileSink.put
+
+    def timed(sink: FileSink, images: Any) -> None:
+        put(sink, images)
+        ends.append((sink.done, time.perf_counter()))
+
+    with patch.object(FileSink, "put", timed):
+        draw.draw_samples(run, run / "samples.npy", settings)
     (first, begun), (last, ended) = ends[0], ends[-1]
     return (last - first) / (ended - begun)
 

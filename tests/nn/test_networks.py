@@ -321,7 +321,7 @@ def test_a_plug_ins_network_trains_resumes_samples_and_compiles(perceptron, digi
     )
     assert whole == parts
     out = tmp_path / "x.npy"
-    list(draw.run(tmp_path / "parts", out, draw.SampleSettings(n=3, steps=3, batch=3, compile=True)))
+    draw.draw_samples(tmp_path / "parts", out, draw.SampleSettings(n=3, steps=3, batch=3, compile=True))
     assert np.load(out).shape[0] == 3
     assert plan(resolve(options, Dataset(digits)), 10)["network"]["family"] == "perceptron"
 

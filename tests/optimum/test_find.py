@@ -1,7 +1,7 @@
 """The search over a dataset's images: exact, by a sample, within its memory, and below every network's error."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,7 @@ SETTINGS = OptimumSettings(-8, 8, 16, CPU, sources=300, sample=0)
 
 
 def searched(dataset: Any, settings: OptimumSettings) -> Optimum:
-    """The result of a search, without its progress."""
-
-    def last(reports: Generator[Any, None, Optimum]) -> Optimum:
-        while True:
-            try:
-                next(reports)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-
-    return last(find.run(dataset, settings))
+    return find.find_optimum(dataset, settings)
 
 
 class Images:
@@ -156,7 +147,7 @@ def test_no_network_is_better_than_the_optimum(
     run = tmp_path / "run"
     done = elbo("train", digits, "-o", run, "--preset", preset, "--steps", 150, "--batch", 32, *options)
     assert done.returncode == 0, done.stderr
-    dataset, settings = open_search(None, run, lambda text: None, device="cpu", sources=300, sample=0)
+    dataset, settings = open_search(None, run, device="cpu", sources=300, sample=0)
     found = searched(dataset, settings)
     assert found.images == (400 if "--flip" in options else 300) and found.classes == 10
     log = read_logs([run])

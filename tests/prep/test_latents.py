@@ -14,7 +14,6 @@ import yaml
 from PIL import Image
 from typed_settings import typed
 
-from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.bound.measure import open_measurement
 from elbocli.core.samplers import walk
 from elbocli.core.sampling import Guidance
@@ -50,7 +49,7 @@ def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
 
 
 def drawn(run: Path, out: Path, **options: Any) -> np.ndarray:
-    list(draw.run(run, out, typed(**{"n": 6, "steps": 4, "sampler": "ddim", **options})))
+    draw.draw_samples(run, out, typed(**{"n": 6, "steps": 4, "sampler": "ddim", **options}))
     return np.load(out)
 
 
@@ -250,8 +249,7 @@ def test_without_the_autoencoder_training_goes_on_without_previews_and_says_so_o
     shutil.rmtree(moved)
     messages = drain(path, tmp_path / "run", small(path, preset, steps=4, preview_every=1))
     assert [line for line in messages if "previews" in line] == [
-        f"no previews: {moved}: the autoencoder of these latents is not there (nor at {moved}); name its folder with "
-        "--autoencoder DIR"
+        f"no previews: {moved}: the autoencoder of these latents is not there; name its folder with --autoencoder DIR"
     ]
     assert not (tmp_path / "run" / "previews").exists()
 
@@ -303,7 +301,7 @@ def test_latents_of_another_autoencoder_can_not_guide(
 ) -> None:
     other = pack_latents(make_autoencoder(5))
     drain(other, tmp_path / "run", small(other, preset, steps=1))
-    with pytest.raises(UsageError, match="has other latents"):
+    with pytest.raises(UsageError, match="knows other images"):
         drawn(run, tmp_path / "a.npy", guide=tmp_path / "run", guidance=Guidance(2.0))
     drawn(run, tmp_path / "a.npy", guide=run / "checkpoints" / "step-00000010", guidance=Guidance(2.0))
 
@@ -327,7 +325,7 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_where_it_is_sai
     config["data"] |= {"autoencoder": "vae", "path": str(tmp_path / "data" / "latents.h5"), "from_run": "gone.h5"}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     expected = drawn(run, tmp_path / "0.npy")
-    with pytest.raises(UsageError, match=r"vae: the autoencoder .* not there \(nor at .*data/vae\); .* --autoencoder"):
+    with pytest.raises(UsageError, match=r"vae: the autoencoder .* not there; .* --autoencoder"):
         drawn(copy, tmp_path / "x.npy")
     assert np.array_equal(expected, drawn(copy, tmp_path / "1.npy", autoencoder=autoencoder))
     shutil.copytree(autoencoder, tmp_path / "data" / "vae")
@@ -353,7 +351,7 @@ def test_a_run_whose_space_is_damaged_is_refused(run: Path, tmp_path: Path) -> N
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["data"]["pixel_size"] = 32
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(FormatError, match="the run has 4 channels and 32 pixels"):
+    with pytest.raises(FormatError, match="make 32 pixels of the run's 4 channels"):
         drawn(copy, tmp_path / "x.npy")
     del config["data"]["latent_shift"]
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
@@ -378,4 +376,4 @@ def test_scores_need_pixels_and_bounds_what_the_run_was_trained_on(
         list(evaluate([digits], latents, EvalSettings(extractor="elbo-tiny")))
     for path, data in ((run, digits), (trained, latents)):
         with pytest.raises(UsageError, match=r"name a dataset of (latents|pixels)"):
-            open_measurement(path, data, ProbeSettings(device="cpu"), print)
+            open_measurement(path, data, device="cpu")

@@ -20,7 +20,7 @@ def test_images_are_there_before_they_are_read(digits: Path, tmp_path: Path) -> 
     images = []
     for device in ("cpu", "cuda:1"):
         with plain_attention() if device == "cpu" else pretending():
-            list(draw.run(run, tmp_path / f"{device}.npy", typed(n=10, batch=4, steps=3, device=device)))
+            draw.draw_samples(run, tmp_path / f"{device}.npy", typed(n=10, batch=4, steps=3, device=device))
         images.append(np.load(tmp_path / f"{device}.npy"))
     assert np.array_equal(*images) and images[0].std() > 1
 

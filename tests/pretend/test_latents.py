@@ -33,7 +33,7 @@ def test_trained_on_drawn_and_decoded(latents: Path, tmp_path: Path, make_autoen
     for device in ("cpu", "cuda"):
         with plain_attention() if device == "cpu" else pretending() as pretend:
             run = train(latents, tmp_path / device, device=device, **options)
-            list(draw.run(run, tmp_path / f"{device}.npy", typed(n=6, batch=4, steps=3, device=device)))
+            draw.draw_samples(run, tmp_path / f"{device}.npy", typed(n=6, batch=4, steps=3, device=device))
         images[device] = np.load(tmp_path / f"{device}.npy").astype(int)
     assert np.abs(images["cuda"] - images["cpu"]).max() <= 1 and images["cpu"].std() > 1
     assert (tmp_path / "cuda" / "previews" / "step-00000004.png").exists()

@@ -11,7 +11,7 @@ import yaml
 
 from elbocli import api
 from elbocli.bound import estimate, theorem
-from elbocli.bound.measure import Measurement, MeasureSettings, open_measurement
+from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.core.metrics import asked
 from elbocli.core.weighting import parse_weighting
 from elbocli.evaluate import scoring
@@ -44,8 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 
 def measured(run: Path, device: str) -> Measurement:
-    settings = MeasureSettings(images=IMAGES, draws=DRAWS, batch=BATCH, device=device, weights="model")
-    return open_measurement(run, None, settings, print)
+    settings: Any = {"images": IMAGES, "draws": DRAWS, "batch": BATCH, "device": device, "weights": "model"}
+    return open_measurement(run, None, **settings)
 
 
 def pretended(ask: Any, run: Path) -> tuple[Any, Any, Pretence]:
@@ -59,7 +59,7 @@ def pretended(ask: Any, run: Path) -> tuple[Any, Any, Pretence]:
 
 
 def test_the_bound(run: Path) -> None:
-    cuda, cpu, device = pretended(lambda asked: last(estimate.run(asked)).bound, run)
+    cuda, cpu, device = pretended(lambda asked: estimate.measure_bound(asked).bound, run)
     assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork._losses")) == TIMES
     assert device.waits.within("denoising_losses", "step_coefficients") == []
@@ -67,7 +67,7 @@ def test_the_bound(run: Path) -> None:
 
 def test_the_theorem(run: Path) -> None:
     weighting = parse_weighting("sigmoid:bias=2")
-    cuda, cpu, device = pretended(lambda asked: last(theorem.run(asked, [weighting])).checks[0], run)
+    cuda, cpu, device = pretended(lambda asked: theorem.check_theorem(asked, [weighting]).checks[0], run)
     for side in ("left", "right"):
         assert getattr(cuda, side).nats == pytest.approx(getattr(cpu, side).nats, rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == 2 * TIMES

@@ -9,7 +9,7 @@ import torch
 from typed_settings import typed
 
 from elbocli.bound import estimate
-from elbocli.bound.measure import MeasureSettings, open_measurement
+from elbocli.bound.measure import open_measurement
 from elbocli.core.metrics import asked
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
@@ -39,12 +39,12 @@ def rounded_by(work: Any) -> list[str]:
 
 def test_fp32_samples_are_strict(run: Path, tmp_path: Path) -> None:
     settings = typed(n=2, steps=2, device="cuda", precision="fp32")
-    assert rounded_by(lambda: list(draw.run(run, tmp_path / "x.npy", settings))) == []
+    assert rounded_by(lambda: draw.draw_samples(run, tmp_path / "x.npy", settings)) == []
 
 
 def test_an_fp32_bound_is_strict(run: Path) -> None:
-    settings = MeasureSettings(images=2, draws=2, device="cuda", precision="fp32")
-    assert rounded_by(lambda: list(estimate.run(open_measurement(run, None, settings, print)))) == []
+    settings: Any = {"images": 2, "draws": 2, "device": "cuda", "precision": "fp32"}
+    assert rounded_by(lambda: estimate.measure_bound(open_measurement(run, None, **settings))) == []
 
 
 def test_fp32_latents_are_strict(autoencoder: Path, photos: np.ndarray) -> None:

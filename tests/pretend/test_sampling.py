@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Pa
 
 
 def drawn(run: Path, target: Path, **options: Any) -> np.ndarray:
-    list(draw.run(run, target, typed(n=N, batch=BATCH, steps=3, **options)))
+    draw.draw_samples(run, target, typed(n=N, batch=BATCH, steps=3, **options))
     images: np.ndarray = np.load(target)
     return images
 

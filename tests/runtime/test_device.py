@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elbocli.errors import UsageError
 from elbocli.runtime.device import PRECISIONS, Precision, choose_device, meant_by, seed_dropout, usual_precision
-from elbocli.sample.distributed import fetched
+from elbocli.sample.draw import fetched
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 1)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import group
+from heard import heard
 from typed_settings import typed
 
 from elbocli.core import streams
@@ -100,11 +101,17 @@ def work(world: World, job: dict[str, Any]) -> None:
     with leaving_quietly(), contextlib.ExitStack() as opened:
         if hasattr(target, "close"):
             opened.callback(target.close)
-        for report in sample.run(Path(job["run"]), target, typed(**options), world):
-            if world.first and report.message:
-                print(report.message, file=sys.stderr)
-            if world.rank == world.size - 1 and report.done is not None and report.done >= after * options["steps"]:
+
+        def told(done: int, *rest: Any) -> None:
+            if world.rank == world.size - 1 and done >= after * options["steps"]:
                 os.kill(os.getpid(), signal.Signals[number])
+
+        with heard(told) as lines:
+            try:
+                sample.draw_samples(Path(job["run"]), target, typed(**options), world)
+            finally:
+                if world.first:
+                    print("\n".join(lines), file=sys.stderr)
 
 
 @contextlib.contextmanager

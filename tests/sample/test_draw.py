@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from heard import heard
 from PIL import Image
 from torch._dynamo.utils import counters
 from typed_settings import typed
@@ -18,20 +19,19 @@ from typed_settings import typed
 from elbocli.core.samplers import SAMPLERS
 from elbocli.core.sampling import Guidance
 from elbocli.core.streams import choose_labels
-from elbocli.errors import Interrupted, PeerLost, UsageError
+from elbocli.errors import Interrupted, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, cut_up, layout_of
 from elbocli.files.sample_writers import pictures
 from elbocli.images.samples import read_samples
 from elbocli.run import settings
-from elbocli.runtime.background import ORPHAN, Ending
 from elbocli.sample import draw as sample
 from elbocli.sample.draw import SampleSettings
 from elbocli.train import loop
 
 
 def drawn(run: Path, out: Path, **settings: object) -> np.ndarray:
-    list(sample.run(run, out, typed(**{"n": 12, "steps": 6, **settings})))
+    sample.draw_samples(run, out, typed(**{"n": 12, "steps": 6, **settings}))
     return np.load(out)
 
 
@@ -57,8 +57,9 @@ def test_guidance_one_is_none_and_the_interval_bounds_it(trained: Path, tmp_path
 
 def test_the_number_of_network_evaluations_is_counted(trained: Path, tmp_path: Path) -> None:
     def evaluations(**settings: object) -> str:
-        reports = list(sample.run(trained, tmp_path / "x.npy", typed(n=2, steps=6, overwrite=True, **settings)))
-        return reports[-1].message
+        with heard() as lines:
+            sample.draw_samples(trained, tmp_path / "x.npy", typed(n=2, steps=6, overwrite=True, **settings))
+        return lines[-1]
 
     assert "6 network evaluations" in evaluations(sampler="ddim")
     assert "6 network evaluations" in evaluations(sampler="dpmpp-2m")
@@ -100,7 +101,7 @@ def test_classes_that_have_no_names_are_named_by_their_numbers(digits: Path, pre
         del file["class_names"]
     resolved = settings.resolve({"preset": str(preset), "steps": 1}, Dataset(path))
     list(loop.run(Dataset(path), tmp_path / "run", resolved))
-    list(sample.run(tmp_path / "run", tmp_path / "s.h5", SampleSettings(n=3, steps=2, classes="0")))
+    sample.draw_samples(tmp_path / "run", tmp_path / "s.h5", SampleSettings(n=3, steps=2, classes="0"))
     with read_samples(tmp_path / "s.h5") as reader:
         assert reader.labels is not None and reader.labels.tolist() == [0, 0, 0]
         assert list(reader.class_names) == [str(k) for k in range(10)]
@@ -109,7 +110,7 @@ def test_classes_that_have_no_names_are_named_by_their_numbers(digits: Path, pre
 def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> None:
     expected = drawn(trained, tmp_path / "a.npy", sampler="ddim")
     for name in ("a.npz", "a.h5", "folder", "grid.png"):
-        list(sample.run(trained, tmp_path / name, typed(n=12, steps=6, sampler="ddim")))
+        sample.draw_samples(trained, tmp_path / name, typed(n=12, steps=6, sampler="ddim"))
     with np.load(tmp_path / "a.npz") as archive:
         assert np.array_equal(archive["arr_0"], expected)
         assert archive["arr_1"].tolist() == [*range(10), 0, 1]
@@ -133,7 +134,7 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
     resolved = settings.resolve({"preset": str(preset), "steps": 1, "label_dropout": 0.0}, data)
     list(loop.run(data, tmp_path / "run", resolved))
     with pytest.raises(UsageError, match="label-dropout"):
-        list(sample.run(tmp_path / "run", tmp_path / "x.npy", SampleSettings(guidance=Guidance(2.0))))
+        sample.draw_samples(tmp_path / "run", tmp_path / "x.npy", SampleSettings(guidance=Guidance(2.0)))
 
 
 def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
@@ -141,26 +142,17 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
 ) -> None:
     monkeypatch.setattr(pictures, "PNGS", 4)
     how = SampleSettings(n=12, steps=2)
-    with pytest.raises(Interrupted, match=r"SIGTERM: all images are safe in x\.partial; the same command"):
-        for report in sample.run(trained, tmp_path / "x", how):
-            if report.unit == "png" and report.done == 8:
-                os.kill(os.getpid(), signal.SIGTERM)
+
+    def kill(done: int, total: int, unit: str, *rest: object) -> None:
+        if unit == "png" and done == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with heard(kill), pytest.raises(Interrupted, match=r"SIGTERM: all images are safe in x\.partial"):
+        sample.draw_samples(trained, tmp_path / "x", how)
     assert sorted(os.listdir(tmp_path)) == ["x.partial", "x.partial.json"]
     monkeypatch.setattr(sample, "draw", None)
-    list(sample.run(trained, tmp_path / "x", how))
+    sample.draw_samples(trained, tmp_path / "x", how)
     assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
-
-
-def test_a_launcher_killed_while_pngs_are_made_is_told(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pictures, "PNGS", 4)
-    with pytest.raises(
-        PeerLost, match=r"the launcher of this run is gone; all images are safe in x\.partial; the same"
-    ):
-        for report in sample.run(trained, tmp_path / "x", SampleSettings(n=12, steps=2)):
-            if report.unit == "png":
-                monkeypatch.setattr(Ending, "reason", lambda _: ORPHAN)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -184,7 +176,7 @@ def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch
     torch.compiler.reset()
     counters.clear()
     plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5, **options)
-    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True, **options)
+    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile="on", **options)
     assert sizes == [5] and not counters["graph_break"]
     assert np.abs(plain.astype(int) - compiled).max() <= 1
 
@@ -193,5 +185,5 @@ def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch
 @pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}, {"precision": "bf16"}])
 def test_the_compiler_itself_draws_the_same(options: dict[str, Any], trained: Path, tmp_path: Path) -> None:
     plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5, **options)
-    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile=True, **options)
+    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile="on", **options)
     assert np.abs(plain.astype(int) - compiled).mean() < (1 if "precision" in options else 0.1)

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,31 +73,6 @@ def test_a_signal_leaves_what_was_drawn_and_other_settings_are_refused(
     assert os.listdir(tmp_path) == ["x.npz"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-@pytest.mark.parametrize("name", ["x.h5", "folder"])
-def test_a_disk_too_small_is_told_before_the_first_image(
-    name: str, elbo: Callable[..., Any], trained: Path, small_disk: Path
-) -> None:
-    result = elbo("sample", trained, "-n", 10**6, *LONG, "-o", small_disk / name)
-    check(result, 1, f"{name}: could not claim", "No space left on device")
-    assert b"Traceback" not in result.stderr and os.listdir(small_disk) == []
-    full = Path("/dev/full")
-    with open(full, "wb") as out:
-        line = [*ELBO, "sample", str(trained), "-n", "3", "--steps", "1"]
-        told = subprocess.run(line, stdout=out, stderr=subprocess.PIPE, timeout=60, check=False)
-    check(told, 1, "standard output: could not write: No space left on device")
-
-
 def test_a_terminal_is_told_the_rate_and_the_time_left(trained: Path, tmp_path: Path) -> None:
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
@@ -117,30 +92,6 @@ def test_a_terminal_is_told_the_rate_and_the_time_left(trained: Path, tmp_path: 
     os.close(parent)
     assert process.returncode == 0
     assert re.search(rb"\d+/2000 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+evaluation/s\]", seen), seen
-
-
-def test_without_a_terminal_a_line_now_and_then_says_it(trained: Path, tmp_path: Path) -> None:
-    """Evaluations are counted within a batch, which may take minutes."""
-    code = "from elbocli.cli import progress_bar as progress; progress.LINE_EVERY_S = progress.FIRST_S = 0.1; from elbocli.main import main; main()"
-    line = [
-        quick(),
-        "-c",
-        code,
-        "sample",
-        str(trained),
-        "-n",
-        "40",
-        *LONG,
-        "--batch",
-        "40",
-        "-o",
-        str(tmp_path / "x.npy"),
-    ]
-    result = subprocess.run(line, capture_output=True, timeout=100, check=False)
-    assert result.returncode == 0
-    assert re.search(rb"elbo sample: \d+/2000 evaluation, [\d.e+]+ evaluation/s, \d+ s left\n", result.stderr), (
-        result.stderr
-    )
 
 
 def test_a_reader_that_leaves_ends_it_quietly(trained: Path) -> None:

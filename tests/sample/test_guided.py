@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from heard import heard
 from short_ids import short
 from typed_settings import typed
 
@@ -25,10 +26,9 @@ from elbocli.nn.networks import Network
 from elbocli.run import settings
 from elbocli.run.open import open_run
 from elbocli.runtime.device import WARM_UPS, CudaGraphs, Precision
+from elbocli.sample import denoise
 from elbocli.sample import draw as sample
-from elbocli.sample import guided
-from elbocli.sample.decode import open_decoder
-from elbocli.sample.guided import GuidedRun
+from elbocli.sample.denoise import GuidedRun, open_decoder
 from elbocli.train import loop
 from elbocli.train.state import TrainState
 
@@ -38,9 +38,10 @@ Make = Callable[..., Path]
 
 def drawn(run: Path, out: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any], str]:
     """Images, what they say of themselves, and the last message."""
-    reports = list(sample.run(run, out, typed(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how})))
+    with heard() as lines:
+        sample.draw_samples(run, out, typed(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how}))
     with h5py.File(out) as file:
-        return file["images"][()], json.loads(str(file.attrs["samples"])), reports[-1].message
+        return file["images"][()], json.loads(str(file.attrs["samples"])), lines[-1]
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +173,8 @@ def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make: Make, t
     plain, *_ = drawn(run, tmp_path / "a.h5")
     for how in (
         {"guide": run / "checkpoints" / "step-00000002"},
-        {"guide_average": "0.05"},
-        {"guide": run, "guide_average": "0.05"},
+        {"guide_weights": "0.05"},
+        {"guide": run, "guide_weights": "0.05"},
     ):
         images, about, _ = drawn(run, tmp_path / "a.h5", guidance=Guidance(4.0), **how)
         assert not np.array_equal(plain, images)
@@ -196,8 +197,8 @@ def test_a_guide_that_does_not_fit_is_refused(
     assert elbo("prep", digits_folder, tmp_path / "rgb.h5", "--size", 8, "--channels", 3).returncode == 0
     for guide, guidance, complaint in (
         (weak, Guidance(), "does nothing at --guidance 1"),
-        (make(tmp_path / "16.h5"), Guidance(2.0), "has 16 pixels, .* has 8"),
-        (make(tmp_path / "rgb.h5"), Guidance(2.0), "has 3 channels, .* has 1"),
+        (make(tmp_path / "16.h5"), Guidance(2.0), "other images"),
+        (make(tmp_path / "rgb.h5"), Guidance(2.0), "other images"),
         (make(logsnr_max=5.0), Guidance(2.0), "logsnr -10 to 5, .* add --guidance-interval -10 5"),
     ):
         with pytest.raises(UsageError, match=complaint):
@@ -216,7 +217,7 @@ def test_a_run_without_classes_can_guide_one_with_classes_but_not_the_other_way_
     run, guide = (open_run(path, CPU, print) for path in (trained, plain))
     both = GuidedRun(run, Guidance(2.0), guide).denoiser(torch.tensor([3]))
     assert both.labels is not None and both.guide is not None and both.guide.labels is None
-    with pytest.raises(UsageError, match=r"has 10 classes, .* has no; .*the same classes or none"):
+    with pytest.raises(UsageError, match="the same classes or none"):
         drawn(plain, tmp_path / "a.h5", guide=trained, guidance=Guidance(2.0))
 
 
@@ -273,7 +274,7 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
         assert sum(graph.replays for graph in captured[-1:]) == (16 if guide is None else 8) - WARM_UPS
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0), "guide_average": "ema-0.9"}])
+@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0), "guide_weights": "ema-0.9"}])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_weights_that_are_cast_once_draw_the_same_to_the_last_bit(
     precision: str, options: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,8 +285,8 @@ def test_weights_that_are_cast_once_draw_the_same_to_the_last_bit(
         cast_weights(network, how)
         cast.append(str(network.conditioning.second.weight.dtype))
 
-    monkeypatch.setattr(guided, "cast_weights", watched)
+    monkeypatch.setattr(denoise, "cast_weights", watched)
     once = drawn(trained, tmp_path / "a.h5", precision=precision, weights="model", **options)[0]
     assert set(cast) == {f"torch.{'bfloat16' if precision == 'bf16' else 'float16'}"} and len(cast) == 1 + bool(options)
-    monkeypatch.setattr(guided, "cast_weights", lambda *_: None)
+    monkeypatch.setattr(denoise, "cast_weights", lambda *_: None)
     assert np.array_equal(once, drawn(trained, tmp_path / "b.h5", precision=precision, weights="model", **options)[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from typed_settings import typed
 
 from elbocli.core.samplers import time_grid
@@ -25,9 +23,7 @@ from elbocli.nn.networks import NETWORKS
 from elbocli.run.open import open_run
 from elbocli.runtime.device import WARM_UPS, CudaGraphs, Precision
 from elbocli.sample import draw as sample
-from elbocli.sample import guided
-from elbocli.sample.decode import open_decoder
-from elbocli.sample.guided import GuidedRun, giving_variance
+from elbocli.sample.denoise import GuidedRun, open_decoder
 
 CPU = torch.device("cpu")
 PLUGIN = """
@@ -89,7 +85,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, plugin: Path, digits: Path
 def drawn(run: Path, out: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Images, and what they say of themselves."""
     settings = {"n": 6, "steps": 5, "sampler": "ddpm-learned", "schedule": "run", "overwrite": True, **how}
-    list(sample.run(run, out, typed(**settings)))
+    sample.draw_samples(run, out, typed(**settings))
     with h5py.File(out) as file:
         return file["images"][()], json.loads(str(file.attrs["samples"]))
 
@@ -127,25 +123,6 @@ def test_guided_by_itself_it_is_one_network_and_by_channels_it_is_recorded(learn
         drawn(learned, tmp_path / "a.h5", guidance=Guidance(2.0, channels=2))
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}])
-def test_a_compiled_one_is_compiled_once(
-    options: dict[str, Any], learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graphs: list[int] = []
-
-    def backend(graph: Any, inputs: list[torch.Tensor]) -> Any:
-        graphs.append(1)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    torch.compiler.reset()
-    counters.clear()
-    plain, _ = drawn(learned, tmp_path / "a.h5", n=7, batch=5, **options)
-    compiled, _ = drawn(learned, tmp_path / "b.h5", n=7, batch=5, compile=True, **options)
-    assert graphs == [1] and not counters["graph_break"]
-    assert np.abs(plain.astype(int) - compiled).max() <= 1
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
     precision: str, learned: Path, monkeypatch: pytest.MonkeyPatch
@@ -154,31 +131,13 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
     how, labels = typed(n=4, sampler="ddpm-learned", precision=precision), torch.tensor([3, 1, 4, 1])
     images = []
     for graphs in (None, CudaGraphs()):
-        run = giving_variance(open_run(learned, CPU, print))
+        run = open_run(learned, CPU, print)
         config = run.network.config
         output, shape = open_decoder(run.data, config, CPU), (8, 8, 1)
-        drawer = GuidedRun(run, Guidance(2.0))
+        drawer = GuidedRun(run, Guidance(2.0)).with_variance()
         if graphs is not None:
             drawer = drawer.hastened(Precision(precision, CPU), False, graphs)
         grid = time_grid(run.schedule(), 8)
         images.append(sample.draw(drawer.denoiser(labels), range(4), shape, grid, how, CPU, output))
     assert torch.equal(*images)
     assert len(captured) == 1 and captured[0].replays == 16 - WARM_UPS
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_weights_that_are_cast_once_draw_the_same_to_the_last_bit(
-    precision: str, learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cast: list[torch.dtype] = []
-    itself = guided.cast_weights  # type: ignore[attr-defined]
-
-    def watched(network: Any, how: Precision) -> None:
-        itself(network, how)
-        cast.append(network.network.last.weight.dtype)
-
-    monkeypatch.setattr(guided, "cast_weights", watched)
-    once, _ = drawn(learned, tmp_path / "a.h5", precision=precision)
-    assert cast == [torch.bfloat16 if precision == "bf16" else torch.float16]
-    monkeypatch.setattr(guided, "cast_weights", lambda *_: None)
-    assert np.array_equal(once, drawn(learned, tmp_path / "b.h5", precision=precision)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,11 @@ def test_a_signal_saves_and_the_same_again_goes_on(size: int, number: str, train
     found, said = came_to(tmp_path, trained, jobs)
     code = {"SIGINT": 130, "SIGTERM": 143}[number]
     assert [one["codes"] for one in found] == [[0] * size, [code] * size, [0] * size], said
-    assert (
-        f"rank 0 says: {number}: 20 of 61 images are safe in x.npz.partial; the same command goes on from there" in said
+    (safe,) = re.findall(
+        rf"rank 0 says: {number}: (\d+) of 61 images are safe in x.npz.partial; the same command", said
     )
-    assert "going on after 20 images" in said
-    assert found[2]["again"] == 0 and sum(count for _, count in found[2]["drawn"]) == 41
+    assert 5 <= int(safe) <= 20 and f"{safe} of 61 images are there" in said
+    assert found[2]["again"] == 0 and sum(count for _, count in found[2]["drawn"]) == 61 - int(safe)
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
@@ -124,7 +125,7 @@ def test_a_stream_of_two_processes_is_in_order_and_ends_with_its_reader(trained:
     assert (tmp_path / "stream").read_bytes() == (tmp_path / "x.npy").read_bytes()
     assert (tmp_path / "x.npy").read_bytes().startswith((tmp_path / "cut").read_bytes())
     assert sum(count for _, count in found[2]["drawn"]) < 5000
-    assert "20 of 61 images were written; into a file" in said and "Traceback" not in said
+    assert "of 61 images were written; into a file" in said and "Traceback" not in said
 
 
 def test_an_error_in_one_process_ends_all_with_its_message_and_what_was_drawn_stays(

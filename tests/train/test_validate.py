@@ -11,7 +11,6 @@ import torch
 
 from elbocli.bound import estimate
 from elbocli.bound.measure import ALL, open_measurement
-from elbocli.bound.measure import MeasureSettings as ProbeSettings
 from elbocli.core.prediction import Prediction
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.checkpoint import RunConfig
@@ -132,13 +131,8 @@ def test_what_the_noise_alone_gives_is_known(make: Callable[..., Validation]) ->
 
 def test_bits_per_dimension_are_those_of_the_bound(make: Callable[..., Validation], run: TrainedRun) -> None:
     """Against the same images at 48 noise levels each."""
-    probe = open_measurement(run.path, None, ProbeSettings(images=ALL, draws=48, batch=2048), print)
-    loop = estimate.run(probe)
-    try:
-        while True:
-            next(loop)
-    except StopIteration as end:
-        wanted = end.value.bound
+    probe = open_measurement(run.path, None, images=ALL, draws=48, batch=2048)
+    wanted = estimate.measure_bound(probe).bound
     asked = make()
     found = asked.finish(asked.partial(run.network))
     assert abs(found["val_bpd"] - wanted.bpd) < 2 * found["val_bpd_se"]

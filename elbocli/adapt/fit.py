@@ -1,0 +1,270 @@
+"""Fit a schedule to loss logs, or to the least error on images that no network has seen yet; draw what it was fitted to."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from elbocli.core.adaptive import (
+    ErrorMoments,
+    bin_middles,
+    fit_schedule,
+    floored,
+    loss_variance,
+    refuse_adaptive,
+    schedule_of_scores,
+)
+from elbocli.core.schedule import Schedule, cell_of, parse_schedule
+from elbocli.core.training import CRITERIA, OF_ERRORS
+from elbocli.core.weighting import Weighting
+from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.files.hashing import file_sha256
+from elbocli.files.losslog import LossLog, read_logs
+from elbocli.files.optimum_file import read_optimum
+from elbocli.files.reading import reading
+from elbocli.files.records import Record, stored
+from elbocli.files.schedule_file import finite, resolve_schedule, to_text
+from elbocli.run.train_settings import ADAPTIVE
+from elbocli.runtime.progress import log
+
+Density = Callable[[Tensor], Tensor]
+OWN = "own"
+FIXED = ("cosine", "edm", "uniform")
+FITTED = "fitted:"
+QUARTERS = (0.75, 0.25)
+"""Times between which half of the draws lie: the first is the noisier."""
+
+
+PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independent", "ratio_low_discrepancy")
+
+
+@stored("result of elbo adapt --report (JSON)")
+class AdaptReport(Record, frozen=True):
+    """The schedule fitted to a log, and what each schedule promises: the variance of the loss estimate per image, relative to
+    the loss squared, for independent and for low-discrepancy t, and its ratio to the least. null is infinite, or a ratio to zero.
+
+    Of one fitted to data alone: half of the draws lie between the logsnr of `half`. p_mean, p_std: mean and standard
+    deviation of EDM's ln sigma = −logsnr/2 under it. told_apart: from this logsnr on the images are told apart, and the least
+    error is below half of its peak; None where it isn't.
+    """
+
+    weighting: str
+    criterion: str
+    images: int
+    logsnr_min: float
+    logsnr_max: float
+    bins: int
+    intervals: int | None = None
+    batch: int | None = None
+    schedules: dict[str, dict[str, float | None]] | None = None
+    half: list[float] | None = None
+    p_mean: float | None = None
+    p_std: float | None = None
+    told_apart: float | None = None
+
+
+@dataclass(frozen=True)
+class FittedSchedule:
+    """A fitted schedule, its file's text, the report, and the contents of its picture.
+
+    edges: of the bins of the errors it was fitted to. error: in each bin, with its standard error. densities: of this schedule
+    and others, by name. share: of the weighted loss, in each bin.
+    """
+
+    schedule: Schedule
+    text: str
+    report: AdaptReport
+    edges: Tensor
+    error: tuple[Tensor, Tensor]
+    densities: dict[str, Density]
+    share: Tensor | None = None
+
+
+def _describe(
+    schedule: Schedule,
+    weighting: str,
+    criterion: str,
+    images: int,
+    edges: Tensor,
+    floor: float,
+    digest: str,
+    **more: Any,
+) -> tuple[str, AdaptReport]:
+    """The text of a schedule's file, and the report. digest: of the errors. more: other fields of the report."""
+    known = {"criterion": criterion, "floor": floor, "source_sha256": digest, "images": images}
+    text = to_text(schedule, weighting=weighting, **known)
+    ends = schedule.logsnr_min, schedule.logsnr_max
+    return text, AdaptReport(weighting, criterion, images, *ends, len(edges) - 1, **more)
+
+
+def fit_log(
+    sources: list[Path | IO[bytes]],
+    choose: Callable[[str], Weighting],
+    *,
+    criterion: str,
+    bins: int | None = None,
+    floor: float = 0.01,
+    since: int = 0,
+    optimum: Path | None = None,
+) -> FittedSchedule:
+    """Fit a schedule to loss logs. choose: gives the weighting, where the log's own is the one of that spec. optimum: a file
+    with the least error, for a criterion that needs it. Raises ElboError.
+    """
+    if CRITERIA.find(criterion).traits.optimum != (optimum is not None):
+        raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
+    losses = read_logs(sources, since)
+    for name in losses.cut:
+        log.warning(f"{name}: its last line is half written, and left out")
+    edges, sums = _merged(losses, bins)
+    moments = ErrorMoments.of_sums(edges, sums)
+    w = choose(losses.header.weighting or "elbo")
+    if w.learned:  # by the whole log, under the log's own schedule
+        if (named := str(losses.header.schedule)) == ADAPTIVE:
+            refuse_adaptive(w)
+        ends = float(losses.edges[0]), float(losses.edges[-1])
+        w = w.knowing(resolve_schedule(named, *ends), moments.middle, moments.smoothed().mean)
+    least = _least(optimum, losses, edges) if optimum else None
+    schedule = fit_schedule(moments, w, criterion, floor, least=least)
+    densities: dict[str, Density] = {OWN: _own_density(losses)}
+    densities |= {name: _fixed_density(name, schedule) for name in FIXED}
+    densities |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in OF_ERRORS}
+    densities |= {FITTED + criterion: schedule.density}
+    variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
+    best = [min(kind) for kind in zip(*variances.values())]
+    log.info(f"{w.spec}, {criterion} criterion, {losses.images} images in {losses.lines} intervals")
+    log.info(
+        f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:"
+    )
+    log.info(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
+    promises = {}
+    for name, pair in variances.items():
+        ratios = [value / least if least > 0 else math.nan for value, least in zip(pair, best)]
+        promises[name] = dict(zip(PROMISE, map(finite, (*pair, *ratios))))
+        log.info(f"{name:>21}  {pair[0]:13.4g}  {ratios[0]:8.3g}  {pair[1]:17.4g}  {ratios[1]:8.3g}")
+    digest = hashlib.sha256(losses.edges.numpy().tobytes() + losses.sums.numpy().tobytes()).hexdigest()
+    how = {"intervals": losses.lines, "batch": losses.batch, "schedules": promises}
+    said = _describe(schedule, w.spec, criterion, losses.images, edges, floor, digest, **how)
+    shown = {"log's own": OWN, "cosine": "cosine", "edm": "edm", "fitted": FITTED + criterion}
+    share, error = w(moments.middle) * moments.smoothed().mean, moments.mean.where(moments.count > 1, torch.nan)
+    return FittedSchedule(
+        schedule,
+        *said,
+        edges,
+        (error, moments.mean_se),
+        {label: densities[name] for label, name in shown.items()},
+        share / (share * edges.diff()).sum(),
+    )
+
+
+def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
+    """(edges, sums) with neighbouring bins added up to `bins` of them."""
+    count = losses.sums.shape[1]
+    if bins is None or bins == count:
+        return losses.edges, losses.sums
+    if bins < 2 or count % bins:
+        raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of that")
+    return losses.edges[:: count // bins], losses.sums.reshape(3, bins, -1).sum(2)
+
+
+def _own_density(losses: LossLog) -> Density:
+    """The density the log was drawn from: its schedule's, or as counted when that one moved (or is gone).
+
+    Half an error more in each bin than was counted (the Krichevsky-Trofimov estimate) keeps chance from making a density
+    zero, and none was below the floor of an adaptive schedule.
+    """
+    low, high = float(losses.edges[0]), float(losses.edges[-1])
+    try:
+        return resolve_schedule(str(losses.header.schedule), low, high).density
+    except ElboError:
+        counted, width = losses.sums[0] + 0.5, losses.edges.diff()
+        height = floored(counted / counted.sum(), width, losses.header.floor or 0) / width
+        return lambda at: height[cell_of(at, losses.edges)]
+
+
+def _fixed_density(name: str, like: Schedule) -> Density:
+    """The density of a schedule of that name on the same range; zero where it has next to nothing there."""
+    with suppress(UsageError):
+        return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
+    return torch.zeros_like
+
+
+def _least(path: Path, losses: LossLog, edges: Tensor) -> Tensor:
+    """The least error in the log's bins. Raises UsageError where it is of other images, or of other levels."""
+    optimum, dimensions = read_optimum(path), losses.header.dimensions
+    if dimensions not in (None, optimum.dimensions):
+        raise UsageError(
+            f"{path}: is of images of {optimum.dimensions} numbers, and the log of such of {dimensions}; find the optimum of "
+            "the images that the run was trained on, by 'elbo optimum --like RUN'"
+        )
+    with reading(path, kind=UsageError):
+        return optimum.least(edges, training=True)[0]
+
+
+def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
+    """Fit the schedule whose density is proportional to weighting × least error. path: of an optimum. Raises ElboError."""
+    if weighting.learned:
+        raise UsageError(f"{weighting.spec} is learned by training; --data-only takes a weighting that is known before")
+    optimum = read_optimum(path)
+    edges = torch.tensor(optimum.edges, dtype=torch.float64)
+    error = optimum.least(edges, training=True)
+    least = error[0].clamp(min=0)
+    if not bool((least > 0).any()):
+        raise DataError(f"{path}: the least error is 0 at every noise level; find it on a range that has more noise")
+    schedule = schedule_of_scores(edges, least, weighting, floor)
+    middle, share = bin_middles(edges), schedule.t(edges[:-1]) - schedule.t(edges[1:])
+    mean = float((share * middle).sum())
+    spread = float((share * ((middle - mean).square() + edges.diff().square() / 12)).sum()) ** 0.5
+    peak = int(least.argmax())
+    below = (least[peak:] < 0.5 * least[peak]).nonzero()
+    how: dict[str, Any] = {
+        "half": schedule.logsnr(torch.tensor(QUARTERS, dtype=torch.float64)).tolist(),
+        "p_mean": -0.5 * mean,
+        "p_std": 0.5 * spread,
+        "told_apart": float(edges[peak + int(below[0])]) if len(below) else None,
+    }
+    log.info(
+        "%s, the least error of %d images: half of the draws lie in logsnr %.3g to %.3g",
+        weighting.spec,
+        optimum.images,
+        *how["half"],
+    )
+    log.info(f"as EDM has it: P_mean {how['p_mean']:.3g}, P_std {how['p_std']:.3g}")
+    if how["told_apart"] is not None:
+        log.warning(
+            f"beyond logsnr {how['told_apart']:.3g} the least error vanishes, and the error of a network doesn't: more images, "
+            "a larger --floor, or 'elbo adapt RUN' after a short run give these levels more"
+        )
+    said = _describe(schedule, weighting.spec, "data-only", optimum.images, edges, floor, file_sha256(path), **how)
+    densities = {name: _fixed_density(name, schedule) for name in ("cosine", "edm")}
+    return FittedSchedule(schedule, *said, edges, error, {**densities, "fitted": schedule.density})
+
+
+def plot_fit(fitted: FittedSchedule, out: Path) -> None:
+    """Draw panels over λ: the ε error per dimension ± 2 standard errors; the share of the weighted loss that each λ has,
+    and the densities of several schedules.
+    """
+    from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
+
+    edges, (error, se), middle = fitted.edges, fitted.error, bin_middles(fitted.edges)
+    low, high, measured = float(edges[0]), float(edges[-1]), fitted.share is not None
+    sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
+    seen = error.isfinite()
+    draw_band(axes["error"], middle[seen], error[seen], se[seen])
+    title = "measured error" if measured else "least error of a denoiser of the images"
+    axes["error"].set(yscale="log" if measured else "linear", ylabel=ERROR, title=f"{title}, ± 2 standard errors")
+    if measured:
+        label = f"share of the loss, {lettered(brief(fitted.report.weighting))}"
+        axes["density"].fill_between(middle, fitted.share, color="0.85", label=label, step="mid")
+    else:
+        axes["error"].set_ylim(bottom=0)
+    at = torch.linspace(low + 1e-9, high - 1e-9, POINTS, dtype=torch.float64)
+    draw_densities(axes["density"], fitted.densities, at)
+    finish(sheet, axes, ["density"], low, high, out)

@@ -11,7 +11,6 @@ from elbocli.cli.commands import Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, command_line, common, plugin_option
 from elbocli.cli.types import PATH, Count, Named, Number, Output
 
-LIST = "list"
 GROUPS = {
     "What lies at SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
     "What its file doesn't say": (
@@ -84,21 +83,19 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     commands that reproduce their published numbers. Nothing in SOURCE is run. What a file doesn't say, options must. RUN can
     be sampled, measured, scored and reported; 'elbo train --init RUN' trains its weights further, in a new run.
     """
-    from elbocli.cli.progress_bar import say
     from elbocli.importer.formats import FORMATS, ImportOptions
     from elbocli.importer.make_run import import_run
+    from elbocli.runtime.progress import log
 
-    if run is None and str(source) == LIST:
-        for declared in FORMATS.values():
-            traits = declared.traits
-            click.echo(
-                f"{declared.name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}"
-            )
+    if run is None and str(source) == "list":
+        for name, declared in FORMATS.items():
+            about, licence, *_ = declared.traits
+            click.echo(f"{name}\n    {about}\n    Licence: {licence}\n    Source: {declared.source}")
         return
     if run is None:
         raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
-    name, found = import_run(source, run, ImportOptions(**options), format, command_line())
-    for note in found.notes:
-        say(note, "warning")
-    say(f"{run}: imported from {source}, as {name}; licence: {found.licence}")
+    name, imported = import_run(source, run, ImportOptions(**options), format, command_line())
+    for note in imported.notes:
+        log.warning("%s", note)
+    log.info("%s: imported from %s, as %s; licence: %s", run, source, name, imported.licence)
     click.echo(run)

@@ -14,8 +14,7 @@ from torch import Tensor
 from elbocli.core.samplers import Sampler, walk
 from elbocli.core.sampling import Clip, Guidance
 from elbocli.errors import UsageError
-from elbocli.nn.cast_once import cast_weights
-from elbocli.nn.denoiser import UNCLIPPED, Denoiser
+from elbocli.nn.denoiser import UNCLIPPED, Denoiser, cast_weights
 from elbocli.nn.networks import Network
 from elbocli.run.open import TrainedRun
 from elbocli.runtime.device import CudaGraphs, Precision

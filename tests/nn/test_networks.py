@@ -331,26 +331,6 @@ def test_a_config_that_files_cannot_hold_is_refused():
     class Odd(NetworkConfig):
         sizes: dict[str, int]
 
-    with pytest.raises(UsageError, match="network odd: sizes is a dict"):
+    with pytest.raises(UsageError, match="network odd: sizes"):
         networks.network("odd", config=Odd, source="this test")
     assert "odd" not in NETWORKS
-
-
-def test_a_network_of_absurd_size_is_refused_before_it_is_built(monkeypatch):
-    section = {"channels": 8, "levels": [1, 2], "blocks": 1, "attention": [], "image_channels": 3, "num_classes": 0}
-    for change, what in (
-        ({"channels": 1 << 30}, "torch can't make it"),
-        ({"levels": [1, 1 << 30]}, "^network: "),
-        ({"channels": 1 << 18}, r"more than 10000 parameters, or 1e.12 values"),
-        ({"image_size": 10**6}, "at most 8192"),
-    ):
-        with pytest.raises(UsageError, match=what), torch.device("meta"):
-            build(config_of({**section, "image_size": 8, **change}, "x"))
-    for change in ({"levels": [1] * 65}, {"blocks": 10**40}, {"channels": -(10**40)}, {"attention": [1 << 40]}):
-        with pytest.raises(FormatError, match=r"^x: network .* is beyond bounds"):
-            config_of({**section, "image_size": 8, **change}, "x")
-    monkeypatch.setattr("elbocli.nn.networks.MOST_TENSORS", 50)
-    with pytest.raises(UsageError, match="more than 50 parameters"):
-        build(config_of({**section, "image_size": 8, "blocks": 10**6}, "x"))
-    monkeypatch.undo()
-    assert build(config_of({**section, "image_size": 8}, "x"))

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 import torch
 
@@ -11,8 +12,7 @@ from elbocli.core.training import parse_average
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of, count_parameters
-from elbocli.nn.preset_file import MadeFor
-from elbocli.nn.presets import FOLDER, NAMES, Preset, choose_preset, load_preset
+from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE
 
 
@@ -193,7 +193,11 @@ def parameters(preset: Preset) -> int:
 def test_a_preset_of_pixels_that_asks_for_more_does_not_win_latents(monkeypatch):
     def loaded(name):
         preset = load_preset(name)
-        return preset._replace(about=preset.about._replace(images=600_000)) if name == "imagenet64" else preset
+        return (
+            preset._replace(about=msgspec.structs.replace(preset.about, images=600_000))
+            if name == "imagenet64"
+            else preset
+        )
 
     monkeypatch.setattr(home, "load_preset", loaded)
     assert choose_preset(64, 10**6, gpu=True) == "imagenet64"

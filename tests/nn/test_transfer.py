@@ -14,7 +14,7 @@ from elbocli.errors import UsageError
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, network
 from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.edm2 import EDM2Config
-from elbocli.nn.networks.own_module import ModuleConfig
+from elbocli.nn.networks.own_network import ModuleConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.transfer import Transfer, class_axes, shapes_of

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,9 @@ from torch.nn import functional as F
 
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
-from elbocli.nn.level_number import level_number
-from elbocli.nn.networks import Network, explained, network
-from elbocli.nn.networks.blocks import LevelsConfig, as_it_comes, doubled, heads_of
+from elbocli.files.reading import reading
+from elbocli.nn.networks import explained, network
+from elbocli.nn.networks.blocks import AttendedConfig, LevelsNetwork, as_it_comes, doubled, heads_of, level_number
 
 EPS = 1e-4
 """Added to a root mean square before anything is divided by it."""
@@ -33,12 +32,11 @@ CLIP = 256.0
 
 
 @dataclass(frozen=True)
-class EDM2Config(LevelsConfig):
-    """attention: sizes in pixels that have it. Raises UsageError when the levels don't fit the image."""
+class EDM2Config(AttendedConfig):
+    """Raises UsageError when the levels don't fit the image, or are fractions."""
 
     quiet_classes = False
 
-    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
     code: str = explained(
         "The number that the network is told instead of logsnr; this is ln(sigma)/4.", default="logsnr:factor=-0.125"
     )
@@ -47,19 +45,8 @@ class EDM2Config(LevelsConfig):
         super().__post_init__()
         if not all(isinstance(level, int) for level in self.levels):
             raise UsageError(f"network: levels {list(self.levels)} must be whole multiples of {self.channels} channels")
-        try:
+        with reading(f"network: code {self.code!r}", kind=UsageError):
             object.__setattr__(self, "code", parse_level_code(self.code).spec)
-        except UsageError as error:
-            raise UsageError(f"network: code {self.code!r}: {error}") from error
-
-    def width(self, depth: int) -> int:
-        """Channels of a level."""
-        return self.channels * int(self.levels[depth])
-
-    def for_size(self, image_size: int) -> Self:
-        """The same network for another size, its attention as many halvings down as it was."""
-        new = replace(self, image_size=image_size)
-        return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:
@@ -181,9 +168,7 @@ class Block(nn.Module):
     own; they are joined here, so that a unit's inputs are the tensors kept anyway.
     """
 
-    def __init__(
-        self, cin: int, cout: int, width: int, dropout: float, down: bool, attention: bool = False, resample: str = ""
-    ):
+    def __init__(self, cin: int, cout: int, width: int, dropout: float, down: bool, attention: bool, resample: str):
         super().__init__()
         self.down, self.resample = down, resample
         self.gain = nn.Parameter(torch.zeros(1))
@@ -208,46 +193,23 @@ class Block(nn.Module):
 
 
 @network("edm2", config=EDM2Config, source="Karras et al. 2024")
-class EDM2(Network):
+class EDM2(LevelsNetwork):
     """The network of an EDM2Config; its units are its residual blocks."""
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)
-        widths = [config.width(depth) for depth in range(len(config.levels))]
-        width, now = max(widths), widths[0]
-        self.conditioning = LevelAndClass(config.code, now, width, config.num_classes)
+        width, first = max(config.width(depth) for depth in range(len(config.levels))), config.width(0)
+        self.conditioning = LevelAndClass(config.code, first, width, config.num_classes)
         # A channel of ones takes the place of biases.
-        self.first = UnitLayer(config.image_channels + 1, now, 3)
+        self.first = UnitLayer(config.image_channels + 1, first, 3)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips, side = [now], config.side
 
-        def block(cin: int, cout: int, down: bool, attention: bool = False, resample: str = "") -> Block:
+        def block(cin: int, cout: int, down: bool, attention: bool, resample: str) -> Block:
             return Block(cin, cout, width, config.dropout, down, attention, resample)
 
-        for depth, goal in enumerate(widths):
-            if depth:
-                side //= 2
-                self.down.append(block(now, now, True, resample="down"))
-                skips.append(now)
-            for _ in range(config.blocks):
-                self.down.append(block(now, goal, True, side in config.attention))
-                now = goal
-                skips.append(now)
-        self.middle = nn.ModuleList([block(now, now, False, attention=True), block(now, now, False)])
-        for depth, goal in reversed(list(enumerate(widths))):
-            if depth < len(widths) - 1:
-                side *= 2
-                self.up.append(block(now, now, False, resample="up"))
-            for _ in range(config.blocks + 1):
-                self.up.append(block(now + skips.pop(), goal, False, side in config.attention))
-                now = goal
-        self.last = UnitLayer(now, config.image_channels, 3)
+        self.last = UnitLayer(self.add_blocks(block, middle_attention=True), config.image_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))
         self._constrained = [f"{name}.weight" for name, each in self.named_modules() if isinstance(each, UnitLayer)]
-
-    def units(self) -> list[nn.Module]:
-        """Residual blocks, from the first to the last."""
-        return [*self.down, *self.middle, *self.up]
 
     @torch.no_grad()
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
@@ -263,12 +225,4 @@ class EDM2(Network):
         code = self.conditioning(logsnr, labels)
         z = self.config.padded(z)
         x = self.first(torch.cat([z, torch.ones_like(z[:, :1])], 1))
-        skips = [x]
-        for block in self.down:
-            x = self.through(block, x, code)
-            skips.append(x)
-        for block in self.middle:
-            x = self.through(block, x, code)
-        for block in self.up:
-            x = self.through(block, x, code, None if block.resample else skips.pop())
-        return self.config.cut(self.last(x, self.gain))
+        return self.config.cut(self.last(self.walk(x, code), self.gain))

@@ -39,35 +39,32 @@ GROUPS = {
     default="ema",
     help="The average, the last weights, or those that SOURCE holds under a key.",
 )
-@option("--prefix", metavar="TEXT", default="", help="Take only the names that begin so, without it.")
+@option("--prefix", metavar="TEXT", help="Take only the names that begin so, without it.")
 @option(
     "--rename",
     metavar="OLD=NEW",
     multiple=True,
     help="Call names that begin with OLD by NEW instead; may be repeated.",
 )
-@option("--network", metavar="FILE.py:CLASS", default="", help="Your own network, which FILE.py defines. It is run.")
+@option("--network", metavar="FILE.py:CLASS", help="Your own network, which FILE.py defines. It is run.")
 @option("--autoencoder", type=PATH, metavar="DIR", help="For latents: the AutoencoderKL of diffusers that made them.")
 @option(
     "--prediction",
     type=Named("elbocli.core.prediction.PREDICTIONS"),
-    default="",
     help="Network's output; see 'elbo weights list predictions'.",
 )
 @option(
     "--levels",
     type=Named("elbocli.core.schedule.LEVEL_CODES"),
-    default="",
     help="The number that the network gets for logsnr: logsnr:factor=F, sigma, flow, t:linear, …",
 )
-@option("--weighting", type=WEIGHTING, default="", help="w(logsnr) that it was trained with.")
-@option("--schedule", type=SCHEDULE, default="", help="Schedule that it was trained with.")
+@option("--weighting", type=WEIGHTING, help="w(logsnr) that it was trained with.")
+@option("--schedule", type=SCHEDULE, help="Schedule that it was trained with.")
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level that it was trained on.")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level that it was trained on.")
 @option(
     "--attention",
     metavar="heads=N|width=N[,new]",
-    default="",
     help="Heads of guided-diffusion's networks, or a head's channels; new: in its new order.",
 )
 @option("--size", type=Count(1, 4096), help="Side in pixels, or of latents.")
@@ -94,7 +91,8 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
         return
     if run is None:
         raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
-    name, imported = import_run(source, run, ImportOptions(**options), format, command_line())
+    said = ImportOptions(**{key: value for key, value in options.items() if value is not None})
+    name, imported = import_run(source, run, said, format, command_line())
     for note in imported.notes:
         log.warning("%s", note)
     log.info("%s: imported from %s, as %s; licence: %s", run, source, name, imported.licence)

@@ -48,15 +48,15 @@ def import_run(
         recognised = (each for each in FORMATS.values() if each.traits.recognises(source))
         declared = declared or next(recognised, None)
     if declared is None:
-        held = "a folder" if path.is_dir() else f"it holds {inventory(source.tree)}"
-        raise FormatError(f"{path}: no known format ({held}); 'elbo import list' says what is known, --format chooses")
+        held = inventory(source.tree)
+        raise FormatError(f"{path}: no known format (it holds {held}); see 'elbo import list', and choose by --format")
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: says nothing of the format {declared.name}; leave it out")
     with reading(f"{path}: can't be imported as {declared.name}"), reading(path, kind=UsageError, on=()):
         imported: Imported = declared.make(source, options)
     network = imported.network
-    drops = bool(network.num_classes and getattr(network, "null_class", ()))
+    drops = network.num_classes and getattr(network, "null_class", False)
     settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
@@ -72,11 +72,6 @@ def import_run(
             "prediction": objective.prediction.spec,
         }
     settings |= {key: spec for key, spec in specs.items() if key in settings}
-    sizes = {
-        "image_size": network.image_size,
-        "channels": network.image_channels,
-        "num_classes": network.num_classes,
-    }
     with new_folder(run) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)
@@ -87,7 +82,12 @@ def import_run(
             source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
             settings=settings,
             network=section_of(call_once(network.beside(aside), imported.weights, path)),
-            data=RunData.of({**sizes, **imported.data}, path),
+            data=RunData(
+                image_size=network.image_size,
+                channels=network.image_channels,
+                num_classes=network.num_classes,
+                more=imported.data,
+            ),
             files={},
             plugins=plugins_run() or None,
         )
@@ -102,12 +102,11 @@ def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) ->
 
     Raises FormatError where it fails, or gives something else than images.
     """
-    z = torch.zeros(BATCH, config.image_channels, config.image_size, config.image_size)
-    labels = torch.zeros(BATCH, dtype=torch.long) if config.num_classes else None
+    z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():
         with torch.device("meta"):
             empty = build(config)
-        out = loaded(empty, weights).eval().outputs(z, torch.zeros(BATCH), labels)
+        out = loaded(empty, weights).eval().outputs(z, logsnr, labels)
     own = isinstance(config, ModuleConfig)
     with reading(where):
         check_output(out, z, own or getattr(config, "variance", False))

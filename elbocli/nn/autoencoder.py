@@ -36,7 +36,7 @@ class Autoencoder:
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
         weights = weights_file(folder)
-        with reading(weights, kind=DataError):
+        with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         self.model = _load(folder).to(device).eval().requires_grad_(False)
         self.config: dict[str, Any] = dict(self.model.config)
@@ -100,20 +100,10 @@ def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def weights_file(folder: Path) -> Path:
-    """The file of the weights. Raises DataError without a folder, FormatError for one of another model."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name one that holds a diffusers {CLASS} ({CONFIG}, {WEIGHTS})")
-    if not (folder / CONFIG).is_file():
-        inside = f"; its autoencoder may be {folder / 'vae'}" if (folder / "vae" / CONFIG).is_file() else ""
-        raise FormatError(f"{folder}: no {CONFIG} inside, expected a diffusers {CLASS}{inside}")
+    """The file of the weights. Raises FormatError for a folder without an AutoencoderKL."""
     found = read_json(folder / CONFIG).get("_class_name")
     if found != CLASS:
         raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {CLASS!r}")
-    if not (folder / WEIGHTS).is_file() or (folder / f"{WEIGHTS}.index.json").exists():
-        raise FormatError(
-            f"{folder}: no weights in one file {WEIGHTS}; only safetensors are read, save it with diffusers' "
-            "save_pretrained(…, safe_serialization=True)"
-        )
     return folder / WEIGHTS
 
 

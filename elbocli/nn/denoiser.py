@@ -102,12 +102,10 @@ def cast_weights(network: networks.Network, precision: Precision) -> None:
     The network's outputs under autocast stay the same to the last bit. It is called once, with one image, to see which
     they are: λ's first layer, norms and embeddings are used as they are.
     """
-    config, dtype, device = network.config, PRECISIONS[precision.name], precision.device
+    dtype = PRECISIONS[precision.name]
     if dtype == torch.float32:
         return
-    z = torch.zeros(1, config.image_channels, config.image_size, config.image_size, device=device)
-    labels = torch.zeros(1, dtype=torch.long, device=device) if config.num_classes else None
     with torch.no_grad(), precision.applied(), precision.autocast(), _Uses(dtype) as uses:
-        network(z, torch.zeros(1, device=device), labels)
+        network(*network.config.example(1, precision.device))
     for weight in uses.cast - uses.else_used:
         weight.data = weight.data.to(dtype)

@@ -31,10 +31,7 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
         elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")
     """
     if not inputs and isinstance(network, Network):
-        config = network.config
-        z = torch.zeros(2, config.image_channels, config.image_size, config.image_size)
-        labels = [torch.zeros(2, dtype=torch.long)] if config.num_classes else []
-        inputs = (z, torch.zeros(2), *labels)
+        inputs = tuple(each for each in network.config.example(2) if each is not None)
     # Decomposed, as autocast that is switched off is no tensor operation.
     _write_program(network, inputs, Path(path), decomposed=True)
     open_program(Path(path))

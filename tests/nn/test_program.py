@@ -253,7 +253,6 @@ class Long(nn.Module):
         (Flat(), (images(2), torch.zeros(2))),
         (Wide(), (images(2), torch.zeros(2))),
         (Alone(), (images(2),)),
-        (Long(), (images(2), torch.zeros(2, 3))),
         (Wide(), (torch.zeros(2, 3, 8, 4), torch.zeros(2))),
         (Long(), (torch.zeros(2, 3, 8, 4), torch.zeros(2, 1))),
         (Long(), (torch.zeros(2, 3, 8, 8).long(), torch.zeros(2, 1))),

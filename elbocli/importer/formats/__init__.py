@@ -228,13 +228,13 @@ def inventory(tree: Any) -> str:
 # Weights and networks.
 
 
-def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int, where: object) -> tuple[int, ...]:
+def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int) -> tuple[int, ...]:
     """The shape of a tensor that tells how a network is built. Raises FormatError without it, or for another number of sides."""
     if name not in tensors:
-        raise FormatError(f"{where}: lacks {name!r}; {nearest(name, tensors, 5)}")
+        raise FormatError(f"lacks {name!r}; {nearest(name, tensors, 5)}")
     shape = tuple(tensors[name].shape)
     if len(shape) != sides or not all(shape):
-        raise FormatError(f"{where}: {name!r} has the shape {list(shape)}, expected {sides} sides")
+        raise FormatError(f"{name!r} has the shape {list(shape)}, expected {sides} sides")
     return shape
 
 
@@ -286,7 +286,9 @@ def fitted(
         used.add(theirs)
     for name in tensors:
         if name not in used and not re.fullmatch(without, name):
-            raise FormatError(f"{where}: has {name!r}, which such a network has no place for; is it of another kind?")
+            raise FormatError(
+                f"{where}: has {name!r}, which such a network has no place for; another can be imported as a program (.pt2)"
+            )
     return weights
 
 

@@ -31,7 +31,6 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 """Modules of attention in weights of before 2023 → their names now."""
 NEAR = 1e-3
 """Timesteps that a level may be off by."""
-KNOWN = {*SETTINGS, "sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type", "dropout"}
 
 
 def _folder(path: Path) -> Path:
@@ -55,12 +54,10 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     for key, expected in (("_class_name", CLASS), ("class_embed_type", None)):
         if found.get(key) != expected:
             raise FormatError(
-                f"{where}: {key} is {str(found[key])[:60]!r}, expected {expected}; other networks of diffusers are read as a "
+                f"{where}: {key} is {str(found.get(key))[:60]!r}, expected {expected}; other networks of diffusers are read as a "
                 "program (elbocli.export_network makes one)"
             )
     settings, code = _scheduled(source, options)
-    ignored = [key for key in found if key not in KNOWN and not key.startswith("_") and key != "num_train_timesteps"]
-    source.notes += [f"{CONFIG} says {key}, which diffusers has no use for" for key in ignored]
     numbers = {"in_channels": 3, "out_channels": 3, "num_class_embeds": 0}
     channels, out, rows = (
         convert(usual if found.get(key) is None else found[key], Count, f"{where}: {key}")
@@ -72,10 +69,12 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
             f"{folder}: its table has {rows} classes; --classes {max(rows - 1, 0)} takes the last for 'no class', no other number "
             "will do"
         )
-    if out not in (channels, 2 * channels):
-        raise FormatError(f"{where}: takes {channels} channels and gives {out}, expected as many or twice as many")
+    side = found.get("sample_size")
+    size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
+    if size is None:
+        raise UsageError(f"{folder}: doesn't say the size of its images; add --size")
     config = DiffusersUNetConfig(
-        image_size=options.size or _size(folder, found),
+        image_size=convert(size, Count, f"{where}: sample_size"),
         image_channels=channels,
         num_classes=classes,
         model=json.dumps({key: found[key] for key in SETTINGS if key in found}),
@@ -88,29 +87,11 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     return Imported(config, weights, settings, False, "see the page that it is from", source.notes)
 
 
-def _size(folder: Path, found: dict[str, Any]) -> int:
-    """The side of the images that it was trained on."""
-    sides = found.get("sample_size")
-    sides = sides if isinstance(sides, list) else [sides]
-    if sides == [None]:
-        raise UsageError(f"{folder}: doesn't say the size of its images; add --size")
-    if type(sides[0]) is not int or sides != sides[:1] * len(sides):
-        raise FormatError(
-            f"{folder / CONFIG}: sample_size is {str(sides)[:40]}, expected one whole number; elbo's are square"
-        )
-    return sides[0]
-
-
 def _weights(folder: Path) -> dict[str, Tensor]:
     """The weights by the names that diffusers has for them now. Raises FormatError, also for pickles."""
     stem = WEIGHTS.removesuffix(".safetensors")
-    files = next(
-        filter(
-            None,
-            (sorted(folder.glob(stem + end)) for end in (".safetensors", "-*-of-*.safetensors", ".fp16.safetensors")),
-        ),
-        [],
-    )
+    found = [sorted(folder.glob(stem + end)) for end in (".safetensors", "-*-of-*.safetensors", ".fp16.safetensors")]
+    files = next(filter(None, found), None)
     if not files:
         raise FormatError(
             f"{folder}: no weights in {WEIGHTS} or its parts; only safetensors are read: "
@@ -130,7 +111,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
     Raises UsageError where neither says it, FormatError for a scheduler whose levels elbo can't tell a network.
     """
     if options.levels:
-        return range_settings(options.levels, source, options), parse_level_code(options.levels).spec
+        return range_settings(options.levels, source, options), options.levels
     path = source.path
     places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, path.parent / "scheduler" / SCHEDULER]
     file = next(filter(Path.is_file, places), None)

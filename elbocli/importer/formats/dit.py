@@ -8,13 +8,12 @@ t x + (1 − t) ε. REPA: t, 1 being noise, and ε − x at (1 − t) x + t ε.
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import reading
 from elbocli.importer.formats import (
@@ -66,81 +65,66 @@ LATENT_CHANNELS, PIXEL_CHANNELS = 4, (1, 3)
 META, AUTHORS = "CC BY-NC 4.0, for the weights that Meta published", "MIT, for the weights that its authors published"
 FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
 """Settings of a network that was trained on all times: those below 0.0006 and above 0.9994 lie outside."""
-TAKES = (*NAMED, "classes", "autoencoder", "attention")
 
 
-def _recognises(source: Source) -> bool:
-    return any(set(names) >= MARKS for names in entries(source.tree).values())
+class Kind(NamedTuple):
+    """A format. code: the level code. sign: of the network's output, against the prediction's."""
+
+    about: str
+    source: str
+    licence: str
+    code: str
+    sign: int = 1
 
 
-def _has_projectors(source: Source) -> bool:
-    return any(name.startswith(PROJECTORS) for names in entries(source.tree).values() for name in names)
+KINDS = {
+    "dit": Kind(
+        "DiT's networks, DiT-XL-2-256x256.pt and others of its training script. SiT's look alike: say --format sit.",
+        "Peebles & Xie 2023",
+        META,
+        "t-linear",
+    ),
+    "sit": Kind(
+        "SiT's networks of the linear path that give the velocity: SiT-XL-2-256x256.pt and others of its script.",
+        "Ma et al. 2024",
+        AUTHORS,
+        "flow-reversed",
+        sign=-1,
+    ),
+    "repa": Kind(
+        "REPA's SiT networks of the linear path that give the velocity; its projectors are left out.",
+        "Yu et al. 2025",
+        AUTHORS,
+        "flow",
+    ),
+}
 
 
-@source_format(
-    "dit",
-    about="DiT's networks, DiT-XL-2-256x256.pt and others of its training script. SiT's look alike: say --format sit.",
-    source="Peebles & Xie 2023",
-    licence=META,
-    recognises=lambda source: _recognises(source) and not _has_projectors(source),
-    takes=(*TAKES, "levels"),
-)
-def dit(source: Source, options: ImportOptions) -> Imported:
-    """Take it as told of timesteps and trained on the noise."""
-    code = parse_level_code(options.levels or "t-linear").spec
-    source.notes.append("read as DiT's; SiT's and REPA's look alike: if it is one, say --format sit or --format repa")
-    return _translate(source, options, code, timestep_settings(code, source, options), META)
+def _kind(source: Source) -> str:
+    """The name of the format that names in a file tell: dit or repa, '' for neither."""
+    for names in entries(source.tree).values():
+        if set(names) >= MARKS:
+            return "repa" if any(name.startswith(PROJECTORS) for name in names) else "dit"
+    return ""
 
 
-@source_format(
-    "sit",
-    about="SiT's networks of the linear path that give the velocity: SiT-XL-2-256x256.pt and others of its script.",
-    source="Ma et al. 2024",
-    licence=AUTHORS,
-    recognises=lambda source: False,
-    takes=TAKES,
-)
-def sit(source: Source, options: ImportOptions) -> Imported:
-    """Take it as told of t, and negate its velocity."""
-    return _translate(source, options, "flow-reversed", FLOW, AUTHORS, sign=-1)
-
-
-@source_format(
-    "repa",
-    about="REPA's SiT networks of the linear path that give the velocity; its projectors are left out.",
-    source="Yu et al. 2025",
-    licence=AUTHORS,
-    recognises=lambda source: _recognises(source) and _has_projectors(source),
-    takes=TAKES,
-)
-def repa(source: Source, options: ImportOptions) -> Imported:
-    """Take it as told of 1 − t, and leave its projectors out."""
-    return _translate(source, options, "flow", FLOW, AUTHORS, rf"|{PROJECTORS}.*")
-
-
-def _translate(
-    source: Source,
-    options: ImportOptions,
-    code: str,
-    settings: dict[str, Any],
-    licence: str,
-    without: str = "",
-    sign: int = 1,
-) -> Imported:
-    """Read the network off names and shapes. without: more names that mean nothing. sign: of its output."""
+def _translate(kind: Kind, source: Source, options: ImportOptions) -> Imported:
+    """Read the network off names and shapes."""
+    code = options.levels or kind.code
+    flow = code == kind.code and kind.code.startswith("flow")
+    settings = FLOW if flow else timestep_settings(code, source, options)
+    if not flow:
+        source.notes.append(
+            "read as DiT's; SiT's and REPA's look alike: if it is one, say --format sit or --format repa"
+        )
     where = source.path
     tensors, averaged, _ = state_dict(source, options)
-    if any(re.fullmatch(r"blocks\.\d+\.mlp\.w12\.weight", each) for each in tensors):
-        raise FormatError(
-            f"{where}: is LightningDiT's network, with gated layers and rotary positions, and elbo has no such one; export "
-            "it as a program (.pt2)"
-        )
     left_out = sum(each.startswith(PROJECTORS) for each in tensors)
-    if left_out and without:
+    if left_out:
         source.notes.append(f"{left_out} tensors of its projectors are left out: they serve its training alone")
-    width, channels, patch, _ = shape_of(tensors, PATCH, 4, where)
-    side = math.isqrt(shape_of(tensors, POSITIONS, 3, where)[1])
-    _check_positions(tensors[POSITIONS], side, width, where)
+    width, channels, patch, _ = shape_of(tensors, PATCH, 4)
+    side = math.isqrt(shape_of(tensors, POSITIONS, 3)[1])
+    _check_positions(tensors[POSITIONS], side, width)
     heads = HEADS.get(width) or AttentionOrder().heads_of(width)
     if options.attention:
         heads = parse_attention(options.attention).heads_of(width)
@@ -148,14 +132,13 @@ def _translate(
         source.notes.append(
             f"shapes don't say its heads: taken as {heads}, of {width // heads} channels each; say others by --attention"
         )
-    rows = shape_of(tensors, TABLE, 2, where)[0] if TABLE in tensors else 0
+    rows = shape_of(tensors, TABLE, 2)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
         raise UsageError(
             f"--classes {classes}: {where} has a table of {rows} rows, for {max(rows - 1, 0)} classes and none, or {rows}"
         )
-    outputs, doubled = shape_of(tensors, LAST, 2, where)[0], 2 * channels * patch**2
-    flow = code.startswith("flow")
+    outputs, doubled = shape_of(tensors, LAST, 2)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(
             side * patch,
@@ -175,11 +158,11 @@ def _translate(
             return tensor
         if flow and outputs == doubled:  # channel by channel in every place of a patch
             tensor = tensor.unflatten(0, (patch**2, 2, channels))[:, 0].flatten(0, 1)
-        return sign * tensor
+        return kind.sign * tensor
 
     blocks = {"blocks": [f"blocks.{index}" for index in range(config.depth)]}
     modules = MODULES | block_modules(blocks, PARTS)
-    weights = fitted(tensors, config, source, modules, turned, POSITIONS + without)
+    weights = fitted(tensors, config, source, modules, turned, rf"{POSITIONS}|{PROJECTORS}.*")
     if flow and outputs == doubled:
         source.notes.append("the second half of its outputs is left out: nothing trained it")
     data: dict[str, Any] = {}
@@ -189,14 +172,23 @@ def _translate(
                 f"{where}: its latents have {channels} channels, of no known autoencoder; add --autoencoder DIR"
             )
         data = latents_of(config, source, options, "diffusers")
-    return Imported(config, weights, settings, averaged, licence, source.notes, data)
+    return Imported(config, weights, settings, averaged, kind.licence, source.notes, data)
 
 
-def _check_positions(found: Tensor, side: int, width: int, where: object) -> None:
+def _check_positions(found: Tensor, side: int, width: int) -> None:
     """Raise FormatError for places that aren't coded as elbo codes them: files hold them, though nothing trained them."""
     wanted = positions(side, width, torch.device("cpu"))
     most = 1e-5 if found.dtype in (torch.float32, torch.float64) else 1e-2
     if found.shape[1:] != wanted.shape or not bool(((found[0].float() - wanted).abs() < most).all()):
-        raise FormatError(
-            f"{where}: {POSITIONS} isn't DiT's code of a square of places, by sines and cosines, as elbo's"
-        )
+        raise FormatError(f"{POSITIONS} isn't DiT's code of a square of places, by sines and cosines, as elbo's")
+
+
+for name, kind in KINDS.items():
+    source_format(
+        name,
+        about=kind.about,
+        source=kind.source,
+        licence=kind.licence,
+        recognises=lambda source, name=name: _kind(source) == name,
+        takes=(*NAMED, "classes", "autoencoder", "attention", *(["levels"] if name == "dit" else [])),
+    )(partial(_translate, kind))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -96,24 +96,33 @@ def objective(source: Source, module: Any, loss: Mapping[str, Any], usual: tuple
     return {**settings, "logsnr_min": logsnr_of(MOST_SIGMA), "logsnr_max": logsnr_of(LEAST_SIGMA)}
 
 
-def layout(tensors: Iterable[str]) -> tuple[list[int], int, dict[str, list[str]]]:
-    """(sizes from the largest, blocks in each, EDM's names of elbo's blocks) of a network that has these names."""
+class Layout(NamedTuple):
+    """Sizes from the largest, with their widths; residual blocks in each; channels of images; elbo's names of modules → theirs."""
+
+    sides: list[int]
+    widths: list[int]
+    blocks: int
+    image_channels: int
+    modules: dict[str, str]
+
+
+def layout(tensors: Mapping[str, Tensor], conv: str, parts: Mapping[str, str]) -> Layout:
+    """Read the layout of a network of EDM or EDM2 off its names. conv: the first convolution of a block; parts: of a block."""
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
     sides = sorted({int(side) for _, side, _ in places}, reverse=True)
     if not sides:
         raise FormatError("has no blocks of EDM's networks, such as enc.64x64_block0")
     blocks = len({place for way, _, place in places if way == "enc" and place.startswith("block")})
     names = [f"block{index}" for index in range(blocks + 1)]
-    below = f"dec.{sides[-1]}x{sides[-1]}"
-    return (
-        sides,
-        blocks,
-        {
-            "down": [f"enc.{side}x{side}_{name}" for side in sides for name in ("down", *names[:-1])][1:],
-            "middle": [f"{below}_in0", f"{below}_in1"],
-            "up": [f"dec.{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *names)][1:],
-        },
-    )
+    below, first = f"dec.{sides[-1]}x{sides[-1]}", f"enc.{sides[0]}x{sides[0]}_conv"
+    ours = {
+        "down": [f"enc.{side}x{side}_{name}" for side in sides for name in ("down", *names[:-1])][1:],
+        "middle": [f"{below}_in0", f"{below}_in1"],
+        "up": [f"dec.{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *names)][1:],
+    }
+    widths = [shape_of(tensors, f"enc.{side}x{side}_block0.{conv}.weight", 4)[0] for side in sides]
+    channels = shape_of(tensors, f"{first}.weight", 4)[1]
+    return Layout(sides, widths, blocks, channels, {"first": first, **block_modules(ours, parts)})
 
 
 def split_heads(qkv: Tensor) -> Tensor:
@@ -143,39 +152,33 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     where = source.path
     held, averaged, module = state_dict(source, options, meant=_is_network)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
-    strange |= {"iDDPMPrecond"} if "u" in held else set()
-    strange |= {"SongUNet"} if any("_aux_" in name for name in held) else set()
     if strange:
         raise FormatError(
             f"{where}: has {' and '.join(sorted(strange))}, which elbo doesn't have; of EDM's networks it reads DhariwalUNet "
             "in EDMPrecond"
         )
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
-    width, channels = shape_of(tensors, "map_layer0.weight", 2, where)
-    with reading(where):
-        sides, blocks, names = layout(tensors)
-    size, first = sides[0], f"enc.{sides[0]}x{sides[0]}_conv"
-    widths = [shape_of(tensors, f"enc.{side}x{side}_block0.conv0.weight", 4, where)[0] for side in sides]
+    width, channels = shape_of(tensors, "map_layer0.weight", 2)
+    sides, widths, blocks, image_channels, modules = layout(tensors, "conv0", PARTS)
 
     def attends(block: str) -> bool:
         return any(name.startswith((f"{block}.norm2.", f"{block}.qkv.", f"{block}.proj.")) for name in tensors)
 
     with reading(where):
         config = UNetConfig(
-            image_size=size,
-            image_channels=shape_of(tensors, f"{first}.weight", 4, where)[1],
-            num_classes=shape_of(tensors, LABELS, 2, where)[1] if LABELS in tensors else 0,
+            image_size=sides[0],
+            image_channels=image_channels,
+            num_classes=shape_of(tensors, LABELS, 2)[1] if LABELS in tensors else 0,
             channels=channels,
             levels=tuple(width / channels for width in widths),
             blocks=blocks,
             attention=tuple(side for side in sides if attends(f"enc.{side}x{side}_block0")),
-            middle_attention=attends(names["middle"][0]),
+            middle_attention=attends(f"dec.{sides[-1]}x{sides[-1]}_in0"),
             embedding=0 if width == 4 * channels else width,
             code="logsnr:factor=-0.125",
             dropout=dropout_of(module),
         )
-    modules = {**MODULES, "first": first, **block_modules(names, PARTS)}
-    weights = fitted(tensors, config, source, modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
+    weights = fitted(tensors, config, source, MODULES | modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
     if AUGMENT in tensors:
         source.notes.append(
             "it was trained with augmented images, and elbo samples images as they were: map_augment is left out"

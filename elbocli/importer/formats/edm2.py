@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +23,6 @@ from elbocli.importer.formats import (
     Imported,
     ImportOptions,
     Source,
-    block_modules,
     entries,
     fitted,
     inventory,
@@ -90,7 +88,7 @@ def _is_network(names: Iterable[str]) -> bool:
     return all(any(name.endswith(mark) for name in names) for mark in MARKS)
 
 
-def _check_constants(module: Any, where: Path) -> None:
+def _check_constants(module: Any) -> None:
     """Raise FormatError for a pickled network with other constants than elbo's."""
     for name, told in submodules(module):
         channels, heads = told.get("out_channels"), told.get("num_heads")
@@ -100,19 +98,17 @@ def _check_constants(module: Any, where: Path) -> None:
         for key, value in wanted.items():
             found = told.get(key, value)
             if (list(found) if isinstance(found, tuple) else found) != value:
-                raise FormatError(
-                    f"{where}: {name} has {key} {found}, elbo's network has {value}; it can't be imported"
-                )
+                raise FormatError(f"{name} has {key} {found}, elbo's network has {value}; it can't be imported")
 
 
-def _encoder(content: Any, channels: int, where: Path) -> str:
+def _encoder(content: Any, channels: int) -> str:
     """The encoder that made the images that the network sees, LATENTS or PIXELS. Raises FormatError for another."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels) if encoder is None else class_name(encoder) or inventory(encoder)
     if name not in DRAWN or told.get("_init_kwargs") or told.get("_init_args"):
         raise FormatError(
-            f"{where}: its encoder is {name}, perhaps with numbers of its own, expected {' or '.join(DRAWN)} as published"
+            f"its encoder is {name}, perhaps with numbers of its own, expected {' or '.join(DRAWN)} as published"
         )
     return name
 
@@ -139,32 +135,28 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     held, averaged, module = state_dict(source, options, content, _is_network)
     if len(stds) > 1 and averaged:
         source.notes.append(f"of its {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
-    _check_constants(module, where)
+    _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
-    with reading(where):
-        sides, blocks, names = layout(tensors)
-    first = f"enc.{sides[0]}x{sides[0]}_conv"
-    widths = [shape_of(tensors, f"enc.{side}x{side}_block0.conv_res0.weight", 4, where)[0] for side in sides]
+    sides, widths, blocks, image_channels, modules = layout(tensors, "conv_res0", PARTS)
     channels = math.gcd(*widths)
     with reading(where):
         config = EDM2Config(
             image_size=sides[0],
-            image_channels=shape_of(tensors, f"{first}.weight", 4, where)[1] - 1,
-            num_classes=shape_of(tensors, "emb_label.weight", 2, where)[1] if "emb_label.weight" in tensors else 0,
+            image_channels=image_channels - 1,
+            num_classes=shape_of(tensors, "emb_label.weight", 2)[1] if "emb_label.weight" in tensors else 0,
             channels=channels,
             levels=tuple(width // channels for width in widths),
             blocks=blocks,
             attention=tuple(side for side in sides if f"enc.{side}x{side}_block0.attn_qkv.weight" in tensors),
             dropout=dropout_of(module),
         )
-    modules = {**MODULES, "first": first, **block_modules(names, PARTS)}
-    weights = fitted(tensors, config, source, modules, _turned, UNCERTAINTY)
+    weights = fitted(tensors, config, source, MODULES | modules, _turned, UNCERTAINTY)
     left_out = sum(re.fullmatch(UNCERTAINTY, name) is not None for name in tensors)
     if left_out:
         source.notes.append(
             f"{left_out} tensors that learned the weighting of its loss are left out: elbo weighs by its own"
         )
-    kind = _encoder(content, config.image_channels, where)
+    kind = _encoder(content, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {where} is a network of pixels; leave it out")
     loss = content.get("loss_fn") if isinstance(content, dict) else None

@@ -7,12 +7,10 @@ schedule: those of the published ones are known by their widths, those of others
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import reading
 from elbocli.importer.formats import (
@@ -78,24 +76,6 @@ PARTS = {
 }
 ATTENTION = {"attention.norm": "norm", "attention.qkv": "qkv", "attention.out": "proj_out"}
 """Modules outside of blocks, parts of a residual block, and of the attention behind one → its names."""
-OTHERS = {
-    r".*\.transformer_blocks\..*": "attends to text (latent diffusion's)",
-    r"(in|out)put_blocks\.\d+\.\d\.(op|conv)\.weight": "halves and doubles by convolutions (improved-diffusion's)",
-}
-"""Names → networks that share others with this one."""
-
-
-def _refuse_others(tensors: dict[str, Tensor], where: Path) -> None:
-    """Raise FormatError for networks that share names with this one, and are others."""
-    other = [what for pattern, what in OTHERS.items() if any(re.fullmatch(pattern, name) for name in tensors)]
-    if not any(name.startswith("output_blocks.") for name in tensors):
-        other.append("is a classifier of noised images")
-    elif shape_of(tensors, FIRST, 4, where)[1] == shape_of(tensors, LAST, 4, where)[0] == 6:
-        other.append("enlarges images: it sees a smaller one as well")
-    if other:
-        raise FormatError(
-            f"{where}: its network {other[0]}, and elbo has no such network; export it as a program, see 'elbo import list'"
-        )
 
 
 @source_format(
@@ -110,19 +90,14 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     """Read the network off names and shapes, and complete it by what is known of the published ones."""
     where = source.path
     tensors, averaged, _ = state_dict(source, options)
-    _refuse_others(tensors, where)
-    width, channels = shape_of(tensors, TIME, 2, where)
-    image_channels, outputs = shape_of(tensors, FIRST, 4, where)[1], shape_of(tensors, LAST, 4, where)[0]
+    width, channels = shape_of(tensors, TIME, 2)
+    image_channels, outputs = shape_of(tensors, FIRST, 4)[1], shape_of(tensors, LAST, 4)[0]
     parts = [re.fullmatch(r"output_blocks\.(\d+)\.(\d)\.in_layers\.0\.weight", name) for name in tensors]
     places = sorted((int(match[1]), int(match[2])) for match in parts if match)
     deep = 1 + sum(place > 0 for _, place in places)
     blocks = len({index for index, _ in places}) // deep - 1
-    if blocks < 1:
-        raise FormatError(
-            f"{where}: has {len(places)} blocks on the way up at {deep} sizes, at least two belong to each"
-        )
     starts = [f"input_blocks.{1 + depth * (blocks + 1)}" for depth in range(deep)]
-    levels = tuple(shape_of(tensors, f"{name}.0.in_layers.2.weight", 4, where)[0] / channels for name in starts)
+    levels = tuple(shape_of(tensors, f"{name}.0.in_layers.2.weight", 4)[0] / channels for name in starts)
     attended = {depth for depth, name in enumerate(starts) if any(key.startswith(f"{name}.1.") for key in tensors)}
     usual = SIZES.get(levels, 0)
     known = PUBLISHED.get((channels, blocks, usual))
@@ -137,20 +112,21 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
             "(num_heads) or width=N (num_head_channels), with ',new' for use_new_attention_order"
         )
     attention = parse_attention(options.attention) if options.attention else known.attention  # type: ignore[union-attr]
-    code = parse_level_code(options.levels or (known.code if known else "t-linear")).spec
+    code = options.levels or (known.code if known else "t-linear")
+    settings = timestep_settings(code, source, options)
     if not known and not options.levels:
         source.notes.append(
             f"{where}: nothing says its noise schedule: taken as linear with 1000 timesteps; say another by --levels"
         )
-    if shape_of(tensors, "input_blocks.1.0.emb_layers.1.weight", 2, where)[0] != 2 * round(channels * levels[0]):
+    if image_channels == outputs == 6:
         raise FormatError(
-            f"{where}: its blocks add the code of the noise (no use_scale_shift_norm); elbo's scale by it"
+            f"{where}: its network enlarges images, and sees a smaller one as well; elbo has no such network"
         )
     with reading(where):
         config = UNetConfig(
             image_size=size,
             image_channels=image_channels,
-            num_classes=shape_of(tensors, LABELS, 2, where)[0] if LABELS in tensors else 0,
+            num_classes=shape_of(tensors, LABELS, 2)[0] if LABELS in tensors else 0,
             channels=channels,
             levels=levels,
             blocks=blocks,
@@ -181,4 +157,4 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
 
     weights = fitted(tensors, config, source, modules, turned)
     averaged = averaged or re.match(r"model\d+$", where.stem) is None
-    return Imported(config, weights, timestep_settings(code, source, options), averaged, LICENCE, source.notes)
+    return Imported(config, weights, settings, averaged, LICENCE, source.notes)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.plugins import defined, run_plugin, trust
 from elbocli.importer.formats import (
@@ -50,9 +48,8 @@ def module(source: Source, options: ImportOptions) -> Imported:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
     file = Path(head + ".py")
     run_plugin(file)
-    for key, value in (("size", options.size), ("channels", options.channels)):
-        if value is None:
-            raise UsageError(f"--network {options.network}: add --{key}, which images have that it was trained on")
+    if not options.size or not options.channels:
+        raise UsageError("--network: add --size and --channels of the images that it was trained on")
     config = _config(file.name, name, arguments, options)
     tensors, averaged, _ = state_dict(source, options)
     settings = range_settings(str(getattr(config, "code", "logsnr")), source, options)
@@ -69,13 +66,13 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     """The config of a class: of one that is declared as a network, or of any torch.nn.Module."""
     sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
-    told: Any = {"code": parse_level_code(options.levels).spec} if options.levels else {}
+    told: Any = {"code": options.levels} if options.levels else {}
     none = () if options.null_class is None else (options.null_class,)
     if declared is None:
         class_named(f"{file}:{name}")
         return ModuleConfig(**sizes, name=f"{file}:{name}", arguments=arguments, null_class=none, **told)  # type: ignore[arg-type]
-    if none or told.keys() - {each.name for each in fields(declared.traits)}:
-        raise UsageError(f"--network: {name} is told logsnr, and class -1 for none, as elbo's own are")
+    if none:
+        raise UsageError(f"--null-class: {name} is told class -1 for none, as elbo's own are; leave it out")
     return config_of({"family": declared.name, **sizes, **read_arguments(arguments), **told}, f"--network {name}")
 
 
@@ -95,7 +92,6 @@ def program(source: Source, options: ImportOptions) -> Imported:
         raise UsageError(
             f"{source.path}: doesn't say what its network is told of the noise; add --levels logsnr, t:linear, sigma, flow, …"
         )
-    code = parse_level_code(options.levels).spec
     config = ProgramConfig(
         image_size=_agreed(source, "size", options.size, takes.size),
         image_channels=_agreed(source, "channels", options.channels, takes.channels),
@@ -103,12 +99,12 @@ def program(source: Source, options: ImportOptions) -> Imported:
         file=FILE,
         sha256=source.sha256,
         variance=takes.variance,
-        code=code,
+        code=options.levels,
         null_class=() if options.null_class is None else (options.null_class,),
     )
     if not takes.levels.is_floating_point():
         source.notes.append("it takes whole timesteps: what lies between two is rounded")
-    settings = range_settings(code, source, options)
+    settings = range_settings(options.levels, source, options)
     # A file of weights holds no memory under two names, which a program may share.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}
     source.notes.append(f"a program is code: commands on this run need --plugin RUN/{FILE}")

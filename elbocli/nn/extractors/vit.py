@@ -236,12 +236,8 @@ def read_weights(
             raise FormatError(f"{wrong}: it holds no {key}; another size of the network?")
         values = [given.pop(part) for part in parts]
         value = values[0] if len(values) == 1 else torch.cat(values)
-        value = value.T if key in layout.transposed else value
-        if [side for side in value.shape if side != 1] != [side for side in shape if side != 1]:
-            raise FormatError(
-                f"{wrong}: {key} has the shape {list(value.shape)}, expected {list(shape)}; another size of the network?"
-            )
-        weights[key] = value.reshape(shape).contiguous()
+        with reading(f"{wrong}: {key}"):
+            weights[key] = (value.T if key in layout.transposed else value).reshape(shape).contiguous()
     if given:
         raise FormatError(f"{wrong}: it also holds {min(given)}, which is of another network")
     return weights

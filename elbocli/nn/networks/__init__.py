@@ -16,13 +16,15 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Self, TypeVar, get_origin, get_type_hints
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from elbocli.core.registry import Declaration, Registry, nearest
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import reading
 from elbocli.files.records import convert, plain
@@ -38,7 +40,7 @@ class NetworkConfig:
     """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
 
     A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
-    dropout may be left unused. trainable: whether a run may train it.
+    dropout may be left unused. A `code` is a level code, kept as its whole spec. trainable: whether a run may train it.
     quiet_classes: whether a class whose row is zero is none to the network. Raises UsageError for sizes that can't be.
     """
 
@@ -56,6 +58,10 @@ class NetworkConfig:
                 f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive, "
                 f"num_classes {self.num_classes} not negative, and dropout {self.dropout:g} at least 0 and below 1"
             )
+        code = getattr(self, "code", None)
+        if code is not None:
+            with reading(f"network: code {code!r}", kind=UsageError):
+                object.__setattr__(self, "code", parse_level_code(code).spec)
 
     def for_size(self, image_size: int) -> Self:
         """The same network for images of another size."""
@@ -64,6 +70,22 @@ class NetworkConfig:
     def for_classes(self, num_classes: int) -> Self:
         """The same network told so many classes. In weights that have rows for classes, they are the first rows."""
         return replace(self, num_classes=num_classes)
+
+    @property
+    def side(self) -> int:
+        """Side in pixels at which the network works: the image's, or more."""
+        return self.image_size
+
+    def padded(self, z: Tensor) -> Tensor:
+        """Return images with zeros at the right and below, [B, C, side, side]; those that need none as they are."""
+        more = self.side - self.image_size
+        return pad(z, (0, more, 0, more)) if more else z
+
+    def example(self, count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Zeros as inputs of the network for so many images: z, logsnr, and labels if it is told classes."""
+        z = torch.zeros(count, self.image_channels, self.image_size, self.image_size, device=device)
+        labels = torch.zeros(count, dtype=torch.long, device=device) if self.num_classes else None
+        return z, torch.zeros(count, device=device), labels
 
     def beside(self, folder: Path) -> Self:
         """The same network, files that belong to it in this folder: a config was read from a file there."""
@@ -119,18 +141,11 @@ class Network(nn.Module):
 
 NETWORKS: Registry[type[NetworkConfig]] = Registry("network family")
 """Their traits are the class of their configs."""
-KINDS = (int, float, str, bool)
 N = TypeVar("N", bound=type[Network])
 
 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[N], N]:
-    """Declare a Network, a class made of its config. name: its `family` in files.
-
-    Raises UsageError when the name is taken, or where files can't hold such a config.
-    """
-    kinds = get_type_hints(config)
-    if unknown := [key for key in kinds if kinds[key] not in KINDS and get_origin(kinds[key]) is not tuple]:
-        raise UsageError(f"network {name}: {unknown[0]} is none of int, float, str, bool and tuples, which files hold")
+    """Declare a Network, a class made of its config. name: its `family` in files. Raises UsageError when it is taken."""
     return NETWORKS.declare(name, source=source, traits=config)
 
 

@@ -88,11 +88,6 @@ class LevelsConfig(NetworkConfig):
         """Side in pixels at which the network works: the image's, rounded up to one that can be halved so often."""
         return -(-self.image_size >> self.halvings) << self.halvings
 
-    def padded(self, z: Tensor) -> Tensor:
-        """Return images with zeros at the right and below, [B, C, side, side]; those that need none as they are."""
-        more = self.side - self.image_size
-        return F.pad(z, (0, more, 0, more)) if more else z
-
     def cut(self, out: Tensor) -> Tensor:
         """Return [B, C, side, side] without what was padded, and no view of it: FSDP hooks itself to what comes out."""
         if self.side == self.image_size:
@@ -262,6 +257,13 @@ def doubled(x: Tensor) -> Tensor:
     """Each pixel four times. On CUDA autocast would make it float32, and with it all that is joined to it."""
     with as_it_comes(x):
         return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C]."""
+    batch, tokens, width = qkv.shape
+    q, k, v = qkv.view(batch, tokens, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
 class Attention(nn.Module):

@@ -61,24 +61,17 @@ def diffusers_class(name: str, where: object) -> Any:
             ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DiffusersUNetConfig(NetworkConfig):
     """Config of a UNet2DModel. Raises UsageError for a code that is none, FormatError for settings that it doesn't have."""
 
     model: str = explained(f"JSON of the settings of diffusers' {CLASS}, without size, channels and classes.")
-    code: str = explained(
-        "Number that the network is told instead of logsnr, a level code.", default="t-linear", kw_only=True
-    )
-    null_class: bool = explained(
-        "Whether 'no class' has a learned code, the last, and not none.", default=False, kw_only=True
-    )
-    variance: bool = explained(
-        "Whether there are as many outputs again, for the variance.", default=False, kw_only=True
-    )
+    code: str = explained("Number that the network is told instead of logsnr, a level code.", default="t-linear")
+    null_class: bool = explained("Whether 'no class' has a learned code, the last, and not none.", default=False)
+    variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_level_code(self.code)
         settings = self.settings()
         for key in settings:
             if key not in SETTINGS:

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
-from elbocli.files.reading import reading
 from elbocli.nn.networks import explained, network
 from elbocli.nn.networks.blocks import AttendedConfig, LevelsNetwork, as_it_comes, doubled, heads_of, level_number
 
@@ -45,8 +43,6 @@ class EDM2Config(AttendedConfig):
         super().__post_init__()
         if not all(isinstance(level, int) for level in self.levels):
             raise UsageError(f"network: levels {list(self.levels)} must be whole multiples of {self.channels} channels")
-        with reading(f"network: code {self.code!r}", kind=UsageError):
-            object.__setattr__(self, "code", parse_level_code(self.code).spec)
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:
@@ -55,6 +51,11 @@ def unit(x: Tensor, *dims: int) -> Tensor:
     count = math.prod([x.shape[dim] for dim in dims])
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
     return x / (length / math.sqrt(count) + EPS).to(x.dtype)
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Weights divided by their root mean square for each output."""
+    return unit(weight, *range(1, weight.dim()))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -85,18 +86,12 @@ class UnitLayer(nn.Module):
         super().__init__()
         weight = torch.empty(cout, cin, *([kernel, kernel] if kernel else []))
         # Meta tensors are drawn by Python code that takes 2 s to import.
-        self.weight = nn.Parameter(weight if weight.is_meta else unit(weight.normal_(), *self.inputs(weight)))
-
-    @staticmethod
-    def inputs(weight: Tensor) -> range:
-        """Dimensions of a weight that one output sums over."""
-        return range(1, weight.dim())
+        self.weight = nn.Parameter(weight if weight.is_meta else unit_rows(weight.normal_()))
 
     def effective(self, gain: Tensor | float = 1.0) -> Tensor:
         """The weights as they are used: of length `gain` by output, at least in float32."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        dims = tuple(self.inputs(weight))
-        length = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+        length = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
         return weight * (gain / (length + EPS * math.sqrt(weight[0].numel())))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
@@ -219,7 +214,7 @@ class EDM2(LevelsNetwork):
         """
         for name in self._constrained:
             weight = weights[name]
-            weight.copy_(torch.where(left_out, weight, unit(weight, *UnitLayer.inputs(weight))))
+            weight.copy_(torch.where(left_out, weight, unit_rows(weight)))
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)

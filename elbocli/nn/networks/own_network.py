@@ -23,7 +23,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.plugins import check_trusted, defined
 from elbocli.files.programs import read_program, user_inputs
-from elbocli.files.reading import one_line, reading
+from elbocli.files.reading import reading
 from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.blocks import as_it_comes
@@ -33,19 +33,16 @@ SIZES = ("image_size", "image_channels", "num_classes")
 KEY = re.compile(r"(^|,)\s*(\w+)=")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OwnConfig(NetworkConfig):
     """Config of a user's own network. Raises UsageError for a code that is none, FormatError for several null classes."""
 
-    code: str = explained("Number that it is told instead of logsnr, a level code.", default="logsnr", kw_only=True)
-    null_class: tuple[int, ...] = explained("Label that it takes for 'no class', or none.", default=(), kw_only=True)
-    variance: bool = explained(
-        "Whether it gives twice the channels, the second half for variances.", default=False, kw_only=True
-    )
+    code: str = explained("Number that it is told instead of logsnr, a level code.", default="logsnr")
+    null_class: tuple[int, ...] = explained("Label that it takes for 'no class', or none.", default=())
+    variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_level_code(self.code)
         if len(self.null_class) > 1:
             raise FormatError(f"network: null_class is {list(self.null_class)}, expected one label at most")
 
@@ -69,12 +66,12 @@ def read_arguments(text: str) -> dict[str, Any]:
     return parse_yaml("{" + KEY.sub(r"\1 \2: ", text) + "}", f"arguments {text[:60]!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModuleConfig(OwnConfig):
     """Config of a class of a plug-in. Raises FormatError for a name that is none."""
 
     name: str = explained("FILE.py:CLASS, a torch.nn.Module in a plug-in.")
-    arguments: str = explained("KEY=VALUE,… for its constructor.", default="", kw_only=True)
+    arguments: str = explained("KEY=VALUE,… for its constructor.", default="")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,7 +115,7 @@ class OwnModule(OwnNetwork):
         make = class_named(config.name)
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
-        try:
+        with reading(f"{config.name}: can't be made with {given}", kind=UsageError):
             try:
                 self.network = make(**given)
             except (RuntimeError, NotImplementedError):
@@ -127,9 +124,6 @@ class OwnModule(OwnNetwork):
                     raise
                 with torch.device("cpu"):
                     self.network = make(**given).to("meta")
-        except Exception as error:  # somebody's own code
-            why = f"{type(error).__name__}: {one_line(error)}"
-            raise UsageError(f"{config.name}: can't be made with {given}: {why}") from error
         takes = inspect.signature(self.network.forward).parameters.values()
         several = [each for each in takes if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
         self.labelled = len(several) > 2 or any(each.kind is each.VAR_POSITIONAL for each in takes)
@@ -146,7 +140,7 @@ class OwnModule(OwnNetwork):
 # A program of torch.export.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProgramConfig(OwnConfig):
     """Config of a program. folder: of its file; where the config was read says it, so that a run can be moved."""
 
@@ -154,7 +148,7 @@ class ProgramConfig(OwnConfig):
 
     file: str = explained("Name of the .pt2 file in the run's folder.")
     sha256: str = explained("Digest of that file.")
-    folder: str = explained("", default="", kw_only=True, stored=False)
+    folder: str = explained("", default="", stored=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,8 +186,11 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
     program = read_program(path, f"elbocli.export_network(network, {str(path)!r}, z, level, labels)")
     inputs = user_inputs(program)
     outputs = [node.meta.get("val") for node in program.graph.output_node().args[0]]
-    whole = len(inputs) == len(program.graph_signature.user_inputs) and all(isinstance(x, Tensor) for x in outputs)
-    if not whole or len(inputs) not in (2, 3) or len(outputs) != 1 or not _fits(inputs, outputs[0]):
+    if (
+        len(inputs) not in (2, 3)
+        or len(inputs) != len(program.graph_signature.user_inputs)
+        or not _fits(inputs, outputs)
+    ):
         shapes = [[*map(str, each.shape)] if isinstance(each, Tensor) else each for each in (*inputs, *outputs)]
         raise FormatError(
             f"{path}: no network for square images, its inputs and outputs are {shapes}; expected z [B, C, H, H], levels [B], "
@@ -208,20 +205,14 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
     return program, Signature(channels, fixed, images, levels, labels[0] if labels else None, variance, most)
 
 
-def _fits(inputs: Sequence[Tensor], out: Tensor) -> bool:
+def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
     """Whether shapes are those of a network for square images. Sides are whole numbers, or symbols of torch."""
-    images, levels, *labels = inputs
-    if images.dim() != 4 or out.dim() != 4 or not images.is_floating_point():
+    images, out = inputs[0], outputs[0]
+    if images.dim() != 4 or not images.is_floating_point() or not isinstance(out, Tensor) or out.dim() != 4:
         return False
-    batch, channels, *sides = images.shape
-    return (
-        isinstance(channels, int)
-        and out.shape[1] in (channels, 2 * channels)
-        and all(each.shape[0] == batch for each in (out, *inputs))
-        and all(side == 1 for side in levels.shape[1:])
-        and all(each.dim() == (2 if each.is_floating_point() else 1) for each in labels)
-        and (not all(isinstance(side, int) for side in sides) or sides[0] == sides[1])
-    )
+    channels, height, width = images.shape[1:]
+    fixed = isinstance(height, int) and isinstance(width, int)
+    return isinstance(channels, int) and out.shape[1] in (channels, 2 * channels) and (height == width or not fixed)
 
 
 @network("program", config=ProgramConfig, source="torch.export")

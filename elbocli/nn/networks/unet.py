@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
-from elbocli.files.reading import reading
 from elbocli.nn.networks import explained, network
 from elbocli.nn.networks.blocks import (
     CODE,
@@ -57,8 +55,6 @@ class UNetConfig(AttendedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        with reading(f"network: code {self.code!r}", kind=UsageError):
-            object.__setattr__(self, "code", parse_level_code(self.code).spec)
         if min(self.heads, self.groups, self.embedding) < 0 or self.head_width < 1 or not 0 < self.norm_eps < 1:
             raise UsageError(
                 f"network: heads {self.heads}, groups {self.groups} and embedding {self.embedding} can't be negative, "
@@ -71,17 +67,13 @@ class UNetConfig(AttendedConfig):
             )
         for depth, level in enumerate(self.levels):
             width, exact = self.width(depth), self.channels * level
-            heads = self.heads if self._attends(depth) else 0
+            last = self.middle_attention and depth == len(self.levels) - 1
+            heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or width % (self.groups or 1) or width % (heads or 1):
                 raise UsageError(
                     f"network: a level {level:g} of {self.channels} channels has {exact:g}, which must be a whole number that "
                     f"groups {self.groups} and heads {heads} divide"
                 )
-
-    def _attends(self, depth: int) -> bool:
-        """Tell whether anything at a level's size has attention."""
-        last = depth == len(self.levels) - 1
-        return self.side >> depth in self.attention or (last and self.middle_attention)
 
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")

@@ -18,7 +18,17 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import Network, explained, network
-from elbocli.nn.networks.blocks import LEVELS, Block, Conditioning, LevelsConfig, LinearCode, doubled, norm, zeroed
+from elbocli.nn.networks.blocks import (
+    LEVELS,
+    Block,
+    Conditioning,
+    LevelsConfig,
+    LinearCode,
+    attend,
+    doubled,
+    norm,
+    zeroed,
+)
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
 """Levels of the wavelet by which the image is halved before the first layer, and doubled after the last."""
@@ -79,11 +89,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        batch, tokens, channels = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, channels)
-        x = x + self.dropout(self.mix(mixed))
+        x = x + self.dropout(self.mix(attend(self.qkv(self.norm1(x)), self.heads)))
         scale, shift = self.scale_shift(code)[:, None].chunk(2, 2)
         h = torch.addcmul(shift, self.norm2(x), scale + 1)
         return x + self.narrow(self.dropout(F.gelu(self.widen(h))))
@@ -179,8 +185,7 @@ def _before(x: Tensor) -> Tensor:
 
 def bands(x: Tensor) -> Tensor:
     """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high; C channels each."""
-    parts = [half.mT for side in split(x.mT) for half in split(side.mT)]
-    return torch.cat([part.mT for part in parts], 1)
+    return torch.cat([half for side in split(x.mT) for half in split(side.mT)], 1)
 
 
 def image(x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from elbocli.errors import UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.programs import load_program
 from elbocli.files.reading import reading
+from elbocli.files.tensor_files import load_program
 from elbocli.nn.networks import Network
 from elbocli.nn.networks.own_network import open_program
 

@@ -22,7 +22,7 @@ LAYOUT: dict[str, Any] = {
     "norm_num_groups": 4,
     "attention_head_dim": 4,
 }
-CONFIG = DiffusersUNetConfig(8, 3, 4, json.dumps(LAYOUT), code="logsnr:factor=-0.125")
+CONFIG = DiffusersUNetConfig(8, 3, 4, model=json.dumps(LAYOUT), code="logsnr:factor=-0.125")
 LEVELS = torch.tensor([-10.0, 0.0, 9.0])
 
 

@@ -64,7 +64,7 @@ def written(folder: Path, net: nn.Module, *inputs: Tensor, **more: Any) -> Progr
     path = folder / "net.pt2"
     elbocli.export_network(net, path, *(inputs or (images(2), torch.zeros(2), torch.zeros(2).long())))
     digest = trusted(path)
-    return ProgramConfig(8, 3, 5, "net.pt2", digest, folder=str(folder), **more)
+    return ProgramConfig(8, 3, 5, file="net.pt2", sha256=digest, folder=str(folder), **more)
 
 
 def weights(net: nn.Module, times: int, network: nn.Module) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ def test_an_exported_network_of_elbo_is_the_same_function(tmp_path: Path) -> Non
         parameter.normal_(0, 0.2)
     elbocli.export_network(own, tmp_path / "net.pt2")
     digest = trusted(tmp_path / "net.pt2")
-    config = ProgramConfig(8, 3, 4, "net.pt2", digest, null_class=(-1,), folder=str(tmp_path))
+    config = ProgramConfig(8, 3, 4, file="net.pt2", sha256=digest, null_class=(-1,), folder=str(tmp_path))
     labels = torch.arange(5) - 1
     ours = build(config).eval()(images(5), LEVELS, labels)
     assert torch.allclose(ours, own(images(5), LEVELS, labels), rtol=0, atol=1e-5 * float(ours.abs().max()))
@@ -224,7 +224,11 @@ def test_a_program_that_no_user_named_is_not_loaded(tmp_path: Path, monkeypatch:
     path.write_bytes(b"a stranger's program")
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=r"net\.pt2: is a program, .* add --plugin"):
-        build(ProgramConfig(8, 3, 5, "net.pt2", hashlib.sha256(path.read_bytes()).hexdigest(), folder=str(tmp_path)))
+        build(
+            ProgramConfig(
+                8, 3, 5, file="net.pt2", sha256=hashlib.sha256(path.read_bytes()).hexdigest(), folder=str(tmp_path)
+            )
+        )
 
 
 class Flat(nn.Module):

@@ -167,9 +167,7 @@ def test_other_networks_are_refused(change: dict[str, Any]) -> None:
 
 def test_a_size_for_which_weights_are_not_is_refused() -> None:
     source = CONFIGS["odd"]
-    with pytest.raises(
-        UsageError, match=r"8 pixels can't be taken to 5: its weight columns is \[8\], and \[5\] is needed"
-    ):
+    with pytest.raises(UsageError, match=r"8 pixels can't be taken to 5"):
         Transfer(source, source.for_size(5), list(range(5)))
 
 
@@ -204,7 +202,7 @@ def test_weights_of_another_shape_are_not_spread_over_what_is_needed() -> None:
 
 
 def test_a_module_of_ones_own_keeps_its_label_for_no_class_behind_the_classes() -> None:
-    behind, other = (ModuleConfig(8, 2, 5, "mine.py:Net", null_class=(label,)) for label in (5, 9))
+    behind, other = (ModuleConfig(8, 2, 5, name="mine.py:Net", null_class=(label,)) for label in (5, 9))
     assert behind.for_classes(7).null_class == (7,) and other.for_classes(0).null_class == (9,)
     with pytest.raises(UsageError, match="label 9 for no class"):
         other.for_classes(12)

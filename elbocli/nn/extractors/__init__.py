@@ -212,7 +212,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
         from elbocli.files.hashing import file_sha256
-        from elbocli.files.programs import load_program
+        from elbocli.files.tensor_files import load_program
 
         path = Path(name)
         made = Extractor(path.name, load_program(path), file_sha256(path))

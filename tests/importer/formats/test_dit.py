@@ -222,7 +222,7 @@ WRONG: dict[str, tuple[Callable[[peer.Tensors], Any], str]] = {
     "no square": (lambda t: changed(t, "pos_embed", torch.randn(1, 15, 128)), "pos_embed"),
     "no places": (lambda t: without(t, "pos_embed"), "no known format"),
     "numbers": (lambda t: changed(t, "x_embedder.proj.bias", torch.ones(128, dtype=torch.int64)), "torch.int64"),
-    "lightning": (lambda t: changed(t, "blocks.0.mlp.w12.weight", torch.ones(4, 4)), "LightningDiT"),
+    "lightning": (lambda t: changed(t, "blocks.0.mlp.w12.weight", torch.ones(4, 4)), "blocks.0.mlp.w12.weight"),
     "flat": (lambda t: changed(t, "x_embedder.proj.weight", torch.ones(128, 16)), "x_embedder.proj.weight"),
 }
 

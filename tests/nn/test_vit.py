@@ -29,14 +29,14 @@ from elbocli.nn.extractors.vit import (
 )
 
 DINO = VitShape(width=32, depth=2, heads=4, patch=14, trained=37)
-CLIP = VitShape(width=32, depth=2, heads=4, patch=32, trained=7, clip=True, embedding=24, unit=True)
+CLIP = VitShape(width=32, depth=2, heads=4, patch=32, trained=7, embedding=24)
 LAYOUTS = {False: (DINOV2_HUB, DINOV2_TRANSFORMERS), True: (CLIP_TRANSFORMERS, CLIP_OPENAI)}
 Weights = dict[str, Tensor]
 
 
 def made(shape: VitShape, path: Path) -> Extractor:
     pytest.importorskip("timm")
-    return vit_extractor("a-vit", shape, path, LAYOUTS[shape.clip])
+    return vit_extractor("a-vit", shape, path, LAYOUTS[shape.embedding > 0])
 
 
 def images(count: int = 2, size: int = 40) -> Tensor:

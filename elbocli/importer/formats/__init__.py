@@ -95,8 +95,9 @@ class Source:
         """Digest of the file; of a folder, that of its settings and weights and what they are called."""
         if not self.path.is_dir():
             return file_sha256(self.path)
-        held = [*self.path.glob("*"), *self.path.glob("*/*")]
-        files = sorted(file for file in held if file.suffix in (".json", ".safetensors") and file.is_file())
+        files = sorted(
+            file for file in self.path.rglob("*") if file.suffix in (".json", ".safetensors") and file.is_file()
+        )
         lines = [f"{file.relative_to(self.path).as_posix()} {file_sha256(file)}\n" for file in files]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -189,15 +190,15 @@ def state_dict(
 def _choose(held: Mapping[str, Any], source: Source, options: ImportOptions) -> str:
     """Return the key of the weights that --weights asks for, and note which it is where a file holds several."""
     wanted = options.weights
-    averages = [key for key in held if "ema" in key.lower()] if wanted == "ema" else []
-    last = [key for key in STATE_DICTS if key in held] if wanted in ("ema", "model") else []
-    if wanted not in held and (len(averages) > 1 or not (averages or last)):
+    averages = [key for key in held if "ema" in key.lower()]
+    last = [key for key in STATE_DICTS if key in held][:1]
+    choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
+    if len(choices) != 1:
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
-    key = wanted if wanted in held else [*averages, *last][0]
-    others = " or ".join(other for other in held if other != key)
+    key, others = choices[0], [other for other in held if other != choices[0]]
     if wanted == "ema" and (others or not averages):
         why = "" if averages else ", as there is no average"
-        more = f"; --weights KEY takes {others}" if others else ""
+        more = f"; --weights KEY takes {' or '.join(others)}" if others else ""
         source.notes.append(f"{source.path}: takes the weights {key}{why}{more}")
     return key
 

@@ -45,7 +45,7 @@ SIZES: dict[tuple[float, ...], int] = {
 class Published(NamedTuple):
     """Facts of a network that OpenAI published, which shapes don't tell. code: the level code of its timesteps."""
 
-    attention: AttentionOrder
+    attention: AttentionOrder | None = None
     code: str = "t-linear"
     dropout: float = 0.0
 
@@ -57,6 +57,7 @@ PUBLISHED = {
     (256, 2, 512): Published(AttentionOrder()),
 }
 """(channels, blocks, size) → what model card and commands say. That of 256 pixels is also LSUN's."""
+OTHER = Published()
 ATTENDED = {32, 16, 8}
 MODULES = {
     "conditioning.first": "time_embed.0",
@@ -100,21 +101,20 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     levels = tuple(shape_of(tensors, f"{name}.0.in_layers.2.weight", 4)[0] / channels for name in starts)
     attended = {depth for depth, name in enumerate(starts) if any(key.startswith(f"{name}.1.") for key in tensors)}
     usual = SIZES.get(levels, 0)
-    known = PUBLISHED.get((channels, blocks, usual))
-    if attended != {depth for depth in range(deep) if usual >> depth in ATTENDED}:
-        known = None
+    published = attended == {depth for depth in range(deep) if usual >> depth in ATTENDED}
+    known = PUBLISHED.get((channels, blocks, usual), OTHER) if published else OTHER
     size = options.size or usual
     if not size:
         raise UsageError(f"{where}: its shapes don't say how large its images are; add --size")
-    if not known and not options.attention:
+    attention = parse_attention(options.attention) if options.attention else known.attention
+    if attention is None:
         raise UsageError(
             f"{where}: its network is none of the published ones, and shapes don't say its heads; add --attention heads=N "
             "(num_heads) or width=N (num_head_channels), with ',new' for use_new_attention_order"
         )
-    attention = parse_attention(options.attention) if options.attention else known.attention  # type: ignore[union-attr]
-    code = options.levels or (known.code if known else "t-linear")
+    code = options.levels or known.code
     settings = timestep_settings(code, source, options)
-    if not known and not options.levels:
+    if known is OTHER and not options.levels:
         source.notes.append(
             f"{where}: nothing says its noise schedule: taken as linear with 1000 timesteps; say another by --levels"
         )
@@ -137,7 +137,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
             embedding=0 if width == 4 * channels else width,
             code=code,
             variance=outputs == 2 * image_channels,
-            dropout=known.dropout if known else 0.0,
+            dropout=known.dropout,
         )
     names = {
         "down": [f"input_blocks.{index}.0" for index in range(1, deep * (blocks + 1))],
@@ -148,10 +148,9 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     modules = MODULES | block_modules(names, PARTS) | block_modules(beside, ATTENTION)
 
     def turned(name: str, tensor: Tensor) -> Tensor:
-        if ".attention." not in name or name.endswith(("norm.weight", "norm.bias", "out.bias")):
-            return tensor
-        tensor = tensor if name.endswith(".bias") else tensor.unsqueeze(3)
-        if ".qkv." not in name or attention.outside:
+        if name.endswith((".attention.qkv.weight", ".attention.out.weight")):
+            tensor = tensor.unsqueeze(3)
+        if ".attention.qkv." not in name or attention.outside:
             return tensor
         return tensor.unflatten(0, (attention.heads_of(len(tensor) // 3), 3, -1)).transpose(0, 1).flatten(0, 2)
 

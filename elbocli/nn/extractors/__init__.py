@@ -146,7 +146,7 @@ def clip(weights: Path | None) -> Extractor:
             "clip-vitb32 needs --extractor-weights FILE, pytorch_model.bin of openai/clip-vit-base-patch32"
         )
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    shape = VitShape(768, 12, 12, patch=32, trained=7, mean=mean, std=std, clip=True, embedding=512, unit=True)
+    shape = VitShape(768, 12, 12, patch=32, trained=7, mean=mean, std=std, embedding=512)
     return vit_extractor("clip-vitb32", shape, weights, (CLIP_TRANSFORMERS, CLIP_OPENAI))
 
 

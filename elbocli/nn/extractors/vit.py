@@ -32,10 +32,9 @@ HUB_OFFSET = 0.1
 class VitShape:
     """A vision transformer of timm's, and what its files hold.
 
-    trained: places a side that the files have positions for; others are made of them as DINOv2's hub does. clip: norms
-    and activation of CLIP, else of DINOv2, whose blocks are scaled. embedding: values of a projection after the last
-    norm; 0 for none. unit: whether features are made of length 1. mean, std: of levels / 255, that the network was trained
-    with; ImageNet's unless given.
+    trained: places a side that the files have positions for; others are made of them as DINOv2's hub does. mean, std: of
+    levels / 255, that the network was trained with; ImageNet's unless given. embedding: values of CLIP's projection after
+    the last norm, whose features have length 1; 0 for DINOv2, whose blocks are scaled.
     """
 
     width: int
@@ -45,9 +44,7 @@ class VitShape:
     trained: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    clip: bool = False
     embedding: int = 0
-    unit: bool = False
 
 
 class Vit(nn.Module):
@@ -58,7 +55,7 @@ class Vit(nn.Module):
 
     def __init__(self, network: nn.Module, shape: VitShape):
         super().__init__()
-        self.network, self.unit = network, shape.unit
+        self.network, self.unit = network, shape.embedding > 0
         self.register_buffer("mean", torch.tensor(shape.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(shape.std).view(3, 1, 1))
 
@@ -105,7 +102,7 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
             f"{path}: this network needs the extra 'extractors': pip install 'elbocli[extractors]' ({one_line(error)})"
         ) from error
     own: dict[str, Any] = {"init_values": 1e-5, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
-    if shape.clip:
+    if shape.embedding:
         own = {"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-5), "act_layer": QuickGELU}
     with torch.device("meta"):
         network = VisionTransformer(

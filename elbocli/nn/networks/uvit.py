@@ -8,7 +8,7 @@ Skips are joined as in the ADM U-Net, one for each block on the way down.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -159,6 +159,9 @@ VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
 
 SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
 """1/σ of white noise in the four bands of an image, of levels 1 and 2. Numbers, which a device need not wait for."""
+ONES = (1.0, 1.0, 1.0, 1.0)
+HIGH = (1.0, *SCALES[0][1:])
+"""Scales that leave the lowest band as it is, for the second level."""
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,14 +186,15 @@ def _before(x: Tensor) -> Tensor:
     return torch.cat([x[..., :1], x[..., :-1]], -1)
 
 
-def bands(x: Tensor) -> Tensor:
-    """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high; C channels each."""
-    return torch.cat([half for side in split(x.mT) for half in split(side.mT)], 1)
+def bands(x: Tensor, scales: Sequence[float] = ONES) -> Tensor:
+    """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high, times scales; C channels each."""
+    halves = [half for side in split(x.mT) for half in split(side.mT)]
+    return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 
 
-def image(x: Tensor) -> Tensor:
+def image(x: Tensor, scales: Sequence[float] = ONES) -> Tensor:
     """Join what bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
-    ll, lh, hl, hh = x.chunk(4, 1)
+    ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 
 
@@ -200,23 +204,15 @@ def dwt(x: Tensor, levels: int) -> Tensor:
     Scaled so that white noise of variance 1 has variance 1 in every subband (away from the edges).
     The second level splits the lowest band once more; the three others are cut into their 2 x 2 pixels.
     """
-    x = bands(x)
     if levels == 1:
-        return _scaled(x, SCALES[0], torch.mul)
-    channels = x.shape[1] // 4
-    fine = torch.pixel_unshuffle(_scaled(x[:, channels:], SCALES[0][1:], torch.mul), 2)
-    return torch.cat([_scaled(bands(x[:, :channels]), SCALES[1], torch.mul), fine], 1)
+        return bands(x, SCALES[0])
+    low, fine = bands(x, HIGH).tensor_split([x.shape[1]], 1)
+    return torch.cat([bands(low, SCALES[1]), torch.pixel_unshuffle(fine, 2)], 1)
 
 
 def idwt(x: Tensor, levels: int) -> Tensor:
     """Undo dwt(), to within rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
     if levels == 1:
-        return image(_scaled(x, SCALES[0], torch.div))
+        return image(x, SCALES[0])
     coarse, fine = x.tensor_split([x.shape[1] // 4], 1)
-    low = image(_scaled(coarse, SCALES[1], torch.div))
-    return image(torch.cat([low, _scaled(torch.pixel_shuffle(fine, 2), SCALES[0][1:], torch.div)], 1))
-
-
-def _scaled(x: Tensor, scales: list[float], by: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """Multiply or divide the bands in x, as many as scales."""
-    return torch.cat([by(band, scale) for band, scale in zip(x.chunk(len(scales), 1), scales, strict=True)], 1)
+    return image(torch.cat([image(coarse, SCALES[1]), torch.pixel_shuffle(fine, 2)], 1), HIGH)

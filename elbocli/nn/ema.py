@@ -16,7 +16,7 @@ class Shadow:
     """One average. tensors: its values, by the names of the live ones."""
 
     def __init__(self, average: Average, live: dict[str, Tensor]):
-        self.average, self.name, self.spec = average, average.name, average.spec
+        self.average, self.name = average, average.name
         self.tensors = {key: value.detach().clone() for key, value in live.items()}
 
 

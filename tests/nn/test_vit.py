@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as tf1
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.nn.extractors import EXTRACTORS, Extractor, make_extractor, vit
+from elbocli.nn.extractors import Extractor, make_extractor, vit
 from elbocli.nn.extractors.vit import (
     CLIP_OPENAI,
     CLIP_TRANSFORMERS,
@@ -325,13 +325,6 @@ def test_the_declared_networks_are_as_large_as_the_published_ones(
     assert sum(map(math.prod, seen.values())) == parameters
     with pytest.raises(UsageError, match=f"{name} needs --extractor-weights FILE"):
         make_extractor(name, None, "cpu")
-
-
-def test_torch_fidelitys_names_are_not_taken_for_these() -> None:
-    for name in ("dinov2-vit-l-14", "clip-vit-b-32"):
-        with pytest.raises(UsageError, match="did you mean"):
-            EXTRACTORS.find(name)
-    assert not EXTRACTORS["dinov2-vitl14"].known_as and not EXTRACTORS["clip-vitb32"].known_as
 
 
 def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elbocli.core.registry import Declaration
 from elbocli.core.sampling import to_levels
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import quiet, reading
@@ -49,10 +49,8 @@ class Autoencoder:
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
         """The space of its latents under a convention. Raises UsageError, FormatError when they don't fit."""
         declared = CONVENTIONS.find(convention)
-        try:
+        with reading(self.folder / CONFIG, kind=UsageError):
             shift, scale = declared.make(self.config, self.channels)
-        except FormatError as error:
-            raise FormatError(f"{self.folder / CONFIG}: {error}") from None
         facts = (declared.traits.input, str(self.folder), self.sha256, pixel_size, mirrored)
         return LatentSpace(convention, shift, scale, *facts)
 

@@ -12,7 +12,7 @@ It is built from a config, a frozen dataclass that says all about it: NetworkCon
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -190,20 +190,22 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 
+def _is_stored(each: Field[Any]) -> bool:
+    return bool(each.metadata.get("stored", True))
+
+
 def _stored(config: type[NetworkConfig]) -> list[str]:
     """Names of the fields that files hold, in the order of the constructor."""
-    every = sorted(fields(config), key=lambda each: bool(each.kw_only))
-    return [each.name for each in every if each.metadata.get("stored", True)]
+    return [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only)) if _is_stored(each)]
 
 
 def filled(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
     family = str(section.get("family", "unet"))
     declared = NETWORKS.named(family)
-    if declared is None:
-        return dict(section)
-    usual = {each.name: plain(each.default) for each in fields(declared.traits) if each.default is not MISSING}
-    return {"family": family, **{key: usual[key] for key in _stored(declared.traits) if key in usual}, **section}
+    known = [] if declared is None else fields(declared.traits)
+    usual = {each.name: plain(each.default) for each in known if each.default is not MISSING and _is_stored(each)}
+    return {"family": family, **usual, **section}
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:

@@ -233,19 +233,24 @@ class Conditioning(nn.Module):
         self.classes = _embedding(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        weight, bias = self.first.weight, self.first.bias
-        # bf16 can't hold the digits of λ that tell neighbouring levels apart, and neither can TF32, in which CUDA may
-        # multiply float32, but never float64. Weights that are sharded come in the lower precision.
-        kept = torch.promote_types(weight.dtype, torch.float32)
-        wide = torch.float64 if logsnr.is_cuda else kept
-        code = self.code(logsnr).to(wide)
-        with as_it_comes(code):
-            code = F.linear(code, weight.to(wide), bias.to(wide)).to(kept)
+        code = precise_linear(self.code(logsnr), self.first.weight, self.first.bias)
         code = self.second(F.silu(code))
         if self.classes is not None and labels is not None:
             named = (labels >= 0).to(code.dtype)[:, None]
             code = code + named * self.classes(labels.clamp(min=0)).to(code.dtype)
         return F.silu(code)
+
+
+def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer of what is made of λ, at least in float32.
+
+    bf16 can't hold the digits of λ that tell neighbouring levels apart, and neither can TF32, in which CUDA may multiply
+    float32, but never float64. Weights that are sharded come in the lower precision.
+    """
+    kept = torch.promote_types(weight.dtype, torch.float32)
+    wide = torch.float64 if x.is_cuda else kept
+    with as_it_comes(x):
+        return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(kept)
 
 
 def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import explained, network
-from elbocli.nn.networks.blocks import AttendedConfig, LevelsNetwork, as_it_comes, doubled, heads_of, level_number
+from elbocli.nn.networks.blocks import AttendedConfig, LevelsNetwork, doubled, heads_of, level_number, precise_linear
 
 EPS = 1e-4
 """Added to a root mean square before anything is divided by it."""
@@ -121,18 +121,14 @@ class LevelAndClass(nn.Module):
         self.classes = UnitLayer(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        # As in other networks, λ and what is made of it are not rounded to the precision of the rest, nor to TF32.
-        kept = torch.promote_types(self.level.weight.dtype, torch.float32)
-        wide = torch.float64 if logsnr.is_cuda else kept
         angle = level_number(logsnr.double(), self.code)[:, None] * self.frequencies.double() + self.phases.double()
-        waves = math.sqrt(2) * angle.cos().to(kept)
-        with as_it_comes(waves):
-            out = F.linear(waves.to(wide), self.level.effective().to(wide)).to(kept)
+        weight = self.level.effective()
+        out = precise_linear(math.sqrt(2) * angle.cos().to(weight.dtype), weight)
         if self.classes is not None:
             # A class is one-hot times √classes: a column of weights of root mean square 1.
             table = self.classes.effective(math.sqrt(self.classes.weight.shape[1])).t()
             labels = torch.full_like(logsnr, -1, dtype=torch.long) if labels is None else labels
-            known = (labels >= 0).to(kept)[:, None]
+            known = (labels >= 0).to(out.dtype)[:, None]
             out = blend(out, known * table[labels.clamp(min=0)], CLASS)
         return silu(out)
 

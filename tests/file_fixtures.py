@@ -31,10 +31,10 @@ from elbocli.nn.networks import config_of
 @source_format("mine", about="", source="", licence="", recognises=lambda source: True)
 def mine(source, options):
     config = config_of({network}, source.path)
-    tensors, averaged = state_dict(source, options)
-    weights, notes = fitted(tensors, config, source.path)
+    tensors, averaged, _ = state_dict(source, options)
+    weights = fitted(tensors, config, source)
     known = {{"prediction": "v", "schedule": "cosine", "weighting": "sigmoid", "logsnr_min": -10.0, "logsnr_max": 10.0}}
-    return Imported(config, weights, known, {{"image_size": 8, "num_classes": 10}}, averaged, "Free.", notes)
+    return Imported(config, weights, known, averaged, "Free.", source.notes)
 """
 """A format of `elbo import`: any state dict, as weights of that network."""
 

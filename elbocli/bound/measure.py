@@ -24,7 +24,7 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.cast_once import cast_weights
+from elbocli.nn.denoiser import cast_weights
 from elbocli.run.content import check_content
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import TrainedRun, open_run

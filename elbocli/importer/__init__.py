@@ -1,1 +1,5 @@
-"""`elbo import`: a run made of somebody else's checkpoint."""
+"""`elbo import`: a run made of somebody else's checkpoint.
+
+make_run.py has the steps from a file to a run; formats/ has a module for each format, and formats/__init__.py what they
+share: choosing weights in a file, and matching their names with those of a network. Start with make_run.py.
+"""

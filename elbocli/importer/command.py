@@ -11,7 +11,6 @@ from elbocli.cli.commands import Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, command_line, common, plugin_option
 from elbocli.cli.types import PATH, Count, Named, Number, Output
 
-LIST = "list"
 GROUPS = {
     "What lies at SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
     "What its file doesn't say": (
@@ -40,35 +39,32 @@ GROUPS = {
     default="ema",
     help="The average, the last weights, or those that SOURCE holds under a key.",
 )
-@option("--prefix", metavar="TEXT", default="", help="Take only the names that begin so, without it.")
+@option("--prefix", metavar="TEXT", help="Take only the names that begin so, without it.")
 @option(
     "--rename",
     metavar="OLD=NEW",
     multiple=True,
     help="Call names that begin with OLD by NEW instead; may be repeated.",
 )
-@option("--network", metavar="FILE.py:CLASS", default="", help="Your own network, which FILE.py defines. It is run.")
+@option("--network", metavar="FILE.py:CLASS", help="Your own network, which FILE.py defines. It is run.")
 @option("--autoencoder", type=PATH, metavar="DIR", help="For latents: the AutoencoderKL of diffusers that made them.")
 @option(
     "--prediction",
     type=Named("elbocli.core.prediction.PREDICTIONS"),
-    default="",
     help="Network's output; see 'elbo weights list predictions'.",
 )
 @option(
     "--levels",
     type=Named("elbocli.core.schedule.LEVEL_CODES"),
-    default="",
     help="The number that the network gets for logsnr: logsnr:factor=F, sigma, flow, t:linear, …",
 )
-@option("--weighting", type=WEIGHTING, default="", help="w(logsnr) that it was trained with.")
-@option("--schedule", type=SCHEDULE, default="", help="Schedule that it was trained with.")
+@option("--weighting", type=WEIGHTING, help="w(logsnr) that it was trained with.")
+@option("--schedule", type=SCHEDULE, help="Schedule that it was trained with.")
 @option("--logsnr-min", type=Number(-50, 50), help="Noisiest level that it was trained on.")
 @option("--logsnr-max", type=Number(-50, 50), help="Cleanest level that it was trained on.")
 @option(
     "--attention",
     metavar="heads=N|width=N[,new]",
-    default="",
     help="Heads of guided-diffusion's networks, or a head's channels; new: in its new order.",
 )
 @option("--size", type=Count(1, 4096), help="Side in pixels, or of latents.")
@@ -84,21 +80,20 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     commands that reproduce their published numbers. Nothing in SOURCE is run. What a file doesn't say, options must. RUN can
     be sampled, measured, scored and reported; 'elbo train --init RUN' trains its weights further, in a new run.
     """
-    from elbocli.cli.progress_bar import say
     from elbocli.importer.formats import FORMATS, ImportOptions
     from elbocli.importer.make_run import import_run
+    from elbocli.runtime.progress import log
 
-    if run is None and str(source) == LIST:
-        for declared in FORMATS.values():
-            traits = declared.traits
-            click.echo(
-                f"{declared.name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}"
-            )
+    if run is None and str(source) == "list":
+        for name, declared in FORMATS.items():
+            about, licence, *_ = declared.traits
+            click.echo(f"{name}\n    {about}\n    Licence: {licence}\n    Source: {declared.source}")
         return
     if run is None:
         raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
-    name, found = import_run(source, run, ImportOptions(**options), format, command_line())
-    for note in found.notes:
-        say(note, "warning")
-    say(f"{run}: imported from {source}, as {name}; licence: {found.licence}")
+    said = ImportOptions(**{key: value for key, value in options.items() if value is not None})
+    name, imported = import_run(source, run, said, format, command_line())
+    for note in imported.notes:
+        log.warning("%s", note)
+    log.info("%s: imported from %s, as %s; licence: %s", run, source, name, imported.licence)
     click.echo(run)

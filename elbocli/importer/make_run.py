@@ -19,7 +19,7 @@ from elbocli.files.plugins import plugins_run
 from elbocli.files.reading import reading
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
-from elbocli.nn.networks.own_module import ModuleConfig
+from elbocli.nn.networks.own_network import ModuleConfig
 from elbocli.run.imported import AVERAGE
 from elbocli.run.objective import Objective
 from elbocli.run.settings import run_settings
@@ -43,46 +43,51 @@ def import_run(
         )
     source = Source(path)
     format = format or ("module" if options.network else "")
-    wrong = f"{path}: can't be imported"
-    with reading(wrong):
-        declared = (
-            FORMATS.find(format) if format else next((d for d in FORMATS.values() if d.traits.recognises(source)), None)
-        )
+    declared = FORMATS.find(format) if format else None
+    with reading(f"{path}: can't be imported"):
+        recognised = (each for each in FORMATS.values() if each.traits.recognises(source))
+        declared = declared or next(recognised, None)
     if declared is None:
-        held = "a folder" if path.is_dir() else f"it holds {inventory(source.tree)}"
-        raise FormatError(f"{path}: no known format ({held}); 'elbo import list' says what is known, --format chooses")
+        held = inventory(source.tree)
+        raise FormatError(f"{path}: no known format (it holds {held}); see 'elbo import list', and choose by --format")
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: says nothing of the format {declared.name}; leave it out")
-    with reading(f"{wrong} as {declared.name}"):
+    with reading(f"{path}: can't be imported as {declared.name}"), reading(path, kind=UsageError, on=()):
         imported: Imported = declared.make(source, options)
-    imported.notes[:0] = source.notes
-    settings = {**imported.settings, **options.settings()}
+    network = imported.network
+    drops = network.num_classes and getattr(network, "null_class", False)
+    settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
-    if source.strangers:
-        held = f"{source.path} also holds {', '.join(source.strangers[:5])}" + (
-            " …" if len(source.strangers) > 5 else ""
-        )
-        imported.notes.append(f"{held}, of which nothing was made or run")
+    strangers = source.found.strangers if "found" in vars(source) else []
+    if strangers:
+        held = ", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else "")
+        imported.notes.append(f"{path} also holds {held}, of which nothing was made or run")
     objective = Objective(run_settings(settings, run / CONFIG))
     with reading(path, kind=UsageError):
-        specs = {"weighting": objective.weighting.spec, "schedule": objective.schedule and objective.schedule.base}
-    settings |= {
-        key: spec for key, spec in {**specs, "prediction": objective.prediction.spec}.items() if key in settings
-    }
+        specs = {
+            "weighting": objective.weighting.spec,
+            "schedule": objective.schedule and objective.schedule.base,
+            "prediction": objective.prediction.spec,
+        }
+    settings |= {key: spec for key, spec in specs.items() if key in settings}
     with new_folder(run) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)
-        network = call_once(imported.network.beside(aside), imported.weights, path)
         config = RunConfig(
             run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
             elbo_version=__version__,
             commands=[command],
             source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
             settings=settings,
-            network=section_of(network),
-            data=RunData.of(imported.data, path),
+            network=section_of(call_once(network.beside(aside), imported.weights, path)),
+            data=RunData(
+                image_size=network.image_size,
+                channels=network.image_channels,
+                num_classes=network.num_classes,
+                more=imported.data,
+            ),
             files={},
             plugins=plugins_run() or None,
         )
@@ -97,13 +102,11 @@ def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) ->
 
     Raises FormatError where it fails, or gives something else than images.
     """
-    z = torch.zeros(BATCH, config.image_channels, config.image_size, config.image_size)
-    labels = torch.zeros(BATCH, dtype=torch.long) if config.num_classes else None
-    wrong = f"{where}: its network fails for z {list(z.shape)}, logsnr [{BATCH}], labels {None if labels is None else [BATCH]}"
-    with reading(wrong), torch.inference_mode():
+    z, logsnr, labels = config.example(BATCH)
+    with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():
         with torch.device("meta"):
             empty = build(config)
-        out = loaded(empty, weights).eval().outputs(z, torch.zeros(BATCH), labels)
+        out = loaded(empty, weights).eval().outputs(z, logsnr, labels)
     own = isinstance(config, ModuleConfig)
     with reading(where):
         check_output(out, z, own or getattr(config, "variance", False))

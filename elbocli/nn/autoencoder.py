@@ -12,18 +12,16 @@ from torch import Tensor
 
 from elbocli.core.registry import Declaration
 from elbocli.core.sampling import to_levels
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import quiet, reading
 from elbocli.files.records import read_json
 from elbocli.files.tensor_files import TensorFile
-from elbocli.nn.diffusers_extra import CONFIG, WEIGHTS, diffusers_class
-from elbocli.nn.networks import counted
+from elbocli.nn.networks.diffusers_unet import CONFIG, WEIGHTS, diffusers_class
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
-LARGEST_CONFIG = 1 << 20
 DECODED = 24
 """Bytes that decoding takes for each pixel and each channel at full size: float32, six maps at a time, as Stable Diffusion's does."""
 
@@ -37,9 +35,8 @@ class Autoencoder:
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
-        _check_config(folder)
-        weights = _weights(folder)
-        with reading(weights, kind=DataError):
+        weights = weights_file(folder)
+        with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         self.model = _load(folder).to(device).eval().requires_grad_(False)
         self.config: dict[str, Any] = dict(self.model.config)
@@ -52,10 +49,8 @@ class Autoencoder:
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
         """The space of its latents under a convention. Raises UsageError, FormatError when they don't fit."""
         declared = CONVENTIONS.find(convention)
-        try:
+        with reading(self.folder / CONFIG, kind=UsageError):
             shift, scale = declared.make(self.config, self.channels)
-        except FormatError as error:
-            raise FormatError(f"{self.folder / CONFIG}: {error}") from None
         facts = (declared.traits.input, str(self.folder), self.sha256, pixel_size, mirrored)
         return LatentSpace(convention, shift, scale, *facts)
 
@@ -89,14 +84,11 @@ def memory_of(folder: Path, pixel_size: int, images: int) -> tuple[int, int]:
 
     Raises FormatError, DataError for an unusable folder.
     """
-    _check_config(folder)
-    weights = _weights(folder)
-    layout, config = TensorFile(weights).layout, read_json(folder / CONFIG)
-    values = sum(math.prod(shape) for _, shape in layout.values())
-    with reading(f"{folder / CONFIG}: block_out_channels are not usable"):
+    layout, config = TensorFile(weights_file(folder)).layout, read_json(folder / CONFIG)
+    with reading(folder / CONFIG):
         widths = config["block_out_channels"]
         width = int(widths[min(1, len(widths) - 1)])  # the last block at full size takes what the one before gives
-    return 4 * values, DECODED * width * images * pixel_size**2
+    return 4 * sum(math.prod(shape) for _, shape in layout.values()), DECODED * width * images * pixel_size**2
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -105,44 +97,23 @@ def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
     return shift, scale
 
 
-def _check_config(folder: Path) -> None:
-    path = folder / CONFIG
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name one that holds a diffusers {CLASS} ({CONFIG}, {WEIGHTS})")
-    if not path.is_file():
-        inside = f"; its autoencoder may be {folder / 'vae'}" if (folder / "vae" / CONFIG).is_file() else ""
-        raise FormatError(f"{folder}: no {CONFIG} inside, expected a diffusers {CLASS}{inside}")
-    found = read_json(path).get("_class_name")
+def weights_file(folder: Path) -> Path:
+    """The file of the weights. Raises FormatError for a folder without an AutoencoderKL."""
+    found = read_json(folder / CONFIG).get("_class_name")
     if found != CLASS:
-        raise FormatError(f"{path}: _class_name is {found!r}, expected {CLASS!r}; other autoencoders are not read")
-
-
-def _weights(folder: Path) -> Path:
-    path = folder / WEIGHTS
-    if path.is_file() and not (folder / f"{WEIGHTS}.index.json").exists():
-        return path
-    with reading(folder, kind=DataError):
-        others = sorted(entry.name for entry in folder.iterdir() if entry.name != CONFIG)
-    raise FormatError(
-        f"{folder}: no weights in one file {WEIGHTS}, found {', '.join(others)[:200] or 'nothing'}; only safetensors are read, "
-        "save it with diffusers' save_pretrained(…, safe_serialization=True)"
-    )
+        raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {CLASS!r}")
+    return folder / WEIGHTS
 
 
 def _load(folder: Path) -> Any:
-    model_class = diffusers_class(CLASS, folder, "an autoencoder")
-    with quiet():
-        try:
-            how: Any = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
-            with counted((folder / WEIGHTS).stat().st_size), torch.device("meta"):
-                model_class.from_config(model_class.load_config(str(folder), local_files_only=True))
-            model, about = model_class.from_pretrained(str(folder), output_loading_info=True, **how)
-        except Exception as error:
-            raise FormatError(f"{folder}: diffusers can't open it: {' '.join(str(error).split())[:200]}") from error
+    model_class = diffusers_class(CLASS, folder)
+    with quiet(), reading(f"{folder}: diffusers can't open it"):
+        model, about = model_class.from_pretrained(
+            str(folder), output_loading_info=True, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
     # diffusers itself goes on with random numbers where weights are missing.
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if about[what]:
-            raise FormatError(
-                f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {what.replace('_', ' ')} {str(about[what][:3])[:160]}"
-            )
+            why = f"{what.replace('_', ' ')} {str(about[what][:3])[:160]}"
+            raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {why}")
     return model

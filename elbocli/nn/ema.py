@@ -16,15 +16,8 @@ class Shadow:
     """One average. tensors: its values, by the names of the live ones."""
 
     def __init__(self, average: Average, live: dict[str, Tensor]):
-        self.average, self.name, self.spec = average, average.name, average.spec
+        self.average, self.name = average, average.name
         self.tensors = {key: value.detach().clone() for key, value in live.items()}
-        self._shadow, self._live = list(self.tensors.values()), list(live.values())
-
-    @torch.no_grad()
-    def update(self, step: int, images: int, batch: int) -> None:
-        """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
-        shadow, live = ([to_local(value) for value in values] for values in (self._shadow, self._live))
-        torch._foreach_lerp_(shadow, live, 1 - self.average.beta(step, images, batch))
 
 
 class Averages(list[Shadow]):
@@ -35,11 +28,15 @@ class Averages(list[Shadow]):
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
         super().__init__(Shadow(average, tensors) for average in averages)
+        self._live = tensors
 
+    @torch.no_grad()
     def update(self, step: int, images: int, batch: int) -> None:
         """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
+        live = [to_local(value) for value in self._live.values()]
         for shadow in self:
-            shadow.update(step, images, batch)
+            tensors = [to_local(value) for value in shadow.tensors.values()]
+            torch._foreach_lerp_(tensors, live, 1 - shadow.average.beta(step, images, batch))
 
     @property
     def named(self) -> dict[str, dict[str, Tensor]]:
@@ -52,27 +49,23 @@ class Averages(list[Shadow]):
         return {shadow.name: shadow.tensors for shadow in self if shadow.average.stored}
 
 
-def _exchange(one: Tensor, other: Tensor) -> None:
-    kept = one.clone()
-    one.copy_(other)
-    other.copy_(kept)
-
-
 @contextmanager
 def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
     """Exchange the values of live tensors and an average, bit for bit, for the block.
 
     One tensor at a time, in place: no second copy of the network, and DDP, FSDP and compiled graphs keep their
-    storage. Nothing may update or save either in the meantime. Both are restored however the block ends.
-    Raises KeyError, before anything is touched, when the average lacks a tensor.
+    storage. Nothing may update or save either in the meantime. Raises KeyError when the average lacks a tensor.
     """
     pairs = [(value.detach(), average[key].detach()) for key, value in live.items()]
-    done: list[tuple[Tensor, Tensor]] = []
+
+    def exchange() -> None:
+        for one, other in pairs:
+            kept = one.clone()
+            one.copy_(other)
+            other.copy_(kept)
+
+    exchange()
     try:
-        for pair in pairs:
-            _exchange(*pair)
-            done.append(pair)
         yield
     finally:
-        for pair in done:
-            _exchange(*pair)
+        exchange()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -38,102 +38,71 @@ def _axes(one: Shape, other: Shape) -> list[int]:
     return [axis for axis, (a, b) in enumerate(zip(one, other)) if a != b] if len(one) == len(other) else []
 
 
-def _no_way(before: NetworkConfig, now: NetworkConfig, name: str, had: Shape | None, wanted: Shape | None) -> str:
-    """The message on a weight that the source has in another shape, or one of the two doesn't have."""
-    shapes = ["not there" if shape is None else str(list(shape)) for shape in (had, wanted)]
-    return (
-        f"a {declaration_of(before).name} for {before.image_size} pixels can't be taken to {now.image_size}: its weight {name} is "
-        f"{shapes[0]}, and {shapes[1]} is needed; pack the images at the source's size"
-    )
-
-
-@dataclass(frozen=True)
 class Transfer:
-    """The way from the weights of one network to those of another.
+    """The way from the weights of one network to those of another, which differs in size, classes and dropout alone.
 
     rows: for each class of the other one, its number in the first; None for a class that is new. A row that follows those
     of classes is that of no class, and stays behind them. A new class begins as no class does: with that row, else with
     zeros, and with zeros where there was no table. Where zeros are no such thing, it is drawn at the magnitude of others.
     resized: weights on a grid of positions, which are interpolated. fresh: weights that the other one alone has, and draws
-    itself.
+    itself. Raises UsageError where the two differ in more, or a weight has no way.
     """
 
-    before: NetworkConfig
-    now: NetworkConfig
-    rows: Sequence[int | None]
-    tables: dict[str, int]
-    resized: list[str]
-    fresh: list[str]
-
-    @classmethod
-    def between(cls, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Transfer:
-        """Find it. Raises UsageError where the two differ in more than size, classes and dropout, or a weight has no way."""
+    def __init__(self, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]):
         family = declaration_of(before).name
-        same = replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout)
-        if same != now:
+        if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
             raise UsageError(f"a {family} with other settings than the source's can't take its weights over")
-        has, wants = shapes_of(before), shapes_of(now)
-        tables, told_first = class_axes(now), bool(now.num_classes and not before.num_classes)
-        if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
+        self.before, self.now, self.rows, self.tables = before, now, rows, class_axes(now)
+        self.same_rows = list(rows) == list(range(before.num_classes))
+        if before.num_classes and not self.tables and list(rows) != list(range(now.num_classes)):
             raise UsageError(
                 f"a {family} whose weights have no rows for classes: they can't be matched, and none is new"
             )
-        resized, fresh = [], []
-        for name, shape in wants.items():
-            had = has.get(name)
-            if had is None and told_first:
-                fresh += [] if name in tables and now.quiet_classes else [name]
-            elif had is not None and name not in tables and len(shape) == 4 and _axes(had, shape) == [2, 3]:
-                resized.append(name)
-            elif had is None or (had != shape and name not in tables):
-                raise UsageError(_no_way(before, now, name, had, shape))
-        for name in has:
-            if name not in wants and now.num_classes:
-                raise UsageError(_no_way(before, now, name, has[name], None))
-        return cls(before, now, rows, tables, resized, fresh)
+        self.resized, self.fresh = list[str](), list[str]()
+        had, wanted = shapes_of(before), shapes_of(now)
+        for name in {**wanted, **had}:
+            old, new = had.get(name), wanted.get(name)
+            if new is None and not now.num_classes:
+                continue  # the table of a network that is told no classes any more
+            if old is None and now.num_classes and not before.num_classes:
+                self.fresh += [] if name in self.tables and now.quiet_classes else [name]
+            elif old and new and name not in self.tables and len(new) == 4 and _axes(old, new) == [2, 3]:
+                self.resized.append(name)
+            elif old is None or new is None or (old != new and name not in self.tables):
+                raise UsageError(
+                    f"a {family} for {before.image_size} pixels can't be taken to {now.image_size}: its weight {name} has the "
+                    f"shape {old}, and {new} is needed; pack the images at the source's size"
+                )
 
     def weights(self, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """Weights by name, but those that are fresh. read: a weight of the network before, by name.
 
         Raises ValueError for one that isn't of its shape.
         """
-        had, found = shapes_of(self.before), {}
-
-        def checked(name: str) -> Tensor:
-            value = read(name)
-            if tuple(value.shape) != had[name]:
-                raise ValueError(f"{name} is {list(value.shape)}, expected {list(had[name])}")
-            return value
-
+        found = {}
         for name, shape in shapes_of(self.now).items():
+            had = shapes_of(self.before).get(name)
             if name in self.fresh:
                 continue
-            if name not in had:
-                found[name] = torch.zeros(shape)
-            elif name in self.tables:
-                found[name] = self._table(checked(name), shape, self.tables[name])
-            elif name in self.resized:
-                value = checked(name)
-                scaled = F.interpolate(value.float(), shape[2:], mode="bicubic", antialias=False)
-                found[name] = scaled.to(value.dtype)
-            else:
-                found[name] = checked(name)
+            value = torch.zeros(shape) if had is None else read(name)
+            if had is not None and tuple(value.shape) != had:
+                raise ValueError(f"{name} is {list(value.shape)}, expected {list(had)}")
+            if name in self.resized:
+                value = F.interpolate(value.float(), shape[2:], mode="bicubic", antialias=False).to(value.dtype)
+            elif had is not None and name in self.tables and not (shape == had and self.same_rows):
+                value = self._table(value.movedim(self.tables[name], 0)).movedim(0, self.tables[name]).contiguous()
+            found[name] = value
         return found
 
-    def _table(self, value: Tensor, shape: Shape, axis: int) -> Tensor:
+    def _table(self, given: Tensor) -> Tensor:
+        """Rows for the classes of the other network, then those that follow classes. given: rows first."""
         classes = self.before.num_classes
-        if shape == tuple(value.shape) and list(self.rows) == list(range(classes)):
-            return value
-        given = value.movedim(axis, 0)
-        kept = given.new_empty(len(self.rows) + len(given) - classes, *given.shape[1:])
-        kept[len(self.rows) :] = given[classes:]
         size = 0.0 if self.now.quiet_classes else given.square().mean(0).sqrt()  # each output's, which others then keep
         draws = torch.Generator().manual_seed(0)
-        for row, known in enumerate(self.rows):
-            if known is not None:
-                kept[row] = given[known]
-            elif len(given) > classes:
-                kept[row] = given[classes]
+        kept = []
+        for known in self.rows:
+            if known is None and len(given) == classes:
+                kept.append(size * (2 * torch.randint(0, 2, given.shape[1:], generator=draws) - 1))
             else:
-                kept[row] = size * (2 * torch.randint(0, 2, given.shape[1:], generator=draws) - 1)
-        return kept.movedim(0, axis).contiguous()
+                kept.append(given[classes if known is None else known])
+        return torch.stack([*(row.to(given.dtype) for row in kept), *given[classes:]])

@@ -53,7 +53,7 @@ def _row(name: str) -> dict[str, Any]:
     from elbocli.nn.presets import load_preset
 
     preset = load_preset(name)
-    assert preset.about is not None and preset.data is not None
+    assert preset.about and preset.about.pixels and preset.data
     data, train = preset.data, preset.train
     fits = {
         "image_size": data.image_size,

@@ -177,7 +177,7 @@ class Initial:
         """The way to the weights of such a network on such data, and what is not as it was, in words. Raises UsageError."""
         rows, told = self.rows(network, data)
         with reading(self.path, kind=UsageError):
-            way = Transfer.between(self.network, network, rows)
+            way = Transfer(self.network, network, rows)
         if network.image_size != self.network.image_size:
             told.append(f"images of side {network.image_size} instead of {self.network.image_size}")
         return way, told + [f"weights {name} interpolated to that" for name in way.resized]

@@ -20,8 +20,7 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
 from elbocli.nn.autoencoder import Autoencoder, comfortable_batch, memory_of
-from elbocli.nn.cast_once import cast_weights
-from elbocli.nn.denoiser import UNCLIPPED, Denoiser
+from elbocli.nn.denoiser import UNCLIPPED, Denoiser, cast_weights
 from elbocli.nn.networks import Network, NetworkConfig
 from elbocli.run.dataset_place import dataset_of
 from elbocli.run.open import TrainedRun

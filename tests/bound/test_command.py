@@ -16,7 +16,7 @@ from elbocli.core import loss
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.main import run
-from elbocli.nn.cast_once import cast_weights
+from elbocli.nn.denoiser import cast_weights
 from elbocli.nn.networks import Network
 from elbocli.runtime.device import Precision
 

@@ -17,23 +17,22 @@ from elbocli.files.reading import read_yaml
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 PLUGIN = """
-from elbocli.importer.formats import Imported, fitted, is_weights, source_format, state_dict
+from elbocli.importer.formats import Imported, entries, fitted, source_format, state_dict
 from elbocli.nn.networks import config_of
 
 NETWORK = {network}
 
 def recognises(source):
     tree = source.tree
-    return is_weights(tree) or (isinstance(tree, dict) and ("ema" in tree or "epoch" in tree))
+    return entries(tree) or (isinstance(tree, dict) and ("ema" in tree or "epoch" in tree))
 
 @source_format("mine", about="A format of one's own.", source="here", licence="free", recognises=recognises)
 def mine(source, options):
     config = config_of(NETWORK, source.path)
-    tensors, averaged = state_dict(source, options)
-    weights, notes = fitted(tensors, config, source.path)
+    tensors, averaged, _ = state_dict(source, options)
+    weights = fitted(tensors, config, source)
     known = {{"prediction": "v", "schedule": "cosine", "weighting": "sigmoid", "logsnr_min": -10.0, "logsnr_max": 10.0}}
-    data = {{"image_size": 8, "num_classes": 10}}
-    return Imported(config, weights, {{**known, "label_dropout": 0.1}}, data, averaged, "Free.", notes)
+    return Imported(config, weights, {{**known, "label_dropout": 0.1}}, averaged, "Free.", source.notes)
 """
 
 
@@ -166,14 +165,14 @@ def cut(tree: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda tree: {key: tree[key] for key in tree if key != "norm.weight"}, "lacks the network's norm.weight"),
-        (lambda tree: tree | {"extra.weight": torch.zeros(2)}, "has extra.weight, which the network has no place for"),
-        (cut, "last.bias has the shape [7], the network's is"),
+        (lambda tree: {key: tree[key] for key in tree if key != "norm.weight"}, "lacks 'norm.weight'"),
+        (lambda tree: tree | {"extra.weight": torch.zeros(2)}, "has 'extra.weight'"),
+        (cut, "'last.bias' has the shape [7]"),
         (lambda tree: tree | {"last.bias": torch.zeros(1, dtype=torch.int64)}, "holds torch.int64"),
         (lambda tree: {"a": 1}, "no known format (it holds 'a')"),
         (lambda tree: {"ema": 3}, "holds no weights by names; it holds 'ema'"),
         (lambda tree: {f"output_blocks.{'9' * 5000}.0.in_layers.0.weight": torch.zeros(1), **ADM}, "can't be imported"),
-        (lambda tree: {f"enc.{'9' * 5000}x{'9' * 5000}_conv.weight": torch.zeros(1), **EDM}, "can't be imported"),
+        (lambda tree: {f"enc.{'9' * 5000}x{'9' * 5000}_conv.weight": torch.zeros(1), **EDM}, "w.pt: "),
     ],
     ids=["missing", "extra", "shape", "type", "unknown", "none", "adm", "edm"],
 )

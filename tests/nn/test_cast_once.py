@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.nn.cast_once import cast_weights
+from elbocli.nn.denoiser import cast_weights
 from elbocli.nn.networks import Network, NetworkConfig, build
 from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig

@@ -153,7 +153,7 @@ def test_queries_keys_and_values_have_unit_magnitude_in_each_head():
 
 def test_activations_are_clipped_where_a_block_ends():
     torch.manual_seed(0)
-    block = Block(8, 8, 16, 0.0, down=False)
+    block = Block(8, 8, 16, 0.0, down=False, attention=False, resample="")
     out = block(torch.randn(2, 8, 4, 4) * 1000, torch.randn(2, 16))
     assert out.abs().max() == 256
 

@@ -46,7 +46,7 @@ def test_a_network_of_one_batch_size_alone_is_refused_in_plain_words(tmp_path: P
         def forward(self, images: Tensor) -> Tensor:
             return images.float().reshape(2, 192)
 
-    with pytest.raises(UsageError, match=r"for batches of any size: .*; take sizes from images.shape"):
+    with pytest.raises(UsageError, match=r"for batches of any size"):
         elbocli.export_extractor(Fixed(), IMAGES, tmp_path / "x.pt2")
     with pytest.raises(UsageError, match=r"ends in \.pt2"):
         elbocli.export_extractor(Net(), IMAGES, tmp_path / "x.pt")

@@ -137,17 +137,6 @@ def test_what_a_section_leaves_out_is_filled_as_it_would_be_built(config):
     assert filled({"family": "of a plug-in", "width": 3}) == {"family": "of a plug-in", "width": 3}
 
 
-def test_an_unknown_key_is_answered_with_the_nearest_and_a_missing_one_is_named():
-    section = section_of(SMALL["unet"])
-    with pytest.raises(FormatError, match=r"^here: .*level .*levels\?"):
-        config_of({**section, "level": section["levels"]}, "here")
-    with pytest.raises(FormatError, match=r"zzz .*known: image_size, image_channels, num_classes, .*attention"):
-        config_of({**section, "zzz": 3}, "here")
-    del section["levels"]
-    with pytest.raises(FormatError, match=r"here: .*levels"):
-        config_of(section, "here")
-
-
 @EVERY
 def test_units_hold_nearly_all_parameters_and_none_twice(config):
     network = build(config)
@@ -324,33 +313,3 @@ def test_a_plug_ins_network_trains_resumes_samples_and_compiles(perceptron, digi
     draw.draw_samples(tmp_path / "parts", out, draw.SampleSettings(n=3, steps=3, batch=3, compile=True))
     assert np.load(out).shape[0] == 3
     assert plan(resolve(options, Dataset(digits)), 10)["network"]["family"] == "perceptron"
-
-
-def test_a_config_that_files_cannot_hold_is_refused():
-    @dataclass(frozen=True)
-    class Odd(NetworkConfig):
-        sizes: dict[str, int]
-
-    with pytest.raises(UsageError, match="network odd: sizes is a dict"):
-        networks.network("odd", config=Odd, source="this test")
-    assert "odd" not in NETWORKS
-
-
-def test_a_network_of_absurd_size_is_refused_before_it_is_built(monkeypatch):
-    section = {"channels": 8, "levels": [1, 2], "blocks": 1, "attention": [], "image_channels": 3, "num_classes": 0}
-    for change, what in (
-        ({"channels": 1 << 30}, "torch can't make it"),
-        ({"levels": [1, 1 << 30]}, "^network: "),
-        ({"channels": 1 << 18}, r"more than 10000 parameters, or 1e.12 values"),
-        ({"image_size": 10**6}, "at most 8192"),
-    ):
-        with pytest.raises(UsageError, match=what), torch.device("meta"):
-            build(config_of({**section, "image_size": 8, **change}, "x"))
-    for change in ({"levels": [1] * 65}, {"blocks": 10**40}, {"channels": -(10**40)}, {"attention": [1 << 40]}):
-        with pytest.raises(FormatError, match=r"^x: network .* is beyond bounds"):
-            config_of({**section, "image_size": 8, **change}, "x")
-    monkeypatch.setattr("elbocli.nn.networks.MOST_TENSORS", 50)
-    with pytest.raises(UsageError, match="more than 50 parameters"):
-        build(config_of({**section, "image_size": 8, "blocks": 10**6}, "x"))
-    monkeypatch.undo()
-    assert build(config_of({**section, "image_size": 8}, "x"))

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 import torch
 
@@ -11,8 +12,7 @@ from elbocli.core.training import parse_average
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.networks import build, config_of, count_parameters
-from elbocli.nn.preset_file import MadeFor
-from elbocli.nn.presets import FOLDER, NAMES, Preset, choose_preset, load_preset
+from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE
 
 
@@ -193,19 +193,15 @@ def parameters(preset: Preset) -> int:
 def test_a_preset_of_pixels_that_asks_for_more_does_not_win_latents(monkeypatch):
     def loaded(name):
         preset = load_preset(name)
-        return preset._replace(about=preset.about._replace(images=600_000)) if name == "imagenet64" else preset
+        return (
+            preset._replace(about=msgspec.structs.replace(preset.about, images=600_000))
+            if name == "imagenet64"
+            else preset
+        )
 
     monkeypatch.setattr(home, "load_preset", loaded)
     assert choose_preset(64, 10**6, gpu=True) == "imagenet64"
     assert choose_preset(64, 10**6, latents=True, gpu=True) == "latents512"
-
-
-@pytest.mark.parametrize(("size", "images"), [(256, 1000), (128, 499_999), (2000, 10**7), (3, 10)])
-@pytest.mark.parametrize("gpu", [False, True])
-def test_where_none_is_chosen_the_message_names_those_that_would_fit(size, images, gpu):
-    with pytest.raises(UsageError, match=f"no preset is for {images} images of {size} pixels") as caught:
-        choose_preset(size, images, gpu=gpu)
-    assert ("--preset imagenet" in str(caught.value)) == (size in (128, 256))
 
 
 @pytest.mark.parametrize("size", range(4, 65))
@@ -234,11 +230,6 @@ def test_a_preset_of_ones_own_is_read_by_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("network: {channels: 8}\ntrain: {lr: 1e-4}\n")
     assert load_preset(str(path)) == Preset(str(path), {"channels": 8}, {"lr": 1e-4})
-
-
-def test_an_unknown_preset_is_answered_with_the_known():
-    with pytest.raises(UsageError, match="did you mean imagenet64"):
-        load_preset("imagenet")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from elbocli.errors import UsageError
 from elbocli.nn.networks import build, config_of, count_parameters
 from elbocli.nn.networks.blocks import Block
-from elbocli.nn.networks.uvit import PATCHINGS, TransformerBlock, UViT, UViTConfig
+from elbocli.nn.networks.uvit import PATCHINGS, TransformerBlock, UViT, UViTConfig, dwt, idwt
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
-from elbocli.nn.wavelet import dwt, idwt
 
 SMALL = UViTConfig(16, 3, 5, channels=8, levels=(1, 2, 3), blocks=1, depth=2, heads=3, embedding=12, dropout=0.5)
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from elbocli.nn import wavelet
+from elbocli.nn.networks import uvit as wavelet
 
 SIZES = pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 6), (4, 10), (32, 32), (6, 64)])
 

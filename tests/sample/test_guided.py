@@ -21,7 +21,7 @@ from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
-from elbocli.nn.cast_once import cast_weights
+from elbocli.nn.denoiser import cast_weights
 from elbocli.nn.networks import Network
 from elbocli.run import settings
 from elbocli.run.open import open_run

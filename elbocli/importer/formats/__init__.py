@@ -1,14 +1,15 @@
 """Formats of other people's checkpoints: each module here declares one or more; being here is enough.
 
-A format tells its files by their content, and translates one: into a network of elbo's, its weights, and what is known of
-how it was trained. It reads tensors and containers alone (see files/pickles.py), and runs nothing.
+A format tells its files by their content, and translates one: into a network of elbo's, its weights, and the settings that
+it was trained with. It reads tensors and containers alone (see files/pickles.py), and runs nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -20,18 +21,24 @@ import torch
 from torch import Tensor
 
 from elbocli.core.registry import Registry, nearest
+from elbocli.core.schedule import parse_level_code
+from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.pickles import Foreign, Found, read_torch_file
+from elbocli.files.latents import CONVENTIONS, UNKNOWN, LatentSpace
+from elbocli.files.pickles import Foreign, Found, module_tensors, read_torch_file
 from elbocli.nn.autoencoder import Autoencoder
 from elbocli.nn.networks import NetworkConfig, build
+from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every name."""
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Keys that training scripts keep the last weights under; "ema" is part of those of averages."""
-AUTOENCODER, FACTOR = "stabilityai/sd-vae-ft-mse", 8
-"""The autoencoder of published networks of latents, by the name that it has where it is published."""
+NAMED = ("weights", "prefix", "rename")
+"""Options that every format takes whose files hold weights by names: see `state_dict`."""
+AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
+"""The autoencoder of published networks of latents; the scale of its latents, which sd-vae-ft-ema shares."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class ImportOptions:
 
     weights: ema (the average), model (the last weights), or the key of others in the file. prediction, levels, weighting,
     schedule: SPECs. attention: heads=N or width=N, and ',new'. size, channels, classes: of the images or latents.
-    null_class: label of 'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the names that are meant. rename: OLD=NEW, beginnings of names. network: FILE.py:CLASS. autoencoder: folder of the one that
-    made the latents.
+    null_class: label of 'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the names that are
+    meant. rename: OLD=NEW, beginnings of names. network: FILE.py:CLASS. autoencoder: folder of the one that made the latents.
     """
 
     weights: str = "ema"
@@ -68,7 +75,7 @@ class ImportOptions:
 
 
 class Source:
-    """A file or folder to import. path: as given. notes: what was chosen of it."""
+    """A file or folder to import. path: as given. notes: what was chosen, dropped or guessed of it."""
 
     def __init__(self, path: Path):
         self.path, self.notes = path, list[str]()
@@ -80,23 +87,17 @@ class Source:
 
     @property
     def tree(self) -> Any:
-        """Dicts, lists, numbers, text, tensors, Foreign; None for a folder, and for what is no checkpoint of torch."""
-        if self.path.is_dir() or self.path.suffix == ".pt2":
-            return None
-        return self.found.tree
-
-    @property
-    def strangers(self) -> list[str]:
-        """Names of what the file holds beside tensors and containers; none where it wasn't read as a checkpoint."""
-        return self.found.strangers if "found" in vars(self) else []
+        """Dicts, lists, numbers, text, tensors, Foreign; None for a folder, and for a program."""
+        return None if self.path.is_dir() or self.path.suffix == ".pt2" else self.found.tree
 
     @cached_property
     def sha256(self) -> str:
         """Digest of the file; of a folder, that of its settings and weights and what they are called."""
         if not self.path.is_dir():
             return file_sha256(self.path)
-        held = [*self.path.glob("*"), *self.path.glob("*/*")]
-        files = sorted(file for file in held if file.suffix in (".json", ".safetensors") and file.is_file())
+        files = sorted(
+            file for file in self.path.rglob("*") if file.suffix in (".json", ".safetensors") and file.is_file()
+        )
         lines = [f"{file.relative_to(self.path).as_posix()} {file_sha256(file)}\n" for file in files]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -105,19 +106,18 @@ class Source:
 class Imported:
     """A checkpoint in elbo's words.
 
-    weights: by the names of the network, as `fitted` gives them. settings: those of TrainSettings that are known. data: the
-    section of config.yaml, at least image_size and num_classes. averaged: whether the weights are an average. licence: of
-    the weights, a sentence. notes: what was dropped or guessed. files: names in the run's folder → the files that are copied
-    there.
+    weights: by the names of the network, as `fitted` gives them. settings: those of TrainSettings that are known. averaged:
+    whether the weights are an average. licence: of the weights, a sentence. notes: those of the Source. data: more of the
+    section data of config.yaml than the network's size, channels and classes. files: to copy into the run, by name.
     """
 
     network: NetworkConfig
     weights: dict[str, Tensor]
     settings: dict[str, Any]
-    data: dict[str, Any]
     averaged: bool
     licence: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    data: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
 
 
@@ -130,104 +130,92 @@ class FormatTraits(NamedTuple):
     about: str
     licence: str
     recognises: Callable[[Source], bool]
-    takes: tuple[str, ...]
-
-
-NAMED = ("weights", "prefix", "rename")
-"""Options that every format takes whose files hold weights by names: see `state_dict`."""
+    takes: tuple[str, ...] = NAMED
 
 
 FORMATS: Registry[FormatTraits] = Registry("format")
 Translate = Callable[[Source, ImportOptions], Imported]
 
 
-def source_format(
-    name: str,
-    *,
-    about: str,
-    source: str,
-    licence: str,
-    recognises: Callable[[Source], bool],
-    takes: tuple[str, ...] = NAMED,
-) -> Callable[[Translate], Translate]:
-    """Declare a function (Source, ImportOptions) → Imported under the name that --format takes.
+def source_format(name: str, *, source: str, **traits: Any) -> Callable[[Translate], Translate]:
+    """Declare a function (Source, ImportOptions) → Imported under the name that --format takes. traits: of FormatTraits.
 
     It raises FormatError, which names the file, what was found and what to do.
     """
-    return FORMATS.declare(name, source=source, traits=FormatTraits(about, licence, recognises, takes))
+    return FORMATS.declare(name, source=source, traits=FormatTraits(**traits))
 
 
-def is_weights(value: Any) -> bool:
-    """Tell whether a value is a state dict: names and tensors."""
-    return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+# The weights of a file.
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return the weights by name in a file by their keys; a state dict alone has the key ''."""
-    held = {"": tree, **tree} if isinstance(tree, dict) else {}
-    return {str(key): unwrapped(value) for key, value in held.items() if is_weights(value)}
+    """Return the weights by name in a file by their keys: state dicts and pickled networks. The file's own key is ''."""
+    held = {"": tree, **(tree if isinstance(tree, dict) else {})}
+    found = {str(key): _named_tensors(value) for key, value in held.items()}
+    return {key: tensors for key, tensors in found.items() if tensors}
 
 
-def chosen(keys: Iterable[str], source: Source, options: ImportOptions) -> str:
-    """Return the key of the weights that --weights asks for, and note which it is where a file holds several.
-
-    Raises UsageError where it holds none of that name, or several averages and none is named.
-    """
-    held, wanted = list(keys), options.weights
-    averages = [key for key in held if "ema" in key.lower()] if wanted == "ema" else []
-    last = [key for key in STATE_DICTS if key in held] if wanted in ("ema", "model") else []
-    if wanted not in held and (len(averages) > 1 or not (averages or last)):
-        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
-    key = wanted if wanted in held else [*averages, *last][0]
-    others = " or ".join(other for other in held if other != key)
-    if wanted == "ema" and (others or not averages):
-        why = "" if averages else ", as there is no average"
-        source.notes.append(
-            f"{source.path}: takes the weights {key}{why}{others and f'; --weights KEY takes {others}'}"
-        )
-    return key
-
-
-def state_dict(source: Source, options: ImportOptions) -> tuple[dict[str, Tensor], bool]:
-    """(tensors by name, whether they are an average) of a state dict, or of the checkpoint of a training script.
-
-    Wrappers' prefixes are taken off, and names are as --prefix and --rename say. Raises FormatError where there is none.
-    """
-    held = entries(source.tree)
-    if not held:
-        raise FormatError(f"{source.path}: holds no weights by names; it holds {inventory(source.tree)}")
-    key = "" if "" in held else chosen(held, source, options)
-    return called(held[key], options, source.path), "ema" in key.lower()
-
-
-def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors without the prefixes that wrappers put before all names."""
-    names = dict(tensors)
+def _named_tensors(value: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict or a pickled network, without wrappers' prefixes; none of anything else."""
+    names: dict[str, Tensor] = {}
+    if isinstance(value, Foreign):
+        with suppress(FormatError):
+            names = module_tensors(value)
+    elif isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values()):
+        names = value
     for wrapper in (*WRAPPERS, *WRAPPERS):
-        if names and all(name.startswith(wrapper) for name in names):
+        if all(name.startswith(wrapper) for name in names):
             names = {name.removeprefix(wrapper): tensor for name, tensor in names.items()}
     return names
 
 
-def called(tensors: Mapping[str, Tensor], options: ImportOptions, where: object) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with --prefix, without it, and called as --rename says.
+def state_dict(
+    source: Source, options: ImportOptions, content: Any = None, meant: Callable[[Any], bool] = bool
+) -> tuple[dict[str, Tensor], bool, Any]:
+    """(tensors by name, whether they are an average, the entry of the file that they are from), as the options choose.
 
-    Raises UsageError for a --rename that isn't OLD=NEW, FormatError where no name begins so.
+    content: the file's, where it isn't its tree. meant: tells names of such a network from others in the file. Names are as
+    --prefix and --rename say. Raises FormatError where there are no such weights, UsageError for options that choose none.
     """
-    rules = [rule.partition("=") for rule in options.rename]
-    if any(not old or not equals for old, equals, _ in rules):
-        raise UsageError(f"--rename {options.rename[0]}: expected OLD=NEW")
-    found = {
-        name.removeprefix(options.prefix): each for name, each in tensors.items() if name.startswith(options.prefix)
-    }
-    if not found:
-        raise FormatError(f"{where}: no name begins with {options.prefix!r}; the first is {next(iter(tensors), '')!r}")
-    for old, _, new in rules:
+    content = source.tree if content is None else content
+    held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
+    if not held:
+        raise FormatError(f"{source.path}: holds no weights by names; it holds {inventory(source.tree)}")
+    key = "" if "" in held else _choose(held, source, options)
+    entry = content[key] if key else content
+    averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
+    return _rename(held[key], options, source.path), averaged, entry
+
+
+def _choose(held: Mapping[str, Any], source: Source, options: ImportOptions) -> str:
+    """Return the key of the weights that --weights asks for, and note which it is where a file holds several."""
+    wanted = options.weights
+    averages = [key for key in held if "ema" in key.lower()]
+    last = [key for key in STATE_DICTS if key in held][:1]
+    choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
+    if len(choices) != 1:
+        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
+    key, others = choices[0], [other for other in held if other != choices[0]]
+    if wanted == "ema" and (others or not averages):
+        why = "" if averages else ", as there is no average"
+        more = f"; --weights KEY takes {' or '.join(others)}" if others else ""
+        source.notes.append(f"{source.path}: takes the weights {key}{why}{more}")
+    return key
+
+
+def _rename(tensors: Mapping[str, Tensor], options: ImportOptions, where: Path) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with --prefix, without it, and called as --rename says."""
+    prefix = options.prefix
+    found = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+    for rule in options.rename:
+        old, _, new = rule.partition("=")
+        if not old or "=" not in rule:
+            raise UsageError(f"--rename {rule}: expected OLD=NEW")
         if not any(name.startswith(old) for name in found):
-            raise FormatError(
-                f"{where}: no name begins with {old!r}, which --rename says; the first is {next(iter(found))!r}"
-            )
+            raise FormatError(f"{where}: no name begins with {old!r}; the first is {next(iter(found), '')!r}")
         found = {new + name.removeprefix(old) if name.startswith(old) else name: each for name, each in found.items()}
+    if not found:
+        raise FormatError(f"{where}: no name begins with {prefix!r}; the first is {next(iter(tensors))!r}")
     return found
 
 
@@ -238,62 +226,133 @@ def inventory(tree: Any) -> str:
     return tree.name.replace(" ", ".") if isinstance(tree, Foreign) else type(tree).__name__
 
 
-def renamed(tensors: Mapping[str, Tensor], rules: Iterable[tuple[str, str | None]], where: object) -> dict[str, Tensor]:
-    r"""Return tensors by elbo's names. rules: (regular expression of a whole name, its new name with \1 …; None drops it).
+# Weights and networks.
 
-    The first rule that fits decides. Raises FormatError for a name that none fits, and for two that become one.
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int) -> tuple[int, ...]:
+    """The shape of a tensor that tells how a network is built. Raises FormatError without it, or for another number of sides."""
+    if name not in tensors:
+        raise FormatError(f"lacks {name!r}; {nearest(name, tensors, 5)}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != sides or not all(shape):
+        raise FormatError(f"{name!r} has the shape {list(shape)}, expected {sides} sides")
+    return shape
+
+
+def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
+    """Names of the modules in elbo's blocks → theirs. blocks: their names of blocks by elbo's list; parts: of modules in one."""
+    return {
+        f"{way}.{index}.{part}": f"{name}.{their}"
+        for way, names in blocks.items()
+        for index, name in enumerate(names)
+        for part, their in parts.items()
+    }
+
+
+def fitted(
+    tensors: Mapping[str, Tensor],
+    config: NetworkConfig,
+    source: Source,
+    modules: Mapping[str, str] | None = None,
+    turned: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+    without: str = "",
+) -> dict[str, Tensor]:
+    """Return the weights by the network's names, in its order and types.
+
+    modules: elbo's names of modules (or of single weights) → theirs; None where all names are elbo's. turned: makes elbo's
+    tensor of theirs, by its name in elbo. without: regular expression of their names that mean nothing here. Raises
+    FormatError with the first name that is missing, is not the network's, or has another shape.
     """
-    compiled = [(re.compile(pattern), new) for pattern, new in rules]
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        fit = next(((match, new) for pattern, new in compiled if (match := pattern.fullmatch(name))), None)
-        if fit is None:
-            raise FormatError(f"{where}: has {name[:80]!r}, which this format doesn't know; name another --format")
-        match, new = fit
-        if new is None:
-            continue
-        key = match.expand(new)
-        if key in found:
-            raise FormatError(f"{where}: has {name[:80]!r} beside another of the same meaning")
-        found[key] = tensor
-    return found
-
-
-def fitted(weights: Mapping[str, Tensor], config: NetworkConfig, where: object) -> tuple[dict[str, Tensor], list[str]]:
-    """(the weights in the network's order, in float32; notes), compared with the network by names and shapes.
-
-    Raises FormatError with the first that is missing, is not the network's, or has another shape.
-    """
+    where = source.path
     with torch.device("meta"):
         wanted = build(config).state_dict()
-    for name in wanted:
-        if name not in weights:
-            raise FormatError(f"{where}: lacks the network's {name}; {nearest(name, weights, 5)}")
-    for name, tensor in weights.items():
-        if name not in wanted:
-            raise FormatError(f"{where}: has {name}, which the network has no place for; is it of another network?")
-        if tensor.shape != wanted[name].shape:
+    weights, used = {}, set[str]()
+    for name, empty in wanted.items():
+        module, _, kind = name.rpartition(".")
+        theirs = name if modules is None else modules.get(name) or f"{modules[module]}.{kind}"
+        if theirs not in tensors:
+            raise FormatError(f"{where}: lacks {theirs!r}; {nearest(theirs, tensors, 5)}")
+        value = tensors[theirs]
+        with suppress(RuntimeError, IndexError):  # one of another shape is refused below
+            value = turned(name, value)
+        if value.shape != empty.shape:
+            shape = list(tensors[theirs].shape)
+            raise FormatError(f"{where}: {theirs!r} has the shape {shape}, the network's {name} is {list(empty.shape)}")
+        if empty.is_floating_point() and not value.is_floating_point():
+            raise FormatError(f"{where}: {theirs!r} holds {value.dtype}, expected floating-point numbers")
+        if value.dtype != empty.dtype:
+            note = f"{where}: weights in {str(value.dtype).removeprefix('torch.')} become float32"
+            source.notes += [] if note in source.notes else [note]
+        weights[name] = value.to(empty.dtype)
+        used.add(theirs)
+    for name in tensors:
+        if name not in used and not re.fullmatch(without, name):
             raise FormatError(
-                f"{where}: {name} has the shape {list(tensor.shape)}, the network's is {list(wanted[name].shape)}"
+                f"{where}: has {name!r}, which such a network has no place for; another can be imported as a program (.pt2)"
             )
-        if not tensor.is_floating_point() and wanted[name].is_floating_point():
-            raise FormatError(f"{where}: {name} holds {tensor.dtype}, expected floating-point numbers")
-    kinds = {tensor.dtype for name, tensor in weights.items()} - {wanted[name].dtype for name in wanted}
-    notes = [
-        f"{where}: weights in {str(kind).removeprefix('torch.')} become float32" for kind in sorted(kinds, key=str)
-    ]
-    return {name: weights[name].to(wanted[name].dtype) for name in wanted}, notes
+    return weights
 
 
-def latents_of(folder: Path, convention: str, size: int, channels: int, where: Path) -> dict[str, Any]:
-    """Facts on latents of the autoencoder in a folder, for the section data of a run. Raises FormatError where it doesn't fit.
+# Facts that shapes don't tell.
 
-    size, channels: of the latents that the network at `where` sees.
+
+class AttentionOrder(NamedTuple):
+    """heads: 0 is one for `width` channels. outside: whether q, k and v come first and heads within them ("new" in
+    guided-diffusion); else each head has its own.
     """
-    model = Autoencoder(folder, torch.device("cpu"))
-    if model.channels != channels:
-        raise FormatError(f"{folder}: its latents have {model.channels} channels, those of {where} have {channels}")
-    return model.space(convention, model.factor * size, False).attributes()
+
+    heads: int = 0
+    width: int = HEAD_WIDTH
+    outside: bool = False
+
+    def heads_of(self, channels: int) -> int:
+        """Heads of a level of so many channels."""
+        return self.heads or heads_of(channels, self.width)
+
+
+def parse_attention(text: str) -> AttentionOrder:
+    """`heads=4`, `width=64`, `width=64,new`. Raises UsageError."""
+    said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
+    if not said:
+        raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it where it is so")
+    return AttentionOrder(**{said[1]: int(said[2])}, outside=bool(said[3]))
+
+
+def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
+    """logsnr_min and logsnr_max of the timesteps that a level code counts; none, and a note, where it counts none."""
+    said = parse_level_code(code)
+    if said.name in SCHEDULES:
+        low, high = SCHEDULES[said.name].bind(said.params)().support
+        return {"logsnr_min": low, "logsnr_max": high}
+    if None in (options.logsnr_min, options.logsnr_max):
+        source.notes.append(
+            "nothing says which levels it was trained on: taken to be -15 to 15, unless --logsnr-min and --logsnr-max say it"
+        )
+    return {}
+
+
+def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
+    """Settings of a network that was trained by the mean squared error of its output over the timesteps that a code counts."""
+    spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
+    trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
+    return {"prediction": prediction, **trained}
+
+
+def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
+    """Facts on latents for the section data of a run: of --autoencoder, else of Stable Diffusion's. Raises FormatError."""
+    size, channels, folder = config.image_size, config.image_channels, options.autoencoder
+    if folder is not None:
+        model = Autoencoder(folder, torch.device("cpu"))
+        if model.channels != channels:
+            raise FormatError(f"{folder}: its latents have {model.channels} channels, {source.path}'s have {channels}")
+        return model.space(convention, model.factor * size, False).attributes()
+    source.notes.append(
+        f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; 'elbo sample' needs its folder: --autoencoder DIR, here or there"
+    )
+    declared = CONVENTIONS[convention]
+    shift, scale = declared.make({"scaling_factor": SCALE}, channels)
+    facts = (declared.traits.input, AUTOENCODER, UNKNOWN, FACTOR * size, False)
+    return LatentSpace(convention, shift, scale, *facts).attributes()
 
 
 for module in iter_modules(__path__):

@@ -1,4 +1,4 @@
-"""EDM's checkpoints of its ADM network (DhariwalUNet): pickles, training states, state dicts.
+"""EDM's checkpoints of its ADM network (DhariwalUNet): pickles, training states, state dicts. EDM2's share some of it.
 
 Source: Karras et al. 2022. Its pickles bring their own source code along, which is not run; see files/pickles.py.
 """
@@ -6,36 +6,45 @@ Source: Karras et al. 2022. Its pickles bring their own source code along, which
 from __future__ import annotations
 
 import re
-from itertools import product
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from elbocli.core.prediction import PREDICTIONS
+from elbocli.core.prediction import PREDICTIONS, logsnr_of
+from elbocli.core.registry import plain
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import FormatError
-from elbocli.files.pickles import Foreign, attributes, class_name, module_tensors
+from elbocli.files.pickles import attributes, class_name
 from elbocli.files.reading import reading
-from elbocli.importer.edm_family import BLOCK, LICENCE, counted, number, objective
 from elbocli.importer.formats import (
     Imported,
     ImportOptions,
     Source,
-    called,
-    chosen,
+    block_modules,
     entries,
     fitted,
+    shape_of,
     source_format,
     state_dict,
-    unwrapped,
 )
-from elbocli.importer.unet_weights import by_modules, shape_of, taken
-from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
+from elbocli.nn.networks.blocks import heads_of
 from elbocli.nn.networks.unet import UNetConfig
 
-PRECONDITIONINGS = {"EDMPrecond": "EDM's own", "VPPrecond": "VP", "VEPrecond": "VE", "iDDPMPrecond": "iDDPM's"}
-NETWORKS = ("DhariwalUNet", "SongUNet")
+LICENCE = "CC BY-NC-SA 4.0, for the weights that NVIDIA published"
+LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5
+"""The levels that EDM and EDM2 sample at."""
+DRAWN = (-1.2, 1.2)
+"""Mean and standard deviation of ln σ that networks are trained with, where a file doesn't say."""
+BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
+"""The beginning of a name in a block: its way, its side, its place there."""
+MODULES = {
+    "conditioning.first": "map_layer0",
+    "conditioning.second": "map_layer1",
+    "conditioning.classes": "map_label",
+    "norm": "out_norm",
+    "last": "out_conv",
+}
 PARTS = {
     "norm1": "norm0",
     "conv1": "conv0",
@@ -47,95 +56,88 @@ PARTS = {
     "attention.qkv": "qkv",
     "attention.out": "proj",
 }
-"""Parts of a block → EDM's."""
-LABELS = "map_label.weight"
-DRAWN = (-1.2, 1.2)
-"""Mean and standard deviation of ln σ that networks are trained with, where a file doesn't say."""
-IGNORED = re.compile(r"map_augment\.weight|.*\.resample_filter")
-"""Names of what elbo doesn't need: the means that halve an image, and what says how an image was augmented."""
+"""Modules outside of blocks, and parts of a block → EDM's."""
+LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
+READ = {"", "EDMPrecond", "DhariwalUNet"}
+"""Classes of EDM's code that elbo's network does the same as; a state dict has none."""
 
 
-class Held(NamedTuple):
-    """tensors: by names within the preconditioning. module: the pickled one, None where it was a state dict."""
-
-    tensors: dict[str, Tensor]
-    averaged: bool
-    module: Foreign | None
-
-
-def _pickled(tree: Any) -> dict[str, Foreign]:
-    """Return the pickled networks in a file by their keys; one that is all of it has the key ''."""
-    held = {"": tree, **tree} if isinstance(tree, dict) else {"": tree}
-    return {key: each for key, each in held.items() if class_name(each) in (*PRECONDITIONINGS, *NETWORKS)}
+def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and the attributes of a pickled network and of all modules in it."""
+    told = attributes(module)
+    yield name, told
+    for key, inner in (told.get("_modules") or {}).items():
+        yield from submodules(inner, f"{name}.{key}".strip("."))
 
 
-def _recognises(source: Source) -> bool:
-    return bool(_pickled(source.tree)) or any(
-        any(name.endswith("map_layer0.weight") for name in names) and any(map(_in_block, names))
-        for names in entries(source.tree).values()
-    )
+def number(found: Mapping[str, Any], name: str, usual: float) -> float:
+    """A number among these attributes; `usual` where there is none."""
+    value = found.get(name, usual)
+    return float(value) if type(value) in (int, float) else usual
 
 
-def _in_block(name: str) -> bool:
-    return re.search(r"(?:^|\.)" + BLOCK.pattern, name) is not None
+def dropout_of(module: Any) -> float:
+    """Dropout that a pickled network was trained with, which its blocks say; 0 in a state dict."""
+    return max(number(told, "dropout", 0.0) for _, told in submodules(module))
 
 
-def _held(source: Source, options: ImportOptions) -> Held:
-    """Return the weights that are asked for. Raises FormatError, UsageError where there are none."""
-    found = _pickled(source.tree)
-    if not found:
-        return Held(*state_dict(source, options), None)
-    key = next(iter(found)) if len(found) == 1 else chosen(found, source, options)
-    module = found[key]
+def objective(source: Source, module: Any, loss: Mapping[str, Any], usual: tuple[float, float]) -> dict[str, Any]:
+    """Settings of the objective, as the network and its loss function say; usual: else mean and spread of ln σ."""
+    mean, std = (plain(number(loss, name, value)) for name, value in zip(("P_mean", "P_std"), usual))
+    sigma_data = plain(number(attributes(module), "sigma_data", SIGMA_DATA))
+    settings = {
+        "prediction": f"edm:sigma_data={sigma_data}",
+        "weighting": f"edm:mean={mean},std={std},sigma_data={sigma_data}",
+        "schedule": f"edm:mean={mean},std={std}",
+    }
     with reading(source.path):
-        tensors = unwrapped(module_tensors(module))
-        if not tensors:
-            raise FormatError("its network holds no weights")
-    return Held(called(tensors, options, source.path), key != "net", module)
+        PREDICTIONS.parse(settings["prediction"])
+        WEIGHTINGS.parse(settings["weighting"])
+    return {**settings, "logsnr_min": logsnr_of(MOST_SIGMA), "logsnr_max": logsnr_of(LEAST_SIGMA)}
 
 
-def _refuse_others(held: Held, where: Path) -> None:
-    """Raise FormatError for networks and preconditionings of EDM's code that elbo doesn't have."""
-    names = [class_name(held.module), class_name(attributes(held.module).get("_modules", {}).get("model"))]
-    if "SongUNet" in names or any("_aux_" in name for name in held.tensors):
-        raise FormatError(
-            f"{where}: holds a DDPM++ or NCSN++ network (SongUNet), which elbo doesn't have; of EDM's networks it has ADM's "
-            "(DhariwalUNet)"
-        )
-    other = next((name for name in names if name in PRECONDITIONINGS and name != "EDMPrecond"), None)
-    if other is None and "u" in held.tensors:
-        other = "iDDPMPrecond"
-    if other:
-        raise FormatError(
-            f"{where}: its network is told of noise, and predicts it, by {PRECONDITIONINGS[other]} preconditioning "
-            f"({other}), which elbo doesn't read; it reads EDM's own (EDMPrecond)"
-        )
+class Layout(NamedTuple):
+    """Sizes from the largest, with their widths; residual blocks in each; channels of images; elbo's names of modules → theirs."""
+
+    sides: list[int]
+    widths: list[int]
+    blocks: int
+    image_channels: int
+    modules: dict[str, str]
 
 
-def _dropout(held: Held) -> float:
-    """Dropout that the network was trained with, which its blocks say; 0 in a state dict."""
-    module: Any = held.module
-    for name in ("model", "enc") if class_name(module) in PRECONDITIONINGS else ("enc",):
-        inner = attributes(module).get("_modules")
-        module = inner.get(name) if isinstance(inner, dict) else None
-    blocks = attributes(module).get("_modules")
-    return max((number(block, "dropout", 0.0) for block in blocks.values()), default=0.0) if blocks else 0.0
+def layout(tensors: Mapping[str, Tensor], conv: str, parts: Mapping[str, str]) -> Layout:
+    """Read the layout of a network of EDM or EDM2 off its names. conv: the first convolution of a block; parts: of a block."""
+    places = [match.groups() for match in map(BLOCK.match, tensors) if match]
+    sides = sorted({int(side) for _, side, _ in places}, reverse=True)
+    if not sides:
+        raise FormatError("has no blocks of EDM's networks, such as enc.64x64_block0")
+    blocks = len({place for way, _, place in places if way == "enc" and place.startswith("block")})
+    names = [f"block{index}" for index in range(blocks + 1)]
+    below, first = f"dec.{sides[-1]}x{sides[-1]}", f"enc.{sides[0]}x{sides[0]}_conv"
+    ours = {
+        "down": [f"enc.{side}x{side}_{name}" for side in sides for name in ("down", *names[:-1])][1:],
+        "middle": [f"{below}_in0", f"{below}_in1"],
+        "up": [f"dec.{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *names)][1:],
+    }
+    widths = [shape_of(tensors, f"enc.{side}x{side}_block0.{conv}.weight", 4)[0] for side in sides]
+    channels = shape_of(tensors, f"{first}.weight", 4)[1]
+    return Layout(sides, widths, blocks, channels, {"first": first, **block_modules(ours, parts)})
 
 
-def _objective(source: Source, held: Held) -> dict[str, Any]:
-    """Settings of the objective; mean and spread of ln σ are the loss function's, where the file holds it."""
-    loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
-    own = loss if class_name(loss) == "EDMLoss" else None
-    settings = objective(held.module, own, DRAWN)
-    with reading(source.path):
-        for registry, key in ((PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting")):
-            registry.parse(str(settings[key]))
-    return settings
+def split_heads(qkv: Tensor) -> Tensor:
+    """Put q, k and v first. EDM's and EDM2's have heads first, then channels of a head, with q, k and v side by side."""
+    return qkv.unflatten(0, (heads_of(len(qkv) // 3), -1, 3)).movedim(2, 0).flatten(0, 2)
 
 
-def _attends(tensors: dict[str, Tensor], block: str) -> bool:
-    """Tell whether a block has anything of attention."""
-    return any(name.startswith(f"{block}.{part}.") for name in tensors for part in ("norm2", "qkv", "proj"))
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    if name == "conditioning.classes.weight":
+        return tensor.T
+    return split_heads(tensor) if ".attention.qkv." in name else tensor
+
+
+def _is_network(names: Iterable[str]) -> bool:
+    return any(name.endswith("map_layer0.weight") for name in names) and any(map(BLOCK.search, names))
 
 
 @source_format(
@@ -143,68 +145,48 @@ def _attends(tensors: dict[str, Tensor], block: str) -> bool:
     about="EDM's ADM network (DhariwalUNet): network pickles, training-state-*.pt, state dicts; with classes or without.",
     source="Karras et al. 2022",
     licence=LICENCE,
-    recognises=_recognises,
+    recognises=lambda source: any(map(_is_network, entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
+    """Read the network off names and shapes, and the objective off the objects of a pickle."""
     where = source.path
-    held = _held(source, options)
-    _refuse_others(held, where)
-    tensors = {name.removeprefix("model."): each for name, each in held.tensors.items()}
-    width, channels = shape_of(tensors, "map_layer0.weight", 2, where)
-    sides = sorted({int(match[2]) for match in map(BLOCK.match, tensors) if match}, reverse=True)
-    size = max(sides, default=0)
-    blocks = len({match[3] for match in map(BLOCK.match, tensors) if match and match[1] == "enc"} - {"conv", "down"})
-    first = shape_of(tensors, f"enc.{size}x{size}_conv.weight", 4, where)
-    levels = [shape_of(tensors, f"enc.{side}x{side}_block0.conv0.weight", 4, where)[0] / channels for side in sides]
-    bottom = f"dec.{sides[-1]}x{sides[-1]}"
+    held, averaged, module = state_dict(source, options, meant=_is_network)
+    strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
+    if strange:
+        raise FormatError(
+            f"{where}: has {' and '.join(sorted(strange))}, which elbo doesn't have; of EDM's networks it reads DhariwalUNet "
+            "in EDMPrecond"
+        )
+    tensors = {name.removeprefix("model."): each for name, each in held.items()}
+    width, channels = shape_of(tensors, "map_layer0.weight", 2)
+    sides, widths, blocks, image_channels, modules = layout(tensors, "conv0", PARTS)
+
+    def attends(block: str) -> bool:
+        return any(name.startswith((f"{block}.norm2.", f"{block}.qkv.", f"{block}.proj.")) for name in tensors)
+
     with reading(where):
         config = UNetConfig(
-            image_size=size,
-            image_channels=first[1],
-            num_classes=shape_of(tensors, LABELS, 2, where)[1] if LABELS in tensors else 0,
+            image_size=sides[0],
+            image_channels=image_channels,
+            num_classes=shape_of(tensors, LABELS, 2)[1] if LABELS in tensors else 0,
             channels=channels,
-            levels=tuple(levels),
+            levels=tuple(width / channels for width in widths),
             blocks=blocks,
-            attention=tuple(side for side in sides if _attends(tensors, f"enc.{side}x{side}_block0")),
-            middle_attention=_attends(tensors, f"{bottom}_in0"),
+            attention=tuple(side for side in sides if attends(f"enc.{side}x{side}_block0")),
+            middle_attention=attends(f"dec.{sides[-1]}x{sides[-1]}_in0"),
             embedding=0 if width == 4 * channels else width,
             code="logsnr:factor=-0.125",
-            dropout=_dropout(held),
+            dropout=dropout_of(module),
         )
-    modules = {
-        "conditioning.first": "map_layer0",
-        "conditioning.second": "map_layer1",
-        "conditioning.classes": "map_label",
-        "first": f"enc.{size}x{size}_conv",
-        "norm": "out_norm",
-        "last": "out_conv",
-    }
-    residual: dict[str, list[str]] = {"down": [], "middle": [f"{bottom}_in0", f"{bottom}_in1"], "up": []}
-    for side in sides:
-        resized = ["down"] if side < size else []
-        residual["down"] += [f"enc.{side}x{side}_{name}" for name in [*resized, *counted(blocks)]]
-    for side in reversed(sides):
-        resized = ["up"] if side > sides[-1] else []
-        residual["up"] += [f"dec.{side}x{side}_{name}" for name in [*resized, *counted(blocks + 1)]]
-    for way, names in residual.items():
-        for (index, name), (part, theirs) in product(enumerate(names), PARTS.items()):
-            modules[f"{way}.{index}.{part}"] = f"{name}.{theirs}"
-
-    def turned(name: str, tensor: Tensor) -> Tensor:
-        if name == "conditioning.classes.weight":
-            return tensor.T
-        if ".attention.qkv." not in name:
-            return tensor
-        heads = heads_of(len(tensor) // 3, HEAD_WIDTH)
-        return tensor.unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
-
-    without = [name for name in tensors if IGNORED.fullmatch(name)]
-    weights, notes = fitted(taken(tensors, config, by_modules(modules), where, turned, without), config, where)
-    if "map_augment.weight" in tensors:
-        notes.append(
+    weights = fitted(tensors, config, source, MODULES | modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
+    if AUGMENT in tensors:
+        source.notes.append(
             "it was trained with augmented images, and elbo samples images as they were: map_augment is left out"
         )
-    if held.module is None:
-        notes.append(f"{where}: nothing in it says so: its network is taken as preconditioned by EDM (EDMPrecond)")
-    data = {"image_size": size, "channels": first[1], "num_classes": config.num_classes}
-    return Imported(config, weights, _objective(source, held), data, held.averaged, LICENCE, notes)
+    if isinstance(module, dict):
+        source.notes.append(
+            f"{where}: nothing in it says so: its network is taken as preconditioned by EDM (EDMPrecond)"
+        )
+    loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
+    trained = objective(source, module, attributes(loss) if class_name(loss) == "EDMLoss" else {}, DRAWN)
+    return Imported(config, weights, trained, averaged, LICENCE, source.notes)

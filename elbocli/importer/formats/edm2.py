@@ -8,141 +8,115 @@ training alone.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.latents import CONVENTIONS, UNKNOWN, LatentSpace
-from elbocli.files.pickles import Foreign, class_name, module_state, module_tensors
-from elbocli.importer.edm2_weights import by_our_names, check_constants, config_of_names
-from elbocli.importer.edm_family import LICENCE, known, objective
+from elbocli.files.pickles import Foreign, attributes, class_name
+from elbocli.files.reading import reading
 from elbocli.importer.formats import (
-    AUTOENCODER,
-    FACTOR,
     NAMED,
     Imported,
     ImportOptions,
     Source,
-    called,
+    entries,
     fitted,
     inventory,
-    is_weights,
     latents_of,
+    shape_of,
     source_format,
     state_dict,
-    unwrapped,
 )
+from elbocli.importer.formats.edm import LICENCE, dropout_of, layout, objective, split_heads, submodules
+from elbocli.nn.networks import edm2 as ours
+from elbocli.nn.networks.blocks import heads_of
 from elbocli.nn.networks.edm2 import EDM2Config
 
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
 """Mean and standard deviation of ln σ that networks of each kind are trained with, where a file doesn't say."""
-CONVENTION = "edm2"
-LATENT_CHANNELS, PIXEL_CHANNELS = 4, (1, 3)
+ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}
+"""Channels → the encoder that gives as many, where a file doesn't say."""
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")
-"""Names by which the network is told, with or without its preconditioning's prefix."""
-PREFIX = "unet."
-UNCERTAINTY = re.compile(r"logvar_(fourier|linear)\..*")
+"""Ends of names by which the network is told."""
+UNCERTAINTY = r"logvar_(fourier|linear)\..*"
+MODULES = {
+    "conditioning.frequencies": "emb_fourier.freqs",
+    "conditioning.phases": "emb_fourier.phases",
+    "conditioning.level": "emb_noise",
+    "conditioning.classes": "emb_label",
+    "last": "out_conv",
+    "gain": "out_gain",
+}
+PARTS = {
+    "gain": "emb_gain",
+    "conv1": "conv_res0",
+    "scale": "emb_linear",
+    "conv2": "conv_res1",
+    "skip": "conv_skip",
+    "attention.qkv": "attn_qkv",
+    "attention.out": "attn_proj",
+}
+"""Modules and weights outside of blocks, and in a block → EDM2's."""
+CONSTANTS: dict[str, Any] = {
+    "label_balance": ours.CLASS,
+    "concat_balance": ours.JOINED,
+    "res_balance": ours.RESIDUAL,
+    "attn_balance": ours.ATTENTION,
+    "clip_act": ours.CLIP,
+    "resample_filter": [1, 1],
+}
+"""Attributes of EDM2's objects that elbo's network has as constants."""
 
 
-class Held(NamedTuple):
-    """tensors: by names within the network. module: the pickled one, None where there are state dicts. notes: on the choice."""
-
-    tensors: dict[str, Tensor]
-    averaged: bool
-    module: Any
-    notes: list[str]
-
-
-def _content(source: Source) -> Mapping[Any, Any]:
-    """The file's dict; a snapshot's is of EDM2's own class, EasyDict."""
-    tree = source.tree
-    if isinstance(tree, Foreign) and tree.items:
-        return tree.items
-    return tree if isinstance(tree, dict) else {}
+def _content(source: Source) -> tuple[Any, list[Any]]:
+    """(the file's content, relative standard deviations of its averages); the first average stands under "ema" itself."""
+    tree: Any = source.tree
+    tree = tree.items or tree if isinstance(tree, Foreign) else tree
+    ema = tree.get("ema") if isinstance(tree, dict) else None
+    averages = ema.items if isinstance(ema, Foreign) else ema
+    if not isinstance(averages, dict) or not isinstance(averages.get("emas"), list) or not averages["emas"]:
+        return tree, []
+    return {**tree, "ema": averages["emas"][0]}, list(averages.get("stds") or [])
 
 
-def _averages(content: Mapping[Any, Any]) -> tuple[list[Any], list[Any]]:
-    """(relative standard deviations, state dicts) of the averages in a training state."""
-    ema = content.get("ema")
-    held = ema.items if isinstance(ema, Foreign) else ema
-    if not isinstance(held, dict) or not isinstance(held.get("emas"), list):
-        return [], []
-    stds = held.get("stds")
-    return stds if isinstance(stds, list) else [], [each for each in held["emas"] if is_weights(each)]
+def _is_network(names: Iterable[str]) -> bool:
+    return all(any(name.endswith(mark) for name in names) for mark in MARKS)
 
 
-def _dicts(source: Source) -> Iterator[Mapping[str, Tensor]]:
-    """All weights by name in a file."""
-    content = _content(source)
-    for each in (source.tree, *content.values(), *_averages(content)[1]):
-        if is_weights(each):
-            yield each
-        elif isinstance(each, Foreign):
-            try:
-                yield module_tensors(each)
-            except FormatError:
-                continue
+def _check_constants(module: Any) -> None:
+    """Raise FormatError for a pickled network with other constants than elbo's."""
+    for name, told in submodules(module):
+        channels, heads = told.get("out_channels"), told.get("num_heads")
+        wanted = dict(CONSTANTS)
+        if type(channels) is int and type(heads) is int and heads:
+            wanted["num_heads"] = heads_of(channels)
+        for key, value in wanted.items():
+            found = told.get(key, value)
+            if (list(found) if isinstance(found, tuple) else found) != value:
+                raise FormatError(f"{name} has {key} {found}, elbo's network has {value}; it can't be imported")
 
 
-def _recognises(source: Source) -> bool:
-    return any(all(any(name.endswith(mark) for name in names) for mark in MARKS) for names in _dicts(source))
+def _encoder(content: Any, channels: int) -> str:
+    """The encoder that made the images that the network sees, LATENTS or PIXELS. Raises FormatError for another."""
+    encoder = content.get("encoder") if isinstance(content, dict) else None
+    told = attributes(encoder)
+    name = ENCODERS.get(channels) if encoder is None else class_name(encoder) or inventory(encoder)
+    if name not in DRAWN or told.get("_init_kwargs") or told.get("_init_args"):
+        raise FormatError(
+            f"its encoder is {name}, perhaps with numbers of its own, expected {' or '.join(DRAWN)} as published"
+        )
+    return name
 
 
-def _held(source: Source, options: ImportOptions) -> Held:
-    """The weights that are asked for, else the others."""
-    content, where = _content(source), source.path
-    module = next((each for each in (content.get("ema"), source.tree) if _is_network(each)), None)
-    if module is not None:
-        return Held(called(unwrapped(module_tensors(module)), options, where), True, module, [])
-    stds, averages = _averages(content)
-    if averages and options.weights == "ema":
-        notes = []
-        if len(averages) > 1:
-            notes.append(f"of its {len(averages)} averages, of std {', '.join(map(str, stds))}, the first is taken")
-        return Held(called(unwrapped(averages[0]), options, where), True, None, notes)
-    return Held(*state_dict(source, options), None, [])
-
-
-def _is_network(value: Any) -> bool:
-    try:
-        return isinstance(value, Foreign) and bool(module_state(value))
-    except FormatError:
-        return False
-
-
-def _kind(content: Mapping[Any, Any], config: EDM2Config, where: Path) -> str:
-    """The encoder that made what the network sees, LATENTS or PIXELS. Raises FormatError for another."""
-    encoder = content.get("encoder")
-    name = class_name(encoder) or inventory(encoder)
-    if name in DRAWN:
-        told = known(encoder)
-        if told.get("_init_kwargs") or told.get("_init_args"):
-            raise FormatError(f"{where}: its encoder has numbers of its own, which elbo doesn't read")
-        return name
-    if encoder is not None:
-        raise FormatError(f"{where}: its encoder is {name}, expected {' or '.join(DRAWN)}")
-    if config.image_channels in PIXEL_CHANNELS:
-        return PIXELS
-    if config.image_channels == LATENT_CHANNELS:
-        return LATENTS
-    raise FormatError(f"{where}: doesn't say what its images of {config.image_channels} channels are")
-
-
-def _latents(config: EDM2Config, options: ImportOptions, where: Path, notes: list[str]) -> dict[str, Any]:
-    """Facts on latents for the section data of a run. Raises FormatError where the autoencoder doesn't fit."""
-    size, channels = config.image_size, config.image_channels
-    if options.autoencoder is not None:
-        return latents_of(options.autoencoder, CONVENTION, size, channels, where)
-    declared = CONVENTIONS[CONVENTION]
-    shift, scale = declared.make({}, channels)
-    notes.append(f"taken as latents of {AUTOENCODER}; 'elbo sample' needs its folder: --autoencoder DIR, here or there")
-    facts = (declared.traits.input, AUTOENCODER, UNKNOWN, FACTOR * size, False)
-    return LatentSpace(CONVENTION, shift, scale, *facts).attributes()
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    if name.rpartition(".")[2] == "gain" and not tensor.dim():
+        return tensor[None]
+    return split_heads(tensor) if name.endswith(".attention.qkv.weight") else tensor
 
 
 @source_format(
@@ -151,30 +125,44 @@ def _latents(config: EDM2Config, options: ImportOptions, where: Path, notes: lis
     "training-state-*.pt, state dicts.",
     source="Karras et al. 2024",
     licence=LICENCE,
-    recognises=_recognises,
+    recognises=lambda source: any(map(_is_network, entries(_content(source)[0]).values())),
     takes=(*NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
-    where, content = source.path, _content(source)
-    held = _held(source, options)
-    notes = list(held.notes)
-    dropped = [name for name in held.tensors if UNCERTAINTY.fullmatch(name)]
-    if dropped:
-        notes.append(
-            f"{len(dropped)} tensors that learned the weighting of its loss are left out: elbo weighs by its own"
+    """Read the network off names and shapes, and the objective off the objects of a pickle."""
+    where = source.path
+    content, stds = _content(source)
+    held, averaged, module = state_dict(source, options, content, _is_network)
+    if len(stds) > 1 and averaged:
+        source.notes.append(f"of its {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
+    _check_constants(module)
+    tensors = {name.removeprefix("unet."): each for name, each in held.items()}
+    sides, widths, blocks, image_channels, modules = layout(tensors, "conv_res0", PARTS)
+    channels = math.gcd(*widths)
+    with reading(where):
+        config = EDM2Config(
+            image_size=sides[0],
+            image_channels=image_channels - 1,
+            num_classes=shape_of(tensors, "emb_label.weight", 2)[1] if "emb_label.weight" in tensors else 0,
+            channels=channels,
+            levels=tuple(width // channels for width in widths),
+            blocks=blocks,
+            attention=tuple(side for side in sides if f"enc.{side}x{side}_block0.attn_qkv.weight" in tensors),
+            dropout=dropout_of(module),
         )
-    tensors = {name.removeprefix(PREFIX): each for name, each in held.tensors.items() if name not in dropped}
-    dropout = 0.0 if held.module is None else check_constants(held.module, where)
-    config, sides = config_of_names(tensors, dropout, where)
-    weights, more = fitted(by_our_names(tensors, config, sides, where), config, where)
-    kind = _kind(content, config, where)
+    weights = fitted(tensors, config, source, MODULES | modules, _turned, UNCERTAINTY)
+    left_out = sum(re.fullmatch(UNCERTAINTY, name) is not None for name in tensors)
+    if left_out:
+        source.notes.append(
+            f"{left_out} tensors that learned the weighting of its loss are left out: elbo weighs by its own"
+        )
+    kind = _encoder(content, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {where} is a network of pixels; leave it out")
-    loss, usual = content.get("loss_fn"), DRAWN[kind]
-    if "P_mean" not in known(loss):
-        notes.append(f"doesn't say the noise it was trained with: taken as ln sigma ~ N({usual[0]:g}, {usual[1]:g}^2)")
-    data = {"image_size": config.image_size, "channels": config.image_channels, "num_classes": config.num_classes}
-    if kind == LATENTS:
-        data |= _latents(config, options, where, notes)
-    settings = objective(held.module, loss, usual)
-    return Imported(config, weights, settings, data, held.averaged, LICENCE, [*notes, *more])
+    loss = content.get("loss_fn") if isinstance(content, dict) else None
+    loss, (mean, std) = loss if isinstance(loss, dict) else attributes(loss), DRAWN[kind]
+    if "P_mean" not in loss:
+        source.notes.append(f"doesn't say the noise it was trained with: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
+    data = latents_of(config, source, options, "edm2") if kind == LATENTS else {}
+    trained = objective(source, module, loss, (mean, std))
+    return Imported(config, weights, trained, averaged, LICENCE, source.notes, data)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
-from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.reading import reading
 
 if TYPE_CHECKING:
     import torch
@@ -45,12 +47,8 @@ class Extractor(NamedTuple):
         """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        try:
+        with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
             out = self.module(images)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise DataError(
-                f"extractor {self.name}: can't take images {tuple(images.shape[1:])}: {' '.join(str(error).split())[:200]}"
-            ) from error
         features, logits = (out if len(out) == 2 else (out[0], None)) if isinstance(out, (tuple, list)) else (out, None)
         if features.dim() != 2 or len(features) != len(images) or (logits is not None and logits.dim() != 2):
             raise FormatError(
@@ -63,21 +61,15 @@ class Extractor(NamedTuple):
         ADM has them. Needs such a part. Raises DataError, also for more than MOST_SPATIAL.
         """
         kept: list[torch.Tensor] = []
-
-        def keep(module: torch.nn.Module, given: object, out: torch.Tensor) -> None:
-            kept.append(out[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float())
-
         assert self.spatial is not None
-        hook = self.spatial.register_forward_hook(keep)
-        try:
+        with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
             features, logits = self(images)
-        finally:
-            hook.remove()
-        if kept[0].shape[1] > MOST_SPATIAL:
+        spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
+        if spatial.shape[1] > MOST_SPATIAL:
             raise DataError(
-                f"extractor {self.name}: {kept[0].shape[1]} spatial features of images so large; at most {MOST_SPATIAL}"
+                f"extractor {self.name}: {spatial.shape[1]} spatial features of images so large; at most {MOST_SPATIAL}"
             )
-        return features, logits, kept[0]
+        return features, logits, spatial
 
 
 def is_published(name: Any, weights_sha256: Any, precision: str | None = None) -> bool:
@@ -103,11 +95,9 @@ def inception(weights: Path | None) -> Extractor:
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    from elbocli.nn.extractors.fold import folded
-
     path = weights or _published()
     module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
-    module = folded(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = _fold_batch_norm(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spatial = module.get_submodule("Mixed_6d.branch1x1")
     return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial)
 
@@ -134,8 +124,7 @@ def vgg16(weights: Path | None) -> Extractor:
 )
 def dinov2(weights: Path | None) -> Extractor:
     """Weights from a file of DINOv2's hub, of timm's or of transformers'. EDM2's preprocessing, which torch-fidelity's isn't."""
-    from elbocli.nn.extractors.vit import VitShape, vit_extractor
-    from elbocli.nn.extractors.vit_weights import DINOV2_HUB, DINOV2_TRANSFORMERS
+    from elbocli.nn.extractors.vit import DINOV2_HUB, DINOV2_TRANSFORMERS, VitShape, vit_extractor
 
     if weights is None:
         raise UsageError("dinov2-vitl14 needs --extractor-weights FILE, dinov2_vitl14_pretrain.pth of DINOv2's hub")
@@ -150,34 +139,40 @@ def dinov2(weights: Path | None) -> Extractor:
 )
 def clip(weights: Path | None) -> Extractor:
     """Weights from a file of OpenAI's names (open_clip) or of transformers'. CMMD's preprocessing: no crop."""
-    from elbocli.nn.extractors.vit import VitShape, vit_extractor
-    from elbocli.nn.extractors.vit_weights import CLIP_OPENAI, CLIP_TRANSFORMERS
+    from elbocli.nn.extractors.vit import CLIP_OPENAI, CLIP_TRANSFORMERS, VitShape, vit_extractor
 
     if weights is None:
         raise UsageError(
             "clip-vitb32 needs --extractor-weights FILE, pytorch_model.bin of openai/clip-vit-base-patch32"
         )
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    shape = VitShape(768, 12, 12, patch=32, trained=7, mean=mean, std=std, clip=True, embedding=512, unit=True)
+    shape = VitShape(768, 12, 12, patch=32, trained=7, mean=mean, std=std, embedding=512)
     return vit_extractor("clip-vitb32", shape, weights, (CLIP_TRANSFORMERS, CLIP_OPENAI))
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
-    import hashlib
-
-    from elbocli.files.reading import open_file, reading
     from elbocli.files.tensor_files import load_tensors
 
-    with reading(path), open_file(path) as file:
-        content = file.read()
+    with reading(path):
+        content = path.read_bytes()
     load_tensors(io.BytesIO(content), str(path))
-    try:
+    with reading(f"{path}: not weights of this {name} network"):
         module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))
-    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise FormatError(f"{path}: not weights of this {name} network: {why}") from error
     return module, hashlib.sha256(content).hexdigest()
+
+
+def _fold_batch_norm(module: torch.nn.Module) -> torch.nn.Module:
+    """Fold each `bn` into the `conv` before it, in place: the same numbers up to rounding, in fewer passes over memory."""
+    from torch.nn import BatchNorm2d, Identity
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    block: Any
+    for block in module.modules():
+        if isinstance(getattr(block, "bn", None), BatchNorm2d):
+            block.conv = fuse_conv_bn_eval(block.conv.double(), block.bn.double()).float()
+            block.bn = Identity()
+    return module.requires_grad_(False)
 
 
 def _published() -> Path:
@@ -185,15 +180,14 @@ def _published() -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
-    if not path.exists():
-        try:
+    remedy = (
+        f"; give them with --extractor-weights FILE ({path.name}, from torch-fidelity's releases), or use --extractor "
+        "elbo-tiny for a smoke run"
+    )
+    with reading("the Inception weights could not be fetched", remedy, DataError):
+        if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED_INCEPTION, progress=False)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"the Inception weights could not be fetched ({error}); give them with --extractor-weights FILE "
-                f"({path.name}, from torch-fidelity's releases), or use --extractor elbo-tiny for a smoke run"
-            ) from error
     return path
 
 
@@ -223,10 +217,6 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         path = Path(name)
         made = Extractor(path.name, load_program(path), file_sha256(path))
     else:
-        try:
-            declared = EXTRACTORS.find(name)
-        except ElboError as error:
-            raise UsageError(f"{error} (or a path ending in .pt2)") from None
-        made = declared(weights)
+        made = EXTRACTORS.find(name)(weights)
     made.module.to(device)
     return made._replace(precision=precision)

@@ -6,6 +6,7 @@ Both see the whole image, resized to 224 × 224 by torch's antialiased bicubic i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.errors import UsageError
+from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
+from elbocli.files.reading import one_line, reading
+from elbocli.files.recognise import begins_like_tensors
+from elbocli.files.tensor_files import load, load_tensors
 from elbocli.nn.extractors import Extractor
-from elbocli.nn.extractors.vit_weights import Layout, read_weights
 
 SIZE = 224
 HUB_OFFSET = 0.1
@@ -29,10 +32,9 @@ HUB_OFFSET = 0.1
 class VitShape:
     """A vision transformer of timm's, and what its files hold.
 
-    trained: places a side that the files have positions for; others are made of them as DINOv2's hub does. clip: norms
-    and activation of CLIP, else of DINOv2, whose blocks are scaled. embedding: values of a projection after the last
-    norm; 0 for none. unit: whether features are made of length 1. mean, std: of levels / 255, that the network was trained
-    with; ImageNet's unless given.
+    trained: places a side that the files have positions for; others are made of them as DINOv2's hub does. mean, std: of
+    levels / 255, that the network was trained with; ImageNet's unless given. embedding: values of CLIP's projection after
+    the last norm, whose features have length 1; 0 for DINOv2, whose blocks are scaled.
     """
 
     width: int
@@ -42,9 +44,7 @@ class VitShape:
     trained: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    clip: bool = False
     embedding: int = 0
-    unit: bool = False
 
 
 class Vit(nn.Module):
@@ -55,7 +55,7 @@ class Vit(nn.Module):
 
     def __init__(self, network: nn.Module, shape: VitShape):
         super().__init__()
-        self.network, self.unit = network, shape.unit
+        self.network, self.unit = network, shape.embedding > 0
         self.register_buffer("mean", torch.tensor(shape.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(shape.std).view(3, 1, 1))
 
@@ -70,9 +70,9 @@ def vit_extractor(name: str, shape: VitShape, path: Path, layouts: tuple[Layout,
     network = _network(shape, path)
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     wanted["pos_embed"] = (1, 1 + shape.trained**2, shape.width)
-    found = read_weights(path, name, wanted, layouts)
-    found["pos_embed"] = fitted_positions(found["pos_embed"], SIZE // shape.patch)
-    network.load_state_dict(found, assign=True)
+    weights = read_weights(path, name, wanted, layouts)
+    weights["pos_embed"] = fitted_positions(weights["pos_embed"], SIZE // shape.patch)
+    network.load_state_dict(weights, assign=True)
     module = Vit(network, shape).eval().requires_grad_(False)
     return Extractor(name, module, file_sha256(path), channels=3)
 
@@ -98,12 +98,11 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
         from timm.layers import QuickGELU
         from timm.models.vision_transformer import VisionTransformer
     except (ImportError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:120]
         raise UsageError(
-            f"{path}: this network needs the extra 'extractors': pip install 'elbocli[extractors]' ({why})"
+            f"{path}: this network needs the extra 'extractors': pip install 'elbocli[extractors]' ({one_line(error)})"
         ) from error
     own: dict[str, Any] = {"init_values": 1e-5, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
-    if shape.clip:
+    if shape.embedding:
         own = {"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-5), "act_layer": QuickGELU}
     with torch.device("meta"):
         network = VisionTransformer(
@@ -120,3 +119,122 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
         if shape.embedding:
             network.head = nn.Linear(shape.width, shape.embedding, bias=False)
     return network
+
+
+# Weights in files of several programs, by the names that timm's network has.
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names by which a program writes such a network.
+
+    mark: a name by which its files are told. parts: parts of names → the network's own, replaced one after the other; q, k
+    and v may be apart. ignored: how the names of tensors begin that are of no use here; any other name that isn't used means
+    another network. transposed: the network's tensors that are the other way round there.
+    """
+
+    mark: str
+    parts: Mapping[str, str]
+    ignored: tuple[str, ...]
+    transposed: tuple[str, ...] = ()
+
+
+DINOV2_HUB = Layout("blocks.0.attn.qkv.weight", {}, ("mask_token",))
+"""Names of DINOv2's hub, and of timm."""
+DINOV2_TRANSFORMERS = Layout(
+    "embeddings.position_embeddings",
+    {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "encoder.layer.": "blocks.",
+        "attention.attention.query": "attn.q",
+        "attention.attention.key": "attn.k",
+        "attention.attention.value": "attn.v",
+        "attention.output.dense": "attn.proj",
+        "layer_scale1.lambda1": "ls1.gamma",
+        "layer_scale2.lambda1": "ls2.gamma",
+        "layernorm": "norm",
+    },
+    ("embeddings.mask_token",),
+)
+"""Names of transformers' Dinov2Model."""
+CLIP_OPENAI = Layout(
+    "visual.class_embedding",
+    {
+        "visual.class_embedding": "cls_token",
+        "visual.positional_embedding": "pos_embed",
+        "visual.conv1": "patch_embed.proj",
+        "visual.ln_pre": "norm_pre",
+        "visual.ln_post": "norm",
+        "visual.proj": "head.weight",
+        "visual.transformer.resblocks.": "blocks.",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "attn.in_proj_": "attn.qkv.",
+        "attn.out_proj": "attn.proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    },
+    (
+        "transformer.",
+        "token_embedding.",
+        "positional_embedding",
+        "ln_final.",
+        "text_projection",
+        "logit_scale",
+        "attn_mask",
+    ),
+    transposed=("head.weight",),
+)
+"""Names of OpenAI's CLIP, and of open_clip."""
+CLIP_TRANSFORMERS = Layout(
+    "vision_model.embeddings.class_embedding",
+    {
+        "vision_model.embeddings.class_embedding": "cls_token",
+        "vision_model.embeddings.position_embedding.weight": "pos_embed",
+        "vision_model.embeddings.patch_embedding": "patch_embed.proj",
+        "vision_model.pre_layrnorm": "norm_pre",
+        "vision_model.post_layernorm": "norm",
+        "visual_projection": "head",
+        "vision_model.encoder.layers.": "blocks.",
+        "layer_norm": "norm",
+        "self_attn.q_proj": "attn.q",
+        "self_attn.k_proj": "attn.k",
+        "self_attn.v_proj": "attn.v",
+        "self_attn.out_proj": "attn.proj",
+    },
+    ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids"),
+)
+"""Names of transformers' CLIPModel, and of its CLIPVisionModelWithProjection."""
+
+
+def read_weights(
+    path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: tuple[Layout, ...]
+) -> dict[str, Tensor]:
+    """The network's tensors in float32, by its own names. wanted: their shapes. Raises FormatError; runs no code from the file."""
+    with reading(path):
+        found = load(path) if begins_like_tensors(path) else load_tensors(path)
+    wrong = f"{path}: not weights of {name}"
+    layout = next((each for each in layouts if isinstance(found, dict) and each.mark in found), None)
+    if layout is None:
+        marks = " or ".join(each.mark for each in layouts)
+        raise FormatError(f"{wrong}: it holds no {marks}; docs/extractors.md says which files do")
+    given: dict[str, Tensor] = {}
+    for key, value in found.items():
+        if isinstance(value, Tensor) and not key.startswith(layout.ignored):
+            for theirs, own in layout.parts.items():
+                key = key.replace(theirs, own)
+            given[key] = value.float()
+    weights: dict[str, Tensor] = {}
+    for key, shape in wanted.items():
+        parts = [key] if key in given else [key.replace(".qkv.", f".{part}.") for part in "qkv" if ".qkv." in key]
+        if not parts or not given.keys() >= set(parts):
+            raise FormatError(f"{wrong}: it holds no {key}; another size of the network?")
+        values = [given.pop(part) for part in parts]
+        value = values[0] if len(values) == 1 else torch.cat(values)
+        with reading(f"{wrong}: {key}"):
+            weights[key] = (value.T if key in layout.transposed else value).reshape(shape).contiguous()
+    if given:
+        raise FormatError(f"{wrong}: it also holds {min(given)}, which is of another network")
+    return weights

@@ -11,30 +11,23 @@ It is built from a config, a frozen dataclass that says all about it: NetworkCon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Self, TypeVar, get_origin, get_type_hints
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from elbocli.core.registry import Declaration, Registry, nearest
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import reading
 from elbocli.files.records import convert, plain
-
-LARGEST_SIDE = 8192
-"""Pixels, and channels, of an image."""
-LONGEST_LIST, LARGEST_NUMBER = 64, 1 << 31
-"""Bounds of what a file says of a network."""
-MOST_TENSORS, MOST_VALUES = 10_000, 10**12
-"""Bounds of a network: the largest of images have 2,000 parameters with 10^10 values."""
 
 
 def explained(help: str, *, stored: bool = True, **how: Any) -> Any:
@@ -47,7 +40,7 @@ class NetworkConfig:
     """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
 
     A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
-    dropout may be left unused. trainable: whether a run may train it.
+    dropout may be left unused. A `code` is a level code, kept as its whole spec. trainable: whether a run may train it.
     quiet_classes: whether a class whose row is zero is none to the network. Raises UsageError for sizes that can't be.
     """
 
@@ -60,15 +53,15 @@ class NetworkConfig:
     dropout: float = explained("Share of values set to zero while training.", default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not (
-            0 < self.image_size <= LARGEST_SIDE and 0 < self.image_channels <= LARGEST_SIDE and self.num_classes >= 0
-        ):
+        if min(self.image_size, self.image_channels) < 1 or self.num_classes < 0 or not 0 <= self.dropout < 1:
             raise UsageError(
-                f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive and at "
-                f"most {LARGEST_SIDE}, and num_classes {self.num_classes} not negative"
+                f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive, "
+                f"num_classes {self.num_classes} not negative, and dropout {self.dropout:g} at least 0 and below 1"
             )
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"network: dropout is {self.dropout:g}; it must be at least 0 and below 1")
+        code = getattr(self, "code", None)
+        if code is not None:
+            with reading(f"network: code {code!r}", kind=UsageError):
+                object.__setattr__(self, "code", parse_level_code(code).spec)
 
     def for_size(self, image_size: int) -> Self:
         """The same network for images of another size."""
@@ -77,6 +70,22 @@ class NetworkConfig:
     def for_classes(self, num_classes: int) -> Self:
         """The same network told so many classes. In weights that have rows for classes, they are the first rows."""
         return replace(self, num_classes=num_classes)
+
+    @property
+    def side(self) -> int:
+        """Side in pixels at which the network works: the image's, or more."""
+        return self.image_size
+
+    def padded(self, z: Tensor) -> Tensor:
+        """Return images with zeros at the right and below, [B, C, side, side]; those that need none as they are."""
+        more = self.side - self.image_size
+        return pad(z, (0, more, 0, more)) if more else z
+
+    def example(self, count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Zeros as inputs of the network for so many images: z, logsnr, and labels if it is told classes."""
+        z = torch.zeros(count, self.image_channels, self.image_size, self.image_size, device=device)
+        labels = torch.zeros(count, dtype=torch.long, device=device) if self.num_classes else None
+        return z, torch.zeros(count, device=device), labels
 
     def beside(self, folder: Path) -> Self:
         """The same network, files that belong to it in this folder: a config was read from a file there."""
@@ -136,15 +145,7 @@ N = TypeVar("N", bound=type[Network])
 
 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[N], N]:
-    """Declare a Network, a class made of its config. name: its `family` in files.
-
-    Raises UsageError when the name is taken, or where files can't hold such a config.
-    """
-    for key, kind in get_type_hints(config).items():
-        if kind not in (int, float, str, bool) and get_origin(kind) is not tuple:
-            raise UsageError(
-                f"network {name}: {key} is a {kind}; files hold int, float, str, bool and tuples of one of them"
-            )
+    """Declare a Network, a class made of its config. name: its `family` in files. Raises UsageError when it is taken."""
     return NETWORKS.declare(name, source=source, traits=config)
 
 
@@ -154,33 +155,9 @@ def declaration_of(config: NetworkConfig) -> Declaration[type[NetworkConfig]]:
 
 
 def build(config: NetworkConfig) -> Network:
-    """A new network; under `torch.device("meta")` without memory. Raises UsageError where it would be of absurd size."""
-    with counted():
+    """A new network; under `torch.device("meta")` without memory. Raises UsageError where torch can't make it."""
+    with reading("network", kind=UsageError, on=(RuntimeError, OverflowError)):
         return declaration_of(config).make(config)
-
-
-@contextmanager
-def counted(most_values: int = MOST_VALUES) -> Iterator[None]:
-    """Raise UsageError as soon as a network that is built in the block has too many parameters, or torch can't make one.
-
-    Only the network itself knows how many a config brings, and on the meta device they cost nothing until then.
-    """
-    tensors = values = 0
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal tensors, values
-        tensors, values = tensors + 1, values + (0 if parameter is None else parameter.numel())
-        if tensors > MOST_TENSORS or values > most_values:
-            most = f"{MOST_TENSORS} parameters, or {most_values:.0e} values in them"
-            raise UsageError(f"network: more than {most}: no network is so large; see to its numbers")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    except (RuntimeError, OverflowError) as error:
-        raise UsageError(f"network: torch can't make it: {' '.join(str(error).split())[:200]}") from error
-    finally:
-        hook.remove()
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
@@ -203,12 +180,6 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
 
     Raises FormatError for keys that the family doesn't have or lacks, and for values of another type, UsageError when they don't fit each other.
     """
-    for key, value in section.items():
-        numbers = value if isinstance(value, list) else [value]
-        if len(numbers) > LONGEST_LIST or any(type(each) is int and abs(each) > LARGEST_NUMBER for each in numbers):
-            raise FormatError(
-                f"{where}: network {key} is beyond bounds: at most {LONGEST_LIST} numbers, up to {LARGEST_NUMBER}"
-            )
     values = dict(section)
     family = values.pop("family", "unet")
     with reading(where):
@@ -219,23 +190,22 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 
+def _is_stored(each: Field[Any]) -> bool:
+    return bool(each.metadata.get("stored", True))
+
+
 def _stored(config: type[NetworkConfig]) -> list[str]:
     """Names of the fields that files hold, in the order of the constructor."""
-    every = sorted(fields(config), key=lambda each: bool(each.kw_only))
-    return [each.name for each in every if each.metadata.get("stored", True)]
+    return [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only)) if _is_stored(each)]
 
 
 def filled(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
     family = str(section.get("family", "unet"))
     declared = NETWORKS.named(family)
-    if declared is None:
-        return dict(section)
-    held = _stored(declared.traits)
-    usual = {
-        each.name: each.default for each in fields(declared.traits) if each.name in held and each.default is not MISSING
-    }
-    return {"family": family, **{key: plain(value) for key, value in usual.items()}, **section}
+    known = [] if declared is None else fields(declared.traits)
+    usual = {each.name: plain(each.default) for each in known if each.default is not MISSING and _is_stored(each)}
+    return {"family": family, **usual, **section}
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:

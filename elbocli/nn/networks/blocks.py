@@ -6,18 +6,20 @@ Source: Dhariwal & Nichol 2021; initialisation at zero as in Karras et al. 2022.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.group_norm import GroupNorm
-from elbocli.nn.level_number import level_number
-from elbocli.nn.networks import NetworkConfig, explained
+from elbocli.nn.networks import Network, NetworkConfig, explained
 
 CODE = "logsnr:factor=0.5"
 """The level code of the U-Net where none is named: λ/2 = −ln σ_edm."""
@@ -86,16 +88,99 @@ class LevelsConfig(NetworkConfig):
         """Side in pixels at which the network works: the image's, rounded up to one that can be halved so often."""
         return -(-self.image_size >> self.halvings) << self.halvings
 
-    def padded(self, z: Tensor) -> Tensor:
-        """Return images with zeros at the right and below, [B, C, side, side]; those that need none as they are."""
-        more = self.side - self.image_size
-        return F.pad(z, (0, more, 0, more)) if more else z
-
     def cut(self, out: Tensor) -> Tensor:
         """Return [B, C, side, side] without what was padded, and no view of it: FSDP hooks itself to what comes out."""
         if self.side == self.image_size:
             return out
         return out[..., : self.image_size, : self.image_size].contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class AttendedConfig(LevelsConfig):
+    """Config of a U-Net with attention at some of its sizes. Levels are multiples of `channels` that make whole numbers."""
+
+    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
+
+    def width(self, depth: int) -> int:
+        """Channels of a level."""
+        return round(self.channels * self.levels[depth])
+
+    def for_size(self, image_size: int) -> Self:
+        """The same network for another size, its attention as many halvings down as it was."""
+        new = replace(self, image_size=image_size)
+        return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
+
+
+class LevelsNetwork(Network):
+    """Residual blocks on the way down, in the middle and on the way up; its units. A subclass makes `down`, `middle`, `up`."""
+
+    down: nn.ModuleList
+    middle: nn.ModuleList
+    up: nn.ModuleList
+
+    def add_blocks(self, block: Callable[[int, int, bool, bool, str], nn.Module], middle_attention: bool) -> int:
+        """Fill `down` and `up`, make `middle`, and return the channels that come out.
+
+        block: (channels in, channels out, whether on the way down, whether with attention, '', 'down' or 'up') → a block.
+        """
+        config = self.config
+        depths = range(len(config.levels))
+        now = config.width(0)
+        skips = [now]
+
+        def attends(depth: int) -> bool:
+            return config.side >> depth in config.attention
+
+        for depth in depths:
+            if depth:
+                self.down.append(block(now, now, True, False, "down"))
+                skips.append(now)
+            for _ in range(config.blocks):
+                self.down.append(block(now, config.width(depth), True, attends(depth), ""))
+                now = config.width(depth)
+                skips.append(now)
+        middle = [block(now, now, False, middle_attention, ""), block(now, now, False, False, "")]
+        self.middle = nn.ModuleList(middle)
+        for depth in reversed(depths):
+            if depth < depths[-1]:
+                self.up.append(block(now, now, False, False, "up"))
+            for _ in range(config.blocks + 1):
+                self.up.append(block(now + skips.pop(), config.width(depth), False, attends(depth), ""))
+                now = config.width(depth)
+        return now
+
+    def units(self) -> list[nn.Module]:
+        """Residual blocks, from the first to the last."""
+        return [*self.down, *self.middle, *self.up]
+
+    def walk(self, x: Tensor, code: Tensor) -> Tensor:
+        """Take the first layer's output through all blocks; those on the way up get what those on the way down gave."""
+        skips = [x]
+        for block in self.down:
+            x = self.through(block, x, code)
+            skips.append(x)
+        for block in self.middle:
+            x = self.through(block, x, code)
+        for block in self.up:
+            x = self.through(block, x, code, None if block.resample else skips.pop())
+        return x
+
+
+@torch.library.custom_op("elbo::level_number", mutates_args=())
+def level_number(logsnr: Tensor, code: str) -> Tensor:
+    """λ [B] → the number [B] that a level code, written as its spec, makes of it, in the precision of λ.
+
+    One operation for compilers: a timestep is read off a curve that is made once, on the CPU, with SciPy.
+    """
+    return _level_code(code)(logsnr).clone()
+
+
+@level_number.register_fake
+def _(logsnr: Tensor, code: str) -> Tensor:
+    return torch.empty_like(logsnr)
+
+
+_level_code = lru_cache(parse_level_code)
 
 
 class Fourier(nn.Module):
@@ -148,19 +233,24 @@ class Conditioning(nn.Module):
         self.classes = _embedding(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        weight, bias = self.first.weight, self.first.bias
-        # bf16 can't hold the digits of λ that tell neighbouring levels apart, and neither can TF32, in which CUDA may
-        # multiply float32, but never float64. Weights that are sharded come in the lower precision.
-        kept = torch.promote_types(weight.dtype, torch.float32)
-        wide = torch.float64 if logsnr.is_cuda else kept
-        code = self.code(logsnr).to(wide)
-        with as_it_comes(code):
-            code = F.linear(code, weight.to(wide), bias.to(wide)).to(kept)
+        code = precise_linear(self.code(logsnr), self.first.weight, self.first.bias)
         code = self.second(F.silu(code))
         if self.classes is not None and labels is not None:
             named = (labels >= 0).to(code.dtype)[:, None]
             code = code + named * self.classes(labels.clamp(min=0)).to(code.dtype)
         return F.silu(code)
+
+
+def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer of what is made of λ, at least in float32.
+
+    bf16 can't hold the digits of λ that tell neighbouring levels apart, and neither can TF32, in which CUDA may multiply
+    float32, but never float64. Weights that are sharded come in the lower precision.
+    """
+    kept = torch.promote_types(weight.dtype, torch.float32)
+    wide = torch.float64 if x.is_cuda else kept
+    with as_it_comes(x):
+        return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(kept)
 
 
 def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
@@ -172,6 +262,13 @@ def doubled(x: Tensor) -> Tensor:
     """Each pixel four times. On CUDA autocast would make it float32, and with it all that is joined to it."""
     with as_it_comes(x):
         return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C]."""
+    batch, tokens, width = qkv.shape
+    q, k, v = qkv.view(batch, tokens, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
 class Attention(nn.Module):

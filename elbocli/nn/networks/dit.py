@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
-from elbocli.nn.networks.blocks import Conditioning, Fourier, zeroed
+from elbocli.nn.networks.blocks import Conditioning, Fourier, attend, zeroed
 
 MLP = 4
 EPS = 1e-6
@@ -44,7 +43,6 @@ class DiTConfig(NetworkConfig):
                 f"network: width {self.width} (a multiple of 4), depth {self.depth}, heads {self.heads} and patch "
                 f"{self.patch} must be positive, and the heads divide the width"
             )
-        object.__setattr__(self, "code", parse_level_code(self.code).spec)
 
     @property
     def side(self) -> int:
@@ -100,12 +98,9 @@ class DiTBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(code)[:, None].chunk(6, 2)
         h = torch.addcmul(shift1, self.norm(x), scale1 + 1)
-        q, k, v = self.qkv(h).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
-        x = x + gate1 * self.dropout(self.mix(mixed))
+        x = x + gate1 * self.dropout(self.mix(attend(self.qkv(h), self.heads)))
         h = torch.addcmul(shift2, self.norm(x), scale2 + 1)
         return x + gate2 * self.narrow(self.dropout(F.gelu(self.widen(h), approximate="tanh")))
 
@@ -148,8 +143,8 @@ class DiT(Network):
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """All that comes out, [B, C or 2C, H, W]: what the prediction says, then what is said of the variance."""
         config, code = self.config, self.conditioning(logsnr, labels)
-        size, more = config.image_size, config.side - config.image_size
-        x = self.first(F.pad(z, (0, more, 0, more)) if more else z)
+        size = config.image_size
+        x = self.first(config.padded(z))
         batch, width, side, _ = x.shape
         x = x.flatten(2).transpose(1, 2) + positions(side, width, x.device)
         for block in self.blocks:

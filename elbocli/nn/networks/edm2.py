@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
-from elbocli.nn.level_number import level_number
-from elbocli.nn.networks import Network, explained, network
-from elbocli.nn.networks.blocks import LevelsConfig, as_it_comes, doubled, heads_of
+from elbocli.nn.networks import explained, network
+from elbocli.nn.networks.blocks import AttendedConfig, LevelsNetwork, doubled, heads_of, level_number, precise_linear
 
 EPS = 1e-4
 """Added to a root mean square before anything is divided by it."""
@@ -33,12 +30,11 @@ CLIP = 256.0
 
 
 @dataclass(frozen=True)
-class EDM2Config(LevelsConfig):
-    """attention: sizes in pixels that have it. Raises UsageError when the levels don't fit the image."""
+class EDM2Config(AttendedConfig):
+    """Raises UsageError when the levels don't fit the image, or are fractions."""
 
     quiet_classes = False
 
-    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
     code: str = explained(
         "The number that the network is told instead of logsnr; this is ln(sigma)/4.", default="logsnr:factor=-0.125"
     )
@@ -47,19 +43,6 @@ class EDM2Config(LevelsConfig):
         super().__post_init__()
         if not all(isinstance(level, int) for level in self.levels):
             raise UsageError(f"network: levels {list(self.levels)} must be whole multiples of {self.channels} channels")
-        try:
-            object.__setattr__(self, "code", parse_level_code(self.code).spec)
-        except UsageError as error:
-            raise UsageError(f"network: code {self.code!r}: {error}") from error
-
-    def width(self, depth: int) -> int:
-        """Channels of a level."""
-        return self.channels * int(self.levels[depth])
-
-    def for_size(self, image_size: int) -> Self:
-        """The same network for another size, its attention as many halvings down as it was."""
-        new = replace(self, image_size=image_size)
-        return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:
@@ -68,6 +51,11 @@ def unit(x: Tensor, *dims: int) -> Tensor:
     count = math.prod([x.shape[dim] for dim in dims])
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
     return x / (length / math.sqrt(count) + EPS).to(x.dtype)
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Weights divided by their root mean square for each output."""
+    return unit(weight, *range(1, weight.dim()))
 
 
 def silu(x: Tensor) -> Tensor:
@@ -98,18 +86,12 @@ class UnitLayer(nn.Module):
         super().__init__()
         weight = torch.empty(cout, cin, *([kernel, kernel] if kernel else []))
         # Meta tensors are drawn by Python code that takes 2 s to import.
-        self.weight = nn.Parameter(weight if weight.is_meta else unit(weight.normal_(), *self.inputs(weight)))
-
-    @staticmethod
-    def inputs(weight: Tensor) -> range:
-        """Dimensions of a weight that one output sums over."""
-        return range(1, weight.dim())
+        self.weight = nn.Parameter(weight if weight.is_meta else unit_rows(weight.normal_()))
 
     def effective(self, gain: Tensor | float = 1.0) -> Tensor:
         """The weights as they are used: of length `gain` by output, at least in float32."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        dims = tuple(self.inputs(weight))
-        length = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+        length = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
         return weight * (gain / (length + EPS * math.sqrt(weight[0].numel())))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
@@ -139,18 +121,14 @@ class LevelAndClass(nn.Module):
         self.classes = UnitLayer(num_classes, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        # As in other networks, λ and what is made of it are not rounded to the precision of the rest, nor to TF32.
-        kept = torch.promote_types(self.level.weight.dtype, torch.float32)
-        wide = torch.float64 if logsnr.is_cuda else kept
         angle = level_number(logsnr.double(), self.code)[:, None] * self.frequencies.double() + self.phases.double()
-        waves = math.sqrt(2) * angle.cos().to(kept)
-        with as_it_comes(waves):
-            out = F.linear(waves.to(wide), self.level.effective().to(wide)).to(kept)
+        weight = self.level.effective()
+        out = precise_linear(math.sqrt(2) * angle.cos().to(weight.dtype), weight)
         if self.classes is not None:
             # A class is one-hot times √classes: a column of weights of root mean square 1.
             table = self.classes.effective(math.sqrt(self.classes.weight.shape[1])).t()
             labels = torch.full_like(logsnr, -1, dtype=torch.long) if labels is None else labels
-            known = (labels >= 0).to(kept)[:, None]
+            known = (labels >= 0).to(out.dtype)[:, None]
             out = blend(out, known * table[labels.clamp(min=0)], CLASS)
         return silu(out)
 
@@ -181,9 +159,7 @@ class Block(nn.Module):
     own; they are joined here, so that a unit's inputs are the tensors kept anyway.
     """
 
-    def __init__(
-        self, cin: int, cout: int, width: int, dropout: float, down: bool, attention: bool = False, resample: str = ""
-    ):
+    def __init__(self, cin: int, cout: int, width: int, dropout: float, down: bool, attention: bool, resample: str):
         super().__init__()
         self.down, self.resample = down, resample
         self.gain = nn.Parameter(torch.zeros(1))
@@ -208,46 +184,23 @@ class Block(nn.Module):
 
 
 @network("edm2", config=EDM2Config, source="Karras et al. 2024")
-class EDM2(Network):
+class EDM2(LevelsNetwork):
     """The network of an EDM2Config; its units are its residual blocks."""
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)
-        widths = [config.width(depth) for depth in range(len(config.levels))]
-        width, now = max(widths), widths[0]
-        self.conditioning = LevelAndClass(config.code, now, width, config.num_classes)
+        width, first = max(config.width(depth) for depth in range(len(config.levels))), config.width(0)
+        self.conditioning = LevelAndClass(config.code, first, width, config.num_classes)
         # A channel of ones takes the place of biases.
-        self.first = UnitLayer(config.image_channels + 1, now, 3)
+        self.first = UnitLayer(config.image_channels + 1, first, 3)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips, side = [now], config.side
 
-        def block(cin: int, cout: int, down: bool, attention: bool = False, resample: str = "") -> Block:
+        def block(cin: int, cout: int, down: bool, attention: bool, resample: str) -> Block:
             return Block(cin, cout, width, config.dropout, down, attention, resample)
 
-        for depth, goal in enumerate(widths):
-            if depth:
-                side //= 2
-                self.down.append(block(now, now, True, resample="down"))
-                skips.append(now)
-            for _ in range(config.blocks):
-                self.down.append(block(now, goal, True, side in config.attention))
-                now = goal
-                skips.append(now)
-        self.middle = nn.ModuleList([block(now, now, False, attention=True), block(now, now, False)])
-        for depth, goal in reversed(list(enumerate(widths))):
-            if depth < len(widths) - 1:
-                side *= 2
-                self.up.append(block(now, now, False, resample="up"))
-            for _ in range(config.blocks + 1):
-                self.up.append(block(now + skips.pop(), goal, False, side in config.attention))
-                now = goal
-        self.last = UnitLayer(now, config.image_channels, 3)
+        self.last = UnitLayer(self.add_blocks(block, middle_attention=True), config.image_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))
         self._constrained = [f"{name}.weight" for name, each in self.named_modules() if isinstance(each, UnitLayer)]
-
-    def units(self) -> list[nn.Module]:
-        """Residual blocks, from the first to the last."""
-        return [*self.down, *self.middle, *self.up]
 
     @torch.no_grad()
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
@@ -257,18 +210,10 @@ class EDM2(Network):
         """
         for name in self._constrained:
             weight = weights[name]
-            weight.copy_(torch.where(left_out, weight, unit(weight, *UnitLayer.inputs(weight))))
+            weight.copy_(torch.where(left_out, weight, unit_rows(weight)))
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         code = self.conditioning(logsnr, labels)
         z = self.config.padded(z)
         x = self.first(torch.cat([z, torch.ones_like(z[:, :1])], 1))
-        skips = [x]
-        for block in self.down:
-            x = self.through(block, x, code)
-            skips.append(x)
-        for block in self.middle:
-            x = self.through(block, x, code)
-        for block in self.up:
-            x = self.through(block, x, code, None if block.resample else skips.pop())
-        return self.config.cut(self.last(x, self.gain))
+        return self.config.cut(self.last(self.walk(x, code), self.gain))

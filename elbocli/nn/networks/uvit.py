@@ -7,6 +7,8 @@ Skips are joined as in the ADM U-Net, one for each block on the way down.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,8 +18,17 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import Network, explained, network
-from elbocli.nn.networks.blocks import LEVELS, Block, Conditioning, LevelsConfig, LinearCode, doubled, norm, zeroed
-from elbocli.nn.wavelet import dwt, idwt
+from elbocli.nn.networks.blocks import (
+    LEVELS,
+    Block,
+    Conditioning,
+    LevelsConfig,
+    LinearCode,
+    attend,
+    doubled,
+    norm,
+    zeroed,
+)
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
 """Levels of the wavelet by which the image is halved before the first layer, and doubled after the last."""
@@ -78,11 +89,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        batch, tokens, channels = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, channels)
-        x = x + self.dropout(self.mix(mixed))
+        x = x + self.dropout(self.mix(attend(self.qkv(self.norm1(x)), self.heads)))
         scale, shift = self.scale_shift(code)[:, None].chunk(2, 2)
         h = torch.addcmul(shift, self.norm2(x), scale + 1)
         return x + self.narrow(self.dropout(F.gelu(self.widen(h))))
@@ -143,3 +150,69 @@ class UViT(Network):
             return self.config.cut(out)
         # In the layout of images, and no view of something else: FSDP hooks itself to what comes out.
         return self.config.cut(idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last))
+
+
+# The 5/3 wavelet (Le Gall & Tabatabai 1988) by lifting: images to subbands at half the size and back. Edges are mirrored.
+
+VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
+"""Standard deviations of white noise after levels 1 and 2, along one axis: (low band, high band). A band's of an image is a product of two."""
+
+SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
+"""1/σ of white noise in the four bands of an image, of levels 1 and 2. Numbers, which a device need not wait for."""
+ONES = (1.0, 1.0, 1.0, 1.0)
+HIGH = (1.0, *SCALES[0][1:])
+"""Scales that leave the lowest band as it is, for the second level."""
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[…, 2n] → (low, high), each […, n], along the last axis. high is what the mean of two neighbours doesn't tell."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    high = odd - 0.5 * (even + _after(even))
+    return even + 0.25 * (high + _before(high)), high
+
+
+def merge(low: Tensor, high: Tensor) -> Tensor:
+    """Join what split() has split."""
+    even = low - 0.25 * (high + _before(high))
+    odd = high + 0.5 * (even + _after(even))
+    return torch.stack([even, odd], -1).flatten(-2)
+
+
+def _after(x: Tensor) -> Tensor:
+    return torch.cat([x[..., 1:], x[..., -1:]], -1)
+
+
+def _before(x: Tensor) -> Tensor:
+    return torch.cat([x[..., :1], x[..., :-1]], -1)
+
+
+def bands(x: Tensor, scales: Sequence[float] = ONES) -> Tensor:
+    """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high, times scales; C channels each."""
+    halves = [half for side in split(x.mT) for half in split(side.mT)]
+    return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
+
+
+def image(x: Tensor, scales: Sequence[float] = ONES) -> Tensor:
+    """Join what bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
+    ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
+    return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
+
+
+def dwt(x: Tensor, levels: int) -> Tensor:
+    """[B,C,H,W] → [B,C·4^levels,H/2^levels,W/2^levels], levels 1 or 2, as a network sees it.
+
+    Scaled so that white noise of variance 1 has variance 1 in every subband (away from the edges).
+    The second level splits the lowest band once more; the three others are cut into their 2 x 2 pixels.
+    """
+    if levels == 1:
+        return bands(x, SCALES[0])
+    low, fine = bands(x, HIGH).tensor_split([x.shape[1]], 1)
+    return torch.cat([bands(low, SCALES[1]), torch.pixel_unshuffle(fine, 2)], 1)
+
+
+def idwt(x: Tensor, levels: int) -> Tensor:
+    """Undo dwt(), to within rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
+    if levels == 1:
+        return image(x, SCALES[0])
+    coarse, fine = x.tensor_split([x.shape[1] // 4], 1)
+    return image(torch.cat([image(coarse, SCALES[1]), torch.pixel_shuffle(fine, 2)], 1), HIGH)

@@ -5,49 +5,79 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from msgspec import Meta
 
 from elbocli.core.registry import nearest
 from elbocli.errors import UsageError
-
-if TYPE_CHECKING:
-    from elbocli.nn.preset_file import MadeFor
+from elbocli.files.records import Count, Record, stored
 
 FOLDER = Path(__file__).parent
 LATENTS = "latents"
+NAMES = tuple(
+    sorted(
+        (path.stem for path in FOLDER.glob("*.yaml")),
+        key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
+    )
+)
+"""Names of presets, imagenet64 before imagenet128."""
+Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
-def _by_number(name: str) -> list[Any]:
-    """A key that puts imagenet64 before imagenet128."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
+    """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
+
+    image_size: Least1
+    channels: Least1
+    classes: Least1
+    images: Least1
+    kind: Literal["latents"] | None = None
+
+    @property
+    def latents(self) -> bool:
+        """Whether it is for latents."""
+        return self.kind is not None
 
 
-NAMES = tuple(sorted((path.stem for path in FOLDER.glob("*.yaml")), key=_by_number))
+class PresetAbout(Record, frozen=True):
+    """Data that a preset is chosen for by itself: sizes from the least to the most, of latents where `kind` says so.
 
-
-class Suits(NamedTuple):
-    """Data that a preset is chosen for by itself: sizes from the least to the most, and that many images or more.
-
-    pixels: sides, of latents where `latents`. images: None is never.
+    images: that many or more; None is never. gpu: whether it is meant for one, by which precision is chosen.
     """
 
-    pixels: tuple[int, int]
-    images: int | None = None
-    latents: bool = False
+    pixels: Annotated[list[Least1], Meta(min_length=2, max_length=2)] | None = None
+    images: Count | None = None
+    gpu: bool = False
+    kind: str | None = None
+
+    @property
+    def latents(self) -> bool:
+        """Whether it is for latents."""
+        return self.kind is not None
+
+
+@stored("preset FILE.yaml")
+class PresetFile(Record, frozen=True, forbid_unknown_fields=True):
+    """A preset's sections: network, as config_of takes it, and train, settings by name."""
+
+    network: dict[str, Any]
+    train: dict[str, Any]
+    about: PresetAbout = PresetAbout()
+    data: MadeFor | None = None
 
 
 class Preset(NamedTuple):
     """name: as it was asked for. network: a section as config_of takes it; train: settings by name, and `shift`.
 
     The network's config and the settings check their own sections. about: None for a user's own preset, which is never
-    chosen automatically. data: None if the preset does not say. gpu: whether it is meant for one, by which precision
-    is chosen.
+    chosen automatically. data: None if the preset does not say.
     """
 
     name: str
     network: dict[str, Any]
     train: dict[str, Any]
-    about: Suits | None = None
+    about: PresetAbout | None = None
     data: MadeFor | None = None
     gpu: bool = False
 
@@ -65,13 +95,10 @@ def load_preset(name: str) -> Preset:
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
     from elbocli.files.reading import read_yaml
-    from elbocli.nn.preset_file import PresetFile
 
     found = PresetFile.of(read_yaml(preset_file(name)), name)
-    about, suits = found.about, None
-    if name in NAMES and about.pixels is not None:
-        suits = Suits((about.pixels[0], about.pixels[1]), about.images, about.kind is not None)
-    return Preset(name, found.network, found.train, suits, found.data, about.gpu)
+    about = found.about if name in NAMES and found.about.pixels else None
+    return Preset(name, found.network, found.train, about, found.data, found.about.gpu)
 
 
 def choose_preset(
@@ -87,10 +114,12 @@ def choose_preset(
     for name in NAMES:
         preset = load_preset(name)
         suits = preset.about
-        if suits is None or not suits.pixels[0] <= image_size <= suits.pixels[1] or (suits.latents and not latents):
+        if suits is None or suits.pixels is None or (suits.latents and not latents):
             continue
-        enough = suits.images is not None and images >= suits.images
-        if enough and (not preset.gpu or (gpu and fits(preset))):
+        low, high = suits.pixels
+        if not low <= image_size <= high:
+            continue
+        if suits.images is not None and images >= suits.images and (not preset.gpu or (gpu and fits(preset))):
             fitting.append((suits.latents, preset.gpu, suits.images, name))
         else:
             others.append(name)

@@ -96,8 +96,9 @@ def test_a_pickle_becomes_a_network_that_computes_edm2s_formula(shape: dict[str,
     assert found.averaged and "torch_utils" not in sys.modules and "dnnlib" not in sys.modules
     assert isinstance(found.network, EDM2Config) and found.network.dropout == 0.1
     assert any(KEPT in note for note in found.notes)
-    facts = {"image_size": shape.get("size", 8), "channels": shape.get("image_channels", 3)}
-    assert facts.items() <= found.data.items() and found.data["num_classes"] == shape.get("classes", 0)
+    config = found.network
+    assert (config.image_size, config.image_channels) == (shape.get("size", 8), shape.get("image_channels", 3))
+    assert config.num_classes == shape.get("classes", 0)
     assert ("latent_convention" in found.data) == bool(beside)
 
 
@@ -177,7 +178,6 @@ def test_weighting_and_schedule_are_those_of_its_loss_or_of_published_ones(
     settings = found.settings
     low, high = settings["logsnr_min"], settings["logsnr_max"]
     assert np.exp([-low / 2, -high / 2]) == pytest.approx([80, 0.002])
-    assert settings["label_dropout"] == 0
     assert any("doesn't say the noise" in note for note in found.notes) == (
         "loss_fn" in beside and not beside["loss_fn"]
     )
@@ -264,7 +264,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an extra key": (spoilt(lambda t: {**t, "unet.emb_more.weight": torch.ones(3, 3)}), r"has 'emb_more\.weight'"),
     "a wrong shape": (
         spoilt(lambda t: {**t, "unet.emb_noise.weight": torch.ones(128, 32)}),
-        r"'emb_noise\.weight' has the shape \[128, 32\], which doesn't fit",
+        r"'emb_noise\.weight' has the shape \[128, 32\]",
     ),
     "a first layer of another kind": (
         spoilt(lambda t: {**t, "unet.enc.8x8_conv.weight": torch.ones(64, 4)}),
@@ -283,7 +283,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "images of unknown kind": (
         lambda path: peer.write_snapshot(path / "x.pkl", peer.made(image_channels=7), encoder=None),
-        "what its images of 7 channels are",
+        "its encoder is None",
     ),
     "latents of other channels": (
         lambda path: peer.write_snapshot(path / "x.pkl", peer.made(image_channels=3), encoder=peer.vae_encoder()),
@@ -318,7 +318,7 @@ def test_edms_network_is_not_taken_for_edm2s(tmp_path: Path) -> None:
     tensors = edm_unet.made()
     path = edm_files.write_pickle(tmp_path / "x.pkl", {"ema": edm_files.preconditioned(tensors)})
     assert not FORMATS["edm2"].traits.recognises(Source(path))
-    with pytest.raises(FormatError, match="lacks"):
+    with pytest.raises(FormatError, match="holds no weights"):
         FORMATS["edm2"].make(Source(path), ImportOptions())
 
 

@@ -1,0 +1,138 @@
+"""One's own network: a class in a plug-in with weights from a state dict, or a program of torch.export (.pt2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from elbocli.errors import FormatError, UsageError
+from elbocli.files.plugins import defined, run_plugin, trust
+from elbocli.importer.formats import (
+    NAMED,
+    Imported,
+    ImportOptions,
+    Source,
+    fitted,
+    range_settings,
+    source_format,
+    state_dict,
+)
+from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
+from elbocli.nn.networks.own_network import (
+    SIZES,
+    ModuleConfig,
+    ProgramConfig,
+    Signature,
+    class_named,
+    open_program,
+    read_arguments,
+)
+
+FILE = "network.pt2"
+TAKES = ("levels", "size", "channels", "classes", "null_class")
+
+
+@source_format(
+    "module",
+    about="Weights (safetensors, or a state dict of torch) of your own class: --network FILE.py:CLASS[:KEY=VALUE,...].",
+    source="docs/extending.md",
+    licence="yours",
+    recognises=lambda source: False,  # --network says it
+    takes=(*NAMED, *TAKES, "network"),
+)
+def module(source: Source, options: ImportOptions) -> Imported:
+    """Run the file that the user names, make its class, and give it the weights."""
+    head, suffix, rest = options.network.partition(".py:")
+    name, _, arguments = rest.partition(":")
+    if not head or not suffix or not name.isidentifier():
+        raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
+    file = Path(head + ".py")
+    run_plugin(file)
+    if not options.size or not options.channels:
+        raise UsageError("--network: add --size and --channels of the images that it was trained on")
+    config = _config(file.name, name, arguments, options)
+    tensors, averaged, _ = state_dict(source, options)
+    settings = range_settings(str(getattr(config, "code", "logsnr")), source, options)
+    if isinstance(config, ModuleConfig):
+        tensors = {f"network.{key}": value for key, value in tensors.items()}
+    elif config.num_classes:
+        settings["label_dropout"] = 0.1
+    weights = fitted(tensors, config, source)
+    source.notes.append(f"every command on this run needs --plugin {file}, or ELBO_PLUGIN={file}")
+    return Imported(config, weights, settings, averaged, "yours", source.notes)
+
+
+def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
+    """The config of a class: of one that is declared as a network, or of any torch.nn.Module."""
+    sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
+    declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
+    told: Any = {"code": options.levels} if options.levels else {}
+    none = () if options.null_class is None else (options.null_class,)
+    if declared is None:
+        class_named(f"{file}:{name}")
+        return ModuleConfig(**sizes, name=f"{file}:{name}", arguments=arguments, null_class=none, **told)  # type: ignore[arg-type]
+    if none:
+        raise UsageError(f"--null-class: {name} is told class -1 for none, as elbo's own are; leave it out")
+    return config_of({"family": declared.name, **sizes, **read_arguments(arguments), **told}, f"--network {name}")
+
+
+@source_format(
+    "program",
+    about="A torch.export program (.pt2) of any network (z, level, labels) or (z, level); sampled and measured, not trained.",
+    source="torch.export; elbocli.export_network writes one",
+    licence="that of the network",
+    recognises=lambda source: source.path.suffix == ".pt2",
+    takes=TAKES,
+)
+def program(source: Source, options: ImportOptions) -> Imported:
+    """Keep the program in the run, and its weights in the checkpoint."""
+    trust(source.path)
+    exported, takes = open_program(source.path)
+    if not options.levels:
+        raise UsageError(
+            f"{source.path}: doesn't say what its network is told of the noise; add --levels logsnr, t:linear, sigma, flow, …"
+        )
+    config = ProgramConfig(
+        image_size=_agreed(source, "size", options.size, takes.size),
+        image_channels=_agreed(source, "channels", options.channels, takes.channels),
+        num_classes=_classes(source, options, takes),
+        file=FILE,
+        sha256=source.sha256,
+        variance=takes.variance,
+        code=options.levels,
+        null_class=() if options.null_class is None else (options.null_class,),
+    )
+    if not takes.levels.is_floating_point():
+        source.notes.append("it takes whole timesteps: what lies between two is rounded")
+    settings = range_settings(options.levels, source, options)
+    # A file of weights holds no memory under two names, which a program may share.
+    weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}
+    source.notes.append(f"a program is code: commands on this run need --plugin RUN/{FILE}")
+    return Imported(config, weights, settings, False, "not known", source.notes, files={FILE: source.path})
+
+
+def _agreed(source: Source, name: str, said: int | None, found: int) -> int:
+    """The number that the program has, or else the user says."""
+    if said not in (None, found) and found:
+        raise FormatError(f"{source.path}: its {name} is {found}, and --{name} says {said}; leave it out")
+    if not found and not said:
+        raise UsageError(f"{source.path}: takes images of any {name}; add --{name}")
+    return found or int(said or 0)
+
+
+def _classes(source: Source, options: ImportOptions, takes: Signature) -> int:
+    """Number of classes that it is told."""
+    said, null = options.classes, options.null_class
+    if takes.labels is None and (said or null is not None):
+        raise FormatError(f"{source.path}: takes no labels; leave --classes and --null-class out")
+    if takes.labels is None or takes.classes:
+        if takes.classes and said and said > takes.classes:
+            raise FormatError(
+                f"{source.path}: its classes are {takes.classes}, and --classes says {said}; leave it out"
+            )
+        return takes.classes if said is None else said
+    if said is None or (not said and null is None):
+        raise UsageError(
+            f"{source.path}: takes labels, of any number of classes; add --classes, and --null-class where it is 0"
+        )
+    return said

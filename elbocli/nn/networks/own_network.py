@@ -1,0 +1,295 @@
+"""A user's own networks: any torch.nn.Module of a plug-in, and any program of torch.export (.pt2).
+
+Both map (z, level, labels), or (z, level), to out. Nothing but a file that the user names is run: a run names the class in a
+plug-in, and the program lies beside the run's config.yaml, from where it is loaded only if the user trusts it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.fx.node import map_aggregate
+from torch.nn import functional as F
+
+from elbocli.core.schedule import parse_level_code
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.hashing import file_sha256
+from elbocli.files.plugins import check_trusted, defined
+from elbocli.files.reading import parse_yaml, reading
+from elbocli.files.tensor_files import read_program, user_inputs
+from elbocli.nn.networks import Network, NetworkConfig, explained, network
+from elbocli.nn.networks.blocks import as_it_comes
+
+SIZES = ("image_size", "image_channels", "num_classes")
+"""Arguments that a class is given where its constructor has them."""
+KEY = re.compile(r"(^|,)\s*(\w+)=")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig(NetworkConfig):
+    """Config of a user's own network. Raises UsageError for a code that is none, FormatError for several null classes."""
+
+    code: str = explained("Number that it is told instead of logsnr, a level code.", default="logsnr")
+    null_class: tuple[int, ...] = explained("Label that it takes for 'no class', or none.", default=())
+    variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.null_class) > 1:
+            raise FormatError(f"network: null_class is {list(self.null_class)}, expected one label at most")
+
+
+class OwnNetwork(Network):
+    """Base of a user's own networks."""
+
+    def labels_of(self, labels: Tensor | None, z: Tensor) -> Tensor | None:
+        """Labels [B] with the network's own for no class, −1 where it has none; None is all of no class."""
+        null = self.config.null_class
+        if not null:
+            return labels
+        return torch.full((len(z),), null[0], device=z.device) if labels is None else labels.where(labels >= 0, null[0])
+
+
+# A class of a plug-in.
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """The arguments in `width=64,levels=[1,2],mode=plain`: numbers, text, true, false, and lists. Raises FormatError."""
+    return parse_yaml("{" + KEY.sub(r"\1 \2: ", text) + "}", f"arguments {text[:60]!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleConfig(OwnConfig):
+    """Config of a class of a plug-in. Raises FormatError for a name that is none."""
+
+    name: str = explained("FILE.py:CLASS, a torch.nn.Module in a plug-in.")
+    arguments: str = explained("KEY=VALUE,… for its constructor.", default="")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read_arguments(self.arguments)
+        if not re.fullmatch(r"[^/:]+\.py:[A-Za-z_]\w*", self.name):
+            raise FormatError(f"network: name is {self.name!r}, expected FILE.py:CLASS, without folders")
+
+    def for_classes(self, num_classes: int) -> Self:
+        """The same with another number of classes; the label for no class stays the one that follows them.
+
+        Raises UsageError where that label is another one of 0 or more, which could become that of a class.
+        """
+        null = self.null_class
+        if null == (self.num_classes,):
+            null = (num_classes,)
+        elif num_classes not in (0, self.num_classes) and max(null, default=-1) >= 0:
+            raise UsageError(
+                f"network: {self.name} takes label {null[0]} for no class, so that it stays with {self.num_classes} classes"
+            )
+        return replace(self, num_classes=num_classes, null_class=null)
+
+
+def class_named(name: str) -> type[nn.Module]:
+    """The class FILE.py:CLASS of a plug-in that was run. Raises UsageError where there is none."""
+    file, _, word = name.partition(":")
+    found = defined(file, word)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UsageError(
+            f"{file}: defines no torch.nn.Module {word}; name the file as a plug-in, and write 'class {word}(Other): pass' "
+            "in it for a class from elsewhere"
+        )
+    return found
+
+
+@network("module", config=ModuleConfig, source="a plug-in")
+class OwnModule(OwnNetwork):
+    """The network of a ModuleConfig. Raises UsageError where its class isn't there or can't be made of these arguments."""
+
+    def __init__(self, config: ModuleConfig):
+        super().__init__(config)
+        make = class_named(config.name)
+        known = inspect.signature(make).parameters
+        given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
+        with reading(f"{config.name}: can't be made with {given}", kind=UsageError):
+            try:
+                self.network = make(**given)
+            except (RuntimeError, NotImplementedError):
+                # Some read a tensor's values while they are made, and where memory isn't wanted there are none.
+                if not torch.empty(0).is_meta:
+                    raise
+                with torch.device("cpu"):
+                    self.network = make(**given).to("meta")
+        takes = inspect.signature(self.network.forward).parameters.values()
+        several = [each for each in takes if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        self.labelled = len(several) > 2 or any(each.kind is each.VAR_POSITIONAL for each in takes)
+        if config.num_classes and not self.labelled:
+            raise UsageError(f"{config.name}: its forward takes no labels, so that it knows no classes; expected 0")
+        self.code = parse_level_code(config.code)
+
+    def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See Network."""
+        more = (self.labels_of(labels, z),) if self.labelled else ()
+        return self.network(z, self.code(logsnr), *more)
+
+
+# A program of torch.export.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramConfig(OwnConfig):
+    """Config of a program. folder: of its file; where the config was read says it, so that a run can be moved."""
+
+    trainable = False
+
+    file: str = explained("Name of the .pt2 file in the run's folder.")
+    sha256: str = explained("Digest of that file.")
+    folder: str = explained("", default="", stored=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.file.endswith(".pt2") or Path(self.file).name != self.file:
+            raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
+
+    def beside(self, folder: Path) -> Self:
+        """The same, its file in this folder."""
+        return replace(self, folder=str(folder))
+
+
+class Signature(NamedTuple):
+    """Inputs and output of a program.
+
+    channels, size: of its images, size 0 where it takes any. levels, labels: like its inputs, without memory; labels is
+    None where it takes none, [B] whole numbers, or [B, classes] where it wants a 1 at the class. most: images at a time.
+    """
+
+    channels: int
+    size: int
+    images: Tensor
+    levels: Tensor
+    labels: Tensor | None
+    variance: bool
+    most: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes where the labels say it, else 0."""
+        return int(self.labels.shape[1]) if self.labels is not None and self.labels.is_floating_point() else 0
+
+
+def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
+    """A program for images and what it takes. Raises FormatError when it is no network (z, level, labels) → out."""
+    program = read_program(path, f"elbocli.export_network(network, {str(path)!r}, z, level, labels)")
+    inputs = user_inputs(program)
+    outputs = [node.meta.get("val") for node in program.graph.output_node().args[0]]
+    if (
+        len(inputs) not in (2, 3)
+        or len(inputs) != len(program.graph_signature.user_inputs)
+        or not _fits(inputs, outputs)
+    ):
+        shapes = [[*map(str, each.shape)] if isinstance(each, Tensor) else each for each in (*inputs, *outputs)]
+        raise FormatError(
+            f"{path}: no network for square images, its inputs and outputs are {shapes}; expected z [B, C, H, H], levels [B], "
+            "labels [B] if it has classes → [B, C, H, H] or twice the channels"
+        )
+    images, levels, *labels = inputs
+    batch, channels, size, _ = images.shape
+    limits = program.range_constraints.get(batch.node.expr)  # type: ignore[attr-defined]
+    most = int(limits.upper) if limits is not None and getattr(limits.upper, "is_Integer", False) else 1 << 30
+    variance = outputs[0].shape[1] == 2 * channels
+    fixed = size if isinstance(size, int) else 0
+    return program, Signature(channels, fixed, images, levels, labels[0] if labels else None, variance, most)
+
+
+def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
+    """Whether shapes are those of a network for square images. Sides are whole numbers, or symbols of torch."""
+    images, out = inputs[0], outputs[0]
+    if images.dim() != 4 or not images.is_floating_point() or not isinstance(out, Tensor) or out.dim() != 4:
+        return False
+    channels, height, width = images.shape[1:]
+    fixed = isinstance(height, int) and isinstance(width, int)
+    return isinstance(channels, int) and out.shape[1] in (channels, 2 * channels) and (height == width or not fixed)
+
+
+@network("program", config=ProgramConfig, source="torch.export")
+class Program(OwnNetwork):
+    """The network of a ProgramConfig, with the weights that its file holds, also where others are made without memory.
+
+    Raises UsageError where the user has named no such program, DataError when the file is gone or has changed.
+    """
+
+    def __init__(self, config: ProgramConfig):
+        super().__init__(config)
+        path = Path(config.folder) / config.file
+        with reading(path, kind=DataError):
+            digest = file_sha256(path)
+        if digest != config.sha256:
+            raise DataError(
+                f"{path}: has changed since it was imported (sha256 {digest[:12]}…, expected {config.sha256[:12]}…); put the "
+                "file back, or import it anew"
+            )
+        check_trusted(digest, path)
+        with torch.device("cpu"):
+            program, self.takes = open_program(path)
+            self.program: Any = program.module()
+        # Constants are no weights: they must move between devices, and no checkpoint holds them.
+        for module in self.program.modules():
+            for name, value in [each for each in vars(module).items() if isinstance(each[1], Tensor)]:
+                delattr(module, name)
+                module.register_buffer(name, value, persistent=False)
+        self.code, self._place = parse_level_code(config.code), torch.device("cpu")
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: a program computes as it was exported."""
+        self.training = mode
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move as modules do, but keep the layout in memory: a program may count on it."""
+        kwargs.pop("memory_format", None)
+        return super().to(*args, **kwargs)
+
+    def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """[B, C, H, W], or [B, 2C, H, W] where it tells of variances. Raises UsageError for classes that it can't be told."""
+        takes = self.takes
+        if len(z) > takes.most:
+            parts = [each.split(takes.most) for each in (z, logsnr, labels) if each is not None]
+            return torch.cat([self.outputs(*part) for part in zip(*parts, strict=True)])
+        self._follow(z.device)
+        level = self.code(logsnr)
+        level = level if takes.levels.is_floating_point() else level.round()
+        inputs = [z.to(takes.images.dtype).contiguous(), level.to(takes.levels.dtype).view(-1, *takes.levels.shape[1:])]
+        if takes.labels is not None:
+            inputs.append(self._classes(labels, z, takes.labels.dtype))
+        with as_it_comes(z):
+            out = self.program(*inputs)
+        out = out[0] if isinstance(out, tuple | list) else out
+        return out.to(torch.promote_types(out.dtype, torch.float32))
+
+    def _classes(self, labels: Tensor | None, z: Tensor, kind: torch.dtype) -> Tensor:
+        """Labels as it wants them: numbers, or a 1 at the class and none anywhere for no class."""
+        labels = self.labels_of(labels, z)
+        labels = torch.full((len(z),), -1, device=z.device) if labels is None else labels
+        if self.takes.classes:
+            return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
+        if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):
+            raise UsageError(
+                f"{self.config.file}: doesn't know images of no class; give each its class, or import it with the label that "
+                "it takes for none"
+            )
+        return labels.to(kind)
+
+    def _follow(self, device: torch.device) -> None:
+        """Have tensors that the program makes itself be made where its inputs are."""
+        if device == self._place:
+            return
+        for node in self.program.graph.nodes:
+            node.args, node.kwargs = (
+                map_aggregate(each, lambda value: device if isinstance(value, torch.device) else value)
+                for each in (node.args, node.kwargs)
+            )
+        self.program.recompile()
+        self._place = device

@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import WEIGHTING, common, hand_out, overwrite_option, plugin_option, stdin_or_fail
-from elbocli.cli.types import FIGURE, PATH, STREAM, Count, Number, Output, Shift
+from elbocli.cli.types import FIGURE, PATH, SHIFT, STREAM, Output, value
 from elbocli.core.training import CRITERIA
 
 
@@ -20,8 +20,8 @@ from elbocli.core.training import CRITERIA
     type=WEIGHTING,
     help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.  [default: the log's own]",
 )
-@option("--bias", type=Number(), help="The weighting's parameter of that name.")
-@option("--shift", type=Shift(), default=0.0, show_default=False, help="Move the weighting in logsnr.")
+@option("--bias", type=value(float), help="The weighting's parameter of that name.")
+@option("--shift", type=SHIFT, default=0.0, show_default=False, help="Move the weighting in logsnr.")
 @option("--monotone/--no-monotone", help="Hold the weighting constant left of its peak.")
 @option(
     "--criterion",
@@ -41,14 +41,14 @@ from elbocli.core.training import CRITERIA
     metavar="FILE",
     help="Fit to the least error of 'elbo optimum' alone: for data that nothing was trained on yet.",
 )
-@option("--bins", type=Count(2, 2000), help="Merge the log's bins to this many.")
+@option("--bins", type=value(int, ge=2, le=2000), help="Merge the log's bins to this many.")
 @option(
     "--floor",
-    type=Number(0, 1, above=True),
+    type=value(float, gt=0, le=1),
     default=0.01,
     help="Smallest density, relative to a uniform one, so that every level is sampled.",
 )
-@option("--since", type=Count(0), default=0, help="Use only intervals after this step.")
+@option("--since", type=value(int, ge=0), default=0, help="Use only intervals after this step.")
 @option("-o", "--out", type=Output("a schedule", stdout=True), default="-", help="The file that the schedule goes to.")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(

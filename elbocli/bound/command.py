@@ -19,7 +19,7 @@ from elbocli.cli.options import (
     print_json,
     weights_option,
 )
-from elbocli.cli.types import FIGURE, PATH, Count, Named, Number, Output
+from elbocli.cli.types import FIGURE, LEVEL, PATH, SEED, Named, Output, value
 
 DRAWN = ("estimators", "target_se", "optimum", "curve", "plot", "log")
 NOT_WITH = {
@@ -65,9 +65,14 @@ def _question(ctx: click.Context) -> str:
 @option(
     "--classify", is_flag=True, help="Measure the run as a classifier: accuracy, log loss and calibration of p(c|x)."
 )
-@option("-n", "--images", type=Count(2, 10**9), help="Number of images.  [default: 1000, or all with --target-se]")
-@option("--draws", type=Count(2, 10**6), default=16, help="Noise levels for each image, an even number.")
-@option("--target-se", type=Number(0, above=True), help="Draw until the standard error, per dimension, is below this.")
+@option(
+    "-n",
+    "--images",
+    type=value(int, ge=2, le=10**9),
+    help="Number of images.  [default: 1000, or all with --target-se]",
+)
+@option("--draws", type=value(int, ge=2, le=10**6), default=16, help="Noise levels for each image, an even number.")
+@option("--target-se", type=value(float, gt=0), help="Draw until the standard error, per dimension, is below this.")
 @option(
     "--weighting",
     "weightings",
@@ -98,12 +103,14 @@ def _question(ctx: click.Context) -> str:
 @option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the same.")
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
-@option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: the run's]")
-@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level, where images are read.  [default: the run's]")
+@option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: the run's]")
+@option("--logsnr-max", type=LEVEL, help="Cleanest level, where images are read.  [default: the run's]")
 @weights_option
-@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
+@option("--seed", type=SEED, default=0, help="Seed of images and noise.")
 @option(
-    "--batch", type=Count(1, 10**6), help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]"
+    "--batch",
+    type=value(int, ge=1, le=10**6),
+    help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]",
 )
 @device_options
 @overwrite_option

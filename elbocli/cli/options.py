@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from elbocli.cli.commands import option
-from elbocli.cli.types import PATH, STREAM, Count, Named, Number
+from elbocli.cli.types import LEVEL, PATH, STREAM, Named, value
 from elbocli.errors import UsageError
 from elbocli.run.setting_type import AUTO, PRECISIONS
 
@@ -67,12 +67,15 @@ weights_option = option(
 )
 
 batch_option = option(
-    "--batch", type=Count(1, 10**6), default=64, help="Images that a process draws at a time; changes nothing else."
+    "--batch",
+    type=value(int, ge=1, le=10**6),
+    default=64,
+    help="Images that a process draws at a time; changes nothing else.",
 )
 
 scale_option = option(
     "--scale",
-    type=Count(1, 64),
+    type=value(int, ge=1, le=64),
     metavar="N",
     help="Enlarge each image of a grid N times; 1 keeps its pixels.  [default: to at most 96 pixels]",
     more="Each pixel becomes a square of N x N equal ones, so that the image can be had back. The default enlarges less, or "
@@ -136,7 +139,7 @@ def guidance_options(function: F) -> F:
     )(function)
     option(
         "--guidance-channels",
-        type=Count(1, 10_000),
+        type=value(int, ge=1, le=10_000),
         metavar="N",
         help="Guide only the first N channels of pixels or latents.  [default: all]",
         more="DiT's own sampling guides 3 of its latents' 4 channels, and its published figures are of that. A learned variance is "
@@ -144,14 +147,14 @@ def guidance_options(function: F) -> F:
     )(function)
     option(
         "--guidance-interval",
-        type=Number(-50, 50),
+        type=LEVEL,
         nargs=2,
         metavar="LO HI",
         help="Guide only where LO <= logsnr <= HI.",
     )(function)
     option(
         "--guidance",
-        type=Number(-1e3, 1e3),
+        type=value(float, ge=-1e3, le=1e3),
         default=1.0,
         help="Scale of guidance; 1 is none.",
         more="Guides away from the network without classes (classifier-free) or from --guide; 0 uses only that network.",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import click
+import msgspec
+from msgspec import Meta
 
-from elbocli.core.registry import plain_float, plain_int
-from elbocli.run.setting_type import LARGEST, LARGEST_COUNT, LARGEST_DURATION_S
+from elbocli.run.setting_type import LARGEST, LARGEST_COUNT, LARGEST_DURATION_S, LARGEST_SEED, Shift, convert_text
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -23,50 +23,30 @@ def imported(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-class Number(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A finite number within bounds."""
+class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)]. name: what the help calls it."""
 
-    name = "number"
+    def __init__(self, hint: Any, name: str):
+        self.hint, self.name = hint, name
 
-    def __init__(self, low: float = -LARGEST, high: float = LARGEST, *, above: bool = False):
-        self.low, self.high, self.above = low, high, above
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert text, or what YAML has. Raises UsageError for a value of another type, or out of bounds."""
         try:
-            number = plain_float(value)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if not math.isfinite(number) or number < self.low or number > self.high or (self.above and number == self.low):
-            least = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
-            self.fail(f"{value} is not {least} and at most {self.high:g}", param, ctx)
-        return number
+            return convert_text(value, self.hint)
+        except msgspec.ValidationError as error:
+            self.fail(f"{value!r}: {str(error).replace('`', '').lower()}", param, ctx)
 
 
-class Shift(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A number, or `auto`."""
-
-    name = "number|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        return "auto" if value == "auto" else Number().convert(value, param, ctx)
+def value(kind: type, **bounds: float) -> Value:
+    """Return the option type of an int or a float. bounds: ge, gt and le, as msgspec.Meta takes them."""
+    least = {} if "gt" in bounds else {"ge": -LARGEST}
+    known: Any = {**least, "le": LARGEST_COUNT if kind is int else LARGEST, **bounds}
+    return Value(Annotated[kind, Meta(**known)], "count" if kind is int else "number")
 
 
-class Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A whole number, at least `least`. (Click's own says its range in every help.)"""
-
-    name = "count"
-
-    def __init__(self, least: int = 1, most: int = LARGEST_COUNT):
-        self.least, self.most = least, most
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = plain_int(value)
-        except (TypeError, ValueError, OverflowError):
-            self.fail(f"{value!r} is not a valid integer.", param, ctx)
-        if not self.least <= number <= self.most:
-            self.fail(f"{number} is not in the range {self.least} to {self.most}", param, ctx)
-        return number
+SEED = value(int, ge=0, le=LARGEST_SEED)
+LEVEL = value(float, ge=-50, le=50)
+SHIFT = Value(Shift, "number|auto")
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg, unused-ignore]

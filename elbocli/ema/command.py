@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import command_line, common, overwrite_option, plugin_option, print_json
-from elbocli.cli.types import PATH, Count, Number, Output
+from elbocli.cli.types import PATH, Output, value
 from elbocli.core.training import MAX_STD
 
 
@@ -17,12 +17,12 @@ from elbocli.core.training import MAX_STD
 @click.argument("run", type=PATH)
 @option(
     "--std",
-    type=Number(0, MAX_STD, above=True),
+    type=value(float, gt=0, le=MAX_STD),
     required=True,
     help="Standard deviation of the weights' profile, as a share of the steps so far: 0.1 averages mostly the "
     "last third; at most 0.288675, the plain mean.",
 )
-@option("--at", type=Count(), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
+@option("--at", type=value(int, ge=1), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
 @option(
     "-o",
     "--out",

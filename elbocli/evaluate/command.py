@@ -19,7 +19,7 @@ from elbocli.cli.options import (
     print_json,
     stdin_or_fail,
 )
-from elbocli.cli.types import PATH, STREAM, Count, Output
+from elbocli.cli.types import PATH, SEED, STREAM, Output, value
 from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
@@ -40,7 +40,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for metric in reversed(METRICS.values()):
         for own in reversed(metric.traits.options.own()):
             flag = isinstance(own.default, bool)
-            kind: Any = click.Choice(list(own.choices)) if own.choices else Count(own.least, own.most)
+            kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
             option(
                 f"--{own.name.replace('_', '-')}",
                 type=None if flag else kind,
@@ -125,11 +125,11 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @option(
     "--seed",
-    type=Count(0, 2**63 - 1),
+    type=SEED,
     default=0,
     help="The seed a stream was drawn with, for --classes random; and that of metrics that draw.",
 )
-@option("--batch", type=Count(1, 10**6), default=64, help="Images per call of the extractor.")
+@option("--batch", type=value(int, ge=1, le=10**6), default=64, help="Images per call of the extractor.")
 @device_option
 @option(
     "--precision",

@@ -20,7 +20,7 @@ from elbocli.cli.options import (
     plugin_option,
     weights_option,
 )
-from elbocli.cli.types import PATH, Count, Named, Number, Output
+from elbocli.cli.types import PATH, SEED, Named, Output, value
 from elbocli.core.sampling import GRIDS
 
 GROUPS = {
@@ -47,7 +47,7 @@ GROUPS = {
     default="ddpm",
     help="The sampler that will walk it: NAME, NAME:key=value,… or NAME:PRESET.",
 )
-@option("--steps", type=Count(2, 10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
+@option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
 @guidance_options
 @option(
     "--classes",
@@ -55,12 +55,12 @@ GROUPS = {
     default="balanced",
     help="Class of trajectory i: i mod K, random, or a repeated list of numbers or names.",
 )
-@option("-n", "--images", type=Count(1, 10_000), default=32, help="Trajectories to measure along.")
-@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of their noise.")
-@option("--since", type=Count(0), default=0, help="Use only intervals of the log after this step.")
+@option("-n", "--images", type=value(int, ge=1, le=10_000), default=32, help="Trajectories to measure along.")
+@option("--seed", type=SEED, default=0, help="Seed of their noise.")
+@option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the log after this step.")
 @option(
     "--floor",
-    type=Number(0, 1, above=True),
+    type=value(float, gt=0, le=1),
     default=0.01,
     help="Smallest density of an entropic or rescaled grid, relative to a uniform one.",
 )

@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import SCHEDULE, WEIGHTING, command_line, common, plugin_option
-from elbocli.cli.types import PATH, Count, Named, Number, Output
+from elbocli.cli.types import LEVEL, PATH, Named, Output, value
 
 GROUPS = {
     "What lies at SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
@@ -60,17 +60,17 @@ GROUPS = {
 )
 @option("--weighting", type=WEIGHTING, help="w(logsnr) that it was trained with.")
 @option("--schedule", type=SCHEDULE, help="Schedule that it was trained with.")
-@option("--logsnr-min", type=Number(-50, 50), help="Noisiest level that it was trained on.")
-@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level that it was trained on.")
+@option("--logsnr-min", type=LEVEL, help="Noisiest level that it was trained on.")
+@option("--logsnr-max", type=LEVEL, help="Cleanest level that it was trained on.")
 @option(
     "--attention",
     metavar="heads=N|width=N[,new]",
     help="Heads of guided-diffusion's networks, or a head's channels; new: in its new order.",
 )
-@option("--size", type=Count(1, 4096), help="Side in pixels, or of latents.")
-@option("--channels", type=Count(1, 1024), help="Channels of images or latents.")
-@option("--classes", type=Count(0, 10**6), help="Number of classes; 0 is none.")
-@option("--null-class", type=Count(-1, 10**6), help="Label that the network takes for 'no class'.")
+@option("--size", type=value(int, ge=1, le=4096), help="Side in pixels, or of latents.")
+@option("--channels", type=value(int, ge=1, le=1024), help="Channels of images or latents.")
+@option("--classes", type=value(int, ge=0, le=10**6), help="Number of classes; 0 is none.")
+@option("--null-class", type=value(int, ge=-1, le=10**6), help="Label that the network takes for 'no class'.")
 @plugin_option
 @common
 def import_(source: Path, run: Path | None, format: str, **options: Any) -> None:

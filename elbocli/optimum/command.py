@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import common, device_option, hand_out, overwrite_option, plugin_option
-from elbocli.cli.types import FIGURE, PATH, Count, Number, Output
+from elbocli.cli.types import FIGURE, LEVEL, PATH, SEED, Output, value
 
 
 @click.command(cls=Command)
@@ -20,10 +20,12 @@ from elbocli.cli.types import FIGURE, PATH, Count, Number, Output
     metavar="RUN",
     help="Take the images, logsnr, classes and mirror images that RUN was trained with.",
 )
-@option("-n", "--images", "sources", type=Count(2, 10**9), default=1000, help="Images to look at through noise.")
+@option(
+    "-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Images to look at through noise."
+)
 @option(
     "--sample",
-    type=Count(0, 10**9),
+    type=value(int, ge=0, le=10**9),
     metavar="COUNT",
     help="Compare with this many images instead of all; 0 is all.  [default: all if that takes minutes, else an eighth]",
     more="Each stands for several then, which makes the least error too small where few images matter. Some of the images "
@@ -36,11 +38,13 @@ from elbocli.cli.types import FIGURE, PATH, Count, Number, Output
     help="Tell the denoiser each image's class.  [default: as RUN]",
 )
 @option("--flip/--no-flip", default=None, help="Count mirror images, too.  [default: as RUN]")
-@option("--logsnr-min", type=Number(-50, 50), help="Noisiest level.  [default: RUN's, or -15]")
-@option("--logsnr-max", type=Number(-50, 50), help="Cleanest level.  [default: RUN's, or 15]")
-@option("--bins", type=Count(1, 2000), default=100, help="Equal bins of logsnr, as in the loss log.")
-@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Seed of images and noise.")
-@option("--batch", type=Count(1, 10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]")
+@option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: RUN's, or -15]")
+@option("--logsnr-max", type=LEVEL, help="Cleanest level.  [default: RUN's, or 15]")
+@option("--bins", type=value(int, ge=1, le=2000), default=100, help="Equal bins of logsnr, as in the loss log.")
+@option("--seed", type=SEED, default=0, help="Seed of images and noise.")
+@option(
+    "--batch", type=value(int, ge=1, le=10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]"
+)
 @device_option
 @option(
     "-o",

@@ -10,7 +10,7 @@ import click
 
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import command_line, common, device_options, overwrite_option, plugin_option
-from elbocli.cli.types import DATASET, PATH, Count, Number
+from elbocli.cli.types import DATASET, PATH, SEED, value
 from elbocli.files.latents import CONVENTIONS
 
 CROP_HELP = (
@@ -32,7 +32,7 @@ def shard(value: str) -> tuple[int, int]:
 @click.argument("out", type=DATASET, metavar="OUT.h5")
 @option(
     "--size",
-    type=Count(1, 8192),
+    type=value(int, ge=1, le=8192),
     help="Side of the square images in pixels.  [default: the images' own where all are alike and at most 64, "
     "otherwise 64]",
 )
@@ -71,12 +71,12 @@ def shard(value: str) -> tuple[int, int]:
 )
 @option(
     "--subset",
-    type=(click.Choice(["train", "val"]), Number(0, 1, above=True)),
+    type=(click.Choice(["train", "val"]), value(float, gt=0, le=1)),
     metavar="train|val SHARE",
     help="val: a share of each class (such as 0.1), always the same; train: all the others.",
 )
-@option("--shuffle-seed", type=Count(0, 2**63 - 1), help="Put the images in a random order.")
-@option("--limit", type=Count(), help="Take only the first N images.")
+@option("--shuffle-seed", type=SEED, help="Put the images in a random order.")
+@option("--limit", type=value(int, ge=1), help="Take only the first N images.")
 @option("--shard", type=shard, metavar="I/N", help="Pack the I-th of N parts; 'elbo merge' joins them.")
 @option(
     "--latents",

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
 
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_DURATION_S = 1000 * 86400
+LARGEST_SEED = 2**63 - 1
+Shift = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)] | Literal["auto"]
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 AUTO = "auto"
+
+
+def convert_text(value: Any, hint: Any) -> Any:
+    """Return a value of that type, made of text or of what YAML has: .5, 1e3 for 1000, auto.
+
+    Raises msgspec.ValidationError.
+    """
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                value = kind(value)
+                break
+    return msgspec.convert(value, hint, strict=False)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from typing import Any
 
 from elbocli.core.registry import LEARNED
 from elbocli.errors import UsageError
-from elbocli.run.setting_type import AUTO, LARGEST_DURATION_S, PRECISIONS, Setting, count, setting
+from elbocli.run.setting_type import AUTO, LARGEST_DURATION_S, LARGEST_SEED, PRECISIONS, Setting, count, setting
 
 ADAPTIVE = "adaptive"
 PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
-LARGEST_SEED = 2**63 - 1
 
 RUN = "Run"
 OBJECTIVE = "Objective, what is learned"

@@ -24,7 +24,7 @@ from elbocli.cli.options import (
     scale_option,
     weights_option,
 )
-from elbocli.cli.types import PATH, STREAM, Count, Named, Output
+from elbocli.cli.types import PATH, SEED, STREAM, Named, Output, value
 
 GROUPS = {
     "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
@@ -37,14 +37,18 @@ GROUPS = {
 
 @click.command(cls=Joined, groups=GROUPS)
 @click.argument("run", type=PATH)
-@option("-n", "--n", "n", type=Count(1, 10**9), default=64, help="Number of images.")
+@option("-n", "--n", "n", type=value(int, ge=1, le=10**9), default=64, help="Number of images.")
 @option(
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
     default="ddpm",
     help="NAME, NAME:key=value,… or NAME:PRESET; see 'elbo weights list samplers'.",
 )
-@option("--steps", type=Count(1, 100_000), help="Number of noise levels.  [default: 128, or the sampler preset's]")
+@option(
+    "--steps",
+    type=value(int, ge=1, le=100_000),
+    help="Number of noise levels.  [default: 128, or the sampler preset's]",
+)
 @option(
     "--schedule",
     type=SCHEDULE,
@@ -82,7 +86,7 @@ GROUPS = {
     help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
 )
 @weights_option
-@option("--seed", type=Count(0, 2**63 - 1), default=0, help="Image i depends on (seed, i) alone.")
+@option("--seed", type=SEED, default=0, help="Image i depends on (seed, i) alone.")
 @option(
     "--noise",
     type=Named("elbocli.core.sampling.NOISES"),

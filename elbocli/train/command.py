@@ -12,7 +12,7 @@ import click
 
 from elbocli.cli.commands import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
-from elbocli.cli.types import PATH, Count, Duration, Named, Number, Shift
+from elbocli.cli.types import PATH, SHIFT, Duration, Named, value
 from elbocli.core.registry import nearest
 from elbocli.run.setting_type import Setting
 from elbocli.run.train_settings import KEPT, KIND, RUN, SETTINGS, TrainSettings
@@ -56,7 +56,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if option.expose_value and option.name not in ("config", "quiet", "verbose", "dry_run")
     }
     values: dict[str, Any] = {}
-    for written, value in content.items():
+    for written, said in content.items():
         key = written.replace("-", "_")
         if key in TYPED:
             raise _not_typed(ctx, path, key)
@@ -65,7 +65,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if key in values:
             raise click.UsageError(f"{path}: {key!r} is given twice", ctx)
         several = isinstance(option := known[key], click.Option) and option.multiple
-        items = value if isinstance(value, list) and several else [value]
+        items = said if isinstance(said, list) and several else [said]
         if not items:
             raise click.UsageError(f"{path}: {key} is an empty list; name at least one, or leave it out", ctx)
         for item in items:
@@ -74,7 +74,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         # As on the command line, so that nothing else is refused or understood; but YAML has read 1:30:00 as seconds.
         if not isinstance(known[key].type, Duration):
             items = [None if item is None else _typed(item) for item in items]
-        values[key] = items if several and value is not None else items[0]
+        values[key] = items if several and said is not None else items[0]
     ctx.default_map = {key: value for key, value in values.items() if value is not None}
     return None
 
@@ -96,8 +96,9 @@ def _type(setting: Setting, kind: str) -> Any:
     if setting.metavar == "DURATION":
         return Duration()
     if kind == "int":
-        return Count(int(setting.low), int(setting.high))
-    return {"float": Number(setting.low, setting.high, above=setting.above), "float | str": Shift()}.get(kind, str)
+        return value(int, ge=int(setting.low), le=int(setting.high))
+    least = {"gt" if setting.above else "ge": setting.low}
+    return {"float": value(float, le=setting.high, **least), "float | str": SHIFT}.get(kind, str)
 
 
 def _option(name: str, setting: Setting, kind: str, default: Any) -> Callable[[F], F]:

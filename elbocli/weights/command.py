@@ -14,7 +14,7 @@ import click
 
 from elbocli.cli.commands import CONTEXT, Command, Group, option, visible
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option, print_table
-from elbocli.cli.types import FIGURE, Count, Number, imported
+from elbocli.cli.types import FIGURE, LEVEL, imported, value
 
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
@@ -37,8 +37,8 @@ BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#"
 
 
 def _range_options(function: Any) -> Any:
-    option("--logsnr-max", "high", type=Number(-50, 50), default=15.0)(function)
-    option("--logsnr-min", "low", type=Number(-50, 50), default=-15.0)(function)
+    option("--logsnr-max", "high", type=LEVEL, default=15.0)(function)
+    option("--logsnr-min", "low", type=LEVEL, default=-15.0)(function)
     return function
 
 
@@ -107,7 +107,7 @@ def _row(declared: Any) -> dict[str, Any]:
 @click.argument("specs", type=WEIGHTING, nargs=-1, required=True, metavar="SPEC...")
 @option("--schedule", type=SCHEDULE, help="Also its t and density: NAME:key=value,… or a FILE.")
 @_range_options
-@option("--points", type=Count(2, 10**6), default=61, help="Levels, evenly spaced.")
+@option("--points", type=value(int, ge=2, le=10**6), default=61, help="Levels, evenly spaced.")
 @plugin_option
 @common
 def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, points: int) -> None:
@@ -132,7 +132,7 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 @click.argument("spec", type=WEIGHTING)
 @option("--equals", type=WEIGHTING, help="Also say whether this is the same weighting up to a constant.")
 @option(
-    "--tolerance", type=Number(0, 1, above=True), default=1e-6, help="Largest relative deviation of the same weighting."
+    "--tolerance", type=value(float, gt=0, le=1), default=1e-6, help="Largest relative deviation of the same weighting."
 )
 @_range_options
 @option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")

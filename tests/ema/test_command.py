@@ -80,7 +80,7 @@ def test_a_wide_gap_is_a_warning(kept: Path, tmp_path: Path, elbo_here: Callable
         (["--std", ".1", "-o", "mine"], 2, "mine: already exists; choose another name or add --overwrite"),
         (["--std", ".1", "-o", "nowhere/a"], 1, "nowhere/a: there is no folder nowhere; make it first"),
         (["--std", ".1", "-o", "a", "--at", "7"], 2, "--at 7: no snapshot there; the one before is of step 6"),
-        (["--std", ".1", "-o", "a", "--at", "0"], 2, "0 is not in the range"),
+        (["--std", ".1", "-o", "a", "--at", "0"], 2, "expected int >= 1"),
         (["--std", ".0005", "-o", "a"], 1, "power:std=0.0005 can't be made of 10 snapshots"),
     ],
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -339,7 +338,7 @@ def open_run(
 
     for file in [*filter(None, os.environ.get("ELBO_PLUGIN", "").split(os.pathsep)), *plugins]:
         run_plugin(Path(file))
-    return opened(Path(path), choose_device(str(device)), warnings.warn, weights)
+    return opened(Path(path), choose_device(str(device)), weights)
 
 
 def open_dataset(path: Path | str) -> Dataset:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pkgutil import resolve_name
 
 import click
 
@@ -25,7 +26,6 @@ from elbocli.cli.commands import (
     visible_lines,
 )
 from elbocli.cli.options import common, plugin_option
-from elbocli.cli.types import imported
 from elbocli.errors import ElboError
 from elbocli.version import __version__
 
@@ -83,7 +83,7 @@ class Commands(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            return imported(COMMANDS[cmd_name][0])
+            return resolve_name(COMMANDS[cmd_name][0])
         if cmd_name not in ADDED and not ctx.resilient_parsing:
             from elbocli.core.registry import load_installed
 

@@ -11,11 +11,12 @@ import re
 import sys
 import textwrap
 from pathlib import Path
+from pkgutil import resolve_name
 
 import click
 
 from elbocli.cli.commands import Command, Option
-from elbocli.cli.types import Named, imported
+from elbocli.cli.types import Named
 from elbocli.core.samplers import SamplerTraits
 from elbocli.main import elbo
 from elbocli.version import __version__
@@ -391,7 +392,7 @@ def described(option: click.Option) -> tuple[str, str]:
 
 def listed(type_: Named) -> str:
     """All names that an option may begin with, with parameters and their defaults, and the presets of samplers."""
-    table, words = imported(type_.table), []
+    table, words = resolve_name(type_.table), []
     for name in type_.known:
         declared = table[name] if isinstance(table, dict) and name in table else None
         words.append(declared.spec if declared else name)

@@ -34,7 +34,7 @@ LIMIT = 2 << 30
 
 def resolved(data: Dataset, device: str, network: dict[str, Any] | None = None, **options: Any) -> Resolved:
     """Settings for a device, without dropout, whose masks are the device's own. network: changes of its config."""
-    found = resolve({"dropout": 0.0, "compile": False, **options, "device": device}, data)
+    found = resolve({"network.dropout": 0.0, "compile": False, **options, "device": device}, data)
     return replace(found, network=replace(found.network, **(network or {})))
 
 

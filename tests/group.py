@@ -25,7 +25,7 @@ from signalled import end_with
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
-from elbocli.run.initial import Initial
+from elbocli.run.initial import open_initial
 from elbocli.runtime.processes import World, joined
 from elbocli.train import loop, preview
 from elbocli.train.batches import Batches
@@ -124,7 +124,7 @@ def trained(
         poisoned(*poison)
     dataset = Dataset(Path(data))
     with world.together():
-        initial = Initial.open(Path(init), print) if init else None
+        initial = open_initial(Path(init)) if init else None
         resolved = settings.resolve(options, dataset, initial=initial)
     for report in loop.run(dataset, Path(out), resolved, world, log_to=log_to):
         if report.done is not None and report.done == killed:

@@ -44,7 +44,7 @@ def test_importing_it_imports_nothing_heavy_and_every_name_is_there() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "adaptive"])
 def test_the_loss_is_that_of_training_to_the_bit(schedule: str, digits: Path, preset: Path) -> None:
     data = elbocli.open_dataset(digits)
-    resolved = resolve({"preset": str(preset), "schedule": schedule, "dropout": 0.0, "seed": 3}, data)
+    resolved = resolve({"preset": str(preset), "schedule": schedule, "network.dropout": 0.0, "seed": 3}, data)
     network, batches = build(resolved.network).eval(), Batches(data, resolved, CPU)
     loss = elbocli.DiffusionLoss("sigmoid", schedule, "v", logsnr_min=-10, logsnr_max=10, seed=3)
     for step in range(3):

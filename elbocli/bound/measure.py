@@ -25,9 +25,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.denoiser import cast_weights
-from elbocli.run.content import check_content
-from elbocli.run.dataset_place import dataset_of
-from elbocli.run.open import TrainedRun, open_run
+from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Posterior, normalised
@@ -291,7 +289,7 @@ def open_measurement(
     logsnr_min, logsnr_max: None is the run's. Raises UsageError, DataError and FormatError when they don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
-    trained = open_run(path, place, log.warning, weights)
+    trained = open_run(path, place, weights)
     dataset, usual = open_data(trained, data), trained.settings
     low = usual.logsnr_min if logsnr_min is None else logsnr_min
     high = usual.logsnr_max if logsnr_max is None else logsnr_max

@@ -12,8 +12,7 @@ import click
 
 from elbocli.cli.commands import option
 from elbocli.cli.types import LEVEL, PATH, STREAM, Named, value
-from elbocli.errors import UsageError
-from elbocli.run.setting_type import AUTO, PRECISIONS
+from elbocli.run.train_settings import AUTO, PRECISIONS
 
 if TYPE_CHECKING:
     from elbocli.core.sampling import Guidance
@@ -35,10 +34,7 @@ def _run_plugins(ctx: click.Context, param: click.Parameter, files: tuple[Path, 
         from elbocli.files.plugins import run_plugin
 
         for file in files:
-            try:
-                run_plugin(file)
-            except UsageError as error:
-                raise click.UsageError(str(error), ctx) from error
+            run_plugin(file)
 
 
 plugin_option = option(

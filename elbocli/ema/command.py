@@ -69,7 +69,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.version import __version__
 
     target = parse_average(f"power:std={plain(std)}")
-    config = read_run_config(path, log.warning)
+    config = read_run_config(path)
     found = whole_snapshots(path, at)
     every = [(snapshot, parse_average(name)) for snapshot in found for name in snapshot.names]
     parts = [(snapshot, average) for snapshot, average in every if average.stored]

@@ -36,7 +36,16 @@ from elbocli.runtime.progress import log
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 PREFIX = "step-"
-GONE = ("cudnn_benchmark", "manual_gc", "nccl_timeout", "on_checkpoint", "tensorboard", "tf32")
+GONE = (
+    "cudnn_benchmark",
+    "manual_gc",
+    "max_skips",
+    "nccl_timeout",
+    "on_nonfinite",
+    "on_checkpoint",
+    "tensorboard",
+    "tf32",
+)
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
 UNUSED = {"multiscale": False}
 """Such settings that changed the training unless they had this value: with another, the run is refused."""

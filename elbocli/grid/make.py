@@ -116,9 +116,9 @@ def make_grid(
     if not ancestral:
         refuse_noise(sampler)
     place, worse = choose_device(device), None
-    run = open_run(path, place, log.warning, weights)
+    run = open_run(path, place, weights)
     if guide is not None or guide_weights:
-        worse = open_run(guide or run.checkpoint.path, place, log.warning, guide_weights or "ema")
+        worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
         log.warning(f"the errors of {sampler.spec} are the loss log's, which knows no guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(precision, place)

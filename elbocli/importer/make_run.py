@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from elbocli.core.loss import check_output
+from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import new_folder
 from elbocli.files.checkpoint import CONFIG, RunConfig, RunData, SourceFacts
 from elbocli.files.plugins import plugins_run
 from elbocli.files.reading import reading
+from elbocli.files.schedule_file import resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, inventory
 from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
 from elbocli.nn.networks.own_network import ModuleConfig
-from elbocli.run.imported import AVERAGE
-from elbocli.run.objective import Objective
-from elbocli.run.settings import run_settings
+from elbocli.run.open import AVERAGE
+from elbocli.run.settings import run_settings, schedule_of
 from elbocli.version import __version__
 
 BATCH = 2
@@ -64,12 +65,13 @@ def import_run(
     if strangers:
         held = ", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else "")
         imported.notes.append(f"{path} also holds {held}, of which nothing was made or run")
-    objective = Objective(run_settings(settings, run / CONFIG))
+    known = run_settings(settings, run / CONFIG)
     with reading(path, kind=UsageError):
+        schedule = schedule_of(known)
         specs = {
-            "weighting": objective.weighting.spec,
-            "schedule": objective.schedule and objective.schedule.base,
-            "prediction": objective.prediction.spec,
+            "weighting": resolve_weighting(known.weighting).spec,
+            "schedule": schedule and schedule.base,
+            "prediction": Prediction.parse(known.prediction).spec,
         }
     settings |= {key: spec for key, spec in specs.items() if key in settings}
     with new_folder(run) as aside:

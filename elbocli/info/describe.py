@@ -88,8 +88,8 @@ def _snapshot(path: Path) -> Facts:
 
 def _run(path: Path) -> Facts:
     from elbocli.files.checkpoint import latest, read_config, snapshots
-    from elbocli.run.imported import about_source
-    from elbocli.run.status import read_status
+    from elbocli.run.folder import read_status
+    from elbocli.run.open import about_source
 
     config, checkpoint = read_config(path), latest(path)
     saved = checkpoint.step if checkpoint else 0

@@ -21,8 +21,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
 from elbocli.files.optimum_file import LeastCurve, Optimum, SampleCheck
 from elbocli.nn.networks import config_of
-from elbocli.run.dataset_place import dataset_of
-from elbocli.run.open import read_run_config
+from elbocli.run.open import dataset_of, read_run_config
 from elbocli.run.settings import run_settings
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.device import choose_device
@@ -223,7 +222,7 @@ def open_search(
     """
     usual, rows, classes, known = TrainSettings(), None, False, RunData()
     if like is not None:
-        config, where = read_run_config(like, log.warning), like / "config.yaml"
+        config, where = read_run_config(like), like / "config.yaml"
         usual, known = run_settings(config.settings, where), config.data
         classes = config_of(config.network, where).num_classes > 0
         data = data or (dataset_of(known, like) if known.path else None)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from elbocli.cli.commands import CONTEXT, Command, Group, option, visible_lines
-from elbocli.cli.options import common, overwrite_option, print_table
+from elbocli.cli.options import common, hand_out, overwrite_option, print_json, print_table
 from elbocli.cli.types import Named, Output
 
+if TYPE_CHECKING:
+    from elbocli.nn.presets import Preset
+
 PRESET = Named("elbocli.nn.presets.NAMES")
+WIDTH = 100
+GPU = "Whether the network is meant for a GPU: its default precision on CUDA is then bf16, else tf32."
+DATA = {
+    "image_size": "Side in pixels, or of latents. The network is made for it, and fitted to other sizes.",
+    "channels": "1 for grey images, 3 for RGB, 4 for most latents.",
+    "classes": "1 is none to tell apart.",
+    "images": "Number of images.",
+    "kind": "Left out for pixels; latents for latents.",
+}
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -37,43 +48,37 @@ def list_(as_json: bool) -> None:
 
     rows = [_row(name) for name in NAMES]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    told = [
-        ["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()]
-        for row in rows
-    ]
-    print_table([[key.upper().replace("_", " ") for key in rows[0]], *told])
+        return print_json(rows)
+    table = [[key.upper().replace("_", " ") for key in rows[0]]]
+    for row in rows:
+        table.append(
+            ["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()]
+        )
+    print_table(table)
 
 
 def _row(name: str) -> dict[str, Any]:
     import torch
 
-    from elbocli.nn.networks import build, config_of, count_parameters, declaration_of
+    from elbocli.nn.networks import build, count_parameters, declaration_of
     from elbocli.nn.presets import load_preset
+    from elbocli.run.settings import preset_data, resolve
 
-    preset = load_preset(name)
-    assert preset.about and preset.about.pixels and preset.data
-    data, train = preset.data, preset.train
-    fits = {
-        "image_size": data.image_size,
-        "image_channels": data.channels,
-        "num_classes": data.classes if data.classes > 1 else 0,
-    }
-    config = config_of({**preset.network, **fits}, name)
+    preset, data = load_preset(name), preset_data(name)
+    assert preset.about and preset.about.pixels and data
+    resolved, (low, high) = resolve({"preset": name, "device": "cpu"}, data), preset.about.pixels
     with torch.device("meta"):
-        parameters = count_parameters(build(config))
-    low, high = preset.about.pixels
+        parameters = count_parameters(build(resolved.network))
     return {
         "name": name,
         "of": "latents" if preset.about.latents else "pixels",
         "sizes": f"{low}-{high}",
         "least_images": preset.about.images,
         "device": "GPU" if preset.gpu else "CPU",
-        "network": declaration_of(config).name,
+        "network": declaration_of(resolved.network).name,
         "parameters": parameters,
-        "steps": train["steps"],
-        "batch": train["batch"],
+        "steps": resolved.settings.steps,
+        "batch": resolved.settings.batch,
     }
 
 
@@ -102,12 +107,60 @@ def write(name: str, out: Path) -> None:
 
     Without OUT.yaml it goes to standard output.
     """
-    from elbocli.files.atomic import write_text
     from elbocli.nn.presets import load_preset
-    from elbocli.presets.editable import editable
 
-    text = editable(load_preset(name))
-    if str(out) == "-":
-        click.echo(text, nl=False)
-        return
-    write_text(out, text)
+    hand_out(editable(load_preset(name)), out)
+
+
+def editable(preset: Preset) -> str:
+    """Return a preset as YAML with every key and its meaning. Keys that it doesn't say are comments, with their defaults."""
+    from dataclasses import MISSING, fields
+
+    from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
+    from elbocli.run.train_settings import PRESET_SETTINGS, SETTINGS, TrainSettings
+
+    lines = [
+        f"# A preset like {preset.name}, to edit: elbo train DATA.h5 --preset THIS.yaml. Lines that begin with '#' and a key",
+        "# show keys that it leaves out, with their defaults.",
+        "about:",
+        *_key("gpu", GPU, preset.gpu, True),
+        "",
+        "# The data that it is made for.",
+    ]
+    if preset.data is not None:
+        values = {**preset.data.json(), "kind": "latents"}
+        lines.append("data:")
+        for key, help in DATA.items():
+            lines += _key(key, help, values[key], key != "kind" or preset.data.latents)
+    section = {"family": "unet", **preset.network}
+    size = preset.data.image_size if preset.data else 64
+    config = config_of({"image_size": size, "image_channels": 3, "num_classes": 0, **section}, preset.name)
+    lines += ["", "network:"]
+    lines += _key("family", f"Kind of network: {', '.join(NETWORKS)}. Each has other keys.", section["family"], True)
+    of_data = {each.name for each in fields(NetworkConfig) if not each.kw_only}
+    for field in sorted(fields(config), key=lambda field: bool(field.kw_only)):
+        if field.name not in of_data:
+            value = section.get(field.name, None if field.default is MISSING else field.default)
+            lines += _key(field.name, field.metadata.get("help", ""), value, field.name in section)
+    lines += ["", "train:"]
+    usual, heading = TrainSettings(), ""
+    for key in PRESET_SETTINGS:
+        setting = SETTINGS[key]
+        if setting.says("group") != heading:
+            heading = setting.says("group")
+            lines += ["", f"  # == {heading} =="]
+        value = preset.train.get(key, getattr(usual, key))
+        value = list(value) if isinstance(value, tuple) else 0.0 if value is None and setting.kind is float else value
+        lines += _key(key, f"{setting.meta.description} {setting.bounds()}".strip(), value, key in preset.train)
+    return "\n".join(lines) + "\n"
+
+
+def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
+    """Return the lines of one key, with its meaning above it."""
+    import textwrap
+
+    from elbocli.files.reading import yaml_text
+
+    text = yaml_text({key: value}).strip() if not isinstance(value, list) else f"{key}: {value}".replace("'", '"')
+    wrapped = [f"  # {line}" for line in textwrap.wrap(help, WIDTH, break_on_hyphens=False)]
+    return [*wrapped, f"  {text}" if given else f"  #{text}"]

@@ -25,8 +25,8 @@ from elbocli.report.result import (
 )
 from elbocli.report.results import ResultFile, score_rows
 from elbocli.report.thumbnails import Extremes, Thumbnails
-from elbocli.run.effective import EffectiveWeighting
-from elbocli.run.status import RunStatus
+from elbocli.run.folder import RunStatus
+from elbocli.run.open import EffectiveWeighting
 from elbocli.run.train_settings import TrainSettings
 
 DIGITS = 6

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from elbocli.bound.result import Classification
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import copying, excess
+from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.training import CRITERIA
@@ -40,12 +41,9 @@ from elbocli.report.thumbnails import (
     table_of,
     thumbnails_of,
 )
-from elbocli.run.dataset_place import dataset_of
-from elbocli.run.effective import effective_weightings
-from elbocli.run.objective import Objective
-from elbocli.run.open import began_from, empty_network, read_run_config
-from elbocli.run.settings import run_settings
-from elbocli.run.status import read_status
+from elbocli.run.folder import read_status
+from elbocli.run.open import began_from, dataset_of, effective_weightings, empty_network, read_run_config
+from elbocli.run.settings import run_settings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 T = TypeVar("T")
@@ -71,7 +69,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
     missing = Missing()
-    config = read_run_config(run, missing.append)
+    config = read_run_config(run)
     settings = run_settings(config.settings, run / "config.yaml")
     tables = [path for path in dict.fromkeys(results) if is_table(path)]
     given = [read_result(path) for path in dict.fromkeys(results) if path not in tables]
@@ -109,9 +107,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             lambda: {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}, otherwise={}
         ),
         environment=_environment(run, config, settings, curves, missing),
-        objective=missing.asked(_objective, run, settings, missing)
-        if {"weighting", "schedule"} <= set(known)
-        else None,
+        objective=missing.asked(_objective, run, settings) if {"weighting", "schedule"} <= set(known) else None,
         curves=curves,
         course=None if source else missing.asked(read_log_history, course, missing.append),
         held_out=missing.asked(read_log_history, held_out, missing.append) if validates else None,
@@ -166,13 +162,12 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
     return read_extremes(table_of(result.path, named), dataset, result.content.get("payload_sha256"))
 
 
-def _objective(run: Path, settings: TrainSettings, missing: Missing) -> ObjectiveFacts:
+def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
     """The objective; a weighting that is learned as it is now. Raises ElboError for a file that it needs and that is gone."""
-    objective = Objective(settings)
-    schedule, effective = objective.schedule, effective_weightings(run, settings, missing.append)
+    schedule, effective = schedule_of(settings), effective_weightings(run, settings)
     weighting = effective[-1].weighting
     low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
-    network = _term("prediction", settings.prediction, objective.prediction.declared)
+    network = _term("prediction", settings.prediction, Prediction.parse(settings.prediction).declared)
     terms = [*weighting_terms(weighting), schedule_term(schedule), network]
     rising = weighting.rising(low, high)
     return ObjectiveFacts(

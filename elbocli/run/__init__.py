@@ -1,1 +1,5 @@
-"""A run on disk: what it was trained with, the folder while it is held, and the trained network in it."""
+"""A run on disk. Start with train_settings.py, which declares each setting once, and settings.py, which merges them.
+
+initial.py takes over another run's weights. folder.py holds the folder while a run trains, with its record and status;
+open.py opens a trained run for sampling and scoring.
+"""

@@ -1,80 +1,56 @@
-"""The run folder: held by one process while it trains, continued by the command that began it, and its record."""
+"""The run folder: held by one process while it trains, continued by the command that began it, its record and its status."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from threading import Lock
+from typing import Annotated, Any
 
 import torch
-from msgspec import structs
+from msgspec import Meta, structs
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.atomic import is_aside, locked, writing
+from elbocli.files.atomic import is_aside, lock, locked, write_json, writing
 from elbocli.files.checkpoint import CONFIG, RunConfig
-from elbocli.run.dataset_place import seen_from
-from elbocli.run.imported import refuse_to_continue
-from elbocli.run.settings import Basis, Resolved, difference
-from elbocli.run.status import LOCK, read_status
+from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.run.settings import Known, Resolved, difference
 from elbocli.version import __version__
 
 PREVIEW_COUNT = 64
 """Most images in a preview: all of the same noise, and as many of each class that is drawn as of any other."""
+STATUS = "status.json"
+LOCK = ".lock"
+RUNNING, DONE, DEAD = "running", "done", "dead"
+EVERY_S = 5.0
+"""Time from one note of the step to the next."""
 
 
-def _check(out: Path, resolved: Resolved, anew: bool) -> None:
-    """Raise UsageError unless training may begin or continue in the folder; DataError where the run's checkpoints are gone.
-
-    A run without a checkpoint begins again, with any settings. A start that was killed leaves the lock, an empty folder of
-    checkpoints, and files that were written aside. anew: begin again although checkpoints are gone.
-    """
-    saved = store.checkpoints(out)
-    if not (out / CONFIG).exists():
-        own = (LOCK, store.FOLDER)
-        if saved or any(path.name not in own and not is_aside(path) for path in out.iterdir()):
-            raise UsageError(f"{out}: exists and is not a run; choose another -o")
-        return
-    before = store.read_config(out)
-    refuse_to_continue(before, out)
-    if not saved:
-        if not anew and _had_checkpoints(out):
-            raise DataError(
-                f"{out}: holds a run whose checkpoints are gone: there is none in {out / store.FOLDER}; put them back, or "
-                "begin anew with --overwrite"
-            )
-        return
-    if changed := difference(before, resolved.config()):
-        raise UsageError(
-            f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  " + "\n  ".join(changed)
-        )
-
-
-def _had_checkpoints(out: Path) -> bool:
-    """Tell whether a run without checkpoints ever had one: its status says so, or their folder is gone, too."""
-    with suppress(FormatError):
-        if read_status(out).saved is not None:
-            return True
-    return not (out / store.FOLDER).is_dir()
-
-
-def basis_of(out: Path, anew: bool, preset: str | None) -> Basis | None:
-    """The run that the folder holds, to take what isn't asked for from; None where it holds none.
+def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
+    """Return the config.yaml of the run that the folder holds; None where it holds none that goes on.
 
     anew: whether a dataset is named, with which a run without a checkpoint begins anew. preset: the one that is asked for:
-    another than the run's is of another run. Raises FormatError, and UsageError for a plug-in that it lacks.
+    another than the run's is of another run. Raises FormatError, UsageError.
     """
-    with writing(out):
-        if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
-            return None
-    config = store.read_config(out)
-    refuse_to_continue(config, out)
-    if preset not in (None, config.settings.get("preset")):
+    if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
         return None
-    return Basis.of(out / CONFIG, config)
+    config = store.read_config(out)
+    _refuse_imported(config, out)
+    return Known(out / CONFIG, config) if preset in (None, config.settings.get("preset")) else None
+
+
+def _refuse_imported(config: RunConfig, run: Path) -> None:
+    if config.source:
+        raise UsageError(
+            f"{run}: was imported, and can't go on; 'elbo train DATA.h5 --init {run} -o NEW' trains its weights"
+        )
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
@@ -84,14 +60,41 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     UsageError when it holds something else, DataError when another process stays.
     """
     with writing(out):
-        if out.exists() and not out.is_dir():
+        if out.exists() and not (out.is_dir() and ((out / CONFIG).exists() or _begun(out))):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
-        _check(out, resolved, anew)
-    stack.enter_context(locked(out / LOCK, str(out), patience))
-    with writing(out):
-        _check(out, resolved, anew)
+        stack.enter_context(locked(out / LOCK, str(out), patience))
+        if (out / CONFIG).exists():
+            _check(out, resolved, anew)
     store.clean(out)
+
+
+def _begun(out: Path) -> bool:
+    """Tell whether a folder holds no more than a start that was killed leaves: no checkpoint, and files written aside."""
+    return not store.checkpoints(out) and all(
+        path.name in (LOCK, store.FOLDER) or is_aside(path) for path in out.iterdir()
+    )
+
+
+def _check(out: Path, resolved: Resolved, anew: bool) -> None:
+    """Raise UsageError unless the run goes on with these settings; DataError where its checkpoints are gone.
+
+    A run that never had a checkpoint begins again, with any settings.
+    """
+    before = store.read_config(out)
+    _refuse_imported(before, out)
+    if store.checkpoints(out):
+        if changed := difference(before, resolved.config()):
+            raise UsageError(
+                f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  "
+                + "\n  ".join(changed)
+            )
+        return
+    saved = None
+    with suppress(FormatError):
+        saved = read_status(out).saved
+    if not anew and (saved is not None or not (out / store.FOLDER).is_dir()):
+        raise DataError(f"{out}: holds a run whose checkpoints are gone; put them back, or begin anew with --overwrite")
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
@@ -100,22 +103,101 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
     command: as typed; repeated without a change, it stands there once. about: processes and device_name.
     """
     before = store.read_config(out) if store.checkpoints(out) else None
-    commands = before.commands if before else []
-    config = structs.replace(
-        resolved.config(),
-        run_id=(before and before.run_id) or _identity(resolved.config()),
-        elbo_version=__version__,
-        torch_version=str(torch.__version__),
-        python_version=python_version(),
-        commands=commands if commands[-1:] == [command] else [*commands, command],
-        data=structs.replace(resolved.data, from_run=seen_from(out, Path(str(resolved.data.path)))),
-        **about,
-    )
+    commands, config = before.commands if before else [], resolved.config()
+    data, text = Path(str(config.data.path)), json.dumps(config.resolved(), sort_keys=True)
     with writing(out):
         (out / store.FOLDER).mkdir(exist_ok=True)
-    store.write_config(out, config)
+    store.write_config(
+        out,
+        structs.replace(
+            config,
+            run_id=(before and before.run_id) or hashlib.sha256(text.encode()).hexdigest()[:32],
+            elbo_version=__version__,
+            torch_version=str(torch.__version__),
+            python_version=python_version(),
+            commands=commands if commands[-1:] == [command] else [*commands, command],
+            data=structs.replace(
+                config.data, from_run=os.path.relpath(data.parent.resolve() / data.name, out.resolve())
+            ),
+            **about,
+        ),
+    )
 
 
-def _identity(config: RunConfig) -> str:
-    """Digest what a run is at its first start; it keeps that when it goes on with more steps, or is copied."""
-    return hashlib.sha256(json.dumps(config.resolved(), sort_keys=True).encode()).hexdigest()[:32]
+@stored("status.json of a run")
+class RunStatus(Record, frozen=True):
+    """A run's state, what it has reached, and what is safe of that.
+
+    state: running, done, stopped, interrupted or failed; read back, also dead: it says running, and no process holds the
+    run's lock. step: of `steps`, with `images` seen. saved: the step of the newest
+    checkpoint. time: of writing, in seconds since 1970.
+    """
+
+    state: str
+    step: Count
+    steps: Count
+    images: Count
+    time: Annotated[float, Meta(ge=0, le=253402300799)]
+    message: str = ""
+    saved: Count | None = None
+
+    @property
+    def when(self) -> str:
+        """The time in words, UTC."""
+        return datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def read_status(run: Path) -> RunStatus:
+    """Return how a run stands now. Raises FormatError when that isn't known."""
+    path = run / STATUS
+    found = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
+    if found.state != RUNNING or _held(run):
+        return found
+    gone = "its process is gone without a word; the same command goes on from what is saved"
+    return structs.replace(found, state=DEAD, message=gone)
+
+
+def _held(run: Path) -> bool:
+    """Tell whether a process holds a run's lock."""
+    try:
+        with open(run / LOCK, "rb") as file:
+            lock(file.fileno())
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+class Status:
+    """Writes status.json. Write errors are ignored here; the checkpoint writer reports them.
+
+    step, images: reached. saved: the step of the newest checkpoint. They and `state` are those of an earlier start at first.
+    """
+
+    def __init__(self, run: Path, steps: int):
+        now = RunStatus("", 0, steps, 0, 0.0)
+        with suppress(FormatError):
+            now = read_status(run)
+        self.run, self.steps, self.state, self.step, self.images, self.saved = (
+            run,
+            steps,
+            now.state,
+            now.step,
+            now.images,
+            now.saved,
+        )
+        self._lock, self._noted = Lock(), time.monotonic()
+
+    def reached(self, step: int, images: int) -> None:
+        """Take note of a step, and write it now and then."""
+        self.step, self.images = step, images
+        if time.monotonic() - self._noted >= EVERY_S:
+            self._noted = time.monotonic()
+            self.write(RUNNING)
+
+    def write(self, state: str, message: str = "") -> None:
+        """Write a state. Threads may do so at the same time."""
+        now = RunStatus(state, self.step, self.steps, self.images, round(time.time(), 3), message, self.saved)
+        with self._lock, suppress(DataError):
+            write_json(self.run / STATUS, now.json())

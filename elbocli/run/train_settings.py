@@ -1,17 +1,28 @@
-"""The settings of `elbo train`, each declared once."""
+"""The settings of `elbo train`, each declared once: type, bounds, help and group. Options, checks and pages follow from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+import re
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from types import NoneType
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from elbocli.core.registry import LEARNED
+import msgspec
+from msgspec import Meta, Struct
+
+from elbocli.core.registry import LEARNED, nearest
+from elbocli.core.training import canonical
 from elbocli.errors import UsageError
-from elbocli.run.setting_type import AUTO, LARGEST_DURATION_S, LARGEST_SEED, PRECISIONS, Setting, count, setting
 
+LARGEST = 1e6
+LARGEST_COUNT = 10**12
+LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
+AUTO: Final = "auto"
 PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 RUN = "Run"
 OBJECTIVE = "Objective, what is learned"
@@ -22,206 +33,331 @@ SPEED = "Speed and memory"
 KEPT = "What is kept"
 VALIDATION = "Validation"
 
+IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
+IN_COLONS = re.compile(r"(?:(?:([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9][0-9])")
+Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Shift = Number | Literal["auto"]
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """Settings that decide how a run is trained; names are those of the options.
 
-    Those that aren't stored refine others, and are None once settings are resolved. time_limit: seconds of one start
-    of the run. Raises UsageError for a value out of bounds, and for values that don't go together.
+def seconds(value: Any) -> Any:
+    """Return the seconds of 3h50m, 90s, 1.5h, 2d, MM:SS, HH:MM:SS or D-HH:MM:SS; 0 is none. Numbers are seconds already.
+
+    Text without a unit is refused: some schedulers of jobs take it for minutes. Raises ValueError.
+    """
+    if not isinstance(value, str) or value == "0":
+        return value
+    text = "".join(value.lower().split())
+    found = IN_COLONS.fullmatch(text) or IN_UNITS.fullmatch(text)
+    if not found or not any(found.groups()):
+        raise ValueError("expected a duration like 3h50m, 90s, 1.5h or 1:30:00")
+    return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
+
+
+def about(group: str, help: str, **said: Any) -> Meta:
+    """Declare a setting, besides its type and default.
+
+    group: its heading. said: ge, gt, le: bounds. more: what its page adds to its help. shown: its default as the help says it,
+    "" where presets say it. names: module and name of a table of what it may begin with; words: what else. metavar: what
+    stands for its value. flags: its option, "" for none. free: it may change when a run goes on. stored: False where
+    config.yaml doesn't say it, since it refines another setting. preset: whether a preset may say it, as `stored` unless given.
+    parse: reads what a user or a file says.
+    """
+    bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
+    return Meta(description=help, extra={"group": group, **said}, **bounds)
+
+
+def count(group: str, help: str, ge: int = 1, le: int = LARGEST_COUNT, **said: Any) -> Meta:
+    """Declare a number of something."""
+    return about(group, help, ge=ge, le=le, **said)
+
+
+class TrainSettings(Struct, frozen=True, kw_only=True):
+    """Settings that decide how a run is trained.
+
+    Those that aren't stored are None once settings are resolved. Raises UsageError for values that don't go together.
     """
 
-    preset: str = setting(
-        "",
-        RUN,
-        "Network and settings; or a FILE.yaml.",
-        shown="by size and count",
-        names="elbocli.nn.presets.NAMES",
-        metavar="NAME",
-        in_presets=False,
-    )
-    seed: int = count(0, RUN, "All draws are functions of it.", shown="0", low=0, high=LARGEST_SEED)
-    time_limit: float = setting(
-        0.0,
-        RUN,
-        "Save and end after 3h50m, 90s, 1:30:00.",
-        more="The same command goes on. Leave time to start and to save.",
-        low=0,
-        high=LARGEST_DURATION_S,
-        metavar="DURATION",
-        free=True,
-    )
-    on_nonfinite: str = setting("stop", RUN, "Exit 4, or leave the update out.", choices=("stop", "skip"), free=True)
-    max_skips: int = count(10, RUN, "Skips in a row before it stops.", free=True)
+    preset: Annotated[
+        str,
+        about(
+            RUN,
+            "Network and settings; or a FILE.yaml.",
+            shown="by size and count",
+            names="elbocli.nn.presets.NAMES",
+            metavar="NAME",
+            preset=False,
+        ),
+    ] = ""
+    seed: Annotated[int, count(RUN, "All draws are functions of it.", shown="0", ge=0, le=LARGEST_SEED)] = 0
+    time_limit: Annotated[
+        float,
+        about(
+            RUN,
+            "Save and end after 3h50m, 90s, 1:30:00.",
+            more="The same command goes on. Leave time to start and to save.",
+            ge=0,
+            le=1000 * 86400,
+            metavar="DURATION",
+            free=True,
+            parse=seconds,
+        ),
+    ] = 0.0
 
-    weighting: str = setting(
-        "sigmoid",
-        OBJECTIVE,
-        "w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
-        more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
-        "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
-        "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
-        "error at each noise level, which uncertainty:monotone keeps from rising.",
-        names="elbocli.core.weighting_curves.WEIGHTINGS",
-        words=(LEARNED,),
+    weighting: Annotated[
+        str,
+        about(
+            OBJECTIVE,
+            "w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
+            more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
+            "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
+            "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
+            "error at each noise level, which uncertainty:monotone keeps from rising.",
+            names="elbocli.core.weighting_curves.WEIGHTINGS",
+            words=(LEARNED,),
+        ),
+    ] = "sigmoid"
+    bias: Annotated[Number | None, about(OBJECTIVE, "The weighting's parameter bias: 2 is :bias=2.", stored=False)] = (
+        None
     )
-    bias: float | None = setting(None, OBJECTIVE, "The weighting's parameter bias: 2 is :bias=2.", stored=False)
-    shift: float | str | None = setting(
-        None,
-        OBJECTIVE,
-        "Shift w in logsnr; auto is 2 log(64/d) at d pixels.",
-        metavar="NUMBER|auto",
-        stored=False,
-        in_presets=True,
-    )
-    monotone: bool | None = setting(None, OBJECTIVE, "Hold the weighting constant left of its peak.", stored=False)
-    prediction: str = setting(
-        "v",
-        OBJECTIVE,
-        "Network's output; see 'elbo weights list predictions'.",
-        shown="",
-        names="elbocli.core.prediction.PREDICTIONS",
-    )
-    logsnr_min: float = setting(-15.0, OBJECTIVE, "Noisiest level.", shown="", low=-50, high=50)
-    logsnr_max: float = setting(15.0, OBJECTIVE, "Cleanest level.", shown="", low=-50, high=50)
+    shift: Annotated[
+        Shift | None,
+        about(
+            OBJECTIVE,
+            "Shift w in logsnr; auto is 2 log(64/d) at d pixels.",
+            metavar="NUMBER|auto",
+            stored=False,
+            preset=True,
+        ),
+    ] = None
+    monotone: Annotated[
+        bool | None, about(OBJECTIVE, "Hold the weighting constant left of its peak.", stored=False)
+    ] = None
+    prediction: Annotated[
+        str,
+        about(
+            OBJECTIVE,
+            "Network's output; see 'elbo weights list predictions'.",
+            shown="",
+            names="elbocli.core.prediction.PREDICTIONS",
+        ),
+    ] = "v"
+    logsnr_min: Annotated[float, about(OBJECTIVE, "Noisiest level.", shown="", ge=-50, le=50)] = -15.0
+    logsnr_max: Annotated[float, about(OBJECTIVE, "Cleanest level.", shown="", ge=-50, le=50)] = 15.0
 
-    schedule: str = setting(
-        "cosine",
-        LEVELS,
-        "NAME or NAME:key=value,…; FILE of 'elbo adapt'; or adaptive, fitted while training.",
-        more="FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
-        "unless given.",
-        shown="",
-        names="elbocli.core.schedule_curves.SCHEDULES",
-        words=(ADAPTIVE,),
-    )
-    t_sampling: str = setting(
-        "low-discrepancy", LEVELS, "How t is drawn in a batch.", choices=("low-discrepancy", "independent")
-    )
-    floor: float = setting(0.01, LEVELS, "Least share of uniform density.", low=0, high=1, above=True)
+    schedule: Annotated[
+        str,
+        about(
+            LEVELS,
+            "NAME or NAME:key=value,…; FILE of 'elbo adapt'; or adaptive, fitted while training.",
+            more="FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
+            "unless given.",
+            shown="",
+            names="elbocli.core.schedule_curves.SCHEDULES",
+            words=(ADAPTIVE,),
+        ),
+    ] = "cosine"
+    t_sampling: Annotated[
+        Literal["low-discrepancy", "independent"], about(LEVELS, "How t is drawn in a batch.", flags="")
+    ] = "low-discrepancy"
+    floor: Annotated[float, about(LEVELS, "Least share of uniform density.", gt=0, le=1, flags="")] = 0.01
 
-    flip: bool = setting(False, DATA, "Mirror half of the images; refused for latents.")
-    conditional: bool | None = setting(
-        None, DATA, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False
-    )
-    label_dropout: float = setting(
-        0.1, DATA, "Share of images trained without class, for guidance.", shown="", low=0, high=1
-    )
-    dropout: float | None = setting(None, DATA, "Dropout in the network's blocks.", low=0, high=0.99, stored=False)
+    flip: Annotated[bool, about(DATA, "Mirror half of the images; refused for latents.")] = False
+    conditional: Annotated[
+        bool | None,
+        about(DATA, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False),
+    ] = None
+    label_dropout: Annotated[
+        float, about(DATA, "Share of images trained without class, for guidance.", shown="", ge=0, le=1)
+    ] = 0.1
 
-    steps: int = count(100_000, OPTIMIZER, "Updates in all.", shown="", free=True)
-    batch: int = count(256, OPTIMIZER, "Images per update.", shown="", high=10**6)
-    lr: float = setting(1e-4, OPTIMIZER, "Learning rate of AdamW.", shown="", low=0, high=1e3, above=True)
-    warmup: int = count(1000, OPTIMIZER, "Updates over which lr rises from zero.", shown="", low=0)
-    lr_decay: str = setting(
-        "constant",
-        OPTIMIZER,
-        "Fall of lr: constant, cosine, linear, rsqrt:ref=STEPS.",
-        more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
-        "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
-        "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
-        "curve of the new number from there.",
-        shown="",
-        names="elbocli.core.training.LR_DECAYS",
-    )
-    weight_decay: float = setting(0.0, OPTIMIZER, "Weight decay of AdamW.", shown="0", low=0, high=1e3)
-    beta2: float = setting(0.999, OPTIMIZER, "beta2 of AdamW; beta1 is 0.9.", low=0, high=0.9999999)
-    adam_eps: float = setting(1e-8, OPTIMIZER, "epsilon of AdamW.", low=0, high=1, above=True)
-    clip: float = setting(1.0, OPTIMIZER, "Clip the gradient norm to this; 0 is no limit.", shown="", low=0)
+    steps: Annotated[int, count(OPTIMIZER, "Updates in all.", shown="", free=True)] = 100_000
+    batch: Annotated[int, count(OPTIMIZER, "Images per update.", shown="", le=10**6)] = 256
+    lr: Annotated[float, about(OPTIMIZER, "Learning rate of AdamW.", shown="", gt=0, le=1e3)] = 1e-4
+    warmup: Annotated[int, count(OPTIMIZER, "Updates over which lr rises from zero.", shown="", ge=0)] = 1000
+    lr_decay: Annotated[
+        str,
+        about(
+            OPTIMIZER,
+            "Fall of lr: constant, cosine, linear, rsqrt:ref=STEPS.",
+            more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
+            "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
+            "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
+            "curve of the new number from there.",
+            shown="",
+            names="elbocli.core.training.LR_DECAYS",
+        ),
+    ] = "constant"
+    weight_decay: Annotated[float, about(OPTIMIZER, "Weight decay of AdamW.", shown="0", ge=0, le=1e3)] = 0.0
+    beta2: Annotated[float, about(OPTIMIZER, "beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")] = 0.999
+    adam_eps: Annotated[float, about(OPTIMIZER, "epsilon of AdamW.", gt=0, le=1, flags="")] = 1e-8
+    clip: Annotated[
+        float, about(OPTIMIZER, "Clip the gradient norm to this; 0 is no limit.", shown="", ge=0, le=LARGEST)
+    ] = 1.0
 
-    device: str = setting(
-        AUTO,
-        SPEED,
-        "cpu, cuda, cuda:1.",
-        more="Where none is named, $ELBO_DEVICE comes first.",
-        shown="cuda, else cpu",
-        metavar="NAME",
-        free=True,
-        in_presets=False,
-    )
-    precision: str = setting(
-        AUTO,
-        SPEED,
-        "Number format of the network.",
-        more="fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
-        "autocast, with fp32 weights. auto keeps the run's own if it continues; else it is fp32 on a CPU, and on "
-        "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
-        choices=(AUTO, *PRECISIONS),
-    )
-    compile: bool | None = setting(
-        None,
-        SPEED,
-        "torch.compile the network.",
-        more="The start takes a minute or more longer. If compilation fails, training warns and continues without it. On "
-        "CUDA, the kernels of networks of up to 100 million parameters are also replayed as CUDA graphs, where one process "
-        "sees a whole batch at once, without --activation-checkpointing.",
-        shown="on CUDA",
-        free=True,
-    )
-    parallel: str = setting("ddp", SPEED, "Each process holds all weights, or a share.", choices=PARALLELS, free=True)
-    micro_batch: int = count(
-        0,
-        SPEED,
-        "Images at once in a process; 0 is automatic.",
-        more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
-        "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
-        low=0,
-        high=10**6,
-        free=True,
-    )
-    activation_checkpointing: bool = setting(False, SPEED, "Recompute activations: less memory, but slower.", free=True)
+    device: Annotated[
+        str,
+        about(
+            SPEED,
+            "cpu, cuda, cuda:1.",
+            more="Where none is named, $ELBO_DEVICE comes first.",
+            shown="cuda, else cpu",
+            metavar="NAME",
+            free=True,
+            preset=False,
+        ),
+    ] = AUTO
+    precision: Annotated[
+        Literal["auto", "fp32", "tf32", "bf16", "fp16"],
+        about(
+            SPEED,
+            "Number format of the network.",
+            more="fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
+            "autocast, with fp32 weights. auto keeps the run's own if it continues; else it is fp32 on a CPU, and on "
+            "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
+        ),
+    ] = AUTO
+    compile: Annotated[
+        bool | None,
+        about(
+            SPEED,
+            "torch.compile the network.",
+            more="The start takes a minute or more longer. If compilation fails, training warns and continues without it. On "
+            "CUDA, the kernels of networks of up to 100 million parameters are also replayed as CUDA graphs, where one process "
+            "sees a whole batch at once, without --activation-checkpointing.",
+            shown="on CUDA",
+            free=True,
+        ),
+    ] = None
+    parallel: Annotated[
+        Literal["ddp", "fsdp"], about(SPEED, "Each process holds all weights, or a share.", free=True)
+    ] = "ddp"
+    micro_batch: Annotated[
+        int,
+        count(
+            SPEED,
+            "Images at once in a process; 0 is automatic.",
+            more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
+            "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
+            ge=0,
+            le=10**6,
+            free=True,
+        ),
+    ] = 0
+    activation_checkpointing: Annotated[
+        bool, about(SPEED, "Recompute activations: less memory, but slower.", free=True)
+    ] = False
 
-    ema: tuple[str, ...] = setting(
-        ("0.9999",),
-        KEPT,
-        "Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
-        more="Previews, validation, sample and bound use the first.",
-        shown="",
-        names="elbocli.core.training.AVERAGES",
+    ema: Annotated[
+        tuple[str, ...],
+        about(
+            KEPT,
+            "Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
+            more="Previews, validation, sample and bound use the first.",
+            shown="",
+            names="elbocli.core.training.AVERAGES",
+            parse=canonical,
+        ),
+    ] = ("0.9999",)
+    snapshot_every: Annotated[
+        int,
+        count(
+            KEPT,
+            "Updates per snapshot for 'elbo ema'; 0 is none.",
+            more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. The default "
+            "is steps/20 if --ema names one, else 0.",
+            shown="",
+            ge=0,
+            free=True,
+        ),
+    ] = 0
+    save_every: Annotated[int, count(KEPT, "Updates per checkpoint.", shown="", free=True)] = 1000
+    keep: Annotated[int, count(KEPT, "Checkpoints to keep.", free=True)] = 2
+    milestone_every: Annotated[int, count(KEPT, "Updates per permanent checkpoint; 0 is none.", ge=0, free=True)] = 0
+    log_every: Annotated[int, count(KEPT, "Updates per line of the logs.", shown="")] = 100
+    preview_every: Annotated[int, count(KEPT, "Updates per preview picture; 0 is none.", shown="", ge=0, free=True)] = (
+        5000
     )
-    snapshot_every: int = count(
-        0,
-        KEPT,
-        "Updates per snapshot for 'elbo ema'; 0 is none.",
-        more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. The default "
-        "is steps/20 if --ema names one, else 0.",
-        shown="",
-        low=0,
-        free=True,
-    )
-    save_every: int = count(1000, KEPT, "Updates per checkpoint.", shown="", free=True)
-    keep: int = count(2, KEPT, "Checkpoints to keep.", free=True)
-    milestone_every: int = count(0, KEPT, "Updates per permanent checkpoint; 0 is none.", low=0, free=True)
-    log_every: int = count(100, KEPT, "Updates per line of the logs.", shown="")
-    preview_every: int = count(5000, KEPT, "Updates per preview picture; 0 is none.", shown="", low=0, free=True)
 
-    val: str = setting("", VALIDATION, "Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
-    val_split: int = count(0, VALIDATION, "Number of images to hold out; 0 is none.", low=0)
-    val_every: int = count(0, VALIDATION, "Images between validations; 0 is 2 % of the work.", low=0, free=True)
-    val_images: int = count(0, VALIDATION, "Most images per validation; 0 is all.", low=0, free=True)
+    val: Annotated[
+        str, about(VALIDATION, "Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
+    ] = ""
+    val_split: Annotated[int, count(VALIDATION, "Number of images to hold out; 0 is none.", ge=0)] = 0
+    val_every: Annotated[
+        int, count(VALIDATION, "Images between validations; 0 is 2 % of the work.", ge=0, free=True)
+    ] = 0
+    val_images: Annotated[int, count(VALIDATION, "Most images per validation; 0 is all.", ge=0, free=True)] = 0
 
     def __post_init__(self) -> None:
-        for name, declared in SETTINGS.items():
-            declared.check(name, getattr(self, name))
         if self.val and self.val_split:
             raise UsageError(
                 "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
             )
         if self.micro_batch > self.batch:
-            raise UsageError(
-                f"micro-batch is {self.micro_batch}; it must be at least 0 (automatic) and at most the batch, {self.batch}"
-            )
+            raise UsageError(f"micro-batch is {self.micro_batch}; it must be at most the batch, {self.batch}")
 
     def stored(self) -> dict[str, Any]:
         """Settings by name as config.yaml says them."""
-        values = {name: getattr(self, name) for name, declared in SETTINGS.items() if declared.stored}
-        return {**values, "ema": list(self.ema)}
+        stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
+        return {**stored, "ema": list(self.ema)}
 
 
-SETTINGS: dict[str, Setting] = {each.name: each.metadata["setting"] for each in fields(TrainSettings)}
-PRESET_SETTINGS = [
-    key for key, each in SETTINGS.items() if (each.stored if each.in_presets is None else each.in_presets)
-]
+class Setting(NamedTuple):
+    """A setting's annotated type, and its parts: the type without None and bounds, and what it declares."""
+
+    hint: Any
+    kind: Any
+    meta: Meta
+
+    def says(self, key: str, otherwise: Any = "") -> Any:
+        """Return what its declaration says by a key of `about`."""
+        return (self.meta.extra or {}).get(key, otherwise)
+
+    def bounds(self) -> str:
+        """Return the values that it may have, in words; '' where its help says it."""
+        meta = self.meta
+        if get_origin(self.kind) is Literal:
+            return f"One of {', '.join(get_args(self.kind))}."
+        if self.kind is bool:
+            return "true or false."
+        if meta.le is None or meta.le > 1e4:
+            return ""
+        return f"From {meta.ge:g} to {meta.le:g}." if meta.gt is None else f"Above {meta.gt:g} to {meta.le:g}."
+
+
+def _setting(hint: Any) -> Setting:
+    kind, meta = get_args(hint)
+    if NoneType in get_args(kind):
+        kind = get_args(kind)[0]
+    return Setting(hint, get_args(kind)[0] if get_origin(kind) is Annotated else kind, meta)
+
+
+_HINTS = get_type_hints(TrainSettings, include_extras=True)
+SETTINGS = {name: _setting(_HINTS[name]) for name in TrainSettings.__struct_fields__}
+PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
 """Those that a preset may say."""
-KIND: dict[str, str] = {each.name: str(each.type).removesuffix(" | None") for each in fields(TrainSettings)}
-"""The kind of each setting, as its annotation says it."""
+
+
+def convert_text(value: Any, hint: Any) -> Any:
+    """Return a value of an annotated type, made of text or of what YAML has: .5, 1e3 for 1000. Raises ValueError."""
+    try:
+        return msgspec.convert(value, hint, strict=False)
+    except msgspec.ValidationError as error:
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return msgspec.convert(float(value), hint, strict=False)  # .5, which JSON doesn't know
+        said = str(error).replace("`", "")
+        raise ValueError(said[0].lower() + said[1:]) from error
+
+
+def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
+    """Settings by name, each of its type. Raises UsageError for another name or a bad value."""
+    found = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"unknown setting {name!r}; {nearest(name, known, 100)}")
+        parse = SETTINGS[name].says("parse", None)
+        try:
+            found[name] = convert_text(parse(value) if parse else value, SETTINGS[name].hint)
+        except ValueError as error:
+            raise UsageError(f"{name} is {value!r}: {error}") from error
+    return found

@@ -22,8 +22,7 @@ from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
 from elbocli.nn.autoencoder import Autoencoder, comfortable_batch, memory_of
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser, cast_weights
 from elbocli.nn.networks import Network, NetworkConfig
-from elbocli.run.dataset_place import dataset_of
-from elbocli.run.open import TrainedRun
+from elbocli.run.open import TrainedRun, dataset_of
 from elbocli.runtime.device import CudaGraphs, Precision
 
 

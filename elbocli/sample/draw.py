@@ -142,7 +142,7 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
     for turn in (world.first, not world.first):
         with world.together():
             if turn:
-                trained.append(open_run(path, world.device, log.warning, weights))
+                trained.append(open_run(path, world.device, weights))
         path = world.of_first(trained[0].checkpoint.path.resolve() if trained else path)
     return trained[0]
 

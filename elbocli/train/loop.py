@@ -16,9 +16,8 @@ from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import due, step_of
 from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import count_parameters
-from elbocli.run.folder import claim, record_start
+from elbocli.run.folder import DONE, RUNNING, Status, claim, record_start
 from elbocli.run.settings import Resolved
-from elbocli.run.status import DONE, RUNNING, Status
 from elbocli.runtime.background import PATIENCE_S, TIME, Ending, Signals, catching_signals, interrupted
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World, telling_lost

@@ -6,6 +6,8 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from elbocli.errors import UsageError
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import free_bytes, held_bytes
@@ -56,7 +58,7 @@ def remedy(resolved: Resolved, processes: int, room: int) -> str:
 
 
 def _with(resolved: Resolved, change: dict[str, Any]) -> Resolved:
-    return replace(resolved, settings=replace(resolved.settings, **change))
+    return replace(resolved, settings=structs.replace(resolved.settings, **change))
 
 
 def _room(world: World) -> int:

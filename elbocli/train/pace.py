@@ -12,9 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from elbocli.errors import UsageError
 from elbocli.files.dataset_block import IMAGES
 from elbocli.nn.networks import build
-from elbocli.nn.presets import NAMES
-from elbocli.run.preset_data import PresetData
-from elbocli.run.settings import Resolved, resolve
+from elbocli.nn.presets import NAMES, choose_preset
+from elbocli.run.settings import PresetData, Resolved, resolve
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.progress import duration
 from elbocli.train.preview import PREVIEW
@@ -119,7 +118,10 @@ def short_size(resolved: Resolved, seconds: float) -> int:
     for size in range((network.image_size - 1) // 8 * 8, 0, -8):
         smaller = PresetData("", IMAGES, size, network.image_channels, network.num_classes, data.count or 1)
         with suppress(UsageError):  # no preset is for so large images on a CPU
-            if seconds * _operations(resolve({"device": "cpu"}, smaller)) <= SHORT_S * mine:
+            if (
+                seconds * _operations(resolve({"device": "cpu", "preset": choose_preset(size, len(smaller))}, smaller))
+                <= SHORT_S * mine
+            ):
                 return size
     return 0
 

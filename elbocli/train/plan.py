@@ -216,7 +216,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1) -> dict[str, Any]:
         },
         **({"latents": {key: resolved.data.more[key] for key in SHOWN}} if resolved.data.latents else {}),
         "weighting": settings.weighting,
-        "verdict": resolved.objective.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
+        "verdict": resolved.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
         "schedule": settings.schedule,
         "prediction": settings.prediction,
         "logsnr": [settings.logsnr_min, settings.logsnr_max],

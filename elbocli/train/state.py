@@ -74,8 +74,8 @@ class TrainState:
         self.live: dict[str, Tensor] = dict(network.named_parameters())
         self.live |= {name: network.get_buffer(name) for name in buffers}  # nothing shards them
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
-        self.ema = Averages(resolved.objective.averages, self.live)
-        self.guard = Guard(world, settings.on_nonfinite == "skip", settings.precision == "fp16")
+        self.ema = Averages(resolved.averages, self.live)
+        self.guard = Guard(world, False, settings.precision == "fp16")
         share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()
         gauge = gauge_of(self.device)
         most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, autocast, gauge)
@@ -88,8 +88,8 @@ class TrainState:
         self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
         self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         """Losses of all images, gradient norms, and number, of the updates since the last interval."""
-        self.weighting, self.prediction = resolved.objective.weighting, resolved.objective.prediction
-        fixed = resolved.objective.schedule
+        self.weighting, self.prediction = resolved.weighting, resolved.prediction
+        fixed = resolved.schedule
         adapts = fixed is None or self.weighting.learned
         self.online = AdaptiveSchedule(self.edges) if adapts else None
         self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
@@ -136,7 +136,7 @@ class TrainState:
     def check(self) -> int:
         """Return how many steps were skipped. Waits for the device. Raises NonFiniteError, in all alike, naming λ and image."""
         found = self.guard.look()
-        if found.worst is not None and (not self.guard.skip or found.most_in_row > self.settings.max_skips):
+        if found.worst is not None:
             raise self._not_finite(found)
         return found.skipped
 
@@ -146,11 +146,7 @@ class TrainState:
         share = World(found.rank, self.world.size).share(self.settings.batch)
         image = self.batches.indices(int(step) - 1)[share[int(place)]]
         what = f"loss {loss:g}" if found.bad else f"gradient norm {norm:g}, largest loss {loss:g}"
-        kept = (
-            f"more than --max-skips {self.settings.max_skips} steps in a row were left out"
-            if self.guard.skip
-            else "the weights before this step are kept; lower --lr, raise --warmup, or leave such steps out with --on-nonfinite skip"
-        )
+        kept = "the weights before this step are kept; lower --lr or raise --warmup"
         return NonFiniteError(
             f"step {int(step)}: {what} at logsnr {logsnr:.4g} (image {image} of the dataset, "
             f"{found.bad} of {self.settings.batch} losses not finite); {kept}"

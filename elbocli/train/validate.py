@@ -54,7 +54,7 @@ class Validation:
     def __init__(self, held: HeldOut, resolved: Resolved, device: torch.device):
         settings = self.settings = resolved.settings
         self.dataset, self.rows, self.device = held.dataset, held.rows, device
-        self.weighting, self.prediction = resolved.objective.weighting, resolved.objective.prediction
+        self.weighting, self.prediction = resolved.weighting, resolved.prediction
         self.schedule = parse_schedule(SCHEDULE, settings.logsnr_min, settings.logsnr_max)
         self.edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
         self.dimensions = math.prod(self.dataset.shape[1:])

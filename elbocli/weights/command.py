@@ -8,13 +8,14 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import click
 
 from elbocli.cli.commands import CONTEXT, Command, Group, option, visible
 from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option, print_table
-from elbocli.cli.types import FIGURE, LEVEL, imported, value
+from elbocli.cli.types import FIGURE, LEVEL, value
 
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
@@ -75,7 +76,7 @@ def list_(kind: str, as_json: bool) -> None:
     """
     from elbocli.core.registry import load_installed
 
-    registry = imported(REGISTRIES[kind])
+    registry = resolve_name(REGISTRIES[kind])
     load_installed()
     rows = [_row(declared) for declared in registry.values()]
     if as_json:
@@ -152,7 +153,7 @@ def check(
     end and up to ten times between them: the exit status is 0 if it never increased at any of them.
     """
     from elbocli.core.schedule import check_range
-    from elbocli.run.effective import means_run
+    from elbocli.run.open import means_run
 
     if equals is None and means_run(spec):
         _check_run(ctx, Path(spec), as_json)
@@ -173,17 +174,11 @@ def check(
 
 def _check_run(ctx: click.Context, run: Path, as_json: bool) -> None:
     """Say what a run trained with, and exit with 1 where that was no ELBO."""
-    from elbocli.run.effective import weighting_of_run
+    from elbocli.run.open import weighting_of_run
 
-    found = weighting_of_run(run, _warn)
+    found = weighting_of_run(run)
     click.echo(json.dumps(found.json()) if as_json else "\n".join(map(visible, found.lines())))
     ctx.exit(0 if found.monotone else 1)
-
-
-def _warn(text: str) -> None:
-    from elbocli.cli.progress_bar import say
-
-    say(text, "warning")
 
 
 def _weighting(text: str) -> Any:
@@ -191,10 +186,10 @@ def _weighting(text: str) -> Any:
     from elbocli.core.weighting_curves import WEIGHTINGS
     from elbocli.errors import UsageError
     from elbocli.files.schedule_file import resolve_weighting
-    from elbocli.run.effective import means_run, weighting_of_run
+    from elbocli.run.open import means_run, weighting_of_run
 
     if means_run(text):
-        return weighting_of_run(Path(text), _warn).last
+        return weighting_of_run(Path(text)).last
     try:
         return resolve_weighting(text)
     except UsageError as error:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.measure import Measurement, open_measurement
@@ -102,8 +103,10 @@ class Gradients:
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch, asked.precision
-        self.settings = replace(settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0)
-        resolved = Resolved(self.settings, asked.trained.network.config, RunData(), {}, [], asked.trained.objective)
+        self.settings = structs.replace(
+            settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0
+        )
+        resolved = Resolved(self.settings, asked.trained.network.config, RunData(), {}, asked.trained.weighting(), None)
         self.device, self.precision, self.prediction = asked.device, asked.arithmetic, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, asked.device)
         self.network = asked.trained.network.requires_grad_(True).train()

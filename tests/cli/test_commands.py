@@ -113,10 +113,10 @@ def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--lr", "nan"], ["nan is not above 0"]),
-        (["--lr", "inf"], ["inf is not above 0"]),
-        (["--lr", "-1"], ["-1 is not above 0"]),
-        (["--lr", "1e99"], ["1e99 is not"]),
+        (["--lr", "nan"], ["expected float > 0"]),
+        (["--lr", "inf"], ["expected float <="]),
+        (["--lr", "-1"], ["expected float > 0"]),
+        (["--lr", "1e99"], ["expected float <="]),
         (["--lr", "x"], ["expected float"]),
         (["--steps", "0"], ["expected int >= 1"]),
         (["--steps", "9999999999999999"], ["expected int <="]),
@@ -144,9 +144,9 @@ def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) ->
         (["--logsnr-min", "-1e5"], ["expected float >= -50"]),
         (["--preset", "huge"], ["no preset is called 'huge'", "imagenet64"]),
         (["--precision", "fp8"], ["'fp8' is not one of"]),
-        (["--time-limit", "90"], ["90 of what?"]),
-        (["--on-nonfinite", "ignore"], ["'ignore' is not one of 'stop', 'skip'"]),
-        (["--max-skips", "0"], ["expected int >= 1"]),
+        (["--time-limit", "90"], ["expected a duration"]),
+        (["--set", "lr=1"], ["expected network.KEY=VALUE or training.KEY=VALUE"]),
+        (["--set", "training.beta2=1"], ["beta2 is 1: expected float <="]),
         (["--device", "tpu9"], ["device 'tpu9' can't be used here"]),
         (["--bogus"], ["No such option"]),
     ],
@@ -159,41 +159,29 @@ def test_nonsense_options_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-RUN_THAT_RUNS = """
-format: elbo-run
-version: 1
-settings: {on_checkpoint: touch hacked, steps: 1}
-network: {}
-data: {}
-files: {}
-"""
-"""A run's config.yaml of a version that kept the command there."""
-
-
 @pytest.mark.parametrize(
     ("content", "code", "words"),
     [
         ("learning_rate: 1e-3\n", 2, ["unknown setting 'learning_rate'", "lr"]),
-        ("lr: 1e-3\nlr: 1e-4\n", 2, ["'lr' is given twice"]),
-        ("save-every: 3\nsave_every: 4\n", 2, ["'save_every' is given twice"]),
-        ("lr: nan\n", 2, ["nan is not above 0"]),
+        ("lr: 1e-3\nlr: 1e-4\n", 1, ["'lr' is given twice"]),
+        ("beta2: 2\n", 2, ["c.yaml: beta2 is 2: expected float <="]),
+        ("lr: nan\n", 2, ["expected float > 0"]),
         ("lr: true\n", 2, ["expected float"]),
-        ("seed: 1.5\n", 2, ["'1.5' is not a valid"]),
-        ("flip: 3\n", 2, ["'3' is not a valid boolean"]),
-        ("weighting: 3\n", 2, ["no weighting is called '3'"]),
-        ("schedule: no\n", 2, ["no schedule is called 'False'"]),
-        ("prediction: 2\n", 2, ["no prediction is called '2'"]),
-        ("format: elbo-run\nversion: 1\nsettings: [1]\n", 2, ["c.yaml: "]),
-        ("lr: [1, 2]\n", 2, ["lr is a list"]),
-        ("ema: []\n", 2, ["ema is an empty list; name at least one"]),
-        ("ema: {power: .1}\n", 2, ["ema is a dict"]),
-        ("ema: [0.9, [1]]\n", 2, ["ema is a list"]),
-        ("- lr\n", 2, ["expected 'key: value' lines"]),
-        ("lr: {\n", 2, ["not usable YAML"]),
+        ("seed: 1.5\n", 2, ["seed is 1.5: expected int"]),
+        ("flip: 3\n", 2, ["flip is 3: expected bool"]),
+        ("weighting: 3\n", 2, ["weighting is 3: expected str"]),
+        ("schedule: no\n", 2, ["schedule is False: expected str"]),
+        ("prediction: 2\n", 2, ["prediction is 2: expected str"]),
+        ("format: elbo-run\nversion: 1\nsettings: [1]\n", 1, ["c.yaml: "]),
+        ("lr: [1, 2]\n", 2, ["lr is [1, 2]"]),
+        ("ema: []\n", 2, ["ema: name at least one"]),
+        ("ema: {power: .1}\n", 2, ["ema: {"]),
+        ("ema: [0.9, [1]]\n", 2, ["ema: [1]"]),
+        ("- lr\n", 1, ["expected 'key: value' lines"]),
+        ("lr: {\n", 1, ["not usable YAML"]),
         ("on_checkpoint: touch hacked\n", 2, ["c.yaml: on_checkpoint is taken from the command line", "no file"]),
-        (RUN_THAT_RUNS, 2, ["c.yaml: on_checkpoint is taken from the command line", "no file"]),
-        ("out: elsewhere\n", 2, ["c.yaml: out is taken from the command line or $ELBO_TRAIN_OUT alone"]),
-        ("lr: !!python/object/apply:os.system ['touch hacked']\n", 2, ["not usable YAML"]),
+        ("out: elsewhere\n", 2, ["c.yaml: out is taken from the command line alone"]),
+        ("lr: !!python/object/apply:os.system ['touch hacked']\n", 1, ["not usable YAML"]),
     ],
 )
 def test_a_bad_config_is_refused(

@@ -186,7 +186,7 @@ def test_other_averages_in_a_snapshot_are_left_alone(copy: Path, tmp_path: Path)
 
 def test_the_first_average_is_the_average(kept: Path, true: Path) -> None:
     for run, name in ((kept, "ema-0.9"), (true, "ema-halflife-400-ramp-0.05")):
-        opened = open_run(run, CPU, unwarned)
+        opened = open_run(run, CPU)
         wanted = load_file(run / "checkpoints/step-00000100" / f"{name}.safetensors")
         digest = hashlib.sha256((run / "checkpoints/step-00000100" / f"{name}.safetensors").read_bytes()).hexdigest()
         about = {"step": 100, "images_trained": 1600, "weights": name, "weights_sha256": digest}
@@ -196,7 +196,7 @@ def test_the_first_average_is_the_average(kept: Path, true: Path) -> None:
 
 @pytest.mark.parametrize("asked", ["power:std=.1", "power:std=0.10", "ema-power-0.1"])
 def test_another_average_by_spec_or_name(asked: str, kept: Path) -> None:
-    opened = open_run(kept, CPU, unwarned, weights=asked)
+    opened = open_run(kept, CPU, weights=asked)
     wanted = load_file(kept / "checkpoints/step-00000100/ema-power-0.1.safetensors")
     assert opened.about["weights"] == "ema-power-0.1"
     assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
@@ -204,7 +204,7 @@ def test_another_average_by_spec_or_name(asked: str, kept: Path) -> None:
 
 def test_an_average_made_afterwards(kept: Path, tmp_path: Path) -> None:
     result, _ = make(kept, 0.15, tmp_path / "a.safetensors", 50)
-    opened = open_run(kept, CPU, unwarned, weights=str(tmp_path / "a.safetensors"))
+    opened = open_run(kept, CPU, weights=str(tmp_path / "a.safetensors"))
     assert opened.step == 50 and opened.about == {
         **opened.about,
         "step": 50,
@@ -222,27 +222,27 @@ def test_an_unknown_average_lists_those_there_are(kept: Path) -> None:
         with pytest.raises(
             UsageError, match=r"no average .*averages there: ema-0\.9, ema-power-0\.05, ema-power-0\.1;"
         ):
-            open_run(kept, CPU, unwarned, weights=asked)
+            open_run(kept, CPU, weights=asked)
 
 
 def test_an_average_of_another_run_is_refused(kept: Path, digits: Path, preset: Path, tmp_path: Path) -> None:
     drain(digits, tmp_path / "other", small(digits, preset, steps=2, seed=1))
     make(kept, 0.1, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match=r"a\.safetensors: is of another run, with seed 0, and this one has 1"):
-        open_run(tmp_path / "other", CPU, unwarned, weights=str(tmp_path / "a.safetensors"))
+        open_run(tmp_path / "other", CPU, weights=str(tmp_path / "a.safetensors"))
 
 
 def test_a_file_that_is_no_average_or_damaged_is_refused(kept: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(FormatError, match=r"make them with 'elbo ema'"):
-        open_run(kept, CPU, unwarned, weights=str(path))
+        open_run(kept, CPU, weights=str(path))
     make(kept, 0.1, path)
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)
     with pytest.raises(FormatError, match="damaged"):
-        open_run(kept, CPU, unwarned, weights=str(path))
+        open_run(kept, CPU, weights=str(path))
 
 
 def test_a_checkpoint_can_be_named_instead_of_its_run(kept: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -250,24 +250,24 @@ def test_a_checkpoint_can_be_named_instead_of_its_run(kept: Path, tmp_path: Path
     (tmp_path / "link").symlink_to(first)
     monkeypatch.chdir(first)
     for path in (first, tmp_path / "link", Path(), Path("../step-00000050")):
-        run, checkpoint = find_run(path, unwarned)
+        run, checkpoint = find_run(path)
         assert run.samefile(kept) and checkpoint.step == 50
-        opened = open_run(path, CPU, unwarned, "model")
+        opened = open_run(path, CPU, "model")
         wanted = load_file(first / "model.safetensors")
         assert (opened.step, opened.about["weights"]) == (50, "model")
         assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
     shutil.copytree(first, tmp_path / "x/checkpoints/step-00000050")
     with pytest.raises(FormatError, match="a checkpoint outside its run"):
-        find_run(tmp_path / "x/checkpoints/step-00000050", unwarned)
+        find_run(tmp_path / "x/checkpoints/step-00000050")
     with pytest.raises(FormatError, match="format is 'elbo-snapshot'"):
-        find_run(kept / "snapshots/step-00000050", unwarned)
+        find_run(kept / "snapshots/step-00000050")
 
 
 def test_a_damaged_checkpoint_that_was_named_is_not_replaced_by_another(copy: Path) -> None:
     path = copy / "checkpoints/step-00000100"
     (path / "model.safetensors").write_bytes(b"")
     with pytest.raises(FormatError, match=r"step-00000100/model\.safetensors: damaged"):
-        open_run(path, CPU, unwarned)
+        open_run(path, CPU)
 
 
 # Settings

@@ -17,7 +17,7 @@ from elbocli.core.samplers import parse_sampler, time_grid
 from elbocli.core.sampling import Guidance, parse_clip, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.run.open import open_run
-from elbocli.run.setting_type import PRECISIONS
+from elbocli.run.train_settings import PRECISIONS
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device
 from elbocli.sample.denoise import Decoder, GuidedRun
 from elbocli.sample.draw import SampleSettings, draw
@@ -74,7 +74,7 @@ def opened(run: Path, precision: str, device: str) -> GuidedRun:
 
     where = choose_device(device)
     clip, graphs = parse_clip("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
-    trained = open_run(run, where, lambda text: None)
+    trained = open_run(run, where)
     return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(Precision(precision, where), False, graphs)
 
 

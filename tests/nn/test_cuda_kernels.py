@@ -17,8 +17,7 @@ from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
-from elbocli.run.preset_data import preset_data
-from elbocli.run.settings import resolve
+from elbocli.run.settings import preset_data, resolve
 from elbocli.train.memory import as_autocast
 
 UNET = UNetConfig(16, 3, 10, channels=64, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)

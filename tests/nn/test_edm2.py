@@ -24,7 +24,7 @@ from elbocli.nn.networks.edm2 import (
     silu,
     unit,
 )
-from elbocli.run.initial import Initial
+from elbocli.run.initial import open_initial
 from elbocli.run.settings import resolve
 from elbocli.train import loop
 from elbocli.train.restore import restore
@@ -262,11 +262,11 @@ def test_a_run_begun_from_another_has_its_frequencies_and_weights_of_unit_magnit
     """Whose seed draws others. Averages begin as they were, which the network uses alike."""
     data, options = Dataset(digits), {"preset": preset, "preview_every": 0}
     list(loop.run(data, tmp_path / "first", resolve({**options, "steps": 3, "save_every": 3}, data)))
-    source = Initial.open(tmp_path / "first", print)
+    source = open_initial(tmp_path / "first")
     run = TrainState(resolve({"seed": 5}, data, initial=source), data)
     drawn = run.live["conditioning.frequencies"].clone()
     restore(run, tmp_path / "second", None)
-    had = load_file(source.file)
+    had = load_file(source.source.checkpoint.path / "ema-power-0.1.safetensors")
     for name in ("conditioning.frequencies", "conditioning.phases"):
         assert torch.equal(run.live[name], had[name]) and torch.equal(run.ema[0].tensors[name], had[name])
     assert not torch.equal(drawn, had["conditioning.frequencies"])

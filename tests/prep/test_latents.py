@@ -225,7 +225,7 @@ def test_flip_is_refused(latents: Path, preset: Path) -> None:
 
 def test_presets_are_chosen_by_the_size_of_the_latents_and_planned(latents: Path) -> None:
     resolved = settings.resolve({}, Dataset(latents, latents=True))
-    assert resolved.settings.preset == "digits" and "48 images of 8 latents a side" in resolved.notes[0]
+    assert resolved.settings.preset == "digits"
     planned = plan.plan(resolved, 48)
     assert planned["network"]["channels"] == 4 and planned["network"]["image_size"] == 8
     assert planned["latents"]["latent_convention"] == "diffusers" and planned["latents"]["pixel_size"] == 16

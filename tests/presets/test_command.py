@@ -16,9 +16,8 @@ import pytest
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import parse_yaml
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
-from elbocli.presets.editable import editable
-from elbocli.run.preset_data import PresetData, preset_data
-from elbocli.run.settings import resolve
+from elbocli.presets.command import editable
+from elbocli.run.settings import PresetData, preset_data, resolve
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 PAGE = Path(__file__).parents[2] / "docs/presets.md"

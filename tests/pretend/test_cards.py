@@ -31,7 +31,7 @@ def test_dropout_is_drawn_by_the_card_that_is_seeded(digits: Path, tmp_path: Pat
         with pretending() as pretend:
             for card in pretend.cards:
                 card.generator.manual_seed(hash(device))
-            runs[device] = train(digits, tmp_path / device, dropout=0.5, device=device)
+            runs[device] = train(digits, tmp_path / device, **{"network.dropout": 0.5}, device=device)
     assert weights_of(runs["cuda:1"]) == weights_of(runs["cuda:0"])
 
 

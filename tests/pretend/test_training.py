@@ -101,7 +101,9 @@ def test_all_that_is_done_between_steps(digits: Path, tmp_path: Path) -> None:
 def test_dropout_is_drawn_by_the_device_and_drawn_again_by_checkpointing(digits: Path, tmp_path: Path) -> None:
     with pretending() as device:
         runs = [
-            train(digits, tmp_path / str(again), dropout=0.5, device="cuda", activation_checkpointing=again)
+            train(
+                digits, tmp_path / str(again), **{"network.dropout": 0.5}, device="cuda", activation_checkpointing=again
+            )
             for again in (False, True)
         ]
     assert weights_of(runs[0]) == weights_of(runs[1])

@@ -19,16 +19,15 @@ from elbocli.files.checkpoint import PluginFile, checked_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, count_parameters, network
-from elbocli.run.preset_data import PresetData
-from elbocli.run.settings import Basis, Resolved, difference, resolve
+from elbocli.run.settings import Known, PresetData, Resolved, difference, resolve
 
 TRAIN = "steps: 40, batch: 16, lr: 2.0e-3, weighting: edm, shift: 1.5, ema: 0.9"
 UNET = "channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1"
 Make = Callable[..., Resolved]
 
 
-def basis_of(resolved: Resolved) -> Basis:
-    return Basis.of(Path("run/config.yaml"), resolved.config())
+def known_of(resolved: Resolved) -> Known:
+    return Known(Path("run/config.yaml"), resolved.config())
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ REFINING: list[dict[str, Any]] = [
     {"shift": "auto"},
     {"weighting": "sigmoid", "bias": 3.0, "shift": -1.0, "monotone": True},
     {"weighting": "v-mse:shift=1@cosine", "shift": 0.5},
-    {"dropout": 0.25, "conditional": False},
+    {"network.dropout": 0.25, "conditional": False},
     {"ema": ["0.7", "power:std=0.1"]},
     {"ema": ["0.7"], "snapshot_every": 10},
     {"schedule": "edm", "logsnr_min": -8.0},
@@ -73,7 +72,7 @@ def test_the_same_options_again_or_none_of_them_go_on_with_the_same_run(
 ) -> None:
     """Options that refine what a preset says must not refine what they have refined already."""
     run = first(**options)
-    basis = basis_of(run)
+    basis = known_of(run)
     file.unlink()
     for again in (options, {"preset": str(file), **options}, {}):
         assert resolve(again, Dataset(digits), basis).config() == run.config()
@@ -82,16 +81,16 @@ def test_the_same_options_again_or_none_of_them_go_on_with_the_same_run(
 def test_a_schedules_file_gives_its_range_once_and_for_all(first: Make, fitted: str, digits: Path) -> None:
     run = first(schedule=fitted, weighting=f"schedule:{fitted}")
     for again in ({}, {"schedule": fitted}):
-        found = resolve(again, Dataset(digits), basis_of(run))
+        found = resolve(again, Dataset(digits), known_of(run))
         assert found.config() == run.config() and (found.settings.logsnr_min, found.settings.logsnr_max) == (-9, 9)
         times = torch.linspace(0, 1, 9, dtype=torch.float64)
-        assert found.objective.schedule and run.objective.schedule
-        assert torch.equal(found.objective.schedule.logsnr(times), run.objective.schedule.logsnr(times))
+        assert found.schedule and run.schedule
+        assert torch.equal(found.schedule.logsnr(times), run.schedule.logsnr(times))
 
 
 def test_what_is_given_is_taken_and_only_that(first: Make, digits: Path) -> None:
     run = first(weighting="sigmoid:bias=1", lr=0.01, steps=7)
-    found = resolve({"lr": 0.5, "steps": 9}, Dataset(digits), basis_of(run))
+    found = resolve({"lr": 0.5, "steps": 9}, Dataset(digits), known_of(run))
     assert difference(run.config(), found.config()) == ["--lr: the run has 0.01, asked for 0.5"]
     assert found.settings.steps == 9 and found.settings.weighting == "sigmoid:bias=1"
 
@@ -106,17 +105,9 @@ def test_another_preset_is_the_only_difference_that_is_told(first: Make, digits:
 def test_another_preset_has_its_own_network_under_the_settings_of_the_config(first: Make, digits: Path) -> None:
     """A config comes before a preset, and options come before both."""
     run = first(lr=0.01)
-    found = resolve({"preset": "digits"}, Dataset(digits), basis_of(run))
+    found = resolve({"preset": "digits"}, Dataset(digits), known_of(run))
     assert found.network == resolve({"preset": "digits"}, Dataset(digits)).network
     assert found.settings.lr == 0.01 and found.settings.weighting == run.settings.weighting
-
-
-def test_a_preset_that_is_not_read_again_is_said_where_it_was_named(first: Make, file: Path, digits: Path) -> None:
-    basis = basis_of(first())
-    assert resolve({"preset": str(file)}, Dataset(digits), basis).notes == [
-        f"preset {file} is not read again: run/config.yaml has its settings and network"
-    ]
-    assert resolve({}, Dataset(digits), basis).notes == []
 
 
 @pytest.mark.parametrize(
@@ -127,7 +118,7 @@ def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(
 ) -> None:
     run = first(precision="bf16")
     for device in ("cpu", "cuda"):
-        assert resolve({**given, "device": device}, Dataset(digits), basis_of(run)).settings.precision == kept
+        assert resolve({**given, "device": device}, Dataset(digits), known_of(run)).settings.precision == kept
 
 
 SIZES = [
@@ -145,7 +136,7 @@ def test_a_network_is_rebuilt_for_other_data_as_its_preset_would_build_it(
     file.write_text(
         f"network: {{{network}}}\ndata: {{image_size: 8, channels: 1, classes: 10, images: 9}}\ntrain: {{}}\n"
     )
-    basis, wanted = basis_of(first()), resolve({"preset": str(file), "conditional": True}, other).network
+    basis, wanted = known_of(first()), resolve({"preset": str(file), "conditional": True}, other).network
     file.write_text(f"network: {{{UNET.replace('channels: 8', 'channels: 16')}}}\ntrain: {{}}\n")
     assert resolve({}, other, basis).network == wanted
     file.unlink()
@@ -180,25 +171,28 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(
     run = first()
     config = run.config()
     file.unlink()
-    assert resolve({}, Dataset(digits), basis_of(run)).network == run.network
+    assert resolve({}, Dataset(digits), known_of(run)).network == run.network
     NETWORKS.pop(plain)
     with pytest.raises(FormatError, match=f"no network family is called '{plain}'"):
-        Basis.of(Path("run/config.yaml"), config)
+        resolve({}, Dataset(digits), Known(Path("run/config.yaml"), config))
     with pytest.raises(UsageError, match=r"plug-in mine\.py .*add --plugin mine.py"):
-        Basis.of(Path("run/config.yaml"), replace(config, plugins=[PluginFile("mine.py", "0")]))
+        known = Known(Path("run/config.yaml"), replace(config, plugins=[PluginFile("mine.py", "0")]))
+        resolve({}, Dataset(digits), known)
 
 
 @pytest.mark.parametrize(
     ("section", "content"),
     [
-        ("data", {}),
         ("data", {"path": 3}),
         ("settings", {"lr": "fast"}),
         ("network", {"family": "gan"}),
         ("network", {}),
     ],
 )
-def test_a_config_that_is_no_whole_runs_is_refused_by_name(section: str, content: dict[str, Any], first: Make) -> None:
+def test_a_config_that_is_no_whole_runs_is_refused_by_name(
+    section: str, content: dict[str, Any], first: Make, digits: Path
+) -> None:
     with pytest.raises(FormatError, match=r"^run/config\.yaml: "):
         path = Path("run/config.yaml")
-        Basis.of(path, checked_config({**first().config().json(), section: content}, path))
+        known = Known(path, checked_config({**first().config().json(), section: content}, path))
+        resolve({}, Dataset(digits), known)

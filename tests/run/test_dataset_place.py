@@ -12,13 +12,13 @@ from msgspec.structs import replace
 
 from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
-from elbocli.run.dataset_place import dataset_of, seen_from
+from elbocli.run.open import dataset_of
 
 
 def of(dataset: Path, typed: str, run: Path) -> RunData:
     """Section `data` of a run that was trained from the current folder."""
     digest = Dataset(dataset).attributes.payload_sha256
-    return RunData(path=typed, payload_sha256=digest, from_run=seen_from(run, dataset))
+    return RunData(path=typed, payload_sha256=digest, from_run=os.path.relpath(dataset, run))
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ import random, time
 from contextlib import ExitStack
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
-from elbocli.run.folder import claim, record_start
+from elbocli.run.folder import claim
+from elbocli.run.folder import record_start
 from elbocli.run.settings import resolve
 resolved = resolve({"preset": sys.argv[2]}, Dataset(Path(sys.argv[1])))
 folder = Path(sys.argv[3])

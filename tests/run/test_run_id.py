@@ -57,7 +57,7 @@ def test_a_checkpoint_of_another_run_is_named_and_passed_over(
     mixed: Path, train: Train, runs: Path, caplog: Any
 ) -> None:
     strange = mixed / "checkpoints" / "step-00000020"
-    for read in (verify, lambda path: find_run(path, print)):
+    for read in (verify, lambda path: find_run(path)):
         with pytest.raises((FormatError, DataError), match="step-00000020: of another run than"):
             read(strange)
     with pytest.raises(DataError, match="step-00000020: of another run than"):

@@ -4,7 +4,7 @@ import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,10 +19,8 @@ from elbocli.files.schedule_file import resolve_weighting, to_text
 from elbocli.nn.networks import build, config_of, declaration_of
 from elbocli.nn.networks.blocks import Attention
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
-from elbocli.run.preset_data import preset_data
-from elbocli.run.setting_type import PRECISIONS
-from elbocli.run.settings import difference, resolve, run_settings
-from elbocli.run.train_settings import SETTINGS
+from elbocli.run.settings import difference, preset_data, resolve, run_settings
+from elbocli.run.train_settings import PRECISIONS, SETTINGS
 from elbocli.runtime import device
 from elbocli.train.state import TrainState
 
@@ -60,7 +58,6 @@ def test_a_shift_given_is_taken_instead_of_the_presets(resolved):
 def test_a_weighting_given_is_not_shifted_by_the_preset_and_that_is_said(resolved):
     found = resolved("weighting: edm-monotonic, shift: auto", weighting="sigmoid:bias=1")
     assert found.settings.weighting == "sigmoid:bias=1"
-    assert any("without the preset's --shift auto" in note for note in found.notes)
     assert shift_of(resolved("shift: -2", weighting="sigmoid", shift="auto")) == pytest.approx(resolution_shift(8))
 
 
@@ -81,13 +78,11 @@ def test_a_runs_own_settings_give_the_same_run_again(resolved):
         "shift: nan",
         "lr: fast",
         "steps: 1.5",
-        "flip: 1",
         "device: cpu",
         "preset: digits",
         "precision: fp8",
         "t_sampling: even",
         "parallel: both",
-        "on_nonfinite: go",
         "clip: -1.0",
         "clip: .nan",
         "weight_decay: -1.0",
@@ -121,13 +116,13 @@ def test_the_optimizer_has_the_betas_and_epsilon_asked_for(resolved, digits):
 
 @pytest.mark.parametrize("options", [{"beta2": 1.0}, {"beta2": -0.1}, {"adam_eps": 0.0}])
 def test_betas_and_epsilons_that_make_no_optimizer_are_refused(resolved, options):
-    with pytest.raises(UsageError, match=next(iter(options)).replace("_", "-")):
+    with pytest.raises(UsageError, match=next(iter(options))):
         resolved("", **options)
 
 
 def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
     for network, family in ((NETWORK, "unet"), (UVIT, "uvit")):
-        found = resolved("", network, dropout=0.25)
+        found = resolved("", network, **{"network.dropout": 0.25})
         assert (declaration_of(found.network).name, found.network.image_size, found.network.image_channels) == (
             family,
             8,
@@ -148,7 +143,6 @@ def test_the_preset_fits_the_card(gb: int, name: str, digits: Path, monkeypatch:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: SimpleNamespace(total_memory=gb * 10**9))
     found = resolve({"device": "cuda"}, data)
     assert found.settings.preset == name
-    assert "on a GPU" in found.notes[0]
     assert resolve({"device": "cpu"}, data).settings.preset == "small64"
 
 
@@ -177,21 +171,21 @@ def test_a_runs_settings_of_another_kind_are_named_with_their_file(said):
         run_settings({"lr": 1e-3, **said}, Path("run/config.yaml"))
 
 
-@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.stored])
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.says("stored", True)])
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(resolved, name):
     now = resolved("").config()
     before = replace(now, settings={**now.settings, name: "another"})
     lines = difference(before, now)
-    assert bool(lines) != SETTINGS[name].free
+    assert bool(lines) != SETTINGS[name].says("free", False)
     assert all(line.startswith(f"--{name.replace('_', '-')}: the run has another, asked for ") for line in lines)
 
 
 def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
-    found = resolved("", bias=3.0, shift=1.0, monotone=True, dropout=0.25, conditional=False)
-    assert set(found.config().settings) == {name for name, setting in SETTINGS.items() if setting.stored}
+    found = resolved("", bias=3.0, shift=1.0, monotone=True, conditional=False, **{"network.dropout": 0.25})
+    assert set(found.config().settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
     assert found.settings.weighting == "sigmoid:bias=3,shift=1,monotone"
     assert (found.network.dropout, found.network.num_classes) == (0.25, 0)
-    assert found.objective.weighting.spec == found.settings.weighting
+    assert found.weighting.spec == found.settings.weighting
 
 
 def test_an_earlier_version_had_networks_of_fewer_keys_and_they_are_the_same_networks(resolved):
@@ -225,9 +219,9 @@ def test_a_decay_is_checked_and_written_in_full(resolved):
 
 
 def test_choices_are_what_the_machine_and_the_streams_know():
-    assert SETTINGS["precision"].choices == ("auto", *device.PRECISIONS)
+    assert get_args(SETTINGS["precision"].kind) == ("auto", *device.PRECISIONS)
     assert tuple(device.PRECISIONS) == PRECISIONS
-    assert SETTINGS["t_sampling"].choices == T_SAMPLINGS
+    assert get_args(SETTINGS["t_sampling"].kind) == T_SAMPLINGS
 
 
 def test_files_that_settings_name_are_read_once(resolved, tmp_path):
@@ -235,8 +229,8 @@ def test_files_that_settings_name_are_read_once(resolved, tmp_path):
     path.write_text(to_text(schedule_of_shares(torch.linspace(-9, 9, 5, dtype=torch.float64), torch.ones(4), "")))
     found = resolved("", schedule=str(path), weighting=f"schedule:{path}")
     path.unlink()
-    assert found.objective.schedule.logsnr_min == found.settings.logsnr_min == -9
-    assert found.objective.weighting.support == (-9, 9)
+    assert found.schedule.logsnr_min == found.settings.logsnr_min == -9
+    assert found.weighting.support == (-9, 9)
 
 
 @pytest.mark.parametrize("preset", ["latents256", "latents512"])

@@ -18,10 +18,9 @@ import pytest
 from elbocli.files.atomic import write_json
 from elbocli.files.dataset import Dataset
 from elbocli.main import run as command
-from elbocli.run import status as module
-from elbocli.run.folder import claim
+from elbocli.run import folder as module
+from elbocli.run.folder import Status, claim, read_status
 from elbocli.run.settings import resolve
-from elbocli.run.status import Status, read_status
 from elbocli.train import loop
 
 

@@ -25,7 +25,7 @@ CHURN = (40.0, 0.05, 50.0, 1.003)
 
 def by_edm(run: Path, noise: str, *churn: float) -> tuple[np.ndarray, list[int]]:
     """Images [N,H,W,C] and labels that EDM's sampler makes of a run, in float64. The run was trained on λ from −10 to 10."""
-    trained, random = open_run(run, torch.device("cpu"), print), edm.Stacked(range(40, 40 + N))
+    trained, random = open_run(run, torch.device("cpu")), edm.Stacked(range(40, 40 + N))
     latents = random.normal((1, 8, 8))
     labels = random.label(10)
     denoiser = Denoiser(trained.network.double(), trained.prediction, labels=labels)

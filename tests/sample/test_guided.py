@@ -124,7 +124,7 @@ def test_a_run_that_adapts_lends_the_schedule_it_had_at_the_checkpoint(
     dataset, run = Dataset(digits), tmp_path / "run"
     resolved = settings.resolve({"preset": str(preset), "steps": 20, "schedule": "adaptive", "device": "cpu"}, dataset)
     list(loop.run(dataset, run, resolved))
-    opened, state = open_run(run, CPU, pytest.fail), TrainState(resolved, dataset)
+    opened, state = open_run(run, CPU), TrainState(resolved, dataset)
     uniform = time_grid(state.schedule, 9)
     state.restore(opened.checkpoint)
     assert time_grid(opened.schedule(), 9) == time_grid(state.schedule, 9) != uniform
@@ -138,7 +138,7 @@ def test_a_schedule_file_that_changed_since_training_is_refused(make: Make, tmp_
         to_text(schedule_of_shares(bin_edges(-10, 10, 4), torch.tensor([0.1, 0.4, 0.3, 0.2]).double(), "x"))
     )
     run = make(schedule=str(file))
-    assert open_run(run, CPU, pytest.fail).schedule().base == str(file)
+    assert open_run(run, CPU).schedule().base == str(file)
     file.write_text(file.read_text() + "\n")
     with pytest.raises(DataError, match=r"s\.yaml: has changed since"):
         drawn(run, tmp_path / "a.h5", schedule="run")
@@ -214,7 +214,7 @@ def test_a_run_without_classes_can_guide_one_with_classes_but_not_the_other_way_
     alone = drawn(plain, tmp_path / "a.h5")[0]
     assert np.array_equal(drawn(trained, tmp_path / "a.h5", guide=plain, guidance=Guidance(0.0))[0], alone)
     assert drawn(trained, tmp_path / "a.h5", guide=plain, guidance=Guidance(2.0))[1]["nfe"] == 10
-    run, guide = (open_run(path, CPU, print) for path in (trained, plain))
+    run, guide = (open_run(path, CPU) for path in (trained, plain))
     both = GuidedRun(run, Guidance(2.0), guide).denoiser(torch.tensor([3]))
     assert both.labels is not None and both.guide is not None and both.guide.labels is None
     with pytest.raises(UsageError, match="the same classes or none"):
@@ -257,7 +257,7 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
     precision: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captured = fake_cuda_graph.install(monkeypatch)
-    run, worse = (open_run(trained, CPU, print, weights) for weights in ("ema", "model"))
+    run, worse = (open_run(trained, CPU, weights) for weights in ("ema", "model"))
     how, labels = typed(n=4, sampler="dpmpp-2m-sde", precision=precision), torch.tensor([3, 1, 4, 1])
     config = run.network.config
     output, shape = open_decoder(run.data, config, CPU), (config.image_size, config.image_size, config.image_channels)

@@ -131,7 +131,7 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
     how, labels = typed(n=4, sampler="ddpm-learned", precision=precision), torch.tensor([3, 1, 4, 1])
     images = []
     for graphs in (None, CudaGraphs()):
-        run = open_run(learned, CPU, print)
+        run = open_run(learned, CPU)
         config = run.network.config
         output, shape = open_decoder(run.data, config, CPU), (8, 8, 1)
         drawer = GuidedRun(run, Guidance(2.0)).with_variance()

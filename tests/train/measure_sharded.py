@@ -15,7 +15,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.nn.networks import build
 from elbocli.run import settings
-from elbocli.run.preset_data import PresetData
+from elbocli.run.settings import PresetData
 from elbocli.runtime.device import PRECISIONS, Precision
 from elbocli.train.plan import Plan
 

@@ -122,7 +122,14 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(
 def test_a_run_begins_from_the_weights_of_another_however_many_processes_share_it(
     trained: Path, digits: Path, tmp_path: Path
 ) -> None:
-    options = {"weighting": "edm", "dropout": 0.0, "steps": 3, "log_every": 1, "save_every": 3, "conditional": False}
+    options = {
+        "weighting": "edm",
+        "network.dropout": 0.0,
+        "steps": 3,
+        "log_every": 1,
+        "save_every": 3,
+        "conditional": False,
+    }
     ways = (ALONE, *FEW)
     job = {"data": str(digits), "init": str(trained)}
     succeeded(
@@ -140,7 +147,14 @@ def test_a_run_begins_from_the_weights_of_another_however_many_processes_share_i
 def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(
     digits: Path, preset: Path, tmp_path: Path
 ) -> None:
-    plain = {"preset": str(preset), "dropout": 0.0, "schedule": "adaptive", "log_every": 4, "save_every": 4, "keep": 99}
+    plain = {
+        "preset": str(preset),
+        "network.dropout": 0.0,
+        "schedule": "adaptive",
+        "log_every": 4,
+        "save_every": 4,
+        "keep": 99,
+    }
     job = {"data": str(digits), "out": "mixed"}
     plan = [(2, "ddp", 3), (1, "ddp", 6), (2, "fsdp", 9), (4, "fsdp", 11), (2, "ddp", None)]
     options = {**plain, "steps": 14}

@@ -23,7 +23,7 @@ from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
-from elbocli.run.folder import basis_of
+from elbocli.run.folder import known_of
 from elbocli.run.open import open_run
 from elbocli.run.train_settings import SETTINGS
 from elbocli.train import loop
@@ -277,7 +277,7 @@ def test_a_rate_that_decays_is_used_logged_and_gone_on_with(
 def test_the_config_of_a_run_holds_all_that_was_resolved(trained: Path) -> None:
     config = read_config(trained)
     assert config.settings["weighting"] == "sigmoid:bias=2"
-    assert set(config.settings) == {name for name, setting in SETTINGS.items() if setting.stored}
+    assert set(config.settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
     assert config.network["num_classes"] == 10
     assert len(list((trained / "previews").glob("*.png"))) == 2
 
@@ -336,9 +336,9 @@ def test_a_run_of_before_tf32_was_a_precision_opens_and_goes_on(
     config = yaml.safe_load((run / "config.yaml").read_text())
     before = {**config, "device_name": device, "settings": {**config["settings"], "tf32": tf32}}
     (run / "config.yaml").write_text(yaml.safe_dump(before))
-    assert open_run(run, torch.device("cpu"), print).settings.precision == now
+    assert open_run(run, torch.device("cpu")).settings.precision == now
     options = {"preset": str(preset), "steps": 4}
-    resolved = settings.resolve(options, Dataset(digits), basis_of(run, True, str(preset)))
+    resolved = settings.resolve(options, Dataset(digits), known_of(run, True, str(preset)))
     assert resolved.settings.precision == now
     assert any("going on after step 2" in line for line in drain(digits, run, resolved))
     stored = read_config(run).settings

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.main import run as command
-from elbocli.run import preset_data, settings
+from elbocli.run import settings
 from elbocli.run.settings import Resolved
 from elbocli.runtime import device as memory
 from elbocli.runtime.processes import World
@@ -26,7 +27,7 @@ CARD = torch.device("cuda", 0)
 
 
 def resolved(preset: str = "cifar", **options: Any) -> Resolved:
-    data = preset_data.preset_data(preset)
+    data = settings.preset_data(preset)
     assert data is not None
     return settings.resolve({"preset": preset, "device": "cpu", **options}, data)
 
@@ -72,9 +73,9 @@ def test_advice_of_options_fits_and_the_next_larger_micro_batch_doesnt(preset: s
         change = {name.replace("-", "_"): int(value) for name, value in options.items()}
         change |= {"activation_checkpointing": True} if "--activation-checkpointing" in advice else {}
         advised.add(frozenset(change))
-        followed = replace(asked, settings=replace(asked.settings, **change))
+        followed = replace(asked, settings=structs.replace(asked.settings, **change))
         assert check_memory(followed, World()) == ""
-        more = replace(followed, settings=replace(followed.settings, micro_batch=change["micro_batch"] + 1))
+        more = replace(followed, settings=structs.replace(followed.settings, micro_batch=change["micro_batch"] + 1))
         assert needed(more) >= 0.9 * room or needed(more) == needed(followed)
     assert advised
 
@@ -98,13 +99,13 @@ def test_processes_of_one_machine_share_what_is_free(free: dict[str, int], monke
 
 def test_on_a_card_the_search_decides_and_only_a_network_that_cant_fit_is_refused(free: dict[str, int]) -> None:
     asked, world = resolved(device="cuda", precision="bf16"), World(device=CARD)
-    one = replace(asked, settings=replace(asked.settings, micro_batch=1))
+    one = replace(asked, settings=structs.replace(asked.settings, micro_batch=1))
     free["free"] = needed(one)
     assert check_memory(asked, world) == ""
     free["free"] = int(needed(one) / CLEARLY) - 1
     with pytest.raises(UsageError, match=r"and the device has [\d.]+ GB; "):
         check_memory(asked, world)
-    whole = replace(asked, settings=replace(asked.settings, micro_batch=512))
+    whole = replace(asked, settings=structs.replace(asked.settings, micro_batch=512))
     free["free"] = 4 * needed(one)
     with pytest.raises(UsageError, match="; add --micro-batch"):
         check_memory(whole, world)

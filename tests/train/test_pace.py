@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import IMAGES
 from elbocli.run import settings
-from elbocli.run.preset_data import PresetData
+from elbocli.run.settings import PresetData
 from elbocli.run.train_settings import TrainSettings
 from elbocli.train import loop, pace
 from elbocli.train.pace import Pace, short_size
@@ -125,4 +126,6 @@ def test_a_size_is_named_that_takes_less_than_twenty_minutes_and_the_next_would_
     assert short_size(photographs, 1200 * (64 / 56) ** 2 * 0.98) == 56
     assert 8 <= short_size(photographs, 1200 * (64 / 56) ** 2 * 1.1) < 56
     assert short_size(photographs, 1e9) == 0
-    assert short_size(replace(photographs, settings=replace(photographs.settings, preset="mine.yaml")), 3600) == 0
+    assert (
+        short_size(replace(photographs, settings=structs.replace(photographs.settings, preset="mine.yaml")), 3600) == 0
+    )

@@ -28,7 +28,7 @@ from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
-from elbocli.run import preset_data, settings
+from elbocli.run import settings
 from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import World
 from elbocli.train import plan
@@ -181,7 +181,7 @@ def test_the_most_that_fits_fits_and_no_more():
 
 
 def plan_of(preset=MINE, devices=1, **options):
-    return Plan(settings.resolve({"preset": preset, **options}, preset_data.preset_data(preset)), devices)
+    return Plan(settings.resolve({"preset": preset, **options}, settings.preset_data(preset)), devices)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
@@ -243,7 +243,7 @@ def test_more_devices_than_images_are_refused():
 
 
 def test_the_whole_plan_is_plain_and_its_numbers_agree():
-    resolved = settings.resolve({"preset": MINE, "batch": 32}, preset_data.preset_data(MINE))
+    resolved = settings.resolve({"preset": MINE, "batch": 32}, settings.preset_data(MINE))
     result = plan.plan(resolved, 1000, devices=2)
     assert yaml.safe_load(yaml.safe_dump(result)) == result
     parts = dict(result["memory_MB"])
@@ -258,22 +258,18 @@ def test_the_whole_plan_is_plain_and_its_numbers_agree():
 # --- without a dataset ---
 
 
-def test_a_dataset_here_is_planned_for_if_it_fits(digits, tmp_path):
-    found, why = preset_data.planned_for("digits", tmp_path)
-    assert found.path == "preset digits" and why.startswith("no dataset here; planned for ")
+def test_a_dataset_here_is_planned_for_if_it_fits(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings.planned_for("digits").path == "preset digits"
     (tmp_path / "a.h5").symlink_to(digits)
-    found, why = preset_data.planned_for("digits", tmp_path)
-    assert isinstance(found, Dataset) and why == f"dataset {tmp_path / 'a.h5'}, the only one here"
-    found, why = preset_data.planned_for("imagenet512", tmp_path)
-    assert len(found) == 1_281_167 and "and not for" in why and "a.h5" in why and "8 x 8" in why
-    assert isinstance(preset_data.planned_for(None, tmp_path)[0], Dataset)
+    assert isinstance(settings.planned_for("digits"), Dataset) and isinstance(settings.planned_for(None), Dataset)
+    assert len(settings.planned_for("imagenet512")) == 1_281_167
     (tmp_path / "b.h5").symlink_to(digits)
-    found, why = preset_data.planned_for("digits", tmp_path)
-    assert found.path == "preset digits" and why.startswith("2 datasets here")
+    assert settings.planned_for("digits").path == "preset digits"
 
 
 def test_latents_are_planned_without_an_autoencoder():
-    data = preset_data.preset_data("latents256")
+    data = settings.preset_data("latents256")
     assert data.kind == LATENTS and data.channels == 4
     assert settings.resolve({"preset": "latents256"}, data).network.image_channels == 4
     with pytest.raises(UsageError, match="--flip: preset latents256 holds latents"):
@@ -285,7 +281,7 @@ def test_latents_are_planned_without_an_autoencoder():
 
 @pytest.mark.parametrize("name", ["imagenet128", "imagenet256", "imagenet512"])
 def test_the_papers_networks_have_two_billion_parameters(name):
-    data = preset_data.preset_data(name)
+    data = settings.preset_data(name)
     assert Weights.of(settings.resolve({"preset": name}, data).network).held(1) == pytest.approx(2e9, rel=0.1)
 
 

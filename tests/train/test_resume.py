@@ -163,7 +163,7 @@ def test_a_dry_run_plans_for_the_run(
 def test_a_runs_config_trains_that_very_network_whatever_became_of_its_preset(
     became: Callable[[Path], None], train: Callable[..., str], folder: Path
 ) -> None:
-    train("d.h5", "--preset", "own.yaml", "--dropout", 0.2, "--steps", 2)
+    train("d.h5", "--preset", "own.yaml", "--set", "network.dropout=.2", "--steps", 2)
     became(folder / "own.yaml")
     train("d.h5", "--config", "run/config.yaml", "-o", "again")
     assert weights_of(folder / "again") == weights_of(folder / "run")

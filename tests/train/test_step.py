@@ -17,7 +17,7 @@ from elbocli.train.step import step_losses, update
 def fresh(digits: Path, preset: Path, **options: object) -> TrainState:
     """A state whose network, unlike a new one, says something."""
     data = Dataset(digits)
-    state = TrainState(resolve({"preset": str(preset), "dropout": 0.0, "clip": 0.0, **options}, data), data)
+    state = TrainState(resolve({"preset": str(preset), "network.dropout": 0.0, "clip": 0.0, **options}, data), data)
     torch.manual_seed(1)
     for piece in state.live.values():
         torch.nn.init.normal_(piece, 0, 0.1)

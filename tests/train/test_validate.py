@@ -53,7 +53,7 @@ def make(digits: Path, preset: Path) -> Callable[..., Validation]:
 
 @pytest.fixture(scope="module")
 def run(trained: Path) -> TrainedRun:
-    return open_run(trained, CPU, print)
+    return open_run(trained, CPU)
 
 
 def nothing(z: torch.Tensor, logsnr: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
@@ -144,11 +144,17 @@ def test_bits_per_dimension_are_those_of_the_bound(make: Callable[..., Validatio
 def test_the_weighted_loss_is_what_training_would_say_of_these_images(
     weighting: str, make: Callable[..., Validation], run: TrainedRun, digits: Path, preset: Path
 ) -> None:
-    options = {"preset": str(preset), "weighting": weighting, "batch": 300, "label_dropout": 0.0, "dropout": 0.0}
+    options = {
+        "preset": str(preset),
+        "weighting": weighting,
+        "batch": 300,
+        "label_dropout": 0.0,
+        "network.dropout": 0.0,
+    }
     data = Dataset(digits)
     resolved = settings.resolve(options, data)
-    batches, w, v = Batches(data, resolved, CPU), resolved.objective.weighting, Prediction.parse("v")
-    s = resolved.objective.schedule
+    batches, w, v = Batches(data, resolved, CPU), resolved.weighting, Prediction.parse("v")
+    s = resolved.schedule
     assert s is not None
     with torch.no_grad():
         means = [float(step_losses(run.network, batches, k, 0, w, s, v)[0].mean()) for k in range(20)]

@@ -47,7 +47,7 @@ def saved(tmp_path: Path) -> Callable[[Any], Path]:
 def imported(path: Path, format: str = "", **options: Any) -> TrainedRun:
     run = path.parent / "run"
     import_run(path, run, ImportOptions(**options), format)
-    return open_run(run, CPU, print)
+    return open_run(run, CPU)
 
 
 def noised(channels: int = 4, size: int = 8) -> Tensor:
@@ -158,7 +158,7 @@ def test_what_is_known_of_their_training_is_in_the_run(saved: Callable[[Any], Pa
     data = read_yaml(path.parent / "run" / "config.yaml")["data"]
     assert data["latent_scale"] == [0.18215] * 4 and data["pixel_size"] == 64 and data["image_size"] == 8
     import_run(path, path.parent / "sit", ImportOptions(), "sit")
-    sit = open_run(path.parent / "sit", CPU, print).settings
+    sit = open_run(path.parent / "sit", CPU).settings
     assert (sit.prediction, sit.weighting, sit.schedule) == ("u-path", "fm-ot", "fm-ot")
 
 
@@ -195,7 +195,7 @@ def test_half_precision_becomes_single_and_is_said(dtype: torch.dtype, saved: Ca
     path = saved(tensors)
     _, found = import_run(path, path.parent / "run", ImportOptions())
     assert any(note.endswith("become float32") for note in found.notes)
-    trained = open_run(path.parent / "run", CPU, print)
+    trained = open_run(path.parent / "run", CPU)
     step, logsnr = timesteps(60)[0]
     with torch.inference_mode():
         out = trained.network.outputs(noised(), torch.full((4,), logsnr), SOME)

@@ -334,7 +334,7 @@ def test_a_run_of_it_opens_with_the_same_network(tmp_path: Path) -> None:
     tensors = edm_unet.made(classes=3, levels=(1, 2), attention=(8,))
     path = pickled(tensors, tmp_path)
     name, found = import_run(path, tmp_path / "run", ImportOptions())
-    opened = open_run(tmp_path / "run", torch.device("cpu"), lambda text: None)
+    opened = open_run(tmp_path / "run", torch.device("cpu"))
     assert name == "edm" and opened.network.config == found.network
     z, level, labels = torch.randn(2, 3, 16, 16), torch.tensor([-3.0, 5.0]), torch.tensor([2, -1])
     one_hot = torch.tensor([[0, 0, 1], [0, 0, 0]])

@@ -244,7 +244,7 @@ def test_a_small_one_is_sampled_and_measured_through_the_shell(elbo: Elbo, digit
 def test_a_run_of_it_opens_with_the_same_network(tmp_path: Path) -> None:
     tensors = adm_unet.made(classes=3, levels=(1, 2), attention=(8,))
     import_run(written(tensors, tmp_path), tmp_path / "run", ImportOptions(**SMALL))
-    opened = open_run(tmp_path / "run", torch.device("cpu"), lambda text: None)
+    opened = open_run(tmp_path / "run", torch.device("cpu"))
     z, level, labels = torch.randn(2, 3, 16, 16), levels_of(LINEAR, [600, 150]).float(), torch.tensor([2, 0])
     wanted = adm_unet.network(tensors, z, timestep(level.double(), LINEAR), labels, 2, False)[:, :3]
     torch.testing.assert_close(opened.network(z, level, labels), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

@@ -49,7 +49,7 @@ class Extractor(NamedTuple):
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
             out = self.module(images)
-        features, logits = (out if len(out) == 2 else (out[0], None)) if isinstance(out, (tuple, list)) else (out, None)
+        features, logits = (*out, None)[:2] if isinstance(out, (tuple, list)) else (out, None)
         if features.dim() != 2 or len(features) != len(images) or (logits is not None and logits.dim() != 2):
             raise FormatError(
                 f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D), or features and logits (B, K)"

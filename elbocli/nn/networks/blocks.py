@@ -271,6 +271,16 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
+def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Self-attention over pixels: queries, keys and values [B, 3C, H, W] → [B, C, H, W]. normed: of [B, 3, heads, HW, C/heads]."""
+    batch, channels, height, width = qkv.shape
+    # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
+    qkv = qkv.contiguous(memory_format=torch.channels_last)
+    qkv = qkv.reshape(batch, 3, heads, channels // 3 // heads, height * width).transpose(3, 4)
+    q, k, v = (qkv if normed is None else normed(qkv)).unbind(1)
+    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels // 3, height, width)
+
+
 class Attention(nn.Module):
     """Self-attention over pixels. heads: 0 is as many as `heads_of` says. groups, eps: of its norm."""
 
@@ -282,13 +292,7 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
-        qkv = self.qkv(self.norm(x)).contiguous(memory_format=torch.channels_last)
-        qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = qkv.transpose(3, 4).unbind(1)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(mixed.transpose(2, 3).reshape(batch, channels, height, width))
+        return x + self.out(attend_pixels(self.qkv(self.norm(x)), self.heads))
 
 
 class Block(nn.Module):

@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import explained, network
-from elbocli.nn.networks.blocks import AttendedConfig, LevelsNetwork, doubled, heads_of, level_number, precise_linear
+from elbocli.nn.networks.blocks import (
+    AttendedConfig,
+    LevelsNetwork,
+    attend_pixels,
+    doubled,
+    heads_of,
+    level_number,
+    precise_linear,
+)
 
 EPS = 1e-4
 """Added to a root mean square before anything is divided by it."""
@@ -143,12 +151,7 @@ class Attention(nn.Module):
         self.out = UnitLayer(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
-        qkv = self.qkv(x).contiguous(memory_format=torch.channels_last)
-        qkv = qkv.reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = unit(qkv.transpose(3, 4), 4).unbind(1)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
+        mixed = attend_pixels(self.qkv(x), self.heads, lambda qkv: unit(qkv, 4))
         return blend(x, self.out(mixed), ATTENTION)
 
 

@@ -113,11 +113,9 @@ def choose_preset(
     fitting, others = [], []
     for name in NAMES:
         preset = load_preset(name)
-        suits = preset.about
-        if suits is None or suits.pixels is None or (suits.latents and not latents):
-            continue
-        low, high = suits.pixels
-        if not low <= image_size <= high:
+        suits = preset.about or PresetAbout()
+        low, high = suits.pixels or (1, 0)
+        if not low <= image_size <= high or (suits.latents and not latents):
             continue
         if suits.images is not None and images >= suits.images and (not preset.gpu or (gpu and fits(preset))):
             fitting.append((suits.latents, preset.gpu, suits.images, name))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from elbocli.cli.messages import visible
 from packing import pack
 from PIL import Image, ImageCms
 
@@ -567,7 +568,7 @@ def outcome(odd: Odd, folder: Path) -> Outcome:
 
 def described(odd: Odd, found: Outcome) -> str:
     """A line of the table: without what depends on the versions of libraries."""
-    says = found.says
+    says = visible(found.says)
     for bid in BIDS:
         says = says.removesuffix(bid)
     says = re.sub(r"(does not (?:decode|unpack)): .*", r"\1: …", says)

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from elbocli.cli.messages import visible
 from packing import pack
 from PIL import Image, ImageCms
 
+from elbocli.cli.commands import visible
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 

@@ -26,6 +26,7 @@ import numpy as np
 from packing import pack
 from PIL import Image, ImageCms
 
+from elbocli.cli.commands import visible
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 
@@ -48,8 +49,8 @@ GOOD = encoded(RGB)
 
 @dataclass(frozen=True)
 class Odd:
-    """An input. put: makes it at a path. packed: images that come of it. says: a pattern of what elbo says of it,
-    '' for nothing. pixels: [8, 8, C] of its first image. archive: a source by itself, not a file of a folder.
+    """An input. put: makes it at a path. packed: images that come of it. says: what elbo says of it, about; '' for
+    nothing. pixels: [8, 8, C] of its first image. archive: a source by itself, not a file of a folder.
     nobody: packed without root's right to read everything.
     """
 
@@ -260,7 +261,7 @@ image(
     "does not decode",
 )
 image("icon (ICNS)", "icon.icns", b"icns\0\0\0\x18ic10\0\0\0\x10" + bytes(8), 0, "not an image")
-image("1 x 60000", "thin.png", bits_png(1, 60_000, zlib.compress(bytes(120_000))), 0, "too long and thin: 1 x 60000")
+image("1 x 60000", "thin.png", bits_png(1, 60_000, zlib.compress(bytes(120_000))), 1, "converted")
 image("zip among images", "images.zip", b"PK\3\4" + bytes(60), 0, "a zip archive; unpack it, or give it")
 
 
@@ -567,7 +568,7 @@ def outcome(odd: Odd, folder: Path) -> Outcome:
 
 def described(odd: Odd, found: Outcome) -> str:
     """A line of the table: without what depends on the versions of libraries."""
-    says = found.says
+    says = visible(found.says)
     for bid in BIDS:
         says = says.removesuffix(bid)
     says = re.sub(r"(does not (?:decode|unpack)): .*", r"\1: …", says)

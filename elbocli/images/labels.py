@@ -172,8 +172,7 @@ def read_classes_file(path: Path, words: set[str] | None) -> tuple[list[str], li
         keys.append(key.strip())
         names.append(name.strip() or key.strip())
     if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise DataError(f"{path}: class {twice!r} is listed twice; list each class once")
+        raise DataError(f"{path}: a class is listed twice; list each class once")
     return keys, names
 
 
@@ -221,10 +220,7 @@ def _assign_numbers(numbers: list[int], listed: Path | None, bare: bool) -> tupl
             index = {int(key): line for line, key in enumerate(keys)}
             return [index.get(number, -1) for number in numbers], names
     if min(numbers) < 0 or largest - first >= len(names):
-        wrong = min(numbers) if min(numbers) < 0 else largest
-        raise DataError(
-            f"{listed or 'labels'}: an image has class {wrong}, which is none of {len(names)} that count from 0"
-        )
+        raise DataError(f"the classes of images are {min(numbers)} to {largest}, expected 0 to {len(names) - 1}")
     if first:
         log.warning(f"no class is 0: they are taken to count from 1, {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names

@@ -35,7 +35,6 @@ OWN |= {"fast_decode"}  # of elbo's first version
 class Part:
     """A dataset to be merged. drawn: how, if it holds samples."""
 
-    path: Path
     data: Dataset
     drawn: dict[str, Any]
     arrays: Arrays
@@ -90,7 +89,7 @@ def open_part(path: Path) -> Part:
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     if data.attributes.payload_sha256 is None:
         log.warning(f"{path}: has no payload_sha256, taken as it is")
-    return Part(path, data, drawn(data.attributes, str(path)).facts(), *data.contents())
+    return Part(data, drawn(data.attributes, str(path)).facts(), *data.contents())
 
 
 def in_order(parts: Sequence[Part]) -> list[Part]:
@@ -98,13 +97,12 @@ def in_order(parts: Sequence[Part]) -> list[Part]:
     preps = {part.data.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
-    found = [re.fullmatch(r"([1-9]\d{0,8})/([1-9]\d{0,8})", part.data.attributes.shard or "") for part in parts]
-    numbers = [(int(match[1]), int(match[2])) for match in found if match]
-    count = len(parts)
-    if len(preps) > 1 or sorted(numbers) != [(index, count) for index in range(1, count + 1)]:
-        shards = ", ".join(part.data.attributes.shard or "none" for part in parts)
-        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {shards}; name all of them")
-    return [part for _, part in sorted(zip(numbers, parts), key=lambda pair: pair[0])]
+    shards = {part.data.attributes.shard: part for part in parts}
+    expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
+    if len(preps) > 1 or set(shards) != set(expected):
+        found = ", ".join(map(str, shards))
+        raise DataError(f"{parts[0].data.path}: expected each shard of one prep once, found {found}; name all of them")
+    return [shards[name] for name in expected]
 
 
 def _check_alike(parts: Sequence[Part]) -> None:
@@ -114,8 +112,8 @@ def _check_alike(parts: Sequence[Part]) -> None:
         other = part.making
         for key in {**first, **other}:
             if first.get(key) != other.get(key):
-                both = f"{str(other.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].path}"
-                raise DataError(f"{part.path}: {key} is {both}; parts of one dataset are made in one way")
+                both = f"{str(other.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].data.path}"
+                raise DataError(f"{part.data.path}: {key} is {both}; parts of one dataset are made in one way")
 
 
 def _join_contents(parts: Sequence[Part], total: int) -> tuple[Arrays, Names]:
@@ -132,7 +130,7 @@ def _join_contents(parts: Sequence[Part], total: int) -> tuple[Arrays, Names]:
     joined: dict[str, Any] = {**arrays, **names}
     for name, values in joined.items():
         if not name.startswith("class_") and len(values) != total:
-            raise DataError(f"{parts[0].path}: {name!r} has no value per image")
+            raise DataError(f"{parts[0].data.path}: {name!r} has no value per image")
     return arrays, names | {name: words for name, words in parts[0].names.items() if name == "class_names"}
 
 
@@ -144,19 +142,19 @@ def _join_attributes(parts: Sequence[Part]) -> dict[str, Any]:
         if key not in WRITTEN | {"shard", "shard_of"} and all(other.get(key) == value for other in said)
     }
     if "skipped" in said[0]:
-        joined["skipped"] = sum(part.data.attributes.skipped or 0 for part in parts)
+        joined["skipped"] = sum(other.get("skipped", 0) for other in said)
     if "changed" in said[0]:
         changed = Counter[str]()
-        for part in parts:
-            where = f"{part.path}: its attribute changed is not usable"
-            changed.update(convert(parse_json(part.data.attributes.changed or "{}", where), dict[str, Count], where))
+        for part, other in zip(parts, said):
+            where = f"{part.data.path}: its attribute changed is not usable"
+            changed.update(convert(parse_json(other.get("changed", "{}"), where), dict[str, Count], where))
         joined["changed"] = json.dumps(dict(changed), sort_keys=True)
-    digests = [part.data.attributes.source_sha256 or "" for part in parts]
+    digests = [other.get("source_sha256", "") for other in said]
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
         joined["source_sha256"] = add_digests(digests)
     if any(part.drawn for part in parts):
         described = _join_drawn([part.drawn for part in parts])
-        joined["samples"] = json.dumps(SamplesAbout.of(described, parts[0].path).json())
+        joined["samples"] = json.dumps(SamplesAbout.of(described, parts[0].data.path).json())
     return joined
 
 
@@ -197,6 +195,6 @@ def _copy(writer: DatasetWriter, parts: Sequence[Part], total: int, signals: Sig
                 safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
                 raise signals.interrupted(f"{safe}; the same command goes on from there")
         if part.data.attributes.payload_sha256 not in (None, digest.hexdigest()):
-            raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
+            raise DataError(f"{part.data.path}: damaged: its images are not what was written; pack it again")
         # Not earlier: a part counts when it was checked to its end.
         writer.append([], done, {"parts": index + 1})

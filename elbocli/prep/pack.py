@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import time
@@ -41,7 +40,6 @@ USUAL_SIZE = 64
 """The size where the images have several, or are larger: smaller ones are kept."""
 LOOKED_AT = 1000
 """Image files whose size and channels are read beforehand."""
-SPLIT_NAMES = {"train", "val", "test", "valid", "validation", "training", "testing"}
 AHEAD = 8
 """Images, or stretches of them, in flight for each thread."""
 STRETCH = 1 << 20
@@ -102,8 +100,6 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
     classes, copies = source.class_names, 1 if encoder is None else encoder.copies
     log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {settings.size} x {settings.size} pixels")
-    if len(classes) > 1 and set(classes) <= SPLIT_NAMES:
-        log.warning(f"the classes are called {', '.join(classes)}: did you mean one of these folders?")
     shard_of = _fingerprint(every, settings, encoder)
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
     layout, limit = _layout(settings, encoder), len(source) * copies
@@ -137,8 +133,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         writer.finish({"labels": labels, "class_counts": counts}, names, about)
     changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
-        lost = "alpha" in changed or "made grey" in changed
-        log.log(logging.WARNING if lost else logging.INFO, f"changed while decoding: {changed}")
+        log.warning(f"changed while decoding: {changed}")
     log.info(f"{out}: {len(kept)} images, {out.stat().st_size / 1e6:.1f} MB; {time.monotonic() - begun:.1f} s")
 
 

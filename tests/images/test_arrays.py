@@ -78,7 +78,7 @@ def test_several_follow_each_other(tmp_path, rows):
         ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "expected uint8 .N, H, W, 1 or 3"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(3, int)}, "arr_1 is not usable"),
         ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(2)}, "arr_1 is not usable"),
-        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([0, -1])}, "class -1"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.array([0, -1])}, "classes of images are -1"),
         ({"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, "no images"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_checkpoint_of_another_run_is_named_and_passed_over(
     for read in (verify, lambda path: find_run(path)):
         with pytest.raises((FormatError, DataError), match="step-00000020: of another run than"):
             read(strange)
-    with pytest.raises(DataError, match="step-00000020: of another run than"):
+    with pytest.raises(FormatError, match="step-00000020: of another run than"):
         verify(mixed)
     found = latest(mixed)
     assert found is not None and found.step == 15 and "of another run" in caplog.messages[-1]

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli.core.metrics import METRICS, Need, Value, asked
-from elbocli.core.metrics.distances import FID_WITHIN
 from elbocli.core.neighbours import nearest
 from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
@@ -372,8 +371,6 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
                 log.warning(
                     "%s differs from %s (%s): this compares with no others", each.samples, why, ", ".join(pairs)
                 )
-    if any(one.values.get(FID_WITHIN, 0) is None for one in result.repeats):
-        log.warning("no interval for FID: it takes twice as many images as features")
     differ = {key for each in facts for key in each.made} - shared([each.made for each in facts]).keys()
     if differ := differ - {"seed", "command"}:
         told = ", ".join(sorted(differ))

@@ -27,7 +27,7 @@ from elbocli.report.log_history import LogHistory, curve
 from elbocli.report.results import protocol_of, score_rows
 from elbocli.report.thumbnails import Thumbnails
 
-WIDTH = 4.8
+WIDTH, HEIGHT = 4.8, 3.1
 """Inches of a drawing that a telephone shows at about its own size."""
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}
@@ -51,7 +51,7 @@ OWN: dict[Any, Any] = {
     "lines.linewidth": LINE_WIDTH,
 }
 LEVEL, ERROR = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D"
-MARGINS = {"left": 0.15, "right": 0.955, "hspace": 0.08}
+MARGINS = {"left": 0.15, "right": 0.955, "bottom": 0.5 / HEIGHT, "top": 1 - 0.1 / HEIGHT}
 """The same in all drawings, so that axes stand under each other."""
 RIGHT, BAR = 0.8, 0.03
 """Layout of a map: where it ends, and how wide the scale of its colours beside it is."""
@@ -59,6 +59,7 @@ BAND = {"alpha": 0.3, "linewidth": 0}
 POINTS = 241
 NATS, BITS = "loss, nats per dimension", "bits per dimension"
 BARS = "With ± 2 standard errors."
+MINIMISED = "The loss that training minimises, and ± 2 standard errors of validation."
 Over = Callable[[Any], None]
 """Gives an axis its horizontal scale."""
 
@@ -78,11 +79,6 @@ class Line(NamedTuple):
     y: Tensor
     style: dict[str, Any]
     spread: Tensor | None = None
-
-    @property
-    def last(self) -> str:
-        """Its last value in words."""
-        return f"{self.y[-1]:.4g}" + ("" if self.spread is None else f" ± {self.spread[-1]:.2g}")
 
 
 def line_style(color: str, dash: Any, label: str) -> dict[str, Any]:
@@ -106,18 +102,18 @@ def swatch(index: int) -> tuple[str, str]:
 
 
 @contextmanager
-def drawing(name: str, rows: int = 1, height: float = 3.1) -> Iterator[tuple[Any, list[Any], Callable[[], str]]]:
-    """A figure, its panels from top to bottom, and a function that makes it SVG. name: on the page. height: inches."""
+def drawing(name: str) -> Iterator[tuple[Any, Any, Callable[[], str]]]:
+    """A figure, its panel, and a function that makes it SVG. name: its own on the page."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     with matplotlib.rc_context({**STYLE, **OWN}):
-        figure, axes = pyplot.subplots(rows, sharex=True, squeeze=False, figsize=(WIDTH, height))
-        figure.subplots_adjust(**MARGINS, bottom=0.5 / height, top=1 - 0.1 / height)
+        figure, axis = pyplot.subplots(figsize=(WIDTH, HEIGHT))
+        figure.subplots_adjust(**MARGINS)
         try:
-            yield figure, [axis for (axis,) in axes], lambda: _svg(figure, name)
+            yield figure, axis, lambda: _svg(figure, name)
         finally:
             pyplot.close(figure)
 
@@ -168,7 +164,7 @@ def draw_lines(
     known = [line for line in lines if line is not None]
     if not known:
         return None
-    with drawing(name) as (_, (axis,), svg):
+    with drawing(name) as (_, axis, svg):
         for line in known:
             if line.spread is not None:
                 known_at = line.spread.isfinite()
@@ -218,16 +214,15 @@ def pictures(*runs: RunFacts) -> dict[str, list[Picture]]:
 
 def _pictures_of_one(facts: RunFacts) -> dict[str, list[Picture | None]]:
     objective, course = facts.objective, facts.course
-    loss, val = curve_line(facts, "loss", TRAINING), curve_line(facts, "val_loss", HELD_OUT)
-    bits = curve_line(facts, "val_bpd", HELD_OUT)
-    words = f"The loss that training minimises. Training is at {loss.last}" if loss else ""
-    words += f", validation at {val.last}." if val else "."
-    said = f"Bits per dimension, ± 2 standard errors over the images. Now {bits.last}." if bits else ""
+    loss, val, bits = (
+        curve_line(facts, name, style)
+        for name, style in (("loss", TRAINING), ("val_loss", HELD_OUT), ("val_bpd", HELD_OUT))
+    )
     return {
-        "objective": [_weighting(objective), _schedule(objective, course)] if objective else [],
+        "objective": [*_weighting(objective), _schedule(objective, course)] if objective else [],
         "training": [
-            draw_lines("loss", "Weighted loss", words, NATS, [loss, val], over_images),
-            draw_lines("bits", "Bound on held-out images", said, BITS, [bits], over_images),
+            draw_lines("loss", "Weighted loss", MINIMISED, NATS, [loss, val], over_images),
+            draw_lines("bits", "Bound on held-out images", BARS, BITS, [bits], over_images),
         ],
         "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],
         "excess": [_excess(facts.excess)] if facts.excess else [],
@@ -260,7 +255,7 @@ def _pictures_of_several(runs: Sequence[RunFacts]) -> dict[str, list[Picture | N
     return {
         "objective": [draw_lines("weightings", "Weightings", counts, "w(λ) / max w", weightings, over, log=False)],
         "training": [
-            curves("loss", "Weighted loss of training", NATS, f"The loss that training minimises.{warning}"),
+            curves("loss", "Weighted loss of training", NATS, MINIMISED + warning),
             curves("val_loss", "Weighted loss of held-out images", NATS, BARS + warning),
             curves("val_bpd", "Bound on held-out images", BITS, BARS),
         ],
@@ -271,33 +266,26 @@ def _pictures_of_several(runs: Sequence[RunFacts]) -> dict[str, list[Picture | N
     }
 
 
-def _weighting(objective: ObjectiveFacts) -> Picture:
+def _weighting(objective: ObjectiveFacts) -> list[Picture | None]:
     """w, and p_w = −dw/dλ, each over the largest w."""
     w, at = objective.weighting, levels_of(objective)
     value = w(at)
     top = float(value.max()) or 1.0
-    noise, rest = -w.slope(at) / top, float(value[-1]) / top
+    rest = float(value[-1]) / top
     earlier = [each.weighting(at) for each in objective.effective[:-1]]
-    with drawing("weighting", 2, 4.0) as (figure, (upper, lower), svg):
-        for values in earlier:
-            upper.plot(at, values / values.max(), color=MUTED, linewidth=0.5)
-        upper.plot(at, value / top, color=ONE)
-        upper.set_ylabel("w(λ) / max w")
-        lower.axhline(0, color=MUTED, linewidth=0.8)
-        lower.fill_between(at, noise.clamp(min=0), color=ONE, **BAND)
-        lower.fill_between(at, noise.clamp(max=0), color=TWO, **BAND)
-        lower.plot(at, noise, color=ONE)
-        lower.set_ylabel("−dw/dλ over max w")
-        over_levels(at)(lower)
-        figure.align_ylabels()
-        caption = "Above: how much each noise level counts. Below: p_w, the distribution of the noise that this weighting adds to the data."
-        if objective.report.rising:
-            caption += " Where w rises, p_w is negative, and the loss is not that of any noise augmentation."
-        if earlier:
-            caption += " Thin: earlier, as it was learned."
-        if rest > 0:
-            caption += f" At the largest λ a point mass of {rest:.2g} is left."
-        return Picture(f"Weighting {brief(w.spec)}", caption, svg())
+    lines = [Line(at, values / values.max(), {"color": MUTED, "linewidth": 0.5}) for values in earlier]
+    lines.append(Line(at, value / top, {"color": ONE}))
+    counts = "How much each noise level counts." + (" Thin: earlier, as it was learned." if earlier else "")
+    noise = "p_w, the distribution of the noise that this weighting adds to the data."
+    if objective.report.rising:
+        noise += " Where w rises, p_w is negative, and the loss is not that of any noise augmentation."
+    if rest > 0:
+        noise += f" At the largest λ a point mass of {rest:.2g} is left."
+    slope, over = [Line(at, -w.slope(at) / top, {"color": TWO})], over_levels(at)
+    return [
+        draw_lines("weighting", f"Weighting {brief(w.spec)}", counts, "w(λ) / max w", lines, over, log=False),
+        draw_lines("noise", "Noise that it adds", noise, "−dw/dλ over max w", slope, over, log=False),
+    ]
 
 
 def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture | None:
@@ -339,7 +327,7 @@ def _errors(course: LogHistory) -> Picture | None:
 
 def _map(name: str, title: str, caption: str, course: LogHistory, values: Tensor, label: str, **scale: Any) -> Picture:
     """Values [intervals, bins] as colours over images and λ. label, scale: of the colours."""
-    with drawing(name) as (figure, (axis,), svg):
+    with drawing(name) as (figure, axis, svg):
         images = torch.tensor([0, *course.images], dtype=torch.float64)
         shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
         axis.grid(False)

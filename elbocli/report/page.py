@@ -59,7 +59,7 @@ BAND = {"alpha": 0.3, "linewidth": 0}
 POINTS = 241
 NATS, BITS = "loss, nats per dimension", "bits per dimension"
 BARS = "With ± 2 standard errors."
-MINIMISED = "The loss that training minimises, and ± 2 standard errors of validation."
+MINIMISED = "The loss that training minimises."
 Over = Callable[[Any], None]
 """Gives an axis its horizontal scale."""
 
@@ -221,7 +221,7 @@ def _pictures_of_one(facts: RunFacts) -> dict[str, list[Picture | None]]:
     return {
         "objective": [*_weighting(objective), _schedule(objective, course)] if objective else [],
         "training": [
-            draw_lines("loss", "Weighted loss", MINIMISED, NATS, [loss, val], over_images),
+            draw_lines("loss", "Weighted loss", f"{MINIMISED} {BARS}", NATS, [loss, val], over_images),
             draw_lines("bits", "Bound on held-out images", BARS, BITS, [bits], over_images),
         ],
         "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],

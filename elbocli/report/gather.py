@@ -13,7 +13,7 @@ import msgspec
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
-from elbocli.core.optimum import Copying, Excess, copying, excess
+from elbocli.core.optimum import copying, excess
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.training import CRITERIA
@@ -160,27 +160,17 @@ def finite(value: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))
 
 
-@dataclass(frozen=True)
-class RunExcess:
+class RunExcess(NamedTuple):
     """Errors over the least ones, in the bins of the run's log.
 
-    own: of training, its last fifth; new: of images held out. own_excess, new_excess: their excess of the run's own loss,
-    in nats for each dimension. copies: None without images held out.
+    own: of training, its last fifth; new: of images held out. report: their excess of the run's own loss, whether the network
+    copies, which isn't known without images held out, and the least errors.
     """
 
     least: Tensor
     own: ErrorMoments
     new: ErrorMoments | None
-    own_excess: Excess
-    new_excess: Excess | None
-    copies: Copying | None
-
-    def json(self) -> dict[str, Any]:
-        """Its numbers, and the curves by bin."""
-        shown = {"training": self.own_excess, "held_out": self.new_excess}
-        sums = {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in shown.items() if each}
-        copies = self.copies and {"share": self.copies.share, "se": self.copies.se, "verdict": self.copies.verdict}
-        return {"excess": sums, "copying": copies, "edges": self.own.edges.tolist(), "least": self.least.tolist()}
+    report: dict[str, Any]
 
 
 class ObjectiveFacts(NamedTuple):
@@ -338,7 +328,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         validation_errors=_map(held_out),
         previews=[row.name for row in previews],
         samples=ShownSamples(drawn_from, [row.name for row in drawn]),
-        excess=None if excess_found is None else excess_found.json(),
+        excess=excess_found and excess_found.report,
         per_image=[str(each.path) for each in extremes],
         commands=_commands(run, name, config, samples, shown["scores"], missing),
         missing=missing,
@@ -382,12 +372,20 @@ def _excess(
     own = ErrorMoments.of_sums(course.edges, course.late())
     least, se = optimum.least(own.edges, training=True)
     gain = excess(own, least, se, objective.weighting)
-    if held is None:
-        return RunExcess(least, own, None, gain, None, None)
-    new = ErrorMoments.of_sums(held.edges, held.sums[-1])
-    held_least, held_se = optimum.least(new.edges)
-    new_gain = excess(new, held_least, held_se, objective.weighting)
-    return RunExcess(least, own, new, gain, new_gain, copying(gain, new_gain))
+    sums, copies, new = {"training": gain}, None, None
+    if held is not None:
+        new = ErrorMoments.of_sums(held.edges, held.sums[-1])
+        held_least, held_se = optimum.least(new.edges)
+        sums["held_out"] = excess(new, held_least, held_se, objective.weighting)
+        if copied := copying(gain, sums["held_out"]):
+            copies = {"share": copied.share, "se": copied.se, "verdict": copied.verdict}
+    report = {
+        "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in sums.items()},
+        "copying": copies,
+        "edges": own.edges.tolist(),
+        "least": least.tolist(),
+    }
+    return RunExcess(least, own, new, report)
 
 
 def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:

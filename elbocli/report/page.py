@@ -366,9 +366,10 @@ def _excess(found: RunExcess) -> Picture | None:
     for moments, style in ((found.own, TRAINING), (found.new, HELD_OUT)):
         if moments is not None:
             lines.append(Line(moments.middle[moments.seen], moments.mean[moments.seen], style))
+    gain = found.report["excess"]["training"]
     caption = (
         "No network can be below the grey line on its training images. The rest is what training can still gain: "
-        f"{found.own_excess.value:.4g} ± {2 * found.own_excess.se:.2g} nats per dimension of the weighted loss."
+        f"{gain['nats_per_dimension']:.4g} ± {2 * gain['se']:.2g} nats per dimension of the weighted loss."
     )
     over = over_levels(found.own.edges)
     return draw_lines("excess", "Error over the least one", caption, ERROR, lines, over, log=False)
@@ -401,7 +402,7 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u2009")
+        return Markup(f"{value:,}".replace(",", "&thinsp;"))
     return _minus(f"{value:.4g}")
 
 

@@ -41,18 +41,14 @@ class ResultFile:
     @property
     def about(self) -> dict[str, Any]:
         """Facts beside the scores: how it came about, and what was made otherwise than the reference."""
-        scores, common = dict[str, Any](), dict[str, Any]()
-        if isinstance(self.found, EvalResult):
-            scores, common = self.found.named(), self.found.common()
+        known = {**self.found.head(), **(self.found.named() if isinstance(self.found, EvalResult) else {})}
         told = {
             key: value
             for key, value in self.content.items()
-            if not isinstance(value, dict | list)
-            and value not in (None, "")
-            and key not in {**self.found.head(), **scores}
+            if not isinstance(value, dict | list) and value not in (None, "") and key not in known
         }
         for key in ("mismatch", "deviates"):
-            if pairs := common.get(key):
+            if pairs := self.content.get(key):
                 told[key] = "; ".join(f"{name}: {pair}" for name, pair in pairs.items())
         return told
 

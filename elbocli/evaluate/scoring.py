@@ -76,19 +76,19 @@ def run(
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
         settings = check_sources(settings, sides)
         compares = settings.needs_reference_features
-        by_network = [side for side in sides.others if side.statistics is None or compares]
-        extractor = _extractor(settings, [*sides.samples, *by_network], world)
+        seen_sides = [side for side in sides.others if side.statistics is None or compares]
+        extractor = _extractor(settings, [*sides.samples, *seen_sides], world)
         if extractor is not None:
             log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
         for source in (*sides.samples, *sides.others):
             source.name_network(extractor)
         differ = check_alike(sides, settings)
         deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
-        for source in [*sides.samples, *sides.others[: ref is not None]] if spatial else []:
-            held: Any = source.statistics or source.saved or extractor
-            if held.spatial is None:
+        for side in (*sides.samples, sides.reference):
+            held: Any = side and (side.statistics or side.saved or extractor)
+            if spatial and side is not None and held.spatial is None:
                 raise UsageError(
-                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images by {DEFAULT}, or save with "
+                    f"{side.name}: no spatial features, which {spatial[0]} needs; score images by {DEFAULT}, or save with "
                     f"--metrics {spatial[0]}"
                 )
 
@@ -181,8 +181,9 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
             raise DataError(f"{source.name}: {counts}; score as many of each")
     if settings.save_stats is not None and samples[0].n < 2:
         raise DataError(f"{samples[0].name}: one image is no distribution; statistics need at least 2")
-    if len(samples) > 1 and (files := [settings.save_stats, settings.save_features, settings.neighbours]) != [None] * 3:
-        raise UsageError(f"{next(filter(None, files))} can hold one set of samples; name one at a time")
+    files = [path for path in (settings.save_stats, settings.save_features, settings.neighbours) if path is not None]
+    if files and len(samples) > 1:
+        raise UsageError(f"{files[0]} can hold one set of samples; name one at a time")
     if settings.neighbours is not None:
         pair = [samples[0], reference]
         if any(side is None or side.streamed or side.saved or not side.n for side in pair):

@@ -60,8 +60,6 @@ POINTS = 241
 NATS, BITS = "loss, nats per dimension", "bits per dimension"
 BARS = "With ± 2 standard errors."
 MINIMISED = "The loss that training minimises."
-Over = Callable[[Any], None]
-"""Gives an axis its horizontal scale."""
 
 
 class Picture(NamedTuple):
@@ -144,23 +142,28 @@ def over_images(axis: Any) -> None:
     axis.set_xlim(left=0)
 
 
-def over_levels(*edges: Tensor) -> Over:
-    """The axis of λ, over all edges of bins."""
+def over_levels(axis: Any, levels: Tensor) -> None:
+    """The axis of λ."""
+    from matplotlib.ticker import MaxNLocator
 
-    def scale(axis: Any) -> None:
-        from matplotlib.ticker import MaxNLocator
-
-        axis.set_xlim(min(float(each[0]) for each in edges), max(float(each[-1]) for each in edges))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axis.set_xlabel(LEVEL)
-
-    return scale
+    axis.set_xlim(float(levels.min()), float(levels.max()))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axis.set_xlabel(LEVEL)
 
 
 def draw_lines(
-    name: str, title: str, caption: str, label: str, lines: Sequence[Line | None], over: Over, log: bool = True
+    name: str,
+    title: str,
+    caption: str,
+    label: str,
+    lines: Sequence[Line | None],
+    levels: Tensor | None = None,
+    log: bool = True,
 ) -> Picture | None:
-    """A drawing of lines in one panel; None without any. label: of the vertical axis, which is logarithmic where it can be."""
+    """A drawing of lines in one panel; None without any. label: of the vertical axis, which is logarithmic where it can be.
+
+    levels: the horizontal axis is λ over all of these; None: images that were trained on.
+    """
     known = [line for line in lines if line is not None]
     if not known:
         return None
@@ -180,7 +183,10 @@ def draw_lines(
         axis.set_ylabel(label)
         if "label" in known[0].style:
             axis.legend()
-        over(axis)
+        if levels is None:
+            over_images(axis)
+        else:
+            over_levels(axis, levels)
         return Picture(title, caption, svg())
 
 
@@ -221,8 +227,8 @@ def _pictures_of_one(facts: RunFacts) -> dict[str, list[Picture | None]]:
     return {
         "objective": [*_weighting(objective), _schedule(objective, course)] if objective else [],
         "training": [
-            draw_lines("loss", "Weighted loss", f"{MINIMISED} {BARS}", NATS, [loss, val], over_images),
-            draw_lines("bits", "Bound on held-out images", BARS, BITS, [bits], over_images),
+            draw_lines("loss", "Weighted loss", f"{MINIMISED} {BARS}", NATS, [loss, val]),
+            draw_lines("bits", "Bound on held-out images", BARS, BITS, [bits]),
         ],
         "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],
         "excess": [_excess(facts.excess)] if facts.excess else [],
@@ -237,13 +243,13 @@ def _pictures_of_several(runs: Sequence[RunFacts]) -> dict[str, list[Picture | N
 
     def curves(name: str, title: str, label: str, caption: str) -> Picture | None:
         lines = [curve_line(facts, name, style) for facts, style in styled]
-        return draw_lines(name, title, caption, label, lines, over_images)
+        return draw_lines(name, title, caption, label, lines)
 
     def profiles(name: str, when: str, logs: list[LogHistory | None], late: bool) -> Picture | None:
         known = [(log, style) for log, (_, style) in zip(logs, styled) if log is not None]
         lines = [profile_line(log.edges, log.late() if late else log.sums[-1], style) for log, style in known]
-        over = over_levels(*(log.edges for log, _ in known))
-        return draw_lines(name, f"Error by noise level: {when}", BARS, ERROR, lines, over)
+        levels = torch.cat([log.edges for log, _ in known]) if known else None
+        return draw_lines(name, f"Error by noise level: {when}", BARS, ERROR, lines, levels)
 
     weightings = []
     for facts, style in styled:
@@ -251,9 +257,10 @@ def _pictures_of_several(runs: Sequence[RunFacts]) -> dict[str, list[Picture | N
             at = levels_of(facts.objective)
             value = facts.objective.weighting(at)
             weightings.append(Line(at, value / (float(value.max()) or 1.0), style))
-    counts, over = "How much each noise level counts in the loss.", over_levels(*(line.x for line in weightings))
+    counts = "How much each noise level counts in the loss."
+    levels = torch.cat([line.x for line in weightings]) if weightings else None
     return {
-        "objective": [draw_lines("weightings", "Weightings", counts, "w(λ) / max w", weightings, over, log=False)],
+        "objective": [draw_lines("weightings", "Weightings", counts, "w(λ) / max w", weightings, levels, log=False)],
         "training": [
             curves("loss", "Weighted loss of training", NATS, MINIMISED + warning),
             curves("val_loss", "Weighted loss of held-out images", NATS, BARS + warning),
@@ -281,10 +288,10 @@ def _weighting(objective: ObjectiveFacts) -> list[Picture | None]:
         noise += " Where w rises, p_w is negative, and the loss is not that of any noise augmentation."
     if rest > 0:
         noise += f" At the largest λ a point mass of {rest:.2g} is left."
-    slope, over = [Line(at, -w.slope(at) / top, {"color": TWO})], over_levels(at)
+    slope = [Line(at, -w.slope(at) / top, {"color": TWO})]
     return [
-        draw_lines("weighting", f"Weighting {brief(w.spec)}", counts, "w(λ) / max w", lines, over, log=False),
-        draw_lines("noise", "Noise that it adds", noise, "−dw/dλ over max w", slope, over, log=False),
+        draw_lines("weighting", f"Weighting {brief(w.spec)}", counts, "w(λ) / max w", lines, at, log=False),
+        draw_lines("noise", "Noise that it adds", noise, "−dw/dλ over max w", slope, at, log=False),
     ]
 
 
@@ -300,7 +307,7 @@ def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture |
         lines.append(Line(course.middle, drawn, line_style(TWO, ":", "drawn")))
     caption = "How often each noise level is drawn. This changes the variance of the loss estimate, but not the loss."
     title = f"Schedule {brief(objective.schedule.base)}"
-    return draw_lines("schedule", title, caption, "density", lines, over_levels(at), log=False)
+    return draw_lines("schedule", title, caption, "density", lines, at, log=False)
 
 
 def _adapted(course: LogHistory) -> Picture:
@@ -357,7 +364,7 @@ def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture | None
             " Validation uses the averaged weights, which lag behind early in training. If it stays above training later, the "
             "network is overfitting."
         )
-    return draw_lines("profiles", "Error by noise level, now", caption, ERROR, lines, over_levels(course.edges))
+    return draw_lines("profiles", "Error by noise level, now", caption, ERROR, lines, course.edges)
 
 
 def _excess(found: RunExcess) -> Picture | None:
@@ -371,8 +378,7 @@ def _excess(found: RunExcess) -> Picture | None:
         "No network can be below the grey line on its training images. The rest is what training can still gain: "
         f"{gain['nats_per_dimension']:.4g} ± {2 * gain['se']:.2g} nats per dimension of the weighted loss."
     )
-    over = over_levels(found.own.edges)
-    return draw_lines("excess", "Error over the least one", caption, ERROR, lines, over, log=False)
+    return draw_lines("excess", "Error over the least one", caption, ERROR, lines, found.own.edges, log=False)
 
 
 def render(*runs: RunFacts) -> str:

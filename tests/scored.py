@@ -17,13 +17,9 @@ def found_of(samples: Path | list[Path], ref: Path | None, metrics: tuple[str, .
     own = {each.name for metric in METRICS.values() for each in metric.traits.options.own()}
     options = {key: settings.pop(key) for key in list(settings) if key in own}
     chosen = EvalSettings(**{"extractor": "elbo-tiny", "metrics": asked(metrics, **options), **settings})
-    reports = scoring.run(samples if isinstance(samples, list) else [samples], ref, chosen)
-    try:
-        while True:
-            next(reports)
-    except StopIteration as end:
-        assert end.value is not None
-        return end.value  # type: ignore[no-any-return]
+    found = scoring.run(samples if isinstance(samples, list) else [samples], ref, chosen)
+    assert found is not None
+    return found
 
 
 def score(samples: Path | list[Path], ref: Path | None, metrics: tuple[str, ...], **settings: Any) -> dict[str, Any]:

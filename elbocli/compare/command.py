@@ -10,7 +10,6 @@ import click
 from elbocli.cli.commands import Command, option, visible
 from elbocli.cli.options import command_line, common, plugin_option, print_json, print_table, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM
-from elbocli.errors import DataError
 
 if TYPE_CHECKING:
     from elbocli.compare.result import Comparison
@@ -38,33 +37,24 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
     itself: of twenty equal pairs, one looks different.
     """
-    from elbocli.compare.result import Comparison, compare_results
-    from elbocli.evaluate.result import result_of, shared
-    from elbocli.files.reading import reading
-    from elbocli.images.registry import Span
+    from elbocli.compare.result import Comparison, compare_features, compare_results
+    from elbocli.evaluate.result import result_of
+    from elbocli.files.reading import read_bytes
     from elbocli.version import __version__
 
-    context, features = click.get_current_context(), [path.suffix == ".safetensors" for path in files]
+    context, features = click.get_current_context(), {path.suffix == ".safetensors" for path in files}
     if len(files) < 2:
         raise click.UsageError("name two files at least", context)
-    if any(features) and not all(features):
+    if len(features) > 1:
         raise click.UsageError("features and results don't compare; name files of one kind", context)
-    if any(features) != (ref is not None):
+    if features != {ref is not None}:
         raise click.UsageError("features need --ref; results name their own", context)
     if ref is not None:
-        from elbocli.compare.features import compare_features
-
         others, alike = compare_features(files, ref)
     else:
-        found = []
-        for path in files:
-            if path == STREAM:
-                content = stdin_or_fail("results").read()
-            else:
-                with reading(path, kind=DataError):
-                    content = Span(str(path)).read()
-            found.append((str(path), result_of(content, str(path))))
-        others, alike = compare_results(found), shared([result.alike() for _, result in found])
+        contents = [stdin_or_fail("results").read() if path == STREAM else read_bytes(path) for path in files]
+        results = [(str(path), result_of(content, str(path))) for path, content in zip(files, contents)]
+        others, alike = compare_results(results)
     comparison = Comparison(
         first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()
     )

@@ -1,15 +1,28 @@
-"""Results of `elbo eval` compared: the difference of each score to that of the first file, with its interval."""
+"""Results of `elbo eval`, or saved features, compared: the difference of each score to that of the first file, with its
+interval.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
-from elbocli.core.estimate import Estimate
+import numpy as np
+
+from elbocli.core.estimate import Estimate, FeatureMoments
+from elbocli.core.frechet import Gaussian, frechet_distance, influence
 from elbocli.core.metrics import Role
-from elbocli.errors import DataError
-from elbocli.evaluate.result import EvalResult, differing, mismatches
+from elbocli.core.metrics.distances import FID
+from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.extract import FeatureSource, fingerprint, open_reference, open_source
+from elbocli.evaluate.result import EvalResult, mismatches, numbers, refuse, shared
 from elbocli.files.records import Record, stored
+from elbocli.nn.extractors import is_published
+
+ALIKE = "such numbers don't compare; score both alike"
 
 
 class Difference(Record, frozen=True, kw_only=True):
@@ -25,21 +38,6 @@ class Difference(Record, frozen=True, kw_only=True):
     interval: list[float] | None
     apart: bool | None
     how: str
-
-    @classmethod
-    def found(cls, score: str, first: float, other: float, difference: Estimate, how: str) -> Difference:
-        """An estimated difference, with its interval."""
-        interval = difference.interval
-        return cls(
-            score=score,
-            first=first,
-            other=other,
-            difference=difference.value,
-            se=difference.se,
-            interval=None if interval is None else [*interval],
-            apart=None if interval is None else not interval[0] <= 0 <= interval[1],
-            how=how if interval else "no standard error: score several seeds of each",
-        )
 
 
 class Compared(Record, frozen=True, kw_only=True):
@@ -62,40 +60,102 @@ class Comparison(Record, frozen=True, kw_only=True):
     command: str | None
 
 
-def refuse_unlike(first: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]) -> None:
-    """Raise DataError when two sets of facts, each with the name of its file, have a key that both know and that differs."""
-    (name, mine), (beside, theirs) = first, other
-    if found := mismatches(mine, theirs):
-        raise DataError(f"{beside}: {differing(found, name)}: such numbers don't compare; score both alike")
+def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
+    """A difference that was estimated, with its interval."""
+    ends = estimate.interval
+    return Difference(
+        score=score,
+        first=first,
+        other=other,
+        difference=estimate.value,
+        se=estimate.se,
+        interval=[*ends] if ends else None,
+        apart=not ends[0] <= 0 <= ends[1] if ends else None,
+        how=how if ends else "no standard error: score several seeds of each",
+    )
 
 
-def compare_results(found: Sequence[tuple[str, EvalResult]]) -> list[Compared]:
-    """Each of the results after the first beside it. Raises DataError for what can't be compared."""
-    (name, first), compared = found[0], []
+def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Compared], dict[str, Any]]:
+    """Each of the results after the first beside it, and the facts that all have in common.
+
+    Raises DataError for what can't be compared.
+    """
+    (name, first), compared = results[0], []
     seeds = _by_seed(first)
-    for beside, other in found[1:]:
-        refuse_unlike((name, first.alike()), (beside, other.alike()))
+    for beside, other in results[1:]:
+        refuse(mismatches(other.alike(), first.alike()), beside, name, ALIKE)
         theirs, their_seeds, scores = {score.number.key: score for score in other.scores}, _by_seed(other), []
         for mine in first.scores:
-            key, number = mine.number.key, mine.number
-            its = theirs.get(key)
+            key, number, its = mine.number.key, mine.number, theirs.get(mine.number.key)
             if number.role not in (Role.NUMBER, Role.LIMIT) or its is None or None in (mine.value, its.value):
                 continue
             before, after = first.estimate(mine), other.estimate(its)
-            difference, how = after.minus(before), "unpaired"
+            change, how = after.minus(before), "unpaired"
             if seeds and set(seeds) == set(their_seeds):
-                difference = Estimate.of_repeats([their_seeds[seed][key] - seeds[seed][key] for seed in seeds])
+                change = Estimate.of_repeats([their_seeds[seed][key] - seeds[seed][key] for seed in seeds])
                 how = f"paired by {len(seeds)} seeds"
-            scores.append(Difference.found(number.name(first.network), before.value, after.value, difference, how))
+            scores.append(difference_of(number.name(first.network), before.value, after.value, change, how))
         if not scores:
             raise DataError(f"{beside}: has no score that {name} has, too; score both with the same --metrics")
         compared.append(Compared(file=beside, scores=scores))
-    return compared
+    return compared, shared([result.alike() for _, result in results])
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
     """The numbers of each repeat by its seed; none unless there are several, each with a seed of its own."""
-    seeds = [one.facts.made.get("seed") for one in result.repeats]
-    if len(seeds) < 2 or None in seeds or len(set(map(str, seeds))) < len(seeds):
-        return {}
-    return {str(seed): one.values for seed, one in zip(seeds, result.repeats, strict=True)}
+    found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
+    return found if 1 < len(found) == len(result.repeats) else {}
+
+
+def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
+    """Fréchet distances to one reference: by pairs of images where both sides drew the same noise.
+
+    Raises DataError for files that can't be compared, UsageError for a reference of images.
+    """
+    with contextlib.ExitStack() as stack:
+        reference, *sets = open_reference(ref, stack), *(open_source(path, stack) for path in paths)
+    if reference.width is None:
+        raise UsageError(f"{ref}: neither statistics nor features; make them: elbo eval {ref} --save-stats ref.npz")
+    facts = [{"n_samples": source.n, **fingerprint(source.about)} for source in sets]
+    for source, own in zip(sets, facts):
+        if source.width != reference.width or 1 in (source.n, reference.n):
+            sizes = f"{source.n} x {source.width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
+            raise DataError(f"{source.name}: {sizes}; use files made alike, of 2 images at least")
+        refuse(mismatches(own, fingerprint(reference.about)), source.name, ref, ALIKE)
+        refuse(mismatches(own, facts[0]), source.name, paths[0], ALIKE)
+    values = [source.saved.features.numpy() for source in (reference, *sets) if source.saved is not None]
+    points: Gaussian = reference.statistics or FeatureMoments.of(values.pop(0))
+    moments = [FeatureMoments.of(each) for each in values]
+    distances = [frechet_distance(own, points) for own in moments]
+    moved = [influence(each, own, points) for each, own in zip(values, moments, strict=True)]
+    about = sets[0].about
+    published = is_published(about.extractor, about.weights_sha256, about.feature_precision)
+    title = numbers()[FID].name(None if published else str(about.extractor))
+    compared = []
+    for source, distance, each in [*zip(sets, distances, moved)][1:]:
+        paired = _paired(sets[0], source)
+        change = _mean(distance, each).minus(_mean(distances[0], moved[0]))
+        if paired:
+            change = _mean(distance - distances[0], each - moved[0])
+        score = difference_of(title, distances[0], distance, change, "paired by image" if paired else "unpaired")
+        compared.append(Compared(file=source.name, scores=[score]))
+    return compared, {
+        "n_samples": sets[0].n,
+        "n_ref": reference.about.n,
+        "ref": str(ref),
+        "ref_sha256": reference.about.sha256 or reference.about.images_sha256,
+        "extractor": about.extractor,
+        "extractor_sha256": about.weights_sha256,
+        "feature_precision": about.feature_precision,
+    }
+
+
+def _mean(value: float, each: np.ndarray) -> Estimate:
+    """A value whose error is that of the mean of what each image adds: by the infinitesimal jackknife."""
+    return Estimate(value, float(each.std(ddof=1)) / math.sqrt(len(each)))
+
+
+def _paired(first: FeatureSource, other: FeatureSource) -> bool:
+    """Whether image k of both was drawn from the same noise, and of the same class where there are any."""
+    seeds = [(each.about.made or {}).get("seed") for each in (first, other)]
+    return None not in seeds and seeds[0] == seeds[1] and np.array_equal(first.labels, other.labels)  # type: ignore[arg-type]

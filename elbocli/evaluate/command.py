@@ -20,12 +20,17 @@ from elbocli.cli.options import (
     stdin_or_fail,
 )
 from elbocli.cli.types import PATH, SEED, STREAM, Output, value
-from elbocli.core.metrics import METRICS, Need, asked
+from elbocli.core.metrics import METRICS, Need
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
-OPTIONS = {own.name: name for name, metric in METRICS.items() for own in metric.traits.options.own()}
-"""The metric that each option belongs to, by the option's Python name."""
+OPTIONS = {
+    own.name: (name, own)
+    for name, metric in METRICS.items()
+    for own in metric.traits.options.own()
+    if own.name != "is_order"
+}
+"""Options of metrics, by their Python names, with the metric of each. Protocols alone set the order of the Inception score."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -37,17 +42,11 @@ GROUPS = {
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that a metric declares."""
-    for metric in reversed(METRICS.values()):
-        for own in reversed(metric.traits.options.own()):
-            flag = isinstance(own.default, bool)
-            kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
-            option(
-                f"--{own.name.replace('_', '-')}",
-                type=None if flag else kind,
-                is_flag=flag,
-                default=own.default,
-                help=own.help,
-            )(function)
+    for name, (_, own) in reversed(OPTIONS.items()):
+        flag = isinstance(own.default, bool)
+        kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
+        form = {"is_flag": True} if flag else {"type": kind}
+        option(f"--{name.replace('_', '-')}", default=own.default, help=own.help, **form)(function)
     return function
 
 
@@ -100,7 +99,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option("--save-stats", type=Output("statistics"), help="Also save the samples' statistics, for use as --ref.")
 @option(
     "--save-features",
-    type=Output("features"),
+    type=Output("features", suffixes=(".safetensors",)),
     metavar="FILE.safetensors",
     help="Also save the samples' features, for use as SAMPLES or --ref.",
 )
@@ -152,17 +151,21 @@ def evaluate(
     may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES
     count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun, processes share the images, except those of a stream.
     """
-    from elbocli.cli.progress_bar import show
-    from elbocli.evaluate import scoring as loop
-    from elbocli.evaluate.card import render
+    from elbocli.evaluate import scoring
+    from elbocli.evaluate.result import score_card
     from elbocli.files.atomic import write_text
     from elbocli.runtime.processes import joined
 
     context, device = click.get_current_context(), options.pop("device")
-    settings = _settings(context, options)
-    for name, metric in OPTIONS.items():
-        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if given and metric not in settings.metrics:
+    decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
+    default = click.core.ParameterSource.DEFAULT
+    given = {name: value for name, value in decided.items() if context.get_parameter_source(name) is not default}
+    if "metrics" in given:
+        given["metrics"] = [word.strip() for word in given["metrics"].split(",")]
+    chosen = settings_of(options.pop("protocol") or "", given, options["seed"])
+    settings = EvalSettings(command=command_line(), **chosen, **options)
+    for name in OPTIONS.keys() & given:
+        if (metric := OPTIONS[name][0]) not in settings.metrics:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
         raise click.UsageError("--held-out goes with --metrics copying", context)
@@ -172,23 +175,8 @@ def evaluate(
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
     with joined(device) as world:
-        result = show(loop.run(sources, ref, settings, world))
+        result = scoring.run(sources, ref, settings, world)
     if result is not None:
         print_json(result.json())
         if card is not None:
-            write_text(card, render(result))
-
-
-def _settings(context: click.Context, options: dict[str, Any]) -> EvalSettings:
-    """The settings: what was given, then what the protocol sets, then defaults. Raises UsageError."""
-    decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
-    protocol, seed = options.pop("protocol"), options["seed"]
-    decided["metrics"] = [word.strip() for word in decided["metrics"].split(",")]
-    if protocol is None:
-        metrics = asked(decided["metrics"], seed, **decided)
-        chosen: dict[str, Any] = {"metrics": metrics, "extractor": decided["extractor"] or ""}
-    else:
-        default = click.core.ParameterSource.DEFAULT
-        given = {name: value for name, value in decided.items() if context.get_parameter_source(name) is not default}
-        chosen = settings_of(protocol, given, seed)
-    return EvalSettings(command=command_line(), **chosen, **options)
+            write_text(card, score_card(result))

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from msgspec import Meta
 
+from elbocli.cli.commands import visible
 from elbocli.core.estimate import NORMAL_95, Estimate
 from elbocli.core.metrics import METRICS, Number, Role, Value
-from elbocli.errors import FormatError
+from elbocli.errors import DataError, ElboError, FormatError
+from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.losslog import LARGEST
 from elbocli.files.records import Record, convert, parse_json, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"
 """Added to a number's name for its standard deviation over repeats."""
-Pair = Annotated[list[Any], Meta(min_length=2, max_length=2)]
-"""A fact that is another than it should be, and what it should be."""
-"""A number whose square a float holds."""
+Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
+"""Facts that are others than they should be, each with what it should be."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+"""A number whose square a float holds."""
 Ends = Annotated[list[Bounded], Meta(min_length=2, max_length=2)]
 ENOUGH = 10_000
 """Images below which a score is said to be of few."""
 KEYS = ("n_samples", "extractor")
 """Keys by which a result is told from other JSON."""
-NONE = (
-    "not a result of 'elbo eval' (one JSON object), nor features; 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
-)
+NONE = "not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
 ALIKE = (
     "n_samples",
     "n_ref",
@@ -43,8 +45,6 @@ ALIKE = (
     "protocol",
 )
 """Facts that must be the same where both sides know them, or their numbers don't compare."""
-EXPECTED_TO_DIFFER = {"seed", "command"}
-"""Facts that each repeat has of its own."""
 
 
 class Facts(Record, frozen=True, kw_only=True):
@@ -81,9 +81,9 @@ class Facts(Record, frozen=True, kw_only=True):
     ref: str | None
     command: str | None
     seed: int | None = None
-    mismatch: dict[str, Pair] | None = None
+    mismatch: Pairs | None = None
     protocol: str | None = None
-    deviates: dict[str, Pair] | None = None
+    deviates: Pairs | None = None
     held_out: str | None = None
     held_out_sha256: str | None = None
     n_held_out: int | None = None
@@ -123,15 +123,15 @@ class EvalResult(Record, frozen=True):
     @property
     def scores(self) -> list[Score]:
         """The numbers; of repeats the mean of each and its standard deviation, never the best of them."""
-        known = numbers()
-        if len(self.repeats) == 1:
-            return [Score(known[key], value) for key, value in self.repeats[0].values.items()]
         found = []
         for key, first in self.repeats[0].values.items():
-            if isinstance(first, float):
-                column: Any = [one.values[key] for one in self.repeats]
-                sd = None if known[key].role == Role.ERROR else float(np.std(column, ddof=1))
-                found.append(Score(known[key], float(np.mean(column)), sd))
+            number, column = numbers()[key], [one.values[key] for one in self.repeats]
+            if len(column) == 1:
+                found.append(Score(number, first))
+            elif isinstance(first, float):
+                values = np.array(column, float)
+                sd = None if number.role == Role.ERROR else float(np.std(values, ddof=1))
+                found.append(Score(number, float(np.mean(values)), sd))
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
@@ -139,30 +139,31 @@ class EvalResult(Record, frozen=True):
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
+    def interval(self, score: Score) -> list[float] | None:
+        """The ends of the interval that was found with a number, which need not be symmetric."""
+        within = self.about(score, Role.INTERVAL)
+        return within.value if within and isinstance(within.value, list) else None
+
     def estimate(self, score: Score) -> Estimate:
         """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
-        value = convert(score.value, float, score.number.key)
+        key = score.number.key
+        column = [convert(one.values[key], float, key) for one in self.repeats]
         if score.sd is not None:
-            return Estimate.of_repeats(
-                [convert(one.values[score.number.key], float, score.number.key) for one in self.repeats]
-            )
-        within, error = self.about(score, Role.INTERVAL), self.about(score, Role.ERROR)
-        if within is not None and isinstance(within.value, list):
-            return Estimate(value, (within.value[1] - within.value[0]) / (2 * NORMAL_95))
-        if error is not None and isinstance(error.value, float):
-            return Estimate(value, error.value)
-        return Estimate(value)
+            return Estimate.of_repeats(column)
+        if ends := self.interval(score):
+            return Estimate(column[0], (ends[1] - ends[0]) / (2 * NORMAL_95))
+        error = self.about(score, Role.ERROR)
+        return Estimate(column[0], convert(error.value, float | None, key) if error else None)
 
     def named(self) -> dict[str, Value]:
         """All numbers by their names in the JSON."""
-        ends: list[tuple[Number, str, Value]] = []
+        found: dict[str, Value] = {}
         for score in self.scores:
-            ends.append((score.number, "", score.value))
-            if score.sd is not None:
-                ends.append((score.number, SD, score.sd))
-        found = {number.name(self.network, end): value for number, end, value in ends}
-        if self.network is None:
-            found |= {number.alias + end: value for number, end, value in ends if number.alias}
+            for end, value in {"": score.value, SD: score.sd}.items():
+                if value is not None or not end:
+                    found[score.number.name(self.network, end)] = value
+                    if self.network is None and score.number.alias:
+                        found[score.number.alias + end] = value
         return found
 
     def common(self) -> dict[str, Any]:
@@ -190,16 +191,12 @@ class EvalResult(Record, frozen=True):
 
     def json(self) -> dict[str, Any]:
         """One set: its numbers and facts. Several: each number's mean under its name and its standard deviation under
-        NAME_sd (before any [NETWORK]), what they have in common, and each by itself in `repeats`.
+        NAME_sd (before any [NETWORK]), what they have in common, and each set by itself in `repeats`.
         """
+        head = {**self.head(), **self.named()}
         if len(self.repeats) == 1:
-            return {**self.head(), **self.named(), **self.repeats[0].facts.json()}
-        common, repeats = self.common(), []
-        for one in self.repeats:
-            facts = {key: value for key, value in one.facts.json().items() if key not in common or key == "made"}
-            facts["made"] = {key: value for key, value in facts["made"].items() if key not in common["made"]}
-            repeats.append({**EvalResult([one]).named(), **facts})
-        return {**self.head(), **self.named(), **common, "repeats": repeats}
+            return {**head, **self.repeats[0].facts.json()}
+        return {**head, **self.common(), "repeats": [EvalResult([one]).json() for one in self.repeats]}
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
@@ -211,14 +208,11 @@ class EvalResult(Record, frozen=True):
         common = convert(content, dict[str, Any], where)
         read = []
         for own in convert(common.pop("repeats", [{}]), list[dict[str, Any]], f"{where}: repeats"):
-            made = [convert(each.get("made", {}), dict[str, Any], f"{where}: made") for each in (common, own)]
-            read.append(_scores({**common, **own, "made": {**made[0], **made[1]}}, where))
+            if KEYS[0] not in own:  # of an elbo that wrote only what repeats don't have in common
+                made = [convert(each.get("made", {}), dict[str, Any], f"{where}: made") for each in (common, own)]
+                own = {**common, **own, "made": {**made[0], **made[1]}}
+            read.append(_scores(own, where))
         return cls(read)
-
-    def unlike(self) -> list[str]:
-        """Facts that differ between repeats, and should not."""
-        made = [one.facts.made for one in self.repeats]
-        return sorted({key for one in made for key in one} - shared(made).keys() - EXPECTED_TO_DIFFER)
 
 
 def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -226,14 +220,16 @@ def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
 
 
-def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
+def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
     """Keys that both sets of facts have and that differ, with both values."""
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 
-def differing(found: dict[str, list[Any]], name: object) -> str:
-    """Mismatches in words. name: of the file that the first value of each pair is of."""
-    return "; ".join(f"{key} is {theirs}, that of {name} {mine}" for key, (mine, theirs) in found.items())
+def refuse(pairs: Pairs, where: object, other: object, then: str, kind: type[ElboError] = DataError) -> None:
+    """Raise an error that names the facts that `where` has otherwise than `other`, and what to do; none without any."""
+    if pairs:
+        told = "; ".join(f"{key} is {mine}, that of {other} {theirs}" for key, (mine, theirs) in pairs.items())
+        raise kind(f"{where}: {told}: {then}")
 
 
 def numbers() -> dict[str, Number]:
@@ -256,14 +252,55 @@ def _scores(content: dict[str, Any], where: object) -> Scores:
     """One set of samples, from its object in the JSON. Raises FormatError."""
     network, known = str(content.get("extractor")), numbers().values()
     named = {number.name(by): number for by in (network, None) for number in known}
+    again = {number.name(by, SD) for by in (network, None) for number in known}
+    again |= {number.alias + end for end in ("", SD) for number in known}
     values: dict[str, Value] = {}
     for name, value in content.items():
         if number := named.get(name):
-            values[number.key] = convert(
-                value, Ends | None if number.role is Role.INTERVAL else Bounded | None, f"{where}: {name}"
-            )
-    again = {number.name(by, SD) for by in (network, None) for number in known}
-    again |= {number.alias + suffix for suffix in ("", SD) for number in known}
+            hint: Any = Ends if number.role is Role.INTERVAL else Bounded
+            values[number.key] = convert(value, hint | None, f"{where}: {name}")
     facts = {name: value for name, value in content.items() if name not in again | named.keys()}
     published = any(number.by_network and number.key in content for number in known)
     return Scores(None if published else network, values, Facts.of(facts, where))
+
+
+UNKNOWN = "*not known*"
+
+
+def score_card(result: EvalResult) -> str:
+    """The result and everything that must be published with it, as a page of Markdown. Unknown facts are marked."""
+    facts = result.common()
+    shown = {key: said(value) for key, value in facts.items()}
+    values = {"result": result, "facts": facts, "shown": shown, "protocols": PROTOCOLS, "Role": Role}
+    return fill_template(Path(__file__).with_name("card.md"), {"code": code, "said": said}, values)
+
+
+def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
+    """The text of a template of Jinja's with these filters and values; in HTML, text in them is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    how: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}
+    environment = Environment(loader=FileSystemLoader(path.parent), autoescape=path.suffix == ".html", **how)
+    environment.filters.update(filters)
+    return environment.get_template(path.name).render(**values)
+
+
+def code(value: Any) -> str:
+    """Any text as a code span, in which Markdown and HTML have no meaning, on one line."""
+    text = visible(" ".join(str(value).split()))
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}" if text else UNKNOWN
+
+
+def said(value: Any) -> str:
+    """A fact: numbers as they are, text as code, what is missing as such."""
+    if value is None or value == "" or value == {}:
+        return UNKNOWN
+    if isinstance(value, dict):
+        return ", ".join(f"{code(key)} {said(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(said, value))
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else code(value)

@@ -3,107 +3,122 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch_fidelity.version import __version__ as fidelity_version
 
-from elbocli.core.metrics import METRICS, Features, Need, Value
-from elbocli.core.metrics.distances import FID_WITHIN
+from elbocli.core.metrics import METRICS, Need, Value, asked
 from elbocli.core.neighbours import nearest
+from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.checks import (
-    check_features,
-    check_made_alike,
-    check_settings,
-    check_source,
-    check_spatial,
-    labels_of,
-    possible,
-    with_classes,
-)
-from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, open_reference, see
-from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Scores
-from elbocli.evaluate.settings import EvalSettings
+from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, fingerprint, open_reference, open_source
+from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse, shared
+from elbocli.evaluate.settings import PROTOCOLS, EvalSettings
 from elbocli.files.feature_facts import FeatureFacts
 from elbocli.files.features import SavedFeatures, write_features
 from elbocli.files.grid import Group, lay_out, write_grid
 from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.images.samples import read_samples
-from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
+from elbocli.nn.extractors import (
+    DEFAULT,
+    EXTRACTORS,
+    PUBLISHED_INCEPTION,
+    STRICT,
+    Extractor,
+    is_published,
+    make_extractor,
+)
 from elbocli.runtime.processes import ALONE, World
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
 
+class Sides(NamedTuple):
+    """All that is opened for a result. samples: one set, or several repeats."""
+
+    samples: list[FeatureSource]
+    reference: FeatureSource | None
+    held_out: FeatureSource | None
+
+    @property
+    def others(self) -> list[FeatureSource]:
+        """Those beside the samples."""
+        return [side for side in (self.reference, self.held_out) if side is not None]
+
+
 def run(
-    sources: Sequence[Path | IO[bytes]],
-    ref: Path | None,
-    settings: EvalSettings,
-    world: World = ALONE,
-) -> Generator[Progress, None, EvalResult | None]:
+    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE
+) -> EvalResult | None:
     """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
 
     Several sources are repeats of one experiment. Images are never held: memory is a batch, each source's moments, and
     4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first has all
     features. Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
     """
-    seen: list[Seen] = []
-    theirs: Seen | None = None
-    apart: Seen | None = None
-    check_settings(settings)
+    deviations(settings)
+    spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
     with contextlib.ExitStack() as stack:
-        opened = [with_classes(open_feature_source(source, stack, world), settings) for source in sources]
-        reference = None if ref is None else open_reference(ref, stack, world)
-        held_out = None if settings.held_out is None else open_feature_source(settings.held_out, stack, world)
-        spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
-        settings = possible(settings, opened, reference, held_out)
-        seeing = reference is not None and reference.sees_images(settings.needs_reference_features)
-        others = [reference.source if reference is not None and seeing else None, held_out]
-        extractor = _extractor(settings, [each for each in (*opened, *others) if each is not None], world)
+        sides = Sides(
+            [open_source(source, stack, world) for source in sources],
+            None if ref is None else open_reference(ref, stack, world),
+            None if settings.held_out is None else open_source(settings.held_out, stack, world),
+        )
+        classes = PROTOCOLS[settings.protocol].classes if settings.protocol else 0
+        for source in sides.samples if classes and settings.classes else []:
+            if source.labels is None:
+                source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
+        settings = check_sources(settings, sides)
+        compares = settings.needs_reference_features
+        seen_sides = [side for side in sides.others if side.statistics is None or compares]
+        extractor = _extractor(settings, [*sides.samples, *seen_sides], world)
         if extractor is not None:
-            yield Progress(message=f"features of {extractor.name}; {world.device}, {settings.precision}")
-        differ = check_made_alike(opened, reference, held_out, extractor, settings)
-        deviating = [check_source(source, reference, extractor, settings) for source in opened]
-        if spatial:
-            check_spatial(opened, reference, extractor, spatial[0])
-        values = settings.needing(Need.REFERENCE) or settings.needs_reference_features
-        wanted = {"values": values, "logits": settings.needing(Need.LOGITS)}
-        keep = frozenset(name for name, needing in wanted.items() if needing or settings.save_features)
-        keep |= {"spatial_values"} if settings.needing(Need.SPATIAL) or (spatial and settings.save_features) else set()
-        for source in opened:
-            check = partial(check_features, source=source, reference=reference, settings=settings)
-            found = yield from see(source, extractor, settings.batch, world, keep, "samples", check, bool(spatial))
-            if found.features is not None:
-                found.features.labels = labels_of(source, reference, found.features.logits, settings)
-            seen.append(found)
-        if reference is not None:
-            features = settings.needs_reference_features
-            theirs = yield from reference.see(extractor, settings.batch, world, features, bool(spatial))
-        if held_out is not None:
-            kept = frozenset(["values"])
-            apart = yield from see(held_out, extractor, settings.batch, world, kept, "held-out images")
+            log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
+        for source in (*sides.samples, *sides.others):
+            source.name_network(extractor)
+        differ = check_alike(sides, settings)
+        deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
+        for side in (*sides.samples, sides.reference):
+            held: Any = side and (side.statistics or side.saved or extractor)
+            if spatial and side is not None and held.spatial is None:
+                raise UsageError(
+                    f"{side.name}: no spatial features, which {spatial[0]} needs; score images by {DEFAULT}, or save with "
+                    f"--metrics {spatial[0]}"
+                )
+
+        def see(source: FeatureSource | None, what: str, spatial: bool, **wanted: object) -> Seen:
+            if source is None:
+                return Seen("", None, FeatureFacts())
+            keep = frozenset(name for name, needed in wanted.items() if needed)
+            check = partial(check_features, source=source, sides=sides, settings=settings)
+            return extract_features(source, extractor, settings.batch, world, keep, what, check, spatial)
+
+        wanted = {
+            "values": settings.needing(Need.REFERENCE) or compares or settings.save_features,
+            "logits": settings.needing(Need.LOGITS) or settings.save_features,
+            "spatial_values": settings.needing(Need.SPATIAL) or (spatial and settings.save_features),
+        }
+        seen = [see(source, "samples", bool(spatial), **wanted) for source in sides.samples]
+        theirs = see(sides.reference, "reference", bool(spatial), values=compares)
+        apart = see(sides.held_out, "held-out images", False, values=True)
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
+    digests = [mine.about.images_sha256 for mine in seen if mine.about.images_sha256]
+    if len(set(digests)) < len(digests):
+        raise DataError("two of the samples are the same images; repeats must be drawn with other seeds")
     result = EvalResult([])
     for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
         _save(mine, settings)
-        last = scored(mine, theirs, apart, settings, any(differ), ref, mismatch, deviates)
-        for other in result.repeats:
-            digest, name = other.facts.samples_sha256, other.facts.samples
-            if digest is not None and digest == last.facts.samples_sha256:
-                raise DataError(f"{mine.name}: the same images as {name}; repeats must be drawn with other seeds")
-        result.repeats.append(last)
-    if settings.neighbours is not None and ref is not None and theirs is not None:
-        pair = seen[0].features, theirs.features
-        assert pair[0] is not None and pair[1] is not None
-        write_sheet(settings.neighbours, Path(seen[0].name), pair[0], ref, pair[1])
-    yield from (Progress(message=note, level="warning") for note in _notes(result, settings))
+        result.repeats.append(scored(mine, theirs, apart, settings, any(differ), mismatch, deviates))
+    if settings.neighbours is not None:
+        write_sheet(settings.neighbours, seen[0], theirs)
+    _warn(result, settings)
     return result
 
 
@@ -123,45 +138,185 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
+def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
+    """The settings, without metrics that need a reference where only statistics or features are to be saved.
+
+    Raises UsageError for what can't be had, DataError for too few images.
+    """
+    samples, reference, held_out = sides
+    if reference is None and (settings.save_stats or settings.save_features):
+        lacking = settings.needing(Need.REFERENCE)
+        kept = {name: options for name, options in settings.metrics.items() if name not in lacking}
+        settings = replace(settings, metrics=kept)
+    needs = {
+        Need.REFERENCE: (
+            reference,
+            "--ref (a dataset, saved features or statistics); or add --save-stats FILE to make one",
+        ),
+        Need.REFERENCE_FEATURES: (
+            reference is None or reference.n,
+            "the reference's images, and --ref holds statistics only: name a dataset, or features saved by --save-features",
+        ),
+        Need.HELD_OUT: (held_out, "--held-out: images like those of --ref that the model was not trained on"),
+        Need.LABELS: (
+            settings.classes or all(source.labels is not None for source in samples),
+            "labels: samples of several classes in .h5 or .npz, or --classes as given to 'elbo sample'",
+        ),
+    }
+    for need, (there, remedy) in needs.items():
+        if not there and (needing := settings.needing(need)):
+            raise UsageError(f"{needing[0]} needs {remedy}")
+    every = samples, [reference] if reference and reference.n else [], [held_out] if held_out else []
+    for side, sources in enumerate(every):
+        for source in sources:
+            for name, options in settings.metrics.items():
+                traits = METRICS[name].traits
+                needed = [*traits.least(options), 0][side]
+                if source.n < needed:
+                    hint = f", or {traits.fewer}" if traits.fewer else ""
+                    raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}{hint}")
+    for source in samples:
+        if source.n != samples[0].n:
+            counts = f"{source.n} images, but {samples[0].name} has {samples[0].n}"
+            raise DataError(f"{source.name}: {counts}; score as many of each")
+    if settings.save_stats is not None and samples[0].n < 2:
+        raise DataError(f"{samples[0].name}: one image is no distribution; statistics need at least 2")
+    files = [path for path in (settings.save_stats, settings.save_features, settings.neighbours) if path is not None]
+    if files and len(samples) > 1:
+        raise UsageError(f"{files[0]} can hold one set of samples; name one at a time")
+    if settings.neighbours is not None:
+        pair = [samples[0], reference]
+        if any(side is None or side.streamed or side.saved or not side.n for side in pair):
+            raise UsageError("--neighbours reads images of SAMPLES and --ref twice: name files of images, no stream")
+        shapes = [side.reader.shape[1:] for side in pair if side and side.reader]
+        if len(set(shapes)) > 1:
+            raise UsageError(f"--neighbours: images of {shapes[0]} and {shapes[1]} have different sizes or channels")
+    return settings
+
+
+def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
+    """Facts in which each of the samples and the reference were made differently, with both values.
+
+    Raises DataError unless that is allowed, UsageError when a metric isn't defined for the network.
+    """
+    made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
+    for source, own in zip(sides.samples, made):
+        for options in settings.metrics.values():
+            options.check(own.get("extractor"))
+        refuse(mismatches(own, made[0]), source.name, first.name, "such scores have no common mean")
+        for other in () if settings.allow_mismatch else sides.others:
+            remedy = "such scores compare with no others; use images made alike, or --allow-mismatch"
+            refuse(mismatches(fingerprint(other.about), own), other.name, source.name, remedy)
+    theirs = fingerprint(sides.reference.about) if sides.reference else {}
+    return [mismatches(own, theirs) for own in made]
+
+
+def check_features(
+    found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings
+) -> np.ndarray | None:
+    """The labels of a source [n], if it has any: those of samples, or those that a stream was drawn with.
+
+    found: its first features. Raises DataError or UsageError when they show that the others won't do either.
+    """
+    width, logits = found["values"].shape[1], found.get("logits")
+    for other in (*sides.samples, *sides.others):
+        if other.width not in (None, width):
+            both = f"{width} features an image, and {other.name} has {other.width}"
+            raise DataError(f"{source.name}: {both}; use one made alike")
+    if source not in sides.samples:
+        return source.labels
+    if logits is None and (needing := settings.needing(Need.LOGITS)):
+        raise UsageError(f"{source.name}: no logits, which {needing[0]} needs; choose other --metrics")
+    if logits is None or not settings.needing(Need.LABELS):
+        return source.labels
+    labels, classes = source.labels, logits.shape[1]
+    if labels is None:
+        reader = sides.reference.reader if sides.reference else None
+        names = list(reader.class_names) if reader else []
+        labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
+        assert labels is not None
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
+            "accuracy needs a network of the same classes"
+        )
+    return labels
+
+
+def deviations(
+    settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None
+) -> Pairs:
+    """What isn't as the protocol has it: of the settings, and of samples and reference once they are opened.
+
+    Some of the protocol's metrics are no deviation, nor are flags, which add numbers and change none. Raises UsageError or
+    DataError unless deviations are allowed.
+    """
+    if not settings.protocol:
+        return {}
+    protocol = PROTOCOLS[settings.protocol]
+    usual, given = asked(protocol.metrics, **protocol.options), "not known"
+    extractor, precision = settings.extractor, settings.precision
+    if source is not None:
+        extractor, precision = source.about.extractor or given, source.about.feature_precision or STRICT
+    named = EXTRACTORS.named(extractor)
+    facts: Pairs = {
+        "extractor": [named.name if named else extractor, protocol.extractor],
+        "feature_precision": [precision, STRICT],
+    }
+    if others := [name for name in settings.metrics if name not in usual]:
+        facts["metrics"] = [", ".join(others), ", ".join(usual)]
+    for name, options in settings.metrics.items():
+        for own in options.own() if name in usual else []:
+            if not isinstance(own.default, bool):
+                facts[own.name] = [getattr(options, own.name), getattr(usual[name], own.name)]
+    if source is not None:
+        facts["n"] = [source.n, protocol.n]
+        if extractor == protocol.extractor == DEFAULT:
+            facts["extractor_weights"] = [str(source.about.weights_sha256 or given)[:8], PUBLISHED_INCEPTION]
+        if protocol.classes:
+            per_class, each = protocol.per_class, "{}, each with {} to {} samples"
+            if source.labels is not None:
+                counts = np.unique(source.labels, return_counts=True)[1]
+                given = each.format(len(counts), counts.min(), counts.max())
+            facts["classes"] = [given, each.format(protocol.classes, per_class, per_class)]
+        if protocol.ref_images and reference is not None:
+            form, images = "statistics with {} images beside them", protocol.ref_images
+            held = reference.n if settings.needing(Need.REFERENCE_FEATURES) else images
+            mine = "no statistics" if reference.statistics is None else form.format(held)
+            facts["reference"] = [mine, form.format(images)]
+    found = {key: pair for key, pair in facts.items() if pair[0] != pair[1]}
+    if not settings.allow_mismatch:
+        remedy = "leave that to the protocol, or add --allow-mismatch, and the result says what deviates"
+        where, kind = (source.name, DataError) if source else ("settings", UsageError)
+        refuse(found, where, f"--protocol {settings.protocol}", remedy, kind)
+    return found
+
+
 def scored(
-    seen: Seen,
-    theirs: Seen | None,
-    held_out: Seen | None,
-    settings: EvalSettings,
-    mismatched: bool,
-    ref: Path | None,
-    mismatch: dict[str, list[Any]],
-    deviates: dict[str, list[Any]],
+    mine: Seen, theirs: Seen, apart: Seen, settings: EvalSettings, mismatched: bool, mismatch: Pairs, deviates: Pairs
 ) -> Scores:
     """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
 
-    Raises DataError when features don't go together.
+    Raises DataError when a metric can't be had of these features.
     """
-    assert seen.features is not None
-    width = len(seen.features.moments.mu)
-    reference, apart = (None if side is None else side.features for side in (theirs, held_out))
-    for side in (reference, apart):
-        if side is not None and (other_width := len(side.moments.mu)) != width:
-            raise DataError(
-                f"{seen.name}: {width} features an image, and the reference has {other_width}; use one made alike"
-            )
-    if reference is not None and apart is not None:
-        reference = replace(reference, held_out=apart)
+    features, reference = mine.features, theirs.features
+    assert features is not None
+    if reference is not None:
+        reference = replace(reference, held_out=apart.features)
     values: dict[str, Value] = {}
-    for name, options in settings.metrics.items():
-        values |= METRICS[name].make(seen.features, reference, options)
-    about, other = seen.about, FeatureFacts() if theirs is None else theirs.about
+    for metric, options in settings.metrics.items():
+        values |= METRICS[metric].make(features, reference, options)
+    about, other = mine.about, theirs.about
     network = str(about.extractor)
     published = is_published(network, about.weights_sha256, about.feature_precision) and not mismatched
-    labels = seen.features.labels
-    counts = [] if labels is None else np.unique(labels, return_counts=True)[1].tolist()
-    asked = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
+    counts = [] if features.labels is None else np.unique(features.labels, return_counts=True)[1].tolist()
+    told = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
     draws = settings.classes == "random" or any(options.draws for options in settings.metrics.values())
     facts = Facts(
         n_samples=about.n,
         n_ref=other.n,
         n_ref_images=other.images,
-        samples=seen.name,
+        samples=mine.name,
         samples_sha256=about.images_sha256,
         ref_sha256=other.sha256 or other.images_sha256,
         extractor=about.extractor,
@@ -173,82 +328,84 @@ def scored(
         fewest_of_a_class=min(counts, default=None),
         most_of_a_class=max(counts, default=None),
         made=about.made or {},
-        options={name: value for name, value in asked.items() if not isinstance(value, bool)},
+        options={name: value for name, value in told.items() if not isinstance(value, bool)},
         elbo_version=__version__,
         torch_fidelity_version=fidelity_version,
         torch_version=str(torch.__version__),
-        ref=None if ref is None else str(ref),
+        ref=theirs.name or None,
         command=settings.command,
         seed=settings.seed if draws else None,
         protocol=settings.protocol or None,
         mismatch=mismatch or None,
         deviates=deviates or None,
-        held_out=None if held_out is None else held_out.name,
-        held_out_sha256=None if held_out is None else held_out.about.images_sha256,
-        n_held_out=None if held_out is None else held_out.about.n,
+        held_out=apart.name or None,
+        held_out_sha256=apart.about.images_sha256,
+        n_held_out=apart.about.n,
     )
     return Scores(None if published else network, values, facts)
 
 
 def _save(seen: Seen, settings: EvalSettings) -> None:
-    features = seen.features
+    """Write the statistics and the features that were asked for."""
+    features, about = seen.features, seen.about
     assert features is not None
     if settings.save_stats is not None:
         moments, spatial = features.moments, features.spatial
         of_spatial = None if spatial is None else Statistics(spatial.mu, spatial.sigma)
-        write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, seen.about, of_spatial))
+        write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, about, of_spatial))
     if settings.save_features is not None and features.values is not None:
         labels = None if features.labels is None else torch.as_tensor(features.labels).long()
-        held = SavedFeatures(features.values, features.logits, labels, seen.about, features.spatial_values)
+        held = SavedFeatures(features.values, features.logits, labels, about, features.spatial_values)
         write_features(settings.save_features, held)
 
 
-def _notes(result: EvalResult, settings: EvalSettings) -> list[str]:
-    """Notes that people should read beside the numbers."""
+def _warn(result: EvalResult, settings: EvalSettings) -> None:
+    """Log all that people should read beside the numbers."""
     few = [why for name in settings.metrics if (why := METRICS[name].traits.few)]
-    first, notes = result.repeats[0].facts, []
-    if first.n_samples is not None and first.n_samples < ENOUGH and few:
-        notes.append(f"{first.samples}: {first.n_samples} images, below {ENOUGH}: {'; '.join(few)}")
-    for one in result.repeats:
-        name, ref = one.facts.samples, one.facts.ref
-        if one.facts.mismatch:
-            keys = ", ".join(one.facts.mismatch)
-            notes.append(f"{name} and {ref} were made differently ({keys}): this compares with no others")
-        if one.facts.deviates:
-            notes.append(f"{name}: deviates from {one.facts.protocol} ({', '.join(one.facts.deviates)})")
-        if FID_WITHIN in one.values and one.values[FID_WITHIN] is None:
-            notes.append(f"{name}: no interval for FID: it takes twice as many images as features")
-    if differ := result.unlike():
-        notes.append(f"repeats differ in more than the seed: {', '.join(differ)}; their spread is not that of repeats")
-    return notes
+    facts = [one.facts for one in result.repeats]
+    n = facts[0].n_samples
+    if n is not None and n < ENOUGH and few:
+        log.warning("%s: %s images, below %s: %s", facts[0].samples, n, ENOUGH, "; ".join(few))
+    for each in facts:
+        for why, pairs in (("the reference", each.mismatch), (f"protocol {each.protocol}", each.deviates)):
+            if pairs:
+                log.warning(
+                    "%s differs from %s (%s): this compares with no others", each.samples, why, ", ".join(pairs)
+                )
+    differ = {key for each in facts for key in each.made} - shared([each.made for each in facts]).keys()
+    if differ := differ - {"seed", "command"}:
+        told = ", ".join(sorted(differ))
+        log.warning("repeats differ in more than the seed: %s; their spread is not that of repeats", told)
 
 
 SAMPLES, BESIDE = 12, 5
 """Rows of the picture, and images beside the sample of each."""
 
 
-def write_sheet(out: Path, samples: Path, own: Features, ref: Path, theirs: Features) -> None:
+def write_sheet(out: Path, mine: Seen, theirs: Seen) -> None:
     """Draw the samples that are closest to an image of the reference, the closest first, each beside the closest to it.
 
     Each row has the sample's index and its distance, in features. Raises DataError.
     """
-    assert own.values is not None and theirs.values is not None
-    beside = min(BESIDE, len(theirs.values))
-    far, which = nearest(own.values, theirs.values, beside, own.device)
+    features, reference = mine.features, theirs.features
+    assert features is not None and features.values is not None
+    assert reference is not None and reference.values is not None
+    beside = min(BESIDE, len(reference.values))
+    far, which = nearest(features.values, reference.values, beside, features.device)
     rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
-    one, others = picked(samples, rows), picked(ref, which[rows].flatten().tolist())
-    images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *others.shape[1:])], 1)
+    one, others = _picked(mine.name, rows), _picked(theirs.name, which[rows].flatten().tolist())
+    images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *one.shape[1:])], 1)
     columns = 1 + beside
     groups = [
         Group(f"{index}: {far[index, 0]:.3g}", range(row * columns, (row + 1) * columns))
         for row, index in enumerate(rows)
     ]
-    layout = replace(lay_out(images.shape[2], images.shape[3], groups), columns=columns)
-    write_grid(out, images.reshape(-1, *images.shape[2:]), layout)
+    layout = replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
+    write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
 
 
-def picked(path: Path, indices: Sequence[int]) -> np.ndarray:
+def _picked(path: str, indices: Sequence[int]) -> np.ndarray:
     """Images of a file at these places, in this order: uint8 [len(indices), H, W, C]. Read from the first on."""
-    with read_samples(path) as reader:
+    with read_samples(Path(path)) as reader:
         found = {index: reader.at(index, 1)[0].copy() for index in sorted(set(indices))}
     return np.stack([found[index] for index in indices])

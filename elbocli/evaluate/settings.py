@@ -105,13 +105,15 @@ PROTOCOLS = {
         per_class=50,
     ),
 }
+USUAL = Protocol("", "", "", extractor="", metrics={"fid": {}, "is": {}})
+"""The metrics and the extractor without a protocol."""
 
 
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Fields of EvalSettings as a protocol sets them, but for what is `given`: metrics, extractor and metrics' options."""
-    protocol = PROTOCOLS[name]
+    """Fields of EvalSettings: those `given` (metrics, extractor, options of metrics), then the protocol's, then defaults."""
+    protocol = PROTOCOLS.get(name, USUAL)
     return {
         "protocol": name,
-        "metrics": asked(given.get("metrics", tuple(protocol.metrics)), seed, **{**protocol.options, **given}),
+        "metrics": asked(given.get("metrics", protocol.metrics), seed, **{**protocol.options, **given}),
         "extractor": given.get("extractor", protocol.extractor),
     }

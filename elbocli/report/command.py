@@ -57,10 +57,9 @@ def report(
     Several runs are compared: the settings that differ, figures, losses and errors in shared plots, and samples of
     each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
     """
-    from elbocli.cli.progress_bar import say
     from elbocli.files.atomic import new_file
-    from elbocli.report import gather as loop
-    from elbocli.report.facts import Comparison
+    from elbocli.report.gather import compare_runs, gather
+    from elbocli.runtime.progress import log
 
     context = click.get_current_context()
     if samples and len(samples) != len(runs):
@@ -73,20 +72,18 @@ def report(
         )
     if out == STREAM and sys.stdout.isatty() and not as_json:
         raise click.UsageError("standard output is a terminal; add -o FILE", context)
-    gathered = [loop.gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
-    several = Comparison(gathered) if len(gathered) > 1 else None
-    for facts in gathered:
-        for sentence in facts.missing:
-            say(sentence, "detail")
+    gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
+    for sentence in [sentence for facts in gathered for sentence in facts.report.missing]:
+        log.debug("%s", sentence)
     if as_json:
-        told = several.report() if several else gathered[0].report()
-        print_json(told.json())
-    if out == STREAM and as_json:
-        return
-    from elbocli.report.page import render, render_several
+        print_json((compare_runs(gathered) if len(gathered) > 1 else gathered[0].report).json())
+        if out == STREAM:
+            return
+    from elbocli.report.page import render
 
-    text = render_several(several) if several else render(gathered[0])
-    page = text.encode(errors="backslashreplace")  # UTF-8, as the page says, whatever the locale and paths are
+    page = render(*gathered).encode(
+        errors="backslashreplace"
+    )  # UTF-8, as the page says, whatever the locale and paths are
     if out == STREAM:
         click.echo(page, nl=False)
         return

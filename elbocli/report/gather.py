@@ -1,15 +1,17 @@
-"""Read all that a run's folder tells of it; what isn't there, or damaged, is named."""
+"""Read all that a run's folder tells of it, for a page or as JSON; what isn't there, or damaged, is named."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from elbocli.bound.result import Classification
+import msgspec
+from torch import Tensor
+
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import copying, excess
 from elbocli.core.prediction import Prediction
@@ -19,16 +21,14 @@ from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, ElboError
 from elbocli.files import checkpoint as store
-from elbocli.files.checkpoint import RunConfig, RunData
+from elbocli.files.checkpoint import RunConfig
 from elbocli.files.dataset import Dataset
 from elbocli.files.likelihood_file import is_table
-from elbocli.files.optimum_file import Optimum
+from elbocli.files.records import Record, stored
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
-from elbocli.report.facts import ObjectiveFacts, RunExcess, RunFacts
-from elbocli.report.log_history import LATE, Numbers, curve, read_curves, read_log_history
-from elbocli.report.result import CommandReport, Term
-from elbocli.report.results import RESULTS, ResultFile, drawn_by, read_result, results_in
+from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
+from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import (
     ROW,
     Extremes,
@@ -38,15 +38,232 @@ from elbocli.report.thumbnails import (
     read_extremes,
     read_sheet,
     strips,
-    table_of,
     thumbnails_of,
 )
-from elbocli.run.folder import read_status
-from elbocli.run.open import began_from, dataset_of, effective_weightings, empty_network, read_run_config
+from elbocli.run.folder import RunStatus, read_status
+from elbocli.run.open import (
+    EffectiveWeighting,
+    began_from,
+    dataset_of,
+    effective_weightings,
+    empty_network,
+    read_run_config,
+)
 from elbocli.run.settings import run_settings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
+DIGITS = 6
+"""Significant ones, of numbers on a map."""
+DIGEST = 12
+"""Digits of a digest that are shown: enough to tell two apart."""
+NATS, BITS = "nats per dimension", "bits per dimension"
+CURVES = {
+    "loss": ("training loss", NATS),
+    "val_loss": ("validation loss", NATS),
+    "val_bpd": ("validation bound", BITS),
+}
+TWICE = "2 standard errors"
 T = TypeVar("T")
+
+
+class Term(Record, frozen=True):
+    """One thing with a name: `what` it is, how it was named, its formula and source."""
+
+    what: str
+    name: str
+    formula: str
+    source: str
+
+
+class ObjectiveReport(Record, frozen=True, kw_only=True):
+    """The objective, and whether it is an ELBO on `logsnr`, the range of levels.
+
+    rising: where the weighting rises. over_time: of one that is learned, the same at several moments.
+    """
+
+    weighting: str
+    monotone: bool
+    rising: list[list[float]]
+    verdict: str
+    logsnr: list[float]
+    over_time: list[dict[str, Any]] | None = None
+    terms: list[Term]
+
+
+class ErrorMap(Record, frozen=True):
+    """The errors of a loss log over time. edges: of the bins of λ. images: where each interval ends.
+
+    eps_mse, density: [intervals][bins] the mean error, and the share of the draws over the bin's width.
+    """
+
+    edges: list[float]
+    images: list[int]
+    eps_mse: list[Curve]
+    density: list[Curve]
+
+
+class ShownSamples(Record, frozen=True):
+    """The samples that the page shows: the file that they are from, and the names of their classes."""
+
+    file: str
+    classes: list[str]
+
+
+class CommandReport(Record, frozen=True):
+    """A command line, and what it does."""
+
+    does: str
+    command: str
+
+
+@stored("result of elbo report --json (JSON)")
+class RunReport(Record, frozen=True, kw_only=True):
+    """All facts on a run. status, settings, source, data, network, environment: by the names that the run's files have.
+
+    status: empty where it isn't known. curves: metrics over time. scores, bound, theorem, likelihoods, classification:
+    results by other commands, each with its `file`. missing: what isn't there, in sentences.
+    """
+
+    run: str
+    status: dict[str, Any]
+    objective: ObjectiveReport | None
+    settings: dict[str, Any]
+    source: dict[str, Any] | None = None
+    data: dict[str, Any]
+    network: dict[str, Any]
+    environment: dict[str, Any]
+    curves: dict[str, Curve]
+    errors: ErrorMap | None
+    validation_errors: ErrorMap | None
+    previews: list[str]
+    samples: ShownSamples
+    scores: list[dict[str, Any]]
+    bound: list[dict[str, Any]]
+    theorem: list[dict[str, Any]]
+    excess: dict[str, Any] | None
+    likelihoods: list[dict[str, Any]]
+    per_image: list[str]
+    classification: list[dict[str, Any]]
+    commands: list[CommandReport]
+    missing: list[str]
+
+    def json(self) -> dict[str, Any]:
+        """All of it; numbers that JSON doesn't have are None."""
+        return finite(super().json())
+
+
+@stored("result of elbo report --json, of several runs (JSON)")
+class ComparisonReport(Record, frozen=True):
+    """Several runs. differences: by name of a setting, its value in each run; None where a run has none."""
+
+    runs: list[RunReport]
+    differences: dict[str, list[Any]]
+
+
+def finite(value: Any) -> Any:
+    """A value of JSON, with None for numbers that JSON doesn't have."""
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+class RunExcess(NamedTuple):
+    """Errors over the least ones, in the bins of the run's log.
+
+    own: of training, its last fifth; new: of images held out. report: their excess of the run's own loss, whether the network
+    copies, which isn't known without images held out, and the least errors.
+    """
+
+    least: Tensor
+    own: ErrorMoments
+    new: ErrorMoments | None
+    report: dict[str, Any]
+
+
+class ObjectiveFacts(NamedTuple):
+    """The objective of training: weighting and schedule (None: it adapts).
+
+    effective: the weighting over time; one entry where it is fixed.
+    """
+
+    weighting: Weighting
+    schedule: Schedule | None
+    effective: list[EffectiveWeighting]
+    report: ObjectiveReport
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as its folder shows it: its report, and what the page draws. None, or empty, is what isn't there.
+
+    course, held_out: errors of training and validation. results: by the names of KINDS. drawn: samples by class.
+    """
+
+    report: RunReport
+    status: RunStatus | None
+    settings: TrainSettings
+    objective: ObjectiveFacts | None
+    course: LogHistory | None
+    held_out: LogHistory | None
+    previews: list[Thumbnails]
+    drawn: list[Thumbnails]
+    results: dict[str, list[ResultFile]]
+    excess: RunExcess | None
+    extremes: list[Extremes]
+
+    @property
+    def trained_on(self) -> Any:
+        """Number of images: those held out for validation are none of them."""
+        count = self.report.data.get("count", "?")
+        return count - self.settings.val_split if isinstance(count, int) else count
+
+    def trains_on(self, result: ResultFile) -> bool:
+        """Tell whether a result is of the dataset that the run was trained on."""
+        known = self.report.data.get("payload_sha256")
+        return known is not None and result.content.get("payload_sha256") == known
+
+    @property
+    def headline(self) -> list[Row]:
+        """The last losses and bounds, and the first scores of the last result."""
+        found = []
+        for name, (what, unit) in CURVES.items():
+            values, errors = (curve(self.report.curves, key)[1] for key in (name, f"{name}_se"))
+            if values:
+                found.append(Row(what, unit, values[-1], 2 * errors[-1] if errors else None, TWICE))
+        for bound in self.results["bound"][-1:]:
+            value, se = bound.found.per_dimension
+            note = "on training images" if self.trains_on(bound) else ""
+            found.append(Row("variational bound", bound.found.unit, value, 2 * se, TWICE, note))
+        for result in self.results["scores"][-1:]:
+            rows = score_rows(result.found)[:2]
+            found += [row._replace(unit=row.unit or result.path.name) for row in rows]
+        return found
+
+
+def table(columns: Sequence[dict[T, Any]]) -> dict[T, list[Any]]:
+    """By the names that any column has, in the order in which they come, the values of all; None where one has none."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return {name: [column.get(name) for column in columns] for name in names}
+
+
+def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
+    """Settings, data and networks in which not all runs are alike, and the value of each."""
+    columns = []
+    for facts in runs:
+        report = facts.report
+        digest = str(report.data.get("payload_sha256"))[:DIGEST]
+        data = {"data": report.data.get("path"), "images": facts.trained_on, "data sha256": digest}
+        network = {f"network {key}": value for key, value in report.network.items()}
+        columns.append({**report.settings, **data, **network})
+    return {name: values for name, values in table(columns).items() if any(value != values[0] for value in values)}
+
+
+def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
+    """The numbers by which each run is judged, by name and unit."""
+    return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
+
+
+def compare_runs(runs: Sequence[RunFacts]) -> ComparisonReport:
+    """All facts of each, and the differences by name."""
+    return ComparisonReport([facts.report for facts in runs], finite(differences(runs)))
 
 
 class Missing(list[str]):
@@ -71,119 +288,145 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     missing = Missing()
     config = read_run_config(run)
     settings = run_settings(config.settings, run / "config.yaml")
+    given = {path.resolve(): read_result(path) for path in results if not is_table(path)}
+    found = [*(each for each in results_in(run) if each.path.resolve() not in given), *given.values()]
     tables = [path for path in dict.fromkeys(results) if is_table(path)]
-    given = [read_result(path) for path in dict.fromkeys(results) if path not in tables]
-    named = {path.resolve() for path in results}
-    found = [*(each for each in results_in(run, missing.append) if each.path.resolve() not in named), *given]
-
-    shown = {name: [each for each in found if isinstance(each.found, kinds)] for name, kinds in RESULTS.items()}
+    shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
-    source = config.source.json() if config.source else {}
-    told = config.settings
-    known = {key: value for key, value in settings.stored().items() if key in told or not source}
-    validates = (run / "validation.jsonl").exists()
-    if not validates and not source:
+    imported = config.source is not None
+    known = {key: value for key, value in settings.stored().items() if key in config.settings or not imported}
+    validation, defined = run / "validation.jsonl", {"weighting", "schedule"} <= set(known)
+    if not validation.exists() and not imported:
         missing.append(f"{run}: no validation; 'elbo train --val' or '--val-split' adds it")
     for kind, how in (("scores", "elbo eval"), ("bound", "elbo bound")):
         if not shown[kind]:
             missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
-    log = run / "metrics.jsonl"
-    curves = {} if source else missing.asked(read_curves, log, missing.append, otherwise={})
-    if source and not {"weighting", "schedule"} <= set(known):
-        missing.append(
-            f"{run}: the objective it was trained with isn't known; 'elbo import' takes --weighting and --schedule"
-        )
-    course, held_out = (run / log for log in ("losslog.jsonl", "validation.jsonl"))
-    facts = RunFacts(  # in the order in which they are asked for, and missing
+    if not defined:
+        missing.append(f"{run}: its objective isn't known; 'elbo import' takes --weighting and --schedule")
+    curves: dict[str, Curve] = {}
+    course, status, previews = None, None, list[Thumbnails]()
+    if not imported:
+        curves = missing.asked(read_curves, run / "metrics.jsonl", missing, otherwise={})
+        status = missing.asked(read_status, run)
+        course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
+        previews = _previews(run, sheets, missing)
+    held_out = missing.asked(read_log_history, validation, missing) if validation.exists() else None
+    network = missing.asked(empty_network, config, run / "config.yaml")
+    objective = missing.asked(_objective, run, settings) if defined else None
+    excess_found = None
+    for each in shown["optimum"][-1:]:
+        excess_found = missing.asked(_excess, each, course, held_out, objective, config)
+    extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in tables]
+    extremes += filter(None, (missing.asked(_extremes, each, config, run) for each in found))
+    report = RunReport(
         run=name,
-        status=None if source else missing.asked(read_status, run),
-        settings=settings,
-        known=known,
-        source=source,
+        status={} if status is None else {**status.facts(), "time": status.when},
+        objective=None if objective is None else objective.report,
+        settings=known,
+        source=config.source.json() if config.source else None,
         data=config.data.json(),
-        network=config.network
-        | missing.asked(
-            lambda: {"parameters": count_parameters(empty_network(config, run / "config.yaml"))}, otherwise={}
-        ),
+        network=config.network | ({} if network is None else {"parameters": count_parameters(network)}),
         environment=_environment(run, config, settings, curves, missing),
-        objective=missing.asked(_objective, run, settings) if {"weighting", "schedule"} <= set(known) else None,
         curves=curves,
-        course=None if source else missing.asked(read_log_history, course, missing.append),
-        held_out=missing.asked(read_log_history, held_out, missing.append) if validates else None,
-        previews=[] if source else _previews(run, sheets, missing),
-        drawn=drawn,
-        drawn_from=drawn_from,
-        results=shown,
-        excess=None,
-        extremes=[
-            *(read_extremes(path, dataset_of(config.data, run), None) for path in tables),
-            *filter(None, (missing.asked(_extremes, each, config, run) for each in found)),
-        ],
+        errors=_map(course),
+        validation_errors=_map(held_out),
+        previews=[row.name for row in previews],
+        samples=ShownSamples(drawn_from, [row.name for row in drawn]),
+        excess=excess_found and excess_found.report,
+        per_image=[str(each.path) for each in extremes],
         commands=_commands(run, name, config, samples, shown["scores"], missing),
         missing=missing,
+        **{
+            kind: [{"file": str(each.path), **each.content} for each in files]
+            for kind, files in shown.items()
+            if kind != "optimum"
+        },
     )
-    for each in [each for each in found if isinstance(each.found, Optimum)][-1:]:
-        facts = replace(facts, excess=_excess(facts, each.path, each.found, missing))
-    return facts
+    return RunFacts(
+        report, status, settings, objective, course, held_out, previews, drawn, shown, excess_found, extremes
+    )
 
 
-def _excess(facts: RunFacts, path: Path, optimum: Optimum, missing: Missing) -> RunExcess | None:
-    """The run's errors over the least ones; None, and said to `missing`, where they can't be compared."""
-    course, held, objective = facts.course, facts.held_out, facts.objective
-    if course is None or objective is None:
-        missing.append(f"{path}: the run has no errors to compare with the least ones")
+def _map(course: LogHistory | None) -> ErrorMap | None:
+    if course is None:
         return None
-    if optimum.payload_sha256 != facts.data.get("payload_sha256"):
-        missing.append(
+    maps: list[Any] = [
+        [[float(f"{value:.{DIGITS}g}") for value in row] for row in rows.tolist()]
+        for rows in (course.error, course.density)
+    ]
+    return ErrorMap(course.edges.tolist(), course.images, *maps)
+
+
+def _excess(
+    result: ResultFile,
+    course: LogHistory | None,
+    held: LogHistory | None,
+    objective: ObjectiveFacts | None,
+    config: RunConfig,
+) -> RunExcess:
+    """The run's errors over the least ones. Raises ElboError where they can't be compared."""
+    optimum, path = result.found, result.path
+    if course is None or objective is None:
+        raise DataError(f"{path}: the run has no errors to compare with the least ones")
+    if optimum.payload_sha256 != config.data.payload_sha256:
+        raise DataError(
             f"{path}: the optimum is of {optimum.dataset}, not of the images that the run was trained on; find it by "
             "'elbo optimum --like RUN'"
         )
-        return None
-    own = ErrorMoments.of_sums(course.edges, course.late(LATE))
-    new = None if held is None else ErrorMoments.of_sums(held.edges, held.sums[-1])
-    try:
-        least, se = optimum.least(own.edges, training=True)
-        gain = excess(own, least, se, objective.weighting)
-        new_gain = None if new is None else excess(new, *optimum.least(new.edges), objective.weighting)
-    except ElboError as error:
-        missing.append(f"{path}: {error}")
-        return None
-    return RunExcess(least, own, new, gain, new_gain, None if new_gain is None else copying(gain, new_gain))
+    own = ErrorMoments.of_sums(course.edges, course.late())
+    least, se = optimum.least(own.edges, training=True)
+    gain = excess(own, least, se, objective.weighting)
+    sums, copies, new = {"training": gain}, None, None
+    if held is not None:
+        new = ErrorMoments.of_sums(held.edges, held.sums[-1])
+        held_least, held_se = optimum.least(new.edges)
+        sums["held_out"] = excess(new, held_least, held_se, objective.weighting)
+        if copied := copying(gain, sums["held_out"]):
+            copies = {"share": copied.share, "se": copied.se, "verdict": copied.verdict}
+    report = {
+        "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in sums.items()},
+        "copying": copies,
+        "edges": own.edges.tolist(),
+        "least": least.tolist(),
+    }
+    return RunExcess(least, own, new, report)
 
 
 def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
     """The pictures of a result that names a file of each image's likelihood. Raises ElboError."""
     named = result.content.get("per_image")
-    if not isinstance(named, str) or isinstance(result.found, Classification):
+    if not isinstance(named, str) or result.kind == "classification":
         return None
     said = Path(str(result.content.get("dataset")))
     dataset = said if said.is_file() else dataset_of(config.data, run)
-    return read_extremes(table_of(result.path, named), dataset, result.content.get("payload_sha256"))
+    table = next((place for place in (result.path.parent / Path(named).name, Path(named)) if place.is_file()), None)
+    if table is None:
+        raise DataError(f"{result.path}: its file of likelihoods, {named}, is gone; keep it beside the result")
+    return read_extremes(table, dataset, result.content.get("payload_sha256"))
 
 
 def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
     """The objective; a weighting that is learned as it is now. Raises ElboError for a file that it needs and that is gone."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
-    weighting = effective[-1].weighting
-    low, high = max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
+    weighting, levels = effective[-1].weighting, (settings.logsnr_min, settings.logsnr_max)
+    low, high = max(levels[0], weighting.support[0]), min(levels[1], weighting.support[1])
     network = _term("prediction", settings.prediction, Prediction.parse(settings.prediction).declared)
-    terms = [*weighting_terms(weighting), schedule_term(schedule), network]
     rising = weighting.rising(low, high)
-    return ObjectiveFacts(
-        weighting,
-        schedule,
-        settings.logsnr_min,
-        settings.logsnr_max,
-        rising,
-        weighting.verdict(low, high),
-        terms,
-        effective,
+    report = ObjectiveReport(
+        weighting=weighting.spec,
+        monotone=not rising,
+        rising=[list(stretch) for stretch in rising],
+        verdict=weighting.verdict(low, high),
+        logsnr=[*levels],
+        over_time=[each.json() for each in effective] if weighting.learned else None,
+        terms=[*weighting_terms(weighting), schedule_term(schedule), network],
     )
+    return ObjectiveFacts(weighting, schedule, effective, report)
 
 
 def _environment(
-    run: Path, config: RunConfig, settings: TrainSettings, curves: dict[str, Numbers], missing: Missing
+    run: Path, config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], missing: Missing
 ) -> dict[str, Any]:
     """Facts on how it ran, with the newest checkpoint that is whole, as it says itself: its files aren't read."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
@@ -191,12 +434,11 @@ def _environment(
     found = {key: getattr(config, key) for key in keys}
     found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None, **began_from(config)}
     read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
-    newest = next(filter(None, read), None)
-    if newest is None:
-        missing.append(f"{run}: no checkpoint yet")
-    else:
+    if newest := next(filter(None, read), None):
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
+    else:
+        missing.append(f"{run}: no checkpoint yet")
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -208,55 +450,49 @@ def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnail
     def strip(sheet: Path) -> Thumbnails:
         return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet)[0][:ROW]))
 
-    strips = [missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))]
-    return [each for each in strips if each is not None]
+    return [*filter(None, (missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))))]
 
 
 def _drawn(
     samples: Path | None, sheets: list[Path], config: RunConfig, missing: Missing
 ) -> tuple[list[Thumbnails], str]:
     """Samples by class and where they are from: a file, whose faults are raised, or the last preview."""
-    names = config.data.class_names or []
     if samples is not None:
-        return read_by_class(samples, names), str(samples)
-
-    def last(path: Path) -> tuple[list[Thumbnails], str]:
-        images, groups = read_sheet(path)
-        return strips(lambda index: images[index], groups), str(path)
-
-    return missing.asked(last, sheets[-1], otherwise=([], "")) if sheets else ([], "")
+        return read_by_class(samples, config.data.class_names or []), str(samples)
+    sheet = missing.asked(read_sheet, sheets[-1]) if sheets else None
+    return ([], "") if sheet is None else (strips(lambda index: sheet[0][index], sheet[1]), str(sheets[-1]))
 
 
-def _packed(data: RunData, run: Path) -> str:
+def _packed(config: RunConfig, run: Path) -> str:
     """The command that packed the run's images. Raises FormatError, and DataError when the file holds others now."""
-    path = dataset_of(data, run)
+    path = dataset_of(config.data, run)
     attributes = Dataset(path, latents=True).attributes
-    if attributes.payload_sha256 != data.payload_sha256:
+    if attributes.payload_sha256 != config.data.payload_sha256:
         raise DataError(f"{path}: holds other images now than this run was trained on")
     return attributes.command or ""
 
 
 def _commands(
-    run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[Any], missing: Missing
+    run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], missing: Missing
 ) -> list[CommandReport]:
     """Command lines as they were typed, where they were written down."""
     if config.source:
-        found = [CommandReport("Import, as typed", line) for line in config.commands]
+        found = [("Import, as typed", line) for line in config.commands]
     else:
         data = str(dataset_of(config.data, run))
         again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
         found = [
-            CommandReport("Pack the images", missing.asked(_packed, config.data, run, otherwise="")),
-            *(CommandReport("Train, as typed", line) for line in config.commands),
-            CommandReport("Train again with the same settings, whatever the environment says by then", again),
+            ("Pack the images", missing.asked(_packed, config, run, otherwise="")),
+            *(("Train, as typed", line) for line in config.commands),
+            ("Train again with the same settings, whatever the environment says by then", again),
         ]
     if samples is not None:
         with read_samples(samples) as reader:
-            found += [CommandReport("Draw these samples", line) for line in reader.made.commands]
+            found += [("Draw these samples", line) for line in reader.made.commands]
     for each in scores:
-        found += [CommandReport(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
-        found.append(CommandReport(f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
-    return [each for each in found if each.command]
+        found += [(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
+        found.append((f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
+    return [CommandReport(does, command) for does, command in found if command]
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
@@ -266,8 +502,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
         return [_term("weighting", spec, weighting.declared)]
     if weighting.learned:
         return [Term("weighting", spec, "p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect")]
-    assert weighting.schedule is not None
-    schedule = _schedule_term("its schedule", weighting.schedule)
+    schedule = schedule_term(weighting.schedule, "its schedule")
     if loss is None:
         return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), schedule]
     return [
@@ -278,16 +513,11 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
     ]
 
 
-def schedule_term(schedule: Schedule | None) -> Term:
-    """The schedule that draws the noise levels. schedule: None when it adapts."""
+def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
+    """A schedule that draws noise levels. schedule: None when it adapts."""
     if schedule is None:
         loss = CRITERIA["loss"]
-        return Term("schedule", ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
-    return _schedule_term("schedule", schedule)
-
-
-def _schedule_term(what: str, schedule: Schedule) -> Term:
-    """A declared schedule, or a file."""
+        return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
     if schedule.declared:
         return _term(what, schedule.base, schedule.declared)
     return Term(what, schedule.base, "a table of t and logsnr", "a file")

@@ -1,11 +1,9 @@
-"""The logs of a run as they are: still growing, cut short, damaged in places. Unusable lines are left out and
-reported."""
+"""The logs of a run: still growing, cut short, damaged in places. Unusable lines are left out and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,24 +22,30 @@ CELLS = 48
 """Cells of time on a map: neighbours are added up from twice as many on."""
 LATE = 0.2
 """Share of a run that stands for its end."""
-Numbers = list[float | None]
+EARLY = 0.1
+"""Share of a run that stands for its beginning."""
+Curve = list[float | None]
 
 
-def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers]:
+def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
     """metrics.jsonl as columns of at most 2 POINTS numbers, by their names in the file; None where a line has none.
 
-    Missing and damaged lines are reported to `missing`.
+    A sentence on damaged lines, or on their lack, is added to `missing`.
     """
-    rows, bad = list[dict[str, float]](), 0
+    rows, damaged = list[dict[str, float]](), 0
     if path.exists():
         with reading(path, kind=DataError), open_file(path) as file:
-            found = [_row(text, path) for text in whole_lines(file)]
-        rows = [row for row in found if row]
-        bad = len(found) - len(rows)
-    if bad:
-        missing(f"{path}: {bad} damaged {'line' if bad == 1 else 'lines'}, left out")
+            for text in whole_lines(file):
+                try:
+                    row = MetricsRow.of(parse_json(text, path), path).facts()
+                except FormatError:
+                    damaged += 1
+                    continue
+                rows.append({key: float(value) for key, value in row.items() if type(value) in (int, float)})
+    if damaged:
+        missing.append(f"{path}: damaged lines left out: {damaged}")
     if not rows:
-        missing(f"{path}: no numbers yet")
+        missing.append(f"{path}: no numbers yet")
     size = -(-len(rows) // POINTS) or 1
     points = [rows[start : start + size] for start in range(0, len(rows), size)]
     return {
@@ -50,22 +54,13 @@ def read_curves(path: Path, missing: Callable[[str], None]) -> dict[str, Numbers
     }
 
 
-def _row(text: bytes, path: Path) -> dict[str, float]:
-    """The finite numbers of a line; nothing when it is no line of metrics."""
-    try:
-        row = MetricsRow.of(parse_json(text, path), path).facts()
-    except FormatError:
-        return {}
-    return {key: float(value) for key, value in row.items() if type(value) in (int, float)}
-
-
 def _pooled(name: str, values: Sequence[float]) -> float | None:
     if name in ("step", "images") or name.startswith("val_"):  # a mean of validations is none of them
         return values[-1] if values else None
     return sum(value / len(values) for value in values) if values else None
 
 
-def curve(columns: dict[str, Numbers], name: str) -> tuple[list[float], list[float]]:
+def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
     """(images, values) of a column, where it has values."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
@@ -114,36 +109,35 @@ class LogHistory:
         count = torch.stack(self.sums)[:, 0]
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 
-    def late(self, share: float) -> Tensor:
+    def late(self, share: float = LATE) -> Tensor:
         """The sums [3, bins] of the last share of the images."""
         start = self.images[-1] * (1 - share)
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if at > start]).sum(0)
 
+    def early(self) -> Tensor:
+        """The sums [3, bins] of the first EARLY of the images, of one interval at least."""
+        until = max(self.images[-1] * EARLY, self.images[0])
+        return torch.stack([sums for at, sums in zip(self.images, self.sums) if at <= until]).sum(0)
 
-def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory | None:
-    """A loss log over time; None, and told to `missing`, when there is nothing in it."""
-    if not path.exists():
-        missing(f"{path}: no errors by noise level yet")
-        return None
+
+def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
+    """A loss log over time; None when there is nothing in it. A sentence on what it lacks is added to `missing`."""
     faults, found = list[FormatError](), LogHistory(torch.empty(0))
 
-    def seen(interval: Interval) -> None:
+    def add(interval: Interval) -> None:
         assert reader.log is not None
         found.edges = reader.log.edges
         found.add(interval.images, interval.sums)
 
-    reader = Reader(seen=seen, damaged=faults.append)
-    try:
-        with reading(path, kind=DataError), open_file(path) as file:
-            lines = whole_lines(file)
-            for first in lines:  # none in a file that is empty
-                reader.read(chain([first], lines), str(path))
-    except FormatError as error:
-        faults.append(error)
-    if faults:
-        many = "line" if len(faults) == 1 else "lines"
-        missing(f"{path}: {len(faults)} damaged {many}, left out ({faults[0]})")
-    if found.images:
-        return found
-    missing(f"{path}: no errors by noise level yet")
-    return None
+    reader = Reader(seen=add, damaged=faults.append)
+    if path.exists() and path.stat().st_size:
+        try:
+            with reading(path, kind=DataError), open_file(path) as file:
+                reader.read(whole_lines(file), str(path))
+        except FormatError as error:
+            faults.append(error)
+    if faults and not (len(faults) == 1 and reader.log is None):
+        missing.append(f"{path}: damaged lines left out: {len(faults)} ({faults[0]})")
+    if not found.images:
+        missing.append(f"{path}: no errors by noise level yet")
+    return found if found.images else None

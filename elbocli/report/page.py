@@ -1,48 +1,406 @@
-"""A run, or several, on one page: HTML that needs nothing but itself. Strings from strangers are escaped by the template library, and what in
-them can't be seen is shown.
+"""A run, or several, on one page: HTML that needs nothing but itself, with drawings whose colours are the page's own.
 
-The page forbids itself scripts and any address (Content-Security-Policy), so that what slips through does nothing.
+Strings from strangers are escaped by the template library. The page forbids itself scripts and any address
+(Content-Security-Policy), so that what slips through does nothing. Same facts, same bytes.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import torch
 from markupsafe import Markup
+from torch import Tensor
 
 from elbocli.cli.commands import visible_lines
-from elbocli.report.drawing import swatch
-from elbocli.report.facts import Comparison, RunFacts, headline
-from elbocli.report.plots import pictures, pictures_of_several
+from elbocli.cli.figure import DASHES, STYLE, brief
+from elbocli.core.adaptive import ErrorMoments
+from elbocli.evaluate.result import fill_template
+from elbocli.report.gather import ObjectiveFacts, RunExcess, RunFacts, differences, figures
+from elbocli.report.log_history import LogHistory, curve
 from elbocli.report.results import protocol_of, score_rows
 from elbocli.report.thumbnails import Thumbnails
 
+WIDTH, HEIGHT = 4.8, 3.1
+"""Inches of a drawing that a telephone shows at about its own size."""
+NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
+INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}
+"""Colours that stand for variables of the page's style sheet."""
+INK, MUTED, RULE, ONE, TWO, *_ = INKS
+LINES = tuple(INKS)[3:]
+"""Colours of lines; each has a dash of its own as well."""
+LINE_WIDTH = 1.6
+OWN: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    "grid.color": RULE,
+    "grid.alpha": 1.0,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": LINE_WIDTH,
+}
+LEVEL, ERROR = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D"
+MARGINS = {"left": 0.15, "right": 0.955, "bottom": 0.5 / HEIGHT, "top": 1 - 0.1 / HEIGHT}
+"""The same in all drawings, so that axes stand under each other."""
+RIGHT, BAR = 0.8, 0.03
+"""Layout of a map: where it ends, and how wide the scale of its colours beside it is."""
+BAND = {"alpha": 0.3, "linewidth": 0}
+POINTS = 241
+NATS, BITS = "loss, nats per dimension", "bits per dimension"
+BARS = "With ± 2 standard errors."
+MINIMISED = "The loss that training minimises."
 
-def render(facts: RunFacts) -> str:
-    """The page of a run. Same facts, same text."""
-    return _filled("page.html", facts=facts, pictures=pictures(facts), headline=headline(facts))
+
+class Picture(NamedTuple):
+    """A drawing, SVG; its title, and a caption that says what to see."""
+
+    title: str
+    caption: str
+    svg: str
 
 
-def render_several(found: Comparison) -> str:
-    """The page of several runs. Same facts, same text."""
-    swatches = [swatch(index) for index in range(len(found.runs))]
-    return _filled("several.html", found=found, pictures=pictures_of_several(found), swatches=swatches)
+class Line(NamedTuple):
+    """A line of a drawing: [N] places and values, its colour, dash and label, and twice its standard errors."""
+
+    x: Tensor
+    y: Tensor
+    style: dict[str, Any]
+    spread: Tensor | None = None
 
 
-def _filled(name: str, **values: Any) -> str:
-    """A template with those values in it."""
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def line_style(color: str, dash: Any, label: str) -> dict[str, Any]:
+    """The style of a line with a name in the drawing's legend."""
+    return {"color": color, "linestyle": dash, "label": label}
+
+
+TRAINING, HELD_OUT = line_style(ONE, "-", "training"), line_style(TWO, "--", "validation")
+
+
+def numbered_style(index: int) -> dict[str, Any]:
+    """The style of the line of that number, which a legend beside the drawing explains."""
+    return {"color": LINES[index % len(LINES)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def swatch(index: int) -> tuple[str, str]:
+    """The look of the line of that number in a legend of the page: a variable of its style sheet, and an SVG's dashes."""
+    style = numbered_style(index)
+    lengths = () if style["linestyle"] == "-" else style["linestyle"][1]
+    return INKS[style["color"]], " ".join(f"{length * LINE_WIDTH:g}" for length in lengths)
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[tuple[Any, Any, Callable[[], str]]]:
+    """A figure, its panel, and a function that makes it SVG. name: its own on the page."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({**STYLE, **OWN}):
+        figure, axis = pyplot.subplots(figsize=(WIDTH, HEIGHT))
+        figure.subplots_adjust(**MARGINS)
+        try:
+            yield figure, axis, lambda: _svg(figure, name)
+        finally:
+            pyplot.close(figure)
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The drawing to stand in a page, beside others: as wide as its place, and what it refers to by `name`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text.replace("\n ", " "), count=1)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for color, variable in INKS.items():
+        text = text.replace(f": {color}", f": var({variable})")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
+    text = re.sub(r'href="#|url\(#', rf"\g<0>{name}-", text)
+    return re.sub(r"\n\s*", "\n", text)
+
+
+def over_images(axis: Any) -> None:
+    """The axis of a run: images that were trained on."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_xlabel("images trained on")
+    axis.set_xlim(left=0)
+
+
+def over_levels(axis: Any, levels: Tensor) -> None:
+    """The axis of λ."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlim(float(levels.min()), float(levels.max()))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axis.set_xlabel(LEVEL)
+
+
+def draw_lines(
+    name: str,
+    title: str,
+    caption: str,
+    label: str,
+    lines: Sequence[Line | None],
+    levels: Tensor | None = None,
+    log: bool = True,
+) -> Picture | None:
+    """A drawing of lines in one panel; None without any. label: of the vertical axis, which is logarithmic where it can be.
+
+    levels: the horizontal axis is λ over all of these; None: images that were trained on.
+    """
+    known = [line for line in lines if line is not None]
+    if not known:
+        return None
+    with drawing(name) as (_, axis, svg):
+        for line in known:
+            if line.spread is not None:
+                known_at = line.spread.isfinite()
+                x, y, spread = (each[known_at] for each in (line.x, line.y, line.spread))
+                axis.fill_between(x, (y - spread).maximum(0.5 * y), y + spread, color=line.style["color"], **BAND)
+            axis.plot(line.x, line.y, marker="" if len(line.y) > 1 else "o", **line.style)
+        values = torch.cat([line.y for line in known])
+        if log and float(values.min()) > 0:
+            axis.set_yscale("log")
+            if values.max() < 10 * values.min():
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter("{x:g}")
+        axis.set_ylabel(label)
+        if "label" in known[0].style:
+            axis.legend()
+        if levels is None:
+            over_images(axis)
+        else:
+            over_levels(axis, levels)
+        return Picture(title, caption, svg())
+
+
+def curve_line(facts: RunFacts, name: str, style: dict[str, Any]) -> Line | None:
+    """A curve of metrics.jsonl over the images trained on, with its standard errors; None where it has no values."""
+    at, values = curve(facts.report.curves, name)
+    _, errors = curve(facts.report.curves, f"{name}_se")
+    x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
+    return Line(x, y, style, 2 * spread if len(spread) == len(y) else None) if values else None
+
+
+def profile_line(edges: Tensor, sums: Tensor, style: dict[str, Any]) -> Line | None:
+    """The error at each noise level, of sums [3, bins], with its standard errors where there are two; None without any."""
+    moments = ErrorMoments.of_sums(edges, sums)
+    seen = (moments.count > 0) & (moments.mean > 0)
+    spread = (2 * moments.mean_se).where(moments.count > 1, torch.nan)
+    return Line(moments.middle[seen], moments.mean[seen], style, spread[seen]) if bool(seen.any()) else None
+
+
+def levels_of(objective: ObjectiveFacts) -> Tensor:
+    """POINTS λ over the objective's range."""
+    low, high = objective.report.logsnr
+    return torch.linspace(low, high, POINTS, dtype=torch.float64)
+
+
+def pictures(*runs: RunFacts) -> dict[str, list[Picture]]:
+    """The drawings by the section of the page that they belong to, but for those that there is nothing for."""
+    found = _pictures_of_one(runs[0]) if len(runs) == 1 else _pictures_of_several(runs)
+    return {section: [each for each in drawn if each is not None] for section, drawn in found.items()}
+
+
+def _pictures_of_one(facts: RunFacts) -> dict[str, list[Picture | None]]:
+    objective, course = facts.objective, facts.course
+    loss, val, bits = (
+        curve_line(facts, name, style)
+        for name, style in (("loss", TRAINING), ("val_loss", HELD_OUT), ("val_bpd", HELD_OUT))
     )
-    environment.filters.update(
-        number=number, error=error, source=source, svg=Markup, rows=score_rows, protocol=protocol_of
+    return {
+        "objective": [*_weighting(objective), _schedule(objective, course)] if objective else [],
+        "training": [
+            draw_lines("loss", "Weighted loss", f"{MINIMISED} {BARS}", NATS, [loss, val]),
+            draw_lines("bits", "Bound on held-out images", BARS, BITS, [bits]),
+        ],
+        "errors": [_errors(course), _profiles(course, facts.held_out)] if course else [],
+        "excess": [_excess(facts.excess)] if facts.excess else [],
+    }
+
+
+def _pictures_of_several(runs: Sequence[RunFacts]) -> dict[str, list[Picture | None]]:
+    styled = [(facts, numbered_style(index)) for index, facts in enumerate(runs)]
+    warning = ""
+    if len({facts.settings.weighting for facts in runs}) > 1:
+        warning = " Their weightings differ, so their losses can't be compared; errors by noise level and bits per dimension can."
+
+    def curves(name: str, title: str, label: str, caption: str) -> Picture | None:
+        lines = [curve_line(facts, name, style) for facts, style in styled]
+        return draw_lines(name, title, caption, label, lines)
+
+    def profiles(name: str, when: str, logs: list[LogHistory | None], late: bool) -> Picture | None:
+        known = [(log, style) for log, (_, style) in zip(logs, styled) if log is not None]
+        lines = [profile_line(log.edges, log.late() if late else log.sums[-1], style) for log, style in known]
+        levels = torch.cat([log.edges for log, _ in known]) if known else None
+        return draw_lines(name, f"Error by noise level: {when}", BARS, ERROR, lines, levels)
+
+    weightings = []
+    for facts, style in styled:
+        if facts.objective:
+            at = levels_of(facts.objective)
+            value = facts.objective.weighting(at)
+            weightings.append(Line(at, value / (float(value.max()) or 1.0), style))
+    counts = "How much each noise level counts in the loss."
+    levels = torch.cat([line.x for line in weightings]) if weightings else None
+    return {
+        "objective": [draw_lines("weightings", "Weightings", counts, "w(λ) / max w", weightings, levels, log=False)],
+        "training": [
+            curves("loss", "Weighted loss of training", NATS, MINIMISED + warning),
+            curves("val_loss", "Weighted loss of held-out images", NATS, BARS + warning),
+            curves("val_bpd", "Bound on held-out images", BITS, BARS),
+        ],
+        "errors": [
+            profiles("course", "training, last fifth", [facts.course for facts in runs], True),
+            profiles("held_out", "validation, last", [facts.held_out for facts in runs], False),
+        ],
+    }
+
+
+def _weighting(objective: ObjectiveFacts) -> list[Picture | None]:
+    """w, and p_w = −dw/dλ, each over the largest w."""
+    w, at = objective.weighting, levels_of(objective)
+    value = w(at)
+    top = float(value.max()) or 1.0
+    rest = float(value[-1]) / top
+    earlier = [each.weighting(at) for each in objective.effective[:-1]]
+    lines = [Line(at, values / values.max(), {"color": MUTED, "linewidth": 0.5}) for values in earlier]
+    lines.append(Line(at, value / top, {"color": ONE}))
+    counts = "How much each noise level counts." + (" Thin: earlier, as it was learned." if earlier else "")
+    noise = "p_w, the distribution of the noise that this weighting adds to the data."
+    if objective.report.rising:
+        noise += " Where w rises, p_w is negative, and the loss is not that of any noise augmentation."
+    if rest > 0:
+        noise += f" At the largest λ a point mass of {rest:.2g} is left."
+    slope = [Line(at, -w.slope(at) / top, {"color": TWO})]
+    return [
+        draw_lines("weighting", f"Weighting {brief(w.spec)}", counts, "w(λ) / max w", lines, at, log=False),
+        draw_lines("noise", "Noise that it adds", noise, "−dw/dλ over max w", slope, at, log=False),
+    ]
+
+
+def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture | None:
+    """p(λ) of a fixed schedule, beside the density that was drawn; of one that adapts, the latter over time."""
+    if objective.schedule is None:
+        return None if course is None else _adapted(course)
+    at = levels_of(objective)
+    density = objective.schedule.density(at)
+    lines = [Line(at, density.where(density > 0, torch.nan), line_style(ONE, "-", "p(λ)"))]
+    if course is not None:
+        drawn = LogHistory(course.edges, [1], [course.late(1.0)]).density[0]
+        lines.append(Line(course.middle, drawn, line_style(TWO, ":", "drawn")))
+    caption = "How often each noise level is drawn. This changes the variance of the loss estimate, but not the loss."
+    title = f"Schedule {brief(objective.schedule.base)}"
+    return draw_lines("schedule", title, caption, "density", lines, at, log=False)
+
+
+def _adapted(course: LogHistory) -> Picture:
+    """The density that was drawn, over time."""
+    caption = "How often each noise level was drawn as the schedule followed the errors."
+    density = course.density
+    top = float(density.quantile(0.995))
+    return _map("schedule", "Schedule, adaptive", caption, course, density, "density p(λ)", vmin=0.0, vmax=top)
+
+
+def _errors(course: LogHistory) -> Picture | None:
+    """The error at each noise level over time."""
+    from matplotlib.colors import LogNorm
+
+    error = course.error
+    seen = error[error.isfinite() & (error > 0)]
+    if not len(seen):
+        return None
+    low = float(seen.min())
+    caption = "The unweighted error of the network's ε̂ for each dimension, as it was last seen."
+    norm = LogNorm(low, float(seen.max()))
+    return _map("errors", "Error by noise level, over time", caption, course, error.clamp(min=low), ERROR, norm=norm)
+
+
+def _map(name: str, title: str, caption: str, course: LogHistory, values: Tensor, label: str, **scale: Any) -> Picture:
+    """Values [intervals, bins] as colours over images and λ. label, scale: of the colours."""
+    with drawing(name) as (figure, axis, svg):
+        images = torch.tensor([0, *course.images], dtype=torch.float64)
+        shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
+        axis.grid(False)
+        figure.subplots_adjust(right=RIGHT)
+        place = axis.get_position()
+        bar = figure.colorbar(shown, figure.add_axes((RIGHT + BAR / 2, place.y0, BAR, place.height)))
+        bar.ax.grid(False)
+        bar.solids.set_rasterized(True)
+        bar.outline.set_visible(False)
+        bar.set_label(label)
+        axis.set_ylabel(LEVEL)
+        over_images(axis)
+        return Picture(title, caption, svg())
+
+
+def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture | None:
+    """The error at each noise level: at first, at last, and of images held out."""
+    first = profile_line(course.edges, course.early(), line_style(MUTED, ":", "training, first tenth"))
+    lines = [
+        first and first._replace(spread=None),
+        profile_line(course.edges, course.late(), line_style(ONE, "-", "training, last fifth")),
+    ]
+    caption = BARS
+    if held_out is not None:
+        lines.append(profile_line(held_out.edges, held_out.sums[-1], line_style(TWO, "--", "validation, last")))
+        caption += (
+            " Validation uses the averaged weights, which lag behind early in training. If it stays above training later, the "
+            "network is overfitting."
+        )
+    return draw_lines("profiles", "Error by noise level, now", caption, ERROR, lines, course.edges)
+
+
+def _excess(found: RunExcess) -> Picture | None:
+    """The error of training and of images held out, over the least one."""
+    lines = [Line(found.own.middle, found.least, line_style(MUTED, "-", "least error on these images"))]
+    for moments, style in ((found.own, TRAINING), (found.new, HELD_OUT)):
+        if moments is not None:
+            lines.append(Line(moments.middle[moments.seen], moments.mean[moments.seen], style))
+    gain = found.report["excess"]["training"]
+    caption = (
+        "No network can be below the grey line on its training images. The rest is what training can still gain: "
+        f"{gain['nats_per_dimension']:.4g} ± {2 * gain['se']:.2g} nats per dimension of the weighted loss."
     )
-    return visible_lines(environment.get_template(name).render(**values))
+    return draw_lines("excess", "Error over the least one", caption, ERROR, lines, found.own.edges, log=False)
+
+
+def render(*runs: RunFacts) -> str:
+    """The page of a run, or of several."""
+    filters = {
+        "number": number,
+        "error": error,
+        "source": source,
+        "svg": Markup,
+        "rows": score_rows,
+        "protocol": protocol_of,
+    }
+    name = "page.html" if len(runs) == 1 else "several.html"
+    values = {
+        "facts": runs[0],
+        "runs": runs,
+        "pictures": pictures(*runs),
+        "swatches": [swatch(index) for index in range(len(runs))],
+        "differences": differences(runs),
+        "figures": figures(runs),
+    }
+    return visible_lines(fill_template(Path(__file__).with_name(name), filters, values))
 
 
 def number(value: Any) -> str:
@@ -50,7 +408,7 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u2009")
+        return Markup(f"{value:,}".replace(",", "&thinsp;"))
     return _minus(f"{value:.4g}")
 
 

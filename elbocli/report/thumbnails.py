@@ -13,14 +13,13 @@ from PIL import Image
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.dataset_block import LATENTS
-from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, lay_out, layout_of, whole_factor
+from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
-from elbocli.files.likelihood_file import NATS, ImageTable, read_table
+from elbocli.files.likelihood_file import NATS, read_table
 from elbocli.files.reading import reading
 from elbocli.images.decode import DecodeOptions, decode, open_image
 from elbocli.images.registry import Span
 from elbocli.images.samples import read_samples
-from elbocli.run.folder import PREVIEW_COUNT
 
 ROW = 8
 """Pictures in a row."""
@@ -51,20 +50,18 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
 
 
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
-    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and their classes. One that doesn't say where its images are has them in rows of 8. Raises DataError."""
+    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and their classes.
+
+    Raises DataError.
+    """
     with reading(path, kind=DataError):
         content = Span(str(path)).read()
         picture, _ = decode(content, DecodeOptions())
         with open_image(content) as image:
             text = image.info.get(PLACES)
-    side = round(PREVIEW_COUNT**0.5)
-    width, height = picture.size
-    if text is not None:
-        layout = layout_of(text, picture.size, path)
-    elif height % side or width % side:
-        raise DataError(f"{path}: {width} x {height} pixels are no sheet of {side} x {side} pictures")
-    else:
-        layout = lay_out(height // side, width // side, by_class(PREVIEW_COUNT, None), 1)
+    if text is None:
+        raise DataError(f"{path}: no sheet of previews: it doesn't say where its pictures are")
+    layout = layout_of(text, picture.size, path)
     return cut_up(np.asarray(picture), layout), layout.groups
 
 
@@ -108,14 +105,6 @@ class Extremes:
     least: list[Thumbnails]
 
 
-def table_of(path: Path, named: str) -> Path:
-    """The file of all images that a result at `path` names: beside it, or where it was written. Raises DataError."""
-    for place in (path.parent / Path(named).name, Path(named)):
-        if place.is_file():
-            return place
-    raise DataError(f"{path}: its file of likelihoods, {named}, is gone; keep it beside the result")
-
-
 def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     """Pictures of both ends. dataset: the file that was measured; digest: of its images, where that is known.
 
@@ -128,23 +117,17 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     data = Dataset(dataset, latents=True)
     if data.kind == LATENTS:
         raise DataError(f"{path}: is of the latents in {dataset}, which have no pictures; the page shows pixels alone")
-    _check(data, table, digest, path)
-    order = np.argsort(table.numbers[by], kind="stable")
-    some = min(ROWS * ROW, len(order) // 2) or 1
-    return Extremes(
-        path, by, len(order), _rows(data, table, by, order[:some]), _rows(data, table, by, order[-some:][::-1])
-    )
-
-
-def _check(data: Dataset, table: ImageTable, digest: str | None, path: Path) -> None:
-    """Raise DataError where the dataset isn't the one that the table is of."""
     within = int(table.index.min()) >= 0 and int(table.index.max()) < len(data)
     same = within and bool((data.labels[table.index] == table.label).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
+    values = table.numbers[by]
+    order = np.argsort(values, kind="stable")
+    some = min(ROWS * ROW, len(order) // 2) or 1
 
+    def rows(places: np.ndarray) -> list[Thumbnails]:
+        parts = [places[start : start + ROW] for start in range(0, some, ROW)]
+        names = [f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats" for part in parts]
+        return [thumbnails_of(name, list(data.batch(table.index[part]))) for name, part in zip(names, parts)]
 
-def _rows(data: Dataset, table: ImageTable, by: str, places: np.ndarray) -> list[Thumbnails]:
-    images, values = data.batch(table.index[places]), table.numbers[by][places]
-    rows = [slice(start, start + ROW) for start in range(0, len(places), ROW)]
-    return [thumbnails_of(f"{values[row][0]:.4g} to {values[row][-1]:.4g} nats", list(images[row])) for row in rows]
+    return Extremes(path, by, len(order), rows(order[:some]), rows(order[::-1][:some]))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -78,30 +76,24 @@ def list_(kind: str, as_json: bool) -> None:
 
     registry = resolve_name(REGISTRIES[kind])
     load_installed()
-    rows = [_row(declared) for declared in registry.values()]
+    rows = []
+    for declared in registry.values():
+        traits, parameters = declared.traits, declared.spec.partition(":")[2] or "-"
+        row = {"name": declared.name, "formula": declared.formula, "parameters": parameters}
+        if kind == "weightings":
+            row["monotone"] = "yes" if traits.monotone else "no"
+        if kind == "samplers":
+            row["presets"] = ",".join(traits.presets) or "-"
+        if Command.verbose:
+            row["known as"] = ", ".join(declared.known_as) or "-"
+        row["source"] = declared.source
+        if as_json:
+            row |= {"parameters": dict(declared.params), "known as": list(declared.known_as)}
+        rows.append(row)
     if as_json:
-        told = [
-            {**row, "parameters": dict(declared.params), "known as": list(declared.known_as)}
-            for row, declared in zip(rows, registry.values())
-        ]
-        click.echo(json.dumps(told, indent=1))
+        click.echo(json.dumps(rows, indent=1))
         return
     print_table([[key.upper() for key in rows[0]], *([visible(str(value)) for value in row.values()] for row in rows)])
-
-
-def _row(declared: Any) -> dict[str, Any]:
-    from elbocli.core.samplers import SamplerTraits
-    from elbocli.core.weighting_curves import WeightingTraits
-
-    traits = declared.traits
-    row = {"name": declared.name, "formula": declared.formula, "parameters": declared.spec.partition(":")[2] or "-"}
-    if isinstance(traits, WeightingTraits):
-        row["monotone"] = "yes" if traits.monotone else "no"
-    if isinstance(traits, SamplerTraits):
-        row["presets"] = ",".join(traits.presets) or "-"
-    if Command.verbose:
-        row["known as"] = ", ".join(declared.known_as) or "-"
-    return {**row, "source": declared.source}
 
 
 @weights.command(cls=Command)
@@ -152,11 +144,15 @@ def check(
     SPEC may be the folder of a run. Its own range counts then, and a weighting that it learned is judged at its start, its
     end and up to ten times between them: the exit status is 0 if it never increased at any of them.
     """
+    from elbocli.core.monotone import likeness
     from elbocli.core.schedule import check_range
-    from elbocli.run.open import means_run
+    from elbocli.files.schedule_file import finite
+    from elbocli.run.open import means_run, weighting_of_run
 
     if equals is None and means_run(spec):
-        _check_run(ctx, Path(spec), as_json)
+        of_run = weighting_of_run(Path(spec))
+        click.echo(json.dumps(of_run.json()) if as_json else "\n".join(map(visible, of_run.lines())))
+        ctx.exit(0 if of_run.monotone else 1)
     weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
     low = max(low, *(w.support[0] for w in (weighting, *others)))
     high = min(high, *(w.support[1] for w in (weighting, *others)))
@@ -165,37 +161,24 @@ def check(
     verdict = {"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]}
     sentences, good = [f"{weighting.spec}: {weighting.verdict(low, high)}"], not rising
     for other in others:
-        comparison, sentence = _compare(weighting, other, low, high, tolerance)
-        verdict["equals"], good = comparison, comparison["same"]
-        sentences.append(sentence)
+        found = likeness(weighting, other, low, high)
+        good, off, at = found.deviation <= tolerance, found.deviation, round(found.logsnr, 6) + 0.0
+        same = {"weighting": other.spec, "same": good, "scale": found.scale, "deviation": finite(off), "logsnr": at}
+        verdict["equals"] = same
+        end = f"the same up to a constant, {found.scale:.6g}; largest relative deviation {off:.3g}, at logsnr {at:g}"
+        sentences.append(f"{weighting.spec} and {other.spec} are {'' if good else 'not '}{end}")
     click.echo(json.dumps(verdict) if as_json else "\n".join(map(visible, sentences)))
     ctx.exit(0 if good else 1)
 
 
-def _check_run(ctx: click.Context, run: Path, as_json: bool) -> None:
-    """Say what a run trained with, and exit with 1 where that was no ELBO."""
-    from elbocli.run.open import weighting_of_run
-
-    found = weighting_of_run(run)
-    click.echo(json.dumps(found.json()) if as_json else "\n".join(map(visible, found.lines())))
-    ctx.exit(0 if found.monotone else 1)
-
-
 def _weighting(text: str) -> Any:
     """The Weighting of a SPEC; of a run, the one that it trains with now. Raises ElboError."""
-    from elbocli.core.weighting_curves import WEIGHTINGS
-    from elbocli.errors import UsageError
     from elbocli.files.schedule_file import resolve_weighting
     from elbocli.run.open import means_run, weighting_of_run
 
     if means_run(text):
         return weighting_of_run(Path(text)).last
-    try:
-        return resolve_weighting(text)
-    except UsageError as error:
-        if re.fullmatch(r"[^@:]+", text) and text not in WEIGHTINGS:
-            raise UsageError(f"{error} (and no folder of a run has this name)") from error
-        raise
+    return resolve_weighting(text)
 
 
 def _known_as(text: str, weighting: Any) -> str:
@@ -204,24 +187,6 @@ def _known_as(text: str, weighting: Any) -> str:
         return str(weighting.spec)
     run = Path(text)
     return f"{weighting.spec}@{run if run.name not in ('', '..') else run.resolve()}"
-
-
-def _compare(one: Any, other: Any, low: float, high: float, tolerance: float) -> tuple[dict[str, Any], str]:
-    """The comparison for JSON, and as a sentence."""
-    from elbocli.core.monotone import likeness
-    from elbocli.files.schedule_file import finite
-
-    found = likeness(one, other, low, high)
-    same, off, at = found.deviation <= tolerance, found.deviation, round(found.logsnr, 6) + 0.0
-    comparison = {"weighting": other.spec, "same": same, "scale": found.scale, "deviation": finite(off), "logsnr": at}
-    if same:
-        end = f"are the same up to a constant, {found.scale:.6g} (largest deviation {off:.2g})"
-    elif math.isinf(off):
-        end = f"are not the same up to a constant: only one of them is zero at logsnr {at:g}"
-    else:
-        size = f"by {100 * off:.3g}%" if off < 1 else f"by a factor of {1 + off:.3g}"
-        end = f"are not the same up to a constant: at the best one, {found.scale:.6g}, they differ {size} at logsnr {at:g}"
-    return comparison, f"{one.spec} and {other.spec} {end}"
 
 
 @weights.command(cls=Command)
@@ -254,18 +219,17 @@ def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: f
     check_range(low, high)
     if not specs and out is not None:
         schedules = schedules or tuple(SCHEDULES)
-    chosen = {spec: _weighting(spec) for spec in specs or WEIGHTINGS}
-    known = [_known_as(text, weighting) for text, weighting in chosen.items()]
+    chosen = [(spec, _weighting(spec)) for spec in specs or WEIGHTINGS]
+    weightings = {_known_as(spec, weighting): weighting for spec, weighting in chosen}
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
         from elbocli.weights.plot import text_plot
 
         blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
-        drawn = [*chosen.values(), *(Weighting(ScheduleDensity(schedule)) for schedule in densities)]
-        known += [weighting.spec for weighting in drawn[len(chosen) :]]
-        for line in text_plot(drawn, low, high, shutil.get_terminal_size((100, 24)).columns, blocks, known):
+        weightings |= {(drawn := Weighting(ScheduleDensity(schedule))).spec: drawn for schedule in densities}
+        for line in text_plot(weightings, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
             click.echo(line)
         return
     from elbocli.weights.plot import plot_weights
 
-    plot_weights([*chosen.values()], densities, low, high, out, known)
+    plot_weights(weightings, densities, low, high, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,31 +36,19 @@ def labels(specs: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """A weighting on a sheet: its values and p_w at each λ, both over its largest value; how it is drawn."""
+    """A weighting on a sheet: its values and p_w at each λ, both over its largest value."""
 
     label: str
     value: Tensor
     slope: Tensor
     rises: bool
-    style: dict[str, Any]
-
-    @property
-    def extremes(self) -> tuple[float, float]:
-        """The least and the largest p_w."""
-        known = self.slope[~self.slope.isnan()]
-        return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-
-    @property
-    def last(self) -> float:
-        """The point mass of p_w at the largest λ that has a weight."""
-        return float(self.value[self.value > 0][-1:].sum())
 
 
-def _lines(weightings: Sequence[Weighting], called: Sequence[str], at: Tensor) -> list[Line]:
-    """A line per weighting; those that are the same up to a constant share one. called: their labels."""
+def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
+    """A line per weighting; those that are the same up to a constant share one."""
     low, high = float(at[0]), float(at[-1])
     alike: list[tuple[Weighting, list[str]]] = []
-    for weighting, label in zip(weightings, called, strict=True):
+    for label, weighting in zip(labels([*weightings]), weightings.values()):
         for other, names in alike:
             if likeness(other, weighting, low, high, POINTS).deviation < SAME:
                 names += [label] if label not in names else []
@@ -68,30 +56,25 @@ def _lines(weightings: Sequence[Weighting], called: Sequence[str], at: Tensor) -
         else:
             alike.append((weighting, [label]))
     found = []
-    for index, (weighting, names) in enumerate(alike):
+    for weighting, names in alike:
         value = weighting(at)
         top = float(value.max()) or 1.0
         left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
         rises = left < right and bool(weighting.rising(left, right))
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
-        found.append(Line(" = ".join(names), value / top, slope, rises, line_style(index)))
+        found.append(Line(" = ".join(names), value / top, slope, rises))
     return found
 
 
 def plot_weights(
-    weightings: list[Weighting],
-    schedules: list[Schedule],
-    low: float,
-    high: float,
-    out: Path,
-    specs: Sequence[str] | None = None,
+    weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path
 ) -> None:
     """Draw panels over λ: w, p_w = −dw/dλ, and p of the schedules; many weightings in two columns, monotone ones left.
 
-    specs: as the user knows the weightings, where they don't say it themselves. Raises UsageError for an unknown suffix.
+    weightings: by the names that the user knows them by. Raises UsageError for an unknown suffix.
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
-    lines = _lines(weightings, labels(specs or [weighting.spec for weighting in weightings]), at)
+    lines = _lines(weightings, at)
     columns = [[line for line in lines if line.rises == rises] for rises in (False, True)]
     if len(lines) <= MANY or not all(columns):
         columns = [lines]
@@ -99,7 +82,6 @@ def plot_weights(
     rows += [["density"] * len(columns)] if schedules else []
     sheet, axes = new_figure(rows, 7.5 if len(columns) > 1 else 6.0, 2.4 * len(rows) + 0.3)
     for column, chosen in enumerate(columns):
-        chosen = [replace(line, style=line_style(index)) for index, line in enumerate(chosen)]
         _draw_weightings(axes[f"w{column}"], chosen, at)
         _draw_noise(axes[f"p{column}"], chosen, at)
         if len(columns) > 1:
@@ -114,10 +96,11 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
     zero = int(at.abs().argmin())
     steep = any(float(line.value[zero]) * STEEP < 1 for line in lines)
     tallest = 1e4
-    for line in lines:
+    for index, line in enumerate(lines):
         value = line.value / line.value[zero] if steep and line.value[zero] > 0 else line.value
         tallest = max(tallest, float(value.max()))
-        axis.plot(at, value.where(value > 0, torch.nan) if steep else value, label=lettered(line.label), **line.style)
+        value = value.where(value > 0, torch.nan) if steep else value
+        axis.plot(at, value, label=lettered(line.label), **line_style(index))
     if steep:
         axis.set_yscale("log")
         axis.set_ylim(1e-4, tallest * 10 ** max(0, len(lines) - 4))  # room for the legend
@@ -129,18 +112,20 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     """p_w, the distribution of the noise added to the data; below zero, where w rises, it is none."""
-    for line in lines:
-        axis.plot(at, line.slope, **line.style)
-    handles = [
-        axis.plot([], [], label=rf"{line.last:.2g} at $\lambda_{{\max}}$: {lettered(line.label)}", **line.style)[0]
-        for line in lines
-        if not line.rises and line.last > SHARE
-    ]
-    peaks = [peak for line in lines if (peak := line.extremes[1]) > 0]
-    if peaks:  # a spike, as of a kink, shall not flatten the others
+    handles = []
+    for index, line in enumerate(lines):
+        (drawn,) = axis.plot(at, line.slope, **line_style(index))
+        last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
+        if not line.rises and last > SHARE:
+            drawn.set_label(rf"{last:.2g} at $\lambda_{{\max}}$: {lettered(line.label)}")
+            handles.append(drawn)
+    slopes = [line.slope.nan_to_num(0) for line in lines]
+    if peaks := [
+        float(slope.max()) for slope in slopes if slope.max() > 0
+    ]:  # no spike, as of a kink, flattens the others
         axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
     if any(line.rises for line in lines):
-        bottom = 1.15 * min(line.extremes[0] for line in lines)
+        bottom = 1.15 * min(float(slope.min()) for slope in slopes)
         handles.append(axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation"))
         axis.set_ylim(bottom=bottom)
     if handles:
@@ -148,16 +133,14 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
 
 
-def text_plot(
-    weightings: list[Weighting], low: float, high: float, columns: int, blocks: str, specs: Sequence[str] | None = None
-) -> list[str]:
-    """Draw a row of block characters per weighting, w over λ scaled to its largest value. specs: as plot_weights takes them."""
-    names = [visible(name) for name in labels(specs or [weighting.spec for weighting in weightings])]
+def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
+    """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
+    names = [visible(name) for name in labels([*weightings])]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)
     at = torch.linspace(low, high, wide, dtype=torch.float64)
     rows = []
-    for name, weighting in zip(names, weightings):
+    for name, weighting in zip(names, weightings.values()):
         share = weighting(at) / weighting(at).max()
         heights = (share * len(blocks)).long().clamp(max=len(blocks) - 1)
         rows.append(f"{name:>{margin}}  " + "".join(blocks[height] for height in heights.tolist()))

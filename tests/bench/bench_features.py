@@ -20,7 +20,7 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
-from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
+from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, open_source
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 
@@ -55,19 +55,14 @@ def folder_of_images(folder: Path, count: int) -> Path:
 
 def seen(source: FeatureSource, extractor: Extractor) -> Seen:
     """Features as `elbo eval` extracts them."""
-    work = see(source, extractor, BATCH, ALONE, frozenset({"values"}), "samples")
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
+    return extract_features(source, extractor, BATCH, ALONE, frozenset({"values"}), "samples")
 
 
 def loops(folder: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:
     """Yield Inception's loop against torch-fidelity's; and one whose network needs none of the processor, with and without
     decoding ahead."""
     weights = random_weights(folder.parent / "weights.pth")
-    ours, source = make_extractor("inception-v3-compat", weights, "cpu"), open_feature_source(folder, stack, ALONE)
+    ours, source = make_extractor("inception-v3-compat", weights, "cpu"), open_source(folder, stack, ALONE)
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
     dataset = prepare_input_from_id(1, input1=str(folder), verbose=False)
 
@@ -80,7 +75,7 @@ def loops(folder: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Ro
         raise RuntimeError("the features are not torch-fidelity's")
     name = f"Inception, a PNG of {SIZE} pixels / torch-fidelity's loop"
     yield compare(name, lambda: seen(source, ours), peer, BOUND_LOOP, rounds=1 if small else 3, warm_up=0, per=source.n)
-    waits, alone = Extractor("waits", Waits(_decoding(source)), ""), replace(source, ahead=False)
+    waits, alone = Extractor("waits", Waits(_decoding(source)), ""), replace(source, streamed=True)
     name = "a device as slow as decoding / without decoding ahead"
     ahead, after = (lambda source=source: seen(source, waits) for source in (source, alone))
     yield compare(name, ahead, after, BOUND_AHEAD, rounds=1 if small else 5, warm_up=1, per=source.n)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from elbocli.compare.features import compare_features
-from elbocli.compare.result import compare_results
+from elbocli.compare.result import compare_features, compare_results
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.result import EvalResult, result_of
 from elbocli.files.feature_facts import FeatureFacts
@@ -51,7 +50,7 @@ def repeats(values: list[float], seeds: list[Any], **facts: Any) -> EvalResult:
 
 
 def only(first: EvalResult, other: EvalResult, score: str = FID) -> Any:
-    (compared,) = compare_results([("a", first), ("b", other)])
+    (compared,), _ = compare_results([("a", first), ("b", other)])
     (found,) = (each for each in compared.scores if each.score == score)
     return found
 
@@ -216,8 +215,8 @@ def test_features_that_do_not_compare_are_refused(ref: Path, tmp_path: Path) -> 
         "n": (draw[:10], {}, "n_samples is 10, that of .*a.safetensors 20"),
         "network": (draw, {"extractor": "vgg16"}, "extractor is vgg16, that of .*a.safetensors elbo-tiny"),
         "size": (draw, {"preprocessing": {"image_size": 9}}, ""),
-        "width": (draw[:, :2], {}, "2 features an image, and .*ref.npz has 3"),
-        "one": (draw[:1], {}, "one image is no distribution"),
+        "width": (draw[:, :2], {}, "20 x 2 features"),
+        "one": (draw[:1], {}, "1 x 3 features"),
     }.items():
         b = features(tmp_path / f"{name}.safetensors", values, **more)
         if not words:
@@ -227,9 +226,9 @@ def test_features_that_do_not_compare_are_refused(ref: Path, tmp_path: Path) -> 
             compare_features([a, b], ref)
     with pytest.raises(DataError, match=r"extractor is elbo-tiny, that of .*other\.safetensors vgg16"):
         compare_features([a, a], features(tmp_path / "other.safetensors", draw, extractor="vgg16"))
-    (tmp_path / "x.h5").touch()
-    with pytest.raises(UsageError, match=r"x\.h5: neither statistics .*--save-features ref\.safetensors"):
-        compare_features([a, a], tmp_path / "x.h5")
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 1), np.uint8))
+    with pytest.raises(UsageError, match=r"x\.npy: neither statistics"):
+        compare_features([a, a], tmp_path / "x.npy")
 
 
 # The command

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from elbocli.errors import DataError
-from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, see
+from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, open_source
 from elbocli.files.sample_writers.npy import npy_header
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
@@ -33,19 +33,13 @@ def folder(tmp_path: Path) -> Path:
 
 def seen(source: FeatureSource, extractor: Extractor | None = None) -> Seen:
     extractor = extractor or make_extractor("elbo-tiny", None, "cpu")
-    work = see(source, extractor, 4, ALONE, frozenset({"values"}), "samples")
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
+    return extract_features(source, extractor, 4, ALONE, frozenset({"values"}), "samples")
 
 
 def test_features_and_digest_are_those_without_reading_ahead(folder: Path) -> None:
     with contextlib.ExitStack() as stack:
-        source = open_feature_source(folder, stack, ALONE)
-        assert source.ahead
-        both = [seen(source), seen(replace(source, ahead=False))]
+        source = open_source(folder, stack, ALONE)
+        both = [seen(source), seen(replace(source, streamed=True))]
     assert torch.equal(both[0].features.values, both[1].features.values)
     assert both[0].about == both[1].about and both[0].about.images_sha256
 
@@ -64,7 +58,7 @@ def test_a_thread_of_its_own_reads_in_order_and_one_batch_ahead(folder: Path, mo
 
     following = threading.Event()
     with contextlib.ExitStack() as stack:
-        source = open_feature_source(folder, stack, ALONE)
+        source = open_source(folder, stack, ALONE)
 
         at_once = source.reader.at
 
@@ -84,7 +78,7 @@ def test_a_thread_of_its_own_reads_in_order_and_one_batch_ahead(folder: Path, mo
 def test_a_damaged_image_is_named_although_a_thread_reads_it(folder: Path) -> None:
     (folder / "09.png").write_bytes(b"no image")
     with contextlib.ExitStack() as stack, pytest.raises(DataError, match=r"09\.png"):
-        seen(open_feature_source(folder, stack, ALONE))
+        seen(open_source(folder, stack, ALONE))
 
 
 def test_a_pipe_is_read_by_the_main_thread(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +88,7 @@ def test_a_pipe_is_read_by_the_main_thread(folder: Path, tmp_path: Path, monkeyp
     writer.start()
     threads: list[Any] = []
     with contextlib.ExitStack() as stack:
-        source = open_feature_source(pipe, stack, ALONE)
+        source = open_source(pipe, stack, ALONE)
 
         at_once = source.reader.at
 
@@ -103,7 +97,7 @@ def test_a_pipe_is_read_by_the_main_thread(folder: Path, tmp_path: Path, monkeyp
             return at_once(start, count)
 
         monkeypatch.setattr(source.reader, "at", at)
-        assert not source.ahead
+        assert source.streamed
         assert len(seen(source).features.values) == 6
     writer.join()
     assert set(threads) == {threading.main_thread()}

@@ -84,13 +84,6 @@ def test_what_can_not_be_saved_is_told_before_the_work(
     check(elbo(*line, "--card", "-"), 2, "standard output is for other results")
 
 
-def test_a_card_of_samples_whose_name_is_no_text(elbo: Elbo, digits: Path, samples: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "s\udcff.npy").symlink_to(samples[0])
-    line = ("--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--card", "a.md")
-    check(elbo("eval", "s\udcff.npy", *line, cwd=tmp_path), 0, "")
-    assert "s\\udcff.npy" in (tmp_path / "a.md").read_text()
-
-
 def test_help_names_every_metric_and_protocol(elbo: Elbo) -> None:
     said = " ".join(elbo("eval", "--help").stdout.decode().split())
     for metric in METRICS.values():

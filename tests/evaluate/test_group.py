@@ -32,16 +32,12 @@ def scored(world: World, job: dict[str, Any]) -> dict[str, Any]:
     samples: Any = Path(job["samples"])
     if job["streamed"]:
         samples = io.BytesIO(samples.read_bytes()) if world.first else io.BytesIO()
-    reports = scoring.run([samples], Path(job["ref"]), settings, world)
-    try:
-        while True:
-            next(reports)
-    except StopIteration as end:
-        assert (end.value is not None) == world.first
-        found = end.value.json() if world.first else {}
-        if world.first:
-            Path(job["out"]).write_text(json.dumps(found))
-        return found
+    result = scoring.run([samples], Path(job["ref"]), settings, world)
+    assert (result is not None) == world.first
+    found = result.json() if result else {}
+    if world.first:
+        Path(job["out"]).write_text(json.dumps(found))
+    return found
 
 
 CODE = f"""

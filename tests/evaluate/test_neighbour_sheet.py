@@ -60,16 +60,14 @@ def test_what_has_no_images_is_refused_before_the_work(digits, tmp_path):
     score(digits, None, ("fid",), save_features=tmp_path / "f.safetensors", save_stats=tmp_path / "f.npz")
     out = {"neighbours": tmp_path / "n.png"}
     for pair in ((tmp_path / "f.safetensors", digits), (digits, tmp_path / "f.safetensors")):
-        with pytest.raises(
-            UsageError, match=r"f\.safetensors: saved features have no images, which --neighbours shows"
-        ):
+        with pytest.raises(UsageError, match=r"--neighbours reads images"):
             score(*pair, ("fid",), **out)
-    with pytest.raises(UsageError, match="--neighbours needs --ref with images"):
+    with pytest.raises(UsageError, match="--neighbours reads images"):
         score(digits, tmp_path / "f.npz", ("fid",), **out)
     with pytest.raises(UsageError, match="one set of samples"):
         score([digits, digits], digits, ("fid",), **out)
     np.save(tmp_path / "large.npy", np.zeros((30, 16, 16, 1), np.uint8))
-    with pytest.raises(UsageError, match=r"large\.npy and .*digits\.h5 have images of different sizes"):
+    with pytest.raises(UsageError, match=r"different sizes"):
         score(tmp_path / "large.npy", digits, ("fid",), allow_mismatch=True, **out)
 
 
@@ -82,4 +80,4 @@ def test_it_is_an_option_and_never_overwrites(digits, tmp_path, elbo):
     with digits.with_name("s.npy").open("wb") as file:
         np.save(file, Dataset(digits).batch(np.arange(20)))
     stream = elbo("eval", "-", *line[2:], tmp_path / "m.png", stdin=digits.with_name("s.npy").read_bytes())
-    assert stream.returncode == 2 and b"reads the samples twice, which a stream can't be; name a file" in stream.stderr
+    assert stream.returncode == 2 and b"no stream" in stream.stderr

@@ -373,7 +373,7 @@ def test_scores_need_pixels_and_bounds_what_the_run_was_trained_on(
     latents: Path, run: Path, trained: Path, digits: Path
 ) -> None:
     with pytest.raises(FormatError, match="holds latents, pixels are needed"):
-        list(evaluate([digits], latents, EvalSettings(extractor="elbo-tiny")))
+        evaluate([digits], latents, EvalSettings(extractor="elbo-tiny"))
     for path, data in ((run, digits), (trained, latents)):
         with pytest.raises(UsageError, match=r"name a dataset of (latents|pixels)"):
             open_measurement(path, data, device="cpu")

@@ -89,7 +89,9 @@ def test_scores(
 
     def score(device: str) -> Any:
         world = World(device=torch.device(device))
-        return last(scoring.run([tmp_path / "ours.npy"], ref, settings, world)).repeats[0].values
+        found = scoring.run([tmp_path / "ours.npy"], ref, settings, world)
+        assert found is not None
+        return found.repeats[0].values
 
     cpu = score("cpu")
     with pretending() as device:

@@ -57,7 +57,7 @@ def test_features_are_strict(photos: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", photos[:2])
     settings = EvalSettings(asked(("is",), splits=2), extractor="elbo-tiny")
     world = World(device=torch.device("cuda"))
-    assert rounded_by(lambda: list(scoring.run([tmp_path / "x.npy"], None, settings, world))) == []
+    assert rounded_by(lambda: scoring.run([tmp_path / "x.npy"], None, settings, world)) == []
 
 
 @pytest.mark.parametrize(("network", "inputs"), [("unet", 8), ("uvit-none", 1)])

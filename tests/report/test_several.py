@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from run_pages import BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
-from elbocli.report.drawing import INKS, LINES, swatch
-from elbocli.report.facts import Comparison
-from elbocli.report.gather import gather
-from elbocli.report.page import render_several
-from elbocli.report.plots import pictures_of_several
+from elbocli.report.gather import RunFacts, compare_runs, differences, figures, gather
+from elbocli.report.page import INKS, LINES, pictures, render, swatch
 
 
 @pytest.fixture
@@ -31,8 +28,8 @@ def runs(trained: Path, tmp_path: Path) -> list[Path]:
     return [one, two]
 
 
-def compared(*runs: Path) -> Comparison:
-    return Comparison([gather(run) for run in runs])
+def compared(*runs: Path) -> list[RunFacts]:
+    return [gather(run) for run in runs]
 
 
 def lines_of(svg: str) -> set[str]:
@@ -42,24 +39,24 @@ def lines_of(svg: str) -> set[str]:
 
 def test_only_the_settings_that_differ_are_told(runs: list[Path]) -> None:
     found = compared(*runs)
-    assert {row.name: row.values for row in found.differences} == {
+    assert differences(found) == {
         "weighting": ["sigmoid:bias=2", "elbo"],
         "batch": [16, 8],
     }
-    assert compared(runs[0], runs[0]).differences == []
+    assert differences(compared(runs[0], runs[0])) == {}
 
 
 def test_each_number_has_a_place_for_each_run(runs: list[Path]) -> None:
-    figures = {row.name: row for row in compared(*runs).figures}
-    assert [each and each.value for each in figures["variational bound"].values] == [None, 1.5]
-    assert [each and each.value for each in figures["validation bound"].values] == [None, 4.5]
-    assert figures["validation bound"].detail == "bits per dimension, ± 2 standard errors"
-    first, second = figures["training loss"].values
-    assert first.value == second.value and figures["training loss"].detail == "nats per dimension"
+    rows = {name: values for (name, _), values in figures(compared(*runs)).items()}
+    assert [each and each.value for each in rows["variational bound"]] == [None, 1.5]
+    assert [each and each.value for each in rows["validation bound"]] == [None, 4.5]
+    first, second = rows["training loss"]
+    assert first and second and first.value == second.value
+    assert "bits per dimension, ± 2 standard errors" in Reader(render(*compared(*runs))).text
 
 
 def test_every_run_has_its_line_on_every_plot_and_no_two_are_alike(runs: list[Path]) -> None:
-    drawn = {each.title: each for section in pictures_of_several(compared(*runs)).values() for each in section}
+    drawn = {each.title: each for section in pictures(*compared(*runs)).values() for each in section}
     both, second = {"one", "two"}, {"two"}
     assert {title: lines_of(each.svg) for title, each in drawn.items()} == {
         "Weightings": both,
@@ -73,23 +70,23 @@ def test_every_run_has_its_line_on_every_plot_and_no_two_are_alike(runs: list[Pa
 
 
 def test_losses_of_other_weightings_are_said_to_be_no_match(runs: list[Path]) -> None:
-    other, same = (pictures_of_several(compared(*each))["training"][0] for each in (runs, runs[:1] * 2))
+    other, same = (pictures(*compared(*each))["training"][0] for each in (runs, runs[:1] * 2))
     assert "can't be compared" in other.caption and "can't be compared" not in same.caption
 
 
 def test_the_page_has_the_samples_of_each_and_needs_nothing_but_itself(runs: list[Path]) -> None:
     found = compared(*runs)
-    page = render_several(found)
+    page = render(*found)
     read = Reader(page)
-    assert page == render_several(compared(*runs)), "the same facts, the same text"
-    for facts in found.runs:
-        assert f"{facts.run}/previews/step-00000040.png" in read.text
+    assert page == render(*compared(*runs)), "the same facts, the same text"
+    for facts in found:
+        assert f"{facts.report.run}/previews/step-00000040.png" in read.text
     images = [value for name, value in read.attributes if name == "src"]
     assert len(images) == 20 and all(value and value.startswith("data:image/png;base64,") for value in images)
     assert not {"script", "link", "iframe", "object", "embed"} & set(read.tags)
     names = [value for name, value in read.attributes if name == "id"]
     assert len(names) == len(set(names))
-    assert all(sentence in read.text for facts in found.runs for sentence in facts.missing)
+    assert all(sentence in read.text for facts in found for sentence in facts.report.missing)
 
 
 def test_strings_of_strangers_are_shown_as_text(runs: list[Path], tmp_path: Path) -> None:
@@ -97,7 +94,7 @@ def test_strings_of_strangers_are_shown_as_text(runs: list[Path], tmp_path: Path
     odd = runs[1].rename(tmp_path / name)
     change(odd, "data", path=HOSTILE, class_names=[HOSTILE, name, *"23456789"])
     change(odd, "settings", val=HOSTILE)
-    read = Reader(render_several(compared(runs[0], odd)))
+    read = Reader(render(*compared(runs[0], odd)))
     assert "script" not in read.tags and read.tags.count("img") == 20
     assert not any(attribute.startswith("on") for attribute, _ in read.attributes)
     assert read.text.count("_$x$ &<b>") > 8 and HOSTILE in read.text
@@ -107,10 +104,10 @@ def test_strings_of_strangers_are_shown_as_text(runs: list[Path], tmp_path: Path
 def test_a_run_that_has_nothing_to_show_is_among_them(state: Callable[[Path], None], runs: list[Path]) -> None:
     state(runs[1])
     found = compared(*runs)
-    assert len(Reader(render_several(found)).tags) > 100
-    json.dumps(found.report().json(), allow_nan=False)
+    assert len(Reader(render(*found)).tags) > 100
+    json.dumps(compare_runs(found).json(), allow_nan=False)
     state(runs[0])
-    assert "None yet" in Reader(render_several(compared(*runs))).text or state is beyond_numbers
+    assert "None yet" in Reader(render(*compared(*runs))).text or state is beyond_numbers
 
 
 def test_the_command_compares_runs_with_samples_of_each(elbo: Callable[..., Any], runs: list[Path]) -> None:

@@ -47,14 +47,6 @@ def test_a_preview_is_cut_up_as_it_was_put_together(channels: int, tmp_path: Pat
     assert np.array_equal(read, np.broadcast_to(images, (64, 5, 5, 3))) and found == groups
 
 
-def test_a_preview_of_before_is_one_of_eight_rows(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (64, 5, 5), np.uint8)
-    rows = [np.concatenate(list(images[start : start + 8]), 1) for start in range(0, 64, 8)]
-    Image.fromarray(np.concatenate(rows)).save(tmp_path / "a.png")
-    read, found = read_sheet(tmp_path / "a.png")
-    assert np.array_equal(read[..., 0], images) and [group.name for group in found] == [""]
-
-
 def test_what_is_no_sheet_is_refused(tmp_path: Path) -> None:
     Image.new("L", (9, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])

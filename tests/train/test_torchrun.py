@@ -244,7 +244,7 @@ if os.environ["RANK"] == "1":
     [
         ("train", "loop.update", "torch.OutOfMemoryError"),
         pytest.param("sample", "sample.draw", "torch.OutOfMemoryError", marks=pytest.mark.slow),
-        pytest.param("eval", "features._extracted", "MemoryError", marks=pytest.mark.slow),
+        pytest.param("eval", "features._features_of", "MemoryError", marks=pytest.mark.slow),
     ],
 )
 def test_a_process_out_of_memory_says_so_and_which_it_is(
@@ -272,7 +272,7 @@ def scored(*given):
         assert time.monotonic() < until, "the other process waits"
         time.sleep(0.05)
     time.sleep(1)
-    if "is" in given[2].metrics:
+    if "is" in given[3].metrics:
         raise DataError("the disk is on fire")
     return whole(*given)
 evaluate.scored = scored

@@ -23,10 +23,14 @@ def texts(path):
     return [text.strip() for text in re.findall(r"<!--(.*?)-->", path.read_text(), re.DOTALL)]
 
 
+def by_spec(names):
+    return {weighting.spec: weighting for weighting in map(parse_weighting, names)}
+
+
 @pytest.fixture(scope="module")
 def everything():
     schedules = [parse_schedule(name, -15, 15, clip=True) for name in SCHEDULES]
-    return partial(plot_weights, [parse_weighting(name) for name in WEIGHTINGS], schedules, -15, 15)
+    return partial(plot_weights, by_spec(WEIGHTINGS), schedules, -15, 15)
 
 
 def test_one_sheet_names_every_weighting_and_schedule_once(everything, tmp_path):
@@ -49,9 +53,7 @@ def test_the_same_sheet_is_the_same_bytes(suffix, everything, tmp_path):
 
 
 def test_few_weightings_stand_in_one_column(tmp_path):
-    plot_weights(
-        [parse_weighting(text) for text in ("sigmoid", "edm", "x-mse:snr@edm")], [], -10, 10, tmp_path / "a.svg"
-    )
+    plot_weights(by_spec(("sigmoid", "edm", "x-mse:snr@edm")), [], -10, 10, tmp_path / "a.svg")
     found = texts(tmp_path / "a.svg")
     assert {"sigmoid", "edm", "x-mse:snr@edm"} <= set(found)
     assert "not monotone" not in found
@@ -61,6 +63,6 @@ def test_few_weightings_stand_in_one_column(tmp_path):
 @pytest.mark.parametrize("spec", ["elbo", "eps-mse@edm-sample", "schedule:edm-sample", "edm:shift=30"])
 def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
     w = parse_weighting(spec)
-    plot_weights([w], [], -15, 15, tmp_path / "a.png")
-    plot_weights([w], [], 20, 30, tmp_path / "b.png")
-    assert len(text_plot([w], -15, 15, 60, " .#")) == 2
+    plot_weights({w.spec: w}, [], -15, 15, tmp_path / "a.png")
+    plot_weights({w.spec: w}, [], 20, 30, tmp_path / "b.png")
+    assert len(text_plot({w.spec: w}, -15, 15, 60, " .#")) == 2

@@ -17,10 +17,8 @@ from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import fingerprint
 from elbocli.evaluate.result import numbers
-from elbocli.files.feature_facts import FeatureFacts
-from elbocli.files.features import SUFFIX, SavedFeatures, read_features
+from elbocli.files.features import SUFFIX, FeatureFacts, SavedFeatures, is_statistics, read_features, read_statistics
 from elbocli.files.hashing import file_sha256
-from elbocli.files.statistics import is_statistics, read_statistics
 from elbocli.nn.extractors import is_published
 
 

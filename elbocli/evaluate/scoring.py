@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli.core.metrics import METRICS, Features, Need, Value
@@ -30,10 +31,8 @@ from elbocli.evaluate.checks import (
 from elbocli.evaluate.extract import FeatureSource, Seen, open_feature_source, open_reference, see
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Scores
 from elbocli.evaluate.settings import EvalSettings
-from elbocli.files.feature_facts import FeatureFacts
-from elbocli.files.features import SavedFeatures, write_features
+from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.files.grid import Group, lay_out, write_grid
-from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.images.samples import read_samples
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, Extractor, is_published, make_extractor
 from elbocli.runtime.processes import ALONE, World
@@ -243,7 +242,7 @@ def write_sheet(out: Path, samples: Path, own: Features, ref: Path, theirs: Feat
         Group(f"{index}: {far[index, 0]:.3g}", range(row * columns, (row + 1) * columns))
         for row, index in enumerate(rows)
     ]
-    layout = replace(lay_out(images.shape[2], images.shape[3], groups), columns=columns)
+    layout = structs.replace(lay_out(images.shape[2], images.shape[3], groups), columns=columns)
     write_grid(out, images.reshape(-1, *images.shape[2:]), layout)
 
 

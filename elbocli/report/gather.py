@@ -20,8 +20,7 @@ from elbocli.errors import DataError, ElboError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import RunConfig, RunData
 from elbocli.files.dataset import Dataset
-from elbocli.files.likelihood_file import is_table
-from elbocli.files.optimum_file import Optimum
+from elbocli.files.results import Optimum, is_table
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
 from elbocli.report.facts import ObjectiveFacts, RunExcess, RunFacts

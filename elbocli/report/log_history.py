@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import bin_middles
 from elbocli.errors import DataError, FormatError
-from elbocli.files.losslog import Interval, Reader
-from elbocli.files.metrics import MetricsRow
+from elbocli.files.losslog import LossLogRow, MetricsRow, read_losslog
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
@@ -122,28 +120,18 @@ class LogHistory:
 
 def read_log_history(path: Path, missing: Callable[[str], None]) -> LogHistory | None:
     """A loss log over time; None, and told to `missing`, when there is nothing in it."""
-    if not path.exists():
-        missing(f"{path}: no errors by noise level yet")
-        return None
-    faults, found = list[FormatError](), LogHistory(torch.empty(0))
-
-    def seen(interval: Interval) -> None:
-        assert reader.log is not None
-        found.edges = reader.log.edges
-        found.add(interval.images, interval.sums)
-
-    reader = Reader(seen=seen, damaged=faults.append)
+    history = LogHistory(torch.empty(0))
     try:
-        with reading(path, kind=DataError), open_file(path) as file:
-            lines = whole_lines(file)
-            for first in lines:  # none in a file that is empty
-                reader.read(chain([first], lines), str(path))
+        if path.exists() and path.stat().st_size:
+            with reading(path, kind=DataError), open_file(path) as file:
+                for entry in read_losslog(file, path):
+                    if isinstance(entry, LossLogRow):
+                        history.add(entry.images, entry.sums)
+                    else:
+                        history.edges = torch.tensor(entry.edges, dtype=torch.float64)
     except FormatError as error:
-        faults.append(error)
-    if faults:
-        many = "line" if len(faults) == 1 else "lines"
-        missing(f"{path}: {len(faults)} damaged {many}, left out ({faults[0]})")
-    if found.images:
-        return found
+        missing(f"{path}: shown up to a damaged line ({error})")
+    if history.images:
+        return history
     missing(f"{path}: no errors by noise level yet")
     return None

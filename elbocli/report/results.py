@@ -13,8 +13,8 @@ from elbocli.core.metrics import METRICS, Number, Role
 from elbocli.errors import DataError, FormatError
 from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
 from elbocli.evaluate.settings import PROTOCOLS
-from elbocli.files.optimum_file import Optimum
 from elbocli.files.records import parse_json
+from elbocli.files.results import Optimum
 from elbocli.images.registry import Span
 
 KINDS: dict[tuple[str, str], type[Any]] = {

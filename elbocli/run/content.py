@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import RunData
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS
 from elbocli.files.latents import ATTRIBUTES
 
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]

@@ -16,7 +16,7 @@ from elbocli.core.monotone import in_words
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.files.losslog import Interval, Reader
+from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.reading import open_file, reading
 from elbocli.run.objective import Objective
 from elbocli.run.open import read_run_config
@@ -133,7 +133,7 @@ def effective_weightings(
     intervals = _intervals(run / "losslog.jsonl", len(edges) - 1, damaged)
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     online, found = AdaptiveSchedule(edges), []
-    for count, interval in enumerate([Interval(0, 0, online.state[:3].clone()), *intervals]):
+    for count, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):
         online.update(interval.sums)
         if count in told_at:
             now = learned_weighting(weighting, schedule, objective.prediction, online)
@@ -150,23 +150,21 @@ def _range_of(weighting: Weighting, settings: TrainSettings) -> tuple[float, flo
     return max(settings.logsnr_min, weighting.support[0]), min(settings.logsnr_max, weighting.support[1])
 
 
-def _intervals(path: Path, bins: int, damaged: Callable[[str], None] | None) -> list[Interval]:
+def _intervals(path: Path, bins: int, damaged: Callable[[str], None] | None) -> list[LossLogRow]:
     """The lines of a loss log; none where it isn't there yet. Raises ElboError where `damaged` is None."""
     if not path.exists():
         return []
-    found: list[Interval] = []
-    reader = Reader(seen=found.append)
-    wrong: ElboError | None = None
+    found: list[LossLogRow] = []
     try:
         with reading(path, kind=DataError), open_file(path) as file:
-            reader.read(file, str(path))
+            for entry in read_losslog(file, path):
+                if isinstance(entry, LossLogRow):
+                    found.append(entry)
+                elif len(entry.edges) - 1 != bins:
+                    raise FormatError(f"{path}: has {len(entry.edges) - 1} bins, not the {bins} of its run")
     except ElboError as error:
-        wrong = error
-    if reader.log is not None and reader.log.sums.shape[1] != bins:
-        found, wrong = [], FormatError(f"{path}: has {reader.log.sums.shape[1]} bins, not the {bins} of its run")
-    if wrong is not None:
         if damaged is None:
-            raise wrong
+            raise
         shown = f"after step {found[-1].step}" if found else "at its start"
-        damaged(f"{wrong}; the learned weighting is known up to there, and shown as it was {shown}")
+        damaged(f"{error}; the learned weighting is known up to there, and shown as it was {shown}")
     return found

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from elbocli.errors import DataError
 from elbocli.files.checkpoint import RunData
-from elbocli.files.dataset import Dataset, find_dataset
-from elbocli.files.dataset_block import IMAGES, LATENTS
+from elbocli.files.dataset import IMAGES, LATENTS, Dataset, find_dataset
 from elbocli.nn.presets import load_preset
 
 

@@ -18,8 +18,7 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.training import LR_DECAYS, canonical, parse_average
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files.checkpoint import InitFacts, RunConfig, RunData
-from elbocli.files.dataset import PREPROCESSING, Dataset
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS, PREPROCESSING, Dataset
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run

@@ -187,14 +187,14 @@ def photos() -> np.ndarray:
 @pytest.fixture(scope="session")
 def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -> Callable[..., Path]:
     """pack_latents(folder, **options of LatentEncoder): a dataset of the photos' latents, in 3 classes."""
-    from elbocli.files.dataset_writer import open_writer
+    from elbocli.files.dataset_writer import DatasetWriter
     from elbocli.prep.encode_latents import LatentEncoder
 
     def pack(folder: Path, **options: Any) -> Path:
         encoder = LatentEncoder(folder, 16, device="cpu", **options)
         path = tmp_path_factory.mktemp("latents") / "latents.h5"
         rows = encoder.rows(list(photos))
-        with open_writer(path, encoder.layout, len(rows), str(encoder.fingerprint)) as writer:
+        with DatasetWriter(path, encoder.layout, len(rows), str(encoder.fingerprint)).held() as writer:
             writer.append(rows, len(rows), {})
             labels = np.repeat(np.arange(len(photos)) % 3, encoder.copies)
             writer.finish({"labels": labels}, {"class_names": ["ant", "bee", "cat"]}, encoder.attributes)

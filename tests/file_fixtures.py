@@ -15,8 +15,8 @@ from forks import zygote
 from hypothesis import settings
 from safetensors.torch import load_file
 
-from elbocli.files.dataset_block import plain
-from elbocli.files.dataset_writer import open_writer
+from elbocli.files.dataset import IMAGES, BlockLayout
+from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.reading import read_yaml
 
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
@@ -78,7 +78,7 @@ def pack(tmp_path, images):
         rows = images() if rows is None else rows
         labels = np.arange(len(rows)) % 3 if labels is None else labels
         path = tmp_path / name
-        with open_writer(path, plain(rows.shape[1:]), len(rows), "test") as writer:
+        with DatasetWriter(path, BlockLayout(IMAGES, rows.shape[1:]), len(rows), "test").held() as writer:
             writer.append(rows, len(rows), {})
             files = [f"{i}.png" for i in range(len(rows))]
             about = {"num_classes": len(names), "image_size": rows.shape[1], **attributes}

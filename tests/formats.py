@@ -9,6 +9,7 @@ import importlib
 import json
 import random
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -49,7 +50,9 @@ def made(rng: random.Random, hint: Any, meta: Meta | None = None) -> Any:
     if hint in (int, float):
         low, high = (default if bound is None else bound for bound, default in ((meta.ge, -1e30), (meta.le, 1e30)))
         return hint(rng.choice([*(each for each in NUMBERS if low <= each <= high), max(low, -1)]))
-    if get_origin(hint) in (list, tuple):
+    if isinstance(hint, type) and issubclass(hint, tuple) and get_type_hints(hint):
+        return [made(rng, each) for each in get_type_hints(hint).values()]
+    if get_origin(hint) in (list, tuple, Sequence):
         return [made(rng, holds[0]) for _ in range(meta.min_length or rng.randint(0, 3))]
     if get_origin(hint) is dict:
         return {f"{rng.choice(WORDS)}{n}": made(rng, holds[1]) for n in range(rng.randint(0, 2))}

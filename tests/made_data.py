@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import BlockLayout, latents, plain
-from elbocli.files.dataset_writer import open_writer
+from elbocli.files.dataset import IMAGES, LATENTS, BlockLayout, Dataset
+from elbocli.files.dataset_writer import DatasetWriter
+from elbocli.files.hashing import add_rows
 from elbocli.files.latents import LatentSpace
 
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
@@ -17,9 +19,17 @@ GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
 SPACE = LatentSpace("diffusers", (0.0,) * 4, (0.18215,) * 4, "[-1,1]", "none", "none", 256, False)
 
 
+def rows_sha256(pieces: Iterable[Any]) -> str:
+    """The sha256 of rows that come in pieces."""
+    digest = hashlib.sha256()
+    for rows in pieces:
+        add_rows(digest, rows)
+    return digest.hexdigest()
+
+
 def _written(path: Path, layout: BlockLayout, rows: np.ndarray, classes: int, **about: Any) -> Dataset:
     """A dataset of these rows; row i is of class i mod `classes`."""
-    with open_writer(path, layout, len(rows), "made") as writer:
+    with DatasetWriter(path, layout, len(rows), "made").held() as writer:
         writer.append(rows, len(rows), {})
         names = {"class_names": [str(k) for k in range(classes)], "files": [f"{i}.png" for i in range(len(rows))]}
         writer.finish({"labels": np.arange(len(rows)) % classes}, names, {"num_classes": classes, **about})
@@ -32,7 +42,7 @@ def packed(folder: Path, size: int, channels: int, count: int = 500, classes: in
     if out.exists():
         return Dataset(out)
     rows = np.random.default_rng(0).integers(0, 256, (count, size, size, channels), np.uint8)
-    return _written(out, plain((size, size, channels)), rows, classes, image_size=size)
+    return _written(out, BlockLayout(IMAGES, (size, size, channels)), rows, classes, image_size=size)
 
 
 def packed_latents(folder: Path, size: int, count: int = 500, classes: int = 10) -> Dataset:
@@ -42,7 +52,7 @@ def packed_latents(folder: Path, size: int, count: int = 500, classes: int = 10)
         return Dataset(out, latents=True)
     mean = np.random.default_rng(0).standard_normal((count, 4, size, size)) / SPACE.scale[0]
     rows = np.concatenate([mean, np.full_like(mean, 0.1)], 1).astype(np.float16)
-    return _written(out, latents((8, size, size)), rows, classes, image_size=size, **SPACE.attributes())
+    return _written(out, BlockLayout(LATENTS, (8, size, size)), rows, classes, image_size=size, **SPACE.attributes())
 
 
 def packed_digits(folder: Path, count: int = 300) -> Dataset:
@@ -56,4 +66,4 @@ def packed_digits(folder: Path, count: int = 300) -> Dataset:
         bits = np.array([GLYPHS[index % 10] >> (14 - k) & 1 for k in range(15)]).reshape(5, 3, 1)
         top, left = rng.integers(0, 4), rng.integers(0, 6)
         image[top : top + 5, left : left + 3] += (bits * rng.integers(120, 230)).astype(np.uint8)
-    return _written(out, plain((8, 8, 1)), images, 10, image_size=8)
+    return _written(out, BlockLayout(IMAGES, (8, 8, 1)), images, 10, image_size=8)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.nn.networks import NetworkConfig, build, place
 from elbocli.train.state import TrainState
 from elbocli.train.step import update

@@ -28,9 +28,9 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.losslog import LossLog, read_logs
-from elbocli.files.optimum_file import read_optimum
 from elbocli.files.reading import reading
 from elbocli.files.records import Record, stored
+from elbocli.files.results import read_optimum
 from elbocli.files.schedule_file import finite, resolve_schedule, to_text
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.progress import log
@@ -121,8 +121,6 @@ def fit_log(
     if CRITERIA.find(criterion).traits.optimum != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
     losses = read_logs(sources, since)
-    for name in losses.cut:
-        log.warning(f"{name}: its last line is half written, and left out")
     edges, sums = _merged(losses, bins)
     moments = ErrorMoments.of_sums(edges, sums)
     w = choose(losses.header.weighting or "elbo")

@@ -17,10 +17,18 @@ from torch import Tensor
 from elbocli.core.estimate import FeatureMoments, StreamingFeatureMoments
 from elbocli.core.metrics import Features
 from elbocli.errors import DataError, FormatError
-from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
-from elbocli.files.features import SUFFIX, SavedFeatures, read_features
+from elbocli.files.features import (
+    LARGEST_FEATURE,
+    SUFFIX,
+    FeatureFacts,
+    SavedFeatures,
+    Statistics,
+    is_pickle,
+    is_statistics,
+    read_features,
+    read_statistics,
+)
 from elbocli.files.hashing import add_digests, file_sha256
-from elbocli.files.statistics import Statistics, is_pickle, is_statistics, read_statistics
 from elbocli.images.samples import SampleReader, has_images, read_samples
 from elbocli.nn.extractors import STRICT, Extractor
 from elbocli.runtime.background import Ahead

@@ -11,6 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 from torch_fidelity.version import __version__ as fidelity_version
 
@@ -21,10 +22,8 @@ from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, fingerprint, open_reference, open_source
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse, shared
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings
-from elbocli.files.feature_facts import FeatureFacts
-from elbocli.files.features import SavedFeatures, write_features
+from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.files.grid import Group, lay_out, write_grid
-from elbocli.files.statistics import Statistics, write_statistics
 from elbocli.images.samples import read_samples
 from elbocli.nn.extractors import (
     DEFAULT,
@@ -400,7 +399,7 @@ def write_sheet(out: Path, mine: Seen, theirs: Seen) -> None:
         Group(f"{index}: {far[index, 0]:.3g}", range(row * columns, (row + 1) * columns))
         for row, index in enumerate(rows)
     ]
-    layout = replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
+    layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
     write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
 
 

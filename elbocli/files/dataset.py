@@ -8,76 +8,196 @@ Any HDF5 tool reads it; a random batch costs no more than one of a plain array f
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
+import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import h5py
 import numpy as np
+from PIL import Image
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files import dataset_block as blocks
-from elbocli.files.checkpoint import RunData
-from elbocli.files.dataset_block import ENCODED, IMAGES, LATENTS, SCAN_BYTES, Block, BlockLayout, open_block
-from elbocli.files.dataset_file import DatasetFile
-from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.grid import picture
 from elbocli.files.latents import LatentSpace, read_space
+from elbocli.files.reading import reading
+from elbocli.files.recognise import instead, recognise
+from elbocli.files.records import Count, Record, stored
 
+if TYPE_CHECKING:
+    from elbocli.files.checkpoint import RunData
+
+IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
+BLOCKS = {
+    IMAGES: "uint8 (N, H, W, 1 or 3) with N > 0",
+    ENCODED: "uint8 bytes of png or webp, with rising 'offsets', image_size and channels",
+    LATENTS: "float16 (N, 2C, H, W) with N > 0",
+}
+"""Names of blocks → what each must be."""
 PREPROCESSING = ("crop", "filter")
 """Attributes that say how images were made of their originals, besides the size."""
+SCAN_BYTES = 16 << 20
+"""Bytes of a block that are read at once when all of it is."""
+Arrays = dict[str, np.ndarray]
+Names = dict[str, list[str]]
 
 
-class Dataset(DatasetFile):
+@stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
+class DatasetAttributes(Record, frozen=True, kw_only=True):
+    """All are optional but format and version, as other programs write datasets too.
+
+    store: an encoding of images. digests: names of those that the file holds. changed: JSON of counts, images that were changed
+    while decoding, by how. samples: JSON of SamplesAbout. shard: I/N, of a prep with the identity shard_of. more: the space of
+    latents, and what else prep was asked for.
+    """
+
+    REST: ClassVar[str] = "more"
+
+    count: Count | None = None
+    num_classes: Count | None = None
+    image_size: Count | None = None
+    channels: Count | None = None
+    store: str | None = None
+    crop: str | None = None
+    filter: str | None = None
+    digests: str | None = None
+    payload_sha256: str | None = None
+    contents_sha256: str | None = None
+    source_sha256: str | None = None
+    skipped: Count | None = None
+    changed: str | None = None
+    samples: str | None = None
+    shard: str | None = None
+    shard_of: str | None = None
+    elbo_version: str | None = None
+    pillow_version: str | None = None
+    command: str | None = None
+    more: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """A block of rows of one shape, or (with row `()`) of encoded images of any length, told apart by `offsets`.
+
+    name: one of BLOCKS. claim: bytes of disk to claim for each row beforehand; 0 for the size of a row.
+    """
+
+    name: str
+    row: tuple[int, ...]
+    claim: int = 0
+
+    @property
+    def dtype(self) -> str:
+        """The type of the block's numbers."""
+        return "<f2" if self.name == LATENTS else "|u1"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row; 1 when rows are encoded images."""
+        return math.prod(self.row) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A lossless image format. claim: its usual share of the plain size, to claim on the disk beforehand."""
+
+    name: str
+    claim: float
+    options: dict[str, Any]
+
+    def encode(self, pixels: np.ndarray) -> bytes:
+        """Pixels uint8 [H, W, 1 or 3] as one file of the format."""
+        buffer = io.BytesIO()
+        picture(pixels).save(buffer, self.name, **self.options)
+        return buffer.getvalue()
+
+
+RAW = "raw"
+# Measured on photographs (tests/bench/bench_stores.py): PNG's higher levels and WebP's higher methods cost several
+# times as much to write and save under a tenth.
+ENCODINGS = {
+    "png": Encoding("png", 0.7, {"compress_level": 1}),
+    "webp": Encoding("webp", 0.55, {"lossless": True, "method": 0, "quality": 0, "exact": True}),
+}
+
+
+class Dataset:
     """A dataset to read from. latents: whether one of latents will do, too.
 
     Raises FormatError when the file is no dataset, or not whole, or holds latents where pixels are needed.
     """
 
     def __init__(self, path: Path | str, latents: bool = False):
-        super().__init__(path)
-        with self.parsing():
-            self.kind: str = next((kind for kind in (IMAGES, ENCODED, LATENTS) if kind in self._file), IMAGES)
-            member = self.member(self.kind)
-            self.shape: tuple[int, int, int, int] = self._shape(member)
-            self.block: Block = open_block(member, self.path)
-            self.class_names: list[str] = self.strings("class_names")
+        self.path = Path(path)
+        with _opened(self.path) as file:
+            self._about = _plain(dict(file.attrs))
+            self.attributes = DatasetAttributes.of(self._about, path)
+            self.kind: str = next((kind for kind in BLOCKS if kind in file), IMAGES)
+            block = self._member(file, self.kind)
+            self._ends = self._member(file, "offsets")[()].astype(np.int64) if self.kind == ENCODED else np.zeros(0)
+            self.shape: tuple[int, int, int, int] = self._shape(block)
+            self.block: np.ndarray = self._open_block(block)
+            named = self._member(file, "class_names")[()] if "class_names" in file else []
+            self.class_names: list[str] = [*map(_plain, named)]
             classes = len(self.class_names) or self.attributes.num_classes or 0
-            self.labels: np.ndarray = self.read_labels(len(self), classes)
+            self.labels: np.ndarray = self._labels(self._member(file, "labels"), classes)
             self.num_classes = classes or int(self.labels.max()) + 1
         if self.kind == LATENTS and not latents:
-            remedy = "name the dataset of the images themselves"
-            raise FormatError(f"{path}: holds latents, pixels are needed here; {remedy}")
+            raise FormatError(
+                f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves"
+            )
 
-    def _shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
+    def _member(self, file: h5py.File, name: str) -> h5py.Dataset:
+        """Return an array of the file. Raises FormatError when it is missing, or lies in another file."""
+        member = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+        if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
+            raise FormatError(f"{self.path}: holds no dataset {name!r} of its own; links to elsewhere are not followed")
+        return member
+
+    def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
         """Check the block; return the shape (N, H, W, C) of its images. Raises FormatError."""
-        if self.kind == ENCODED:
-            return self._encoded_shape(member)
-        found = f"{self.path}: {self.kind!r} is {member.dtype} {member.shape}"
-        n, *row = member.shape if member.ndim == 4 else (0, 0, 0, 0)
-        if self.kind == LATENTS:
-            if member.dtype != np.float16 or n == 0 or row[0] % 2 or min(row) < 1:
-                raise FormatError(f"{found}, expected float16 (N, 2C, H, W) with N > 0")
-            return n, row[1], row[2], row[0] // 2
-        if member.dtype != np.uint8 or n == 0 or row[2] not in (1, 3) or min(row) < 1:
-            raise FormatError(f"{found}, expected uint8 (N, H, W, 1 or 3) with N > 0")
-        return n, row[0], row[1], row[2]
+        about, ends = self.attributes, self._ends
+        match self.kind, str(block.dtype), block.shape:
+            case "images", "uint8", (n, h, w, (1 | 3) as c) if min(n, h, w) > 0:
+                return n, h, w, c
+            case "latents", "float16", (n, c, h, w) if min(n, c, h, w) > 0 and c % 2 == 0:
+                return n, h, w, c // 2
+            case "encoded", "uint8", (size,) if (
+                about.store in ENCODINGS and about.image_size and about.channels in (1, 3)
+            ):
+                if len(ends) > 1 and ends[0] == 0 and ends[-1] == size and (np.diff(ends) > 0).all():
+                    return len(ends) - 1, about.image_size, about.image_size, about.channels
+        found = f"{self.kind!r} is {block.dtype} {block.shape}"
+        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack it again")
 
-    def _encoded_shape(self, member: h5py.Dataset) -> tuple[int, int, int, int]:
-        known = self.attributes
-        store, size, channels = known.store, known.image_size, known.channels
-        if store not in ENCODINGS:
-            raise FormatError(f"{self.path}: store is {store!r}, expected one of {', '.join(ENCODINGS)}")
-        if not size or channels not in (1, 3):
-            raise FormatError(f"{self.path}: image_size is {size!r} and channels {channels!r}; pack it again")
-        offsets = self.member("offsets")
-        if member.dtype != np.uint8 or member.ndim != 1 or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
-            raise FormatError(f"{self.path}: 'encoded' is {member.dtype} {member.shape}, expected uint8 with 'offsets'")
-        ends = self._offsets = offsets[()].astype(np.int64)
-        if len(ends) < 2 or ends[0] != 0 or ends[-1] != len(member) or (np.diff(ends) <= 0).any():
-            raise FormatError(f"{self.path}: damaged: its offsets are not those of {len(member)} bytes; pack it again")
-        return len(ends) - 1, size, size, channels
+    def _open_block(self, block: h5py.Dataset) -> np.ndarray:
+        """Map the block into memory, or read it whole where other programs wrote it in chunks. Raises FormatError."""
+        offset = None if block.chunks else block.id.get_offset()
+        if offset is None:
+            return np.asarray(block[()])
+        size, wanted = self.path.stat().st_size, offset + block.nbytes
+        if size < wanted:
+            raise FormatError(f"{self.path}: cut short: {size} bytes, expected {wanted}; pack it again")
+        return np.asarray(np.memmap(self.path, block.dtype, "r", offset, block.shape))
+
+    def _labels(self, member: h5py.Dataset, classes: int) -> np.ndarray:
+        """Read the labels, int64 [N]. classes: how many there are, 0 if unknown. Raises FormatError for other labels."""
+        if member.shape != (len(self),) or member.dtype.kind not in "iu":
+            raise FormatError(
+                f"{self.path}: 'labels' is {member.dtype} {member.shape}, expected integers ({len(self)},)"
+            )
+        labels, limit = member[()], classes or np.iinfo(np.int64).max
+        if not 0 <= labels.min() <= labels.max() < limit:
+            found = f"labels are {labels.min()} to {labels.max()}"
+            raise FormatError(f"{self.path}: {found}, expected 0 to less than {limit}; pack it again")
+        return np.asarray(labels, np.int64)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -104,6 +224,23 @@ class Dataset(DatasetFile):
         """Side of the (square) images in pixels, or of the latents."""
         return self.shape[1]
 
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB), or those of the latents."""
+        return self.shape[3]
+
+    @property
+    def layout(self) -> BlockLayout:
+        """The layout of the block on disk."""
+        if self.kind == ENCODED:
+            return BlockLayout(ENCODED, (), -(-self.block.nbytes // len(self)))
+        return BlockLayout(self.kind, tuple(self.block.shape[1:]))
+
+    @property
+    def latent_space(self) -> LatentSpace | None:
+        """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
+        return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
+
     def check_square(self) -> None:
         """Raise FormatError where its images, which a network is to see, are not square."""
         _, height, width, _ = self.shape
@@ -111,44 +248,28 @@ class Dataset(DatasetFile):
             size = f"{width} x {height} {'latents' if self.kind == LATENTS else 'pixels'}"
             raise FormatError(f"{self.path}: its images are {size}, and networks see squares; pack it with 'elbo prep'")
 
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB), or those of the latents."""
-        return self.shape[3]
-
-    @property
-    def latent_space(self) -> LatentSpace | None:
-        """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
-        return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
-
     def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
 
-        Raises FormatError when they are damaged, DataError when somebody has changed the file meanwhile.
+        Raises FormatError when they are damaged.
         """
-        with self.damage():
-            rows = np.asarray(indices)
-            if self.kind == ENCODED:
-                return self._decoded(rows)
-            if isinstance(indices, range) and indices.step == 1:
-                return self.block.read(indices.start, indices.stop)
-            return self.block.take(rows)
+        if self.kind == ENCODED:
+            out = np.empty((len(indices), *self.shape[1:]), np.uint8)
+            list(_decoders().map(self._decode, indices, out))
+            return out
+        return self.block.take(np.asarray(indices), axis=0)
 
-    def _decoded(self, indices: np.ndarray) -> np.ndarray:
-        out = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        encoding = ENCODINGS[self.store]
-
-        def decode(k: int) -> None:
-            index = int(indices[k])
-            content = self.block.read(self._offsets[index], self._offsets[index + 1])
-            try:
-                encoding.decode(content, out[k])
-            except DataError as error:
-                raise FormatError(f"{self.path}: damaged: row {index} is {error}; pack it again") from error
-
-        for _ in _decoders().map(decode, range(len(indices))):
-            pass
-        return out
+    def _decode(self, row: int, out: np.ndarray) -> None:
+        """Decode an image into `out`, uint8 [H, W, C]. Raises FormatError."""
+        content = io.BytesIO(self.block[self._ends[row] : self._ends[row + 1]].data)
+        damaged = reading(f"{self.path}: damaged: row {row}", "; pack it again")
+        with damaged, Image.open(content, formats=[self.store]) as image:
+            height, width, channels = out.shape
+            if image.size != (width, height):
+                raise ValueError(f"{image.size} pixels, expected {width, height}")
+            pixels = np.asarray(image)
+            # WebP has no grey: three equal channels stand for one.
+            out[:] = pixels[..., None] if pixels.ndim == 2 else pixels[..., :channels]
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """Yield all rows in order, `size` at a time. Raises FormatError when they are damaged."""
@@ -156,47 +277,56 @@ class Dataset(DatasetFile):
             yield self.batch(range(start, min(start + size, len(self))))
 
     def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
-        """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or runs of encoded bytes."""
-        if self.kind != ENCODED:
-            rows = self.block.scan()
-            while (piece := self._next(rows)) is not None:
-                yield piece
-            return
-        start = 0
-        while start < len(self):
-            stop = int(np.searchsorted(self._offsets, self._offsets[start] + SCAN_BYTES, side="right")) - 1
-            stop = min(max(stop, start + 1), len(self))
-            ends = self._offsets[start + 1 : stop] - self._offsets[start]
-            yield np.split(self.block.read(self._offsets[start], self._offsets[stop]), ends)
-            start = stop
+        """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or lists of encoded images."""
+        size = max(1, SCAN_BYTES * len(self) // self.block.nbytes)
+        for start in range(0, len(self), size):
+            if self.kind == ENCODED:
+                ends = self._ends[start : start + size + 1]
+                yield np.split(self.block[ends[0] : ends[-1]], ends[1:-1] - ends[0])
+            else:
+                yield self.block[start : start + size]
 
-    def _next(self, rows: Iterator[np.ndarray]) -> np.ndarray | None:
-        with self.damage():
-            return next(rows, None)
+    def contents(self) -> tuple[Arrays, Names]:
+        """Everything beside the block: arrays, and lists of names, as a writer takes them. Raises FormatError."""
+        with _opened(self.path) as file:
+            members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
+        arrays = {name: np.asarray(value) for name, value in members.items() if value.dtype.kind != "O"}
+        return arrays, {name: [*map(_plain, value)] for name, value in members.items() if name not in arrays}
 
-    @property
-    def layout(self) -> BlockLayout:
-        """The layout of the block on disk."""
-        if self.kind == ENCODED:
-            return blocks.encoded(-(-self.block.nbytes // len(self)))
-        height, width, channels = self.shape[1:]
-        return blocks.latents((2 * channels, height, width)) if self.kind == LATENTS else blocks.plain(self.shape[1:])
+    def strings(self, name: str) -> list[str]:
+        """A list of names, such as `files`; empty when it isn't there. Raises FormatError."""
+        return self.contents()[1].get(name, [])
+
+    def contents_digest(self) -> str:
+        """The sha256 of everything but the block, to compare with the attribute `contents_sha256`. Raises FormatError."""
+        return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
         """Facts that a run must find again when it resumes."""
-        space, known = self.latent_space, self.attributes
+        from elbocli.files.checkpoint import RunData  # imports torch, which prep and info do without
+
+        space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
             count=len(self),
             image_size=self.image_size,
             channels=self.channels,
             num_classes=self.num_classes,
-            payload_sha256=known.payload_sha256,
+            payload_sha256=about.payload_sha256,
             class_names=self.class_names,
-            crop=known.crop,
-            filter=known.filter,
+            crop=about.crop,
+            filter=about.filter,
             more={} if space is None else space.attributes(),
         )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open a dataset. Raises FormatError when it is no HDF5 file, and for an error in the block."""
+    if recognise(path) != "a dataset":
+        raise FormatError(instead(path, "dataset"))
+    with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
+        yield file
 
 
 @cache
@@ -212,10 +342,38 @@ def find_dataset(folder: Path) -> Path:
     """Find the only elbo-dataset in a folder. Raises DataError when there is none, or more than one."""
     found = []
     for path in sorted(folder.glob("*.h5")):
-        with contextlib.suppress(FormatError):
-            DatasetFile(path)
+        with contextlib.suppress(FormatError), _opened(path) as file:
+            DatasetAttributes.of(_plain(dict(file.attrs)), path)
             found.append(path)
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} datasets here ({', '.join(p.name for p in found)})" if found else "no dataset here"
     raise DataError(f"{what}; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'")
+
+
+def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
+    """The sha256 of a dataset's attributes, arrays and names: all but the block and the digest itself."""
+    digest = hashlib.sha256()
+    attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
+    digest.update(json.dumps(attributes, sort_keys=True).encode())
+    for name in sorted({*arrays, *names}):
+        if name in names:
+            kind, shape, content = "object", [len(names[name])], json.dumps(names[name]).encode()
+        else:
+            value = arrays[name]
+            little = value.astype(value.dtype.newbyteorder("<"), copy=False)
+            kind, shape, content = str(value.dtype), list(value.shape), little.tobytes()
+        digest.update(json.dumps([name, kind, shape, len(content)]).encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A value of HDF5's, whose text may have been stored in either of two ways, as Python's own."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [*map(_plain, value)] if isinstance(value, list) else value

@@ -1,29 +1,57 @@
-"""Features of images, so that no network need see them twice: safetensors with how they were made.
+"""Features of images and their statistics, so that no network need see images twice, and how they were made.
 
-`features` float32 (N, D), `logits` float32 (N, K), `spatial` float32 (N, S) and `labels` int64 (N) where there are any;
-metadata `about`, JSON.
+Features are safetensors: `features` float32 (N, D), `logits` float32 (N, K), `spatial` float32 (N, S) and `labels` int64 (N)
+where there are any; metadata `about`, JSON. Statistics are npz: `mu` [D], `sigma` [D, D] float64 (ADM's and EDM's are read
+too); those of spatial features, where there are any, are `mu_s` and `sigma_s`, as ADM has them; `about`, JSON text.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
+import numpy as np
 
-from elbocli.errors import FormatError
-from elbocli.files import tensor_files
+from elbocli.errors import DataError, FormatError
 from elbocli.files.atomic import new_file
-from elbocli.files.feature_facts import LARGEST_FEATURE, FeatureFacts
-from elbocli.files.reading import check_format, reading
-from elbocli.files.records import parse_json
+from elbocli.files.reading import check_format, open_file, reading
+from elbocli.files.records import Count, Record, parse_json, stored
+
+if TYPE_CHECKING:  # packing images takes no torch, and asks whether files are pickles
+    from torch import Tensor
 
 FORMAT, VERSION = "elbo-features", 1
+TENSORS = ("features", "logits", "labels", "spatial")
 SUFFIX = ".safetensors"
+LARGEST_FEATURE = 1e20
+"""Bound of what a network says of an image: metrics compute sixth powers of it, which float64 has up to here."""
+SYMMETRIC = 1e-5
+"""The distance that a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
+
+
+@stored("`about` of features (safetensors) and statistics (npz)")
+class FeatureFacts(Record, frozen=True, kw_only=True):
+    """The images: how many, of which size and crop, how they were drawn (made), their digest; and the network that saw them.
+
+    feature_precision: in which it computed them. images: beside statistics of others. sha256: of a file of statistics.
+    """
+
+    REST: ClassVar[str] = "more"
+
+    n: Count | None = None
+    preprocessing: dict[str, Any] | None = None
+    made: dict[str, Any] | None = None
+    extractor: str | None = None
+    weights_sha256: str | None = None
+    feature_precision: str | None = None
+    images_sha256: str | None = None
+    sha256: str | None = None
+    images: Count | None = None
+    more: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -37,22 +65,31 @@ class SavedFeatures:
     spatial: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance (over n − 1) of features, and how they were made. spatial: those of spatial features."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    about: FeatureFacts = field(default_factory=FeatureFacts)
+    spatial: Statistics | None = None
+
+
 def write_features(path: Path, saved: SavedFeatures) -> None:
     """Write a file of features. Raises DataError when the disk is full."""
-    tensors = {
-        "features": saved.features,
-        "logits": saved.logits,
-        "labels": saved.labels,
-        "spatial": saved.spatial,
-    }
-    held = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    from safetensors.torch import save
+
+    named = {name: getattr(saved, name) for name in TENSORS}
+    tensors = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
     meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(saved.about.json(), allow_nan=False)}
     with new_file(path) as file:
-        file.write(save(held, meta))
+        file.write(save(tensors, meta))
 
 
 def is_features(path: Path) -> bool:
     """Whether a file of safetensors says that it holds features."""
+    from elbocli.files import tensor_files
+
     with contextlib.suppress(FormatError):
         return tensor_files.TensorFile(path).metadata.get("format") == FORMAT
     return False
@@ -60,25 +97,77 @@ def is_features(path: Path) -> bool:
 
 def read_features(path: Path) -> SavedFeatures:
     """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
+    import torch
+
+    from elbocli.files import tensor_files
+
     with reading(f"{path}: not usable as features"):
         file = tensor_files.TensorFile(path)
-        meta = file.metadata
-        check_format(path, meta, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
-        held = {key: file.read(key) for key in file.layout}
-        about = FeatureFacts.of(parse_json(meta["about"], f"{path}: about"), f"{path}: about")
-        saved = SavedFeatures(held["features"], held.get("logits"), held.get("labels"), about, held.get("spatial"))
-    _check(path, saved)
-    return saved
+        check_format(path, file.metadata, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
+        about = FeatureFacts.of(parse_json(file.metadata["about"], path), f"{path}: about")
+        tensors = {name: file.read(name) for name in TENSORS if name in file.layout}
+        n = len(tensors["features"])
+        for name, tensor in tensors.items():
+            kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
+            if tensor.dtype != kind or tensor.dim() != rank or len(tensor) != n or not n:
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {kind} of {n} images")
+            if rank == 2 and not bool((tensor.abs() <= LARGEST_FEATURE).all()):
+                raise ValueError(f"{name} holds NaN, or is beyond {LARGEST_FEATURE:g}; extract it again")
+    return SavedFeatures(**tensors, about=about)
 
 
-def _check(path: Path, saved: SavedFeatures) -> None:
-    """Raise FormatError when shapes or types don't go together, or a number is not finite."""
-    floats = [tensor for tensor in (saved.features, saved.logits, saved.spatial) if tensor is not None]
-    n = len(saved.features) if saved.features.dim() else 0
-    if any(tensor.dtype != torch.float32 or tensor.dim() != 2 or len(tensor) != n for tensor in floats) or not n:
-        shapes = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in floats)
-        raise FormatError(f"{path}: holds {shapes}, expected float32 features (N, D), perhaps with logits (N, K)")
-    if saved.labels is not None and (saved.labels.dtype != torch.int64 or saved.labels.shape != (n,)):
-        raise FormatError(f"{path}: labels are {saved.labels.dtype} {tuple(saved.labels.shape)}, expected int64 ({n},)")
-    if not all(bool((tensor.abs() <= LARGEST_FEATURE).all()) for tensor in floats):
-        raise FormatError(f"{path}: features or logits are NaN, or beyond {LARGEST_FEATURE:g}; extract them again")
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Save as npz, without pickle."""
+    arrays: dict[str, Any] = {
+        "mu": statistics.mu,
+        "sigma": statistics.sigma,
+        "about": np.array(json.dumps(statistics.about.json())),
+    }
+    if statistics.spatial is not None:
+        arrays |= {"mu_s": statistics.spatial.mu, "sigma_s": statistics.spatial.sigma}
+    with new_file(path) as file:
+        np.savez(file, **arrays)
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether an npz holds statistics rather than images."""
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    return False
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, by its name or its first bytes. One is never opened, because that can run code.
+
+    A safetensors file begins with the length of its header, which may be the same two bytes; zeros follow, no opcode.
+    """
+    with reading(path, kind=DataError), open_file(path) as file:
+        head = file.read(8)
+    return path.suffix in (".pkl", ".pickle") or (head[:1] == b"\x80" and head[1] in range(2, 6) and any(head[3:]))
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Load without unpickling. Raises FormatError for anything but finite, matching means and covariances."""
+    what = f"{path}: not usable as reference statistics"
+    with (
+        reading(what, "; expected an npz with mu and sigma"),
+        open_file(path) as file,
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        about = FeatureFacts.of(parse_json(str(archive["about"]), what) if "about" in archive else {}, f"{what}: about")
+        spatial = None
+        if {"mu_s", "sigma_s"} <= set(archive):
+            spatial = Statistics(*_moments(archive["mu_s"], archive["sigma_s"]), about)
+        return Statistics(*_moments(archive["mu"], archive["sigma"]), about, spatial)
+
+
+def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a mean and a covariance in float64. Raises ValueError when they are none, or don't go together."""
+    if not len(mu) or sigma.shape != (*mu.shape, len(mu)) or {mu.dtype.kind, sigma.dtype.kind} != {"f"}:
+        raise ValueError(f"means {mu.dtype} {mu.shape} and covariances {sigma.dtype} {sigma.shape} don't go together")
+    largest = float(np.abs(sigma).max())
+    if not (float(np.abs(mu).max()) <= LARGEST_FEATURE and largest <= LARGEST_FEATURE**2):
+        raise ValueError(f"a number is NaN, or of features beyond {LARGEST_FEATURE:g}")
+    if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
+        raise ValueError("no covariance: it is not symmetric, or a variance is negative")
+    return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

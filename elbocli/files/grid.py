@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, NamedTuple
 
 import numpy as np
 from msgspec import Meta
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from elbocli.errors import UsageError
+from elbocli.errors import FormatError, UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.lettering import Lettering, shown_name
-from elbocli.files.reading import reading
-from elbocli.files.records import Count, Record, parse_json, stored
+from elbocli.files.records import Record, parse_json, stored
 
 CELL = 96
 """Pixels: an image is enlarged as often as it fits into so many."""
@@ -34,9 +32,15 @@ MOST_CLASSES = 16
 """Classes that have rows of their own, unless each has as many images."""
 PLACES = "elbo-grid"
 """The PNG's text that says where each image is."""
+LETTER = 14
+"""Height of the letters of names in pixels, unless rows are lower, or much higher."""
+MOST_LETTERS = 12
+"""Width of a name at most, in heights of its letters."""
+LONGEST_NAME = 200
+"""Letters of a name that are looked at."""
+PAPER, INK = 255, 0
+"""Greys of what no image covers, and of letters."""
 Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
-PAPER = 255
-"""Grey of what no image covers."""
 
 
 def picture(image: np.ndarray) -> Image.Image:
@@ -49,12 +53,16 @@ def whole_factor(side: int) -> int:
     return max(1, CELL // side)
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Images that share rows, by their places in an array, and the name of their class ('' where there are none)."""
 
     name: str
     images: Sequence[int]
+
+
+def shown_name(name: str) -> str:
+    """A name that may be anything, without what can't be seen: control characters, and what turns the direction of text."""
+    return "".join(letter for letter in name[:LONGEST_NAME] if letter.isprintable()).strip()
 
 
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
@@ -74,9 +82,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
 def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] = ()) -> list[Group]:
     """Groups of all images: by class, or in their order where most classes have few images or there are none."""
     groups = by_class(count, labels, names)
-    if len(groups) > max(MOST_CLASSES, _columns(groups)):
-        return by_class(count, None)
-    return groups
+    return by_class(count, None) if len(groups) > max(MOST_CLASSES, _columns(groups)) else groups
 
 
 def _columns(groups: list[Group]) -> int:
@@ -86,64 +92,47 @@ def _columns(groups: list[Group]) -> int:
     if len(sizes) == 1:
         return min(sizes[0], square)
     near = range(square - square // NEAR, square + square // NEAR + 1)
-    cells = {min(max(sizes), each): 0 for each in sorted(near, key=lambda each: abs(each - square))}
-    for each in cells:
-        cells[each] = sum(-(-size // each) for size in sizes) * each
-    return min(cells, key=lambda each: cells[each])
+    columns = [min(max(sizes), each) for each in sorted(near, key=lambda each: abs(each - square))]
+    return min(columns, key=lambda each: sum(-(-size // each) for size in sizes) * each)
 
 
 @stored("text `elbo-grid` of a PNG")
-class GridText(Record, frozen=True):
-    """A Layout. groups: [name, places] of each."""
+class Layout(Record, frozen=True):
+    """Places of images on a picture. height, width: of an image, before it is enlarged `scale` times.
+
+    left: pixels beside the images, for names. Each group begins a row.
+    """
 
     height: Side
     width: Side
     scale: Side
     columns: Side
     left: Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
-    groups: list[Annotated[list[str | list[Count]], Meta(min_length=2, max_length=2)]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Places of images on a picture. height, width: of an image, before it is enlarged `scale` times.
-
-    left: pixels beside the images, for names. Each group begins a row.
-    """
-
-    height: int
-    width: int
-    scale: int
-    columns: int
-    left: int
     groups: list[Group]
-
-    @property
-    def rows(self) -> int:
-        """Rows of images."""
-        return sum(self._rows_of(group) for group in self.groups)
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the picture in pixels."""
-        return self.left + self.columns * self.width * self.scale, self.rows * self.height * self.scale
+        height = sum(height for _, _, height in self.strips())
+        return self.left + self.columns * self.width * self.scale, height
 
-    def _rows_of(self, group: Group) -> int:
-        return -(-len(group.images) // self.columns)
-
-    def begins(self) -> Iterator[tuple[Group, int, int]]:
-        """Yield each group, the row that it begins in, and how many rows it has."""
-        row = 0
+    def strips(self) -> Iterator[tuple[Group, int, int]]:
+        """Yield each group, where its rows begin, and how high they are, in pixels."""
+        top = 0
         for group in self.groups:
-            yield group, row, self._rows_of(group)
-            row += self._rows_of(group)
+            height = -(-len(group.images) // self.columns) * self.height * self.scale
+            yield group, top, height
+            top += height
 
-    def cells(self) -> np.ndarray:
-        """The cell of each image, counted row by row: int [N]."""
-        cell = np.empty(sum(len(group.images) for group in self.groups), np.int64)
-        for group, row, _ in self.begins():
-            cell[group.images] = row * self.columns + np.arange(len(group.images))
-        return cell
+    def places(self) -> list[tuple[slice, slice]]:
+        """The pixels of each image: its rows and columns."""
+        places = {}
+        height, width = self.height * self.scale, self.width * self.scale
+        for group, top, _ in self.strips():
+            for k, image in enumerate(group.images):
+                y, x = top + k // self.columns * height, self.left + k % self.columns * width
+                places[image] = slice(y, y + height), slice(x, x + width)
+        return [places[image] for image in sorted(places)]
 
     def check(self, where: object) -> None:
         """Raise UsageError when the picture would be too large to be opened anywhere."""
@@ -152,66 +141,80 @@ class Layout:
             remedy = "use a smaller --scale, fewer images, or a folder, .npy, .npz or .h5"
             raise UsageError(f"{where}: a grid of {width} x {height} pixels is too large for a picture; {remedy}")
 
-    def text(self) -> str:
-        """It as text, for `layout_of`."""
-        groups: list[Any] = [[group.name, list(group.images)] for group in self.groups]
-        said = GridText(self.height, self.width, self.scale, self.columns, self.left, groups)
-        return json.dumps(said.json())
-
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
     """Find places for images of height x width pixels. scale: 0 is so that a cell is easily seen."""
     columns = _columns(groups)
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
-    names = [group.name for group in groups]
-    left = Lettering(height * scale).width(names) if any(names) else 0
+    size = _letters(height * scale)
+    left = 0
+    if any(group.name for group in groups):
+        left = math.ceil(max(_font(size).getlength(_cut(group.name, size)) for group in groups)) + 2 * _margin(size)
     return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups])
 
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
-    """Read what `Layout.text` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
+    """Read what `save_grid` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
     what = f"{where}: what it says of its images is damaged"
-    with reading(what):
-        said = GridText.of(parse_json(text, what), what)
-        groups = [Group(shown_name(str(name)), [*images]) for name, images in said.groups]
-        held = sorted(each for group in groups for each in group.images)
-        if not held or held != list(range(len(held))):
-            raise ValueError("no such places")
-        layout = Layout(said.height, said.width, said.scale, said.columns, said.left, groups)
-        if layout.size != size or not all(group.images for group in groups):
-            raise ValueError(f"places for {layout.size}, in a picture of {size}")
-        return layout
+    layout = Layout.of(parse_json(text, what), what)
+    held = sorted(each for group in layout.groups for each in group.images)
+    whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
+    if not whole or layout.size != size:
+        raise FormatError(f"{what}: {len(held)} places for {layout.size}, in a picture of {size}")
+    return layout
 
 
 def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
     """Draw uint8 images [N, H, W, C] at their places, each pixel as a square of `scale` pixels, and the names."""
-    height, width, channels = images.shape[1:]
-    sheet = np.full((layout.rows * layout.columns, height, width, channels), PAPER, np.uint8)
-    sheet[layout.cells()] = images
-    plain = sheet.reshape(layout.rows, layout.columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    plain = plain.reshape(layout.rows * height, layout.columns * width, channels)
-    whole = picture(plain.repeat(layout.scale, 0).repeat(layout.scale, 1))
-    if not layout.left:
-        return whole
-    row = height * layout.scale
-    letters, found = Lettering(row), Image.new(whole.mode, layout.size, (PAPER,) * channels)
-    found.paste(whole, (layout.left, 0))
-    for group, begin, rows in layout.begins():  # on a strip of its own: no letter reaches into another's
-        found.paste(letters.strip(group.name, layout.left, rows * row), (0, begin * row))
-    return found
+    width, height = layout.size
+    sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
+    for image, place in zip(images, layout.places()):
+        sheet[place] = image.repeat(layout.scale, 0).repeat(layout.scale, 1)
+    drawn, size = picture(sheet), _letters(layout.height * layout.scale)
+    for group, top, height in layout.strips() if layout.left else ():
+        strip = Image.new("L", (layout.left, height), PAPER)  # of its own: no letter reaches into another's
+        at = _margin(size), height // 2
+        ImageDraw.Draw(strip).text(at, _cut(group.name, size), INK, _font(size), anchor="lm")
+        drawn.paste(strip, (0, top))
+    return drawn
+
+
+def _letters(row: int) -> int:
+    """The height in pixels of letters beside rows of that height."""
+    return max(1, min(row, max(LETTER, row // 8)))
+
+
+def _margin(size: int) -> int:
+    """Pixels at both sides of letters of that height."""
+    return -(-size // 2)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings. Letters are set one by one, alike on every machine."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _cut(name: str, size: int) -> str:
+    """The name, or as much of it as there is room for in letters of that height."""
+    short = name
+    while short and _font(size).getlength(name if short == name else short + "…") > MOST_LETTERS * size:
+        short = short[:-1]
+    return name if short == name else short.rstrip() + "…"
 
 
 def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:
     """The images [N, H, W, C] of a grid [height, width, C], pixel for pixel."""
-    plain = sheet[:: layout.scale, layout.left :: layout.scale]
-    cells = plain.reshape(layout.rows, layout.height, layout.columns, layout.width, -1).transpose(0, 2, 1, 3, 4)
-    return cells.reshape(-1, layout.height, layout.width, sheet.shape[2])[layout.cells()]
+    return np.stack([sheet[place][:: layout.scale, :: layout.scale] for place in layout.places()])
 
 
 def save_grid(file: IO[bytes], images: np.ndarray, layout: Layout) -> None:
     """Write a grid as PNG, with the places of its images."""
     told = PngInfo()
-    told.add_text(PLACES, layout.text(), zip=True)
+    told.add_text(PLACES, json.dumps(layout.json()), zip=True)
     draw_grid(images, layout).save(file, "png", pnginfo=told)
 
 

@@ -8,13 +8,15 @@ the autoencoder takes and gives, and which rounding makes levels of those that i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+
+from msgspec import Meta, Struct, to_builtins
 
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.sampling import ROUNDINGS
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.records import convert
 
 
 class ConventionTraits(NamedTuple):
@@ -35,7 +37,18 @@ EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
 EDM2_TARGET_STD = 0.5
 
+Text = Annotated[str, Meta(min_length=1)]
+Positive = Annotated[float, Meta(gt=0)]
 Affine = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class ScalingConfig(Struct, frozen=True):
+    """What an autoencoder's config.json says of its latents."""
+
+    scaling_factor: Positive
+    shift_factor: float | None = None
+    latents_mean: list[float] | None = None
+    latents_std: list[Positive] | None = None
 
 
 @CONVENTIONS.declare(
@@ -46,17 +59,13 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel; where config.json has latents_mean and latents_std, these too."""
-    (scale,) = _numbers([config.get("scaling_factor")], 1, "scaling_factor")
-    if scale <= 0:
-        raise FormatError(f"scaling_factor is {scale:g}, expected a number above 0")
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        spread = _numbers(std, channels, "latents_std")
-        if min(spread) <= 0:
-            raise FormatError(f"latents_std is {std!r}, expected numbers above 0")
-        return _numbers(mean, channels, "latents_mean"), tuple(scale / each for each in spread)
-    shift = config.get("shift_factor")
-    return _numbers([0.0 if shift is None else shift] * channels, channels, "shift_factor"), (scale,) * channels
+    known: ScalingConfig = convert(dict(config), ScalingConfig, "config.json")
+    scale, mean, std = known.scaling_factor, known.latents_mean, known.latents_std
+    if mean is None or std is None:
+        return (known.shift_factor or 0.0,) * channels, (scale,) * channels
+    if {len(mean), len(std)} != {channels}:
+        raise FormatError(f"latents_mean and latents_std are not of {channels} channels")
+    return tuple(mean), tuple(scale / each for each in std)
 
 
 @CONVENTIONS.declare(
@@ -74,33 +83,36 @@ def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
-@dataclass(frozen=True)
-class LatentSpace:
+_OF_LATENTS = ("convention", "shift", "scale", "input")
+_REST = ("autoencoder", "autoencoder_sha256", "pixel_size", "mirrored")
+ATTRIBUTES = {**{name: f"latent_{name}" for name in _OF_LATENTS}, **{name: name for name in _REST}}
+"""The name of each field of LatentSpace in files."""
+
+
+class LatentSpace(Struct, frozen=True, rename=ATTRIBUTES):
     """The autoencoder that made latents, the pixels that it made them of, and how a network sees them.
 
     convention: one of CONVENTIONS. shift, scale: a number per channel, x0 = (z − shift)·scale. input: a key of INPUTS.
     autoencoder: its folder, as given. pixel_size: side of the images. mirrored: every image is followed by its mirror image.
-    Raises FormatError for what can't be.
     """
 
-    convention: str
+    convention: Text
     shift: tuple[float, ...]
     scale: tuple[float, ...]
     input: str
-    autoencoder: str
-    autoencoder_sha256: str
-    pixel_size: int
+    autoencoder: Text
+    autoencoder_sha256: Text
+    pixel_size: Annotated[int, Meta(ge=1)]
     mirrored: bool
 
     def __post_init__(self) -> None:
-        for name, value, known in (("convention", self.convention, CONVENTIONS), ("input", self.input, INPUTS)):
+        for value, known in ((self.convention, CONVENTIONS), (self.input, INPUTS)):
             if value not in known:
-                raise FormatError(f"{ATTRIBUTES[name]} is {value!r}, expected one of {', '.join(known)}")
-        _numbers(self.shift, len(self.scale), ATTRIBUTES["shift"])
-        if 0 in _numbers(self.scale, len(self.shift), ATTRIBUTES["scale"]):
-            raise FormatError(f"{ATTRIBUTES['scale']} is {list(self.scale)}: a scale of 0 leaves nothing")
-        if self.pixel_size < 1:
-            raise FormatError(f"{ATTRIBUTES['pixel_size']} is {self.pixel_size}, expected at least 1")
+                raise ValueError(f"{value!r} is none of {', '.join(known)}")
+        if len(self.shift) != len(self.scale) or not all(map(math.isfinite, (*self.shift, *self.scale))):
+            raise ValueError("shift and scale must be a finite number per channel")
+        if 0 in self.scale:
+            raise ValueError("a scale of 0 leaves nothing")
 
     @property
     def rounding(self) -> Declaration[None]:
@@ -109,42 +121,18 @@ class LatentSpace:
 
     def attributes(self) -> dict[str, Any]:
         """Plain values, for a dataset's attributes and a run's config."""
-        plain = {**vars(self), "shift": list(self.shift), "scale": list(self.scale), "mirrored": int(self.mirrored)}
-        return {key: plain[field] for field, key in ATTRIBUTES.items()}
-
-
-_OF_LATENTS = ("convention", "shift", "scale", "input")
-ATTRIBUTES = {each.name: f"{'latent_' * (each.name in _OF_LATENTS)}{each.name}" for each in fields(LatentSpace)}
-"""The name of each field of LatentSpace in files."""
+        plain = to_builtins(self)
+        lists = {key: list(value) for key, value in plain.items() if isinstance(value, tuple)}
+        return {**plain, **lists, "mirrored": int(self.mirrored)}
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
     """The latent space that attributes describe, for latents of that many channels. Raises FormatError naming `where`."""
-    values = {field: attributes.get(key) for field, key in ATTRIBUTES.items()}
-    missing = [ATTRIBUTES[field] for field, value in values.items() if value is None]
-    if missing:
-        remedy = "pack them again with 'elbo prep --latents DIR'"
-        raise FormatError(f"{where}: latents without {', '.join(missing)}; {remedy}")
-    try:
-        for field in ("convention", "input", "autoencoder", "autoencoder_sha256"):
-            if not isinstance(values[field], str) or not values[field]:
-                raise FormatError(f"{ATTRIBUTES[field]} is {values[field]!r}, expected text")
-        if not isinstance(values["pixel_size"], int) or values["mirrored"] not in (0, 1):
-            found = f"pixel_size is {values['pixel_size']!r} and mirrored {values['mirrored']!r}"
-            raise FormatError(f"{found}, expected a whole number, and 0 or 1")
-        values["mirrored"] = bool(values["mirrored"])
-        for field in ("shift", "scale"):
-            values[field] = _numbers(values[field], channels, ATTRIBUTES[field])
-        return LatentSpace(**values)  # type: ignore[arg-type]
-    except FormatError as error:
-        raise FormatError(f"{where}: {error}; pack it again") from None
-
-
-def _numbers(values: object, count: int, name: str) -> tuple[float, ...]:
-    """That many finite numbers. Raises FormatError."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
-        raise FormatError(f"{name} is {values!r}, expected {count} numbers")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise FormatError(f"{name} holds {value!r}, expected finite numbers")
-    return tuple(float(value) for value in values)
+    said = f"{where}: not usable as latents; pack them again with 'elbo prep --latents DIR'"
+    content = {key: attributes[key] for key in ATTRIBUTES.values() if key in attributes}
+    if content.get("mirrored") in (0, 1):
+        content["mirrored"] = bool(content["mirrored"])
+    space: LatentSpace = convert(content, LatentSpace, said)
+    if len(space.shift) != channels:
+        raise FormatError(f"{said}: shifts {len(space.shift)} channels, expected {channels}")
+    return space

@@ -202,9 +202,6 @@ def _refusal(path: Path, kinds: Collection[str], inputs: Collection[Path], overw
             raise DataError(f"{path}: there is no folder {path.parent}; make it first")
         return ""
     if not overwrite:
-        from elbocli.files.resumable import clear_left
-
-        clear_left(path)
         return f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
     found = _written_kind(path)
     if found in ({FOLDER, MISSING} if folder else {*kinds, EMPTY, MISSING} - {FOLDER}):

@@ -1,7 +1,8 @@
-"""elbo-schedule: a fitted schedule as YAML, and the way from what a user types to a schedule or weighting.
+"""Noise levels from files: a fitted schedule (elbo-schedule, YAML), and diffusers' scheduler_config.json.
 
-A schedule is a name, the path of a fitted schedule, or the path of a diffusers scheduler_config.json (which ends
-in .json). The latter is a weighting too: the loss of what its network predicts, under its own timesteps.
+The latter is a weighting too: the loss of what its network predicts, under its own timesteps. Only facts of training are
+read: how a sampler spaces or rescales its steps doesn't change the objective. `resolve_schedule` and `resolve_weighting`
+make a schedule and a weighting of what a user types: a name, or the path of such a file.
 """
 
 from __future__ import annotations
@@ -10,24 +11,39 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import number
 from elbocli.core.schedule import Schedule, Table, make_schedule, parse_schedule
-from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
+from elbocli.core.schedule_curves import (
+    BETAS,
+    MOST_TIMESTEPS,
+    SCHEDULES,
+    FmOt,
+    Moved,
+    ScheduleCurve,
+    Steps,
+    logsnr_of_betas,
+)
 from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import read_yaml, reading, yaml_text
 from elbocli.files.recognise import instead, refuse_other
-from elbocli.files.records import Record, stored
-from elbocli.files.scheduler_config import read_config
+from elbocli.files.records import Record, convert, read_json, stored
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_TABLE = 100_000
-Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
+TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
+"""Predictions as diffusers and as elbo names them."""
+Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
+Positive = Annotated[float, Meta(gt=0)]
+Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class Knot(Record, frozen=True):
@@ -57,17 +73,72 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
         f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in zip(curve.time.tolist(), curve.level.tolist(), strict=True)
     )
     ends = {"logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
-    said = ScheduleFile(**ends, about=origin, knots=[]).json()
-    del said["knots"]
-    return yaml_text(said) + "knots:\n" + rows
+    return yaml_text({**ScheduleFile.head(), **ends, **origin}) + "knots:\n" + rows
 
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
     """The curve in a schedule file, and all that it says. Raises FormatError."""
     refuse_other(path, "schedule")
-    found = ScheduleFile.of(read_yaml(path), path)
+    file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
-        return Table([(knot.t, knot.logsnr) for knot in found.knots]), found
+        return Table([(knot.t, knot.logsnr) for knot in file.knots]), file
+
+
+class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"}):
+    """What is read of diffusers' scheduler_config.json."""
+
+    class_name: str = ""
+    prediction_type: str | None = None
+    num_train_timesteps: Annotated[int, Meta(ge=2, le=MOST_TIMESTEPS)] | None = None
+    trained_betas: Annotated[list[Beta], Meta(min_length=2, max_length=MOST_TIMESTEPS)] | None = None
+    beta_schedule: str | None = None
+    beta_start: Positive | None = None
+    beta_end: Positive | None = None
+    snr_shift_scale: Positive = 1.0
+    rescale_betas_zero_snr: bool | None = None
+    use_flow_sigmas: bool | None = None
+    use_dynamic_shifting: bool | None = None
+    shift: Positive = 1.0
+    flow_shift: Positive | None = None
+
+
+def read_config(path: Path) -> tuple[str, ScheduleCurve]:
+    """(prediction, curve) of a scheduler's configuration. Raises FormatError, which says what to change."""
+    config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
+    flow = config.class_name.startswith("FlowMatch") or config.use_flow_sigmas is True
+    if not flow and config.num_train_timesteps is None and config.trained_betas is None:
+        raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
+    kind = config.prediction_type or ("flow_prediction" if flow else "epsilon")
+    if kind not in TARGETS:
+        raise FormatError(f"{path}: prediction_type is {kind!r}; known are {', '.join(TARGETS)}")
+    if config.use_dynamic_shifting:
+        raise FormatError(
+            f"{path}: with use_dynamic_shifting the shift depends on the images; "
+            "write it yourself: u-mse@fm-ot:shift=S with S = -2 log(shift)"
+        )
+    if flow:
+        # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
+        return TARGETS[kind], Moved(FmOt(), -2 * math.log(config.flow_shift or config.shift))
+    with reading(path):
+        zero = config.rescale_betas_zero_snr is True
+        return TARGETS[kind], Steps(
+            logsnr_of_betas(_betas(config), snr_scale=config.snr_shift_scale, zero_terminal=zero)
+        )
+
+
+def _betas(config: SchedulerConfig) -> Tensor:
+    """β of each timestep, float64 [T]. Raises UsageError for an unknown schedule, ValueError for what can't be."""
+    import torch
+
+    if config.trained_betas is not None:
+        return torch.tensor(config.trained_betas, dtype=torch.float64)
+    declared = BETAS.find(str(config.beta_schedule))
+    if config.beta_start is None or config.beta_end is None:
+        raise ValueError("it has no beta_start or no beta_end")
+    beta: Tensor = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
+    if not bool(((beta > 0) & (beta < 1)).all()):
+        raise ValueError("a beta is not between 0 and 1")
+    return beta
 
 
 def made_for(schedule: Schedule) -> str | None:

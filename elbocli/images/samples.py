@@ -15,11 +15,10 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import PIPE
-from elbocli.files.dataset import PREPROCESSING, Dataset
-from elbocli.files.dataset_attributes import DatasetAttributes
+from elbocli.files.dataset import PREPROCESSING, Dataset, DatasetAttributes
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.files.sample_writers.header import SamplesAbout
+from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.decode import DecodeOptions, decode
 from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_labels, npz_rows, open_zip
 from elbocli.images.registry import DatasetRows, Span

@@ -113,7 +113,7 @@ def _run(path: Path) -> Facts:
 
 
 def _statistics(path: Path) -> Facts:
-    from elbocli.files.statistics import read_statistics
+    from elbocli.files.features import read_statistics
 
     statistics = read_statistics(path)
     spatial = {} if statistics.spatial is None else {"spatial_features": len(statistics.spatial.mu)}
@@ -140,13 +140,12 @@ def _losslog(path: Path) -> Facts:
         "intervals": log.lines,
         "images": log.images,
         "errors": int(log.sums[0].sum()),
-        **({"last line": "half written, left out"} if log.cut else {}),
         **_but(log.header.json(), "format", "version", "edges"),
     }
 
 
 def _optimum(path: Path) -> Facts:
-    from elbocli.files.optimum_file import read_optimum
+    from elbocli.files.results import read_optimum
 
     optimum = read_optimum(path)
     return {

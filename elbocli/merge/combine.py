@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import PREPROCESSING, Dataset
-from elbocli.files.dataset_block import ENCODED
-from elbocli.files.dataset_file import Arrays, Names
-from elbocli.files.dataset_writer import DatasetWriter, open_writer
+from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, Names
+from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests, add_rows
 from elbocli.files.records import Count, convert, parse_json
-from elbocli.files.sample_writers.header import SamplesAbout
+from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import drawn
 from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import log, progress
@@ -73,10 +71,8 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
         layout = replace(layout, claim=-(-sum(len(part.data.block) for part in parts) // total))
     with (
         catching_signals() as signals,
-        open_writer(out, layout, total, _fingerprint(parts), overwrite=overwrite) as writer,
+        DatasetWriter(out, layout, total, _fingerprint(parts)).held(overwrite) as writer,
     ):
-        for text in writer.warnings:
-            log.warning(text)
         _copy(writer, parts, total, signals)
         writer.finish(arrays, names, attributes)
     log.info(f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset_block import BlockLayout, latents
+from elbocli.files.dataset import LATENTS, BlockLayout
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.nn.autoencoder import Autoencoder
 from elbocli.runtime.device import Precision, choose_device
@@ -44,7 +44,7 @@ class LatentEncoder:
         if size % factor:
             raise UsageError(f"--size {size}: {folder} halves images to 1/{factor}; take a multiple of {factor}")
         self.space = self.autoencoder.space(convention, size, mirror)
-        self.layout: BlockLayout = latents((2 * self.autoencoder.channels, size // factor, size // factor))
+        self.layout: BlockLayout = BlockLayout(LATENTS, (2 * self.autoencoder.channels, size // factor, size // factor))
         self.batch = self.autoencoder.comfortable_batch(size)
         self.copies = 2 if mirror else 1
         versions = {f"{name}_version": version(name) for name in ("torch", "diffusers")}

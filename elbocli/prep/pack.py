@@ -20,10 +20,9 @@ import PIL
 from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files import dataset_block
 from elbocli.files.atomic import new_file
-from elbocli.files.dataset_writer import DatasetWriter, open_writer
-from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout
+from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
@@ -105,10 +104,8 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     layout, limit = _layout(settings, encoder), len(source) * copies
     with (
         catching_signals() as signals,
-        open_writer(out, layout, limit, fingerprint, overwrite=settings.overwrite) as writer,
+        DatasetWriter(out, layout, limit, fingerprint).held(settings.overwrite) as writer,
     ):
-        for text in writer.warnings:
-            log.warning(text)
         _fill(writer, source, settings, encoder, signals)
         notes = writer.state.notes
         if writer.rows == 0:
@@ -200,13 +197,13 @@ def _encoder(settings: Settings) -> LatentEncoder | None:
     return encoder
 
 
-def _layout(settings: Settings, encoder: LatentEncoder | None) -> dataset_block.BlockLayout:
+def _layout(settings: Settings, encoder: LatentEncoder | None) -> BlockLayout:
     if encoder is not None:
         return encoder.layout
     shape = (settings.size, settings.size, settings.channels)
     if settings.store == RAW:
-        return dataset_block.plain(shape)
-    return dataset_block.encoded(int(math.prod(shape) * ENCODINGS[settings.store].claim))
+        return BlockLayout(IMAGES, shape)
+    return BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim))
 
 
 def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import bin_middles
 from elbocli.errors import DataError, FormatError
-from elbocli.files.losslog import Interval, Reader
-from elbocli.files.metrics import MetricsRow
+from elbocli.files.losslog import LossLogRow, MetricsRow, read_losslog
 from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
@@ -122,22 +121,18 @@ class LogHistory:
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
     """A loss log over time; None when there is nothing in it. A sentence on what it lacks is added to `missing`."""
-    faults, found = list[FormatError](), LogHistory(torch.empty(0))
-
-    def add(interval: Interval) -> None:
-        assert reader.log is not None
-        found.edges = reader.log.edges
-        found.add(interval.images, interval.sums)
-
-    reader = Reader(seen=add, damaged=faults.append)
-    if path.exists() and path.stat().st_size:
-        try:
+    history = LogHistory(torch.empty(0))
+    try:
+        if path.exists() and path.stat().st_size:
             with reading(path, kind=DataError), open_file(path) as file:
-                reader.read(whole_lines(file), str(path))
-        except FormatError as error:
-            faults.append(error)
-    if faults and not (len(faults) == 1 and reader.log is None):
-        missing.append(f"{path}: damaged lines left out: {len(faults)} ({faults[0]})")
-    if not found.images:
-        missing.append(f"{path}: no errors by noise level yet")
-    return found if found.images else None
+                for entry in read_losslog(file, path):
+                    if isinstance(entry, LossLogRow):
+                        history.add(entry.images, entry.sums)
+                    else:
+                        history.edges = torch.tensor(entry.edges, dtype=torch.float64)
+    except FormatError as error:
+        missing.append(f"{path}: shown up to a damaged line ({error})")
+    if history.images:
+        return history
+    missing.append(f"{path}: no errors by noise level yet")
+    return None

@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
-from elbocli.files.likelihood_file import NATS, read_table
 from elbocli.files.reading import reading
+from elbocli.files.results import NATS, read_table
 from elbocli.images.decode import DecodeOptions, decode, open_image
 from elbocli.images.registry import Span
 from elbocli.images.samples import read_samples

@@ -28,11 +28,10 @@ from elbocli.files.checkpoint import (
     read_checkpoint,
     read_config,
 )
-from elbocli.files.dataset import PREPROCESSING, Dataset
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS, PREPROCESSING, Dataset
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.losslog import Interval, Reader
+from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import one_line, open_file, reading
 from elbocli.files.schedule_file import resolve_weighting
@@ -355,13 +354,13 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     if not weighting.learned:
         return [EffectiveWeighting(0, 0, weighting, *ends)]
     assert schedule is not None
-    path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[Interval]()
+    path, online, intervals = run / "losslog.jsonl", AdaptiveSchedule(bin_edges(low, high)), list[LossLogRow]()
     if path.exists():
         with reading(path, kind=DataError), open_file(path) as file:
-            Reader(seen=intervals.append).read(file, str(path))
+            intervals = [entry for entry in read_losslog(file, path) if isinstance(entry, LossLogRow)]
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     found, prediction = [], Prediction.parse(settings.prediction)
-    for number, interval in enumerate([Interval(0, 0, online.state[:3].clone()), *intervals]):
+    for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):
         with reading(path):  # of as many bins as the run has
             online.update(interval.sums)
         if number in told_at:

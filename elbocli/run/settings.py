@@ -21,8 +21,7 @@ from elbocli.core.training import LR_DECAYS, Average, canonical, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 from elbocli.files.checkpoint import CONFIG, InitFacts, RunConfig, RunData, checked_config
-from elbocli.files.dataset import PREPROCESSING, Dataset, find_dataset
-from elbocli.files.dataset_block import IMAGES, LATENTS
+from elbocli.files.dataset import IMAGES, LATENTS, PREPROCESSING, Dataset, find_dataset
 from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run

@@ -143,7 +143,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, parse_clip
-    from elbocli.files.sample_writers import open_stream
+    from elbocli.files.sample_files import open_stream
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
     from elbocli.sample.draw import SampleSettings, draw_samples

@@ -23,7 +23,7 @@ from elbocli.core.sampling import ELBO, UNIT, Clip, Guidance, Noise, purpose_of,
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
 from elbocli.errors import ElboError, ReaderGone
-from elbocli.files.sample_writers import SamplesHeader, Sink, open_samples
+from elbocli.files.sample_files import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
@@ -243,8 +243,6 @@ class _Drawing:
                     self.sink = stack.enter_context(
                         open_samples(target, self.header, self.settings.overwrite, patience)
                     )
-            for warning in self.sink.warnings if self.sink else ():
-                log.warning(warning)
             start = world.of_first(self.sink.done if self.sink else 0)
             log.info(
                 f"{trained.path}: {trained.age}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "

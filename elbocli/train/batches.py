@@ -10,8 +10,7 @@ from torch import Tensor
 
 from elbocli.core.streams import Stream, times
 from elbocli.errors import UsageError
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import ENCODED
+from elbocli.files.dataset import ENCODED, Dataset
 from elbocli.files.latents import LatentSpace
 from elbocli.nn.autoencoder import affine
 from elbocli.run.settings import Resolved

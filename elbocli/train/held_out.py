@@ -8,8 +8,7 @@ import numpy as np
 
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.run.train_settings import TrainSettings
 
 LEAST = 2

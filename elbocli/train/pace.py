@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from elbocli.errors import UsageError
-from elbocli.files.dataset_block import IMAGES
+from elbocli.files.dataset import IMAGES
 from elbocli.nn.networks import build
 from elbocli.nn.presets import NAMES, choose_preset
 from elbocli.run.settings import PresetData, Resolved, resolve

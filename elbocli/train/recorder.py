@@ -13,7 +13,7 @@ from elbocli.errors import DataError
 from elbocli.files import losslog
 from elbocli.files.atomic import writing
 from elbocli.files.grid import write_grid
-from elbocli.files.metrics import MetricsRow
+from elbocli.files.losslog import MetricsRow
 from elbocli.files.schedule_file import finite
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.train.held_out import open_held_out

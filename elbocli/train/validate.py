@@ -20,7 +20,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError, NonFiniteError
 from elbocli.files import losslog
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS
 from elbocli.files.losslog import LossLogHeader
 from elbocli.files.reading import open_file, reading
 from elbocli.files.records import parse_json

@@ -22,10 +22,8 @@ from compare import Row, compare
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from elbocli.files import dataset_block
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_writer import open_writer
-from elbocli.files.encodings import ENCODINGS, RAW, STORES
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, Dataset
+from elbocli.files.dataset_writer import DatasetWriter
 
 COUNTS, BATCH, ROUNDS = {256: 128, 512: 48}, 32, 25
 BOUND, RAW_BOUND = 1 / 0.9, 1 / 0.8
@@ -51,9 +49,9 @@ def crops(size: int, count: int) -> np.ndarray:
 def write(path: Path, images: np.ndarray, store: str) -> Dataset:
     """A dataset of those images, kept in that way."""
     size = images.shape[1]
-    layout = dataset_block.plain((size, size, 3)) if store == RAW else dataset_block.encoded(images[0].nbytes)
+    layout = BlockLayout(IMAGES, (size, size, 3)) if store == RAW else BlockLayout(ENCODED, (), images[0].nbytes)
     about: dict[str, Any] = {"num_classes": 1, "image_size": size}
-    with open_writer(path, layout, len(images), store) as writer:
+    with DatasetWriter(path, layout, len(images), store).held() as writer:
         if store == RAW:
             writer.append(images, len(images), {})
         else:
@@ -120,7 +118,7 @@ def rows(small: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
         for size, count in ({16: 4} if small else COUNTS).items():
             images = crops(size, count)
-            for store in STORES:
+            for store in (RAW, *ENCODINGS):
                 dataset = write(Path(temporary) / f"{store}{size}.h5", images, store)
                 each = dataset.block.nbytes / count
                 share = each / images[0].nbytes

@@ -1,5 +1,6 @@
 """The bound of a run: the same whatever the schedule, honest about its error, and the theorem it rests on."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, NonFiniteError, UsageError
-from elbocli.files.losslog import Reader
+from elbocli.files.losslog import read_logs
 from elbocli.runtime.progress import Progress
 
 
@@ -132,10 +133,8 @@ def test_drawing_goes_on_until_the_error_is_small_enough(trained: Path) -> None:
 def test_the_errors_can_be_kept_as_a_loss_log(trained: Path) -> None:
     asked = probe(trained, images=50)
     found = estimate.measure_bound(asked)
-    reader = Reader()
-    reader.read(found.log_text(asked).encode().splitlines(), "log")
-    assert reader.log is not None
-    assert torch.equal(reader.log.sums, found.sums) and float(found.sums[0].sum()) == 800
+    log = read_logs([io.BytesIO(found.log_text(asked).encode())])
+    assert torch.equal(log.sums, found.sums) and float(found.sums[0].sum()) == 800
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ import torch
 from forks import quick
 
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.files.sample_writers.npy import npy_header
+from elbocli.files.sample_files import npy_header
 from elbocli.main import elbo as group
 from elbocli.weights.command import REGISTRIES, weights
 

@@ -15,9 +15,7 @@ from scipy import stats
 from elbocli.compare.result import compare_features, compare_results
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.result import EvalResult, result_of
-from elbocli.files.feature_facts import FeatureFacts
-from elbocli.files.features import SavedFeatures, write_features
-from elbocli.files.statistics import Statistics, write_statistics
+from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 
 Elbo = Callable[..., Any]
 FID = "frechet_distance[a.pt2]"

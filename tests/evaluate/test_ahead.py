@@ -16,7 +16,7 @@ from PIL import Image
 
 from elbocli.errors import DataError
 from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, open_source
-from elbocli.files.sample_writers.npy import npy_header
+from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 

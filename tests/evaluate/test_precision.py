@@ -18,9 +18,7 @@ from elbocli.evaluate.extract import FeatureSource
 from elbocli.evaluate.result import EvalResult
 from elbocli.evaluate.scoring import deviations
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
-from elbocli.files.feature_facts import FeatureFacts
-from elbocli.files.features import SavedFeatures, read_features, write_features
-from elbocli.files.statistics import read_statistics
+from elbocli.files.features import FeatureFacts, SavedFeatures, read_features, read_statistics, write_features
 from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, is_published, make_extractor
 
 FID = "frechet_distance[elbo-tiny]"

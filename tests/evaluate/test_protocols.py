@@ -20,9 +20,7 @@ from elbocli.evaluate.extract import FeatureSource
 from elbocli.evaluate.scoring import deviations
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.files.dataset import Dataset
-from elbocli.files.feature_facts import FeatureFacts
-from elbocli.files.features import SavedFeatures, read_features, write_features
-from elbocli.files.statistics import Statistics
+from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, read_features, write_features
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PUBLISHED_INCEPTION
 
 Elbo = Callable[..., Any]

@@ -23,9 +23,8 @@ from elbocli.evaluate import scoring
 from elbocli.evaluate.result import EvalResult, score_card
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
-from elbocli.files.features import SavedFeatures, read_features, write_features
-from elbocli.files.sample_writers.npy import npy_header
-from elbocli.files.statistics import read_statistics, write_statistics
+from elbocli.files.features import SavedFeatures, read_features, read_statistics, write_features, write_statistics
+from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors import make_extractor
 from elbocli.nn.extractors.elbo_tiny import Tiny
 from elbocli.report.results import read_result

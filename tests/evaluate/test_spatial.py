@@ -9,8 +9,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.features import read_features
-from elbocli.files.statistics import read_statistics
+from elbocli.files.features import read_features, read_statistics
 from elbocli.nn.extractors import make_extractor
 
 TINY = "spatial_frechet_distance[elbo-tiny]"

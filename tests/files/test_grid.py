@@ -13,7 +13,9 @@ from PIL import Image
 from elbocli.errors import FormatError
 from elbocli.files.grid import (
     CELL,
+    LETTER,
     MOST_CLASSES,
+    MOST_LETTERS,
     PAPER,
     PLACES,
     WIDE,
@@ -25,6 +27,7 @@ from elbocli.files.grid import (
     layout_of,
     rows_of_classes,
     save_grid,
+    shown_name,
     whole_factor,
 )
 
@@ -115,8 +118,7 @@ def test_a_name_of_strangers_has_nothing_that_is_not_seen() -> None:
     assert first.name == "<b>&[31m" and second.name == "1"
 
 
-TEXT = lay_out(2, 2, [Group("a", [0, 2]), Group("b", [1])], 3).text()
-SIZE = layout_of(TEXT, lay_out(2, 2, [Group("a", [0, 2]), Group("b", [1])], 3).size, "x").size
+LAYOUT = lay_out(2, 2, [Group("a", [0, 2]), Group("b", [1])], 3)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,27 @@ SIZE = layout_of(TEXT, lay_out(2, 2, [Group("a", [0, 2]), Group("b", [1])], 3).s
     ],
 )
 def test_places_that_are_not_those_of_the_picture_are_refused(change: dict[str, Any] | None) -> None:
-    text = "{" if change is None else json.dumps({**json.loads(TEXT), **change})
+    text = "{" if change is None else json.dumps({**LAYOUT.json(), **change})
     with pytest.raises(FormatError, match=r"x\.png: what it says of its images is damaged"):
-        layout_of(text, SIZE, "x.png")
-    assert layout_of(TEXT, SIZE, "x.png").text() == TEXT
+        layout_of(text, LAYOUT.size, "x.png")
+    assert layout_of(json.dumps(LAYOUT.json()), LAYOUT.size, "x.png") == LAYOUT
+
+
+@pytest.mark.parametrize("side", [8, 28, 84, 512])
+def test_a_long_name_is_cut_within_its_strip(side: int) -> None:
+    def strip(name: str) -> np.ndarray:
+        images = np.zeros((1, side, side, 1), np.uint8)
+        layout = lay_out(side, side, [Group(name, [0])], 1)
+        assert 0 < layout.left <= (MOST_LETTERS + 1) * max(LETTER, side // 8) + 2
+        return np.asarray(draw_grid(images, layout))[:, : layout.left]
+
+    assert np.array_equal(strip("ab" * 100), strip("ab" * 90)) and strip("ab").shape != strip("ab" * 90).shape
+    assert (strip("ab" * 100)[:, -1] == PAPER).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("cat", "cat"), (" a b ", "a b"), ("\x1b[31mred\x07", "[31mred"), ("\u202eevil\u2066", "evil"), ("Ж猫é", "Ж猫é")],
+)
+def test_nothing_is_shown_that_can_not_be_seen(name: str, shown: str) -> None:
+    assert shown_name(name) == shown

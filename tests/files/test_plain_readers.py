@@ -10,9 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from elbocli.files import dataset_block
-from elbocli.files.dataset_writer import open_writer
-from elbocli.files.encodings import ENCODINGS
+from elbocli.files.dataset import ENCODED, ENCODINGS, BlockLayout
+from elbocli.files.dataset_writer import DatasetWriter
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
 KINDS = ("raw", "png", "webp", "latents")
@@ -32,12 +31,11 @@ def folder(tmp_path: Path) -> Path:
     for kind in KINDS:
         rows = rows_of(kind)
         about: dict[str, Any] = {"num_classes": 3, "image_size": 8}
-        layouts = {"raw": dataset_block.plain, "latents": dataset_block.latents}
         if kind in ENCODINGS:
-            layout, about = dataset_block.encoded(300), {**about, "store": kind, "channels": 3}
+            layout, about = BlockLayout(ENCODED, (), 300), {**about, "store": kind, "channels": 3}
         else:
-            layout = layouts[kind](rows.shape[1:])  # type: ignore[arg-type]
-        with open_writer(tmp_path / f"{kind}.h5", layout, 12, "test") as writer:
+            layout = BlockLayout(BLOCK[kind], rows.shape[1:])
+        with DatasetWriter(tmp_path / f"{kind}.h5", layout, 12, "test").held() as writer:
             writer.append([ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows, 12, {})
             names = {"class_names": ["ant", "bee", "cat"], "files": [f"ä{i}.png" for i in range(12)]}
             writer.finish({"labels": np.arange(12) % 3}, names, about)

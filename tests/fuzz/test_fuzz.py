@@ -15,13 +15,13 @@ from targets import TARGETS
 
 CASES = kept()
 PLUGIN = """
-from elbocli.files import scheduler_config
+from elbocli.files import schedule_file
 
 def read_json(path):
     import json
     return json.loads(path.read_text())["format"]
 
-scheduler_config.read_json = read_json
+schedule_file.read_json = read_json
 """
 """A way to break elbo: a reader that trusts what it reads."""
 

@@ -15,7 +15,7 @@ from throughput import IMAGENET64, Way, data_of, released, settings_of
 from worker import Session
 
 from elbocli.core.samplers import parse_sampler
-from elbocli.files.sample_writers import FileSink
+from elbocli.files.sample_files import FileSink
 from elbocli.sample import draw
 
 STEPS, BATCH, BATCHES = 32, 32, 4

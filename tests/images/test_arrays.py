@@ -7,7 +7,7 @@ from packing import open_source
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.files.sample_writers import SamplesHeader, open_samples
+from elbocli.files.sample_files import SamplesHeader, open_samples
 
 
 def packed(source, out, **settings):

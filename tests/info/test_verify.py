@@ -15,12 +15,9 @@ import torch
 from forks import quick
 
 from elbocli.errors import FormatError
-from elbocli.files import dataset_block
-from elbocli.files.dataset_file import contents_digest
-from elbocli.files.dataset_writer import open_writer
-from elbocli.files.encodings import ENCODINGS
-from elbocli.files.feature_facts import FeatureFacts
-from elbocli.files.features import SavedFeatures, write_features
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset
+from elbocli.files.dataset_writer import DatasetWriter
+from elbocli.files.features import FeatureFacts, SavedFeatures, write_features
 from elbocli.info.describe import verify
 
 FLIP = Path(__file__).with_name("flip_bits.py")
@@ -31,10 +28,10 @@ def pack(path: Path, kind: str = "raw", count: int = 12) -> Path:
     labels = np.arange(count) % 3
     about: dict[str, Any] = {"num_classes": 3, "image_size": 8, "elbo_version": "0.1.0", "command": "elbo prep x y"}
     if kind in ENCODINGS:
-        layout, about = dataset_block.encoded(300), {**about, "store": kind, "channels": 3}
+        layout, about = BlockLayout(ENCODED, (), 300), {**about, "store": kind, "channels": 3}
     else:
-        layout = dataset_block.plain((8, 8, 3))
-    with open_writer(path, layout, count, "test") as writer:
+        layout = BlockLayout(IMAGES, (8, 8, 3))
+    with DatasetWriter(path, layout, count, "test").held() as writer:
         writer.append([ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows, count, {})
         writer.finish(
             {"labels": labels, "class_counts": np.bincount(labels)},
@@ -77,8 +74,10 @@ def change(path: Path, name: str, value: Any, seal: bool = True) -> Path:
             del file.attrs[name]
         else:
             file.attrs[name] = value
-        if seal:
-            file.attrs["contents_sha256"] = contents_digest(file)
+    if seal:
+        digest = Dataset(path).contents_digest()
+        with h5py.File(path, "r+") as file:
+            file.attrs["contents_sha256"] = digest
     return path
 
 

@@ -19,10 +19,8 @@ from packing import Stopped, at_progress, messages, stop_after
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, Interrupted, UsageError
-from elbocli.files import dataset_block
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_writer import open_writer
-from elbocli.files.encodings import ENCODINGS
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, BlockLayout, Dataset
+from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests
 from elbocli.merge.combine import merge_datasets
 
@@ -44,13 +42,13 @@ def write(path: Path, kind: str, start: int = 0, stop: int = COUNT, skipped: int
     labels = np.arange(start, stop) % 3
     about: dict[str, Any] = {"num_classes": 3, "image_size": SIZE, "crop": "center", "skipped": skipped, "command": ""}
     if kind == "latents":
-        layout = dataset_block.latents(rows.shape[1:])  # type: ignore[arg-type]
+        layout = BlockLayout(LATENTS, rows.shape[1:])  # type: ignore[arg-type]
     elif kind == "raw":
-        layout = dataset_block.plain(rows.shape[1:])  # type: ignore[arg-type]
+        layout = BlockLayout(IMAGES, rows.shape[1:])  # type: ignore[arg-type]
     else:
-        layout, about = dataset_block.encoded(300), {**about, "store": kind, "channels": 3}
+        layout, about = BlockLayout(ENCODED, (), 300), {**about, "store": kind, "channels": 3}
     packed = [ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows
-    with open_writer(path, layout, len(rows), "test") as writer:
+    with DatasetWriter(path, layout, len(rows), "test").held() as writer:
         writer.append(packed, len(rows), {})
         writer.finish(
             {"labels": labels, "class_counts": np.bincount(labels, minlength=3), "seeds": np.arange(start, stop)},
@@ -224,7 +222,7 @@ def test_a_damaged_part_is_found_and_good_ones_needn_t_be_copied_again(tmp_path:
 
 def test_what_was_copied_of_an_unfinished_part_is_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else rows of a part that was damaged, and then replaced, would stay."""
-    monkeypatch.setattr("elbocli.files.dataset_block.SCAN_BYTES", 400)
+    monkeypatch.setattr("elbocli.files.dataset.SCAN_BYTES", 400)
     parts, out = shards(tmp_path, "raw"), tmp_path / "out.h5"
     good = parts[2].read_bytes()
     with h5py.File(parts[2], "r+") as file:
@@ -240,8 +238,8 @@ def test_what_was_copied_of_an_unfinished_part_is_copied_again(tmp_path: Path, m
 SLOW = """
 import sys, time
 from pathlib import Path
-from elbocli.files import dataset, dataset_block
-dataset_block.SCAN_BYTES = dataset.SCAN_BYTES = 2000
+from elbocli.files import dataset
+dataset.SCAN_BYTES = 2000
 from elbocli.merge.combine import merge_datasets
 from elbocli.runtime.progress import show_progress_with
 show_progress_with(lambda *_: time.sleep(0.004))
@@ -257,7 +255,7 @@ def test_killed_and_resumed_gives_the_same_bytes(kind: str, tmp_path: Path) -> N
     while not out.exists():
         process = subprocess.Popen([sys.executable, "-c", SLOW, str(out), *map(str, parts)])
         if kills < 5:
-            while process.poll() is None and not (tmp_path / "out.h5.lock").exists():
+            while process.poll() is None and not (tmp_path / "out.h5.partial").exists():
                 time.sleep(0.002)
             time.sleep(float(draw.random()) * 0.15)
             process.send_signal(signal.SIGKILL)

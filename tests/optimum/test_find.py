@@ -13,10 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import excess_by_bin
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_attributes import DatasetAttributes
+from elbocli.files.dataset import Dataset, DatasetAttributes
 from elbocli.files.losslog import read_logs
-from elbocli.files.optimum_file import Optimum
+from elbocli.files.results import Optimum
 from elbocli.optimum import find
 from elbocli.optimum.find import OptimumSettings, open_search
 

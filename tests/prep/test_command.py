@@ -14,8 +14,7 @@ from packing import Stopped, at_progress, pack, stop_after
 from elbocli.cli import progress_bar
 from elbocli.cli.commands import Command
 from elbocli.errors import ElboError
-from elbocli.files.dataset import Dataset
-from elbocli.files.encodings import ENCODINGS, RAW
+from elbocli.files.dataset import ENCODINGS, RAW, Dataset
 from elbocli.images.decode import CROPS
 from elbocli.prep import pack as prep
 from elbocli.prep.command import prep as command

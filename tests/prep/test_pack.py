@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import packing
 import pytest
+from made_data import rows_sha256
 from PIL import Image
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.hashing import rows_sha256
 from elbocli.images.decode import CROPS
 from elbocli.prep import pack as prep
 
@@ -73,7 +73,7 @@ def test_unfinished_work_of_another_source_is_not_mixed_in(digits_folder: Path, 
     with pytest.raises(DataError):
         pack(src, tmp_path / "a.h5")
     assert (tmp_path / "a.h5.partial").exists()
-    with pytest.raises(DataError, match="unfinished prep of another source"):
+    with pytest.raises(UsageError, match="unfinished"):
         pack(digits_folder, tmp_path / "a.h5")
 
 

@@ -134,18 +134,15 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(cut: int, tmp_path: Path) -> N
     course = read_log_history(tmp_path / "l", said)
     whole = max(0, sum(line.endswith(b"}") for line in text.splitlines()) - 1)
     assert (course is None) == (whole == 0)
-    assert [each.partition(": ")[2] for each in said] == ["no errors by noise level yet"] * (whole == 0)
+    assert bool(said) == (whole == 0)
     if course is not None:
         torch.testing.assert_close(course.late(1.0), torch.stack(draws[:whole]).sum(0))
 
 
-def test_damage_in_the_middle_and_other_bins_are_left_out_and_named(tmp_path: Path) -> None:
+def test_a_damaged_log_is_shown_up_to_there_and_named(tmp_path: Path) -> None:
     log(tmp_path / "l", 3)
     header, *lines = (tmp_path / "l").read_text().splitlines()
-    other = losslog.header(bin_edges(-5, 5, 3)).strip()
-    (tmp_path / "l").write_text(
-        "\n".join([header, lines[0], "rubbish", other, lines[1], lines[1], "[" * 99999, lines[2]])
-    )
+    (tmp_path / "l").write_text("\n".join([header, lines[0], lines[1], "rubbish", lines[2]]))
     said: list[str] = []
     course = read_log_history(tmp_path / "l", said)
     assert course is not None and course.images == [10, 20, 30]

@@ -22,7 +22,6 @@ from elbocli.core.streams import choose_labels
 from elbocli.errors import Interrupted, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, cut_up, layout_of
-from elbocli.files.sample_writers import pictures
 from elbocli.images.samples import read_samples
 from elbocli.run import settings
 from elbocli.sample import draw as sample
@@ -140,7 +139,7 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
 def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "PNGS", 4)
+    monkeypatch.setattr("elbocli.files.sample_files.PNGS", 4)
     how = SampleSettings(n=12, steps=2)
 
     def kill(done: int, total: int, unit: str, *rest: object) -> None:

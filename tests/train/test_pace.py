@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import IMAGES
+from elbocli.files.dataset import IMAGES, Dataset
 from elbocli.run import settings
 from elbocli.run.settings import PresetData
 from elbocli.run.train_settings import TrainSettings

@@ -20,8 +20,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_block import LATENTS
+from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build, place
 from elbocli.nn.networks.dit import DiTConfig

@@ -29,7 +29,7 @@ def test_no_cell_of_a_preview_is_empty(classes: int) -> None:
     labels = preview_labels(classes)
     count = PREVIEW.n if labels is None else len(labels)
     layout = lay_out(8, 8, rows_of_classes(count, labels))
-    assert layout.rows * layout.columns == count and 6 <= layout.columns <= 10
+    assert layout.size[1] // (layout.height * layout.scale) * layout.columns == count and 6 <= layout.columns <= 10
 
 
 @pytest.mark.parametrize("classes", [11, 37, 1000])

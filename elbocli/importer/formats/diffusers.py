@@ -12,8 +12,9 @@ from torch import Tensor
 
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files import scheduler_config, tensor_files
+from elbocli.files import tensor_files
 from elbocli.files.records import Count, convert, read_json
+from elbocli.files.schedule_file import read_config
 from elbocli.importer.formats import (
     Imported,
     ImportOptions,
@@ -119,9 +120,9 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         raise UsageError(
             f"{path}: no {SCHEDULER} says how it was trained; add --prediction and --levels (t:linear, t:squaredcos, …)"
         )
-    config = scheduler_config.load(file)
+    config = read_json(file)
     curve: Any
-    prediction, curve = scheduler_config.read_config(file)
+    prediction, curve = read_config(file)
     count = config.get("num_train_timesteps", 1000)
     if prediction == "u":
         shift = float(getattr(curve, "by", 0.0))

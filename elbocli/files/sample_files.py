@@ -1,0 +1,225 @@
+"""Images out: an NPY stream, or .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG grid.
+
+The NPY header says how many images come, so that a reader notices when the writer died. Files of every kind are made of
+rows that a killed writer goes on with (see `dataset_writer`); what is not rows comes at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import numpy as np
+
+from elbocli.errors import DataError, UsageError
+from elbocli.files.atomic import new_file, new_folder, streams, write_all, writing
+from elbocli.files.dataset import IMAGES, BlockLayout
+from elbocli.files.dataset_writer import DatasetWriter, Resumable
+from elbocli.files.grid import LARGEST_GRID, Layout, lay_out, picture, rows_of_classes, write_grid
+from elbocli.files.recognise import png_names
+from elbocli.files.records import Record, stored
+from elbocli.version import __version__
+
+FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
+"""Keys of `about` that may change before a killed writer's file is gone on with."""
+SUFFIXES = (".npy", ".npz", ".h5", ".png", "")
+FILE_BYTES = 8192
+"""Bytes of disk that a small file takes besides its content."""
+PNGS = 256
+"""Images that are encoded between two reports."""
+
+
+@stored("`about` of samples (npz), attribute `samples` of a dataset")
+class SamplesAbout(Record, frozen=True):
+    """Facts on how samples were drawn: run, weights, sampler, seed, …. Of samples that were merged, a value may be a list of theirs."""
+
+    REST: ClassVar[str] = "more"
+
+    more: dict[str, Any] = {}
+    command: str | list[str] | None = None
+
+    @property
+    def commands(self) -> list[str]:
+        """Command lines that drew them."""
+        return self.command if isinstance(self.command, list) else [self.command or ""]
+
+
+@dataclass(frozen=True)
+class SamplesHeader:
+    """Samples to be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how they are made.
+
+    class_names: of all classes, where there are labels. scale: of a grid, as `lay_out` takes it; the images don't depend on it.
+    """
+
+    shape: tuple[int, int, int, int]
+    labels: np.ndarray | None
+    seeds: np.ndarray
+    class_names: list[str]
+    about: dict[str, Any]
+    scale: int = 0
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Everything that the images depend on, which must be the same to go on with an unfinished file."""
+        n, height, width, channels = self.shape
+        facts = {**self.about, "n": n, "size": f"{height} x {width} x {channels}"}
+        return {key: str(value) for key, value in facts.items() if key not in FREE}
+
+    @property
+    def about_json(self) -> str:
+        """`about` as text."""
+        return json.dumps(SamplesAbout.of(self.about, "about").json())
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """The NPY v1 header of a C-ordered array of uint8."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+class StreamSink:
+    """Writes to a binary stream. done: number of images written."""
+
+    partial: Path | None = None
+
+    def __init__(self, file: IO[bytes], header: SamplesHeader):
+        name = getattr(file, "name", None)
+        self.done, self._name = 0, Path(name) if isinstance(name, Path) else Path("standard output")
+        file.flush()
+        # Past the buffer, whose lock a thread would hold that waits for a reader when the process ends.
+        self._file: Any = getattr(file, "raw", file)
+        self._write(npy_header(header.shape))
+
+    def _write(self, data: bytes | memoryview) -> None:
+        with writing(self._name):
+            if isinstance(self._file, io.FileIO):
+                write_all(self._file.fileno(), data)
+            else:
+                self._file.write(data)
+
+    def put(self, batch: np.ndarray) -> None:
+        """Write the next images, uint8 [b, H, W, C]. Raises DataError when that fails."""
+        self._write(np.ascontiguousarray(batch).data)
+        self.done += len(batch)
+
+    def finish(self) -> Iterator[int]:
+        """Do nothing: all is written."""
+        return iter(())
+
+
+class FileSink:
+    """Writes to a file in the making. done: number of images that are safe. partial: that file."""
+
+    def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
+        self._file, self._header, self._layout = file, header, layout
+        self.partial: Path | None = file.partial
+        self.done = file.rows
+
+    def put(self, batch: np.ndarray) -> None:
+        """Make the next images safe, uint8 [b, H, W, C]. Raises DataError when the disk is full."""
+        self._file.append(batch, self.done + len(batch), {})
+        self.done = self._file.rows
+
+    def finish(self) -> Iterator[int]:
+        """Give the file its name. Yields how many images are encoded, where that takes long. Raises DataError."""
+        file, header, out = self._file, self._header, self._file.out
+        if self.done != header.shape[0]:
+            raise DataError(f"{out}: {self.done} images came, {header.shape[0]} were announced")
+        with writing(out):
+            if isinstance(file, DatasetWriter):
+                _finish_dataset(file, header)
+            elif out.suffix == ".npy":
+                file.name(npy_header(header.shape))
+            else:
+                if self._layout is not None:
+                    write_grid(out, file.block(), self._layout)
+                elif out.suffix:
+                    arrays: dict[str, Any] = {"arr_0": file.block()}
+                    if header.labels is not None:
+                        arrays["arr_1"] = header.labels.astype("<i8")
+                    with new_file(out) as archive:
+                        np.savez(archive, **arrays, about=np.array(header.about_json))
+                else:
+                    yield from _write_folder(out, file.block())
+                file.discard()
+
+
+Sink = StreamSink | FileSink
+
+
+def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
+    """Make an elbo-dataset with the array `seeds` and the attribute `samples`, JSON on how they were drawn."""
+    labels, names = header.labels, header.class_names
+    if labels is None:  # a dataset must have labels: of one class, they tell nothing
+        labels, names = np.zeros(header.shape[0], np.int64), ["all"]
+    about = {"num_classes": len(names), "image_size": header.shape[1], "elbo_version": __version__}
+    about |= {"command": header.about.get("command", ""), "samples": header.about_json}
+    file.finish({"labels": labels, "seeds": header.seeds}, {"class_names": names}, about)
+
+
+def _write_folder(out: Path, images: np.ndarray) -> Iterator[int]:
+    """Write a PNG for each image, named by its number. Yields how many are written."""
+    names = png_names(len(images))
+    with new_folder(out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
+        for start in range(0, len(images), PNGS):
+            stop = min(start + PNGS, len(images))
+            list(pool.map(lambda index: picture(images[index]).save(folder / names[index]), range(start, stop)))
+            yield stop
+
+
+def open_stream(path: Path) -> IO[bytes] | None:
+    """Open a device or a pipe that lies at a path, for an NPY stream; None when there is none. Raises DataError."""
+    with writing(path):
+        return open(path, "wb", buffering=0) if streams(path) else None
+
+
+@contextlib.contextmanager
+def open_samples(
+    target: Path | IO[bytes], header: SamplesHeader, overwrite: bool = False, wait: float = 0
+) -> Iterator[Sink]:
+    """Open a binary stream, or a path whose suffix says the format (none: a folder of PNGs), for images to come.
+
+    overwrite: replace what is there, and forget an unfinished file made with other settings. wait: seconds, for another
+    process to leave the file. Raises UsageError for another suffix, an existing file, other settings, a grid of too
+    many, or a scale of what is no grid; DataError for a full disk.
+    """
+    if header.scale and not (isinstance(target, Path) and target.suffix == ".png"):
+        raise UsageError("--scale enlarges a grid, and this is none; leave it out, or add -o FILE.png")
+    if not isinstance(target, Path):
+        yield StreamSink(target, header)
+        return
+    if target.suffix not in SUFFIXES:
+        named = ", ".join(filter(None, SUFFIXES))
+        raise UsageError(f"{target}: unknown format {target.suffix!r}; use {named}, a folder name, or - for a stream")
+    if not target.suffix:
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+    count, *row = header.shape
+    layout = _grid_layout(target, header) if target.suffix == ".png" else None
+    # The disk for what is made of the rows is claimed too.
+    rows = BlockLayout(IMAGES, tuple(row), 0 if target.suffix in (".npy", ".h5") else 2 * math.prod(row) + FILE_BYTES)
+    if target.suffix == ".h5":
+        file: Resumable = DatasetWriter(target, rows, count, header.identity)
+    else:
+        offset = len(npy_header(header.shape)) if target.suffix == ".npy" else 0
+        file = Resumable(target, rows, offset, count, header.identity)
+    with file.held(overwrite, wait):
+        yield FileSink(file, header, layout)
+
+
+def _grid_layout(out: Path, header: SamplesHeader) -> Layout:
+    """Lay out one PNG that shows all, by class. Raises UsageError when they are too many or too large for that."""
+    count, height, width, _ = header.shape
+    if count > LARGEST_GRID:
+        raise UsageError(f"{out}: a grid of {count} images is not a picture; use a folder, .npy, .npz or .h5")
+    layout = lay_out(height, width, rows_of_classes(count, header.labels, header.class_names), header.scale)
+    layout.check(out)
+    return layout

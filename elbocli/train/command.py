@@ -213,12 +213,12 @@ def train(
     Settings come from options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
     dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
     """
-    from elbocli.cli.progress_bar import say, show
+    from elbocli.cli.progress_bar import say
     from elbocli.files.dataset import Dataset
     from elbocli.run import folder, settings
     from elbocli.run.initial import Initial, initial_of
     from elbocli.runtime.processes import joined
-    from elbocli.train import held_out, log_targets, loop
+    from elbocli.train import log_targets, loop, validate
 
     options["ema"] = options["ema"] or None
     basis = settings.Basis.of(*config) if config else folder.basis_of(out, data is not None, options["preset"])
@@ -238,10 +238,10 @@ def train(
         with world.together():
             dataset = Dataset(data or _found(basis, initial), latents=True)
             resolved = settings.resolve(options, dataset, basis, initial)
-            held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
+            validate.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         for note in resolved.notes:
             say(note)
-        show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite))
+        loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite)
     if world.first:
         click.echo(os.fsencode(out))  # for a script, which needs the name itself
 

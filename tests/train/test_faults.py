@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from elbocli.runtime.signals import ORPHAN, Ending, Signals, catching_signals
 from forks import quick
 from heard import heard
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +24,7 @@ from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
+from elbocli.runtime.background import ORPHAN, Ending, Signals, catching_signals
 from elbocli.train import loop
 from elbocli.train.batches import Batches
 from elbocli.train.state import TrainState

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import World, full_tensor
 from elbocli.sample import draw
 from elbocli.train import loop
-from elbocli.train.replicated import Replica
+from elbocli.train.parallel import Parallel
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -56,8 +57,9 @@ def losses(data: Dataset, device: str, steps: int, **options: Any) -> list[float
 
 def trained(data: Dataset, out: Path, device: str, **options: Any) -> list[float]:
     """A run as `elbo train` makes it; the losses of its log."""
-    reports = loop.run(data, out, resolved(data, device, **options))
-    return [report.values["loss"] for report in reports if report.values]
+    loop.run(data, out, resolved(data, device, **options))
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 def untrained(data: Dataset, out: Path, settings: Resolved) -> Path:
@@ -99,8 +101,6 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
 
     The sharded one is run twice, so that it is seen to be whole again after a step.
     """
-    from elbocli.train.sharded import Sharded
-
     found = []
     with alone_in_a_group(device) as world:
         shape = (4, config.image_channels, config.image_size, config.image_size)
@@ -110,7 +110,7 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
             network = build(config)
             for parameter in network.parameters():  # a new network's last layers are zero, and so would gradients be
                 torch.nn.init.normal_(parameter, 0, 0.1)
-            spread = Sharded(network, world, precision) if sharded else Replica(network, world)
+            spread = Parallel(network, world, precision, sharded)
             z = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(world.device)
             labels = torch.arange(4, device=world.device) % config.num_classes if config.num_classes else None
             for _ in range(2 if sharded else 1):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from heard import heard
 from signalled import end_with
 
 from elbocli.errors import ElboError
@@ -27,10 +28,12 @@ from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.run.initial import open_initial
 from elbocli.runtime.processes import World, joined
-from elbocli.train import loop, preview
+from elbocli.train import loop, recorder
 from elbocli.train.batches import Batches
 
-preview.PREVIEW = replace(preview.PREVIEW, steps=4)  # whoever trains in several processes doesn't ask how well it draws
+recorder.PREVIEW = replace(
+    recorder.PREVIEW, steps=4
+)  # whoever trains in several processes doesn't ask how well it draws
 
 
 def started(size: int, work: Callable[[World], Any]) -> list[int]:
@@ -126,11 +129,17 @@ def trained(
     with world.together():
         initial = open_initial(Path(init)) if init else None
         resolved = settings.resolve(options, dataset, initial=initial)
-    for report in loop.run(dataset, Path(out), resolved, world, log_to=log_to):
-        if report.done is not None and report.done == killed:
+    reached: set[int] = set()
+
+    def counted(done: int, *_: Any) -> None:
+        if done == killed:
             os._exit(0)
-        if report.done is not None and report.done == told and world.rank == world.size - 1:
+        if done == told and world.rank == world.size - 1 and done not in reached:
             os.kill(os.getpid(), signal.SIGUSR1)
+        reached.add(done)
+
+    with heard(counted):
+        loop.run(dataset, Path(out), resolved, world, log_to=log_to)
 
 
 if __name__ == "__main__":

@@ -48,9 +48,8 @@ DOORS = {
     ("train", "sample.draw"): "previews are drawn as `elbo sample` draws",
     ("grid", "sample.denoise"): "a grid is made for the guided denoiser that `elbo sample` walks with",
     ("train", "sample.denoise"): "previews of latents are decoded as `elbo sample` decodes",
-    ("bound", "train.held_out"): "a network's own images are those that training did not hold out",
-    ("optimum", "train.held_out"): "the images of a run are those that training did not hold out",
-    ("bound", "train.batches"): "images are normalised as in training",
+    ("optimum", "train.batches"): "the images of a run are those that training did not hold out",
+    ("bound", "train.batches"): "images are normalised, and held out, as in training",
     ("report", "evaluate.result"): "the page reads what `elbo eval` found",
     ("report", "evaluate.settings"): "the page says what a protocol is",
     ("compare", "evaluate.result"): "it compares what `elbo eval` found",
@@ -200,7 +199,7 @@ def test_each_rule_notices_who_breaks_it(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("train/preview.py", "from elbocli.sample.draw import draw"),
+        ("train/recorder.py", "from elbocli.sample.draw import draw"),
         ("train/command.py", "def train():\n    import torch"),
         ("train/command.py", "import click\nprint(1)"),
         ("core/loss.py", "import torch\ntorch._C"),

@@ -46,7 +46,7 @@ from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.edm2 import EDM2Config
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
-from elbocli.train import memory, plan
+from elbocli.train import plan
 
 
 def be_ordinary() -> None:
@@ -135,16 +135,16 @@ def run(
 
 def remember_steps(folder: Path) -> None:
     """Have all processes share what steps were found to need, in files of that folder."""
-    count, own = memory.measure_step, (UNetConfig, UViTConfig, EDM2Config, DiTConfig)
+    count, own = plan.measure_step, (UNetConfig, UViTConfig, EDM2Config, DiTConfig)
 
-    def measured(config: NetworkConfig, precision: str, **how: bool) -> memory.StepMemory:
+    def measured(config: NetworkConfig, cuda: bool) -> plan.Step:
         if type(config) not in own:  # what is called alike elsewhere may be another network
-            return count(config, precision, **how)
-        path = folder / hashlib.sha256(repr((config, precision, sorted(how.items()))).encode()).hexdigest()
+            return count(config, cuda)
+        path = folder / hashlib.sha256(repr((config, cuda)).encode()).hexdigest()
         with suppress(OSError, EOFError, pickle.UnpicklingError):
-            found: memory.StepMemory = pickle.loads(path.read_bytes())
+            found: plan.Step = pickle.loads(path.read_bytes())
             return found
-        found = count(config, precision, **how)
+        found = count(config, cuda)
         with suppress(OSError):
             path.write_bytes(pickle.dumps(found))
         return found

@@ -26,7 +26,7 @@ from elbocli.files import losslog
 from elbocli.files.reading import reading
 from elbocli.files.results import read_optimum
 from elbocli.runtime.progress import log, progress
-from elbocli.train.held_out import training_rows
+from elbocli.train.batches import training_rows
 
 ENOUGH = 64
 """Images from which on an error is trusted."""

@@ -26,7 +26,7 @@ from elbocli.run.settings import run_settings
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.device import choose_device
 from elbocli.runtime.progress import log, progress
-from elbocli.train.held_out import training_rows
+from elbocli.train.batches import training_rows
 from elbocli.version import __version__
 
 NOISES = 2

@@ -1,7 +1,8 @@
-"""All that chance decides of a training step: its images, labels and noise on the device, its times, its dropout."""
+"""All that chance decides of a run: images held out, and each step's images, labels, noise, times and dropout."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,39 @@ from elbocli.files.dataset import ENCODED, Dataset
 from elbocli.files.latents import LatentSpace
 from elbocli.nn.autoencoder import affine
 from elbocli.run.settings import Resolved
+from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import pinned, sent
-from elbocli.train.held_out import training_rows
 
 AHEAD_BYTES = 16 << 20
 """Least size of plain batches that another thread gathers. Those of 3 MB, which take 0.4 ms, became slower by it."""
+LEAST_HELD_OUT = 2
+"""A standard error needs two images."""
+
+
+def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that --val-split leaves to train on and those that it holds out, both rising, int64.
+
+    An image and its mirror image stay on one side. Raises UsageError when the number splits a pair, or leaves too few.
+    """
+    space, count, n = dataset.latent_space, len(dataset), settings.val_split
+    together = 2 if space is not None and space.mirrored else 1
+    if n % together:
+        raise UsageError(f"--val-split {n}: the dataset holds each image and its mirror image; take an even number")
+    if not LEAST_HELD_OUT <= n < count:
+        raise UsageError(
+            f"--val-split {n}: expected at least {LEAST_HELD_OUT}, and fewer than the dataset's {count} images"
+        )
+    chosen = Stream(settings.seed, "held-out").permutation(0, count // together)[: n // together]
+    out = np.zeros((count // together, together), bool)
+    out[chosen] = True
+    rows = np.arange(count, dtype=np.int64)
+    return rows[~out.ravel()], rows[out.ravel()]
+
+
+def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
+    """Return the rows of the dataset that a run may train on; None for all. Raises UsageError."""
+    return split_rows(settings, dataset)[0] if settings.val_split else None
 
 
 def channels_first(pixels: Tensor) -> Tensor:
@@ -71,7 +99,7 @@ class Posterior:
 class Batches:
     """Images, labels, times and noise of any step: functions of the run's seed and the step alone.
 
-    Images come by a permutation of (seed, epoch) and a counter. parts: the positions in a step's batch that this process
+    masks: of dropout, a seed by step. Images come by a permutation of (seed, epoch) and a counter. parts: the positions in a step's batch that this process
     works on, in as many goes as there are ranges. The content of a position depends on neither; dropout's masks do.
     """
 
@@ -79,7 +107,7 @@ class Batches:
         settings = self.settings = resolved.settings
         self.dataset, self.batch, self.device = dataset, settings.batch, device
         self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
-        self._order, self._flips, self._drops, self._noise, self._eta, self._t, self._masks = (
+        self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
             Stream(settings.seed, name)
             for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
@@ -87,34 +115,22 @@ class Batches:
         self._count = len(dataset) if self._rows is None else len(self._rows)
         space = dataset.latent_space
         self._posterior = None if space is None else Posterior(space, device)
-        self._shuffled = (-1, np.empty(0, np.int64))
+        self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, self._count))
         self.parts = parts or [range(self.batch)]
         largest = max(map(len, self.parts))
         large = self.dataset.batch(np.arange(1)).nbytes * largest >= AHEAD_BYTES
         ahead = large or self.dataset.kind == ENCODED or self.device.type != "cpu"
         self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched
-        self._ready: dict[int, Fetched] = {}
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the dataset for a step, [batch]."""
-        count = self._count
-        position = np.arange(step * self.batch, (step + 1) * self.batch)
-        rows = np.empty(self.batch, np.int64)
-        for epoch in range(position[0] // count, position[-1] // count + 1):
-            shuffled = self._shuffled  # one look: another thread may be in another epoch
-            if epoch != shuffled[0]:
-                shuffled = self._shuffled = (epoch, self._order.permutation(epoch, count))
-            mine = position // count == epoch
-            rows[mine] = shuffled[1][position[mine] % count]
+        epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), self._count)
+        rows = np.concatenate([self._shuffled(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
         return rows if self._rows is None else self._rows[rows]
 
     def times(self, step: int) -> Tensor:
         """t of a step's images, [batch] float64 in [0, 1), on the CPU."""
         return times(self._t, step, self.batch, self.settings.t_sampling)
-
-    def dropout_seed(self, step: int, which: int) -> int:
-        """The seed of the masks for a part of a step."""
-        return self._masks.seed(step) + self.parts[which].start
 
     def _fetched(self, index: int) -> Fetched:
         """Part `index` of all parts of all steps: everything that takes the host time."""
@@ -135,18 +151,12 @@ class Batches:
         eps = pinned(self._noise.normal(places, (height, width, channels)), self.device)
         return Fetched(rows, pinned(torch.from_numpy(stored), self.device), eta, eps)
 
-    def ready(self, step: int) -> None:
-        """Have all parts of a step fetched, so that `at` can't fail. Raises DataError."""
-        first = step * len(self.parts)
-        self._ready = {index: self._fetch(index) for index in range(first, first + len(self.parts))}
-
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """(x [n,C,H,W], ε [n,C,H,W], labels [n] with −1 where dropped, or None) of a part of a step, on the device.
 
         Pixels are in [-1, 1].
         """
-        index = step * len(self.parts) + which
-        rows, stored, eta, eps = self._ready.pop(index) if index in self._ready else self._fetch(index)
+        rows, stored, eta, eps = self._fetch(step * len(self.parts) + which)
         if self._posterior is None or eta is None:
             x = normalised(stored, self.device)
         else:

@@ -148,13 +148,12 @@ def train(
     Settings come from options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
     dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
     """
-    from elbocli.cli.progress_bar import show
     from elbocli.files.dataset import Dataset
     from elbocli.files.reading import yaml_text
     from elbocli.run import folder, settings
     from elbocli.run.initial import dataset_for, initial_of
     from elbocli.runtime.processes import joined
-    from elbocli.train import held_out, log_targets, loop, plan
+    from elbocli.train import log_targets, loop, plan, validate
 
     known, asked = settings.read_options(config, {**options, "ema": options["ema"] or None}, words)
     data, init = data or asked.pop("data", None), init or asked.pop("init", None)
@@ -178,7 +177,7 @@ def train(
         with world.together():
             dataset = Dataset(data or dataset_for(known, initial), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
-            held_out.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
-        show(loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite))
+            validate.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
+        loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite)
     if world.first:
         click.echo(os.fsencode(out))  # for a script, which needs the name itself

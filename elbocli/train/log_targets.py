@@ -3,120 +3,127 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from elbocli.errors import UsageError
-from elbocli.files.recognise import check_outputs
+from elbocli.files.checkpoint import read_config
+from elbocli.files.outputs import check_outputs
+from elbocli.runtime.progress import log
 
 LINES = ".jsonl"
 
 
-class LogTarget:
+class Target(NamedTuple):
     """One such place, for one start of a run.
 
-    A kind of them overrides what it can do. Whatever its methods raise is told as a warning, and training goes on.
+    write: takes a step and the numbers of a line of metrics.jsonl. picture: takes a step and a preview, a PNG file. close:
+    ends, with all that was taken safe.
     """
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Take the numbers of a line of metrics.jsonl; those of validation begin with val_."""
-
-    def picture(self, step: int, path: Path) -> None:
-        """Take a preview, a PNG file."""
-
-    def close(self) -> None:
-        """End, with all that was taken safe."""
+    write: Callable[[int, Mapping[str, Any]], object]
+    picture: Callable[[int, Path], object]
+    close: Callable[[], object]
 
 
-class LinesFile(LogTarget):
-    """A file that gets the lines of metrics.jsonl. It only grows: steps that a run does again are in it again."""
+def open_lines(word: str, run: Path, step: int) -> Target:
+    """Open a file that gets the lines of metrics.jsonl. It only grows: steps that a run does again are in it again."""
+    file = open(word, "a")  # noqa: SIM115 - open as long as the run
 
-    def __init__(self, path: Path):
-        self._file = open(path, "ab")  # noqa: SIM115 - open as long as the run
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        print(json.dumps({"step": step, **values}), file=file, flush=True)
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a line. What there is no room for waits in the file's buffer, and comes before the next."""
-        self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    return Target(write, lambda *_: None, file.close)
 
 
-def _tensorboard(run: Path, step: int) -> LogTarget:
-    from elbocli.train.tensorboard import TensorBoard
+def open_tensorboard(word: str, run: Path, step: int) -> Target:
+    """Open a file of events in run/tensorboard. Readers forget what the files before it say of later steps."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    return TensorBoard(run, step)
+    writer = SummaryWriter(str(run / word), purge_step=step + 1)
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if value is not None and math.isfinite(value):
+                group, name = ("val", key.removeprefix("val_")) if key.startswith("val_") else ("train", key)
+                writer.add_scalar(f"{group}/{name}", value, step)
+
+    def picture(step: int, path: Path) -> None:
+        with Image.open(path) as sheet:
+            writer.add_image("samples", np.atleast_3d(np.asarray(sheet)), step, dataformats="HWC")
+
+    return Target(write, picture, writer.close)
 
 
-def _wandb(run: Path, step: int) -> LogTarget:
-    from elbocli.train.wandb import WeightsAndBiases
+def open_wandb(word: str, run: Path, step: int) -> Target:
+    """Open the W&B run of the same id as elbo's run, which goes on when that one does.
 
-    return WeightsAndBiases(run)
+    W&B's own variables come before what is chosen here, such as WANDB_MODE: offline keeps all in the run's folder until
+    `wandb sync`. Numbers are over `step`, so that what a run does again is not refused.
+    """
+    import wandb
+
+    config = read_config(run)
+    # Without console and git: it would take over both streams, and search the folders above for a repository.
+    chosen = {"project": "elbo", "name": run.resolve().name, "dir": run}
+    chosen |= {"console": "off", "disable_git": "true", "disable_code": "true"}
+    for key, value in chosen.items():
+        os.environ.setdefault(f"WANDB_{key.upper()}", str(value))
+    told = wandb.init(id=config.run_id, resume="allow", config=config.json(), allow_val_change=True)
+    told.define_metric("*", step_metric="step")
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        told.log({"step": step, **{key: value for key, value in values.items() if value is not None}})
+
+    def picture(step: int, path: Path) -> None:
+        told.log({"step": step, "samples": wandb.Image(str(path))})
+
+    return Target(write, picture, told.finish)
 
 
-PACKAGES: dict[str, Callable[[Path, int], LogTarget]] = {"tensorboard": _tensorboard, "wandb": _wandb}
-"""Name of a package, and of the extra that brings it → (run's folder, step that the run goes on after) → target."""
+PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
+"""Name of a package, and of the extra that brings it → (word, run's folder, step that the run goes on after) → target."""
 
 
 def check(words: Iterable[str], run: Path) -> None:
     """Raise UsageError for a word that names no target, one whose package isn't installed, or a file of another kind."""
     for word in words:
-        if word not in PACKAGES and not word.endswith(LINES):
-            raise UsageError(
-                f"--log-to {word}: expected {', '.join(PACKAGES)} or the path of a file that ends in {LINES}"
-            )
-        if word in PACKAGES and find_spec(word) is None:
-            raise UsageError(
-                f"--log-to {word}: {word} is not installed; get it with pip install 'elbocli[{word}]', or leave it out"
-            )
-        if word not in PACKAGES:
+        if word in PACKAGES:
+            if find_spec(word) is None:
+                raise UsageError(f"--log-to {word}: not installed; get it with pip install 'elbocli[{word}]'")
+        elif word.endswith(LINES):
             check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)
+        else:
+            raise UsageError(f"--log-to {word}: expected {', '.join(PACKAGES)} or the path of a {LINES} file")
 
 
 class LogTargets:
-    """All targets of one start of a run that goes on after `step`. None of them can end training.
+    """All targets of one start of a run that goes on after `step`. One that fails is a warning, and gets nothing more."""
 
-    What one can't take is told to `warn`, once while it lasts. Raises UsageError for a run whose name one can't write.
-    """
-
-    def __init__(self, words: Iterable[str], run: Path, step: int, warn: Callable[[str], None]):
-        self._warn = warn
-        self._told: dict[str, str] = {}
-        self._targets: dict[str, LogTarget] = {}
+    def __init__(self, words: Iterable[str], run: Path, step: int):
+        self._targets: dict[str, Target] = {}
         for word in words:
-            try:
-                self._targets[word] = PACKAGES[word](run, step) if word in PACKAGES else LinesFile(Path(word))
-            except UsageError:
-                raise
-            except Exception as error:  # a package's own
-                self._tell(word, f"{error}; nothing goes there in this start of the run")
+            with self._warning(word):
+                self._targets[word] = PACKAGES.get(word, open_lines)(word, run, step)
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Give all of them numbers."""
-        self._each(lambda target: target.write(step, values))
+    @contextmanager
+    def _warning(self, word: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a package's own
+            log.warning("--log-to %s: %s; nothing more goes there in this start of the run", word, error)
+            self._targets.pop(word, None)
 
-    def picture(self, step: int, path: Path) -> None:
-        """Give all of them a preview."""
-        self._each(lambda target: target.picture(step, path))
-
-    def close(self) -> None:
-        """End all of them."""
-        self._each(lambda target: target.close())
-
-    def _each(self, act: Callable[[LogTarget], None]) -> None:
-        for word, target in self._targets.items():
-            try:
-                act(target)
-            except Exception as error:  # a package's own
-                self._tell(word, str(error))
-            else:
-                self._told.pop(word, None)
-
-    def _tell(self, word: str, trouble: str) -> None:
-        if trouble != self._told.get(word):
-            self._warn(f"--log-to {word}: {trouble}")
-        self._told[word] = trouble
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of all targets."""
+        for word, target in list(self._targets.items()):
+            with self._warning(word):
+                getattr(target, method)(*arguments)

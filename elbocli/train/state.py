@@ -9,53 +9,47 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, followed
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.training import LR_DECAYS
-from elbocli.errors import FormatError, NonFiniteError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
+from elbocli.files.reading import one_line, reading
 from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import build
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import Precision, choose_device
 from elbocli.runtime.processes import World, full_tensor, sharded_like, to_local
+from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches
-from elbocli.train.micro_batch import gauge_of, micro_batch, part, split
-from elbocli.train.nonfinite import Findings, Guard, GuardState
-from elbocli.train.replicated import distribute
+from elbocli.train.parallel import Parallel, micro_batch, split
 
 K = TypeVar("K")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, which are shaped like the weights."""
-
-
-def kept_buffers(network: nn.Module) -> list[str]:
-    """Names of a network's buffers that checkpoints hold beside its weights: those of floats in its state_dict."""
-    kept = network.state_dict()
-    return [name for name, each in network.named_buffers() if name in kept and each.is_floating_point()]
+FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
+"""The loss scale of fp16 as torch.amp.GradScaler has it; a gradient that isn't finite at the least isn't so by its scale."""
 
 
 class Interval(NamedTuple):
     """Sums and means of some steps, the same in every process.
 
     sums: [3, bins] count, sum and sum of squares of the ε error. loss, grad_norm: means per image and per step, NaN when
-    every step was left out. skipped: steps left out since the run began.
+    every step was left out.
     """
 
     sums: Tensor
     loss: float
     grad_norm: float
-    skipped: int
 
 
 class TrainState:
     """A network, its optimizer and its averages, replicated or sharded; the schedule, sums and counters beside them.
 
-    compiled: how the network was compiled, in words. warnings: of what could not be done.
+    compiled: how the network was compiled, in words.
     Raises UsageError when the batch can't be shared, DataError when not even one image fits into a device's memory.
     """
 
@@ -67,56 +61,65 @@ class TrainState:
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
-        buffers = kept_buffers(network)
-        self.spread = distribute(network, world, settings.parallel, settings.precision)
-        betas, eps, decay = (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
-        self.optimizer = torch.optim.AdamW(network.parameters(), settings.lr, betas, eps, decay, fused=True)
+        kept = network.state_dict()
+        buffers = [name for name, each in network.named_buffers() if name in kept and each.is_floating_point()]
+        sharded = settings.parallel == "fsdp" and world.size > 1
+        self.spread = Parallel(network, world, settings.precision, sharded)
+        betas = 0.9, settings.beta2
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), settings.lr, betas, settings.adam_eps, settings.weight_decay, fused=True
+        )
         self.live: dict[str, Tensor] = dict(network.named_parameters())
         self.live |= {name: network.get_buffer(name) for name in buffers}  # nothing shards them
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(resolved.averages, self.live)
-        self.guard = Guard(world, False, settings.precision == "fp16")
+
         share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()
-        gauge = gauge_of(self.device)
-        most = settings.micro_batch or micro_batch(self.spread, resolved.network, world, share, autocast, gauge)
+        most = settings.micro_batch or share
+        if not settings.micro_batch and self.device.type == "cuda":
+            most = micro_batch(self.spread, share, autocast)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
-        self.compiled, self.warnings = "", list[str]()
+        self.compiled = ""
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             self._compile(autocast)
-        low, high = settings.logsnr_min, settings.logsnr_max
-        self.edges = bin_edges(low, high)
-        self.sums = BinSums(low, high, device=self.device, finite=self.guard.skip)
-        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        if world.size > 2 and not sharded:
+            # DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
+            # whose last bits would then tell where a run was interrupted.
+            self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]), autocast, last=True)
+            self.optimizer.zero_grad()
+
+        self.scaled = settings.precision == "fp16"
+        zeros = torch.zeros(8, dtype=torch.float64, device=self.device)
+        self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
+        """The factor of the loss, and steps since it last changed."""
+        self.first_bad = zeros[2:5]
+        """Number, loss and gradient norm of the first step that wasn't finite; zeros while there was none."""
+        self.totals = zeros[5:]
         """Losses of all images, gradient norms, and number, of the updates since the last interval."""
+        low, high = settings.logsnr_min, settings.logsnr_max
+        self.edges, self.sums = bin_edges(low, high), BinSums(low, high, device=self.device)
         self.weighting, self.prediction = resolved.weighting, resolved.prediction
         fixed = resolved.schedule
-        adapts = fixed is None or self.weighting.learned
-        self.online = AdaptiveSchedule(self.edges) if adapts else None
+        self.online = AdaptiveSchedule(self.edges) if fixed is None or self.weighting.learned else None
         self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
         self._adapt()
         self.steps_done = 0
 
     def _compile(self, autocast: torch.autocast) -> None:
-        """Compile the network and try a pass, after the search for parts. Where any process fails, none is compiled."""
-        trouble, parts = "", self.batches.parts
+        """Compile the network and try a pass. Where any process fails, a warning says so, and none is compiled."""
+        trouble, images = "", len(self.batches.parts[0])
         try:
-            self.compiled = self.spread.compile(len(parts))
-            with self.spread.accumulating(last=False):
-                part(self.spread.to_try(), self.resolved.network, len(parts[0]), self.device, autocast)
+            self.compiled = self.spread.compile(len(self.batches.parts))
+            self.spread.try_pass(self.spread.stand_in(compiled=True), images, autocast)
         except Exception as error:
-            trouble = " ".join(str(error).split())[:200] or type(error).__name__
+            trouble = one_line(error)
         self.optimizer.zero_grad()
         gc.collect()  # sharded networks are circles
-        troubles = self.world.all(trouble)
-        if not any(troubles):
-            return
-        self.compiled = ""
-        for module in self.network.modules():
-            module._compiled_call_impl = None
-        rank, why = next((rank, why) for rank, why in enumerate(troubles) if why)
-        self.warnings.append(
-            f"not compiled, which takes longer{f' (rank {rank})' if rank else ''}: {why}; --no-compile asks for no compiler"
-        )
+        if trouble := next(filter(None, self.world.all(trouble)), ""):
+            self.compiled = ""
+            for module in self.network.modules():
+                module._compiled_call_impl = None
+            log.warning("not compiled, which takes longer: %s; --no-compile asks for no compiler", trouble)
 
     @property
     def images(self) -> int:
@@ -133,28 +136,24 @@ class TrainState:
         self.spread.changed()
         self.network.train()
 
-    def check(self) -> int:
-        """Return how many steps were skipped. Waits for the device. Raises NonFiniteError, in all alike, naming λ and image."""
-        found = self.guard.look()
-        if found.worst is not None:
-            raise self._not_finite(found)
-        return found.skipped
+    def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
+        """Return whether to leave out this update, a bool on the device: it isn't finite, or an earlier one wasn't.
 
-    def _not_finite(self, found: Findings) -> NonFiniteError:
-        assert found.worst is not None
-        step, place, logsnr, loss, norm, _ = found.worst
-        share = World(found.rank, self.world.size).share(self.settings.batch)
-        image = self.batches.indices(int(step) - 1)[share[int(place)]]
-        what = f"loss {loss:g}" if found.bad else f"gradient norm {norm:g}, largest loss {loss:g}"
-        kept = "the weights before this step are kept; lower --lr or raise --warmup"
-        return NonFiniteError(
-            f"step {int(step)}: {what} at logsnr {logsnr:.4g} (image {image} of the dataset, "
-            f"{found.bad} of {self.settings.batch} losses not finite); {kept}"
-        )
+        total, norm: float64 scalars, the loss of all images and the gradient's norm without the scale. So the weights
+        stay those before the first bad step until the host looks. The scale of fp16 falls where it made the gradient overflow.
+        """
+        overflow = ~norm.isfinite()
+        bad = ~total.isfinite() | (overflow & (self.scale < LEAST_SCALE) if self.scaled else overflow)
+        now = torch.stack([torch.full_like(norm, self.steps_done + 1), total, norm])
+        self.first_bad = torch.where(bad & (self.first_bad[0] == 0), now, self.first_bad)
+        if self.scaled:
+            unbroken, scale = torch.where(overflow, 0, self.unbroken + 1), self.scale
+            self.scale = torch.where(overflow, scale / 2, torch.where(unbroken == GROWTH_INTERVAL, scale * 2, scale))
+            self.unbroken = unbroken % GROWTH_INTERVAL
+        return (self.first_bad[0] > 0) | overflow
 
     def interval(self) -> Interval:
-        """Return sums and means since the last call, and adapt what follows them. Waits for the device. Raises NonFiniteError."""
-        skipped = self.check()
+        """Return sums and means since the last call, and adapt what follows them. Waits for the device."""
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
         loss, norm, steps = self.totals.tolist()
@@ -162,25 +161,20 @@ class TrainState:
         if self.online is not None:
             self.online.update(sums)
             self._adapt()
-        if not steps:
-            return Interval(sums, math.nan, math.nan, skipped)
-        return Interval(sums, loss / steps / self.settings.batch, norm / steps, skipped)
+        steps = steps or math.nan
+        return Interval(sums, loss / steps / self.settings.batch, norm / steps)
 
     def _adapt(self) -> None:
         """Let the schedule, or the weighting, follow the errors that are remembered; the other is fixed, or both are."""
         now = self.weighting, self.schedule, self.prediction, self.settings.floor
         self.weighting, self.schedule = followed(self.online, *now)
 
-    def copies(self, files: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Return whole copies on the CPU of weights by file, which later steps don't change; in the first process.
+    @torch.no_grad()
+    def copies(self, tensors: dict[K, Tensor]) -> dict[K, Tensor]:
+        """Return whole copies on the CPU, which later steps don't change, in the first process; nothing in the others.
 
         All processes must ask. Waits for the device.
         """
-        return {file: self._copies(tensors) for file, tensors in files.items()}
-
-    @torch.no_grad()
-    def _copies(self, tensors: dict[K, Tensor]) -> dict[K, Tensor]:
-        """Return whole copies on the CPU in the first process, nothing in the others. All processes must ask."""
         copies = {}
         for name, tensor in tensors.items():
             whole = full_tensor(tensor)
@@ -190,17 +184,12 @@ class TrainState:
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (weights by file, content of state.pt), as `copies` does."""
-        weights = self.copies({"model": self.live, **self.ema.named})
-        optimizer = self.optimizer.state_dict()
-        updated = optimizer["state"]  # by index of the weight; empty before the first update
-        moments = {key: self._copies({index: one[key] for index, one in updated.items()}) for key in MOMENTS}
-        optimizer["state"] = {
-            index: {"step": updated[index]["step"].cpu().clone(), **{key: moments[key][index] for key in MOMENTS}}
-            for index in moments["exp_avg"]
-        }
+        weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema.named}.items()}
+        optimizer = self.optimizer.state_dict()  # by index of the weight; empty before the first update
+        optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
             "optimizer": optimizer,
-            "guard": {name: value.cpu().clone() for name, value in self.guard.state._asdict().items()},
+            "guard": {"scale": self.scale.cpu().clone(), "unbroken": self.unbroken.cpu().clone()},
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
             "totals": self.totals.cpu().clone(),
             "online": None if self.online is None else self.online.state.clone(),
@@ -225,33 +214,25 @@ class TrainState:
     def restore(self, saved: store.Checkpoint) -> None:
         """Go on from a checkpoint, whatever number of processes wrote it. Raises FormatError when it doesn't fit."""
         state = saved.state()
-        try:
-            self._load(self.live, saved.weights("model"))
-            for shadow in self.ema:
-                self._load(shadow.tensors, saved.weights(shadow.name))
+        with reading(f"{saved.path}: doesn't fit this run"):
+            for name, tensors in {"model": self.live, **self.ema.named}.items():
+                whole = saved.weights(name)
+                for key, tensor in tensors.items():
+                    tensor.copy_(sharded_like(whole[key], tensor))
             optimizer, weights = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
                 for key in MOMENTS:
                     # Fused optimizers go through memory as it lies, so it must lie as the weights do.
                     one[key] = torch.empty_like(weights[index]).copy_(sharded_like(one[key], weights[index]))
             self.optimizer.load_state_dict(optimizer)
-            self.guard.state = GuardState(**{key: value.to(self.device) for key, value in state["guard"].items()})
-            self._take(self.sums.values, state["sums"])
+            self.scale, self.unbroken = (state["guard"][key].to(self.device) for key in ("scale", "unbroken"))
+            by_rank = state["sums"]
+            if len(by_rank) == self.world.size:
+                self.sums.values.copy_(by_rank[self.world.rank])
+            elif self.world.first:  # there are more or fewer processes now
+                self.sums.values.copy_(by_rank.sum(0))
             self.totals.copy_(state["totals"])
             if self.online is not None:
                 self.online.state.copy_(state["online"])
                 self._adapt()
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise FormatError(f"{saved.path}: doesn't fit this run: {' '.join(str(error).split())[:200]}") from error
         self.steps_done = saved.step
-
-    def _load(self, tensors: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            tensor.copy_(sharded_like(whole[name], tensor))
-
-    def _take(self, mine: Tensor, by_rank: Tensor) -> None:
-        """Give each process back what it had; the first takes all when there are more or fewer processes now."""
-        if len(by_rank) == self.world.size:
-            mine.copy_(by_rank[self.world.rank])
-        elif self.world.first:
-            mine.copy_(by_rank.sum(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
 from elbocli.core.training import learning_rate
 from elbocli.core.weighting import Weighting
+from elbocli.errors import NonFiniteError
 from elbocli.runtime.device import Precision, seed_dropout, sent
 from elbocli.runtime.processes import to_local
 from elbocli.train.batches import Batches
@@ -40,16 +41,16 @@ def step_losses(
     level, send = logsnr[mine.start : mine.stop], partial(sent, device=device)
     x, eps, labels = batches.at(step, part)
     if batches.dropout:
-        seed_dropout(device, batches.dropout_seed(step, part))
+        seed_dropout(device, batches.masks.seed(step) + mine.start)
     with Precision(settings.precision, device).autocast():
         given = x, eps, labels, level, weighting, schedule, prediction, send
         return denoising_losses(network, *given)[:3]
 
 
 def update(state: TrainState) -> None:
-    """Do one optimizer update, or leave it out where it isn't finite, which `state.check` tells. Waits for no device."""
+    """Do one optimizer update, or leave it out where it isn't finite, which `check` tells. Waits for no device."""
     settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
-    step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.guard.state.scale, []
+    step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
         with spread.accumulating(last=part == parts - 1):
             loss, eps_error, logsnr = step_losses(
@@ -60,7 +61,7 @@ def update(state: TrainState) -> None:
         seen.append((loss.detach(), logsnr, eps_error))
     for _, logsnr, eps_error in seen:
         state.sums.add(logsnr, eps_error)
-    loss, logsnr, _ = (torch.cat(columns) for columns in zip(*seen))
+    loss = torch.cat([loss for loss, _, _ in seen])
     gradients = [to_local(weight.grad) for weight in state.live.values() if weight.grad is not None]
     # Not finite? The whole batch's loss and its gradient's norm are known to the device alone.
     squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
@@ -68,7 +69,7 @@ def update(state: TrainState) -> None:
         squares = torch.zeros_like(squares)  # replicas have the same gradients, shards have parts of them
     squares, total = world.added(torch.stack([squares, loss.double().sum()])).unbind()
     norm = squares.sqrt() / scale
-    left_out = state.guard.leaves_out(step, loss, logsnr, total, norm)
+    left_out = state.leaves_out(total, norm)
 
     # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
     optimizer.param_groups[0]["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup, state.lr_decay)
@@ -84,25 +85,25 @@ def update(state: TrainState) -> None:
     state.constrain(left_out)
 
 
-def rehearse(state: TrainState) -> float:
-    """Compute a step without consequences; return how many seconds a step takes, 0 where that isn't known.
+@torch.no_grad()
+def check(state: TrainState) -> None:
+    """Raise NonFiniteError, in all processes alike, when a step wasn't finite; it names λ and image. Waits for the device.
 
-    DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
-    whose last bits would then tell where a run was interrupted. Raises DataError, in all processes alike.
+    No step since then has changed the weights, so its losses are computed again to find the worst of them.
     """
-    timed = state.device.type == "cpu" and not state.compiled
-    if state.spread.sharded or not (timed or state.world.size > 2):
-        return 0.0
-    with state.world.together():
-        state.batches.ready(state.steps_done)
-    arguments, seconds = (state.weighting, state.schedule, state.prediction), 0.0
-    passes = 2 if timed and state.world.size == 1 else 1  # the first takes longer: it makes memory and kernels ready
-    for _ in range(passes):
-        begun = time.monotonic()
-        loss, _, _ = step_losses(state.spread.forward, state.batches, state.steps_done, 0, *arguments)
-        loss.sum().backward()
-        state.optimizer.zero_grad()
-        seconds = time.monotonic() - begun
-        if seconds > 1:
-            break
-    return seconds * len(state.batches.parts) if timed else 0.0
+    number, _, norm = state.first_bad.tolist()
+    if not number:
+        return
+    step, mine, batches = int(number) - 1, list[tuple[float, float, int]](), state.batches
+    how = state.weighting, state.schedule, state.prediction
+    for part, places in enumerate(batches.parts):
+        losses, _, levels = step_losses(state.spread.forward, batches, step, part, *how)
+        mine += zip(losses.tolist(), levels.tolist(), places)
+    found = [each for process in state.world.all(mine) for each in process]
+    bad = sum(not math.isfinite(loss) for loss, _, _ in found)
+    worst, logsnr, place = max(found, key=lambda each: (not math.isfinite(each[0]), each[0]))
+    what = f"loss {worst:g}" if bad else f"gradient norm {norm:g}, largest loss {worst:g}"
+    raise NonFiniteError(
+        f"step {int(number)}: {what} at logsnr {logsnr:.4g} (image {batches.indices(step)[place]} of the dataset, {bad} of "
+        f"{len(found)} losses not finite); the weights before this step are kept; lower --lr, or raise --warmup"
+    )

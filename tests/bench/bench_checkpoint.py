@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from statistics import median
 
@@ -13,7 +14,7 @@ from step_loops import step_of
 
 from elbocli.files import checkpoint as store
 from elbocli.run.settings import resolve
-from elbocli.train.saver import Saver
+from elbocli.runtime.background import Background
 from elbocli.train.state import TrainState
 
 ROUNDS = 15
@@ -28,19 +29,26 @@ def rows(small: bool) -> Iterator[Row]:
             run.mkdir()
             dataset = packed(Path(temporary), 8 if small else 32, 3)
             options = {"preset": preset, "batch": 2 if small else 32, "device": "cpu"}
-            state, saver = TrainState(resolve(options, dataset), dataset), Saver()
+            state, writer = TrainState(resolve(options, dataset), dataset), Background("saver")
             step = step_of(state)
 
-            def save(state: TrainState = state, saver: Saver = saver, run: Path = run) -> None:
+            writing: list[Future[Path]] = []
+
+            def save(
+                state: TrainState = state,
+                writer: Background = writer,
+                run: Path = run,
+                writing: list[Future[Path]] = writing,
+            ) -> None:
                 weights, rest = state.snapshot()
                 about, done = {"images": 0, "log_bytes": {}}, state.steps_done
-                saver.start(lambda: store.save(run, done, weights, rest, about))
+                writing.append(writer.start(lambda: store.save(run, done, weights, rest, about)))
 
             stalls, steps, written = [], [], []
             for _ in range(2 if small else ROUNDS):
                 steps.append(median(seconds(step) for _ in range(1 if small else 3)))
                 stalls.append(seconds(save))
-                written.append(seconds(saver.finish))  # as between two checkpoints there is time enough
+                written.append(seconds(writing[-1].result))  # as between two checkpoints there is time enough
             for name, times in (("stall", stalls), ("writing, in its thread", written)):
                 ratio = median(a / b for a, b in zip(times[1:], steps[1:]))
                 yield Row(f"checkpoint's {name}, {family} / step", median(times), median(steps), ratio, None)

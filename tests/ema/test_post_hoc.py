@@ -31,7 +31,9 @@ def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
 
 
 def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
-    return [report.message for report in loop.run(Dataset(dataset), out, resolved) if report.message]
+    with heard() as lines:
+        loop.run(Dataset(dataset), out, resolved)
+    return lines
 
 
 def make(*args: Any, **options: Any) -> tuple[dict[str, Any], list[str]]:

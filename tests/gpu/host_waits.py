@@ -60,7 +60,6 @@ def training(state: TrainState) -> Callable[[], None]:
     """A step whose images are there."""
 
     def step() -> None:
-        state.batches.ready(state.steps_done)
         update(state)
 
     return step

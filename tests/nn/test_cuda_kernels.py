@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from elbocli.run.preset_data import preset_data
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -17,8 +18,7 @@ from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
-from elbocli.run.settings import preset_data, resolve
-from elbocli.train.memory import as_autocast
+from elbocli.run.settings import resolve
 
 UNET = UNetConfig(16, 3, 10, channels=64, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 64, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
@@ -31,11 +31,18 @@ CONVOLUTIONS = {aten.convolution: 2, aten.convolution_backward: 3}
 """Tensors among the first arguments that cuDNN wants in one memory layout."""
 
 
+def as_autocast(func: Any, args: Any) -> Any:
+    """Return a function's arguments in the precision in which CUDA's autocast to bfloat16 runs it."""
+    if func in (F.linear, F.conv2d, F.scaled_dot_product_attention):
+        return [value.to(torch.bfloat16) if isinstance(value, Tensor) else value for value in args]
+    return (args[0].float(), *args[1:]) if func in (F.group_norm, F.layer_norm, F.rms_norm) else args
+
+
 class Card(TorchFunctionMode):
     """Run functions in the precision of CUDA's autocast, and attention by the kernel that CUDA takes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args = as_autocast(func, args, torch.bfloat16, cuda=True)
+        args = as_autocast(func, args)
         if func is F.scaled_dot_product_attention and all(q.stride(-1) == 1 and q.itemsize == 2 for q in args):
             return aten._scaled_dot_product_flash_attention(*args)[0]
         return func(*args, **(kwargs or {}))

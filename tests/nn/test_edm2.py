@@ -27,7 +27,6 @@ from elbocli.nn.networks.edm2 import (
 from elbocli.run.initial import open_initial
 from elbocli.run.settings import resolve
 from elbocli.train import loop
-from elbocli.train.restore import restore
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 
@@ -249,7 +248,7 @@ def test_a_run_in_pieces_ends_with_the_same_bits_and_its_checkpoint_has_the_freq
         "preview_every": 0,
     }
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
-        list(loop.run(Dataset(digits), tmp_path / name, resolve({**options, "steps": steps}, Dataset(digits))))
+        loop.run(Dataset(digits), tmp_path / name, resolve({**options, "steps": steps}, Dataset(digits)))
     for file in ("model", "ema-power-0.1"):
         whole, parts = (
             tmp_path / each / "checkpoints" / "step-00000004" / f"{file}.safetensors" for each in ("whole", "parts")
@@ -261,11 +260,11 @@ def test_a_run_in_pieces_ends_with_the_same_bits_and_its_checkpoint_has_the_freq
 def test_a_run_begun_from_another_has_its_frequencies_and_weights_of_unit_magnitude(digits, preset, tmp_path):
     """Whose seed draws others. Averages begin as they were, which the network uses alike."""
     data, options = Dataset(digits), {"preset": preset, "preview_every": 0}
-    list(loop.run(data, tmp_path / "first", resolve({**options, "steps": 3, "save_every": 3}, data)))
+    loop.run(data, tmp_path / "first", resolve({**options, "steps": 3, "save_every": 3}, data))
     source = open_initial(tmp_path / "first")
     run = TrainState(resolve({"seed": 5}, data, initial=source), data)
     drawn = run.live["conditioning.frequencies"].clone()
-    restore(run, tmp_path / "second", None)
+    run.begin(source.weights(run.resolved.network, run.resolved.data))
     had = load_file(source.source.checkpoint.path / "ema-power-0.1.safetensors")
     for name in ("conditioning.frequencies", "conditioning.phases"):
         assert torch.equal(run.live[name], had[name]) and torch.equal(run.ema[0].tensors[name], had[name])

@@ -303,7 +303,7 @@ def test_a_plug_ins_network_trains_resumes_samples_and_compiles(perceptron, digi
     preset.write_text("network: {family: perceptron, width: 16}\ntrain: {logsnr_min: -9, logsnr_max: 9, batch: 8}\n")
     options = {"preset": str(preset), "save_every": 2, "activation_checkpointing": True, "ema": 0.9, "preview_every": 0}
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
-        list(loop.run(Dataset(digits), tmp_path / name, resolve({**options, "steps": steps}, Dataset(digits))))
+        loop.run(Dataset(digits), tmp_path / name, resolve({**options, "steps": steps}, Dataset(digits)))
     whole, parts = (
         (tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors").read_bytes()
         for name in ("whole", "parts")

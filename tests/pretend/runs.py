@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from heard import heard
+
 from elbocli.files.checkpoint import latest
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
@@ -41,9 +43,10 @@ def train(
     preset.write_text(PRESET % NETWORKS[network])
     data = Dataset(dataset, latents=True)
     resolved = settings.resolve({"preset": str(preset), "micro_batch": 8, **options}, data)
-    for report in loop.run(data, out, resolved):
-        if report.message:
-            tell(report.message)
+    with heard() as lines:
+        loop.run(data, out, resolved)
+    for line in lines:
+        tell(line)
     return out
 
 

@@ -8,6 +8,7 @@ import pytest
 from group import poisoned
 from PIL import Image
 
+from elbocli.errors import NonFiniteError
 from elbocli.train.batches import Batches
 from pretend import Pretence, plain_attention, pretending
 from pretend.runs import NETWORKS, measured_by, train, weights_of
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("short_previews")
 MAY_WAIT = (
     "TrainState.__init__",
     "TrainState.restore",
-    "TrainState.check",
+    "check",
     "TrainState.interval",
     "TrainState.copies",
     "TrainState.snapshot",
@@ -30,7 +31,6 @@ MAY_COPY = ("place", "TrainState.restore")
 EVERYTHING: dict[str, Any] = {
     "micro_batch": 0,
     "schedule": "adaptive",
-    "on_nonfinite": "skip",
     "val_split": 20,
     "val_every": 16,
     "preview_every": 2,
@@ -122,11 +122,11 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_on_the_cpu_too(digits: Path,
         alike(train(digits, moved, device="cpu"), whole, 1e-6)
 
 
-def test_a_step_that_is_not_finite_is_left_out_without_waiting(
+def test_a_step_that_is_not_finite_ends_the_run_without_waiting(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Batches, "at", Batches.at)  # put back afterwards
     poisoned(2, 3)
-    cpu, cuda, _ = both(digits, tmp_path, on_nonfinite="skip")
-    alike(cuda, cpu, 1e-6)
-    assert measured_by(cuda)[-1]["skipped"] == 1
+    with pretending() as device, pytest.raises(NonFiniteError, match=r"step 2: loss nan at logsnr"):
+        train(digits, tmp_path / "cuda", device="cuda", log_every=4)
+    assert device.waits.outside(*MAY_WAIT) == []

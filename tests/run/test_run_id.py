@@ -29,7 +29,9 @@ def train(digits: Path, preset: Path) -> Train:
     def run(out: Path, **options: Any) -> list[str]:
         data = Dataset(digits)
         many = {"steps": 20, "save_every": 5, "keep": 10, "snapshot_every": 5, **options}
-        return [report.message for report in loop.run(data, out, resolve({"preset": str(preset), **many}, data))]
+        with heard() as lines:
+            loop.run(data, out, resolve({"preset": str(preset), **many}, data))
+        return lines
 
     return run
 

@@ -99,7 +99,7 @@ def test_classes_that_have_no_names_are_named_by_their_numbers(digits: Path, pre
     with h5py.File(path, "r+") as file:
         del file["class_names"]
     resolved = settings.resolve({"preset": str(preset), "steps": 1}, Dataset(path))
-    list(loop.run(Dataset(path), tmp_path / "run", resolved))
+    loop.run(Dataset(path), tmp_path / "run", resolved)
     sample.draw_samples(tmp_path / "run", tmp_path / "s.h5", SampleSettings(n=3, steps=2, classes="0"))
     with read_samples(tmp_path / "s.h5") as reader:
         assert reader.labels is not None and reader.labels.tolist() == [0, 0, 0]
@@ -131,7 +131,7 @@ def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> No
 def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Path, tmp_path: Path) -> None:
     data = Dataset(digits)
     resolved = settings.resolve({"preset": str(preset), "steps": 1, "label_dropout": 0.0}, data)
-    list(loop.run(data, tmp_path / "run", resolved))
+    loop.run(data, tmp_path / "run", resolved)
     with pytest.raises(UsageError, match="label-dropout"):
         sample.draw_samples(tmp_path / "run", tmp_path / "x.npy", SampleSettings(guidance=Guidance(2.0)))
 

@@ -52,7 +52,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path) -
         dataset = Dataset(data, latents=True)
         path = tmp_path_factory.mktemp("drawer") / "run"
         resolved = settings.resolve({"preset": str(preset), "steps": steps, "device": "cpu", **given}, dataset)
-        list(loop.run(dataset, path, resolved))
+        loop.run(dataset, path, resolved)
         return path
 
     return run
@@ -123,8 +123,8 @@ def test_a_run_that_adapts_lends_the_schedule_it_had_at_the_checkpoint(
 ) -> None:
     dataset, run = Dataset(digits), tmp_path / "run"
     resolved = settings.resolve({"preset": str(preset), "steps": 20, "schedule": "adaptive", "device": "cpu"}, dataset)
-    list(loop.run(dataset, run, resolved))
-    opened, state = open_run(run, CPU), TrainState(resolved, dataset)
+    loop.run(dataset, run, resolved)
+    opened, state = open_run(run, CPU, pytest.fail), TrainState(resolved, dataset)
     uniform = time_grid(state.schedule, 9)
     state.restore(opened.checkpoint)
     assert time_grid(opened.schedule(), 9) == time_grid(state.schedule, 9) != uniform

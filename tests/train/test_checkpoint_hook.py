@@ -10,30 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heard import heard
 
 from elbocli.runtime.processes import joined
-from elbocli.train.checkpoint_hook import CheckpointHook
-
-
-class Told(list[str]):
-    """Warnings."""
-
-    def __call__(self, text: str) -> None:
-        self.append(text)
+from elbocli.train import loop
+from elbocli.train.loop import CheckpointHook
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
-
-
-@pytest.fixture
-def make(tmp_path: Path, told: Told) -> Iterator[Callable[[str], CheckpointHook]]:
+def make(tmp_path: Path) -> Iterator[Callable[[str], CheckpointHook]]:
     """make(command): a hook of a run at tmp_path/run, ended at last."""
     made: list[CheckpointHook] = []
 
     def hook(command: str) -> CheckpointHook:
-        made.append(CheckpointHook(command, tmp_path / "run", told))
+        made.append(CheckpointHook(command, tmp_path / "run"))
         return made[-1]
 
     yield hook
@@ -62,29 +52,21 @@ def alive(pid: int) -> bool:
         return False
 
 
+def finish(hook: CheckpointHook) -> None:
+    until(lambda: not hook.held())
+
+
 def test_the_command_is_told_which_checkpoint_and_its_output_goes_to_stderr(
-    make: Callable[[str], CheckpointHook],
-    tmp_path: Path,
-    told: Told,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: Any,
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hook = CheckpointHook('echo "$ELBO_STEP $ELBO_RUN"; cd /; ls -d "$ELBO_CHECKPOINT"; cat', Path("run"), told)
+    hook = CheckpointHook('echo "$ELBO_STEP $ELBO_RUN"; cd /; ls -d "$ELBO_CHECKPOINT"; cat', Path("run"))
     step(tmp_path, 1200)
     hook.start(Path("run/checkpoints/step-00001200"))
-    hook.finish()
+    finish(hook)
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == [f"1200 {tmp_path}/run", f"{tmp_path}/run/checkpoints/step-00001200"]
-    assert told == [] and hook.held() == set()
-
-
-def test_no_command_does_nothing(make: Callable[[str], CheckpointHook], tmp_path: Path) -> None:
-    hook = make("")
-    hook.start(step(tmp_path, 1))
-    assert hook.held() == set()
-    hook.finish()
 
 
 def test_training_goes_on_meanwhile_and_the_checkpoint_is_held(
@@ -95,23 +77,17 @@ def test_training_goes_on_meanwhile_and_the_checkpoint_is_held(
         step(tmp_path, 1),
         step(tmp_path, 2),
     )
-    before = time.monotonic()
     hook.start(one)
     hook.start(two)
-    assert time.monotonic() - before < 1
-    assert hook.held() == {one, two}
+    assert hook.held() == [one, two]
     (tmp_path / "go").touch()
-    until(lambda: hook.held() == {two})
-    hook.start(step(tmp_path, 3))
-    assert hook.held() == {two, step(tmp_path, 3)}
-    for _ in range(2):
-        until(lambda: not (tmp_path / "go").exists())
-        (tmp_path / "go").touch()
-    until(lambda: not hook.held())
+    until(lambda: hook.held() == [two])
+    (tmp_path / "go").touch()
+    finish(hook)
 
 
 def test_one_at_a_time_and_the_newest_that_waits_replaces_the_waiting(
-    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
+    make: Callable[[str], CheckpointHook], tmp_path: Path
 ) -> None:
     hook = make(f"""cd {tmp_path}; mkdir busy || echo two at once >> log; echo $ELBO_STEP >> log
         while [ ! -e go ]; do sleep .01; done; rmdir busy""")
@@ -119,39 +95,34 @@ def test_one_at_a_time_and_the_newest_that_waits_replaces_the_waiting(
     until(lambda: (tmp_path / "log").exists())
     for number in (2, 3, 4):
         hook.start(step(tmp_path, number))
-        assert hook.held() == {step(tmp_path, 1), step(tmp_path, number)}
+        assert hook.held() == [step(tmp_path, 1), step(tmp_path, number)]
     (tmp_path / "go").touch()
-    hook.finish()
+    finish(hook)
     assert (tmp_path / "log").read_text().split() == ["1", "4"]
-    assert len(told) == 2
-    assert "step-00000002 is left out" in told[0]
-    assert "step-00000003 is left out" in told[1]
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 3", "3"), ("nowhere-to-be-found", "127"), ("kill -9 $$", "-9")])
 def test_failure_is_a_warning_and_the_next_checkpoint_has_its_turn(
-    command: str, code: str, make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
+    command: str, code: str, make: Callable[[str], CheckpointHook], tmp_path: Path
 ) -> None:
     hook = make(f"echo x >> {tmp_path}/log; {command}")
-    for number in (1, 2):
-        hook.start(step(tmp_path, number))
-        hook.finish()
-    assert len(told) == 2 and (tmp_path / "log").read_text() == "x\nx\n"
-    assert all(word in told[1] for word in ("step-00000002", code, command))
+    with heard() as lines:
+        for number in (1, 2):
+            hook.start(step(tmp_path, number))
+            finish(hook)
+    assert len(lines) == 2 and (tmp_path / "log").read_text() == "x\nx\n"
+    assert all(word in lines[1] for word in ("step-00000002", code, command))
 
 
-def test_the_end_of_training_waits_unless_it_is_in_a_hurry(
-    make: Callable[[str], CheckpointHook], tmp_path: Path, told: Told
+def test_a_command_that_ignores_sigterm_is_killed(
+    make: Callable[[str], CheckpointHook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook = make(f"sleep .3; touch {tmp_path}/done-$ELBO_STEP")
+    monkeypatch.setattr(loop, "GRACE_S", 0.2)
+    hook = make(f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep .01; done")
     hook.start(step(tmp_path, 1))
-    hook.start(step(tmp_path, 2))
-    hook.finish()
-    assert {path.name for path in tmp_path.glob("done-*")} >= {"done-2"} and not hook.held()
-    slow, before = make("sleep 60"), time.monotonic()
-    slow.start(step(tmp_path, 3))
-    slow.finish(hurry=lambda: time.monotonic() - before > 0.2)
-    assert slow.held() and time.monotonic() - before < 5
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    hook.stop()
+    until(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
 TORCHRUN = {
@@ -180,7 +151,7 @@ def test_under_torchrun_the_command_is_no_worker(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     hook = make(f"env > {tmp_path}/env")
     hook.start(step(tmp_path, 1))
-    hook.finish()
+    finish(hook)
     found = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert not set(TORCHRUN) & set(found)
     assert found["CUDA_VISIBLE_DEVICES"] == "0,1" and found["PATH"] == os.environ["PATH"]
@@ -195,9 +166,9 @@ def test_under_torchrun_the_command_is_no_worker(
 PARENT = """
 import signal, sys, time
 from pathlib import Path
-from elbocli.train.checkpoint_hook import CheckpointHook
+from elbocli.train.loop import CheckpointHook
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-hook = CheckpointHook(sys.argv[2], Path(sys.argv[1]) / "run", print)
+hook = CheckpointHook(sys.argv[2], Path(sys.argv[1]) / "run")
 hook.start(Path(sys.argv[1]) / "run/checkpoints/step-00000001")
 while not (Path(sys.argv[1]) / "enough").exists():
     time.sleep(0.01)

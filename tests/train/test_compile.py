@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from elbocli.sample.decode import open_decoder
 from forks import quick
 from functorch.compile import make_boxed_func
+from heard import heard
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
@@ -21,13 +23,12 @@ from elbocli.nn.networks import build
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
-from elbocli.train import loop, replicated
-from elbocli.train.held_out import open_held_out
-from elbocli.train.preview import preview, preview_output
-from elbocli.train.replicated import Replica
+from elbocli.train import loop, parallel
+from elbocli.train.parallel import Parallel
+from elbocli.train.recorder import preview
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
-from elbocli.train.validate import Validation
+from elbocli.train.validate import Validation, open_held_out
 
 pytestmark = pytest.mark.usefixtures("short_previews")
 
@@ -62,8 +63,8 @@ def graphs_of_a_run(data: Dataset, world: World, options: dict[str, Any]) -> tup
     state = TrainState(resolve({"val_split": 70, "preview_every": 1, **options}, data), data, world)
     held = open_held_out(state.settings, data, True)
     assert held is not None
-    validation, output, found = Validation(held, state.resolved, state.device), preview_output(state, print), []
-    assert output is not None
+    validation, found = Validation(held, state.resolved, state.device), list[int]()
+    output = open_decoder(state.resolved.data, state.resolved.network, state.device)
     for _ in range(2):
         before = graphs()
         for _ in range(2):
@@ -113,7 +114,7 @@ def test_a_run_has_three_graphs_without_a_break(
     monkeypatch.setattr(GroupNorm, "fused", norms)
     how = {"preset": str(written(tmp_path, NETWORKS[network])), "compile": True, **options}
     state, found = graphs_of_a_run(Dataset(digits), World(), how)
-    assert state.compiled == "compiled" and not state.warnings
+    assert state.compiled == "compiled"
     assert found == [2, 0, 0], "beside the one of the first pass, which training goes on with"
 
 
@@ -128,7 +129,8 @@ sys.path[:0] = {[str(TESTS), str(TESTS / "train")]!r}
 import group, torch
 torch.compile = partial(torch.compile, backend="eager")
 from elbocli.files.dataset import Dataset
-from elbocli.train import state as states
+from elbocli.train.parallel import Parallel
+from heard import heard
 from test_compile import graphs_of_a_run
 data = Dataset(Path({str(digits)!r}))
 def work(world):
@@ -140,10 +142,11 @@ def work(world):
             print(units, first / units, second, breaks, flush=True)
     def gone(*_):
         raise RuntimeError("Triton is gone")
-    states.part = gone if world.rank else states.part
-    state, found = graphs_of_a_run(data, world, options)
+    Parallel.try_pass = gone if world.rank else Parallel.try_pass
+    with heard() as lines:
+        state, found = graphs_of_a_run(data, world, options)
     if world.first:
-        print(found, repr(state.compiled), state.warnings, flush=True)
+        print(found, repr(state.compiled), lines, flush=True)
 print(group.forked(2, work))
 """
     result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=240, check=False)
@@ -151,7 +154,7 @@ print(group.forked(2, work))
     replicated, sharded, uncompiled, codes = result.stdout.splitlines()
     assert codes == "[0, 0]", result.stderr
     assert (replicated, sharded) == ("1 2.0 0 0", "3 2.0 0 0"), "beside those of the first pass"
-    why = "not compiled, which takes longer (rank 1): Triton is gone; --no-compile asks for no compiler"
+    why = "not compiled, which takes longer: Triton is gone; --no-compile asks for no compiler"
     assert uncompiled == f"[0, 0, 0] '' {[why]}"
 
 
@@ -161,8 +164,9 @@ def test_a_compiled_run_is_the_same_run_says_so_and_goes_on_uncompiled(digits: P
     said, runs = [], [("plain", 6, False), ("compiled", 3, True), ("compiled", 6, None)]
     for name, steps, compile in runs:
         resolved = resolve({"preset": preset, "steps": steps, "compile": compile, "device": "cpu"}, data)
-        first, *_ = loop.run(data, tmp_path / name, resolved)
-        said.append(first.message)
+        with heard() as lines:
+            loop.run(data, tmp_path / name, resolved)
+        said.append(lines[0])
     assert [", fp32, compiled; " in message for message in said] == [False, True, False]
     whole, parts = (
         read_checkpoint(tmp_path / name / "checkpoints" / "step-00000006") for name in ("plain", "compiled")
@@ -176,7 +180,7 @@ def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_gr
     modes: list[Any] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: modes.append(how.get("mode")))
     config = UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8)
-    replica = Replica(build(config), World())
+    replica = Parallel(build(config), World(), "fp32")
     assert replica.compile(1) == "compiled"
     replica.world = World(device=torch.device("cuda"))
     assert replica.compile(1) == "compiled to CUDA graphs" and replica.compile(2) == "compiled"
@@ -185,7 +189,7 @@ def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_gr
     replica.world, replica.network.recompute = World(device=torch.device("cuda")), True
     replica.compile(1)
     replica.network.recompute = False
-    monkeypatch.setattr(replicated, "SMALL", 100)
+    monkeypatch.setattr(parallel, "SMALL", 100)
     replica.compile(1)
     assert modes == [None, "reduce-overhead", None, None, None, None]
 
@@ -213,8 +217,9 @@ def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
     torch.compiler.reset()
     preset, data = str(written(tmp_path, NETWORKS["uvit"])), Dataset(digits)
-    states = [TrainState(resolve({"preset": preset, "compile": how}, data), data) for how in (True, False)]
+    with heard() as lines:
+        states = [TrainState(resolve({"preset": preset, "compile": how}, data), data) for how in (True, False)]
     for state in states:
         update(state)
-    assert not states[0].compiled and "no such kernel" in states[0].warnings[0]
+    assert not states[0].compiled and "no such kernel" in lines[0]
     assert all(torch.equal(value, states[1].live[name]) for name, value in states[0].live.items())

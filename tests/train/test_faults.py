@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from forks import quick
+from heard import heard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.errors import DataError, FormatError, Interrupted, NonFiniteError, UsageError
@@ -24,12 +25,10 @@ from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.runtime.background import ORPHAN, Ending, Signals, catching_signals
-from elbocli.runtime.progress import Progress
 from elbocli.train import loop
 from elbocli.train.batches import Batches
-from elbocli.train.recorder import LogFiles
 from elbocli.train.state import TrainState
-from elbocli.train.step import update
+from elbocli.train.step import check, update
 
 pytestmark = pytest.mark.usefixtures("short_previews")
 
@@ -38,8 +37,13 @@ def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
     return settings.resolve({"preset": str(preset), **options}, Dataset(dataset))
 
 
-def reports(dataset: Path, out: Path, resolved: settings.Resolved, **more: Any) -> Iterator[Progress]:
-    return loop.run(Dataset(dataset), out, resolved, **more)
+def train(
+    dataset: Path, out: Path, resolved: settings.Resolved, counted: Any = lambda *_: None, **more: Any
+) -> list[str]:
+    """A run; what is said. counted: is called with each count, as show_progress_with takes it."""
+    with heard(counted) as lines:
+        loop.run(Dataset(dataset), out, resolved, **more)
+    return lines
 
 
 def weights_of(path: Path) -> dict[str, bytes]:
@@ -87,7 +91,7 @@ def test_nan_at_a_step_is_named_with_its_logsnr_and_image_and_the_weights_are_th
     logsnr = float(sick.schedule.logsnr(sick.batches.times(6))[5])
     image = sick.batches.indices(6)[5]
     with pytest.raises(NonFiniteError) as caught:
-        sick.check()
+        check(sick)
     said = str(caught.value)
     assert f"step 7: loss nan at logsnr {logsnr:.4g} (image {image} of the dataset, 1 of 16 losses" in said
     assert caught.value.exit_code == 4
@@ -102,10 +106,10 @@ def test_a_run_that_meets_nan_ends_with_its_last_good_checkpoint(
     digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
 ) -> None:
     resolved = small(digits, preset, steps=20, save_every=4, log_every=5, keep=9)
-    list(reports(digits, tmp_path / "good", resolved))
+    train(digits, tmp_path / "good", resolved)
     poisoned.add(11)
     with pytest.raises(NonFiniteError, match=r"^step 11: "):
-        list(reports(digits, tmp_path / "bad", resolved))
+        train(digits, tmp_path / "bad", resolved)
     assert steps_of(tmp_path / "bad") == [4, 8]
     assert weights_of(checkpoints(tmp_path / "bad")[-1]) == weights_of(checkpoints(tmp_path / "good")[1])
     assert status_of(tmp_path / "bad")["state"] == "failed"
@@ -113,104 +117,37 @@ def test_a_run_that_meets_nan_ends_with_its_last_good_checkpoint(
     rows = [json.loads(line)["step"] for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
     assert rows == [5, 10]
     poisoned.clear()  # as with a lower lr: the same command goes on
-    list(reports(digits, tmp_path / "bad", resolved))
+    train(digits, tmp_path / "bad", resolved)
     assert weights_of(checkpoints(tmp_path / "bad")[-1]) == weights_of(checkpoints(tmp_path / "good")[-1])
-
-
-def test_skipping_leaves_the_step_out_of_weights_and_logs(
-    digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
-) -> None:
-    resolved = small(digits, preset, steps=20, save_every=1, keep=99, on_nonfinite="skip", schedule="adaptive")
-    poisoned |= {3, 7, 8}
-    list(reports(digits, tmp_path / "run", resolved))
-    path = {read_checkpoint(found).step: found for found in checkpoints(tmp_path / "run")}
-    model = {step: (found / "model.safetensors").read_bytes() for step, found in path.items()}
-    for step in range(2, 21):
-        assert (model[step] == model[step - 1]) == (step in poisoned), step
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row.get("skipped", 0) for row in rows] == [1, 3, 3, 3]
-    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
-    log = [json.loads(line) for line in (tmp_path / "run" / "losslog.jsonl").read_text().splitlines()[1:]]
-    assert sum(sum(row["count"]) for row in log) == 20 * 16 - 3
-
-
-def test_too_many_skips_in_a_row_end_the_run(digits: Path, preset: Path, poisoned: set[int]) -> None:
-    state = TrainState(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
-    poisoned |= {2, 3, 4, 6, 7}
-    for _ in range(8):
-        update(state)
-    assert state.check() == 5
-    poisoned |= {9, 10, 11, 12}
-    for _ in range(4):
-        update(state)
-    with pytest.raises(NonFiniteError, match="more than --max-skips 3 steps in a row"):
-        state.check()
-
-
-def test_skips_before_the_last_look_are_not_held_against_a_run(digits: Path, preset: Path, poisoned: set[int]) -> None:
-    state = TrainState(small(digits, preset, on_nonfinite="skip", max_skips=3), Dataset(digits))
-    poisoned |= {2, 3, 4, 6}
-    for _ in range(5):
-        update(state)
-    assert state.check() == 3
-    update(state)
-    assert state.check() == 4
-
-
-def test_a_run_that_skipped_its_last_step_goes_on_when_it_shall_stop_instead(
-    digits: Path, preset: Path, tmp_path: Path, poisoned: set[int]
-) -> None:
-    poisoned.add(4)
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=4, on_nonfinite="skip")))
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=5, keep=9)))
-    before, after = checkpoints(tmp_path / "run")
-    assert (before / "model.safetensors").read_bytes() != (after / "model.safetensors").read_bytes()
-
-
-def test_an_interval_without_a_single_update_has_no_mean(
-    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = Batches.at
-
-    def at(self: Batches, step: int, which: int = 0) -> Any:
-        x, eps, labels = whole(self, step, which)
-        return x * math.nan if step == 1 else x, eps, labels
-
-    monkeypatch.setattr(Batches, "at", at)
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, log_every=1, on_nonfinite="skip")))
-    text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
-    assert [row["loss"] is None for row in rows] == [False, True, False]
-    assert [rows[1][key] for key in ("eps_mse", "grad_norm", "skipped")] == [None, None, 1]
 
 
 def test_half_precision_halves_its_scale_instead_of_stopping(digits: Path, preset: Path) -> None:
     state = TrainState(small(digits, preset, precision="bf16"), Dataset(digits))
-    state.guard.scaled = True
-    state.guard.state = state.guard.state._replace(
-        scale=torch.tensor(2.0**80).double()
-    )  # times a gradient above 1 that overflows
+    state.scaled = True
+    state.scale = torch.tensor(2.0**80).double()  # times a gradient above 1 that overflows
     first = {name: value.clone() for name, value in state.live.items()}
     update(state)
-    assert state.check() == 0
-    assert float(state.guard.state.scale) == 2.0**79
-    while float(state.guard.state.scale) > 2.0**40 and all(torch.equal(first[k], v) for k, v in state.live.items()):
+    check(state)
+    assert float(state.scale) == 2.0**79 and math.isnan(state.interval().loss), (
+        "an interval without an update has no mean"
+    )
+    while float(state.scale) > 2.0**40 and all(torch.equal(first[k], v) for k, v in state.live.items()):
         update(state)
     assert not all(torch.equal(first[k], v) for k, v in state.live.items())
-    assert state.check() == 0
+    check(state)
 
 
 def test_half_precision_does_not_halve_forever(digits: Path, preset: Path) -> None:
     state = TrainState(small(digits, preset, precision="bf16"), Dataset(digits))
-    state.guard.scaled = True
+    state.scaled, state.scale = True, state.scale * 2.0**16
     next(state.network.parameters()).register_hook(lambda gradient: gradient * math.nan)
-    for _ in range(17):
+    for _ in range(33):
         update(state)
-    assert state.check() == 0
-    assert float(state.guard.state.scale) == 2.0**-17
+    check(state)
+    assert float(state.scale) == 2.0**-17
     update(state)
     with pytest.raises(NonFiniteError, match="gradient norm nan"):
-        state.check()
+        check(state)
 
 
 def test_clipping_divides_the_gradient_down_to_its_bound(digits: Path, preset: Path) -> None:
@@ -261,7 +198,6 @@ class Waits(TorchDispatchMode):
         {},
         {"precision": "bf16", "schedule": "adaptive", "micro_batch": 6},
         {
-            "on_nonfinite": "skip",
             "ema": ("0.99", "power:std=.1", "halflife:images=100"),
             "flip": True,
         },
@@ -274,7 +210,6 @@ def test_no_step_waits_for_the_device_but_the_interval_does(
     update(state)
     with Waits(monkeypatch) as waits:
         for _ in range(3):
-            state.batches.ready(state.steps_done)
             update(state)
         assert waits.count == 0
         state.interval()
@@ -310,72 +245,32 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_a_warning_until_there_is_room_again(
-    disk: Path, digits: Path, preset: Path, tmp_path: Path
+@pytest.mark.parametrize("folder", ["checkpoints", "snapshots"])
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_room(
+    folder: str, disk: Path, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     options = {"steps": 40, "save_every": 5, "log_every": 2, "val_split": 20, "val_every": 160, "keep": 99}
-    resolved = small(digits, preset, preview_every=9, snapshot_every=8, **options)
-    list(reports(digits, tmp_path / "good", resolved))
-    warnings: list[str] = []
-    ballast = None
-    for report in reports(digits, disk / "run", resolved, log_to=["tensorboard"]):
-        if report.level == "warning":
-            warnings.append(report.message)
-        if report.done == 17:
-            time.sleep(0.2)  # step 15 is safe
-            ballast = full(disk)
-        if report.done == 23:
-            time.sleep(0.2)
-            assert ballast is not None
-            ballast.unlink()
-    assert any("no checkpoint of step 20: " in text and "training goes on (1 of 3" in text for text in warnings)
-    assert sum("losslog.jsonl: could not write" in text and "kept for later" in text for text in warnings) == 1
-    assert all("No space left" in text or "no space left" in text for text in warnings), warnings
-    assert sum(text.startswith("--log-to tensorboard: ") for text in warnings) == 1, warnings
-    assert [step for step in range(5, 45, 5) if step not in steps_of(disk / "run")] == [20]
+    options |= {"snapshot_every": 8} if folder == "snapshots" else {}
+    resolved = small(digits, preset, preview_every=9, **options)
+    train(digits, tmp_path / "good", resolved)
+    ballast: list[Path] = []
+
+    def counted(done: int, *_: Any) -> None:
+        if done == 12 and not ballast:
+            time.sleep(0.2)  # step 10 is safe
+            ballast.append(full(disk))
+
+    with pytest.raises(DataError, match="No space left"):
+        train(digits, disk / "run", resolved, counted)
+    assert steps_of(disk / "run") == [5, 10]
+    for path in checkpoints(disk / "run"):
+        read_checkpoint(path)
+    ballast[0].unlink()
+    assert "going on after step 10" in " ".join(train(digits, disk / "run", resolved))
     assert not list(disk.glob("run/**/.*tmp"))
     assert weights_of(checkpoints(disk / "run")[-1]) == weights_of(checkpoints(tmp_path / "good")[-1])
     for name in ("losslog.jsonl", "validation.jsonl"):
         assert (disk / "run" / name).read_bytes() == (tmp_path / "good" / name).read_bytes()
-    assert status_of(disk / "run")["state"] == "done"
-
-
-def test_three_failed_checkpoints_in_a_row_end_the_run_and_the_earlier_are_whole(
-    disk: Path, digits: Path, preset: Path
-) -> None:
-    resolved = small(digits, preset, steps=60, save_every=5, keep=2)
-    said: list[str] = []
-    ballast = None
-    with pytest.raises(DataError, match="3 times in a row, so training ends; earlier checkpoints are whole"):
-        for report in reports(digits, disk / "run", resolved):
-            said.append(report.message)
-            if report.done == 12:
-                time.sleep(0.2)
-                ballast = full(disk)
-    assert sum("training goes on" in text for text in said) == 2
-    assert steps_of(disk / "run") == [5, 10]
-    for path in checkpoints(disk / "run"):
-        read_checkpoint(path)
-    assert not list(disk.glob("run/**/.*tmp"))
-    assert ballast is not None
-    ballast.unlink()
-    messages = [report.message for report in reports(digits, disk / "run", resolved) if report.message]
-    assert "going on after step 10" in messages[0]
-
-
-def test_logs_that_cant_be_written_at_the_last_step_fail_the_run(
-    digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: LogFiles) -> dict[str, int]:
-        raise DataError("metrics.jsonl: could not write: No space left on device")
-
-    monkeypatch.setattr(LogFiles, "flush", full)
-    with pytest.raises(
-        DataError, match=r"no checkpoint of step 3: metrics\.jsonl: could not write: No space left on device$"
-    ):
-        list(reports(digits, tmp_path / "run", small(digits, preset, steps=3)))
-    status = status_of(tmp_path / "run")
-    assert status["state"] == "failed" and status["step"] == 3 and "saved" not in status
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema-0.9.safetensors", "state.pt", "meta.json"])
@@ -383,26 +278,26 @@ def test_a_flipped_bit_in_any_file_of_the_newest_checkpoint_is_named_and_the_one
     name: str, digits: Path, preset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     resolved = small(digits, preset, steps=12, save_every=4, keep=3)
-    list(reports(digits, tmp_path / "run", resolved))
+    train(digits, tmp_path / "run", resolved)
     expected = weights_of(checkpoints(tmp_path / "run")[-1])
     path = checkpoints(tmp_path / "run")[-1] / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    messages = [report.message for report in reports(digits, tmp_path / "run", resolved) if report.message]
-    assert str(path.parent) in caplog.messages[0]
-    assert name == "meta.json" or str(path) in caplog.messages[0]
-    assert "going on after step 8" in messages[0]
+    messages = train(digits, tmp_path / "run", resolved)
+    assert str(path.parent) in messages[0] and "using the checkpoint before it" in messages[0]
+    assert name == "meta.json" or str(path) in messages[0]
+    assert "going on after step 8" in messages[1]
     assert weights_of(checkpoints(tmp_path / "run")[-1]) == expected
 
 
 def test_damaged_checkpoints_of_later_steps_keep_no_whole_one_from_staying(
     digits: Path, preset: Path, tmp_path: Path
 ) -> None:
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=6, save_every=2, keep=3)))
+    train(digits, tmp_path / "run", small(digits, preset, steps=6, save_every=2, keep=3))
     for path in checkpoints(tmp_path / "run")[1:]:
         (path / "state.pt").write_bytes(b"")
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=3, keep=2)))
+    train(digits, tmp_path / "run", small(digits, preset, steps=3, keep=2))
     assert steps_of(tmp_path / "run") == [2, 3]
     saved = latest(tmp_path / "run")
     assert saved is not None and saved.step == 3
@@ -410,11 +305,11 @@ def test_damaged_checkpoints_of_later_steps_keep_no_whole_one_from_staying(
 
 def test_when_no_checkpoint_is_whole_nothing_is_trained_over_them(digits: Path, preset: Path, tmp_path: Path) -> None:
     resolved = small(digits, preset, steps=4, save_every=2)
-    list(reports(digits, tmp_path / "run", resolved))
+    train(digits, tmp_path / "run", resolved)
     for path in checkpoints(tmp_path / "run"):
         (path / "state.pt").write_bytes(b"")
     with pytest.raises(FormatError, match="every checkpoint is damaged"):
-        list(reports(digits, tmp_path / "run", resolved))
+        train(digits, tmp_path / "run", resolved)
     assert steps_of(tmp_path / "run") == [2, 4]
 
 
@@ -424,9 +319,7 @@ def test_a_dataset_that_vanishes_while_training_is_missed_only_when_the_run_goes
     data = tmp_path / "data.h5"
     data.write_bytes(digits.read_bytes())
     resolved = small(data, preset, steps=12, save_every=4)
-    for report in reports(data, tmp_path / "run", resolved):
-        if report.done == 3:
-            data.unlink()
+    train(data, tmp_path / "run", resolved, lambda done, *_: data.unlink(missing_ok=True) if done == 3 else None)
     assert steps_of(tmp_path / "run")[-1] == 12
     result = elbo("train", data, "-o", tmp_path / "run", "--preset", preset, "--steps", 20)
     assert result.returncode == 1
@@ -437,10 +330,10 @@ def test_a_dataset_that_vanishes_while_training_is_missed_only_when_the_run_goes
 def test_other_data_under_the_same_name_is_refused(digits: Path, preset: Path, tmp_path: Path, elbo: Any) -> None:
     data = tmp_path / "data.h5"
     data.write_bytes(digits.read_bytes())
-    list(reports(data, tmp_path / "run", small(data, preset, steps=2)))
+    train(data, tmp_path / "run", small(data, preset, steps=2))
     assert elbo("prep", digits, data, "--limit", 200, "--overwrite").returncode == 0
     with pytest.raises(UsageError, match="data payload_sha256: the run has"):
-        list(reports(data, tmp_path / "run", small(data, preset, steps=4)))
+        train(data, tmp_path / "run", small(data, preset, steps=4))
 
 
 # --- ends that are asked for ---
@@ -449,7 +342,7 @@ def test_other_data_under_the_same_name_is_refused(digits: Path, preset: Path, t
 def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(
     digits: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=2)))
+    train(digits, tmp_path / "run", small(digits, preset, steps=2))
     before = status_of(tmp_path / "run")
 
     def full(*_: Any) -> None:
@@ -457,7 +350,7 @@ def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(
 
     monkeypatch.setattr("elbocli.train.loop.TrainState", full)
     with pytest.raises(Exception, match="memory"):
-        list(reports(digits, tmp_path / "run", small(digits, preset, steps=4)))
+        train(digits, tmp_path / "run", small(digits, preset, steps=4))
     after = status_of(tmp_path / "run")
     assert after["state"] == "failed" and (after["step"], after["images"]) == (2, before["images"])
 
@@ -478,9 +371,7 @@ def test_signals_save_and_end_with_their_code(
 ) -> None:
     resolved = small(digits, preset, steps=1000, save_every=1000)
     with pytest.raises(Interrupted, match=rf"^{number.name}: saved step 7 of 1000") as caught:
-        for report in reports(digits, tmp_path / "run", resolved):
-            if report.done == 7:
-                os.kill(os.getpid(), number)
+        train(digits, tmp_path / "run", resolved, lambda done, *_: os.kill(os.getpid(), number) if done == 7 else None)
     assert caught.value.exit_code == 128 + number
     assert steps_of(tmp_path / "run") == [7]
     assert status_of(tmp_path / "run")["state"] == "interrupted"
@@ -533,27 +424,30 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(store, "save", slow)
     resolved = small(digits, preset, steps=12, save_every=4)
-    meanwhile = []
-    for report in reports(digits, tmp_path / "run", resolved):
-        assert report.done != 5 or begun.wait(60)
-        if report.done is not None and begun.is_set() and not may_end.is_set():
-            meanwhile.append(report.done)
-            if report.done == 7:
+    meanwhile: list[int] = []
+
+    def counted(done: int, *_: Any) -> None:
+        assert done != 5 or begun.wait(60)
+        if begun.is_set() and not may_end.is_set():
+            meanwhile.append(done)
+            if done == 7:
                 may_end.set()
-    assert meanwhile[-3:] == [5, 6, 7]
+
+    train(digits, tmp_path / "run", resolved, counted)
+    assert sorted({*meanwhile})[-3:] == [5, 6, 7]
     monkeypatch.setattr(store, "save", whole)
-    list(reports(digits, tmp_path / "straight", resolved))
+    train(digits, tmp_path / "straight", resolved)
     for one, other in zip(checkpoints(tmp_path / "run"), checkpoints(tmp_path / "straight"), strict=True):
         assert weights_of(one) == weights_of(other), "what is written is of its moment, not of later steps"
 
 
 def test_milestones_and_what_a_command_uses_stay(digits: Path, preset: Path, tmp_path: Path) -> None:
     resolved = small(digits, preset, steps=40, save_every=4, keep=2, milestone_every=10)
-    list(reports(digits, tmp_path / "run", resolved))
+    train(digits, tmp_path / "run", resolved)
     assert steps_of(tmp_path / "run") == [10, 20, 30, 36, 40]
     command = f"cat > /dev/null; sleep 1; ls $ELBO_CHECKPOINT >> {tmp_path}/seen"
     resolved = small(digits, preset, steps=40, save_every=4, keep=1)
-    list(loop.run(Dataset(digits), tmp_path / "held", resolved, on_checkpoint=command))
+    train(digits, tmp_path / "held", resolved, on_checkpoint=command)
     assert (tmp_path / "seen").read_text().count("model.safetensors") >= 2
     assert status_of(tmp_path / "held")["state"] == "done"
 
@@ -567,19 +461,19 @@ def test_catching_signals_gives_the_handlers_back() -> None:
 
 def test_logs_that_somebody_has_cut_or_removed_go_on_from_their_end(digits: Path, preset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    list(reports(digits, run, small(digits, preset, steps=4, log_every=1)))
+    train(digits, run, small(digits, preset, steps=4, log_every=1))
     (run / "losslog.jsonl").unlink()
     first = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0]
     (run / "metrics.jsonl").write_bytes(first)
     for steps in (6, 8):  # twice, as what the first leaves is what the second cuts
-        list(reports(digits, run, small(digits, preset, steps=steps, log_every=1)))
+        train(digits, run, small(digits, preset, steps=steps, log_every=1))
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 5, 6, 7, 8]
     header, *rows = map(json.loads, (run / "losslog.jsonl").read_text().splitlines())
     assert "format" in header and [row["step"] for row in rows] == [5, 6, 7, 8]
 
 
 def test_the_newest_checkpoint_is_the_last_step(digits: Path, preset: Path, tmp_path: Path) -> None:
-    list(reports(digits, tmp_path / "run", small(digits, preset, steps=7, save_every=3, log_every=2)))
+    train(digits, tmp_path / "run", small(digits, preset, steps=7, save_every=3, log_every=2))
     saved = latest(tmp_path / "run")
     assert saved is not None and saved.step == 7
     assert saved.meta.log_bytes["metrics.jsonl"] == (tmp_path / "run" / "metrics.jsonl").stat().st_size

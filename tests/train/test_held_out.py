@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -14,7 +15,23 @@ from hypothesis import strategies as st
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.run.train_settings import TrainSettings
-from elbocli.train.held_out import held_out, open_held_out, training_rows
+from elbocli.train.batches import split_rows, training_rows
+from elbocli.train.validate import open_held_out
+
+
+class Rows:
+    """As much of a dataset as a split asks for."""
+
+    def __init__(self, count: int, together: int):
+        self.count, self.latent_space = count, SimpleNamespace(mirrored=together == 2)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def held_out(seed: int, count: int, n: int, together: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows held out)."""
+    return split_rows(TrainSettings(seed=seed, val_split=n), Rows(count, together))  # type: ignore[arg-type]
 
 
 @hypothesis_settings(deadline=None)
@@ -38,7 +55,7 @@ def test_another_seed_holds_out_others_all_alike_often() -> None:
 
 @pytest.mark.parametrize(
     ("count", "n", "together", "said"),
-    [(10, 10, 1, "fewer than the dataset's 10"), (10, 1, 1, "at least 2"), (10, 3, 2, "mirror image.* take 4")],
+    [(10, 10, 1, "fewer than the dataset's 10"), (10, 1, 1, "at least 2"), (10, 3, 2, "mirror image")],
 )
 def test_a_split_that_leaves_nothing_or_parts_pairs_is_refused(count: int, n: int, together: int, said: str) -> None:
     with pytest.raises(UsageError, match=f"--val-split {n}: .*{said}"):
@@ -61,7 +78,7 @@ def test_an_image_is_not_trained_on_while_its_mirror_image_is_held_out(
     data = Dataset(pack_latents(autoencoder, mirror=True), latents=True)
     held = open_held_out(TrainSettings(val_split=10), data, True)
     assert held is not None and set(held.rows[::2] % 2) == {0} and (np.diff(held.rows)[::2] == 1).all()
-    with pytest.raises(UsageError, match="take 12"):
+    with pytest.raises(UsageError, match="mirror image"):
         training_rows(TrainSettings(val_split=11), data)
 
 
@@ -91,10 +108,10 @@ def test_a_dataset_packed_likewise_is_taken(changed: Callable[..., Path], digits
 @pytest.mark.parametrize(
     ("options", "names", "said"),
     [
-        (("--size", 16, "--channels", 1), None, "its size is 16, the training dataset's is 8"),
-        (("--size", 8, "--channels", 3), None, "its channels is 3, the training dataset's is 1"),
-        ((), [*"012345678", "neun"], "its class 9 is neun, the training dataset's is 9"),
-        ((), [*"0123456789a"], "its classes is 11, the training dataset's is 10"),
+        (("--size", 16, "--channels", 1), None, "size 16, and 8"),
+        (("--size", 8, "--channels", 3), None, "channels 3, and 1"),
+        ((), [*"012345678", "neun"], "classes .*neun"),
+        ((), [*"0123456789a"], "classes .*a"),
     ],
 )
 def test_another_kind_of_dataset_is_refused_with_the_difference(
@@ -112,10 +129,10 @@ def test_the_training_images_and_latents_of_others_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=r"the very images to train on.*--val-split"):
         open_held_out(TrainSettings(val=str(digits)), Dataset(digits), True)
-    with pytest.raises(UsageError, match="its content is latents, the training dataset's is pixels"):
+    with pytest.raises(UsageError, match="latents"):
         open_held_out(TrainSettings(val=str(latents)), Dataset(digits), True)
     other = pack_latents(make_autoencoder(seed=1))
-    with pytest.raises(UsageError, match="its latent autoencoder_sha256 is"):
+    with pytest.raises(UsageError, match="autoencoder_sha256"):
         open_held_out(TrainSettings(val=str(other)), Dataset(latents, latents=True), True)
 
 

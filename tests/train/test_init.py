@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from elbocli.run.preset_data import PresetData
 from msgspec.structs import replace
 
 from elbocli.errors import FormatError, UsageError
@@ -20,8 +21,7 @@ from elbocli.files.checkpoint import RunData, latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.nn.transfer import shapes_of
 from elbocli.run.initial import initial_of, open_initial
-from elbocli.run.settings import Known, PresetData, Resolved, resolve
-from elbocli.train.restore import restore
+from elbocli.run.settings import Known, Resolved, resolve
 from elbocli.train.state import TrainState
 
 
@@ -38,7 +38,8 @@ def resolved(source: Path, data: Any, **options: Any) -> Resolved:
 def begun(source: Path, data: Path, out: Path, **options: Any) -> TrainState:
     """A run before its first step."""
     state = TrainState(resolved(source, dataset := Dataset(data, latents=True), **options), dataset)
-    restore(state, out, None)
+    assert state.resolved.initial is not None
+    state.begin(state.resolved.initial.weights(state.resolved.network, state.resolved.data))
     assert state.steps_done == 0
     return state
 
@@ -56,7 +57,7 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(
     source = saved.path / f"{which}.safetensors" if which else trained
     state = begun(source, digits, tmp_path, ema=["0.5", "power:std=0.1"])
     wanted = saved.weights(which or "ema-0.9")
-    files = state.copies({"model": state.live, **state.ema.named})
+    files = {"model": state.live, **state.ema.named}
     assert len(files) == 3
     for tensors in files.values():
         assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[key], wanted[key]) for key in wanted)

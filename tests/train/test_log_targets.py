@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import math
 import os
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import group
+import numpy as np
 import pytest
 from forks import quick
+from heard import heard
+from PIL import Image
 
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import Resolved, resolve
 from elbocli.train import log_targets, loop
-from elbocli.train.log_targets import LogTarget, LogTargets, check
+from elbocli.train.log_targets import check, open_tensorboard
 
 pytestmark = pytest.mark.usefixtures("short_previews")
 
 
-class Kept(LogTarget):
+class Kept:
     """Keeps what it is given."""
 
     def __init__(self) -> None:
@@ -41,22 +49,16 @@ class Kept(LogTarget):
         self.closed += 1
 
 
-class Broken(LogTarget):
-    """Takes nothing."""
-
+class Broken(Kept):
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         raise ZeroDivisionError("nobody listens")
-
-    picture = close = write  # type: ignore[assignment]
 
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     """What `wandb` stands for in a test, and `tensorboard` is broken."""
     target = Kept()
-    monkeypatch.setattr(
-        log_targets, "PACKAGES", {"wandb": lambda run, step: target, "tensorboard": lambda *_: Broken()}
-    )
+    monkeypatch.setattr(log_targets, "PACKAGES", {"wandb": lambda *_: target, "tensorboard": lambda *_: Broken()})
     return target
 
 
@@ -77,7 +79,7 @@ def test_every_target_gets_every_line_and_every_preview(
 ) -> None:
     run, file = tmp_path / "run", tmp_path / "also.jsonl"
     words = ["wandb", str(file)]
-    assert not [each for each in loop.run(Dataset(digits), run, resolved, log_to=words) if each.level == "warning"]
+    loop.run(Dataset(digits), run, resolved, log_to=words)
     assert kept.lines == lines_of(file) == lines_of(run / "metrics.jsonl")
     assert {4, 8, 12} < {line["step"] for line in kept.lines} and any("val_bpd" in line for line in kept.lines)
     assert kept.pictures == [(6, "step-00000006.png"), (12, "step-00000012.png")]
@@ -88,7 +90,7 @@ def test_a_file_only_grows(resolved: Resolved, digits: Path, tmp_path: Path) -> 
     file = tmp_path / "also.jsonl"
     file.write_text('{"mine": 1}\n')
     for run in ("one", "two"):
-        list(loop.run(Dataset(digits), tmp_path / run, resolved, log_to=[str(file)]))
+        loop.run(Dataset(digits), tmp_path / run, resolved, log_to=[str(file)])
     both = [line for run in ("one", "two") for line in lines_of(tmp_path / run / "metrics.jsonl")]
     assert lines_of(file) == [{"mine": 1}, *both]
 
@@ -97,52 +99,11 @@ def test_a_target_that_fails_is_a_warning_once_and_keeps_nothing_from_the_others
     kept: Kept, resolved: Resolved, digits: Path, tmp_path: Path
 ) -> None:
     words = ["tensorboard", str(tmp_path / "none" / "a.jsonl"), "wandb"]
-    reports = list(loop.run(Dataset(digits), tmp_path / "run", resolved, log_to=words))
-    warnings = [each.message for each in reports if each.level == "warning"]
-    assert len(warnings) == 2, warnings
-    assert warnings[0].startswith(f"--log-to {words[1]}: ") and "No such file" in warnings[0]
-    assert warnings[1] == "--log-to tensorboard: nobody listens"
+    with heard() as lines:
+        loop.run(Dataset(digits), tmp_path / "run", resolved, log_to=words)
+    warnings = [line for line in lines if line.startswith("--log-to")]
+    assert len(warnings) == 2 and "No such file" in warnings[0] and "nobody listens" in warnings[1]
     assert kept.lines == lines_of(tmp_path / "run" / "metrics.jsonl")
-
-
-CUT = """
-import resource, sys
-from pathlib import Path
-from elbocli.train.log_targets import LogTargets
-said = []
-targets = LogTargets([sys.argv[1]], Path(), 0, said.append)
-limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50, limit[1]))  # in the middle of a line
-for step in range(4):
-    targets.write(step, {"loss": 0.5})
-resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-targets.write(4, {"loss": 0.5})
-assert len(said) == 1 and "File too large" in said[0], said
-"""
-
-
-def test_lines_that_a_file_has_no_room_for_come_when_it_has(tmp_path: Path) -> None:
-    file = tmp_path / "a.jsonl"
-    done = subprocess.run([quick(), "-c", CUT, file], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert lines_of(file) == [{"step": step, "loss": 0.5} for step in range(5)]
-
-
-def test_a_trouble_is_told_again_when_it_comes_again(tmp_path: Path) -> None:
-    said: list[str] = []
-    targets = LogTargets([str(tmp_path / "a.jsonl")], tmp_path, 0, said.append)
-    troubles = iter(["full", "full", "", "full"])
-
-    class Sometimes(LogTarget):
-        def write(self, step: int, values: Mapping[str, Any]) -> None:
-            if trouble := next(troubles):
-                raise OSError(trouble)
-
-    targets.close()
-    targets._targets = {"x": Sometimes()}
-    for step in range(4):
-        targets.write(step, {})
-    assert said == ["--log-to x: full"] * 2
 
 
 def test_only_the_first_process_logs_elsewhere(digits: Path, preset: Path, tmp_path: Path) -> None:
@@ -166,9 +127,7 @@ def test_a_package_that_is_lacking_is_named_with_its_extra_before_a_run_begins(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_targets, "find_spec", lambda name: None)
-    with pytest.raises(
-        UsageError, match=rf"^--log-to {package}: .*pip install 'elbocli\[{package}\]', or leave it out"
-    ):
+    with pytest.raises(UsageError, match=rf"^--log-to {package}: .*pip install 'elbocli\[{package}\]'"):
         check(["a.jsonl", package], Path("run"))
 
 
@@ -197,3 +156,41 @@ def test_a_target_is_taken_from_the_command_line_and_the_environment_and_from_no
     assert "c.jsonl" not in os.listdir(tmp_path) and "new" not in os.listdir(tmp_path)
     wrong = elbo(*line, 4, "--log-to", "comet", "-o", "new", cwd=tmp_path)
     assert wrong.returncode == 2 and b"--log-to comet: expected" in wrong.stderr and "new" not in os.listdir(tmp_path)
+
+
+# --- TensorBoard, read back by its own reader ---
+
+
+def read(run: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
+
+
+@pytest.fixture
+def _seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers take files by the second in their names, as starts of a run are seconds apart."""
+    from tensorboard.summary.writer import event_file_writer
+
+    clock = itertools.count(int(time.time()) + 10)
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: next(clock)))
+
+
+@pytest.mark.usefixtures("_seconds_apart")
+def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "grid.png")
+    first = open_tensorboard("tensorboard", tmp_path, 0)
+    first.write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "bad": math.nan, "none": None})
+    first.write(20, {"loss": 0.25, "val_bpd": 3.5})
+    first.picture(10, tmp_path / "grid.png")
+    first.close()
+    second = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
+    second.write(20, {"loss": 0.125})
+    second.close()
+    found = read(tmp_path)
+    assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd"}
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(10, 0.5), (20, 0.125)]
+    (event,) = found.Images("samples")
+    assert event.step == 10
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), pixels)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from forks import quick
+from heard import heard
 from identities import eps_hat
 from safetensors.torch import load_file
 
@@ -29,7 +30,7 @@ from elbocli.run.train_settings import SETTINGS
 from elbocli.train import loop
 from elbocli.train.batches import Batches
 from elbocli.train.state import TrainState
-from elbocli.train.step import update
+from elbocli.train.step import check, update
 
 KILLER = Path(__file__).parent / "kill_and_resume.py"
 
@@ -39,7 +40,9 @@ def small(dataset: Path, preset: Path, **options: object) -> settings.Resolved:
 
 
 def drain(dataset: Path, out: Path, resolved: settings.Resolved) -> list[str]:
-    return [report.message for report in loop.run(Dataset(dataset), out, resolved) if report.message]
+    with heard() as lines:
+        loop.run(Dataset(dataset), out, resolved)
+    return lines
 
 
 def weights_of(run: Path) -> dict[str, bytes]:
@@ -121,7 +124,7 @@ def test_stopping_between_log_lines_changes_nothing(digits: Path, preset: Path, 
 
 def test_what_is_to_be_saved_is_not_touched_by_later_steps(digits: Path, preset: Path) -> None:
     """It is written by a thread, while training goes on."""
-    state = TrainState(small(digits, preset, schedule="adaptive", on_nonfinite="skip"), Dataset(digits))
+    state = TrainState(small(digits, preset, schedule="adaptive"), Dataset(digits))
     update(state)
     taken = state.snapshot()
     before = pickle.dumps(taken)
@@ -141,9 +144,12 @@ def test_a_run_without_a_checkpoint_may_go_on_with_other_settings(digits: Path, 
     out = tmp_path / "run"
 
     def until(step: int, batch: int) -> None:
-        reports = loop.run(Dataset(digits), out, small(digits, preset, batch=batch, steps=4, log_every=2))
-        while next(reports).done != step:
-            pass
+        def counted(done: int, *_: object) -> None:
+            if done == step:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), heard(counted):
+            loop.run(Dataset(digits), out, small(digits, preset, batch=batch, steps=4, log_every=2))
 
     until(0, batch=16)
     until(2, batch=8)
@@ -168,7 +174,7 @@ def test_a_loss_that_is_not_finite_names_its_logsnr_and_image_before_the_update(
     for _ in range(3):
         update(state)
     with pytest.raises(NonFiniteError, match=r"step 2: loss (inf|nan) at logsnr -?\d") as caught:
-        state.check()
+        check(state)
     assert caught.value.exit_code == 4
     after = state.network.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -178,7 +184,7 @@ def test_one_interval_of_the_log_sums_what_every_example_gave(digits: Path, pres
     state = TrainState(small(digits, preset), Dataset(digits))
     for _ in range(5):
         update(state)
-    sums, loss, norm, _ = state.interval()
+    sums, loss, norm = state.interval()
     assert int(sums[0].sum()) == 5 * 16
     assert loss > 0 and norm > 0
     assert state.interval()[0].sum() == 0
@@ -244,7 +250,7 @@ def test_bf16_trains_and_keeps_float32_weights(digits: Path, preset: Path, tmp_p
 
 def test_the_learning_rate_in_the_log_is_the_one_of_its_step(digits: Path, preset: Path, tmp_path: Path) -> None:
     options = {"preset": str(preset), "steps": 6, "log_every": 1, "warmup": 4, "lr": 1.0}
-    list(loop.run(Dataset(digits), tmp_path / "run", settings.resolve(options, Dataset(digits))))
+    loop.run(Dataset(digits), tmp_path / "run", settings.resolve(options, Dataset(digits)))
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert [row["lr"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
@@ -349,6 +355,7 @@ def test_what_may_take_long_after_a_step_is_said_before_it(
     digits: Path, preset: Path, tmp_path: Path, short_previews: None
 ) -> None:
     options = {"steps": 4, "log_every": 2, "val_split": 20, "val_every": 32, "preview_every": 4}
-    reports = loop.run(Dataset(digits), tmp_path / "run", small(digits, preset, **options))
-    said = [(report.done, report.then) for report in reports if report.then]
-    assert said == [(2, "validating"), (4, "validating and drawing a preview")]
+    said: list[tuple[int, str]] = []
+    with heard(lambda done, total, unit, then, values: said.append((done, then)) if then else None):
+        loop.run(Dataset(digits), tmp_path / "run", small(digits, preset, **options))
+    assert said == [(2, "validating"), (4, "validating"), (4, "drawing a preview")]

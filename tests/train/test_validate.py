@@ -13,6 +13,7 @@ from elbocli.bound import estimate
 from elbocli.bound.measure import ALL, open_measurement
 from elbocli.core.prediction import Prediction
 from elbocli.errors import NonFiniteError, UsageError
+from elbocli.files import losslog
 from elbocli.files.checkpoint import RunConfig
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
@@ -20,9 +21,8 @@ from elbocli.info import describe as info
 from elbocli.run import settings
 from elbocli.run.open import TrainedRun, open_run
 from elbocli.train.batches import Batches
-from elbocli.train.held_out import HeldOut, open_held_out
 from elbocli.train.step import step_losses
-from elbocli.train.validate import DRAWS, Validation
+from elbocli.train.validate import DRAWS, HeldOut, Validation, open_held_out
 
 CPU = torch.device("cpu")
 
@@ -190,7 +190,7 @@ def test_the_error_of_each_noise_level_is_a_loss_log(
 ) -> None:
     asked, path = make(), tmp_path / "validation.jsonl"
     sums = asked.partial(run.network)
-    path.write_text(asked.header() + asked.line(10, 160, sums) + asked.line(20, 320, sums))
+    path.write_text(asked.header() + losslog.line(10, 160, sums[:, :-2]) + losslog.line(20, 320, sums[:, :-2]))
     log = read_logs([path])
     assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header.schedule == "uniform"
     told = info.describe(path)
@@ -202,9 +202,9 @@ def test_other_images_begin_with_a_header_of_their_own(
 ) -> None:
     one, other, path = make(np.arange(50)), make(), tmp_path / "validation.jsonl"
     assert one.begins(path)
-    path.write_text(one.header() + one.line(1, 16, one.partial(nothing)))
+    path.write_text(one.header() + losslog.line(1, 16, one.partial(nothing)[:, :-2]))
     assert not one.begins(path) and other.begins(path)
-    path.write_text(path.read_text() + other.header() + other.line(2, 32, other.partial(nothing)))
+    path.write_text(path.read_text() + other.header() + losslog.line(2, 32, other.partial(nothing)[:, :-2]))
     assert one.begins(path) and not other.begins(path)
     assert read_logs([path]).lines == 2
 

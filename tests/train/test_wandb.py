@@ -112,7 +112,10 @@ def test_what_it_cannot_begin_is_a_warning(
     own = {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_API_KEY": ""}
     done = elbo("train", digits, "--preset", preset, "--steps", 2, *LINE, cwd=tmp_path, env=own)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(b"--log-to wandb: ") == 1 and b"nothing goes there in this start of the run" in done.stderr
+    assert (
+        done.stderr.count(b"--log-to wandb: ") == 1
+        and b"nothing more goes there in this start of the run" in done.stderr
+    )
 
 
 def test_ctrl_c_keeps_what_was_logged(digits: Path, preset: Path, tmp_path: Path) -> None:

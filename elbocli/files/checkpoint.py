@@ -15,13 +15,10 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
 from msgspec import Meta, structs
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.files.atomic import new_folder, remove_folder, sweep, write_text, writing
@@ -30,8 +27,10 @@ from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.reading import one_line, read_yaml, reading, yaml_text
 from elbocli.files.recognise import instead
 from elbocli.files.records import Count, Record, read_json, stored
-from elbocli.files.tensor_files import load, load_tensors
 from elbocli.runtime.progress import log
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a dataset needs the records, and no torch
 
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
@@ -248,12 +247,16 @@ class Checkpoint:
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model` or of an average, `ema-…`, by name. Raises FormatError when it holds none of that name."""
+        from elbocli.files.tensor_files import load
+
         if name not in self.names:
             raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
         return load(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
         """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
+        from elbocli.files.tensor_files import load_tensors
+
         return load_tensors(self.path / "state.pt")
 
 
@@ -305,6 +308,9 @@ def save(
     weights: file name, `model` or `ema-…` → tensors. state: content of state.pt; None for no such file. meta: at least
     `images`. Raises DataError, and leaves no trace, when the disk is full.
     """
+    import torch
+    from safetensors.torch import save_file
+
     path = run / (FOLDER if kind is CheckpointMeta else SNAPSHOTS) / folder_name(step)
     with writing(path.parent):
         path.parent.mkdir(exist_ok=True)

@@ -124,7 +124,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str) or key in found:
-                raise ValueError(f"key {key!r} is no text, or given twice, in line {key_node.start_mark.line + 1}")
+                wrong = "given twice" if key in found else "no text"
+                raise ValueError(f"key {key!r} is {wrong}, in line {key_node.start_mark.line + 1}")
             found[key] = self.construct_object(value_node, deep=True)
         return found
 

@@ -113,13 +113,13 @@ def _arranged(hint: Any, value: Any) -> Any:
         return {key: _arranged(parts[1], each) for key, each in value.items()}
     if parts:  # Annotated, or a union with one record in it
         return _arranged(next(filter(_holds_records, parts)), value)
-    rest = {key: each for key, each in value.items() if key not in ("format", "version")}
-    content = {}
+    content, rest = {}, dict(value)
     for field in _fields(hint):
         if field.name != hint.REST and field.name in rest:
             content[field.name] = _arranged(field.type, rest.pop(field.name))
         elif field.required and (field.type is Any or NoneType in get_args(field.type)):
             content[field.name] = None
+    rest = {key: each for key, each in rest.items() if key not in ("format", "version")}
     return {**content, hint.REST: rest} if hint.REST else {**content, **rest}
 
 

@@ -118,6 +118,8 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
             bins = len(first.edges) - 1
             yield first
             continue
+        if not bins:
+            break
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
             raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each, as the header before says")

@@ -172,13 +172,13 @@ def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "", "empty"),
+        (lambda text: "", "no header"),
         (lambda text: "hello\n", "line 1: "),
         (lambda text: text.splitlines()[1], "no header"),
         (lambda text: text.replace("elbo-losslog", "other"), "expected 'elbo-losslog'"),
         (lambda text: text[:-40] + "\n", "line 2: "),
         (lambda text: text.replace('"sum":', '"som":'), "line 2: .*sum"),
-        (lambda text: text + log_text(low=-9), "differ from the first log's"),
+        (lambda text: text + log_text(low=-9), "other bins"),
         (lambda text: text.replace('"count": [', '"count": [-1, ', 1).replace(", 0.0]", "]", 0), "line 2"),
     ],
 )

@@ -47,11 +47,11 @@ class LatentEncoder:
         self.layout: BlockLayout = BlockLayout(LATENTS, (2 * self.autoencoder.channels, size // factor, size // factor))
         self.batch = self.autoencoder.comfortable_batch(size)
         self.copies = 2 if mirror else 1
-        versions = {f"{name}_version": version(name) for name in ("torch", "diffusers")}
         self.attributes: dict[str, Any] = {
             **self.space.attributes(),
             "latent_precision": str(self.precision),
-            **versions,
+            "torch_version": version("torch"),
+            "diffusers_version": version("diffusers"),
         }
         decides = {key: value for key, value in self.attributes.items() if key != ATTRIBUTES["autoencoder"]}
         self.fingerprint: dict[str, Any] = {**decides, "batch": self.batch, "device": self.device.type}

@@ -326,11 +326,10 @@ def _packed_in_order(source: Source, start: int, settings: Settings, encoder: La
 
 def _pack(refs: Sequence[ImageRef], settings: Settings) -> list[Packed]:
     """Pack images."""
-    if len(refs) > 1:
-        with suppress(ElboError):  # each says what is wrong with it
-            rows = read_rows(refs)
-            if rows is not None and rows.shape[1:] == (settings.size, settings.size, settings.channels):
-                return [Packed([hashlib.sha256(row.data).hexdigest() for row in rows], rows.nbytes, rows)]
+    with suppress(ElboError):  # each says what is wrong with it
+        rows = read_rows(refs) if len(refs) > 1 else None
+        if rows is not None and rows.shape[1:] == (settings.size, settings.size, settings.channels):
+            return [Packed([hashlib.sha256(row.data).hexdigest() for row in rows], rows.nbytes, rows)]
     return [_pack_one(ref, settings) for ref in refs]
 
 

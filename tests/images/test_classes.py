@@ -54,7 +54,7 @@ def test_a_list_of_some_classes_leaves_the_others_out(animals, listed):
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("ant\nbee\nant\n", "'ant' is listed twice"), ("cow\n", "lists none of the classes"), ("\n", "empty")],
+    [("ant\nbee\nant\n", "listed twice"), ("cow\n", "lists none of the classes"), ("\n", "empty")],
 )
 def test_lists_that_cannot_be(animals, listed, text, complaint):
     with pytest.raises(DataError, match=complaint):

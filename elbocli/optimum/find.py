@@ -137,8 +137,8 @@ def find_optimum(dataset: Dataset, settings: OptimumSettings) -> Optimum:
         if checked < 2:
             raise UsageError(f"a sample is checked against all images, which needs 4 sources; there are {len(places)}")
     log.info(
-        f"{dataset.path}: softmax over {size} of {count} images, checked by all on {checked} of {len(places)} sources; "
-        f"{NOISES} draws each, logsnr {settings.low:g} to {settings.high:g}; {settings.device}"
+        f"{dataset.path}: softmax over {size} of {count} images; {len(places)} sources, {NOISES} draws each, "
+        f"logsnr {settings.low:g} to {settings.high:g}; {settings.device}"
     )
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))

@@ -247,8 +247,10 @@ class _Drawing:
             log.info(
                 f"{trained.path}: {trained.age}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
                 f"logsnr {about['logsnr_min']:.4g} to {about['logsnr_max']:.4g}; {world.device}, {about['precision']}, "
-                f"{world.size} process{'es' if world.size > 1 else ''}; {start} of {n} images are there"
+                f"{world.size} process{'es' if world.size > 1 else ''}"
             )
+            if start:
+                log.info(f"going on after {start} of {n} images")
             together = self.batch * world.size
             behind = together if world.device.type == "cuda" else 0
             try:

@@ -108,7 +108,7 @@ def test_a_signal_saves_and_the_same_again_goes_on(size: int, number: str, train
     (safe,) = re.findall(
         rf"rank 0 says: {number}: (\d+) of 61 images are safe in x.npz.partial; the same command", said
     )
-    assert 5 <= int(safe) <= 20 and f"{safe} of 61 images are there" in said
+    assert 5 <= int(safe) <= 20 and f"going on after {safe} of 61 images" in said
     assert found[2]["again"] == 0 and sum(count for _, count in found[2]["drawn"]) == 61 - int(safe)
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 

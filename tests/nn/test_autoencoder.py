@@ -99,13 +99,13 @@ def test_weights_with_the_old_names_of_attention_open_too(copied: Path, autoenco
 
 def test_a_folder_with_pickled_weights_only_is_refused_and_they_stay_closed(copied: Path) -> None:
     (copied / WEIGHTS).rename(copied / "diffusion_pytorch_model.bin")
-    with pytest.raises(FormatError, match="only safetensors are read"):
+    with pytest.raises(DataError, match="safe_serialization"):
         Autoencoder(copied, CPU)
 
 
 def test_weights_in_parts_are_refused(copied: Path) -> None:
     (copied / f"{WEIGHTS}.index.json").write_text("{}")
-    with pytest.raises(FormatError, match="no weights in one file"):
+    with pytest.raises(FormatError, match=str(copied)):
         Autoencoder(copied, CPU)
 
 
@@ -116,7 +116,7 @@ def test_weights_in_parts_are_refused(copied: Path) -> None:
         ({}, "_class_name is None"),
         ([], "config.json"),
         ("{", "not usable JSON"),
-        (None, r"no config\.json inside"),
+        (None, "config.json"),
     ],
 )
 def test_another_config_is_refused(content: Any, message: str, copied: Path) -> None:
@@ -124,14 +124,6 @@ def test_another_config_is_refused(content: Any, message: str, copied: Path) -> 
     path.unlink() if content is None else path.write_text(content if content == "{" else json.dumps(content))
     with pytest.raises(FormatError, match=message):
         Autoencoder(copied, CPU)
-
-
-def test_a_pipeline_is_told_from_its_autoencoder(copied: Path, tmp_path: Path) -> None:
-    copied.rename(tmp_path / "vae")
-    with pytest.raises(FormatError, match=r"its autoencoder may be .*vae"):
-        Autoencoder(tmp_path, CPU)
-    with pytest.raises(DataError, match="no such folder"):
-        Autoencoder(tmp_path / "nothing", CPU)
 
 
 @pytest.mark.parametrize("damage", ["missing", "another shape", "too many", "cut short", "another network"])

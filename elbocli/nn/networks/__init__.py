@@ -18,6 +18,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Self, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -26,8 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.reading import reading
-from elbocli.files.records import convert, plain
+from elbocli.files.reading import one_line, reading
+from elbocli.files.records import plain
 
 
 def explained(help: str, *, stored: bool = True, **how: Any) -> Any:
@@ -186,7 +187,10 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
         config = NETWORKS.find(str(family)).traits
     for key in values.keys() - set(_stored(config)):
         raise FormatError(f"{where}: network {key} is unknown to {family}; {nearest(key, _stored(config))}")
-    made: NetworkConfig = convert(values, config, f"{where}: network {family}")
+    try:
+        made: NetworkConfig = msgspec.convert(values, config)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{where}: network {family}: {one_line(error)}") from error
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 

@@ -52,16 +52,10 @@ def setting_options(function: F) -> F:
     return function
 
 
-def setting_groups() -> dict[str, list[str]]:
-    """Heading → settings with an option under it, in the order of declaration."""
-    groups: dict[str, list[str]] = {}
-    for name, setting in SETTINGS.items():
-        if setting.says("flags", name):
-            groups.setdefault(setting.says("group"), []).append(name)
-    return groups
-
-
-GROUPS = setting_groups()
+GROUPS: dict[str, list[str]] = {}
+for name, setting in SETTINGS.items():
+    if setting.says("flags", name):
+        GROUPS.setdefault(setting.says("group"), []).append(name)
 GROUPS[RUN] = ["out", "overwrite", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = ["dry_run"]

@@ -38,7 +38,7 @@ OPENERS = {
     "runtime/device.py": "the kernel's",
     "files/losslog.py": "a log, which may be a pipe",
     "images/samples.py": "samples, which may be a pipe",
-    "run/status.py": "the run's lock, of which nothing is read",
+    "run/folder.py": "the run's lock, of which nothing is read",
     "__init__.py": "the package's own",
 }
 """Modules that open files to read them by other ways than files/reading.py, and which."""

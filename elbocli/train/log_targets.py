@@ -16,7 +16,7 @@ from PIL import Image
 
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import read_config
-from elbocli.files.outputs import check_outputs
+from elbocli.files.recognise import check_outputs
 from elbocli.runtime.progress import log
 
 LINES = ".jsonl"

@@ -27,9 +27,9 @@ from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import PARALLELS
 from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
-from elbocli.runtime.memory import free_bytes, held_bytes
+from elbocli.runtime.device import free_bytes, held_bytes
 from elbocli.runtime.processes import World
-from elbocli.sample.decode import decoding_memory
+from elbocli.sample.denoise import decoding_memory
 from elbocli.train.parallel import count_parts
 
 BATCH = 1_000_003

@@ -25,7 +25,7 @@ from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
-from elbocli.sample.decode import Decoder, open_decoder
+from elbocli.sample.denoise import Decoder, open_decoder
 from elbocli.sample.draw import SampleSettings, draw
 from elbocli.train.log_targets import LogTargets
 from elbocli.train.parallel import count_parts

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from elbocli.sample.decode import open_decoder
+from elbocli.sample.denoise import open_decoder
 from forks import quick
 from functorch.compile import make_boxed_func
 from heard import heard

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from elbocli.sample.decode import open_decoder
+from elbocli.sample.denoise import open_decoder
 from PIL import Image
 
 from elbocli.core.streams import choose_labels

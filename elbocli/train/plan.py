@@ -26,8 +26,7 @@ from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters,
 from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import PARALLELS
-from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
-from elbocli.runtime.device import free_bytes, held_bytes
+from elbocli.runtime.device import PRECISIONS, choose_device, free_bytes, held_bytes, meant_by
 from elbocli.runtime.processes import World
 from elbocli.sample.denoise import decoding_memory
 from elbocli.train.parallel import count_parts

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from elbocli.sample.denoise import open_decoder
 from forks import quick
 from functorch.compile import make_boxed_func
 from heard import heard
@@ -23,6 +22,7 @@ from elbocli.nn.networks import build
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
+from elbocli.sample.denoise import open_decoder
 from elbocli.train import loop, parallel
 from elbocli.train.parallel import Parallel
 from elbocli.train.recorder import preview

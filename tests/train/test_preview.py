@@ -6,13 +6,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from elbocli.sample.denoise import open_decoder
 from PIL import Image
 
 from elbocli.core.streams import choose_labels
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.run import settings
+from elbocli.sample.denoise import open_decoder
 from elbocli.train import loop, recorder
 from elbocli.train.recorder import PREVIEW, preview, preview_labels
 from elbocli.train.state import TrainState

@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from elbocli.runtime.progress import Progress
-
-R = TypeVar("R")
-
-
-def finish(loop: Generator[Progress, None, R]) -> R:
-    """Return a generator's value."""
-    while True:
-        try:
-            next(loop)
-        except StopIteration as end:
-            found: R = end.value
-            return found
 
 
 def levels_of(logsnr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

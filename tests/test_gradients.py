@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact import finish
 from example_scripts import load
 
 from elbocli.bound.measure import Measurement, open_measurement
@@ -71,7 +70,7 @@ def test_gradients_are_those_of_training(trained: Path) -> None:
 def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "PER_BIN", 6)
     specs = ["cosine", "uniform", "fitted:loss", "fitted:gradient"]
-    found, text = finish(gradients.run(probe(trained), [parse_weighting("elbo")], specs, gradients.GROUPS * 3))
+    found, text = gradients.run(probe(trained), [parse_weighting("elbo")], specs, gradients.GROUPS * 3)
     rows = {row["schedule"]: row for row in found["gradient_variance"]}
     assert list(rows) == specs
     assert min(row["relative"] for row in rows.values()) == 1

@@ -26,7 +26,6 @@ from elbocli.files.dataset import Dataset
 from elbocli.images.samples import drawn
 from elbocli.run.settings import resolve
 from elbocli.runtime.device import Precision
-from elbocli.runtime.progress import Progress
 from elbocli.sample import draw
 from elbocli.train import loop
 
@@ -60,11 +59,6 @@ def switched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(Precision, "applied", applied)
     monkeypatch.setattr(F, "conv2d", noted)
     return seen
-
-
-def said(reports: Iterator[Progress]) -> str:
-    """All that a command says."""
-    return "\n".join(report.message for report in reports if report.message)
 
 
 def images(folder: Path, photos: np.ndarray) -> Path:

@@ -10,12 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from elbocli.cli.commands import Command, tell, visible
-from elbocli.runtime.progress import Progress, duration, log, progress, show_progress_with
+from elbocli.runtime.progress import duration, log, show_progress_with
 
 LINE_EVERY_S = 10.0
 FIRST_S = 2.0
 """Seconds before the first line on what is done."""
-LEVELS = {"warning": logging.WARNING, "info": logging.INFO, "detail": logging.DEBUG}
 
 
 @contextmanager
@@ -89,27 +88,3 @@ class Display(logging.Handler):
             with suppress(OSError):
                 self.bar.close()
             self.bar = None
-
-
-def say(message: str, level: str = "info") -> None:
-    """Log a message."""
-    log.log(LEVELS[level], "%s", message)
-
-
-def show(loop: Any) -> Any:
-    """Run a loop that yields Progress to its end; return its result."""
-
-    def tell(report: Progress) -> None:
-        if report.message:
-            say(report.message, report.level)
-        if report.done is not None:
-            progress(report.done, report.total, report.unit, report.then, **report.values)
-
-    reports = loop(tell) if callable(loop) else loop
-    try:
-        while True:
-            tell(next(reports))
-    except StopIteration as end:
-        return end.value
-    finally:
-        reports.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 log = logging.getLogger("elbo")
@@ -27,23 +26,6 @@ def progress(done: int, total: int | None = None, unit: str = "", then: str = ""
 def show_progress_with(show: Callable[..., None]) -> None:
     """Have each report given to `show(done, total, unit, then, values)`, instead of any function named before."""
     _shown_by[:] = [show]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress (`done` of `total` `unit`s), a message for people, or both; `values` for the bar's end.
-
-    then: what comes before the next report, where that may take long, in words such as 'drawing a preview'.
-    """
-
-    done: int | None = None
-    total: int | None = None
-    unit: str = ""
-    message: str = ""
-    level: str = "info"
-    """info, detail (shown with -v) or warning (shown with -q too)."""
-    values: dict[str, Any] = field(default_factory=dict)
-    then: str = ""
 
 
 def duration(seconds: float) -> str:

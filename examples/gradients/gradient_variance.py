@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Generator
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.measure import Measurement, open_measurement
-from elbocli.cli.progress_bar import show
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -30,7 +30,7 @@ from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.schedule_file import to_text
 from elbocli.run.settings import Resolved
-from elbocli.runtime.progress import Progress
+from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import Batches
 from elbocli.train.step import step_losses
 
@@ -121,7 +121,7 @@ class Gradients:
 
 def group_sums(
     gradients: Gradients, weighting: Weighting, schedule: Schedule, batches: int, done: int, total: int
-) -> Generator[Progress, None, GroupSums]:
+) -> GroupSums:
     """Gradients of so many batches. done, total: batches before these and of all schedules, for the progress."""
     sums = torch.zeros(GROUPS, sum(p.numel() for p in gradients.parameters), device=gradients.device)
     squares = torch.zeros(GROUPS, dtype=torch.float64)
@@ -129,7 +129,7 @@ def group_sums(
         gradient = gradients.at(step, weighting, schedule)
         sums[step % GROUPS] += gradient
         squares[step % GROUPS] += float(gradient.double().square().sum())
-        yield Progress(done + step + 1, total, "batch")
+        progress(done + step + 1, total, "batch")
     return GroupSums((sums @ sums.T).double().cpu(), squares, batches // GROUPS)
 
 
@@ -143,9 +143,7 @@ def _squared_norm(singles: Gradients, asked: Measurement, cell: int, edges: Tens
     return sum(float(gradient.double().square().sum()) for gradient in steps) / PER_BIN
 
 
-def run(
-    asked: Measurement, weightings: list[Weighting], specs: list[str], batches: int
-) -> Generator[Progress, None, tuple[dict[str, Any], str]]:
+def run(asked: Measurement, weightings: list[Weighting], specs: list[str], batches: int) -> tuple[dict[str, Any], str]:
     """Measure every weighting under every schedule on the same images and noise.
 
     Returns (the result as JSON, the text of the measured schedule of the last weighting, or ''). Raises ElboError.
@@ -155,12 +153,12 @@ def run(
     gradients, settings = Gradients(asked), asked.trained.settings
     size, total = gradients.settings.batch, len(weightings) * len(specs) * batches
     what = f"{batches} batches of {size} images for each schedule; {asked.device}, {asked.arithmetic}"
-    yield Progress(0, total, "batch", f"{asked.trained.path}: {what}")
+    log.info("%s: %s", asked.trained.path, what)
     edges = bin_edges(asked.low, asked.high, BINS)
     singles, norms = Gradients(asked, batch=1), list[float]()
     while MEASURED in specs and len(norms) < BINS:
         norms.append(_squared_norm(singles, asked, len(norms), edges))
-        yield Progress(len(norms), BINS, "level")
+        progress(len(norms), BINS, "level")
     rows, text, done = list[ScheduleVariance](), "", 0
     for weighting in weightings:
         schedules, sums = [], []
@@ -171,11 +169,11 @@ def run(
             else:
                 schedules.append(asked.schedule(spec, weighting))
         for schedule in schedules:
-            sums.append((yield from group_sums(gradients, weighting, schedule, batches, done, total)))
+            sums.append(group_sums(gradients, weighting, schedule, batches, done, total))
             done += batches
         for schedule, ratios in zip(schedules, compare(sums, size)):
             rows.append(ScheduleVariance(weighting.spec, schedule.base, *ratios))
-            yield Progress(message=_sentence(rows[-1]))
+            log.info(_sentence(rows[-1]))
     how = {"batch": size, "batches": batches, "t_sampling": settings.t_sampling}
     return {"gradient_variance": [asdict(row) for row in rows], **how, **asked.about()}, text
 
@@ -208,13 +206,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("-o", "--out", type=Path, help="the schedule of least variance, measured here")
     given = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     specs = given.schedule or list(DEFAULT)
     if given.out and (len(given.weighting) > 1 or MEASURED not in specs):
         parser.error(f"-o writes the schedule {MEASURED} of one --weighting")
     try:
         settings: Any = {"seed": given.seed, "device": given.device, "weights": "model"}
         asked = open_measurement(given.run, given.data, **settings)
-        found, text = show(run(asked, asked.weightings(tuple(given.weighting)), specs, given.batches))
+        found, text = run(asked, asked.weightings(tuple(given.weighting)), specs, given.batches)
     except ElboError as error:
         parser.exit(error.exit_code, f"gradient_variance.py: error: {error}\n")
     print(json.dumps(found, indent=1))

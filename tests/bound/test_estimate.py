@@ -23,7 +23,6 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, NonFiniteError, UsageError
 from elbocli.files.losslog import read_logs
-from elbocli.runtime.progress import Progress
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,15 +32,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def finish(loop: Any) -> Any:
-    """What a generator returns."""
-    try:
-        while True:
-            assert isinstance(next(loop), Progress)
-    except StopIteration as end:
-        return end.value
 
 
 def probe(run: Path, data: Path | None = None, **settings: Any) -> Measurement:

@@ -108,11 +108,12 @@ class Resumable:
                     self.state, self._count, self._size, self._digests = there, there.rows, there.bytes, digests
                     return
             elif not overwrite:
-                raise self._other(there.source)
+                raise self._other_source(there.source)
         self.journal.unlink()
         log.warning(f"{self.partial}: its rows are not those that are to be written; all are made again")
 
-    def _other(self, there: Identity) -> UsageError:
+    def _other_source(self, there: Identity) -> UsageError:
+        """Return the error about an unfinished file of another source, with the settings that differ."""
         asked, lines = self.state.source, ""
         if isinstance(there, dict) and isinstance(asked, dict):
             differing = [key for key in sorted({*there, *asked}) if there.get(key) != asked.get(key)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
 from elbocli.files.records import Count, Record, parse_json, stored
@@ -84,15 +84,6 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
     meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(saved.about.json(), allow_nan=False)}
     with new_file(path) as file:
         file.write(save(tensors, meta))
-
-
-def is_features(path: Path) -> bool:
-    """Whether a file of safetensors says that it holds features."""
-    from elbocli.files import tensor_files
-
-    with contextlib.suppress(FormatError):
-        return tensor_files.TensorFile(path).metadata.get("format") == FORMAT
-    return False
 
 
 def read_features(path: Path) -> SavedFeatures:

@@ -164,8 +164,9 @@ def evaluate(
         given["metrics"] = [word.strip() for word in given["metrics"].split(",")]
     chosen = settings_of(options.pop("protocol") or "", given, options["seed"])
     settings = EvalSettings(command=command_line(), **chosen, **options)
-    for name in OPTIONS.keys() & given:
-        if (metric := OPTIONS[name][0]) not in settings.metrics:
+    for name, (metric, _) in OPTIONS.items():
+        typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if typed and metric not in settings.metrics:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
         raise click.UsageError("--held-out goes with --metrics copying", context)

@@ -23,7 +23,6 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog
 from elbocli.files.grid import CELL
 from elbocli.files.reading import read_yaml, yaml_text
-from elbocli.info.describe import describe
 from elbocli.report.gather import RunFacts, RunReport, gather, weighting_terms
 from elbocli.report.log_history import CELLS, POINTS
 from elbocli.report.page import INKS, error, number, pictures, render
@@ -209,7 +208,7 @@ STATES: dict[Callable[[Path], None], list[str]] = {
     gone: ["nowhere.h5", "nowhere.yaml: no such schedule"],
     nested: ["status.json: not usable JSON"],
     no_classes: ["num_classes"],
-    too_large: ["config.yaml: network: torch can't make it"],
+    too_large: ["config.yaml: network"],
     beyond_numbers: ["losslog.jsonl: damaged lines left out: 2"],
     other_images: ["holds other images now", "network: channels 7"],
 }
@@ -226,7 +225,6 @@ def test_a_run_in_any_state_is_shown_and_what_is_missing_is_said(state: Callable
     if not STATES[state]:
         assert not said
     text = Reader(render(facts)).text
-    assert {"is": "run"}.items() <= describe(copy).items() if state is nested else True
     assert all(sentence in text for sentence in facts.report.missing)
     json.dumps(facts.report.json(), allow_nan=False)
     if state is interrupted:

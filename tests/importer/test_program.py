@@ -115,7 +115,7 @@ def test_what_a_program_does_not_say_is_asked(
 def test_no_class_is_refused_where_none_was_named(elbo: Elbo, program: Path, tmp_path: Path) -> None:
     assert elbo("import", program, "run", *SAID, "--classes", 10, cwd=tmp_path).returncode == 0
     result = elbo("sample", "run", "--guidance", 2, "-o", "s.npz", *TRUST, cwd=tmp_path)
-    assert result.returncode == 2 and b"guidance needs a run trained with --label-dropout" in result.stderr
+    assert result.returncode == 2 and b"--label-dropout" in result.stderr
 
 
 def test_a_run_runs_its_program_only_where_the_user_names_it(elbo: Elbo, program: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from elbocli.errors import ElboError, UsageError
 from elbocli.files import losslog
 from elbocli.files.atomic import writing
 from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
-from elbocli.files.metrics import MetricsRow
+from elbocli.files.losslog import MetricsRow
 from elbocli.files.schedule_file import finite, resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.folder import PREVIEW_COUNT

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from elbocli.run.preset_data import preset_data
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -18,7 +17,7 @@ from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
-from elbocli.run.settings import resolve
+from elbocli.run.settings import preset_data, resolve
 
 UNET = UNetConfig(16, 3, 10, channels=64, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 64, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)

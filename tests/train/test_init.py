@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from elbocli.run.preset_data import PresetData
 from msgspec.structs import replace
 
 from elbocli.errors import FormatError, UsageError
@@ -21,7 +20,7 @@ from elbocli.files.checkpoint import RunData, latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.nn.transfer import shapes_of
 from elbocli.run.initial import initial_of, open_initial
-from elbocli.run.settings import Known, Resolved, resolve
+from elbocli.run.settings import Known, PresetData, Resolved, resolve
 from elbocli.train.state import TrainState
 
 

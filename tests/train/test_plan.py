@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from elbocli.files.dataset_block import LATENTS
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +18,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
-from elbocli.files.dataset import Dataset
+from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.nn.networks import build, place
 from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig

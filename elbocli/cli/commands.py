@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,8 +55,9 @@ class Option(click.Option):
         self.more = more
 
 
-option = partial(click.option, cls=Option)
-"""Decorator that adds an Option, as click.option does its own."""
+def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
+    """Decorator that adds an Option to a command, as click.option adds its own."""
+    return click.option(*names, cls=Option, **attributes)
 
 
 class Command(click.Command):

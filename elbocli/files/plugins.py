@@ -27,9 +27,9 @@ _RUN: dict[Path, PluginFile] = {}
 
 def defined(file: str, name: str) -> Any:
     """A thing that a plug-in which was run defines itself; None where it defines none, or wasn't run."""
-    module = PREFIX + Path(file).stem
-    found = getattr(sys.modules.get(module), name, None)
-    return found if getattr(found, "__module__", "") == module else None
+    module = sys.modules.get(PREFIX + Path(file).stem)
+    found = getattr(module, name, None)
+    return found if module and getattr(found, "__module__", "") == module.__name__ else None
 
 
 def trust(path: Path) -> None:

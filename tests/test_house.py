@@ -5,6 +5,8 @@ import what is heavy only when they run, and only the command line knows click a
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,8 @@ DOORS = {
 }
 """Which module of another subcommand a subcommand's package may import, and why."""
 HEAVY = {"torch", "numpy", "scipy", "matplotlib", "h5py", "PIL", "yaml", "safetensors", "torch_fidelity", "jinja2"}
+MOST_TOKENS, MOST_LINES, MOST_FILES = 200_000, 28_500, 170
+"""Size of the package, without docstrings and comments in tokens. A change that needs more takes something away first."""
 SPEAKING = {"cli", "main"}
 """Rooms that know click and may print, besides every command.py."""
 
@@ -156,6 +160,23 @@ def test_every_module_keeps_the_rules(path: Path) -> None:
     assert broken_rules(path.relative_to(PACKAGE).as_posix(), source) == []
     assert undocumented(source) == []
     assert len(source.splitlines()) <= 600, "a file is a chapter"
+
+
+def tokens_of(source: str) -> int:
+    """Count Python's tokens outside docstrings and comments: they don't depend on how lines are broken."""
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+    docs = [text for text in texts if isinstance(text, ast.Constant) and isinstance(text.value, str)]
+    skipped = {line for text in docs for line in range(text.lineno, (text.end_lineno or 0) + 1)}
+    counted = {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}
+    found = tokenize.generate_tokens(io.StringIO(source).readline)
+    return sum(token.type in counted and token.start[0] not in skipped for token in found)
+
+
+def test_the_package_keeps_its_size() -> None:
+    sources = [path.read_text() for path in MODULES]
+    assert sum(map(tokens_of, sources)) <= MOST_TOKENS
+    assert sum(source.count("\n") for source in sources) <= MOST_LINES
+    assert len(MODULES) <= MOST_FILES
 
 
 def test_every_room_is_known_and_every_door_is_used() -> None:

@@ -118,7 +118,7 @@ def fit_log(
     """Fit a schedule to loss logs. choose: gives the weighting, where the log's own is the one of that spec. optimum: a file
     with the least error, for a criterion that needs it. Raises ElboError.
     """
-    if CRITERIA.find(criterion).traits.optimum != (optimum is not None):
+    if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
     losses = read_logs(sources, since)
     edges, sums = _merged(losses, bins)

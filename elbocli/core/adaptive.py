@@ -122,7 +122,6 @@ TIMES = 2**16  # at which a comb's error is integrated
 LARGEST_COMB = 2**12
 TINY = 1e-300
 LEAST_FLOOR = 1e-9  # with less, no double tells the times of neighbouring bins apart
-WAITING = 256  # batches of errors that are added up at once
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
@@ -136,40 +135,17 @@ def bin_middles(edges: Tensor) -> Tensor:
 
 
 class BinSums:
-    """Count, sum and sum of squares of the error in each bin: [3, bins] float64 on the device of the step.
+    """Count, sum and sum of squares of the error in each bin. values: [3, bins] float64 on the device of the step."""
 
-    finite: leave out errors that are not.
-    """
-
-    def __init__(
-        self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu", finite: bool = False
-    ):
-        self.finite = finite
+    def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
-        self._sums = torch.zeros(3, bins, dtype=torch.float64, device=device)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self.values = torch.zeros(3, bins, dtype=torch.float64, device=device)
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
-        """logsnr, error: [B]. Only remembers them: many are added up at once, in order."""
-        self._waiting.append((logsnr, error))
-        if len(self._waiting) >= WAITING:
-            self._sum()
-
-    @property
-    def values(self) -> Tensor:
-        """The sums so far."""
-        if self._waiting:
-            self._sum()
-        return self._sums
-
-    def _sum(self) -> None:
-        logsnr, error = (torch.cat(parts) for parts in zip(*self._waiting))
-        self._waiting.clear()
+        """logsnr, error: [B]."""
         index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
         error = error.double()
-        counted = error.isfinite() if self.finite else torch.ones_like(error, dtype=torch.bool)
-        error = error.where(counted, 0)
-        self._sums.index_add_(1, index, torch.stack([counted.double(), error, error.square()]))
+        self.values.index_add_(1, index, torch.stack([torch.ones_like(error), error, error.square()]))
 
     def take(self) -> Tensor:
         """The sums so far, on the CPU; starts again from zero."""
@@ -270,11 +246,8 @@ def fit_schedule(
     least: the least error in each bin, [bins], for a criterion that needs it. Raises UsageError for an unknown criterion,
     one without the least error that it needs, or a floor outside [LEAST_FLOOR, 1]; DataError for an empty log.
     """
-    declared = CRITERIA.find(criterion)
-    if declared.traits.optimum and least is None:
-        raise UsageError(f"criterion {criterion} needs the least error: 'elbo adapt' takes it by --optimum FILE")
     known = moments.smoothed()
-    score = declared.make(known.mean, known.second, torch.zeros_like(known.mean) if least is None else least)
+    score = CRITERIA.find(criterion)(known.mean, known.second, least)
     return schedule_of_scores(moments.edges, score, weighting, floor, base)
 
 

@@ -100,7 +100,7 @@ def no_noise() -> NoReturn:
 def refuse_noise(sampler: Sampler) -> None:
     """Raise UsageError for a sampler that draws noise: a step of it, in a world without data, tells."""
     z = torch.zeros(1)
-    sampler.declared(z, z, Move(0.0, 1.0, -1.0, 2), lambda z, logsnr: z, no_noise)
+    sampler(z, z, Move(0.0, 1.0, -1.0, 2), lambda z, logsnr: z, no_noise)
 
 
 def deviations(sampler: Sampler, grid: list[float], denoise: Denoise, solution: FineSolution) -> list[Tensor]:
@@ -111,7 +111,7 @@ def deviations(sampler: Sampler, grid: list[float], denoise: Denoise, solution: 
     found, last = [], None
     levels = [*grid, math.inf]
     for before, now, then in zip([-math.inf, *grid], grid, levels[1:]):
-        z, last = sampler.declared(solution.at(now), last, Move(now, then, before, len(grid)), denoise, no_noise)
+        z, last = sampler(solution.at(now), last, Move(now, then, before, len(grid)), denoise, no_noise)
         found.append(z - solution.at(then))
     return found
 

@@ -7,23 +7,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
 LEARNED = "uncertainty"
 """The name of the weighting that is learned while a run trains. It is no declared one: alone it says no w(λ)."""
-T = TypeVar("T")
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class Declaration(Generic[T]):
+@dataclass(frozen=True, repr=False)
+class Declaration:
     """One named thing: how to make it, how to write it down, and where it comes from; with values for its parameters.
 
-    traits: what only things of its kind have, as the dataclass that the kind's registry names; None where there is
-    nothing. known_as: other names for exactly this, each with the parameters that it sets. parameters_known_as: other
+    traits: what only things of its kind have; None where there is nothing. known_as: other names for exactly this, each with the parameters that it sets. parameters_known_as: other
     names of parameters → its own.
     """
 
@@ -34,15 +32,18 @@ class Declaration(Generic[T]):
     params: dict[str, float]
     positive: frozenset[str]
     within: Mapping[str, tuple[float, float]]
-    traits: T
+    traits: Any
     known_as: Mapping[str, Mapping[str, float]]
     parameters_known_as: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Declaration({self.spec!r})"
 
     def __call__(self, *args: Any) -> Any:
         """Make it, with its parameters."""
         return self.make(*args, **self.params)
 
-    def bind(self, given: Mapping[str, str | float], largest: float = LARGEST) -> Declaration[T]:
+    def bind(self, given: Mapping[str, str | float], largest: float = LARGEST) -> Declaration:
         """The same, the given parameters over those that it has. The only parameter may go without a name, under "".
 
         Raises UsageError for an unknown parameter, and for a value that is no number, too large or out of bounds.
@@ -113,8 +114,8 @@ def load_installed() -> None:
             raise UsageError(f"the installed plug-in {point.value}: {type(error).__name__}: {error}") from error
 
 
-class Registry(dict[str, Declaration[T]], Generic[T]):
-    """All declarations of one kind, by name. T: the dataclass of their traits."""
+class Registry(dict[str, Declaration]):
+    """All declarations of one kind, by name."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -128,7 +129,7 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         source: str = "",
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
-        traits: T = None,  # type: ignore[assignment]
+        traits: Any = None,
         known_as: Iterable[str] = (),
         parameters_known_as: Mapping[str, str] | None = None,
         **params: float,
@@ -149,24 +150,15 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
             said = {
                 key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float
             }
-            own = {**said, **params}
+            words, bounds = parameters_known_as or {}, within or {}
             self[name] = Declaration(
-                name,
-                make,
-                formula,
-                source,
-                own,
-                frozenset(positive),
-                within or {},
-                traits,
-                aka,
-                parameters_known_as or {},
+                name, make, formula, source, {**said, **params}, frozenset(positive), bounds, traits, aka, words
             )
             return make
 
         return enter
 
-    def named(self, name: str) -> Declaration[T] | None:
+    def named(self, name: str) -> Declaration | None:
         """The declaration that a name, or another name for exactly it, means in any case; None when there is none."""
         found = self._named(name)
         if found is None:
@@ -174,7 +166,7 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
             found = self._named(name)
         return found
 
-    def _named(self, name: str) -> Declaration[T] | None:
+    def _named(self, name: str) -> Declaration | None:
         if name in self:
             return self[name]
         word = alike(name)
@@ -185,14 +177,14 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
                 return declared.bind(declared.known_as[word])
         return None
 
-    def find(self, name: str) -> Declaration[T]:
+    def find(self, name: str) -> Declaration:
         """The declaration as `named` has it. Raises UsageError, with the nearest names, when there is none."""
         found = self.named(name)
         if found is None:
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
         return found
 
-    def parse(self, text: str, largest: float = LARGEST) -> Declaration[T]:
+    def parse(self, text: str, largest: float = LARGEST) -> Declaration:
         """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
         spec = parse_spec(text)
         return self.find(spec.name).bind(spec.params, largest)
@@ -239,13 +231,3 @@ def number(text: str | float, what: str = "value", largest: float = LARGEST) -> 
     if not math.isfinite(value) or abs(value) > largest:
         raise UsageError(f"{what}: {text} is not a number between -{largest:g} and {largest:g}")
     return value
-
-
-def plain_float(value: str | float) -> float:
-    """Read a number from a text, or take one that is. Raises ValueError."""
-    return float(value)
-
-
-def plain_int(value: str | float) -> int:
-    """Read a whole number from a text, or take one that is. Raises ValueError."""
-    return int(value)

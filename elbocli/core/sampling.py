@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from elbocli.core.schedule import Schedule
 
 
-SPACINGS: Registry[None] = Registry("spacing")
+SPACINGS = Registry("spacing")
 """(schedule, steps) → the λ of each step, rising: [steps]."""
 spacing = SPACINGS.declare
 
@@ -40,8 +40,7 @@ def even(schedule: Schedule, steps: int) -> list[float]:
     import torch
 
     t = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    found: list[float] = schedule.logsnr(t).tolist()
-    return found
+    return schedule.logsnr(t).tolist()
 
 
 @spacing(
@@ -90,13 +89,13 @@ def _levels(schedule: Schedule, name: str) -> list[float]:
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
 
-def usual_spacing(schedule: Schedule) -> Declaration[None]:
+def usual_spacing(schedule: Schedule) -> Declaration:
     """The one where no other is asked for: declared schedules of timesteps are walked as their authors did."""
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 
 
-STARTS: Registry[None] = Registry("start")
+STARTS = Registry("start")
 """λ of the noisiest level → s, where z = s ε there."""
 start = STARTS.declare
 
@@ -111,23 +110,23 @@ def edm(logsnr: float) -> float:
     return alpha_sigma(logsnr)[1]
 
 
-UNIT: Declaration[None] = STARTS["unit"]
+UNIT = STARTS["unit"]
 
 
-CLIPS: Registry[None] = Registry("clip")
-Function = Callable[["Tensor"], "Tensor"]
+CLIPS = Registry("clip")
+"""x̂ [B, …] → x̂ within its range."""
 
 
 @CLIPS.declare("none", formula="x_hat")
-def none() -> Function:
+def none(x_hat: Tensor) -> Tensor:
     """x̂ as it is."""
-    return lambda x_hat: x_hat
+    return x_hat
 
 
 @CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
-def static() -> Function:
+def static(x_hat: Tensor) -> Tensor:
     """x̂ cut to [−1, 1]."""
-    return lambda x_hat: x_hat.clamp(-1, 1)
+    return x_hat.clamp(-1, 1)
 
 
 @CLIPS.declare(
@@ -137,37 +136,15 @@ def static() -> Function:
     positive=["percentile"],
     within={"percentile": (0, 100)},
 )
-def dynamic(percentile: float = 99.5) -> Function:
-    """x̂ [B, …] cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
-
-    def cut(x_hat: Tensor) -> Tensor:
-        size = x_hat.abs().flatten(1)
-        rank = math.ceil(percentile * size.shape[1] / 100)
-        limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
-        return x_hat.maximum(-limit).minimum(limit).div_(limit)
-
-    return cut
+def dynamic(x_hat: Tensor, percentile: float = 99.5) -> Tensor:
+    """x̂ cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
+    size = x_hat.abs().flatten(1)
+    rank = math.ceil(percentile * size.shape[1] / 100)
+    limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
+    return x_hat.maximum(-limit).minimum(limit).div_(limit)
 
 
-class Clip(NamedTuple):
-    """A function x̂ [B, …] → x̂ within its range. spec: how it is written, with every parameter."""
-
-    spec: str
-    function: Function
-
-    @property
-    def cuts(self) -> bool:
-        """Tell whether it does anything."""
-        return self.spec != "none"
-
-
-def parse_clip(text: str) -> Clip:
-    """`none`, `static`, `dynamic:percentile=99`. Raises UsageError."""
-    declared = CLIPS.parse(text)
-    return Clip(declared.spec, declared())
-
-
-ROUNDINGS: Registry[None] = Registry("rounding")
+ROUNDINGS = Registry("rounding")
 """(x, divisor, offset) → numbers that become levels when they are cut to 0 to 255 and what follows the point is dropped."""
 rounding = ROUNDINGS.declare
 SIGNED = (127.5, -1.0)
@@ -199,10 +176,10 @@ def truncate(x: Tensor, divisor: float, offset: float) -> Tensor:
     return (x - offset).mul_(divisor)
 
 
-NEAREST: Declaration[None] = ROUNDINGS["nearest"]
+NEAREST = ROUNDINGS["nearest"]
 
 
-def to_levels(x: Tensor, rounded: Declaration[None] = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
+def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
     """Pixels [B,C,H,W] of a range → uint8 [B,H,W,C]. span: (divisor, offset) of the range."""
     import torch
 
@@ -245,7 +222,7 @@ class Guidance:
         return guided
 
 
-NOISES: Registry[None] = Registry("noise")
+NOISES = Registry("noise")
 """(seed, (H, W, C), number of classes, device) → Noise."""
 EDM_SEEDS = 1 << 32
 
@@ -356,10 +333,10 @@ class Edm2Noise(EdmNoise):
     every_step: ClassVar[bool] = False
 
 
-ELBO: Declaration[None] = NOISES["elbo"]
+ELBO = NOISES["elbo"]
 
 
-GRIDS: Registry[None] = Registry("grid")
+GRIDS = Registry("grid")
 """GridTask → Schedule, whose levels at even t are the grid."""
 
 
@@ -413,7 +390,7 @@ def solver(task: GridTask) -> Schedule:
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
     """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
-    guided = guidance != 1 and not sampler.declared.traits.ancestral
+    guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")
 
 

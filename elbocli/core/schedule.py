@@ -84,7 +84,7 @@ class Schedule:
     logsnr_min: float
     logsnr_max: float
     shift: float = 0.0
-    declared: Declaration[None] | None = None
+    declared: Declaration | None = None
     file: Path | None = None
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ def make_schedule(
     *,
     shift: float = 0.0,
     clip: bool = False,
-    declared: Declaration[None] | None = None,
+    declared: Declaration | None = None,
     file: Path | None = None,
 ) -> Schedule:
     """A curve shifted and truncated; None takes that end from the curve. name, declared, file: as in Schedule.
@@ -222,7 +222,7 @@ def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
     return make_schedule(Table(list(knots)), name, None, None)
 
 
-LEVEL_CODES: Registry[None] = Registry("level code")
+LEVEL_CODES = Registry("level code")
 """λ [B] → the number [B], at least float32; float64 stays so."""
 level_code = LEVEL_CODES.declare
 
@@ -274,7 +274,7 @@ for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
     )
 
 
-def parse_level_code(text: str) -> Declaration[None]:
+def parse_level_code(text: str) -> Declaration:
     """The level code that a user wrote: `logsnr:factor=-0.125`, `sigma`, `t:linear` or `t-linear:count=4000`. Raises UsageError."""
     words = text.strip()
     return LEVEL_CODES.parse("t-" + words[2:].replace(",", ":", 1) if words.startswith("t:") else words)

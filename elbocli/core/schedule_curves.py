@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 MOST_TIMESTEPS = 100_000
-BETAS: Registry[None] = Registry("beta schedule")
+BETAS = Registry("beta schedule")
 """β_i: functions of the first and last β and the number of timesteps, float64 [T]."""
 
 
@@ -172,7 +172,7 @@ class Moved:
         return self.curve.density(logsnr - self.by)
 
 
-SCHEDULES: Registry[None] = Registry("schedule")
+SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
 """Declares a ScheduleCurve: a class made from the parameters named here with their defaults."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-AVERAGES: Registry[None] = Registry("average")
+AVERAGES = Registry("average")
 BARE, STORED = "decay", "power"
 """The one that is written by its number alone, and the one of whose snapshots others can be made after training."""
 Beta = Callable[[int, float, float], float]
@@ -100,7 +100,7 @@ class Average:
     Raises UsageError when a parameter is out of range.
     """
 
-    def __init__(self, declared: Declaration[None]):
+    def __init__(self, declared: Declaration):
         self.declared, self.params = declared, declared.params
         self.beta: Beta = declared()
         self.stored = declared.name == STORED
@@ -127,15 +127,6 @@ def _short(value: float) -> str:
     return f"{exact.scaleb(-6).normalize():f}M" if value >= 1e6 else f"{exact.normalize():f}"
 
 
-def _long(text: str) -> float:
-    from decimal import Decimal
-
-    try:
-        return float(Decimal(text[:-1]).scaleb(6) if text.endswith("M") else Decimal(text))
-    except (ArithmeticError, ValueError):
-        raise UsageError(f"{text!r} is not a number") from None
-
-
 def parse_average(text: str | float) -> Average:
     """The average that a user wrote (`0.9999`, `halflife:images=50e6`), or whose file has that name. Raises UsageError."""
     words = str(text).strip()
@@ -149,32 +140,29 @@ def parse_average(text: str | float) -> Average:
 
 
 def _of_name(name: str) -> Average:
-    words = name.removeprefix(PREFIX).split("-")
+    words = name.removeprefix(PREFIX).replace("M", "e6").split("-")
     if words[0] not in AVERAGES:
         words = [BARE, *words]
     declared = AVERAGES[words[0]]
-    keys = list(declared.params)
-    if words[2::2] != keys[1:] or len(words) != 2 * len(keys):
+    words[0] = next(iter(declared.params))
+    average = Average(declared.bind(dict(zip(words[::2], words[1::2])), MOST_IMAGES))
+    if average.name != name:
         raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
-    return Average(declared.bind(dict(zip(keys, map(_long, words[1::2]))), MOST_IMAGES))
+    return average
 
 
 def canonical(value: Any) -> tuple[str, ...]:
     """Specs in full: of one number or text, or of several. Raises UsageError for none, an unknown or a double one."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise UsageError(f"ema: {item!r} is neither a number nor an average, such as power:std=0.05")
-    averages = [parse_average(item) for item in items]
-    names = [average.name for average in averages]
-    if len(set(names)) < len(names):
-        raise UsageError(f"ema: {next(a.spec for a in averages if names.count(a.name) > 1)} is given twice")
-    if not averages:
-        raise UsageError("ema: name at least one average, such as 0.9999")
-    return tuple(average.spec for average in averages)
+    if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
+        raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
+    averages = {(average := parse_average(item)).name: average.spec for item in items}
+    if len(averages) < len(items):
+        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice")
+    return tuple(averages.values())
 
 
-LR_DECAYS: Registry[None] = Registry("learning-rate decay")
+LR_DECAYS = Registry("learning-rate decay")
 """Functions of (updates done, updates in all) that say by what share of lr the next update is made."""
 
 
@@ -214,7 +202,7 @@ def rsqrt(done: int, steps: int, ref: float = 70_000.0) -> float:
     return 1 / math.sqrt(max(done / ref, 1))
 
 
-def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration[None]) -> float:
+def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
     """Return the rate of the update after `done` others: lr, times a rise over `warmup` updates, times the decay.
 
     It depends on these numbers alone, so that a run goes on with the rates that it would have had.
@@ -222,23 +210,16 @@ def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declarat
     return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))
 
 
-class CriterionTraits(NamedTuple):
-    """optimum: whether it needs the least error, besides the first two moments of the error."""
-
-    optimum: bool = False
-
-
-CRITERIA: Registry[CriterionTraits] = Registry("criterion")
-"""(E e, E e², e* or zero) → what the density is proportional to."""
+CRITERIA = Registry("criterion")
+"""(E e, E e², e* or None) → what the density is proportional to."""
 
 
 @CRITERIA.declare(
     "loss",
     formula="w E|e|^2",
     source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss",
-    traits=CriterionTraits(),
 )
-def loss(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+def loss(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     return mean
 
 
@@ -246,16 +227,13 @@ def loss(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
     "second-moment",
     formula="w sqrt(E|e|^4)",
     source="least variance of the loss with independent t",
-    traits=CriterionTraits(),
 )
-def second_moment(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+def second_moment(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     return second.sqrt()
 
 
-@CRITERIA.declare(
-    "std", formula="w sd(|e|^2)", source="least variance of the loss with low-discrepancy t", traits=CriterionTraits()
-)
-def std(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+@CRITERIA.declare("std", formula="w sd(|e|^2)", source="least variance of the loss with low-discrepancy t")
+def std(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     return (second - mean.square()).clamp(min=0).sqrt()
 
 
@@ -263,13 +241,14 @@ def std(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
     "excess",
     formula="w (E|e|^2 - least)",
     source="arXiv:2506.13763: what training can still gain; needs --optimum",
-    traits=CriterionTraits(optimum=True),
 )
-def excess(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+def excess(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+    if least is None:
+        raise UsageError("criterion excess needs the least error: 'elbo adapt' takes it by --optimum FILE")
     return (mean - least).clamp(min=0)
 
 
-OF_ERRORS = tuple(name for name, declared in CRITERIA.items() if not declared.traits.optimum)
+OF_ERRORS = tuple(name for name in CRITERIA if name != "excess")
 """Criteria that need no more than the log."""
 
 

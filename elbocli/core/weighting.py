@@ -18,13 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
 from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FactorTraits(NamedTuple):
     on: str
 
 
-FACTORS: Registry[FactorTraits | None] = Registry("factor")
+FACTORS = Registry("factor")
 """F(λ), which multiplies the squared error of the target."""
 
 
@@ -84,7 +84,7 @@ def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 
-Factor = Declaration[Any]
+Factor = Declaration
 """F(λ) with all its parameters: a declared factor, or any declared weighting."""
 
 
@@ -151,7 +151,7 @@ def parse_head(text: str, given: dict[str, float] | None = None) -> tuple[Predic
         raise UsageError(
             f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
         )
-    prediction = Prediction.parse(":".join(filter(None, [name.removesuffix("-mse"), ",".join(own)])))
+    prediction = Prediction(":".join(filter(None, [name.removesuffix("-mse"), ",".join(own)])))
     return prediction, parse_factor(",".join(chosen), given) if chosen else None, shift or 0.0, monotone
 
 
@@ -160,7 +160,7 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
 
     given: parameters from options, over those in the text. Raises UsageError.
     """
-    known: Registry[Any] = Registry("factor")
+    known = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
     spec = parse_spec(text)
     return known.find(spec.name).bind(spec.params).bind(given or {})
@@ -170,7 +170,7 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
 class DeclaredCurve:
     """A declared weighting with all its parameters."""
 
-    declared: Declaration[WeightingTraits]
+    declared: Declaration
     tail = ""
     schedule = None
 
@@ -258,7 +258,7 @@ class Weighting:
         return f"Weighting({self.spec!r})"
 
     @property
-    def declared(self) -> Declaration[WeightingTraits] | None:
+    def declared(self) -> Declaration | None:
         """Its declaration; None for a loss or a schedule."""
         return self.curve.declared if isinstance(self.curve, DeclaredCurve) else None
 

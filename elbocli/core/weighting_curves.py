@@ -27,7 +27,7 @@ class WeightingTraits(NamedTuple):
     const: str = ""
 
 
-WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
+WEIGHTINGS = Registry("weighting")
 PAPER = "arXiv:2303.00848"
 
 

@@ -86,7 +86,7 @@ TINY = 1e-30
 @torch.inference_mode()
 def make_grid(
     path: Path,
-    kind: Declaration[None],
+    kind: Declaration,
     sampler: Sampler,
     *,
     steps: int | None,
@@ -110,7 +110,7 @@ def make_grid(
     Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for one that has no log
     and needs one, or whose estimates are not finite.
     """
-    steps, ancestral = steps or sampler.usual.steps, sampler.declared.traits.ancestral
+    steps, ancestral = steps or sampler.traits.usual.steps, sampler.traits.ancestral
     if steps < 2:
         raise UsageError("--steps 1: a grid of one level is the noisiest one; give --steps 2 or more")
     if not ancestral:

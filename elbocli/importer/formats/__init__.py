@@ -133,7 +133,7 @@ class FormatTraits(NamedTuple):
     takes: tuple[str, ...] = NAMED
 
 
-FORMATS: Registry[FormatTraits] = Registry("format")
+FORMATS = Registry("format")
 Translate = Callable[[Source, ImportOptions], Imported]
 
 

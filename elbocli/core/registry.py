@@ -191,27 +191,23 @@ class Registry(dict[str, Declaration]):
 
 
 class Spec(NamedTuple):
-    """A thing as a user writes it: `name`, `name:key=value,…`, with flags such as `monotone`.
+    """A thing as a user writes it: `name`, `name:key=value,…`.
 
     params: the value of the one that has no key, as in `name:5`, is under "".
     """
 
     name: str
     params: dict[str, str]
-    flags: frozenset[str]
 
 
-def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
-    """Split `name:key=value,flag,…`, where one value may go without its key. Raises UsageError for anything else."""
+def parse_spec(text: str) -> Spec:
+    """Split `name:key=value,…`, where one value may go without its key. Raises UsageError for anything else."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
-    seen = set()
     for item in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
-        if not equals and key in flags:
-            seen.add(key)
-        elif not equals and "" not in params:
+        if not equals and "" not in params:
             params[""] = item
         elif not (key and value and equals):
             raise UsageError(f"{text!r}: expected key=value after ':', found {item!r}")
@@ -219,7 +215,7 @@ def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
             raise UsageError(f"{text!r}: {key} is given twice")
         else:
             params[key] = value.strip()
-    return Spec(name, params, frozenset(seen))
+    return Spec(name, params)
 
 
 def number(text: str | float, what: str = "value", largest: float = LARGEST) -> float:

@@ -17,15 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from statistics import median
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import Denoise, Move, Sampler, walk
-from elbocli.errors import DataError, UsageError
+from elbocli.core.samplers import Denoise, Move, Sampler, no_noise, walk
+from elbocli.errors import DataError
 
 StepErrors = Callable[[list[float]], list[float]]
 """Levels of λ, rising and all finite → the error of each step as it arrives in the data, the last one's to clean data."""
@@ -87,14 +86,6 @@ class FineSolution:
 def rms(difference: Tensor) -> float:
     """Root mean square over all values."""
     return float(difference.double().square().mean().sqrt())
-
-
-def no_noise() -> NoReturn:
-    """A draw that nobody may ask for. Raises UsageError."""
-    raise UsageError(
-        "this sampler adds noise to an equation, and its steps' errors can't be measured; make the grid for the same "
-        "without noise (dpmpp-2m, heun without churn), or for ddpm, whose errors the loss log tells"
-    )
 
 
 def refuse_noise(sampler: Sampler) -> None:

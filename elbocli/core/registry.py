@@ -87,16 +87,15 @@ def alike(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def nearest(word: str, known: Iterable[str], most: int = 20) -> str:
-    """The end of a message on an unknown word: `did you mean A or B?`, else what is known, the first `most` of it."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown word: `did you mean A or B?`, else the first twenty that are known."""
     import difflib  # only after a mistake
 
     spelt = {alike(name): name for name in known}
     near = difflib.get_close_matches(alike(word), spelt, n=2)
     if near:
         return f"did you mean {' or '.join(spelt[each] for each in near)}?"
-    names = list(spelt.values())
-    return f"known: {', '.join(names[:most])}" + (f", … ({len(names)} in all)" if len(names) > most else "")
+    return f"known: {', '.join([*spelt.values()][:20])}"
 
 
 @cache

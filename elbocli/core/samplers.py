@@ -10,11 +10,12 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry, parse_spec
 from elbocli.core.sampling import usual_spacing
+from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -284,6 +285,13 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
     Raises UsageError when the schedule doesn't have so many.
     """
     return [*(spacing or usual_spacing(schedule))(schedule, steps), math.inf]
+
+
+def no_noise() -> NoReturn:
+    """A draw that a walk without noise never makes. Raises UsageError."""
+    raise UsageError(
+        "a sampler that adds noise doesn't serve here; take one without it (dpmpp-2m, heun without churn), or ddpm"
+    )
 
 
 def walk(

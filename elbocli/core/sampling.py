@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from elbocli.core.adaptive import ErrorMoments
     from elbocli.core.samplers import Sampler
     from elbocli.core.schedule import Schedule
 
@@ -39,8 +38,7 @@ def even(schedule: Schedule, steps: int) -> list[float]:
     """Both ends included; a single step is at t = 1."""
     import torch
 
-    t = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    return schedule.logsnr(t).tolist()
+    return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
 
 
 @spacing(
@@ -51,7 +49,7 @@ def even(schedule: Schedule, steps: int) -> list[float]:
 )
 def timesteps(schedule: Schedule, steps: int) -> list[float]:
     """A sum of equal parts, rounded, as ADM has it: i (T−1)/(steps−1) in one product would round some halves otherwise."""
-    levels = _levels(schedule, "timesteps")
+    levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, and {steps} steps were asked for")
     if steps == 1:
@@ -68,23 +66,18 @@ def timesteps(schedule: Schedule, steps: int) -> list[float]:
 )
 def stride(schedule: Schedule, steps: int) -> list[float]:
     """The noisiest of them is not the last timestep, as a rule."""
-    levels = _levels(schedule, "stride")
+    levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
-        near = sorted(counts, key=lambda count: abs(count - steps))[:2]
-        raise UsageError(
-            f"no stride takes exactly {steps} of the {len(levels)} timesteps of {schedule.base}; "
-            f"{' or '.join(map(str, sorted(near)))} steps have one"
-        )
+        near = min(counts, key=lambda count: abs(count - steps))
+        raise UsageError(f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; {near} have one")
     return levels[:: counts[steps]][::-1]
 
 
-def _levels(schedule: Schedule, name: str) -> list[float]:
+def _levels(schedule: Schedule) -> list[float]:
     """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
     if not isinstance(schedule.curve, Steps):
-        raise UsageError(
-            f"spacing {name} needs a schedule of timesteps, such as t-linear or a scheduler_config.json; {schedule.base} is none"
-        )
+        raise UsageError(f"{schedule.base} has no timesteps, which this spacing needs")
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
@@ -337,25 +330,12 @@ ELBO = NOISES["elbo"]
 
 
 GRIDS = Registry("grid")
-"""GridTask → Schedule, whose levels at even t are the grid."""
+"""(fit, equal) → Schedule, whose levels at even t are the grid.
 
-
-@dataclass(frozen=True)
-class GridTask:
-    """Knowledge that a grid is made of. moments: of the errors at each level, as the run's log has them. floor: least density, relative
-    to a uniform one. equal: → the levels at which all steps of the sampler err alike, measured.
-    """
-
-    moments: Callable[[], ErrorMoments]
-    floor: float
-    equal: Callable[[], list[float]]
-
-
-def _adaptive(task: GridTask, weighting: str) -> Schedule:
-    from elbocli.core.adaptive import fit_schedule
-    from elbocli.core.weighting import parse_weighting
-
-    return fit_schedule(task.moments(), parse_weighting(weighting), "loss", task.floor)
+fit: a weighting → the adaptive schedule of the run's log. equal: → the levels at which all steps of the sampler err alike.
+"""
+Fit = Callable[[str], "Schedule"]
+Equal = Callable[[], list[float]]
 
 
 @GRIDS.declare(
@@ -363,9 +343,9 @@ def _adaptive(task: GridTask, weighting: str) -> Schedule:
     formula="density e(logsnr): equal steps of the entropy of x given z",
     source="Stancevic et al. 2025; the adaptive schedule of elbo",
 )
-def entropic(task: GridTask) -> Schedule:
+def entropic(fit: Fit, equal: Equal) -> Schedule:
     """dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
-    return _adaptive(task, "elbo")
+    return fit("elbo")
 
 
 @GRIDS.declare(
@@ -373,9 +353,9 @@ def entropic(task: GridTask) -> Schedule:
     formula="density e^(-logsnr/2) e(logsnr)",
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
-def rescaled(task: GridTask) -> Schedule:
+def rescaled(fit: Fit, equal: Equal) -> Schedule:
     """The entropy's steps times σ/α: what they change of the data's values."""
-    return _adaptive(task, "fm-ot")
+    return fit("fm-ot")
 
 
 @GRIDS.declare(
@@ -383,22 +363,18 @@ def rescaled(task: GridTask) -> Schedule:
     formula="equal error of every step, measured",
     source="along the run's own trajectories; of ddpm by its log",
 )
-def solver(task: GridTask) -> Schedule:
-    """The levels themselves: a table of so many knots at even t."""
-    return schedule_of_levels(task.equal(), "solver")
+def solver(fit: Fit, equal: Equal) -> Schedule:
+    """The levels themselves, rising, to the last bit: a table of so many knots at even t, both ends included."""
+    import torch
+
+    from elbocli.core.schedule import Table, make_schedule
+
+    levels = equal()
+    times = torch.linspace(1, 0, len(levels), dtype=torch.float64).flip(0).tolist()
+    return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), "solver", None, None)
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
     """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")
-
-
-def schedule_of_levels(levels: list[float], name: str) -> Schedule:
-    """The schedule whose levels at as many even t, both ends included, are these to the last bit. levels: rising, ≥ 2."""
-    import torch
-
-    from elbocli.core.schedule import Table, make_schedule
-
-    times = torch.linspace(1, 0, len(levels), dtype=torch.float64).flip(0).tolist()
-    return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), name, None, None)

@@ -62,11 +62,13 @@ def squaredcos(start: float, end: float, count: int) -> Tensor:
 
 
 def logsnr_of_betas(beta: Tensor, *, snr_scale: float = 1.0, zero_terminal: bool = False) -> Tensor:
-    """λ after each timestep, ᾱ_i = Π(1 − β_j). beta: [T] float64 within (0, 1).
+    """λ after each timestep, ᾱ_i = Π(1 − β_j). beta: [T] float64; UsageError unless within (0, 1).
 
     snr_scale divides the signal-to-noise ratio. zero_terminal then moves and stretches √ᾱ so that the last is 0
     and the first stays (Lin et al. 2023, algorithm 1): the last λ is −∞.
     """
+    if not bool(((beta > 0) & (beta < 1)).all()):
+        raise UsageError("a beta is not between 0 and 1")
     total = (-beta).log1p().cumsum(0)
     logsnr = total - (-total.expm1()).log() - math.log(snr_scale)
     if not zero_terminal:
@@ -146,11 +148,7 @@ def steps_of(betas: str, start: float, end: float, count: float) -> Steps:
     """The curve of `count` timesteps with betas by that name of BETAS. Raises UsageError for what can't be."""
     if count != int(count):
         raise UsageError(f"count is {count:g}; it must be a whole number of timesteps")
-    beta = BETAS.find(betas).make(start, end, int(count))
-    wrong = [value for value in beta.tolist() if not 0 < value < 1]
-    if wrong:
-        raise UsageError(f"a beta is {wrong[0]:g}; each must lie between 0 and 1")
-    return Steps(logsnr_of_betas(beta))
+    return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
 
 
 class Moved:
@@ -378,10 +376,7 @@ class Interpolated:
     def __init__(self, low: float = 32.0, high: float = 256.0, size: float = 64.0):
         self.start, self.rise = 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
-            raise UsageError(
-                f"interpolated: low {low:g} is {low / high:.4g} times high {high:g}, which makes logsnr rise somewhere; "
-                f"it must be below {math.exp(math.pi):.4g} times"
-            )
+            raise UsageError(f"interpolated: low must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
     def _cosine(self, logsnr: Tensor) -> Tensor:
         """u at each λ: halved into place, then by two Newton steps, the last of which autograd sees."""

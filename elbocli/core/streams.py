@@ -129,7 +129,6 @@ def _number(word: str, num_classes: int, names: list[str]) -> int:
         found |= {k for k in range(num_classes) if str(k) == (word.lstrip("0") or "0")}
     if len(found) == 1:
         return found.pop()
-    known = f"balanced, random, {'names, ' if names else ''}or numbers from 0 to {num_classes - 1}"
-    if not found:
-        raise UsageError(f"--classes: no class {word!r}; expected {known}; {nearest(word, names)}")
-    raise UsageError(f"--classes: {word!r} names one class and numbers another; write 0{word} for the number")
+    if found:
+        raise UsageError(f"--classes: {word!r} names one class and numbers another; write 0{word} for the number")
+    raise UsageError(f"--classes: no class {word!r} of {num_classes}; {nearest(word, names)}")

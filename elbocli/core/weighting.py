@@ -272,10 +272,7 @@ class Weighting:
             return f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
         intervals = self.rising(low, high)
         if intervals:
-            false = (
-                "; its declaration, monotone=True, is false" if self.declared and self.declared.traits.monotone else ""
-            )
-            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO{false}"
+            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO"
         return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
 
 

@@ -47,7 +47,7 @@ def fid(samples: Features, reference: Features, options: Any) -> dict[str, Value
     """Compare the moments of both sides; of infinitely many images there is an interval when the samples are twice as
     many as the features.
     """
-    from elbocli.core.estimate import FeatureMoments
+    from elbocli.core.estimate import NORMAL_95, FeatureMoments
     from elbocli.core.frechet import PARTS, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream
 
@@ -57,9 +57,10 @@ def fid(samples: Features, reference: Features, options: Any) -> dict[str, Value
     found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), FID_SE: error}
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
-        beyond = extrapolate([FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)], theirs)
-        found[FID_BEYOND] = beyond.value
-        found[FID_WITHIN] = list(beyond.interval(error)) if n >= 2 * width else None
+        parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
+        beyond, curvature = extrapolate(parts, theirs)
+        half = NORMAL_95 * error + curvature
+        found |= {FID_BEYOND: beyond, FID_WITHIN: [beyond - half, beyond + half] if n >= 2 * width else None}
     return found
 
 

@@ -185,18 +185,13 @@ class ErrorMoments:
         spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
         return spread.sqrt().where(self.count > 1, torch.nan)
 
+    @cached_property
     def smoothed(self) -> ErrorMoments:
         """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours.
-
-        Computed once, as it takes longer than all else that is done with them.
 
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
         Raises DataError when no bin was seen twice.
         """
-        return self._smoothed
-
-    @cached_property
-    def _smoothed(self) -> ErrorMoments:
         if not bool(self.seen.any()):
             raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
@@ -213,7 +208,7 @@ class ErrorMoments:
 
         Raises DataError when no bin was seen twice.
         """
-        known, seen = self.smoothed(), self.seen
+        known, seen = self.smoothed, self.seen
         return ErrorMoments(
             self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second)
         )
@@ -246,7 +241,7 @@ def fit_schedule(
     least: the least error in each bin, [bins], for a criterion that needs it. Raises UsageError for an unknown criterion,
     one without the least error that it needs, or a floor outside [LEAST_FLOOR, 1]; DataError for an empty log.
     """
-    known = moments.smoothed()
+    known = moments.smoothed
     score = CRITERIA.find(criterion)(known.mean, known.second, least)
     return schedule_of_scores(moments.edges, score, weighting, floor, base)
 
@@ -301,7 +296,7 @@ def loss_variance(
     spread = float((ratio * within.clamp(min=TINY)[:, None] * cell).sum())
     missed = 0.0
     if batch is not None and math.isfinite(spread):
-        missed = _comb_variance(moments.smoothed(), weighting, density, batch)
+        missed = _comb_variance(moments.smoothed, weighting, density, batch)
     return second / loss**2 - 1, spread / loss**2 + missed
 
 
@@ -386,7 +381,7 @@ def learned_weighting(
     """
     known = online.moments()
     if bool(known.seen.any()):
-        return weighting.knowing(schedule, known.middle, known.smoothed().mean)
+        return weighting.knowing(schedule, known.middle, known.smoothed.mean)
     return weighting.knowing(schedule, known.middle, prediction.coefficients(known.middle).eps_factor)
 
 

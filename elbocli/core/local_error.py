@@ -141,7 +141,7 @@ class AncestralErrors:
     """
 
     def __init__(self, moments: ErrorMoments):
-        known = moments.smoothed()
+        known = moments.smoothed
         self.low, self.width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
         self.errors = known.mean.clamp(max=1).tolist()
 

@@ -162,8 +162,7 @@ class Registry(dict[str, Declaration]):
         found = self._named(name)
         if found is None:
             load_installed()
-            found = self._named(name)
-        return found
+        return found or self._named(name)
 
     def _named(self, name: str) -> Declaration | None:
         if name in self:

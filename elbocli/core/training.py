@@ -15,7 +15,8 @@ so that what doesn't change along training comes out exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry, plain
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
 
 AVERAGES = Registry("average")
+"""(step from 1, images seen, images of this update) → β in [0, 1)."""
 BARE, STORED = "decay", "power"
 """The one that is written by its number alone, and the one of whose snapshots others can be made after training."""
-Beta = Callable[[int, float, float], float]
-"""(step from 1, images seen, images of this update) → β in [0, 1)."""
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
 """Relative std of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
@@ -38,13 +38,14 @@ MOST_IMAGES = 1e15
 
 
 @AVERAGES.declare(
-    BARE, formula="min(beta, (1 + n)/(10 + n)) at update n", source="common since TensorFlow's ExponentialMovingAverage"
+    BARE,
+    formula="min(beta, (1 + n)/(10 + n)) at update n",
+    source="common since TensorFlow's ExponentialMovingAverage",
+    within={"beta": (0, math.nextafter(1, 0))},
 )
-def decay(beta: float = 0.9999) -> Beta:
+def decay(step: int, images_seen: float, batch: float, beta: float = 0.9999) -> float:
     """A constant β, smaller while the average is young. A bare number means this one."""
-    if not 0 <= beta < 1:
-        raise UsageError(f"decay is {beta:g}; it must be at least 0 and below 1")
-    return lambda step, images, batch: min(beta, (1 + step) / (10 + step))
+    return min(beta, (1 + step) / (10 + step))
 
 
 @AVERAGES.declare(
@@ -54,14 +55,10 @@ def decay(beta: float = 0.9999) -> Beta:
     positive=["images"],
     within={"ramp": (0, math.inf)},
 )
-def halflife(images: float = 50e6, ramp: float = 0.05) -> Beta:
+def halflife(step: int, images_seen: float, batch: float, images: float = 50e6, ramp: float = 0.05) -> float:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
-
-    def beta(step: int, seen: float, batch: float) -> float:
-        half = min(images, ramp * (seen - batch)) if ramp else images
-        return 0.5 ** (batch / half) if half > 0 else 0.0
-
-    return beta
+    half = min(images, ramp * (images_seen - batch)) if ramp else images
+    return 0.5 ** (batch / half) if half > 0 else 0.0
 
 
 @AVERAGES.declare(
@@ -69,11 +66,11 @@ def halflife(images: float = 50e6, ramp: float = 0.05) -> Beta:
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
     positive=["std"],
+    within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
-def power(std: float = 0.05) -> Beta:
+def power(step: int, images_seen: float, batch: float, std: float = 0.05) -> float:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
-    exponent = gamma_of(std) + 1
-    return lambda step, images, batch: (1 - 1 / step) ** exponent
+    return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
 def std_of(gamma: float) -> float:
@@ -81,13 +78,11 @@ def std_of(gamma: float) -> float:
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
+@cache
 def gamma_of(std: float) -> float:
-    """γ ≥ 0 of the profile with that relative standard deviation, by bisection: σ_rel falls in γ, and is below 1/γ.
-
-    Raises UsageError unless 0 < std ≤ MAX_STD.
+    """γ ≥ 0 of the profile with that relative standard deviation, up to MAX_STD, by bisection: σ_rel falls in γ, and is
+    below 1/γ.
     """
-    if not 0 < std <= MAX_STD * (1 + 1e-12):
-        raise UsageError(f"power: std is {std:g}; it must be above 0 and at most {MAX_STD:.6g} (the plain mean)")
     low, high = 0.0, 1 / std
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if std_of(middle) > std else (low, middle)
@@ -95,14 +90,10 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """An average with its parameters bound. beta: its `Beta`. stored: whether its snapshots can be combined into others.
-
-    Raises UsageError when a parameter is out of range.
-    """
+    """An average with its parameters bound. stored: whether its snapshots can be combined into others."""
 
     def __init__(self, declared: Declaration):
-        self.declared, self.params = declared, declared.params
-        self.beta: Beta = declared()
+        self.declared, self.beta, self.params = declared, declared, declared.params
         self.stored = declared.name == STORED
 
     @property

@@ -30,8 +30,6 @@ from elbocli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from elbocli.core.schedule import Schedule
-
 
 FACTORS = Registry("factor")
 """F(λ), which multiplies the squared error of the target. traits: the target whose error F multiplies whatever the network's

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 class PrcProtocol(NamedTuple):
     """A way to take precision and recall.
 
-    k: neighbours. network: the only one it is defined for. most: images of the reference.
+    network: the only one it is defined for. most: images of the reference.
     """
 
     formula: str
-    k: int = 3
     network: str | None = None
     most: int | None = None
 
 
+PRC_NEIGHBOURS = 3
 PRC_PROTOCOLS = {
     "torch-fidelity": PrcProtocol("3 neighbours, all images of the reference"),
     "adm": PrcProtocol(
@@ -49,7 +49,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
         Number("f_score", title="F-score of precision and recall"),
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
-    least=lambda options: (PRC_PROTOCOLS[options.prc_protocol].k + 1,) * 2,
+    least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
     options=[
         Option(
             "prc_protocol",
@@ -72,7 +72,7 @@ def precision_recall(samples: Features, reference: Features, options: Any) -> di
     from elbocli.core.neighbours import within
 
     own, theirs, protocol = samples.values, reference.values, PRC_PROTOCOLS[options.prc_protocol]
-    most, k = protocol.most or len(theirs), protocol.k
+    most, k = protocol.most or len(theirs), PRC_NEIGHBOURS
     if len(theirs) > most:
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)

@@ -94,19 +94,6 @@ def refuse_noise(sampler: Sampler) -> None:
     sampler(z, z, Move(0.0, 1.0, -1.0, 2), lambda z, logsnr: z, no_noise)
 
 
-def deviations(sampler: Sampler, grid: list[float], denoise: Denoise, solution: FineSolution) -> list[Tensor]:
-    """The local error of each step: of z at its end, of the data for the last. grid: rising, then clean data is added.
-
-    A multistep method gets the x̂ of the trajectory's own point at the level before.
-    """
-    found, last = [], None
-    levels = [*grid, math.inf]
-    for before, now, then in zip([-math.inf, *grid], grid, levels[1:]):
-        z, last = sampler(solution.at(now), last, Move(now, then, before, len(grid)), denoise, no_noise)
-        found.append(z - solution.at(then))
-    return found
-
-
 class EquationErrors:
     """Root-mean-square local errors of a sampler without noise along its trajectories, times α^−½ at the end of each step.
 
@@ -118,11 +105,21 @@ class EquationErrors:
     def __init__(self, sampler: Sampler, denoise: Denoise, solution: FineSolution):
         self.sampler, self.denoise, self.solution = sampler, denoise, solution
 
+    def deviations(self, grid: list[float]) -> list[Tensor]:
+        """The local error of each step: of z at its end, of the data for the last. grid: rising, then clean data is added.
+
+        A multistep method gets the x̂ of the trajectory's own point at the level before.
+        """
+        found, last = [], None
+        for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
+            move = Move(now, then, before, len(grid))
+            z, last = self.sampler(self.solution.at(now), last, move, self.denoise, no_noise)
+            found.append(z - self.solution.at(then))
+        return found
+
     def __call__(self, grid: list[float]) -> list[float]:
-        found = [rms(each) for each in deviations(self.sampler, grid, self.denoise, self.solution)]
-        return [
-            error / math.sqrt(alpha_sigma(then)[0]) for error, then in zip(found, [*grid[1:], math.inf], strict=True)
-        ]
+        found = zip(self.deviations(grid), [*grid[1:], math.inf], strict=True)
+        return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final(self, grid: list[float]) -> float:
         """The error of the data at the end of a whole walk: root mean square over all values."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from elbocli.errors import UsageError
 
-LARGEST = 1e6
+LARGEST = 1e15
+"""The largest value of a parameter, above all counts of images."""
 LEARNED = "uncertainty"
 """The name of the weighting that is learned while a run trains. It is no declared one: alone it says no w(λ)."""
 M = TypeVar("M", bound=Callable[..., Any])
@@ -43,7 +44,7 @@ class Declaration:
         """Make it, with its parameters."""
         return self.make(*args, **self.params)
 
-    def bind(self, given: Mapping[str, str | float], largest: float = LARGEST) -> Declaration:
+    def bind(self, given: Mapping[str, str | float]) -> Declaration:
         """The same, the given parameters over those that it has. The only parameter may go without a name, under "".
 
         Raises UsageError for an unknown parameter, and for a value that is no number, too large or out of bounds.
@@ -53,7 +54,7 @@ class Declaration:
             key = self._parameter(word)
             if key in values:
                 raise UsageError(f"{self.name}: {key} is given twice")
-            value = values[key] = number(text, key, largest)
+            value = values[key] = number(text, key)
             low, high = self.within.get(key, (-math.inf, math.inf))
             if not low <= value <= high or (key in self.positive and value <= 0):
                 bounds = "above 0" if key in self.positive and value <= 0 else f"from {low:g} to {high:g}"
@@ -182,10 +183,10 @@ class Registry(dict[str, Declaration]):
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
         return found
 
-    def parse(self, text: str, largest: float = LARGEST) -> Declaration:
+    def parse(self, text: str) -> Declaration:
         """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
         spec = parse_spec(text)
-        return self.find(spec.name).bind(spec.params, largest)
+        return self.find(spec.name).bind(spec.params)
 
 
 class Spec(NamedTuple):
@@ -216,12 +217,12 @@ def parse_spec(text: str) -> Spec:
     return Spec(name, params)
 
 
-def number(text: str | float, what: str = "value", largest: float = LARGEST) -> float:
+def number(text: str | float, what: str = "value") -> float:
     """A finite float of sane size. Raises UsageError otherwise."""
     try:
         value = float(text)
     except (TypeError, ValueError):
         raise UsageError(f"{what}: {text!r} is not a number") from None
-    if not math.isfinite(value) or abs(value) > largest:
-        raise UsageError(f"{what}: {text} is not a number between -{largest:g} and {largest:g}")
+    if not math.isfinite(value) or abs(value) > LARGEST:
+        raise UsageError(f"{what}: {text} is not a number between -{LARGEST:g} and {LARGEST:g}")
     return value

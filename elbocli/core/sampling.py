@@ -228,7 +228,6 @@ class Noise:
     about: for the record, whatever they depend on beside the seed. every_step: as in walk.
     """
 
-    name: ClassVar[str] = "elbo"
     every_step: ClassVar[bool] = False
     seed: int
     shape: tuple[int, int, int]
@@ -238,7 +237,7 @@ class Noise:
     @property
     def about(self) -> dict[str, Any]:
         """Facts of a drawing."""
-        return {"noise": self.name}
+        return {}
 
     def seeds(self, n: int) -> np.ndarray:
         """A number for each image that tells it from the others, int64 [n]."""
@@ -267,13 +266,12 @@ class Noise:
 class EdmNoise(Noise):
     """A generator for each image, asked in EDM's order: float32 noise, a class, and float64 noise in every step."""
 
-    name: ClassVar[str] = "edm"
     every_step: ClassVar[bool] = True
 
     @property
     def about(self) -> dict[str, Any]:
         """See Noise: torch's generators differ by kind of device."""
-        return {**super().about, "noise_device": self.device.type}
+        return {"noise_device": self.device.type}
 
     def seeds(self, n: int) -> np.ndarray:
         """Those that EDM calls --seeds."""
@@ -322,7 +320,6 @@ class EdmNoise(Noise):
 class Edm2Noise(EdmNoise):
     """The same generators in EDM2's order: its sampler draws float32, and only where churn acts."""
 
-    name: ClassVar[str] = "edm2"
     every_step: ClassVar[bool] = False
 
 

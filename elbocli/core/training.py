@@ -34,7 +34,6 @@ BARE, STORED = "decay", "power"
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
 """Relative std of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
-MOST_IMAGES = 1e15
 
 
 @AVERAGES.declare(
@@ -126,7 +125,7 @@ def parse_average(text: str | float) -> Average:
     try:
         float(words)
     except ValueError:
-        return Average(AVERAGES.parse(words, MOST_IMAGES))
+        return Average(AVERAGES.parse(words))
     return Average(AVERAGES[BARE].bind({"beta": words}))
 
 
@@ -136,7 +135,7 @@ def _of_name(name: str) -> Average:
         words = [BARE, *words]
     declared = AVERAGES[words[0]]
     words[0] = next(iter(declared.params))
-    average = Average(declared.bind(dict(zip(words[::2], words[1::2])), MOST_IMAGES))
+    average = Average(declared.bind(dict(zip(words[::2], words[1::2]))))
     if average.name != name:
         raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
     return average

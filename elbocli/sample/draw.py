@@ -197,8 +197,12 @@ class _Drawing:
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)
-        of_noise = self.noise.classes
-        labels = choose_labels(settings.classes, n, config.num_classes, settings.seed, names, of_noise)
+        random = settings.classes == "random" and config.num_classes
+        labels = (
+            self.noise.classes(n)
+            if random
+            else choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
+        )
         self.output = open_decoder(trained.data, config, device, settings.autoencoder, where, settings.rounding)
         self.batch = min(settings.batch, -(-n // world.size))
         space = latent_space(trained.data, config, where)
@@ -217,6 +221,7 @@ class _Drawing:
             **drawer.about(),
             "classes": settings.classes,
             "seed": settings.seed,
+            "noise": settings.noise.name,
             **self.noise.about,
             "precision": str(precision),
             "rounding": self.output.rounding.spec,

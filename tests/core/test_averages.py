@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 from short_ids import short
 
-from elbocli.core.training import AVERAGES, MAX_STD, MOST_IMAGES, Average, canonical, gamma_of, parse_average, std_of
+from elbocli.core.training import AVERAGES, MAX_STD, Average, canonical, gamma_of, parse_average, std_of
 from elbocli.errors import UsageError
 
 NAMES = sorted(AVERAGES)
@@ -132,7 +132,7 @@ def params(name):
 @given(data=st.data())
 @settings(max_examples=50)
 def test_specs_and_file_names_lead_back_to_the_same_average(name, data):
-    average = Average(AVERAGES[name].bind(data.draw(params(name)), MOST_IMAGES))
+    average = Average(AVERAGES[name].bind(data.draw(params(name))))
     for text in (average.spec, average.name):
         found = parse_average(text)
         assert (found.declared.name, found.params) == (name, average.params)

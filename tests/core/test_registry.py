@@ -39,7 +39,7 @@ def test_number_reads_what_plain_writes(value):
     assert number(plain(value)) == value
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e7", "-1e300", "two", "", "1,5", "0x10"])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e16", "-1e300", "two", "", "1,5", "0x10"])
 def test_number_refuses_what_is_not_a_sane_number(text):
     with pytest.raises(UsageError, match="bias"):
         number(text, "bias")

@@ -223,9 +223,7 @@ def fine_levels(edges: Tensor) -> Tensor:
 def check_floor(floor: float) -> None:
     """Raise UsageError unless LEAST_FLOOR ≤ floor ≤ 1."""
     if not LEAST_FLOOR <= floor <= 1:
-        raise UsageError(
-            f"floor is {floor:g}; it must be at least {LEAST_FLOOR:g} and at most 1, or some noise levels are never sampled"
-        )
+        raise UsageError(f"floor is {floor:g}; it must be from {LEAST_FLOOR:g} to 1")
 
 
 def fit_schedule(
@@ -365,10 +363,7 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a schedule that stays."""
     if weighting.learned:
-        raise UsageError(
-            f"{LEARNED} needs a schedule that stays, because every schedule is the adaptive one of this weighting; name one, "
-            "for example edm:mean=-0.4,std=1"
-        )
+        raise UsageError(f"{LEARNED} needs a schedule that stays, such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(
@@ -380,9 +375,9 @@ def learned_weighting(
     has variance 1. The loss is then half the plain squared error of its output, with which EDM2 begins, too.
     """
     known = online.moments()
-    if bool(known.seen.any()):
-        return weighting.knowing(schedule, known.middle, known.smoothed.mean)
-    return weighting.knowing(schedule, known.middle, prediction.coefficients(known.middle).eps_factor)
+    seen = bool(known.seen.any())
+    error = known.smoothed.mean if seen else prediction.coefficients(known.middle).eps_factor
+    return weighting.knowing(schedule, known.middle, error)
 
 
 def followed(

@@ -188,24 +188,16 @@ class ScheduleCurve(Protocol):
     def density(self, logsnr: Tensor) -> Tensor: ...
 
 
-def _cosine_t(logsnr: Tensor) -> Tensor:
-    return (2 / math.pi) * (-logsnr / 2).exp().atan()
-
-
-def _cosine_density(logsnr: Tensor) -> Tensor:
-    return 1 / (2 * math.pi * (logsnr / 2).cosh())
-
-
 @schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
 class Cosine:
     def logsnr(self, t: Tensor) -> Tensor:
         return -2 * (t * (math.pi / 2)).tan().log()
 
     def t(self, logsnr: Tensor) -> Tensor:
-        return _cosine_t(logsnr)
+        return (2 / math.pi) * (-logsnr / 2).exp().atan()
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return _cosine_density(logsnr)
+        return 1 / (2 * math.pi * (logsnr / 2).cosh())
 
 
 @schedule(
@@ -238,6 +230,11 @@ class Iddpm:
         return cos * (-logsnr).sigmoid() / (2 * self.rate * sin)
 
 
+def normal_density(logsnr: Tensor, mean: float, std: float) -> Tensor:
+    """The density of N(mean, std²) at each λ."""
+    return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
+
+
 @schedule(
     "edm",
     formula="-2 mean - 2 std Phi^-1(t)",
@@ -265,7 +262,7 @@ class Edm:
         return 0.5 * ((logsnr - self.center) / (self.width * math.sqrt(2))).erfc()
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return (-0.5 * ((logsnr - self.center) / self.width).square()).exp() / (self.width * math.sqrt(2 * math.pi))
+        return normal_density(logsnr, self.center, self.width)
 
 
 @schedule(
@@ -374,7 +371,7 @@ class Interpolated:
     """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
 
     def __init__(self, low: float = 32.0, high: float = 256.0, size: float = 64.0):
-        self.start, self.rise = 2 * math.log(high / size), 2 * math.log(low / high)
+        self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
             raise UsageError(f"interpolated: low must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
@@ -384,21 +381,21 @@ class Interpolated:
         low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
         for _ in range(40):
             middle = (low + high) / 2
-            above = middle + self.rise * _cosine_t(middle) > goal
+            above = middle + self.rise * self.cosine.t(middle) > goal
             low, high = low.where(above, middle), middle.where(above, high)
         return self._newton(self._newton((low + high) / 2, goal), logsnr - self.start)
 
     def _newton(self, u: Tensor, goal: Tensor) -> Tensor:
-        return u - (u + self.rise * _cosine_t(u) - goal) / (1 - self.rise * _cosine_density(u))
+        return u - (u + self.rise * self.cosine.t(u) - goal) / (1 - self.rise * self.cosine.density(u))
 
     def logsnr(self, t: Tensor) -> Tensor:
-        return -2 * (t * (math.pi / 2)).tan().log() + self.start + self.rise * t
+        return self.cosine.logsnr(t) + self.start + self.rise * t
 
     def t(self, logsnr: Tensor) -> Tensor:
-        return _cosine_t(self._cosine(logsnr))
+        return self.cosine.t(self._cosine(logsnr))
 
     def density(self, logsnr: Tensor) -> Tensor:
-        p = _cosine_density(self._cosine(logsnr))
+        p = self.cosine.density(self._cosine(logsnr))
         return p / (1 - self.rise * p)
 
 

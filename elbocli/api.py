@@ -23,7 +23,7 @@ from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_fl
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
-from elbocli.core.sampling import SPACINGS, STARTS, Guidance, parse_clip
+from elbocli.core.sampling import CLIPS, SPACINGS, STARTS, Guidance
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times, walk_noise
 from elbocli.core.weighting import Weighting
@@ -62,7 +62,7 @@ def schedule(
 
 def prediction(spec: str) -> Prediction:
     """The prediction of a SPEC, which says what a network outputs: `eps`, `x`, `v`, `u`, `edm:sigma_data=0.5`. Raises UsageError."""
-    return Prediction.parse(spec)
+    return Prediction(spec)
 
 
 def sampler(spec: str) -> Sampler:
@@ -95,7 +95,7 @@ class DiffusionLoss:
         ranks: int = 1,
     ):
         self.weighting = resolve_weighting(weighting) if isinstance(weighting, str) else weighting
-        self.prediction = Prediction.parse(prediction) if isinstance(prediction, str) else prediction
+        self.prediction = Prediction(prediction) if isinstance(prediction, str) else prediction
         check_floor(floor)
         if t_sampling not in T_SAMPLINGS:
             raise UsageError(f"t_sampling is {t_sampling!r}; it must be {' or '.join(T_SAMPLINGS)}")
@@ -214,7 +214,7 @@ def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) 
             "say what the network predicts: prediction='v', or loss=, the DiffusionLoss that it was trained by"
         )
     prediction = prediction or loss.prediction  # type: ignore[union-attr]
-    return Prediction.parse(prediction) if isinstance(prediction, str) else prediction
+    return Prediction(prediction) if isinstance(prediction, str) else prediction
 
 
 def _labels(labels: Any, n: int) -> Tensor | None:
@@ -261,9 +261,9 @@ def draw(
     network should be in eval mode. Raises UsageError.
     """
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, loss)
-    steps = chosen.usual.steps if steps is None else steps
+    steps = chosen.traits.usual.steps if steps is None else steps
     _check_counts(n=n, steps=steps, batch=batch, **{"the length of shape": len(shape)})
-    schedule = _on_range(schedule or chosen.usual.grid, logsnr_min, logsnr_max, loss, clip=True)
+    schedule = _on_range(schedule or chosen.traits.usual.grid, logsnr_min, logsnr_max, loss, clip=True)
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
     if guidance != 1 and labels is None:
@@ -277,7 +277,7 @@ def draw(
         def noise(eps: Any = eps) -> Tensor:
             return sent(eps(), place).movedim(-1, 1)
 
-        denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=parse_clip(clip))
+        denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=CLIPS.parse(clip))
         with arithmetic.applied(), arithmetic.autocast():
             drawn.append(walk(chosen, noise() * scale, grid, denoiser.asked_by(chosen), noise))
     return torch.cat(drawn)

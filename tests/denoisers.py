@@ -12,7 +12,7 @@ GAMMA = 0.2
 
 def wanted_by(sampler: Sampler, denoise: Callable[..., Any]) -> Callable[..., Any]:
     """D(z, λ) → x̂ itself, or with a variance where the sampler walks with a learned one: that of ddpm everywhere."""
-    if not sampler.declared.traits.learned:
+    if not sampler.traits.learned:
         return denoise
 
     def both(z: torch.Tensor, logsnr: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,12 +3,12 @@
 from typing import Any
 
 from elbocli.core.samplers import parse_sampler
-from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, parse_clip
+from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
 from elbocli.sample.draw import SampleSettings
 
 PARSE = {
     "sampler": parse_sampler,
-    "clip": parse_clip,
+    "clip": CLIPS.parse,
     "start": STARTS.parse,
     "rounding": ROUNDINGS.parse,
     "spacing": SPACINGS.parse,

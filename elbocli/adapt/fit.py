@@ -118,7 +118,7 @@ def fit_log(
     """Fit a schedule to loss logs. choose: gives the weighting, where the log's own is the one of that spec. optimum: a file
     with the least error, for a criterion that needs it. Raises ElboError.
     """
-    if CRITERIA.find(criterion).traits.optimum != (optimum is not None):
+    if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
     losses = read_logs(sources, since)
     edges, sums = _merged(losses, bins)
@@ -128,7 +128,7 @@ def fit_log(
         if (named := str(losses.header.schedule)) == ADAPTIVE:
             refuse_adaptive(w)
         ends = float(losses.edges[0]), float(losses.edges[-1])
-        w = w.knowing(resolve_schedule(named, *ends), moments.middle, moments.smoothed().mean)
+        w = w.knowing(resolve_schedule(named, *ends), moments.middle, moments.smoothed.mean)
     least = _least(optimum, losses, edges) if optimum else None
     schedule = fit_schedule(moments, w, criterion, floor, least=least)
     densities: dict[str, Density] = {OWN: _own_density(losses)}
@@ -151,7 +151,7 @@ def fit_log(
     how = {"intervals": losses.lines, "batch": losses.batch, "schedules": promises}
     said = _describe(schedule, w.spec, criterion, losses.images, edges, floor, digest, **how)
     shown = {"log's own": OWN, "cosine": "cosine", "edm": "edm", "fitted": FITTED + criterion}
-    share, error = w(moments.middle) * moments.smoothed().mean, moments.mean.where(moments.count > 1, torch.nan)
+    share, error = w(moments.middle) * moments.smoothed.mean, moments.mean.where(moments.count > 1, torch.nan)
     return FittedSchedule(
         schedule,
         *said,

@@ -7,7 +7,6 @@ classes see the same noise, so most of its chance cancels. Source: Li et al. 202
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -83,7 +82,7 @@ def judge_scores(scores: ClassScores, draws: int, schedule: Schedule) -> tuple[C
         log_loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0,
         ece=calibration_error(table),
         undecided=float((by_half[:, 0] != by_half[:, 1]).mean()),
-        reliability=[asdict(row) for row in table],
+        reliability=table,
         class_accuracy={str(label): float(right[labels == label].mean()) for label in np.unique(labels)},
         classes=found.shape[1],
         n_images=len(found),

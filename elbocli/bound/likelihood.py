@@ -103,7 +103,7 @@ class Question:
         return (0.5 * error / self.schedule.density(self.seen.logsnr)).mean(2)
 
 
-ESTIMATORS: Registry[EstimatorTraits] = Registry("estimator")
+ESTIMATORS = Registry("estimator")
 """(Question, parameters) → Parts."""
 
 
@@ -298,7 +298,7 @@ class Found:
         return ImageTable(rows, labels[rows], numbers)
 
 
-def parse_estimators(specs: Iterable[str]) -> list[Declaration[EstimatorTraits]]:
+def parse_estimators(specs: Iterable[str]) -> list[Declaration]:
     """Estimators as the user wrote them, none twice. Raises UsageError."""
     found = [ESTIMATORS.parse(spec) for spec in specs]
     names = [each.name for each in found]
@@ -311,7 +311,7 @@ def estimate_likelihoods(
     denoiser: MeasuredNetwork,
     images: Iterable[Images],
     schedule: Schedule,
-    estimators: list[Declaration[EstimatorTraits]],
+    estimators: list[Declaration],
     *,
     population: float = math.inf,
     gaussian: GaussianModel | None = None,
@@ -344,9 +344,7 @@ def flat(content: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _estimate(
-    declared: Declaration[EstimatorTraits], parts: Parts, size: int, latent: bool, population: float
-) -> Estimate:
+def _estimate(declared: Declaration, parts: Parts, size: int, latent: bool, population: float) -> Estimate:
     moments = PairedMoments()
     moments.add(parts.nats)
     mean, every = moments.estimate(), np.ones(len(parts.names))
@@ -375,9 +373,7 @@ def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Diff
     return Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0)
 
 
-def measure_likelihoods(
-    asked: Measurement, estimators: list[Declaration[EstimatorTraits]], schedule: str = ""
-) -> Found:
+def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
     """Estimate −log p of a dataset's images under a run. schedule: of the draws ('' is fitted to the run's own log).
 
     The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.

@@ -122,7 +122,6 @@ TIMES = 2**16  # at which a comb's error is integrated
 LARGEST_COMB = 2**12
 TINY = 1e-300
 LEAST_FLOOR = 1e-9  # with less, no double tells the times of neighbouring bins apart
-WAITING = 256  # batches of errors that are added up at once
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
@@ -136,40 +135,17 @@ def bin_middles(edges: Tensor) -> Tensor:
 
 
 class BinSums:
-    """Count, sum and sum of squares of the error in each bin: [3, bins] float64 on the device of the step.
+    """Count, sum and sum of squares of the error in each bin. values: [3, bins] float64 on the device of the step."""
 
-    finite: leave out errors that are not.
-    """
-
-    def __init__(
-        self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu", finite: bool = False
-    ):
-        self.finite = finite
+    def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
-        self._sums = torch.zeros(3, bins, dtype=torch.float64, device=device)
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self.values = torch.zeros(3, bins, dtype=torch.float64, device=device)
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
-        """logsnr, error: [B]. Only remembers them: many are added up at once, in order."""
-        self._waiting.append((logsnr, error))
-        if len(self._waiting) >= WAITING:
-            self._sum()
-
-    @property
-    def values(self) -> Tensor:
-        """The sums so far."""
-        if self._waiting:
-            self._sum()
-        return self._sums
-
-    def _sum(self) -> None:
-        logsnr, error = (torch.cat(parts) for parts in zip(*self._waiting))
-        self._waiting.clear()
+        """logsnr, error: [B]."""
         index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
         error = error.double()
-        counted = error.isfinite() if self.finite else torch.ones_like(error, dtype=torch.bool)
-        error = error.where(counted, 0)
-        self._sums.index_add_(1, index, torch.stack([counted.double(), error, error.square()]))
+        self.values.index_add_(1, index, torch.stack([torch.ones_like(error), error, error.square()]))
 
     def take(self) -> Tensor:
         """The sums so far, on the CPU; starts again from zero."""
@@ -209,18 +185,13 @@ class ErrorMoments:
         spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
         return spread.sqrt().where(self.count > 1, torch.nan)
 
+    @cached_property
     def smoothed(self) -> ErrorMoments:
         """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours.
-
-        Computed once, as it takes longer than all else that is done with them.
 
         First the relative variance of an error, then the mean, whose precision in each bin follows from that.
         Raises DataError when no bin was seen twice.
         """
-        return self._smoothed
-
-    @cached_property
-    def _smoothed(self) -> ErrorMoments:
         if not bool(self.seen.any()):
             raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
@@ -237,7 +208,7 @@ class ErrorMoments:
 
         Raises DataError when no bin was seen twice.
         """
-        known, seen = self.smoothed(), self.seen
+        known, seen = self.smoothed, self.seen
         return ErrorMoments(
             self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second)
         )
@@ -252,9 +223,7 @@ def fine_levels(edges: Tensor) -> Tensor:
 def check_floor(floor: float) -> None:
     """Raise UsageError unless LEAST_FLOOR ≤ floor ≤ 1."""
     if not LEAST_FLOOR <= floor <= 1:
-        raise UsageError(
-            f"floor is {floor:g}; it must be at least {LEAST_FLOOR:g} and at most 1, or some noise levels are never sampled"
-        )
+        raise UsageError(f"floor is {floor:g}; it must be from {LEAST_FLOOR:g} to 1")
 
 
 def fit_schedule(
@@ -270,11 +239,8 @@ def fit_schedule(
     least: the least error in each bin, [bins], for a criterion that needs it. Raises UsageError for an unknown criterion,
     one without the least error that it needs, or a floor outside [LEAST_FLOOR, 1]; DataError for an empty log.
     """
-    declared = CRITERIA.find(criterion)
-    if declared.traits.optimum and least is None:
-        raise UsageError(f"criterion {criterion} needs the least error: 'elbo adapt' takes it by --optimum FILE")
-    known = moments.smoothed()
-    score = declared.make(known.mean, known.second, torch.zeros_like(known.mean) if least is None else least)
+    known = moments.smoothed
+    score = CRITERIA.find(criterion)(known.mean, known.second, least)
     return schedule_of_scores(moments.edges, score, weighting, floor, base)
 
 
@@ -328,7 +294,7 @@ def loss_variance(
     spread = float((ratio * within.clamp(min=TINY)[:, None] * cell).sum())
     missed = 0.0
     if batch is not None and math.isfinite(spread):
-        missed = _comb_variance(moments.smoothed(), weighting, density, batch)
+        missed = _comb_variance(moments.smoothed, weighting, density, batch)
     return second / loss**2 - 1, spread / loss**2 + missed
 
 
@@ -397,10 +363,7 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a schedule that stays."""
     if weighting.learned:
-        raise UsageError(
-            f"{LEARNED} needs a schedule that stays, because every schedule is the adaptive one of this weighting; name one, "
-            "for example edm:mean=-0.4,std=1"
-        )
+        raise UsageError(f"{LEARNED} needs a schedule that stays, such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(
@@ -412,9 +375,9 @@ def learned_weighting(
     has variance 1. The loss is then half the plain squared error of its output, with which EDM2 begins, too.
     """
     known = online.moments()
-    if bool(known.seen.any()):
-        return weighting.knowing(schedule, known.middle, known.smoothed().mean)
-    return weighting.knowing(schedule, known.middle, prediction.coefficients(known.middle).eps_factor)
+    seen = bool(known.seen.any())
+    error = known.smoothed.mean if seen else prediction.coefficients(known.middle).eps_factor
+    return weighting.knowing(schedule, known.middle, error)
 
 
 def followed(

@@ -25,20 +25,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import Denoise, parse_sampler, walk
+from elbocli.core.samplers import Denoise, no_noise, parse_sampler, walk
 from elbocli.core.schedule import cell_of
 from elbocli.core.weighting import Weighting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 LEVELS = 256
 GRID = 1 << 14
@@ -164,9 +159,6 @@ def log_density(
         x_hat, trace = denoise(state[:, :-1].view(shape), logsnr)
         own = state[:, -1] / alpha + size * alpha**2 - alpha * trace
         return torch.cat([x_hat.double().flatten(1), own[:, None]], 1)
-
-    def no_noise() -> Tensor:
-        raise AssertionError("the equation draws no noise")
 
     grid = [logsnr_max + (logsnr_min - logsnr_max) * k / steps for k in range(steps + 1)]
     start = torch.cat([z.double().flatten(1), z.new_zeros(len(z), 1, dtype=torch.float64)], 1)

@@ -237,34 +237,22 @@ def image_errors(halves: np.ndarray) -> np.ndarray:
 BINS = 10
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Images of which the likeliest class has a probability from low to high: how many, its mean, and the share that it is right
-    of.
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """The table of all bins that hold images. confidence: [N] in [0, 1]; right: [N] of bool.
+
+    Each row is of images whose likeliest class has a probability from low to high: their count, the mean of that
+    probability, and the share that it is right of.
     """
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
-
-
-def reliability(confidence: np.ndarray, right: np.ndarray) -> list[Reliability]:
-    """The table of all bins that hold images. confidence: [N] in [0, 1]; right: [N] of bool."""
     cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
     for k in np.unique(cell):
         own = cell == k
-        rows.append(
-            Reliability(
-                k / BINS, (k + 1) / BINS, int(own.sum()), float(confidence[own].mean()), float(right[own].mean())
-            )
-        )
+        means = {"confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean())}
+        rows.append({"low": k / BINS, "high": (k + 1) / BINS, "count": int(own.sum()), **means})
     return rows
 
 
-def calibration_error(table: list[Reliability]) -> float:
+def calibration_error(table: list[dict[str, float]]) -> float:
     """ECE: the mean of |accuracy − confidence| over images. Source: Naeini et al. 2015; Guo et al. 2017."""
-    count = sum(row.count for row in table)
-    return sum(row.count * abs(row.accuracy - row.confidence) for row in table) / count
+    count = sum(row["count"] for row in table)
+    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / count

@@ -10,13 +10,12 @@ The reference is taken as it is. Samples are independent draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from scipy.linalg.lapack import dpstrf
 
-from elbocli.core.estimate import NORMAL_95, FeatureMoments
+from elbocli.core.estimate import FeatureMoments
 
 
 class Gaussian(Protocol):
@@ -93,21 +92,9 @@ def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> 
     return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))
 
 
-@dataclass(frozen=True)
-class Extrapolated:
-    """The distance that infinitely many samples would have; curvature: how much of it is in doubt for not being linear."""
-
-    value: float
-    curvature: float
-
-    def interval(self, error: float) -> tuple[float, float]:
-        """That holds the true distance 95 times in 100 or more. error: the standard error of the distance."""
-        half = NORMAL_95 * error + self.curvature
-        return self.value - half, self.value + half
-
-
-def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> Extrapolated:
-    """To infinitely many samples, from the moments of PARTS equal parts of them, dealt at random.
+def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
+    """The distance of infinitely many samples, from the moments of PARTS equal parts of them, dealt at random, and the
+    curvature: how much of it is in doubt for not being linear.
 
     The bias of the distance is a/N + b/N² + …. The line in 1/N through the distance of all and the mean distance of all
     but a part leaves −b g/(g−1) /N² of it (g parts: the jackknife's estimate); that through the halves −2b/N². The second
@@ -127,4 +114,4 @@ def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> Extrapo
 
     value, halves = line(parts), line([half, whole - half])
     groups = len(parts)
-    return Extrapolated(value, abs(halves - value) / (2 * (groups - 1) / groups - 1))
+    return value, abs(halves - value) / (2 * (groups - 1) / groups - 1)

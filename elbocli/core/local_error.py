@@ -17,15 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from statistics import median
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.prediction import alpha_sigma
-from elbocli.core.samplers import Denoise, Move, Sampler, walk
-from elbocli.errors import DataError, UsageError
+from elbocli.core.samplers import Denoise, Move, Sampler, no_noise, walk
+from elbocli.errors import DataError
 
 StepErrors = Callable[[list[float]], list[float]]
 """Levels of λ, rising and all finite → the error of each step as it arrives in the data, the last one's to clean data."""
@@ -89,31 +88,10 @@ def rms(difference: Tensor) -> float:
     return float(difference.double().square().mean().sqrt())
 
 
-def no_noise() -> NoReturn:
-    """A draw that nobody may ask for. Raises UsageError."""
-    raise UsageError(
-        "this sampler adds noise to an equation, and its steps' errors can't be measured; make the grid for the same "
-        "without noise (dpmpp-2m, heun without churn), or for ddpm, whose errors the loss log tells"
-    )
-
-
 def refuse_noise(sampler: Sampler) -> None:
     """Raise UsageError for a sampler that draws noise: a step of it, in a world without data, tells."""
     z = torch.zeros(1)
-    sampler.declared(z, z, Move(0.0, 1.0, -1.0, 2), lambda z, logsnr: z, no_noise)
-
-
-def deviations(sampler: Sampler, grid: list[float], denoise: Denoise, solution: FineSolution) -> list[Tensor]:
-    """The local error of each step: of z at its end, of the data for the last. grid: rising, then clean data is added.
-
-    A multistep method gets the x̂ of the trajectory's own point at the level before.
-    """
-    found, last = [], None
-    levels = [*grid, math.inf]
-    for before, now, then in zip([-math.inf, *grid], grid, levels[1:]):
-        z, last = sampler.declared(solution.at(now), last, Move(now, then, before, len(grid)), denoise, no_noise)
-        found.append(z - solution.at(then))
-    return found
+    sampler(z, z, Move(0.0, 1.0, -1.0, 2), lambda z, logsnr: z, no_noise)
 
 
 class EquationErrors:
@@ -127,11 +105,21 @@ class EquationErrors:
     def __init__(self, sampler: Sampler, denoise: Denoise, solution: FineSolution):
         self.sampler, self.denoise, self.solution = sampler, denoise, solution
 
+    def deviations(self, grid: list[float]) -> list[Tensor]:
+        """The local error of each step: of z at its end, of the data for the last. grid: rising, then clean data is added.
+
+        A multistep method gets the x̂ of the trajectory's own point at the level before.
+        """
+        found, last = [], None
+        for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
+            move = Move(now, then, before, len(grid))
+            z, last = self.sampler(self.solution.at(now), last, move, self.denoise, no_noise)
+            found.append(z - self.solution.at(then))
+        return found
+
     def __call__(self, grid: list[float]) -> list[float]:
-        found = [rms(each) for each in deviations(self.sampler, grid, self.denoise, self.solution)]
-        return [
-            error / math.sqrt(alpha_sigma(then)[0]) for error, then in zip(found, [*grid[1:], math.inf], strict=True)
-        ]
+        found = zip(self.deviations(grid), [*grid[1:], math.inf], strict=True)
+        return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final(self, grid: list[float]) -> float:
         """The error of the data at the end of a whole walk: root mean square over all values."""
@@ -150,7 +138,7 @@ class AncestralErrors:
     """
 
     def __init__(self, moments: ErrorMoments):
-        known = moments.smoothed()
+        known = moments.smoothed
         self.low, self.width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
         self.errors = known.mean.clamp(max=1).tolist()
 

@@ -85,10 +85,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
         return out
     given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    learned = f" or {list(twice)} with" if variance else " without"
-    raise UsageError(
-        f"the network gives {given} for z {list(z.shape)}; expected that shape{learned} a learned variance"
-    )
+    raise UsageError(f"the network gives {given} for z {list(z.shape)}; expected that shape")
 
 
 def denoising_losses(

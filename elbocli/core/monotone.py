@@ -39,11 +39,9 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
         return torch.autograd.grad(value.sum(), at)[0]
 
 
-def in_words(intervals: list[tuple[float, float]], digits: int = 7) -> str:
+def in_words(intervals: list[tuple[float, float]]) -> str:
     """Name the first SHOWN intervals of λ, and how many more there are; one without a width is a jump, and one number."""
-    shown = [
-        (f"{round(low, 9) + 0.0:.{digits}g}", f"{round(high, 9) + 0.0:.{digits}g}") for low, high in intervals[:SHOWN]
-    ]
+    shown = [(f"{round(low, 9) + 0.0:.7g}", f"{round(high, 9) + 0.0:.7g}") for low, high in intervals[:SHOWN]]
     more = f" and {len(intervals) - SHOWN} more" if len(intervals) > SHOWN else ""
     return ", ".join(low if low == high else f"{low} to {high}" for low, high in shown) + more
 

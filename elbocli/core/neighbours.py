@@ -1,8 +1,8 @@
 """Pairs of two sets of features that are near each other, found a block of all pairs at a time.
 
-A block is a product of matrices in float32 that no distance lies below, so memory doesn't grow with the square of the images.
-The few pairs that may count by it are then measured in float64, as lengths of differences, and rounded to float32: distances
-that are equal on paper compare as equal, as scikit-learn has it, which matters where images are copies.
+A block is a product of matrices in float64, so memory doesn't grow with the square of the images. The few pairs that may
+count by it are then measured as lengths of differences, and rounded to float32: distances that are equal on paper compare
+as equal, as scikit-learn has it, which matters where images are copies.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ ROWS = 4096
 SPARE = 4
 """Neighbours that are kept beyond those asked for: in all but odd cases no other can be as near."""
 DENSE = 300
-"""A block in float64 is faster than single pairs as soon as more than one pair in so many may count."""
-RANGE = (1e-12, 1e15)
-"""Least and most of the largest feature; outside them squares may leave float32."""
-LIMIT, LITTLE = 1 + 1e-6, 1e-30
-"""Times and above a square: its root may round to a float32 that is no larger, and products may vanish in float32."""
+"""A whole block is measured sooner than single pairs as soon as more than one pair in so many may count."""
+LIMIT, ROUNDING = 1 + 1e-6, 1e-14
+"""Times a square: its root may round to a float32 that is no larger. And the error of a product, over its terms."""
 
 
 def squares(
@@ -32,8 +30,22 @@ def squares(
     queries: [N, D], points: [M, D]. unit: of the vectors scaled to length 1. upper: only blocks on the diagonal and right
     of it.
     """
-    for row, column, found in _products(queries, points, device, torch.float64, 0, unit, upper):
-        yield row, column, found.clamp_(min=0)
+    # About a point in their midst, as less cancels there.
+    origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
+    if not unit:
+        origin = points[:ROWS].to(device).double().mean(0)
+
+    def block(vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        found = vectors[start : start + ROWS].to(device).double()
+        found = torch.nn.functional.normalize(found) if unit else found - origin
+        return found, found.square().sum(1)
+
+    for row in range(0, len(queries), ROWS):
+        some, lengths = block(queries, row)
+        for column in range(row if upper else 0, len(points), ROWS):
+            others, their_lengths = block(points, column)
+            found = torch.addmm(their_lengths, some, others.T, alpha=-2)
+            yield row, column, found.add_(lengths[:, None]).clamp_(min=0)
 
 
 def nearest(
@@ -47,24 +59,13 @@ def nearest(
     if len(points) < k + others:
         raise ValueError(f"{len(points)} points have no {k} neighbours")
     best = _Least(len(queries), min(k + SPARE, len(points) - others), device)
-    for row, column, low in _bounds(queries, points, device, upper=others):
+    for row, column, block in squares(queries, points, device, upper=others):
         if row == column and others:
-            low.fill_diagonal_(torch.inf)
-        best.add(row, column, low)
+            block.fill_diagonal_(torch.inf)
+        best.add(row, column, block)
         if column > row and others:
-            best.add(column, row, low.T.contiguous())
+            best.add(column, row, block.T.contiguous())
     far, which = _measured(queries, points, best.which, device)
-    if best.k < len(points) - others:  # something may be nearer that was not kept
-        odd = (far[:, k - 1].square() + LITTLE > best.values[:, -1].cpu()).nonzero().flatten()
-        for rows in odd.split(ROWS):
-            exact = _Least(len(rows), best.k, device)
-            for row, column, found in squares(queries[rows], points, device):
-                if others:
-                    own = rows[row : row + len(found)] - column
-                    at = ((own >= 0) & (own < found.shape[1])).nonzero().flatten()
-                    found[at.to(device), own[at].to(device)] = torch.inf
-                exact.add(row, column, found)
-            far[rows], which[rows] = _measured(queries[rows], points, exact.which, device)
     return far[:, :k].float(), which[:, :k]
 
 
@@ -79,18 +80,19 @@ def within(
 
     All pairs that are no farther than the point's reach [M] or the query's own [N] are among them, float32, and some others.
     """
-    limits = [
-        None if each is None else (each.double().square() * LIMIT + LITTLE).to(device) for each in (reach, own_reach)
-    ]
-    for row, column, low in _bounds(queries, points, device):
-        some, others = (slice(at, at + size) for at, size in zip((row, column), low.shape))
-        near = low <= limits[0][others].to(low.dtype)  # type: ignore[index]
-        if limits[1] is not None:
-            near |= low <= limits[1][some, None].to(low.dtype)
+    slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2
+
+    def limit(reach: Tensor) -> Tensor:
+        return reach.to(device).double().square() * LIMIT + slack
+
+    for row, column, block in squares(queries, points, device):
+        some, others = (slice(at, at + size) for at, size in zip((row, column), block.shape))
+        near = block <= limit(reach[others])
+        if own_reach is not None:
+            near |= block <= limit(own_reach[some, None])
         i, j = (each.cpu() for each in near.nonzero(as_tuple=True))
-        if len(i) * DENSE > low.numel():
-            ((_, _, found),) = squares(queries[some], points[others], device)
-            yield i + row, j + column, found.sqrt_().float().cpu()[i, j]
+        if len(i) * DENSE > block.numel():
+            yield i + row, j + column, block.sqrt_().float().cpu()[i, j]
         else:
             for rows, columns in zip((i + row).split(ROWS), (j + column).split(ROWS)):
                 yield rows, columns, _apart(queries, points, rows, columns, device).float()
@@ -108,53 +110,10 @@ class _Least:
         """Take what is less than what is held of these rows."""
         rows = slice(row, row + len(block))
         near = block.topk(min(self.k, block.shape[1]), largest=False)
-        values = torch.cat([self.values[rows], near.values.double()], 1)
+        values = torch.cat([self.values[rows], near.values], 1)
         which = torch.cat([self.which[rows], near.indices + column], 1)
         self.values[rows], order = values.topk(self.k, largest=False)
         self.which[rows] = which.gather(1, order)
-
-
-def _bounds(
-    queries: Tensor, points: Tensor, device: torch.device | str, upper: bool = False
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Blocks as of `squares`, of numbers that no square of a distance lies below; in float32 where that can hold them.
-
-    The error of a product of D terms is at most D·u of the vectors' lengths multiplied, u the unit of rounding, in whatever
-    order they are added up (Higham 2002, Accuracy and Stability of Numerical Algorithms, ch. 3); 16·u is for the rest.
-    """
-    largest = max(float(each.abs().max()) for each in (queries, points))
-    single = RANGE[0] < largest < RANGE[1] and torch.get_float32_matmul_precision() == "highest"
-    kind = torch.float32 if single else torch.float64
-    slack = (1.02 * points.shape[1] + 16) * torch.finfo(kind).eps / 2
-    return _products(queries, points, device, kind, slack, False, upper)
-
-
-def _products(
-    queries: Tensor,
-    points: Tensor,
-    device: torch.device | str,
-    kind: torch.dtype,
-    slack: float,
-    unit: bool,
-    upper: bool,
-) -> Iterator[tuple[int, int, Tensor]]:
-    """|x|² + |y|² − 2 x·y of all pairs, in blocks; less slack · (|x|² + |y|²)."""
-    # About a point in their midst, as less cancels there.
-    origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
-    if not unit:
-        origin = points[:ROWS].to(device).double().mean(0)
-
-    def block(vectors: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        found = vectors[start : start + ROWS].to(device).double()
-        found = torch.nn.functional.normalize(found) if unit else found - origin
-        return found.to(kind), (found.square().sum(1) * (1 - slack)).to(kind)
-
-    for row in range(0, len(queries), ROWS):
-        some, lengths = block(queries, row)
-        for column in range(row if upper else 0, len(points), ROWS):
-            others, their_lengths = block(points, column)
-            found = torch.addmm(their_lengths, some, others.T, alpha=-2)
-            yield row, column, found.add_(lengths[:, None])
 
 
 def _apart(queries: Tensor, points: Tensor, rows: Tensor, columns: Tensor, device: torch.device | str) -> Tensor:

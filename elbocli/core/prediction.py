@@ -57,7 +57,7 @@ def resolution_shift(image_size: int) -> float:
     return 2.0 * math.log(64.0 / image_size)
 
 
-PREDICTIONS: Registry[None] = Registry("prediction")
+PREDICTIONS = Registry("prediction")
 """(α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
 
 
@@ -130,20 +130,14 @@ class Coefficients(NamedTuple):
 
 
 class Prediction:
-    """A declared prediction with its parameters bound. Raises UsageError for an unknown name or parameter."""
+    """A declared prediction with its parameters, as a user writes it: `v`, `edm:sigma_data=0.5`. Raises UsageError."""
 
-    def __init__(self, name: str, params: dict[str, float] | None = None):
-        self.declared = PREDICTIONS.find(name).bind(params or {})
+    def __init__(self, text: str):
+        self.declared = PREDICTIONS.parse(text)
         self.spec = self.declared.spec
 
     def __repr__(self) -> str:
         return f"Prediction({self.spec!r})"
-
-    @classmethod
-    def parse(cls, text: str) -> Prediction:
-        """`v`, `edm:sigma_data=0.5`. Raises UsageError."""
-        declared = PREDICTIONS.parse(text)
-        return cls(declared.name, declared.params)
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
         """Coefficients at each λ, float64 of any shape. eps_factor = (α/d)² turns the target's squared error into that of ε."""

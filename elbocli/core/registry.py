@@ -7,23 +7,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from elbocli.errors import UsageError
 
-LARGEST = 1e6
+LARGEST = 1e15
+"""The largest value of a parameter, above all counts of images."""
 LEARNED = "uncertainty"
 """The name of the weighting that is learned while a run trains. It is no declared one: alone it says no w(λ)."""
-T = TypeVar("T")
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class Declaration(Generic[T]):
+@dataclass(frozen=True, repr=False)
+class Declaration:
     """One named thing: how to make it, how to write it down, and where it comes from; with values for its parameters.
 
-    traits: what only things of its kind have, as the dataclass that the kind's registry names; None where there is
-    nothing. known_as: other names for exactly this, each with the parameters that it sets. parameters_known_as: other
+    traits: what only things of its kind have; None where there is nothing. known_as: other names for exactly this, each with the parameters that it sets. parameters_known_as: other
     names of parameters → its own.
     """
 
@@ -34,15 +33,18 @@ class Declaration(Generic[T]):
     params: dict[str, float]
     positive: frozenset[str]
     within: Mapping[str, tuple[float, float]]
-    traits: T
+    traits: Any
     known_as: Mapping[str, Mapping[str, float]]
     parameters_known_as: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Declaration({self.spec!r})"
 
     def __call__(self, *args: Any) -> Any:
         """Make it, with its parameters."""
         return self.make(*args, **self.params)
 
-    def bind(self, given: Mapping[str, str | float], largest: float = LARGEST) -> Declaration[T]:
+    def bind(self, given: Mapping[str, str | float]) -> Declaration:
         """The same, the given parameters over those that it has. The only parameter may go without a name, under "".
 
         Raises UsageError for an unknown parameter, and for a value that is no number, too large or out of bounds.
@@ -52,7 +54,7 @@ class Declaration(Generic[T]):
             key = self._parameter(word)
             if key in values:
                 raise UsageError(f"{self.name}: {key} is given twice")
-            value = values[key] = number(text, key, largest)
+            value = values[key] = number(text, key)
             low, high = self.within.get(key, (-math.inf, math.inf))
             if not low <= value <= high or (key in self.positive and value <= 0):
                 bounds = "above 0" if key in self.positive and value <= 0 else f"from {low:g} to {high:g}"
@@ -86,16 +88,15 @@ def alike(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def nearest(word: str, known: Iterable[str], most: int = 20) -> str:
-    """The end of a message on an unknown word: `did you mean A or B?`, else what is known, the first `most` of it."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown word: `did you mean A or B?`, else the first twenty that are known."""
     import difflib  # only after a mistake
 
     spelt = {alike(name): name for name in known}
     near = difflib.get_close_matches(alike(word), spelt, n=2)
     if near:
         return f"did you mean {' or '.join(spelt[each] for each in near)}?"
-    names = list(spelt.values())
-    return f"known: {', '.join(names[:most])}" + (f", … ({len(names)} in all)" if len(names) > most else "")
+    return f"known: {', '.join([*spelt.values()][:20])}"
 
 
 @cache
@@ -113,8 +114,8 @@ def load_installed() -> None:
             raise UsageError(f"the installed plug-in {point.value}: {type(error).__name__}: {error}") from error
 
 
-class Registry(dict[str, Declaration[T]], Generic[T]):
-    """All declarations of one kind, by name. T: the dataclass of their traits."""
+class Registry(dict[str, Declaration]):
+    """All declarations of one kind, by name."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -128,7 +129,7 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
         source: str = "",
         positive: Iterable[str] = (),
         within: Mapping[str, tuple[float, float]] | None = None,
-        traits: T = None,  # type: ignore[assignment]
+        traits: Any = None,
         known_as: Iterable[str] = (),
         parameters_known_as: Mapping[str, str] | None = None,
         **params: float,
@@ -149,32 +150,22 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
             said = {
                 key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float
             }
-            own = {**said, **params}
+            words, bounds = parameters_known_as or {}, within or {}
             self[name] = Declaration(
-                name,
-                make,
-                formula,
-                source,
-                own,
-                frozenset(positive),
-                within or {},
-                traits,
-                aka,
-                parameters_known_as or {},
+                name, make, formula, source, {**said, **params}, frozenset(positive), bounds, traits, aka, words
             )
             return make
 
         return enter
 
-    def named(self, name: str) -> Declaration[T] | None:
+    def named(self, name: str) -> Declaration | None:
         """The declaration that a name, or another name for exactly it, means in any case; None when there is none."""
         found = self._named(name)
         if found is None:
             load_installed()
-            found = self._named(name)
-        return found
+        return found or self._named(name)
 
-    def _named(self, name: str) -> Declaration[T] | None:
+    def _named(self, name: str) -> Declaration | None:
         if name in self:
             return self[name]
         word = alike(name)
@@ -185,41 +176,37 @@ class Registry(dict[str, Declaration[T]], Generic[T]):
                 return declared.bind(declared.known_as[word])
         return None
 
-    def find(self, name: str) -> Declaration[T]:
+    def find(self, name: str) -> Declaration:
         """The declaration as `named` has it. Raises UsageError, with the nearest names, when there is none."""
         found = self.named(name)
         if found is None:
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
         return found
 
-    def parse(self, text: str, largest: float = LARGEST) -> Declaration[T]:
+    def parse(self, text: str) -> Declaration:
         """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
         spec = parse_spec(text)
-        return self.find(spec.name).bind(spec.params, largest)
+        return self.find(spec.name).bind(spec.params)
 
 
 class Spec(NamedTuple):
-    """A thing as a user writes it: `name`, `name:key=value,…`, with flags such as `monotone`.
+    """A thing as a user writes it: `name`, `name:key=value,…`.
 
     params: the value of the one that has no key, as in `name:5`, is under "".
     """
 
     name: str
     params: dict[str, str]
-    flags: frozenset[str]
 
 
-def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
-    """Split `name:key=value,flag,…`, where one value may go without its key. Raises UsageError for anything else."""
+def parse_spec(text: str) -> Spec:
+    """Split `name:key=value,…`, where one value may go without its key. Raises UsageError for anything else."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
-    seen = set()
     for item in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
-        if not equals and key in flags:
-            seen.add(key)
-        elif not equals and "" not in params:
+        if not equals and "" not in params:
             params[""] = item
         elif not (key and value and equals):
             raise UsageError(f"{text!r}: expected key=value after ':', found {item!r}")
@@ -227,25 +214,15 @@ def parse_spec(text: str, flags: Iterable[str] = ()) -> Spec:
             raise UsageError(f"{text!r}: {key} is given twice")
         else:
             params[key] = value.strip()
-    return Spec(name, params, frozenset(seen))
+    return Spec(name, params)
 
 
-def number(text: str | float, what: str = "value", largest: float = LARGEST) -> float:
+def number(text: str | float, what: str = "value") -> float:
     """A finite float of sane size. Raises UsageError otherwise."""
     try:
         value = float(text)
     except (TypeError, ValueError):
         raise UsageError(f"{what}: {text!r} is not a number") from None
-    if not math.isfinite(value) or abs(value) > largest:
-        raise UsageError(f"{what}: {text} is not a number between -{largest:g} and {largest:g}")
+    if not math.isfinite(value) or abs(value) > LARGEST:
+        raise UsageError(f"{what}: {text} is not a number between -{LARGEST:g} and {LARGEST:g}")
     return value
-
-
-def plain_float(value: str | float) -> float:
-    """Read a number from a text, or take one that is. Raises ValueError."""
-    return float(value)
-
-
-def plain_int(value: str | float) -> int:
-    """Read a whole number from a text, or take one that is. Raises ValueError."""
-    return int(value)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry, parse_spec
@@ -70,7 +71,7 @@ class SamplerTraits(NamedTuple):
     ancestral: bool = False
 
 
-SAMPLERS: Registry[SamplerTraits] = Registry("sampler")
+SAMPLERS = Registry("sampler")
 
 
 def sampler(
@@ -259,19 +260,8 @@ def heun(
     return euler.add_(denoise(euler, then) - x_hat, alpha=correction), x_hat
 
 
-class Sampler(NamedTuple):
-    """A declared step with all its parameters; usual: how it is walked where nothing else is asked for."""
-
-    declared: Declaration[SamplerTraits]
-    usual: SamplerPreset
-
-    def __repr__(self) -> str:
-        return f"Sampler({self.spec!r})"
-
-    @property
-    def spec(self) -> str:
-        """Text that means the same again."""
-        return self.declared.spec
+Sampler = Declaration
+"""A declared step with all its parameters; `usual` of its traits: how it is walked where nothing else is asked for."""
 
 
 def parse_sampler(text: str) -> Sampler:
@@ -282,16 +272,14 @@ def parse_sampler(text: str) -> Sampler:
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)
     first, _, rest = words.partition(",")
-    usual, presets = declared.traits.usual, declared.traits.presets
-    if first in presets:
-        usual, words = presets[first], rest
-    elif presets and first and "=" not in first:
-        known = ", ".join(f"{declared.name}:{preset}" for preset in presets)
-        raise UsageError(f"{text!r}: {name} has no preset {first!r} (its presets: {known}); expected key=value")
-    return Sampler(declared.bind(usual.params).bind(parse_spec(f"{name}:{words}").params), usual)
+    traits = declared.traits
+    if first in traits.presets:
+        preset, words = traits.presets[first], rest
+        declared = replace(declared.bind(preset.params), traits=traits._replace(usual=preset))
+    return declared.bind(parse_spec(f"{name}:{words}").params)
 
 
-def time_grid(schedule: Schedule, steps: int, spacing: Declaration[None] | None = None) -> list[float]:
+def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
     """`steps` + 1 levels of a schedule, as one of SPACINGS chooses them, then inf (clean). spacing: None is the usual one.
 
     Raises UsageError when the schedule doesn't have so many.
@@ -299,17 +287,11 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration[None] | None 
     return [*(spacing or usual_spacing(schedule))(schedule, steps), math.inf]
 
 
-def too_few(sampler: Sampler, steps: int) -> list[str]:
-    """A note where so few steps leave nothing of what sets the sampler apart."""
-    name, least = sampler.declared.name, sampler.declared.traits.least
-    if steps >= least:
-        return []
-    why = (
-        "a single step by any sampler is the network's guess from noise alone, a blur near the mean of all images"
-        if steps == 1
-        else f"in fewer than {least} steps, {name} draws what ddim draws"
+def no_noise() -> NoReturn:
+    """A draw that a walk without noise never makes. Raises UsageError."""
+    raise UsageError(
+        "a sampler that adds noise doesn't serve here; take one without it (dpmpp-2m, heun without churn), or ddpm"
     )
-    return [f"--steps {steps}: {why}; for {name} give --steps {least} or more"]
 
 
 def walk(
@@ -327,5 +309,5 @@ def walk(
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):
         move = Move(now, then, before, len(grid) - 1)
         drawn = itertools.repeat(noise()).__next__ if every_step else noise
-        z, last = sampler.declared(z, last, move, denoise, drawn)
+        z, last = sampler(z, last, move, denoise, drawn)
     return z

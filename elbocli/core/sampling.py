@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from elbocli.core.adaptive import ErrorMoments
     from elbocli.core.samplers import Sampler
     from elbocli.core.schedule import Schedule
 
 
-SPACINGS: Registry[None] = Registry("spacing")
+SPACINGS = Registry("spacing")
 """(schedule, steps) → the λ of each step, rising: [steps]."""
 spacing = SPACINGS.declare
 
@@ -39,9 +38,7 @@ def even(schedule: Schedule, steps: int) -> list[float]:
     """Both ends included; a single step is at t = 1."""
     import torch
 
-    t = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    found: list[float] = schedule.logsnr(t).tolist()
-    return found
+    return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
 
 
 @spacing(
@@ -52,7 +49,7 @@ def even(schedule: Schedule, steps: int) -> list[float]:
 )
 def timesteps(schedule: Schedule, steps: int) -> list[float]:
     """A sum of equal parts, rounded, as ADM has it: i (T−1)/(steps−1) in one product would round some halves otherwise."""
-    levels = _levels(schedule, "timesteps")
+    levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, and {steps} steps were asked for")
     if steps == 1:
@@ -69,34 +66,29 @@ def timesteps(schedule: Schedule, steps: int) -> list[float]:
 )
 def stride(schedule: Schedule, steps: int) -> list[float]:
     """The noisiest of them is not the last timestep, as a rule."""
-    levels = _levels(schedule, "stride")
+    levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
-        near = sorted(counts, key=lambda count: abs(count - steps))[:2]
-        raise UsageError(
-            f"no stride takes exactly {steps} of the {len(levels)} timesteps of {schedule.base}; "
-            f"{' or '.join(map(str, sorted(near)))} steps have one"
-        )
+        near = min(counts, key=lambda count: abs(count - steps))
+        raise UsageError(f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; {near} have one")
     return levels[:: counts[steps]][::-1]
 
 
-def _levels(schedule: Schedule, name: str) -> list[float]:
+def _levels(schedule: Schedule) -> list[float]:
     """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
     if not isinstance(schedule.curve, Steps):
-        raise UsageError(
-            f"spacing {name} needs a schedule of timesteps, such as t-linear or a scheduler_config.json; {schedule.base} is none"
-        )
+        raise UsageError(f"{schedule.base} has no timesteps, which this spacing needs")
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
 
-def usual_spacing(schedule: Schedule) -> Declaration[None]:
+def usual_spacing(schedule: Schedule) -> Declaration:
     """The one where no other is asked for: declared schedules of timesteps are walked as their authors did."""
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 
 
-STARTS: Registry[None] = Registry("start")
+STARTS = Registry("start")
 """λ of the noisiest level → s, where z = s ε there."""
 start = STARTS.declare
 
@@ -111,23 +103,23 @@ def edm(logsnr: float) -> float:
     return alpha_sigma(logsnr)[1]
 
 
-UNIT: Declaration[None] = STARTS["unit"]
+UNIT = STARTS["unit"]
 
 
-CLIPS: Registry[None] = Registry("clip")
-Function = Callable[["Tensor"], "Tensor"]
+CLIPS = Registry("clip")
+"""x̂ [B, …] → x̂ within its range."""
 
 
 @CLIPS.declare("none", formula="x_hat")
-def none() -> Function:
+def none(x_hat: Tensor) -> Tensor:
     """x̂ as it is."""
-    return lambda x_hat: x_hat
+    return x_hat
 
 
 @CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
-def static() -> Function:
+def static(x_hat: Tensor) -> Tensor:
     """x̂ cut to [−1, 1]."""
-    return lambda x_hat: x_hat.clamp(-1, 1)
+    return x_hat.clamp(-1, 1)
 
 
 @CLIPS.declare(
@@ -137,37 +129,15 @@ def static() -> Function:
     positive=["percentile"],
     within={"percentile": (0, 100)},
 )
-def dynamic(percentile: float = 99.5) -> Function:
-    """x̂ [B, …] cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
-
-    def cut(x_hat: Tensor) -> Tensor:
-        size = x_hat.abs().flatten(1)
-        rank = math.ceil(percentile * size.shape[1] / 100)
-        limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
-        return x_hat.maximum(-limit).minimum(limit).div_(limit)
-
-    return cut
+def dynamic(x_hat: Tensor, percentile: float = 99.5) -> Tensor:
+    """x̂ cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
+    size = x_hat.abs().flatten(1)
+    rank = math.ceil(percentile * size.shape[1] / 100)
+    limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
+    return x_hat.maximum(-limit).minimum(limit).div_(limit)
 
 
-class Clip(NamedTuple):
-    """A function x̂ [B, …] → x̂ within its range. spec: how it is written, with every parameter."""
-
-    spec: str
-    function: Function
-
-    @property
-    def cuts(self) -> bool:
-        """Tell whether it does anything."""
-        return self.spec != "none"
-
-
-def parse_clip(text: str) -> Clip:
-    """`none`, `static`, `dynamic:percentile=99`. Raises UsageError."""
-    declared = CLIPS.parse(text)
-    return Clip(declared.spec, declared())
-
-
-ROUNDINGS: Registry[None] = Registry("rounding")
+ROUNDINGS = Registry("rounding")
 """(x, divisor, offset) → numbers that become levels when they are cut to 0 to 255 and what follows the point is dropped."""
 rounding = ROUNDINGS.declare
 SIGNED = (127.5, -1.0)
@@ -199,10 +169,10 @@ def truncate(x: Tensor, divisor: float, offset: float) -> Tensor:
     return (x - offset).mul_(divisor)
 
 
-NEAREST: Declaration[None] = ROUNDINGS["nearest"]
+NEAREST = ROUNDINGS["nearest"]
 
 
-def to_levels(x: Tensor, rounded: Declaration[None] = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
+def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
     """Pixels [B,C,H,W] of a range → uint8 [B,H,W,C]. span: (divisor, offset) of the range."""
     import torch
 
@@ -245,7 +215,7 @@ class Guidance:
         return guided
 
 
-NOISES: Registry[None] = Registry("noise")
+NOISES = Registry("noise")
 """(seed, (H, W, C), number of classes, device) → Noise."""
 EDM_SEEDS = 1 << 32
 
@@ -258,7 +228,6 @@ class Noise:
     about: for the record, whatever they depend on beside the seed. every_step: as in walk.
     """
 
-    name: ClassVar[str] = "elbo"
     every_step: ClassVar[bool] = False
     seed: int
     shape: tuple[int, int, int]
@@ -268,7 +237,7 @@ class Noise:
     @property
     def about(self) -> dict[str, Any]:
         """Facts of a drawing."""
-        return {"noise": self.name}
+        return {}
 
     def seeds(self, n: int) -> np.ndarray:
         """A number for each image that tells it from the others, int64 [n]."""
@@ -297,13 +266,12 @@ class Noise:
 class EdmNoise(Noise):
     """A generator for each image, asked in EDM's order: float32 noise, a class, and float64 noise in every step."""
 
-    name: ClassVar[str] = "edm"
     every_step: ClassVar[bool] = True
 
     @property
     def about(self) -> dict[str, Any]:
         """See Noise: torch's generators differ by kind of device."""
-        return {**super().about, "noise_device": self.device.type}
+        return {"noise_device": self.device.type}
 
     def seeds(self, n: int) -> np.ndarray:
         """Those that EDM calls --seeds."""
@@ -352,33 +320,19 @@ class EdmNoise(Noise):
 class Edm2Noise(EdmNoise):
     """The same generators in EDM2's order: its sampler draws float32, and only where churn acts."""
 
-    name: ClassVar[str] = "edm2"
     every_step: ClassVar[bool] = False
 
 
-ELBO: Declaration[None] = NOISES["elbo"]
+ELBO = NOISES["elbo"]
 
 
-GRIDS: Registry[None] = Registry("grid")
-"""GridTask → Schedule, whose levels at even t are the grid."""
+GRIDS = Registry("grid")
+"""(fit, equal) → Schedule, whose levels at even t are the grid.
 
-
-@dataclass(frozen=True)
-class GridTask:
-    """Knowledge that a grid is made of. moments: of the errors at each level, as the run's log has them. floor: least density, relative
-    to a uniform one. equal: → the levels at which all steps of the sampler err alike, measured.
-    """
-
-    moments: Callable[[], ErrorMoments]
-    floor: float
-    equal: Callable[[], list[float]]
-
-
-def _adaptive(task: GridTask, weighting: str) -> Schedule:
-    from elbocli.core.adaptive import fit_schedule
-    from elbocli.core.weighting import parse_weighting
-
-    return fit_schedule(task.moments(), parse_weighting(weighting), "loss", task.floor)
+fit: a weighting → the adaptive schedule of the run's log. equal: → the levels at which all steps of the sampler err alike.
+"""
+Fit = Callable[[str], "Schedule"]
+Equal = Callable[[], list[float]]
 
 
 @GRIDS.declare(
@@ -386,9 +340,9 @@ def _adaptive(task: GridTask, weighting: str) -> Schedule:
     formula="density e(logsnr): equal steps of the entropy of x given z",
     source="Stancevic et al. 2025; the adaptive schedule of elbo",
 )
-def entropic(task: GridTask) -> Schedule:
+def entropic(fit: Fit, equal: Equal) -> Schedule:
     """dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
-    return _adaptive(task, "elbo")
+    return fit("elbo")
 
 
 @GRIDS.declare(
@@ -396,9 +350,9 @@ def entropic(task: GridTask) -> Schedule:
     formula="density e^(-logsnr/2) e(logsnr)",
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
-def rescaled(task: GridTask) -> Schedule:
+def rescaled(fit: Fit, equal: Equal) -> Schedule:
     """The entropy's steps times σ/α: what they change of the data's values."""
-    return _adaptive(task, "fm-ot")
+    return fit("fm-ot")
 
 
 @GRIDS.declare(
@@ -406,22 +360,18 @@ def rescaled(task: GridTask) -> Schedule:
     formula="equal error of every step, measured",
     source="along the run's own trajectories; of ddpm by its log",
 )
-def solver(task: GridTask) -> Schedule:
-    """The levels themselves: a table of so many knots at even t."""
-    return schedule_of_levels(task.equal(), "solver")
-
-
-def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
-    guided = guidance != 1 and not sampler.declared.traits.ancestral
-    return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")
-
-
-def schedule_of_levels(levels: list[float], name: str) -> Schedule:
-    """The schedule whose levels at as many even t, both ends included, are these to the last bit. levels: rising, ≥ 2."""
+def solver(fit: Fit, equal: Equal) -> Schedule:
+    """The levels themselves, rising, to the last bit: a table of so many knots at even t, both ends included."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule
 
+    levels = equal()
     times = torch.linspace(1, 0, len(levels), dtype=torch.float64).flip(0).tolist()
-    return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), name, None, None)
+    return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), "solver", None, None)
+
+
+def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
+    """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
+    guided = guidance != 1 and not sampler.traits.ancestral
+    return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 MOST_TIMESTEPS = 100_000
-BETAS: Registry[None] = Registry("beta schedule")
+BETAS = Registry("beta schedule")
 """β_i: functions of the first and last β and the number of timesteps, float64 [T]."""
 
 
@@ -62,11 +62,13 @@ def squaredcos(start: float, end: float, count: int) -> Tensor:
 
 
 def logsnr_of_betas(beta: Tensor, *, snr_scale: float = 1.0, zero_terminal: bool = False) -> Tensor:
-    """λ after each timestep, ᾱ_i = Π(1 − β_j). beta: [T] float64 within (0, 1).
+    """λ after each timestep, ᾱ_i = Π(1 − β_j). beta: [T] float64; UsageError unless within (0, 1).
 
     snr_scale divides the signal-to-noise ratio. zero_terminal then moves and stretches √ᾱ so that the last is 0
     and the first stays (Lin et al. 2023, algorithm 1): the last λ is −∞.
     """
+    if not bool(((beta > 0) & (beta < 1)).all()):
+        raise UsageError("a beta is not between 0 and 1")
     total = (-beta).log1p().cumsum(0)
     logsnr = total - (-total.expm1()).log() - math.log(snr_scale)
     if not zero_terminal:
@@ -146,11 +148,7 @@ def steps_of(betas: str, start: float, end: float, count: float) -> Steps:
     """The curve of `count` timesteps with betas by that name of BETAS. Raises UsageError for what can't be."""
     if count != int(count):
         raise UsageError(f"count is {count:g}; it must be a whole number of timesteps")
-    beta = BETAS.find(betas).make(start, end, int(count))
-    wrong = [value for value in beta.tolist() if not 0 < value < 1]
-    if wrong:
-        raise UsageError(f"a beta is {wrong[0]:g}; each must lie between 0 and 1")
-    return Steps(logsnr_of_betas(beta))
+    return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
 
 
 class Moved:
@@ -172,7 +170,7 @@ class Moved:
         return self.curve.density(logsnr - self.by)
 
 
-SCHEDULES: Registry[None] = Registry("schedule")
+SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
 """Declares a ScheduleCurve: a class made from the parameters named here with their defaults."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
@@ -190,24 +188,16 @@ class ScheduleCurve(Protocol):
     def density(self, logsnr: Tensor) -> Tensor: ...
 
 
-def _cosine_t(logsnr: Tensor) -> Tensor:
-    return (2 / math.pi) * (-logsnr / 2).exp().atan()
-
-
-def _cosine_density(logsnr: Tensor) -> Tensor:
-    return 1 / (2 * math.pi * (logsnr / 2).cosh())
-
-
 @schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
 class Cosine:
     def logsnr(self, t: Tensor) -> Tensor:
         return -2 * (t * (math.pi / 2)).tan().log()
 
     def t(self, logsnr: Tensor) -> Tensor:
-        return _cosine_t(logsnr)
+        return (2 / math.pi) * (-logsnr / 2).exp().atan()
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return _cosine_density(logsnr)
+        return 1 / (2 * math.pi * (logsnr / 2).cosh())
 
 
 @schedule(
@@ -240,6 +230,11 @@ class Iddpm:
         return cos * (-logsnr).sigmoid() / (2 * self.rate * sin)
 
 
+def normal_density(logsnr: Tensor, mean: float, std: float) -> Tensor:
+    """The density of N(mean, std²) at each λ."""
+    return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
+
+
 @schedule(
     "edm",
     formula="-2 mean - 2 std Phi^-1(t)",
@@ -267,7 +262,7 @@ class Edm:
         return 0.5 * ((logsnr - self.center) / (self.width * math.sqrt(2))).erfc()
 
     def density(self, logsnr: Tensor) -> Tensor:
-        return (-0.5 * ((logsnr - self.center) / self.width).square()).exp() / (self.width * math.sqrt(2 * math.pi))
+        return normal_density(logsnr, self.center, self.width)
 
 
 @schedule(
@@ -376,12 +371,9 @@ class Interpolated:
     """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
 
     def __init__(self, low: float = 32.0, high: float = 256.0, size: float = 64.0):
-        self.start, self.rise = 2 * math.log(high / size), 2 * math.log(low / high)
+        self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
-            raise UsageError(
-                f"interpolated: low {low:g} is {low / high:.4g} times high {high:g}, which makes logsnr rise somewhere; "
-                f"it must be below {math.exp(math.pi):.4g} times"
-            )
+            raise UsageError(f"interpolated: low must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
     def _cosine(self, logsnr: Tensor) -> Tensor:
         """u at each λ: halved into place, then by two Newton steps, the last of which autograd sees."""
@@ -389,21 +381,21 @@ class Interpolated:
         low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
         for _ in range(40):
             middle = (low + high) / 2
-            above = middle + self.rise * _cosine_t(middle) > goal
+            above = middle + self.rise * self.cosine.t(middle) > goal
             low, high = low.where(above, middle), middle.where(above, high)
         return self._newton(self._newton((low + high) / 2, goal), logsnr - self.start)
 
     def _newton(self, u: Tensor, goal: Tensor) -> Tensor:
-        return u - (u + self.rise * _cosine_t(u) - goal) / (1 - self.rise * _cosine_density(u))
+        return u - (u + self.rise * self.cosine.t(u) - goal) / (1 - self.rise * self.cosine.density(u))
 
     def logsnr(self, t: Tensor) -> Tensor:
-        return -2 * (t * (math.pi / 2)).tan().log() + self.start + self.rise * t
+        return self.cosine.logsnr(t) + self.start + self.rise * t
 
     def t(self, logsnr: Tensor) -> Tensor:
-        return _cosine_t(self._cosine(logsnr))
+        return self.cosine.t(self._cosine(logsnr))
 
     def density(self, logsnr: Tensor) -> Tensor:
-        p = _cosine_density(self._cosine(logsnr))
+        p = self.cosine.density(self._cosine(logsnr))
         return p / (1 - self.rise * p)
 
 

@@ -97,11 +97,10 @@ def choose_labels(
     num_classes: int,
     seed: int,
     names: list[str] | None = None,
-    random: Callable[[int], np.ndarray] | None = None,
 ) -> np.ndarray | None:
     """A class per image: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length.
 
-    random: n → the random ones, instead of those of the seed. None when there are no classes. Raises UsageError for a class that isn't there, or a word that means two.
+    None when there are no classes. Raises UsageError for a class that isn't there, or a word that means two.
     """
     if num_classes < 1:
         if classes not in ("balanced", "random"):
@@ -110,7 +109,7 @@ def choose_labels(
     if classes == "balanced":
         return np.arange(n) % num_classes
     if classes == "random":
-        return random(n) if random else random_classes(n, num_classes, seed)
+        return random_classes(n, num_classes, seed)
     words = [word.strip() for word in classes.split(",")]
     numbers = {word: _number(word, num_classes, names or []) for word in dict.fromkeys(words)}
     return np.resize([numbers[word] for word in words], n)
@@ -129,7 +128,6 @@ def _number(word: str, num_classes: int, names: list[str]) -> int:
         found |= {k for k in range(num_classes) if str(k) == (word.lstrip("0") or "0")}
     if len(found) == 1:
         return found.pop()
-    known = f"balanced, random, {'names, ' if names else ''}or numbers from 0 to {num_classes - 1}"
-    if not found:
-        raise UsageError(f"--classes: no class {word!r}; expected {known}; {nearest(word, names)}")
-    raise UsageError(f"--classes: {word!r} names one class and numbers another; write 0{word} for the number")
+    if found:
+        raise UsageError(f"--classes: {word!r} names one class and numbers another; write 0{word} for the number")
+    raise UsageError(f"--classes: no class {word!r} of {num_classes}; {nearest(word, names)}")

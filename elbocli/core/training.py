@@ -15,7 +15,8 @@ so that what doesn't change along training comes out exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry, plain
@@ -26,25 +27,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-AVERAGES: Registry[None] = Registry("average")
+AVERAGES = Registry("average")
+"""(step from 1, images seen, images of this update) → β in [0, 1)."""
 BARE, STORED = "decay", "power"
 """The one that is written by its number alone, and the one of whose snapshots others can be made after training."""
-Beta = Callable[[int, float, float], float]
-"""(step from 1, images seen, images of this update) → β in [0, 1)."""
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
 """Relative std of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
-MOST_IMAGES = 1e15
 
 
 @AVERAGES.declare(
-    BARE, formula="min(beta, (1 + n)/(10 + n)) at update n", source="common since TensorFlow's ExponentialMovingAverage"
+    BARE,
+    formula="min(beta, (1 + n)/(10 + n)) at update n",
+    source="common since TensorFlow's ExponentialMovingAverage",
+    within={"beta": (0, math.nextafter(1, 0))},
 )
-def decay(beta: float = 0.9999) -> Beta:
+def decay(step: int, images_seen: float, batch: float, beta: float = 0.9999) -> float:
     """A constant β, smaller while the average is young. A bare number means this one."""
-    if not 0 <= beta < 1:
-        raise UsageError(f"decay is {beta:g}; it must be at least 0 and below 1")
-    return lambda step, images, batch: min(beta, (1 + step) / (10 + step))
+    return min(beta, (1 + step) / (10 + step))
 
 
 @AVERAGES.declare(
@@ -54,14 +54,10 @@ def decay(beta: float = 0.9999) -> Beta:
     positive=["images"],
     within={"ramp": (0, math.inf)},
 )
-def halflife(images: float = 50e6, ramp: float = 0.05) -> Beta:
+def halflife(step: int, images_seen: float, batch: float, images: float = 50e6, ramp: float = 0.05) -> float:
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
-
-    def beta(step: int, seen: float, batch: float) -> float:
-        half = min(images, ramp * (seen - batch)) if ramp else images
-        return 0.5 ** (batch / half) if half > 0 else 0.0
-
-    return beta
+    half = min(images, ramp * (images_seen - batch)) if ramp else images
+    return 0.5 ** (batch / half) if half > 0 else 0.0
 
 
 @AVERAGES.declare(
@@ -69,11 +65,11 @@ def halflife(images: float = 50e6, ramp: float = 0.05) -> Beta:
     formula="(1 - 1/n)^(gamma + 1) at update n; weights t^gamma, standard deviation std n",
     source="Karras et al. 2023, arXiv:2312.02696 sec. 3.1",
     positive=["std"],
+    within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
-def power(std: float = 0.05) -> Beta:
+def power(step: int, images_seen: float, batch: float, std: float = 0.05) -> float:
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
-    exponent = gamma_of(std) + 1
-    return lambda step, images, batch: (1 - 1 / step) ** exponent
+    return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
 def std_of(gamma: float) -> float:
@@ -81,13 +77,11 @@ def std_of(gamma: float) -> float:
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
+@cache
 def gamma_of(std: float) -> float:
-    """γ ≥ 0 of the profile with that relative standard deviation, by bisection: σ_rel falls in γ, and is below 1/γ.
-
-    Raises UsageError unless 0 < std ≤ MAX_STD.
+    """γ ≥ 0 of the profile with that relative standard deviation, up to MAX_STD, by bisection: σ_rel falls in γ, and is
+    below 1/γ.
     """
-    if not 0 < std <= MAX_STD * (1 + 1e-12):
-        raise UsageError(f"power: std is {std:g}; it must be above 0 and at most {MAX_STD:.6g} (the plain mean)")
     low, high = 0.0, 1 / std
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if std_of(middle) > std else (low, middle)
@@ -95,14 +89,10 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """An average with its parameters bound. beta: its `Beta`. stored: whether its snapshots can be combined into others.
+    """An average with its parameters bound. stored: whether its snapshots can be combined into others."""
 
-    Raises UsageError when a parameter is out of range.
-    """
-
-    def __init__(self, declared: Declaration[None]):
-        self.declared, self.params = declared, declared.params
-        self.beta: Beta = declared()
+    def __init__(self, declared: Declaration):
+        self.declared, self.beta, self.params = declared, declared, declared.params
         self.stored = declared.name == STORED
 
     @property
@@ -127,15 +117,6 @@ def _short(value: float) -> str:
     return f"{exact.scaleb(-6).normalize():f}M" if value >= 1e6 else f"{exact.normalize():f}"
 
 
-def _long(text: str) -> float:
-    from decimal import Decimal
-
-    try:
-        return float(Decimal(text[:-1]).scaleb(6) if text.endswith("M") else Decimal(text))
-    except (ArithmeticError, ValueError):
-        raise UsageError(f"{text!r} is not a number") from None
-
-
 def parse_average(text: str | float) -> Average:
     """The average that a user wrote (`0.9999`, `halflife:images=50e6`), or whose file has that name. Raises UsageError."""
     words = str(text).strip()
@@ -144,37 +125,34 @@ def parse_average(text: str | float) -> Average:
     try:
         float(words)
     except ValueError:
-        return Average(AVERAGES.parse(words, MOST_IMAGES))
+        return Average(AVERAGES.parse(words))
     return Average(AVERAGES[BARE].bind({"beta": words}))
 
 
 def _of_name(name: str) -> Average:
-    words = name.removeprefix(PREFIX).split("-")
+    words = name.removeprefix(PREFIX).replace("M", "e6").split("-")
     if words[0] not in AVERAGES:
         words = [BARE, *words]
     declared = AVERAGES[words[0]]
-    keys = list(declared.params)
-    if words[2::2] != keys[1:] or len(words) != 2 * len(keys):
+    words[0] = next(iter(declared.params))
+    average = Average(declared.bind(dict(zip(words[::2], words[1::2]))))
+    if average.name != name:
         raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
-    return Average(declared.bind(dict(zip(keys, map(_long, words[1::2]))), MOST_IMAGES))
+    return average
 
 
 def canonical(value: Any) -> tuple[str, ...]:
     """Specs in full: of one number or text, or of several. Raises UsageError for none, an unknown or a double one."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
-    for item in items:
-        if isinstance(item, bool) or not isinstance(item, str | int | float):
-            raise UsageError(f"ema: {item!r} is neither a number nor an average, such as power:std=0.05")
-    averages = [parse_average(item) for item in items]
-    names = [average.name for average in averages]
-    if len(set(names)) < len(names):
-        raise UsageError(f"ema: {next(a.spec for a in averages if names.count(a.name) > 1)} is given twice")
-    if not averages:
-        raise UsageError("ema: name at least one average, such as 0.9999")
-    return tuple(average.spec for average in averages)
+    if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
+        raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
+    averages = {(average := parse_average(item)).name: average.spec for item in items}
+    if len(averages) < len(items):
+        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice")
+    return tuple(averages.values())
 
 
-LR_DECAYS: Registry[None] = Registry("learning-rate decay")
+LR_DECAYS = Registry("learning-rate decay")
 """Functions of (updates done, updates in all) that say by what share of lr the next update is made."""
 
 
@@ -214,7 +192,7 @@ def rsqrt(done: int, steps: int, ref: float = 70_000.0) -> float:
     return 1 / math.sqrt(max(done / ref, 1))
 
 
-def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration[None]) -> float:
+def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
     """Return the rate of the update after `done` others: lr, times a rise over `warmup` updates, times the decay.
 
     It depends on these numbers alone, so that a run goes on with the rates that it would have had.
@@ -222,23 +200,16 @@ def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declarat
     return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))
 
 
-class CriterionTraits(NamedTuple):
-    """optimum: whether it needs the least error, besides the first two moments of the error."""
-
-    optimum: bool = False
-
-
-CRITERIA: Registry[CriterionTraits] = Registry("criterion")
-"""(E e, E e², e* or zero) → what the density is proportional to."""
+CRITERIA = Registry("criterion")
+"""(E e, E e², e* or None) → what the density is proportional to."""
 
 
 @CRITERIA.declare(
     "loss",
     formula="w E|e|^2",
     source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss",
-    traits=CriterionTraits(),
 )
-def loss(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+def loss(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     return mean
 
 
@@ -246,16 +217,13 @@ def loss(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
     "second-moment",
     formula="w sqrt(E|e|^4)",
     source="least variance of the loss with independent t",
-    traits=CriterionTraits(),
 )
-def second_moment(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+def second_moment(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     return second.sqrt()
 
 
-@CRITERIA.declare(
-    "std", formula="w sd(|e|^2)", source="least variance of the loss with low-discrepancy t", traits=CriterionTraits()
-)
-def std(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+@CRITERIA.declare("std", formula="w sd(|e|^2)", source="least variance of the loss with low-discrepancy t")
+def std(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     return (second - mean.square()).clamp(min=0).sqrt()
 
 
@@ -263,13 +231,14 @@ def std(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
     "excess",
     formula="w (E|e|^2 - least)",
     source="arXiv:2506.13763: what training can still gain; needs --optimum",
-    traits=CriterionTraits(optimum=True),
 )
-def excess(mean: Tensor, second: Tensor, least: Tensor) -> Tensor:
+def excess(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+    if least is None:
+        raise UsageError("criterion excess needs the least error: 'elbo adapt' takes it by --optimum FILE")
     return (mean - least).clamp(min=0)
 
 
-OF_ERRORS = tuple(name for name, declared in CRITERIA.items() if not declared.traits.optimum)
+OF_ERRORS = tuple(name for name in CRITERIA if name != "excess")
 """Criteria that need no more than the log."""
 
 

@@ -18,31 +18,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
 from elbocli.core.prediction import LIMIT, Prediction
 from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, parse_spec, plain
 from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting_curves import WEIGHTINGS, WeightingTraits
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from elbocli.core.schedule import Schedule
 
-
-class FactorTraits(NamedTuple):
-    """on: the target whose error F multiplies whatever the network's is, where the authors give F for each target so that
-    the loss is the same.
-    """
-
-    on: str
-
-
-FACTORS: Registry[FactorTraits | None] = Registry("factor")
-"""F(λ), which multiplies the squared error of the target."""
+FACTORS = Registry("factor")
+"""F(λ), which multiplies the squared error of the target. traits: the target whose error F multiplies whatever the network's
+is, where the authors give F for each target so that the loss is the same.
+"""
 
 
 @FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
@@ -71,7 +63,7 @@ def truncated_snr(logsnr: Tensor) -> Tensor:
     "min-snr",
     formula="min(exp(logsnr), gamma) on x, /SNR on eps, /(SNR+1) on v",
     source="Hang et al. 2023: the same loss for every target",
-    traits=FactorTraits("x"),
+    traits="x",
     positive=["gamma"],
     parameters_known_as={"snr_gamma": "gamma"},
 )
@@ -84,36 +76,29 @@ def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     return (-logsnr).sigmoid() ** gamma
 
 
-Factor = Declaration[Any]
-"""F(λ) with all its parameters: a declared factor, or any declared weighting."""
-
-
 class ForeignLoss(NamedTuple):
-    """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ)."""
+    """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ).
+
+    factor: F, a declared factor or any declared weighting.
+    """
 
     prediction: Prediction
-    factor: Factor | None
+    factor: Declaration | None
     schedule: Schedule
 
     @property
-    def head(self) -> str:
+    def spec(self) -> str:
         """Text left of '@', with every parameter."""
         own = self.prediction.spec.partition(":")[2]
         words = ",".join(filter(None, [own, self.factor.spec if self.factor else ""]))
         return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
-
-    @property
-    def tail(self) -> str:
-        """Text from '@' on."""
-        return f"@{self.schedule.base}"
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         """2 p F / eps_factor at each λ, float64."""
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
-            traits = self.factor.traits
-            weighed = Prediction(traits.on) if isinstance(traits, FactorTraits) else weighed
+            weighed = Prediction(self.factor.traits) if isinstance(self.factor.traits, str) else weighed
             value = value * self.factor(logsnr)
         return value / weighed.coefficients(logsnr).eps_factor
 
@@ -123,65 +108,15 @@ def is_foreign_loss(text: str) -> bool:
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
-def parse_head(text: str, given: dict[str, float] | None = None) -> tuple[Prediction, Factor | None, float, bool]:
-    """The left side of a loss, `v-mse` or `x-mse:min-snr:5,monotone`: (prediction, factor, shift, monotone).
-
-    Raises UsageError.
-
-    Words before the factor's name are the prediction's parameters, words after it the factor's; shift and
-    monotone may stand anywhere, as they can't be mistaken. given: parameters of the factor from options, over the text's.
-    """
-    name, _, words = text.strip().partition(":")
-    own: list[str] = []
-    chosen: list[str] = []
-    shift, monotone = None, False
-    for word in filter(None, (part.strip() for part in words.split(","))):
-        key, equals, value = word.partition("=")
-        if word == "monotone":
-            monotone = True
-        elif key == "shift":
-            if shift is not None:
-                raise UsageError(f"{text!r}: shift is given twice")
-            shift = number(value, "shift")
-        elif chosen or not equals or ":" in key:
-            chosen.append(word)
-        else:
-            own.append(word)
-    if given and not chosen:
-        raise UsageError(
-            f"a loss without a factor has no parameter {next(iter(given))!r}; name a factor: {', '.join(FACTORS)}"
-        )
-    prediction = Prediction.parse(":".join(filter(None, [name.removesuffix("-mse"), ",".join(own)])))
-    return prediction, parse_factor(",".join(chosen), given) if chosen else None, shift or 0.0, monotone
-
-
-def parse_factor(text: str, given: dict[str, float] | None = None) -> Factor:
+def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaration:
     """A factor: `snr`, `min-snr:5`, `min-snr:gamma=5`, or a weighting by its name.
 
     given: parameters from options, over those in the text. Raises UsageError.
     """
-    known: Registry[Any] = Registry("factor")
+    known = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
     spec = parse_spec(text)
     return known.find(spec.name).bind(spec.params).bind(given or {})
-
-
-@dataclass(frozen=True)
-class DeclaredCurve:
-    """A declared weighting with all its parameters."""
-
-    declared: Declaration[WeightingTraits]
-    tail = ""
-    schedule = None
-
-    @property
-    def head(self) -> str:
-        """Its name and parameters."""
-        return self.declared.spec
-
-    def __call__(self, logsnr: Tensor) -> Tensor:
-        """w at each λ, float64."""
-        return self.declared(logsnr)
 
 
 @dataclass(frozen=True)
@@ -189,10 +124,9 @@ class ScheduleDensity:
     """The weighting of a plain ε loss under a schedule: its untruncated density, scaled to a peak of 1."""
 
     schedule: Schedule
-    tail = ""
 
     @property
-    def head(self) -> str:
+    def spec(self) -> str:
         """Text of the schedule, as a weighting."""
         return f"schedule:{self.schedule.base}"
 
@@ -220,8 +154,7 @@ class LearnedCurve:
     schedule: Schedule | None = None
     middle: Tensor | None = None
     log_error: Tensor | None = None
-    head = LEARNED
-    tail = ""
+    spec = LEARNED
 
     @property
     def support(self) -> tuple[float, float]:
@@ -238,8 +171,8 @@ class LearnedCurve:
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
 
-WeightingCurve = DeclaredCurve | ScheduleDensity | ForeignLoss | LearnedCurve
-"""w(λ) before shift and monotone. It is written `head`, then those two, then `tail`; `schedule` is what it is made of."""
+WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve
+"""w(λ) before shift and monotone. `schedule` is what it is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,9 +191,9 @@ class Weighting:
         return f"Weighting({self.spec!r})"
 
     @property
-    def declared(self) -> Declaration[WeightingTraits] | None:
+    def declared(self) -> Declaration | None:
         """Its declaration; None for a loss or a schedule."""
-        return self.curve.declared if isinstance(self.curve, DeclaredCurve) else None
+        return self.curve if isinstance(self.curve, Declaration) else None
 
     @property
     def learned(self) -> bool:
@@ -279,7 +212,7 @@ class Weighting:
     @property
     def schedule(self) -> Schedule | None:
         """The schedule of that loss, or the one whose density it is; None for a declared weighting."""
-        return self.curve.schedule
+        return None if isinstance(self.curve, Declaration) else self.curve.schedule
 
     @property
     def file(self) -> Path | None:
@@ -291,8 +224,10 @@ class Weighting:
         """Text that means the same weighting again."""
         words = [f"shift={plain(self.shift)}"] if self.shift else []
         words += ["monotone"] if self.monotone else []
-        joint = "," if ":" in self.curve.head else ":"
-        return self.curve.head + (joint + ",".join(words) if words else "") + self.curve.tail
+        head = self.curve.spec
+        if words:
+            head += ("," if ":" in head else ":") + ",".join(words)
+        return f"{head}@{self.curve.schedule.base}" if isinstance(self.curve, ForeignLoss) else head
 
     @property
     def support(self) -> tuple[float, float]:
@@ -332,16 +267,10 @@ class Weighting:
     def verdict(self, low: float, high: float) -> str:
         """Say in words whether L_w is an ELBO on [low, high]."""
         if isinstance(self.curve, LearnedCurve) and self.curve.schedule is None:
-            never = (
-                "never rises, so its loss is the ELBO of noise-augmented data" if self.monotone else "rises in general"
-            )
-            return f"is learned while training and {never}; 'elbo weights check RUN' says how it went"
+            return f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
         intervals = self.rising(low, high)
         if intervals:
-            false = (
-                "; its declaration, monotone=True, is false" if self.declared and self.declared.traits.monotone else ""
-            )
-            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO{false}"
+            return f"rises for logsnr {in_words(intervals)}: its loss is not an ELBO"
         return f"never rises for logsnr {low:.7g} to {high:.7g}: its loss is the ELBO of noise-augmented data"
 
 
@@ -359,40 +288,60 @@ def parse_weighting(
     spec, for those that name one; without it only declared ones are known. Raises UsageError.
     """
     text = text.strip()
-    if is_foreign_loss(text) or text.partition(":")[0] == "schedule":
-        return _parse_scheduled(text, shift, monotone, given, schedule)
-    spec = parse_spec(text, flags=["monotone"])
-    own_shift = number(spec.params.pop("shift", 0.0), "shift")
-    if alike(spec.name) == LEARNED:
-        return _parse_learned(spec.params, shift + own_shift, monotone or "monotone" in spec.flags, given)
-    declared = WEIGHTINGS.find(spec.name).bind(spec.params).bind(given or {})
-    return Weighting(DeclaredCurve(declared), shift + own_shift, monotone or "monotone" in spec.flags)
+    left, loss, found = text, is_foreign_loss(text), None
+    if loss or text.partition(":")[0] == "schedule":
+        mark = "@" if loss else ":"
+        left, _, inner = text.partition(mark)
+        if inner.endswith((",monotone", ":monotone")):  # no schedule has a parameter called so
+            inner, monotone = inner[: -len(",monotone")], True
+        if not inner:
+            raise UsageError(f"{text!r}: name a schedule, for example {left}{mark}cosine")
+        found = schedule(inner)
+    name, _, words = left.partition(":")
+    words, own_shift, held = _modifiers(words)
+    shift, monotone = shift + own_shift, monotone or held
+    if loss and found:
+        return Weighting(ForeignLoss(*_parse_loss(name, words, given), found), shift, monotone)
+    if found:
+        if given:
+            raise UsageError(
+                f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name"
+            )
+        return Weighting(ScheduleDensity(found.shifted(shift)), monotone=monotone)
+    if alike(name) == LEARNED:
+        if words or given or shift:
+            raise UsageError(f"{LEARNED} takes monotone alone; shift its schedule instead, as in edm:shift=1")
+        return Weighting(LearnedCurve(), monotone=monotone)
+    return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
 
 
-def _parse_learned(params: dict[str, str], shift: float, monotone: bool, given: dict[str, float] | None) -> Weighting:
-    """`uncertainty`, or `uncertainty:monotone`."""
-    for name in [*params, *(given or {})]:
-        raise UsageError(f"{LEARNED} has no parameter {name or params[name]!r}; it takes monotone alone")
-    if shift:
-        raise UsageError(
-            f"{LEARNED} can't be shifted: it follows the schedule, so shift that, as in edm:shift={shift:g}"
-        )
-    return Weighting(LearnedCurve(), monotone=monotone)
+def _modifiers(words: str) -> tuple[str, float, bool]:
+    """The words without shift and monotone, which may stand anywhere, and these two. Raises UsageError."""
+    others, shift, monotone = [], None, False
+    for word in filter(None, (part.strip() for part in words.split(","))):
+        key, _, value = word.partition("=")
+        if word == "monotone":
+            monotone = True
+        elif key.strip() == "shift":
+            if shift is not None:
+                raise UsageError(f"{words!r}: shift is given twice")
+            shift = number(value, "shift")
+        else:
+            others.append(word)
+    return ",".join(others), shift or 0.0, monotone
 
 
-def _parse_scheduled(
-    text: str, shift: float, monotone: bool, given: dict[str, float] | None, find: Callable[[str], Schedule]
-) -> Weighting:
-    """`schedule:S` or `TARGET-mse[:FACTOR]@S`. No schedule has a parameter called monotone, so it may also come last."""
-    kind = "@" if is_foreign_loss(text) else ":"
-    left, _, inner = text.partition(kind)
-    if inner.endswith((",monotone", ":monotone")):
-        inner, monotone = inner[: -len(",monotone")], True
-    if not inner:
-        raise UsageError(f"{text!r}: name a schedule after {left + kind!r}, for example {left}{kind}cosine")
-    if kind == "@":
-        prediction, factor, own_shift, held = parse_head(left, given)
-        return Weighting(ForeignLoss(prediction, factor, find(inner)), shift + own_shift, monotone or held)
-    if given:
-        raise UsageError(f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name")
-    return Weighting(ScheduleDensity(find(inner).shifted(shift)), monotone=monotone)
+def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
+    """The prediction and the factor of a loss: of `x-mse`, `min-snr:5`. Raises UsageError.
+
+    Words before the factor's name are the prediction's parameters, words after it the factor's.
+    """
+    own: list[str] = []
+    chosen: list[str] = []
+    for word in filter(None, words.split(",")):
+        key, equals, _ = word.partition("=")
+        (own if equals and ":" not in key and not chosen else chosen).append(word)
+    if given and not chosen:
+        raise UsageError(f"a loss without a factor has no parameter {next(iter(given))!r}")
+    factor = parse_factor(",".join(chosen), given) if chosen else None
+    return Prediction(f"{name.removesuffix('-mse')}:{','.join(own)}"), factor

@@ -7,14 +7,13 @@ Tensor methods and plain maths only: listing the names must not import torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import NonIncreasing
 from elbocli.core.registry import Registry
-from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES
+from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +26,7 @@ class WeightingTraits(NamedTuple):
     const: str = ""
 
 
-WEIGHTINGS: Registry[WeightingTraits] = Registry("weighting")
+WEIGHTINGS = Registry("weighting")
 PAPER = "arXiv:2303.00848"
 
 
@@ -169,10 +168,6 @@ def ddpm(logsnr: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Tenso
     return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
 
 
-def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
-    return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
-
-
 @weighting(
     "edm",
     formula="N(logsnr; -2 mean, (2 std)^2) (exp(-logsnr) + sigma_data^2)",
@@ -184,7 +179,7 @@ def _normal(logsnr: Tensor, mean: float, std: float) -> Tensor:
     parameters_known_as=EDM_WORDS,
 )
 def edm(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
-    return _normal(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
+    return normal_density(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
 
 
 @weighting(
@@ -228,4 +223,4 @@ def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor:
     parameters_known_as={"mean": "m", "logit_mean": "m", "std": "s", "logit_std": "s"},
 )
 def sd3(logsnr: Tensor, m: float = 0.0, s: float = 1.0) -> Tensor:
-    return _normal(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()
+    return normal_density(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()

@@ -25,10 +25,7 @@ from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
 OPTIONS = {
-    own.name: (name, own)
-    for name, metric in METRICS.items()
-    for own in metric.traits.options.own()
-    if own.name != "is_order"
+    own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"
 }
 """Options of metrics, by their Python names, with the metric of each. Protocols alone set the order of the Inception score."""
 GROUPS = {

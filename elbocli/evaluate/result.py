@@ -180,7 +180,7 @@ class EvalResult(Record, frozen=True):
     def alike(self) -> dict[str, Any]:
         """The known facts that must be the same for numbers to be comparable; of preprocessing each key by itself."""
         facts, found = self.common(), dict[str, Any]()
-        options = [own.name for metric in METRICS.values() for own in metric.traits.options.own()]
+        options = [own.name for metric in METRICS.values() for own in metric.traits.options]
         for key in [*ALIKE, *sorted(options)]:
             if isinstance(facts.get(key), dict):
                 found |= {f"{key}.{part}": value for part, value in facts[key].items()}

@@ -200,8 +200,9 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
     for source, own in zip(sides.samples, made):
-        for options in settings.metrics.values():
-            options.check(own.get("extractor"))
+        for name, options in settings.metrics.items():
+            if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
+                raise UsageError(f"--metrics {name} with these options is defined for --extractor {network}")
         refuse(mismatches(own, made[0]), source.name, first.name, "such scores have no common mean")
         for other in () if settings.allow_mismatch else sides.others:
             remedy = "such scores compare with no others; use images made alike, or --allow-mismatch"
@@ -265,7 +266,7 @@ def deviations(
     if others := [name for name in settings.metrics if name not in usual]:
         facts["metrics"] = [", ".join(others), ", ".join(usual)]
     for name, options in settings.metrics.items():
-        for own in options.own() if name in usual else []:
+        for own in METRICS[name].traits.options if name in usual else []:
             if not isinstance(own.default, bool):
                 facts[own.name] = [getattr(options, own.name), getattr(usual[name], own.name)]
     if source is not None:
@@ -309,8 +310,12 @@ def scored(
     network = str(about.extractor)
     published = is_published(network, about.weights_sha256, about.feature_precision) and not mismatched
     counts = [] if features.labels is None else np.unique(features.labels, return_counts=True)[1].tolist()
-    told = {own.name: getattr(options, own.name) for options in settings.metrics.values() for own in options.own()}
-    draws = settings.classes == "random" or any(options.draws for options in settings.metrics.values())
+    told = {
+        key: value for options in settings.metrics.values() for key, value in vars(options).items() if key != "seed"
+    }
+    draws = settings.classes == "random" or any(
+        METRICS[name].traits.draws(options) for name, options in settings.metrics.items()
+    )
     facts = Facts(
         n_samples=about.n,
         n_ref=other.n,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elbocli.core.metrics import METRICS, MetricOptions, Need, asked
+from elbocli.core.metrics import METRICS, Need, asked
 from elbocli.nn.extractors import DEFAULT, STRICT
 
 
@@ -21,7 +21,7 @@ class EvalSettings:
     images of the reference. protocol '': none. precision: of the features.
     """
 
-    metrics: Mapping[str, MetricOptions] = field(default_factory=lambda: asked(("fid", "is")))
+    metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
     seed: int = 0
     extractor: str = ""
     extractor_weights: Path | None = None

@@ -26,7 +26,7 @@ class ConventionTraits(NamedTuple):
     rounding: str = "nearest"
 
 
-CONVENTIONS: Registry[ConventionTraits] = Registry("latent convention")
+CONVENTIONS = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """(divisor, offset) of each range: a level p of 0 to 255 goes in as p / divisor + offset."""
 
@@ -115,7 +115,7 @@ class LatentSpace(Struct, frozen=True, rename=ATTRIBUTES):
             raise ValueError("a scale of 0 leaves nothing")
 
     @property
-    def rounding(self) -> Declaration[None]:
+    def rounding(self) -> Declaration:
         """The rounding of decoded pixels, where no other is asked for."""
         return ROUNDINGS[CONVENTIONS[self.convention].traits.rounding]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.local_error import (
     AncestralErrors,
     EquationErrors,
@@ -22,9 +22,10 @@ from elbocli.core.local_error import (
 )
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, time_grid
-from elbocli.core.sampling import GRIDS, GridTask, Guidance, purpose_of
-from elbocli.core.schedule import parse_schedule
+from elbocli.core.sampling import GRIDS, Guidance, purpose_of
+from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream, choose_labels
+from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.losslog import read_logs
 from elbocli.files.records import Record, stored
@@ -86,7 +87,7 @@ TINY = 1e-30
 @torch.inference_mode()
 def make_grid(
     path: Path,
-    kind: Declaration[None],
+    kind: Declaration,
     sampler: Sampler,
     *,
     steps: int | None,
@@ -110,7 +111,7 @@ def make_grid(
     Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for one that has no log
     and needs one, or whose estimates are not finite.
     """
-    steps, ancestral = steps or sampler.usual.steps, sampler.declared.traits.ancestral
+    steps, ancestral = steps or sampler.traits.usual.steps, sampler.traits.ancestral
     if steps < 2:
         raise UsageError("--steps 1: a grid of one level is the noisiest one; give --steps 2 or more")
     if not ancestral:
@@ -162,13 +163,15 @@ def make_grid(
         rounds.append(equal.rounds)
         return equal.grid
 
-    task = GridTask(moments, floor, equalised)
-    schedule = kind(task)
+    def fitted(weighting: str) -> Schedule:
+        return fit_schedule(moments(), parse_weighting(weighting), "loss", floor)
+
+    schedule = kind(fitted, equalised)
     levels = time_grid(schedule, steps)[:-1]
     grids = {kind.name: levels} | {other: even(other) for other in OTHERS}
     for other in (name for name in LOGGED if name != kind.name):
         with suppress(ElboError):  # without a log
-            grids[other] = time_grid(GRIDS[other](task), steps)[:-1]
+            grids[other] = time_grid(GRIDS[other](fitted, equalised), steps)[:-1]
     found = errors(levels)
 
     def errors_on(at: list[float]) -> GridErrors:

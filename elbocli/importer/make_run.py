@@ -71,7 +71,7 @@ def import_run(
         specs = {
             "weighting": resolve_weighting(known.weighting).spec,
             "schedule": schedule and schedule.base,
-            "prediction": Prediction.parse(known.prediction).spec,
+            "prediction": Prediction(known.prediction).spec,
         }
     settings |= {key: spec for key, spec in specs.items() if key in settings}
     with new_folder(run) as aside:

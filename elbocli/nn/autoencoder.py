@@ -63,7 +63,7 @@ class Autoencoder:
         return posterior.mean, posterior.std
 
     @torch.inference_mode()
-    def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration[None] | None = None) -> Tensor:
+    def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
         """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device. rounding: None is the convention's."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample

@@ -13,13 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 from elbocli.core.loss import Network, check_output
 from elbocli.core.prediction import Prediction
+from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler
-from elbocli.core.sampling import Clip, Guidance, parse_clip
+from elbocli.core.sampling import CLIPS, Guidance
 from elbocli.errors import UsageError
 from elbocli.nn import networks
 from elbocli.runtime.device import PRECISIONS, Precision
 
-UNCLIPPED = parse_clip("none")
+UNCLIPPED = CLIPS["none"]
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Denoiser:
     guidance: Guidance = Guidance()
     labels: Tensor | None = None
     guide: Denoiser | None = None
-    clip: Clip = UNCLIPPED
+    clip: Declaration = UNCLIPPED
     calls: int = 0
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ class Denoiser:
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
         """The kind of denoiser that a sampler walks with."""
-        return self.with_variance if sampler.declared.traits.learned else self
+        return self.with_variance if sampler.traits.learned else self
 
     def _outputs(self, z: Tensor, logsnr: float) -> Tensor:
         self.calls += 1
@@ -77,7 +78,7 @@ class Denoiser:
         x_hat = (z * from_z).add_(out, alpha=from_out)
         if self.guide is not None and self.guidance.active(logsnr):
             x_hat = self.guidance.combine(x_hat, self.guide(z, logsnr))
-        return self.clip.function(x_hat)
+        return self.clip(x_hat)
 
 
 class _Uses(TorchDispatchMode):

@@ -411,7 +411,7 @@ def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
     weighting, levels = effective[-1].weighting, (settings.logsnr_min, settings.logsnr_max)
     low, high = max(levels[0], weighting.support[0]), min(levels[1], weighting.support[1])
-    network = _term("prediction", settings.prediction, Prediction.parse(settings.prediction).declared)
+    network = _term("prediction", settings.prediction, Prediction(settings.prediction).declared)
     rising = weighting.rising(low, high)
     report = ObjectiveReport(
         weighting=weighting.spec,
@@ -523,5 +523,5 @@ def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
     return Term(what, schedule.base, "a table of t and logsnr", "a file")
 
 
-def _term(what: str, spec: str, declared: Declaration[Any]) -> Term:
+def _term(what: str, spec: str, declared: Declaration) -> Term:
     return Term(what, spec, declared.formula, declared.source)

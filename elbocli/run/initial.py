@@ -76,7 +76,7 @@ class Initial:
     def same_prediction(self, spec: str, given: bool) -> str:
         """Return the prediction of the weights. Raises UsageError when another was given."""
         own = self.source.prediction.spec
-        if given and Prediction.parse(spec).spec != own:
+        if given and Prediction(spec).spec != own:
             raise UsageError(f"--prediction {spec}: the network of {self.path} outputs {own}; leave it out")
         return self.source.settings.prediction
 

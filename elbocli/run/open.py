@@ -158,7 +158,7 @@ class TrainedRun:
     @property
     def prediction(self) -> Prediction:
         """The meaning of the network's output."""
-        return Prediction.parse(self.settings.prediction)
+        return Prediction(self.settings.prediction)
 
     def schedule(self) -> Schedule:
         """Return the one it was trained under; one that adapts, as it was at the checkpoint.
@@ -359,7 +359,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
         with reading(path, kind=DataError), open_file(path) as file:
             intervals = [entry for entry in read_losslog(file, path) if isinstance(entry, LossLogRow)]
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
-    found, prediction = [], Prediction.parse(settings.prediction)
+    found, prediction = [], Prediction(settings.prediction)
     for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):
         with reading(path):  # of as many bins as the run has
             online.update(interval.sums)

@@ -158,7 +158,7 @@ class Resolved:
     @property
     def prediction(self) -> Prediction:
         """What the network outputs."""
-        return Prediction.parse(self.settings.prediction)
+        return Prediction(self.settings.prediction)
 
     @property
     def averages(self) -> tuple[Average, ...]:

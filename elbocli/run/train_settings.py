@@ -354,7 +354,7 @@ def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTING
     found = {}
     for name, value in values.items():
         if name not in known:
-            raise UsageError(f"unknown setting {name!r}; {nearest(name, known, 100)}")
+            raise UsageError(f"unknown setting {name!r}; {nearest(name, known)}")
         parse = SETTINGS[name].says("parse", None)
         try:
             found[name] = convert_text(parse(value) if parse else value, SETTINGS[name].hint)

@@ -142,7 +142,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     the same in every case.
     """
     from elbocli.core.samplers import parse_sampler
-    from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, parse_clip
+    from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
     from elbocli.files.sample_files import open_stream
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
@@ -157,7 +157,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         refuse_terminal(target)
     parsers: dict[str, Callable[[str], Any]] = {
         "sampler": parse_sampler,
-        "clip": parse_clip,
+        "clip": CLIPS.parse,
         "start": STARTS.parse,
         "noise": NOISES.parse,
         "spacing": SPACINGS.parse,

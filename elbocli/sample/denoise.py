@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, walk
-from elbocli.core.sampling import NEAREST, Clip, Guidance, to_levels
+from elbocli.core.sampling import NEAREST, Guidance, to_levels
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
@@ -45,7 +45,7 @@ class GuidedRun:
     trained: TrainedRun
     guidance: Guidance = Guidance()
     guide: TrainedRun | None = None
-    clip: Clip = UNCLIPPED
+    clip: Declaration = UNCLIPPED
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,7 +113,7 @@ class GuidedRun:
         """Raise UsageError when the run, its guide, guidance, clipping and the levels to be visited don't go together."""
         trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
         config, path = trained.network.config, trained.path
-        if self.clip.cuts and trained.data.latents:
+        if self.clip.name != "none" and trained.data.latents:
             raise UsageError(f"--clip {self.clip.spec}: {path} draws latents, which have no range; leave it out")
         if channels > config.image_channels:
             raise UsageError(f"--guidance-channels {channels}: {path} draws {config.image_channels} channels")
@@ -158,7 +158,7 @@ class Decoder:
 
     shape: tuple[int, int, int]
     pixels: Callable[[Tensor], Tensor]
-    rounding: Declaration[None] = NEAREST
+    rounding: Declaration = NEAREST
 
 
 def latent_space(data: RunData, network: NetworkConfig, where: object) -> LatentSpace | None:
@@ -172,7 +172,7 @@ def open_decoder(
     device: torch.device,
     autoencoder: Path | None = None,
     where: object = "config.yaml",
-    rounding: Declaration[None] | None = None,
+    rounding: Declaration | None = None,
 ) -> Decoder:
     """The decoder of a run. data: of its config. autoencoder: its folder, instead of the recorded one. rounding: None is
     the latents' own, or to the nearest level.

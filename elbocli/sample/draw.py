@@ -18,8 +18,8 @@ from torch import Tensor
 
 from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers import Sampler, parse_sampler, time_grid, too_few, walk
-from elbocli.core.sampling import ELBO, UNIT, Clip, Guidance, Noise, purpose_of, usual_spacing
+from elbocli.core.samplers import SAMPLERS, Sampler, parse_sampler, time_grid, walk
+from elbocli.core.sampling import ELBO, UNIT, Guidance, Noise, purpose_of, usual_spacing
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
 from elbocli.errors import ElboError, ReaderGone
@@ -54,22 +54,22 @@ class SampleSettings:
     sampler: Sampler = parse_sampler("ddpm")
     steps: int = 0
     schedule: str = ""
-    spacing: Declaration[None] | None = None
-    start: Declaration[None] = UNIT
+    spacing: Declaration | None = None
+    start: Declaration = UNIT
     guidance: Guidance = Guidance()
     guide: Path | None = None
     guide_weights: str = ""
-    clip: Clip = UNCLIPPED
+    clip: Declaration = UNCLIPPED
     classes: str = "balanced"
     weights: str = "ema"
     seed: int = 0
-    noise: Declaration[None] = ELBO
+    noise: Declaration = ELBO
     batch: int = 64
     device: str = "auto"
     precision: str = "fp32"
     compile: str = "graphs"
     autoencoder: Path | None = None
-    rounding: Declaration[None] | None = None
+    rounding: Declaration | None = None
     scale: int = 0
     overwrite: bool = False
     command: str = ""
@@ -149,9 +149,11 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
     """The schedule of the levels, with warnings where it is another's, or reaches beyond the run's λ."""
-    for note in too_few(settings.sampler, steps):
-        log.warning(note)
-    usual, low, high = settings.sampler.usual.grid, trained.settings.logsnr_min, trained.settings.logsnr_max
+    if steps < (least := settings.sampler.traits.least):
+        log.warning(
+            f"--steps {steps}: give {settings.sampler.name} {least} or more; fewer leave nothing of what sets it apart"
+        )
+    usual, low, high = settings.sampler.traits.usual.grid, trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or usual
     if spec == RUN:
         return trained.schedule()
@@ -160,7 +162,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
     if meant not in (None, found):
         log.warning(f"{schedule.file}: is made for {meant}, not for {found}: see 'elbo grid'")
     first, last = schedule.support
-    if not settings.schedule and usual == settings.sampler.declared.traits.usual.grid:
+    if not settings.schedule and usual == SAMPLERS[settings.sampler.name].traits.usual.grid:
         return schedule
     if -LIMIT < first < low - CUT or high + CUT < last < LIMIT:
         log.warning(
@@ -180,12 +182,12 @@ class _Drawing:
         self.settings, self.world, self.ending, n = settings, world, ending, settings.n
         trained, sampler = drawer.trained, settings.sampler
         config, where, device = trained.network.config, trained.path / "config.yaml", world.device
-        precision, steps = Precision(settings.precision, device), settings.steps or sampler.usual.steps
+        precision, steps = Precision(settings.precision, device), settings.steps or sampler.traits.usual.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)
         self.grid = grid = time_grid(schedule, steps, spacing)
         drawer.check(grid)
-        if sampler.declared.traits.learned:
+        if sampler.traits.learned:
             drawer = drawer.with_variance()
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"
@@ -195,8 +197,12 @@ class _Drawing:
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)
-        of_noise = self.noise.classes
-        labels = choose_labels(settings.classes, n, config.num_classes, settings.seed, names, of_noise)
+        random = settings.classes == "random" and config.num_classes
+        labels = (
+            self.noise.classes(n)
+            if random
+            else choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
+        )
         self.output = open_decoder(trained.data, config, device, settings.autoencoder, where, settings.rounding)
         self.batch = min(settings.batch, -(-n // world.size))
         space = latent_space(trained.data, config, where)
@@ -215,6 +221,7 @@ class _Drawing:
             **drawer.about(),
             "classes": settings.classes,
             "seed": settings.seed,
+            "noise": settings.noise.name,
             **self.noise.about,
             "precision": str(precision),
             "rounding": self.output.rounding.spec,

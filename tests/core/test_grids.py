@@ -9,7 +9,7 @@ import torch
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.samplers import time_grid
-from elbocli.core.sampling import GRIDS, GridTask, schedule_of_levels
+from elbocli.core.sampling import GRIDS
 from elbocli.core.weighting import parse_weighting
 from elbocli.files.schedule_file import resolve_schedule, to_text
 
@@ -18,10 +18,10 @@ EDGES = bin_edges(LOW, HIGH, 50)
 FLOOR = 1e-9
 
 
-def task(mean: torch.Tensor) -> GridTask:
-    """The task of a log so long that its mean errors are exact."""
+def fit_to(mean: torch.Tensor):
+    """Fits the adaptive schedule to a log so long that its mean errors are exact."""
     moments = ErrorMoments(EDGES, torch.full_like(mean, 1e14), mean, mean.square() * (1 + 1e-6))
-    return GridTask(lambda: moments, FLOOR, lambda: [0.0, 1.0])
+    return lambda weighting: fit_schedule(moments, parse_weighting(weighting), "loss", FLOOR)
 
 
 def normal_information(logsnr: torch.Tensor) -> torch.Tensor:
@@ -65,9 +65,9 @@ def shares(schedule):
 def test_equal_steps_of_a_normals_entropy_are_the_adaptive_schedule_of_elbo():
     steps = normal_information(EDGES).diff()
     mean = 2 * steps / EDGES.diff()
-    entropic = GRIDS["entropic"](task(mean))
+    entropic = GRIDS["entropic"](fit_to(mean), list)
     torch.testing.assert_close(shares(entropic), steps / steps.sum(), rtol=0, atol=1e-9)
-    fitted = fit_schedule(task(mean).moments(), parse_weighting("elbo"), "loss", FLOOR)
+    fitted = fit_to(mean)("elbo")
     torch.testing.assert_close(
         entropic.logsnr(torch.linspace(0, 1, 33).double()),
         fitted.logsnr(torch.linspace(0, 1, 33).double()),
@@ -84,15 +84,15 @@ def test_equal_steps_of_a_mixtures_entropy_are_the_adaptive_schedule_of_elbo(mix
     ).diff()
     error = torch.tensor([mixture_error(mixture, float(level), nodes) for level in at], dtype=torch.float64)
     mean = (error * torch.from_numpy(weight)).reshape(len(EDGES) - 1, -1).sum(1) / EDGES.diff()
-    torch.testing.assert_close(shares(GRIDS["entropic"](task(mean))), steps / steps.sum(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(shares(GRIDS["entropic"](fit_to(mean), list)), steps / steps.sum(), rtol=0, atol=1e-9)
 
 
 def test_the_rescaled_grid_is_the_adaptive_schedule_of_fm_ot():
     mean = 2 * normal_information(EDGES).diff() / EDGES.diff()
     steps = mean * 2 * -(-EDGES / 2).exp().diff()
-    rescaled = GRIDS["rescaled"](task(mean))
+    rescaled = GRIDS["rescaled"](fit_to(mean), list)
     torch.testing.assert_close(shares(rescaled), steps / steps.sum(), rtol=0, atol=1e-9)
-    fitted = fit_schedule(task(mean).moments(), parse_weighting("fm-ot"), "loss", FLOOR)
+    fitted = fit_to(mean)("fm-ot")
     torch.testing.assert_close(shares(rescaled), shares(fitted), rtol=0, atol=1e-9)
 
 
@@ -100,6 +100,6 @@ def test_the_rescaled_grid_is_the_adaptive_schedule_of_fm_ot():
 def test_levels_come_back_from_a_file_as_they_were(count: int, tmp_path: Path):
     levels = sorted((torch.rand(count, generator=torch.Generator().manual_seed(count)).double() * 19 - 9.7).tolist())
     file = tmp_path / "grid.yaml"
-    file.write_text(to_text(schedule_of_levels(levels, "solver"), grid="solver"))
+    file.write_text(to_text(GRIDS["solver"](None, lambda: levels), grid="solver"))
     schedule = resolve_schedule(str(file), -10.0, 10.0, clip=True)
     assert time_grid(schedule, count) == pytest.approx([*levels, math.inf], rel=0, abs=1e-12)

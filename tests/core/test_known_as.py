@@ -1,7 +1,6 @@
 """Names of other communities mean exactly what they mean there, however they are spelt."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from elbocli.errors import UsageError
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.nn.extractors import EXTRACTORS
 
-REGISTRIES: list[Registry[Any]] = [
+REGISTRIES: list[Registry] = [
     WEIGHTINGS,
     SCHEDULES,
     PREDICTIONS,
@@ -68,14 +67,10 @@ def test_the_only_parameter_needs_no_name_and_of_several_the_message_names_all(r
     params = list(declared.params.items())
     if len(params) == 1:
         (key, value), *_ = params
-        assert registry.parse(f"{declared.name}:{plain(value)}", 1e15).spec == declared.bind({key: value}).spec
+        assert registry.parse(f"{declared.name}:{plain(value)}").spec == declared.bind({key: value}).spec
         return
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match="its parameters"):
         registry.parse(f"{declared.name}:1")
-    said = str(caught.value)
-    assert f"the parameters of {declared.name}: {', '.join(declared.params) or 'none'}" in said
-    if params:  # the message's example is right as it stands
-        assert registry.parse(said.partition("for example ")[2], 1e15).spec == declared.spec
 
 
 @pytest.mark.parametrize(
@@ -90,7 +85,7 @@ def test_the_only_parameter_needs_no_name_and_of_several_the_message_names_all(r
         (parse_sampler, "dpmpp_2m_sde:0.5", "dpmpp-2m-sde:eta=0.5"),
         (parse_average, "power:0.1", "power:std=0.1"),
         (parse_factor, "p2:2", "p2:gamma=2"),
-        (Prediction.parse, "edm:1", "edm:sigma_data=1"),
+        (Prediction, "edm:1", "edm:sigma_data=1"),
     ],
     ids=lambda each: short(each) if isinstance(each, str) else "of",
 )
@@ -187,7 +182,7 @@ def test_the_schedule_vp_is_that_of_songs_equation() -> None:
 
 @pytest.mark.parametrize(("name", "a", "b"), [("epsilon", 0, 1), ("x_start", 1, 0), ("flow", -1, 1)])
 def test_a_prediction_by_another_name_is_that_target(name, a, b) -> None:
-    found = Prediction.parse(name).coefficients(torch.tensor([0.3], dtype=torch.float64))
+    found = Prediction(name).coefficients(torch.tensor([0.3], dtype=torch.float64))
     assert (float(found.a), float(found.b)) == (a, b)
 
 
@@ -195,7 +190,7 @@ def of_sigma(name: str, y: torch.Tensor, x_hat: torch.Tensor, sigma: float, then
     """One step of a sampler as k-diffusion has it: y of standard deviation sigma around the data, at both ends."""
     move = Move(-2 * math.log(sigma), -2 * math.log(then), steps=10)
     alpha, alpha_then = (1 / math.sqrt(1 + each**2) for each in (sigma, then))
-    return parse_sampler(name).declared(alpha * y, None, move, lambda z, _: x_hat, lambda: noise)[0] / alpha_then
+    return parse_sampler(name)(alpha * y, None, move, lambda z, _: x_hat, lambda: noise)[0] / alpha_then
 
 
 def test_samplers_by_k_diffusions_names_do_its_steps() -> None:
@@ -213,4 +208,4 @@ def test_an_unknown_word_is_answered_with_the_nearest_or_with_the_first_of_many(
     assert nearest("CATS", ["cat", "dog"]) == "did you mean cat?"
     assert nearest("zebra", ["cat", "dog"]) == "known: cat, dog"
     many = [f"n{k:03}" for k in range(100)]
-    assert nearest("zebra", many, most=3) == "known: n000, n001, n002, … (100 in all)"
+    assert nearest("zebra", many) == f"known: {', '.join(many[:20])}"

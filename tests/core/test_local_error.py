@@ -12,7 +12,6 @@ from elbocli.core.local_error import (
     AncestralErrors,
     EquationErrors,
     FineSolution,
-    deviations,
     equal_errors,
     measured_order,
     refuse_noise,
@@ -70,7 +69,7 @@ def test_the_fine_solution_is_the_normals_own():
 
 def test_a_step_of_ddim_deviates_as_on_paper():
     solution, grid = FineSolution(normal, noise(), LOW, HIGH, 256), levels("cosine", 9)
-    found = deviations(parse_sampler("ddim"), grid, normal, solution)
+    found = EquationErrors(parse_sampler("ddim"), normal, solution).deviations(grid)
     for (now, then), deviation in zip(pairwise(grid), found):
         alpha, sigma = alpha_sigma(now)
         alpha_then, sigma_then = alpha_sigma(then)
@@ -91,7 +90,7 @@ def test_local_errors_have_the_order_of_the_sampler(mixture, spec, order):
 def test_local_errors_of_a_normal_add_up_to_the_final_one(spec):
     """All errors lie along one line, and grow as trajectories do: their signs alone could cancel."""
     solution, grid, sampler = FineSolution(normal, noise(), LOW, HIGH, 256), levels("uniform", 80), parse_sampler(spec)
-    found = deviations(sampler, grid, normal, solution)
+    found = EquationErrors(sampler, normal, solution).deviations(grid)
     total = sum(float(each[-1]) / scale(then) for each, then in zip(found, grid[1:]))
     total = total * scale(HIGH) + float(found[-1][-1])
     made = EquationErrors(sampler, normal, solution).final(grid) / rms(solution.end) * float(solution.end[-1])
@@ -143,7 +142,7 @@ def test_a_sampler_with_noise_is_refused(spec):
     with pytest.raises(UsageError, match="adds noise"):
         refuse_noise(parse_sampler(spec))
     with pytest.raises(UsageError, match="adds noise"):
-        deviations(parse_sampler(spec), levels("cosine", 4), normal, solution)
+        EquationErrors(parse_sampler(spec), normal, solution).deviations(levels("cosine", 4))
 
 
 @pytest.mark.parametrize("spec", ORDERS)

@@ -27,7 +27,7 @@ def integrate(panels, mixture):
     edges = torch.linspace(HIGH, LOW, 31, dtype=torch.float64)
 
     def run(weighting, schedule, prediction="v", spoil=None):
-        w, s, p = parse_weighting(weighting), parse_schedule(schedule, LOW, HIGH), Prediction.parse(prediction)
+        w, s, p = parse_weighting(weighting), parse_schedule(schedule, LOW, HIGH), Prediction(prediction)
         t, share = panels(s.t(edges).numpy())
         lam = s.logsnr(torch.from_numpy(t)).repeat_interleave(len(x))
         data, noise = (v.repeat(len(t)).view(-1, 1, 1, 1) for v in (x, eps))

@@ -28,7 +28,6 @@ def test_edms_noise_and_classes_are_its_generators(seed, classes, name, later):
     if classes:
         labels = theirs.label(classes)
         assert ours.classes(6).tolist() == labels.tolist() and ours.classes(6).dtype == np.int64
-        assert choose_labels("random", 6, classes, seed, [], ours.classes).tolist() == labels.tolist()
     for _ in range(3):
         wanted = theirs.normal((3, 5, 4), later)
         assert torch.equal(draw().permute(0, 3, 1, 2), wanted.float())
@@ -52,6 +51,4 @@ def test_images_of_edm_are_told_apart_by_its_seeds():
     assert made("edm", 2**32 + 5).seeds(3).tolist() == [5, 6, 7]
     assert made("edm", 2**32 - 1).seeds(3).tolist() == [2**32 - 1, 0, 1]
     assert made("elbo", 5).seeds(3).tolist() == [0, 1, 2]
-    assert made("edm", 0).about == {"noise": "edm", "noise_device": "cpu"} and made("elbo", 0).about == {
-        "noise": "elbo"
-    }
+    assert made("edm", 0).about == {"noise_device": "cpu"} and made("elbo", 0).about == {}

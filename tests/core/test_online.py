@@ -268,7 +268,7 @@ def test_rarely_visited_bins_are_told_by_their_neighbours():
     rare = (known.count < 5).numpy()
     assert rare.sum() >= 10
     truth = simulation.scale * network(simulation.fine, 0).mean(1)
-    off = np.log(known.smoothed().mean.numpy() / truth)[rare]
+    off = np.log(known.smoothed.mean.numpy() / truth)[rare]
     alone = np.log(known.mean.clamp(min=1e-300).numpy() / truth)[rare]
     assert np.sqrt(np.square(off).mean()) < 0.35
     assert np.median(np.abs(off)) < np.median(np.abs(alone)) / 2

@@ -30,7 +30,7 @@ FACTOR = {  # target error² = ‖ε−ε̂‖² × factor
 def cases(draw, low=-15, high=15):
     """(prediction, λ, x, ε, z): a batch at one level, float64."""
     name = draw(st.sampled_from(NAMES))
-    prediction = Prediction(name, {"sigma_data": draw(DATA)} if name == "edm" else {})
+    prediction = Prediction(f"edm:sigma_data={draw(DATA)}" if name == "edm" else name)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     lam = torch.full((ROWS,), draw(st.floats(low, high)), dtype=torch.float64)
     x, eps = torch.randn(2, ROWS, 1, 2, 2, generator=generator, dtype=torch.float64)
@@ -115,7 +115,7 @@ def test_edm_is_karras_preconditioning(lam, data):
     c_out = sigma * data / math.sqrt(sigma**2 + data**2)
     c_in = 1 / math.sqrt(sigma**2 + data**2)
     alpha = level.alpha_sigma(lam)[0]
-    c = Prediction("edm", {"sigma_data": data}).coefficients(torch.tensor([lam], dtype=torch.float64))
+    c = Prediction(f"edm:sigma_data={data}").coefficients(torch.tensor([lam], dtype=torch.float64))
     assert float(c.x_from_z) == pytest.approx(c_skip / alpha, rel=1e-13)
     assert float(c.x_from_out) == pytest.approx(c_out, rel=1e-13)
     assert float(c.c_in) == pytest.approx(c_in / alpha, rel=1e-13)
@@ -134,13 +134,13 @@ def test_u_path_is_u_of_the_straight_path(lam):
 @given(cases())
 def test_edm_at_unit_sigma_data_is_minus_v(case):
     _, lam, x, eps, _ = case
-    unit = target(Prediction("edm", {"sigma_data": 1.0}), x, eps, lam)
+    unit = target(Prediction("edm:sigma_data=1"), x, eps, lam)
     np.testing.assert_allclose(unit, -target(Prediction("v"), x, eps, lam), rtol=1e-13, atol=1e-15)
 
 
 @given(LEVELS, DATA)
 def test_edms_input_and_target_have_unit_variance_for_data_of_sigma_data(lam, data):
-    c = Prediction("edm", {"sigma_data": data}).coefficients(torch.tensor([lam], dtype=torch.float64))
+    c = Prediction(f"edm:sigma_data={data}").coefficients(torch.tensor([lam], dtype=torch.float64))
     assert float((c.c_in * c.alpha * data).square() + (c.c_in * c.sigma).square()) == pytest.approx(1, rel=1e-13)
     assert float((c.a * data).square() + c.b.square()) == pytest.approx(1, rel=1e-13)
 
@@ -153,7 +153,7 @@ def test_no_other_scales_the_input(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_spec_reads_back(name):
     prediction = Prediction(name)
-    again = Prediction.parse(prediction.spec)
+    again = Prediction(prediction.spec)
     assert (again.spec, again.declared) == (prediction.spec, prediction.declared)
 
 
@@ -162,4 +162,4 @@ def test_spec_reads_back(name):
 )
 def test_a_bad_spec_is_refused(text):
     with pytest.raises(UsageError):
-        Prediction.parse(text)
+        Prediction(text)

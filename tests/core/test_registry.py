@@ -39,7 +39,7 @@ def test_number_reads_what_plain_writes(value):
     assert number(plain(value)) == value
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e7", "-1e300", "two", "", "1,5", "0x10"])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e16", "-1e300", "two", "", "1,5", "0x10"])
 def test_number_refuses_what_is_not_a_sane_number(text):
     with pytest.raises(UsageError, match="bias"):
         number(text, "bias")
@@ -79,11 +79,6 @@ def test_a_misspelt_name_is_answered_with_the_nearest(shapes):
         shapes.find("zzz")
 
 
-def test_flags_are_told_from_parameters():
-    spec = parse_spec("edm:mean=-1,monotone, std = 2", flags=["monotone"])
-    assert (spec.name, spec.params, spec.flags) == ("edm", {"mean": "-1", "std": "2"}, {"monotone"})
-
-
 def test_parameters_may_be_written_in_kebab_case():
     assert parse_spec("edm:sigma-data=1").params == {"sigma_data": "1"}
 
@@ -118,7 +113,7 @@ REGISTRIES = [
 def test_a_registry_is_full_whoever_imports_it_and_imports_no_numbers(module, name, count):
     code = (
         f"import sys; from {module} import {name}\n"
-        f"print(len({name}), sorted({{'torch', 'numpy', 'h5py', 'PIL', 'yaml', 'click'}} & set(sys.modules)))"
+        f"print(len({name}), sorted({{'torch', 'numpy', 'h5py', 'PIL', 'click'}} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{count} []\n"
@@ -159,7 +154,7 @@ def test_what_anyone_declares_later_is_found_wherever_names_are():
 
 
 def test_a_value_without_a_key_is_kept_for_who_knows_the_key(shapes):
-    assert parse_spec("ring:2,monotone", flags=["monotone"]).params == {"": "2"}
+    assert parse_spec("ring:2").params == {"": "2"}
     shapes.declare("ring", r=1.0)(made)
     assert shapes.parse("ring:2").params == {"r": 2.0}
     with pytest.raises(UsageError, match="r is given twice"):

@@ -62,9 +62,9 @@ def test_only_timesteps_within_the_range_are_visited_and_a_shift_moves_them():
 @pytest.mark.parametrize(
     ("schedule", "steps", "spacing", "complaint"),
     [
-        ("cosine", 10, "timesteps", "needs a schedule of timesteps, such as t-linear .*; cosine is none"),
+        ("cosine", 10, "timesteps", "cosine has no timesteps"),
         ("t-linear", 1001, "timesteps", "has 1000 timesteps in this range, and 1001 steps"),
-        ("t-linear", 300, "stride", "no stride takes exactly 300 of the 1000 timesteps .*250 or 334 steps have one"),
+        ("t-linear", 300, "stride", "no stride takes 300 of the 1000 timesteps .* 334 have one"),
     ],
 )
 def test_what_a_schedule_does_not_have_is_refused(schedule, steps, spacing, complaint):
@@ -78,8 +78,8 @@ def test_what_a_schedule_does_not_have_is_refused(schedule, steps, spacing, comp
     [
         ("t-linear:count=1", "count is 1;"),
         ("t-linear:count=10.5", "whole number of timesteps"),
-        ("t-linear:end=2", "a beta is .*; each must lie between 0 and 1"),
-        ("t-linear:start=0", "a beta is 0"),
+        ("t-linear:end=2", "a beta is not"),
+        ("t-linear:start=0", "a beta is not"),
         ("t-scaled-linear:start=-1", "start is -1;"),
         ("t-squaredcos:count=1000000", "count is"),
     ],

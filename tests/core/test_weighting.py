@@ -14,7 +14,7 @@ from elbocli.core.monotone import likeness
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.weighting import DeclaredCurve, ForeignLoss, ScheduleDensity, Weighting, parse_weighting
+from elbocli.core.weighting import ForeignLoss, ScheduleDensity, Weighting, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
@@ -27,7 +27,7 @@ PEAKED = [name for name in NAMES if not WEIGHTINGS[name].traits.monotone]
 
 def named(name, params=None, **modifiers):
     """A declared weighting, built from its parts."""
-    return Weighting(DeclaredCurve(WEIGHTINGS[name].bind(params or {})), **modifiers)
+    return Weighting(WEIGHTINGS[name].bind(params or {}), **modifiers)
 
 
 def sech(x):

@@ -96,7 +96,7 @@ def test_adm_sets_what_its_program_does() -> None:
     assert {"fid", "is", "prc"} <= set(found.metrics)
     score, prc = found.metrics["is"], found.metrics["prc"]
     assert (score.splits, score.is_order) == (10, "given")  # type: ignore[attr-defined]
-    assert prc.protocol.k == 3 and prc.protocol.most == 10_000  # type: ignore[attr-defined]
+    assert prc.prc_protocol == "adm"
     assert PROTOCOLS["adm"].n == N
 
 

@@ -528,7 +528,7 @@ def test_a_network_without_logits_has_no_inception_score(
     monkeypatch.setattr(Tiny, "forward", lambda self, images: images.float().flatten(1)[:, :64])
     with pytest.raises(UsageError, match="no logits, which is needs"):
         score(digits, digits, batch=1)
-    with pytest.raises(UsageError, match="adm is defined for --extractor inception-v3-compat"):
+    with pytest.raises(UsageError, match="is defined for --extractor inception-v3-compat"):
         score(digits, digits, metrics=("prc",), prc_protocol="adm")
 
 

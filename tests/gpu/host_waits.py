@@ -14,7 +14,7 @@ from record import Row
 from worker import Session
 
 from elbocli.core.samplers import parse_sampler, time_grid
-from elbocli.core.sampling import Guidance, parse_clip, to_levels
+from elbocli.core.sampling import CLIPS, Guidance, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.run.open import open_run
 from elbocli.run.train_settings import PRECISIONS
@@ -72,7 +72,7 @@ def opened(run: Path, precision: str, device: str) -> GuidedRun:
         raise RuntimeError(why)
 
     where = choose_device(device)
-    clip, graphs = parse_clip("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
+    clip, graphs = CLIPS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where)
     return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(Precision(precision, where), False, graphs)
 

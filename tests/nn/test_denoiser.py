@@ -6,7 +6,7 @@ from identities import diffuse, target
 from torch import Tensor, nn
 
 from elbocli.core.prediction import PREDICTIONS, Prediction
-from elbocli.core.sampling import Guidance, parse_clip
+from elbocli.core.sampling import CLIPS, Guidance
 from elbocli.nn.denoiser import Denoiser
 
 
@@ -62,5 +62,5 @@ def test_another_network_guides_by_its_own_x_hat_and_the_same_labels() -> None:
 
 def test_clipping_comes_after_guidance() -> None:
     z = torch.zeros(2, 1, 2, 2)
-    denoise = Denoiser(Labelled(), Prediction("x"), Guidance(0.5), torch.tensor([0, 4]), clip=parse_clip("static"))
+    denoise = Denoiser(Labelled(), Prediction("x"), Guidance(0.5), torch.tensor([0, 4]), clip=CLIPS.parse("static"))
     assert denoise(z, 0.5)[:, 0, 0, 0].tolist() == [-0.5, 1.0]  # −1 + ½·1, and −1 + ½·5 = 1.5 cut; first cut: 0

@@ -49,7 +49,7 @@ def test_a_presets_schedule_and_prediction_exist(name):
     if train["schedule"] != ADAPTIVE:
         schedule = resolve_schedule(train["schedule"], train["logsnr_min"], train["logsnr_max"])
         assert (schedule.logsnr_min, schedule.logsnr_max) == (train["logsnr_min"], train["logsnr_max"])
-    assert Prediction.parse(train["prediction"]).spec == train["prediction"]
+    assert Prediction(train["prediction"]).spec == train["prediction"]
 
 
 def test_imagenet64_has_edms_settings():

@@ -233,7 +233,7 @@ def test_an_adaptive_schedule_moves_towards_weighting_times_error(digits: Path, 
             state.interval()
     assert state.online is not None
     middle = 0.5 * (state.edges[1:] + state.edges[:-1])
-    wanted = state.weighting(middle) * state.online.moments().smoothed().mean
+    wanted = state.weighting(middle) * state.online.moments().smoothed.mean
     wanted = wanted / wanted.sum()
     got = state.schedule.density(middle) * state.edges.diff()
     assert float((got - wanted).abs().sum() / 2) < 0.01

@@ -79,7 +79,7 @@ def test_the_log_says_the_weighting_of_its_steps_and_the_same_follows_from_its_e
     assert torch.equal(trained.checkpoint.state()["online"], online.state)
     assert torch.equal(trained.weighting()(MIDDLE), over_time[-1].weighting(MIDDLE))
     density = parse_schedule("edm2-img512", LOW, HIGH).density(MIDDLE)
-    assert torch.allclose(trained.weighting()(MIDDLE), density / online.moments().smoothed().mean)
+    assert torch.allclose(trained.weighting()(MIDDLE), density / online.moments().smoothed.mean)
 
 
 def test_a_fixed_weighting_is_not_logged_and_does_not_change(trained: Path) -> None:

@@ -153,7 +153,7 @@ def test_the_weighted_loss_is_what_training_would_say_of_these_images(
     }
     data = Dataset(digits)
     resolved = settings.resolve(options, data)
-    batches, w, v = Batches(data, resolved, CPU), resolved.weighting, Prediction.parse("v")
+    batches, w, v = Batches(data, resolved, CPU), resolved.weighting, Prediction("v")
     s = resolved.schedule
     assert s is not None
     with torch.no_grad():

@@ -7,22 +7,20 @@ are imported only where a metric computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor
 
     from elbocli.core.frechet import Gaussian
 
-T = TypeVar("T")
 Value = float | list[float] | None
 """A number, the ends of an interval, or None where too few images leave none."""
 
@@ -63,68 +61,34 @@ class Features:
     """
 
     moments: Gaussian
-    values: Tensor | None = None
-    logits: Tensor | None = None
-    labels: np.ndarray | None = None
-    spatial: Gaussian | None = None
-    spatial_values: Tensor | None = None
-    held_out: Features | None = None
+    values: Any = None
+    logits: Any = None
+    labels: Any = None
+    spatial: Any = None
+    spatial_values: Any = None
+    held_out: Any = None
     device: torch.device | str = "cpu"
-
-    @cached_property
-    def _nearest(self) -> list[Tensor]:
-        """Distances to the nearest others, [N, k] for the most of them that were asked for."""
-        return []
+    _nearest: Tensor | None = field(default=None, init=False)
 
     def radii(self, k: int) -> Tensor:
         """Distance of each image to its k-th neighbour among the others, float32 [N]; measured once for all metrics."""
         from elbocli.core.neighbours import nearest
 
-        assert self.values is not None
-        if not self._nearest or self._nearest[0].shape[1] < k:
+        if self._nearest is None or self._nearest.shape[1] < k:
             most = max(k, min(USUAL_NEIGHBOURS, len(self.values) - 1))
-            self._nearest[:] = [nearest(self.values, self.values, most, self.device, others=True)[0]]
-        return self._nearest[0][:, k - 1]
+            self._nearest = nearest(self.values, self.values, most, self.device, others=True)[0]
+        return self._nearest[:, k - 1]
 
 
-class Option(Generic[T]):
-    """An option of `elbo eval` that belongs to a metric, as an attribute of its MetricOptions: a flag, a whole number from
-    `least` to `most`, or one of the words of `choices`.
-    """
+class Option(NamedTuple):
+    """An option of `elbo eval` that belongs to a metric: a flag, a whole number from `least` to `most`, or a word of `choices`."""
 
-    def __init__(self, default: T, help: str, *, least: int = 1, most: int = 10**6, choices: Collection[str] = ()):
-        self.default, self.help, self.least, self.most, self.choices = default, help, least, most, choices
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: MetricOptions | None, owner: type) -> T:
-        return self.default
-
-
-class MetricOptions:
-    """Options of a metric. One with options of its own has a subclass, whose attributes are Options.
-
-    seed: of what it draws at random.
-    """
-
-    seed: int
-
-    def __init__(self, seed: int = 0, **given: Any):
-        self.__dict__.update(given, seed=seed)
-
-    @classmethod
-    def own(cls) -> list[Option[Any]]:
-        """The options of `elbo eval` that this metric has."""
-        return [each for each in vars(cls).values() if isinstance(each, Option)]
-
-    @property
-    def draws(self) -> bool:
-        """Whether anything depends on the seed."""
-        return False
-
-    def check(self, network: str | None) -> None:
-        """Raise UsageError when the metric isn't defined for features of that network."""
+    name: str
+    default: Any
+    help: str
+    least: int = 1
+    most: int = 10**6
+    choices: Collection[str] = ()
 
 
 class Number(NamedTuple):
@@ -164,18 +128,21 @@ class MetricTraits(NamedTuple):
     """Needs of a metric, and how its numbers are called.
 
     numbers: all that it may find. least: how many images of the samples, of the reference and of the held-out ones (none
-    where it ends before). options: its own. few: what few images do to it. fewer: what to do when there are too few.
+    where it ends before). options: its own. draws: whether anything depends on the seed. network: the only one that it is
+    defined for. few: what few images do to it. fewer: what to do when there are too few.
     """
 
     numbers: Sequence[Number]
     needs: Set[Need] = frozenset()
     least: Callable[[Any], tuple[int, ...]] = lambda options: (1, 0)
-    options: type[MetricOptions] = MetricOptions
+    options: Sequence[Option] = ()
+    draws: Callable[[Any], bool] = lambda options: False
+    network: Callable[[Any], str | None] = lambda options: None
     few: str = ""
     fewer: str = ""
 
 
-METRICS: Registry[MetricTraits] = Registry("metric")
+METRICS = Registry("metric")
 
 
 def metric(name: str, *, formula: str, source: str = "", **traits: Any) -> Callable[..., Any]:
@@ -183,13 +150,13 @@ def metric(name: str, *, formula: str, source: str = "", **traits: Any) -> Calla
     return METRICS.declare(name, formula=formula, source=source, traits=MetricTraits(**traits))
 
 
-def asked(names: Iterable[str], seed: int = 0, **options: Any) -> dict[str, MetricOptions]:
-    """Metrics by name, each with its own of the options, else their defaults. Raises UsageError for an unknown name."""
+def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
+    """Metrics by name, each with the seed and its own options: those given, else their defaults. Raises UsageError."""
     found = {}
     for name in names:
         declared = METRICS.find(name)
-        kind = declared.traits.options
-        found[declared.name] = kind(seed, **{own.name: options[own.name] for own in kind.own() if own.name in options})
+        options = {own.name: given.get(own.name, own.default) for own in declared.traits.options}
+        found[declared.name] = SimpleNamespace(seed=seed, **options)
     return found
 
 

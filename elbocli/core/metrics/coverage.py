@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, Value, metric
-from elbocli.errors import DataError, UsageError
+from elbocli.core.metrics import Features, Need, Number, Option, Role, Value, metric
+from elbocli.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 class PrcProtocol(NamedTuple):
     """A way to take precision and recall.
 
-    k: neighbours. network: the only one it is defined for. most: images of the reference.
+    network: the only one it is defined for. most: images of the reference.
     """
 
     formula: str
-    k: int = 3
     network: str | None = None
     most: int | None = None
 
 
+PRC_NEIGHBOURS = 3
 PRC_PROTOCOLS = {
     "torch-fidelity": PrcProtocol("3 neighbours, all images of the reference"),
     "adm": PrcProtocol(
@@ -36,25 +36,7 @@ PRC_PROTOCOLS = {
 }
 
 
-PROTOCOL_HELP = (
-    "Protocol of precision and recall.  " + "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items()) + "."
-)
-
-
-class PrcOptions(MetricOptions):
-    """prc_protocol: one of PRC_PROTOCOLS."""
-
-    prc_protocol = Option("torch-fidelity", PROTOCOL_HELP, choices=PRC_PROTOCOLS)
-
-    @property
-    def protocol(self) -> PrcProtocol:
-        """The protocol of that name."""
-        return PRC_PROTOCOLS[self.prc_protocol]
-
-    def check(self, network: str | None) -> None:
-        """Raise UsageError when the protocol is defined for another network's features."""
-        if self.protocol.network not in (None, network):
-            raise UsageError(f"--prc-protocol {self.prc_protocol} is defined for --extractor {self.protocol.network}")
+PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.items())
 
 
 @metric(
@@ -67,11 +49,19 @@ class PrcOptions(MetricOptions):
         Number("f_score", title="F-score of precision and recall"),
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
-    least=lambda options: (options.protocol.k + 1,) * 2,
-    options=PrcOptions,
+    least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
+    options=[
+        Option(
+            "prc_protocol",
+            "torch-fidelity",
+            f"Protocol of precision and recall.  {PROTOCOL_HELP}.",
+            choices=PRC_PROTOCOLS,
+        )
+    ],
+    network=lambda options: PRC_PROTOCOLS[options.prc_protocol].network,
     few="precision and recall depend on n and on the reference's, so compare them at the same only",
 )
-def precision_recall(samples: Features, reference: Features, options: PrcOptions) -> dict[str, float]:
+def precision_recall(samples: Features, reference: Features, options: Any) -> dict[str, float]:
     """Compare all pairs in blocks. An image reaches as far as its k-th neighbour on its own side, that distance included.
 
     precision: the share of samples that an image of the reference reaches. recall: the same with the sides exchanged.
@@ -81,9 +71,8 @@ def precision_recall(samples: Features, reference: Features, options: PrcOptions
 
     from elbocli.core.neighbours import within
 
-    own, theirs, k = samples.values, reference.values, options.protocol.k
-    assert own is not None and theirs is not None
-    most = options.protocol.most or len(theirs)
+    own, theirs, protocol = samples.values, reference.values, PRC_PROTOCOLS[options.prc_protocol]
+    most, k = protocol.most or len(theirs), PRC_NEIGHBOURS
     if len(theirs) > most:
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)
@@ -96,12 +85,6 @@ def precision_recall(samples: Features, reference: Features, options: PrcOptions
     return {"precision": precision, "recall": recall, "f_score": 2 * precision * recall / max(1e-5, precision + recall)}
 
 
-class CoverageOptions(MetricOptions):
-    """coverage_neighbours: the reference's neighbour that the reach of each of its images ends at."""
-
-    coverage_neighbours = Option(5, "Neighbours for density and coverage.", most=1000)
-
-
 @metric(
     "density-coverage",
     formula="images of the reference within whose reach a sample lies, and share of them that reach one",
@@ -109,10 +92,10 @@ class CoverageOptions(MetricOptions):
     numbers=[Number("density", title="density"), Number("coverage", title="coverage")],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (1, options.coverage_neighbours + 1),
-    options=CoverageOptions,
+    options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
     few="density and coverage depend on n and on the reference's, so compare them at the same only",
 )
-def density_coverage(samples: Features, reference: Features, options: CoverageOptions) -> dict[str, float]:
+def density_coverage(samples: Features, reference: Features, options: Any) -> dict[str, float]:
     """Count by pairs, in blocks. An image reaches as far as its k-th neighbour in the reference, that distance excluded.
 
     density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
@@ -124,7 +107,6 @@ def density_coverage(samples: Features, reference: Features, options: CoverageOp
     from elbocli.core.neighbours import within
 
     own, theirs, k = samples.values, reference.values, options.coverage_neighbours
-    assert own is not None and theirs is not None
     reach, inside = reference.radii(k), 0
     reaches = zeros(len(theirs), dtype=torch_bool)
     for _, images, apart in within(own, theirs, reach, device=samples.device):
@@ -150,7 +132,7 @@ PERCENT = "authenticity_percent"
     least=lambda options: (2, 2),
     few="authenticity depends on the reference's n, so compare it at the same only",
 )
-def authenticity(samples: Features, reference: Features, options: MetricOptions) -> dict[str, Value]:
+def authenticity(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
     """Find the training image closest to each sample, and its distance from the one closest to that.
 
     Its errors are those of a share of independent samples.
@@ -159,7 +141,6 @@ def authenticity(samples: Features, reference: Features, options: MetricOptions)
     from elbocli.core.neighbours import nearest
 
     own, theirs = samples.values, reference.values
-    assert own is not None and theirs is not None
     apart, which = nearest(own, theirs, 1, samples.device)
     farther = int((apart[:, 0] > reference.radii(1)[which[:, 0]]).sum())
     error, within = error_of_share(farther, len(own))
@@ -179,17 +160,6 @@ STARTS = 10
 TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
 
 
-class CopyingOptions(MetricOptions):
-    """copying_cells: into how many cells k-means divides the space; dgm-eval's are 3."""
-
-    copying_cells = Option(3, "Cells of the copying test, by k-means of the training images.", most=1000)
-
-    @property
-    def draws(self) -> bool:
-        """Whether k-means begins at random."""
-        return self.copying_cells > 1
-
-
 @metric(
     "copying",
     formula="C_T: below 0 when samples are nearer to --ref, the training images, than those of --held-out are",
@@ -200,10 +170,11 @@ class CopyingOptions(MetricOptions):
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES, Need.HELD_OUT},
     least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
-    options=CopyingOptions,
+    options=[Option("copying_cells", 3, "Cells of the copying test, by k-means of the training images.", most=1000)],
+    draws=lambda options: options.copying_cells > 1,
     fewer="fewer with a smaller --copying-cells",
 )
-def copying(samples: Features, reference: Features, options: CopyingOptions) -> dict[str, Value]:
+def copying(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
     """Test cell by cell whether samples and held-out images are equally far from the nearest training image of the cell.
 
     C_T is the mean of the cells' normal scores, weighted by their held-out images. A cell without any, or with too few
@@ -219,9 +190,7 @@ def copying(samples: Features, reference: Features, options: CopyingOptions) -> 
     from elbocli.core.neighbours import nearest
     from elbocli.core.streams import Stream
 
-    held = reference.held_out
-    assert samples.values is not None and reference.values is not None and held is not None and held.values is not None
-    own, training, others = samples.values, reference.values, held.values
+    own, training, others = samples.values, reference.values, reference.held_out.values
     if training.shape[1] > COMPONENTS:
         axes, mean = _components(training.numpy())
         own, training, others = (_projected(each.numpy(), mean, axes) for each in (own, training, others))

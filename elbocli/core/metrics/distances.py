@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from elbocli.core.metrics import Features, MetricOptions, Need, Number, Option, Role, Value, metric
+from elbocli.core.metrics import Features, Need, Number, Option, Role, Value, metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,19 +13,6 @@ if TYPE_CHECKING:
 FID = "frechet_inception_distance"
 FID_INTERVAL = "infinity_interval"
 FID_SE, FID_BEYOND, FID_WITHIN = (f"{FID}_{part}" for part in ("se", "infinity", FID_INTERVAL))
-
-
-class FidOptions(MetricOptions):
-    """fid_infinity: extrapolate, too; the seed deals the images into parts."""
-
-    fid_infinity = Option(
-        False, "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100."
-    )
-
-    @property
-    def draws(self) -> bool:
-        """Whether images are dealt into parts."""
-        return self.fid_infinity
 
 
 @metric(
@@ -46,27 +33,34 @@ class FidOptions(MetricOptions):
     ],
     needs={Need.REFERENCE},
     least=lambda options: (20 if options.fid_infinity else 2, 2),
-    options=FidOptions,
+    options=[
+        Option(
+            "fid_infinity",
+            False,
+            "Also FID extrapolated to infinitely many images, with an interval that holds it 95 times in 100.",
+        )
+    ],
+    draws=lambda options: options.fid_infinity,
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
-def fid(samples: Features, reference: Features, options: FidOptions) -> dict[str, Value]:
+def fid(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
     """Compare the moments of both sides; of infinitely many images there is an interval when the samples are twice as
     many as the features.
     """
-    from elbocli.core.estimate import FeatureMoments
+    from elbocli.core.estimate import NORMAL_95, FeatureMoments
     from elbocli.core.frechet import PARTS, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream
 
-    assert samples.values is not None
     values, theirs = samples.values.numpy(), reference.moments
     n, width = values.shape
     error = standard_error(values, samples.moments, theirs)
     found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), FID_SE: error}
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
-        beyond = extrapolate([FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)], theirs)
-        found[FID_BEYOND] = beyond.value
-        found[FID_WITHIN] = list(beyond.interval(error)) if n >= 2 * width else None
+        parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
+        beyond, curvature = extrapolate(parts, theirs)
+        half = NORMAL_95 * error + curvature
+        found |= {FID_BEYOND: beyond, FID_WITHIN: [beyond - half, beyond + half] if n >= 2 * width else None}
     return found
 
 
@@ -85,23 +79,16 @@ SFID = "spatial_frechet_inception_distance"
     least=lambda options: (2, 2),
     few="sFID is biased upwards",
 )
-def sfid(samples: Features, reference: Features, options: MetricOptions) -> dict[str, float]:
+def sfid(samples: Features, reference: Features, options: Any) -> dict[str, float]:
     """Compare the moments of both sides' spatial features."""
     from elbocli.core.frechet import frechet_distance, standard_error
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
-    assert own is not None and theirs is not None and values is not None
     return {SFID: frechet_distance(own, theirs), f"{SFID}_se": standard_error(values.numpy(), own, theirs)}
 
 
 KID_MEAN, KID_STD, KID_SE = (f"kernel_inception_distance_{part}" for part in ("mean", "std", "se"))
 SUBSETS = 100
-
-
-class KidOptions(MetricOptions):
-    """kid_subset_size: images in each subset."""
-
-    kid_subset_size = Option(1000, "Images in each subset of KID.", least=2)
 
 
 @metric(
@@ -115,10 +102,10 @@ class KidOptions(MetricOptions):
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (options.kid_subset_size,) * 2,
-    options=KidOptions,
+    options=[Option("kid_subset_size", 1000, "Images in each subset of KID.", least=2)],
     fewer="fewer with a smaller --kid-subset-size",
 )
-def kid(samples: Features, reference: Features, options: KidOptions) -> dict[str, Value]:
+def kid(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
     """Compare the features of both sides.
 
     The standard error follows from the spread of the subsets, m of n images each: what they share makes it √(1 − m/n) of
@@ -128,7 +115,6 @@ def kid(samples: Features, reference: Features, options: KidOptions) -> dict[str
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = options.kid_subset_size
-    assert samples.values is not None and reference.values is not None
     pair, n = (samples.values, reference.values), min(len(samples.values), len(reference.values))
     found = dict(kid_features_to_metric(*pair, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
     return {**found, KID_SE: found[KID_STD] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None}
@@ -148,7 +134,7 @@ SCALE = 1000.0
     least=lambda options: (1, 1),
     few="CMMD, as it was published, is biased upwards",
 )
-def cmmd(samples: Features, reference: Features, options: MetricOptions) -> dict[str, float]:
+def cmmd(samples: Features, reference: Features, options: Any) -> dict[str, float]:
     """Estimate it as its authors do: the biased one of smallest variance, each image paired with itself, too.
 
     E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
@@ -156,7 +142,6 @@ def cmmd(samples: Features, reference: Features, options: MetricOptions) -> dict
     from elbocli.core.neighbours import squares
 
     first, second = samples.values, reference.values
-    assert first is not None and second is not None
 
     def total(some: Tensor, others: Tensor) -> float:
         same, found = some is others, 0.0
@@ -171,18 +156,8 @@ def cmmd(samples: Features, reference: Features, options: MetricOptions) -> dict
 
 IS_MEAN, IS_SE = "inception_score_mean", "inception_score_se"
 ROWS = 4096
-ORDERS = {
-    "shuffled": "as torch-fidelity deals them",
-    "given": "each part as the samples follow each other, as ADM's program",
-}
-ORDER_HELP = "Order of the images in --splits.  " + "; ".join(f"{name}: {how}" for name, how in ORDERS.items()) + "."
-
-
-class InceptionScoreOptions(MetricOptions):
-    """splits: into how many parts the images are dealt. is_order: how: one of ORDERS."""
-
-    splits = Option(10, "Of the Inception score.")
-    is_order = Option("shuffled", ORDER_HELP, choices=ORDERS)
+ORDERS = ("shuffled", "given")
+"""As torch-fidelity deals images into splits; each split as the samples follow each other, as ADM's program."""
 
 
 @metric(
@@ -196,15 +171,17 @@ class InceptionScoreOptions(MetricOptions):
     ],
     needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),
-    options=InceptionScoreOptions,
+    options=[
+        Option("splits", 10, "Of the Inception score."),
+        Option("is_order", "shuffled", "Order of the images in --splits.", choices=ORDERS),
+    ],
     fewer="fewer with a smaller --splits",
     few="the Inception score is biased downwards",
 )
-def inception_score(samples: Features, reference: Features | None, options: InceptionScoreOptions) -> dict[str, float]:
+def inception_score(samples: Features, reference: Features | None, options: Any) -> dict[str, float]:
     """Score the samples' logits."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    assert samples.logits is not None
     found = dict(isc_features_to_metric(samples.logits, options.splits, shuffle=options.is_order == "shuffled"))
     return {**found, IS_SE: found[IS_MEAN] * _relative_error(samples.logits)}
 
@@ -236,13 +213,12 @@ ACCURACY_SE, ACCURACY_INTERVAL = f"{ACCURACY}_se", f"{ACCURACY}_interval"
     ],
     needs={Need.LOGITS, Need.LABELS},
 )
-def accuracy(samples: Features, reference: Features | None, options: MetricOptions) -> dict[str, Value]:
+def accuracy(samples: Features, reference: Features | None, options: Any) -> dict[str, Value]:
     """Compare the largest logit with the label of class-conditional samples. The errors are those of independent ones."""
     from torch import as_tensor
 
     from elbocli.core.estimate import error_of_share
 
-    assert samples.logits is not None and samples.labels is not None
     right, n = int((samples.logits.argmax(1) == as_tensor(samples.labels)).sum()), len(samples.labels)
     error, within = error_of_share(right, n)
     return {ACCURACY: right / n, ACCURACY_SE: error, ACCURACY_INTERVAL: within}

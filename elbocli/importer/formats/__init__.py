@@ -133,7 +133,7 @@ class FormatTraits(NamedTuple):
     takes: tuple[str, ...] = NAMED
 
 
-FORMATS: Registry[FormatTraits] = Registry("format")
+FORMATS = Registry("format")
 Translate = Callable[[Source, ImportOptions], Imported]
 
 
@@ -232,7 +232,7 @@ def inventory(tree: Any) -> str:
 def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int) -> tuple[int, ...]:
     """The shape of a tensor that tells how a network is built. Raises FormatError without it, or for another number of sides."""
     if name not in tensors:
-        raise FormatError(f"lacks {name!r}; {nearest(name, tensors, 5)}")
+        raise FormatError(f"lacks {name!r}; {nearest(name, tensors)}")
     shape = tuple(tensors[name].shape)
     if len(shape) != sides or not all(shape):
         raise FormatError(f"{name!r} has the shape {list(shape)}, expected {sides} sides")
@@ -271,7 +271,7 @@ def fitted(
         module, _, kind = name.rpartition(".")
         theirs = name if modules is None else modules.get(name) or f"{modules[module]}.{kind}"
         if theirs not in tensors:
-            raise FormatError(f"{where}: lacks {theirs!r}; {nearest(theirs, tensors, 5)}")
+            raise FormatError(f"{where}: lacks {theirs!r}; {nearest(theirs, tensors)}")
         value = tensors[theirs]
         with suppress(RuntimeError, IndexError):  # one of another shape is refused below
             value = turned(name, value)

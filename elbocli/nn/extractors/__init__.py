@@ -14,7 +14,7 @@ from elbocli.files.reading import reading
 if TYPE_CHECKING:
     import torch
 
-EXTRACTORS: Registry[None] = Registry("extractor")
+EXTRACTORS = Registry("extractor")
 extractor = EXTRACTORS.declare
 """Declares (path of weights or None) → an Extractor."""
 DEFAULT = "inception-v3-compat"

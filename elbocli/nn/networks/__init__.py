@@ -140,7 +140,7 @@ class Network(nn.Module):
         return unit(*inputs)
 
 
-NETWORKS: Registry[type[NetworkConfig]] = Registry("network family")
+NETWORKS = Registry("network family")
 """Their traits are the class of their configs."""
 N = TypeVar("N", bound=type[Network])
 
@@ -150,7 +150,7 @@ def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[
     return NETWORKS.declare(name, source=source, traits=config)
 
 
-def declaration_of(config: NetworkConfig) -> Declaration[type[NetworkConfig]]:
+def declaration_of(config: NetworkConfig) -> Declaration:
     """The network that a config is of."""
     return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 

@@ -7,7 +7,7 @@ import torch
 
 from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.samplers import parse_sampler, time_grid, walk
-from elbocli.core.sampling import Guidance, parse_clip
+from elbocli.core.sampling import CLIPS, Guidance
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser
@@ -62,7 +62,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
         outputs, next(draw), lambda: next(draw), "learned", clip == "static"
     )
     sampler, draw = parse_sampler("ddpm-learned"), iter(noise)
-    denoiser = Denoiser(network, Prediction.parse("eps"), clip=parse_clip(clip))
+    denoiser = Denoiser(network, Prediction("eps"), clip=CLIPS.parse(clip))
     grid = time_grid(parse_schedule(LEVELS[name]), steps)
     found = walk(sampler, next(draw), grid, denoiser.asked_by(sampler), lambda: next(draw))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
@@ -74,7 +74,7 @@ def test_guidance_is_dits_and_the_variance_is_the_one_with_the_class():
     scale, generator = 1.5, torch.Generator().manual_seed(1)
     z = torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64)
     tables = {label: torch.randn(2, 8, 3, 3, generator=generator, dtype=torch.float64) for label in (-1, 5)}
-    prediction, labels, at = Prediction.parse("eps"), torch.tensor([5, 5]), 0.7
+    prediction, labels, at = Prediction("eps"), torch.tensor([5, 5]), 0.7
     guided = Denoiser(lambda z, logsnr, labels: tables[int(labels[0])], prediction, Guidance(scale, channels=3), labels)
     with_class, without = tables[5], tables[-1]
     eps = with_class[:, :4].clone()
@@ -92,4 +92,4 @@ def test_guidance_is_dits_and_the_variance_is_the_one_with_the_class():
 
 def test_a_network_of_other_channels_has_no_variance():
     with pytest.raises(UsageError, match="a learned variance needs 6 channels of a network; it gives 3"):
-        Denoiser(lambda z, *_: z, Prediction.parse("eps")).with_variance(torch.zeros(1, 3, 2, 2), 0.0)
+        Denoiser(lambda z, *_: z, Prediction("eps")).with_variance(torch.zeros(1, 3, 2, 2), 0.0)

@@ -19,7 +19,7 @@ Z, X, LAST, XI = torch.tensor([[0.4, -1.3], [0.7, 0.2], [0.9, 0.1], [-0.6, 1.1]]
 
 def step(spec, last, move):
     sampler = parse_sampler(spec)
-    return sampler.declared(Z, last, move, wanted_by(sampler, lambda z, lam: X), lambda: XI)
+    return sampler(Z, last, move, wanted_by(sampler, lambda z, lam: X), lambda: XI)
 
 
 @given(st.floats(-12, 12), st.floats(0.01, 4), st.floats(0.01, 4))
@@ -57,7 +57,7 @@ def test_the_true_data_keeps_the_marginal_whatever_the_noise(now, up, eta):
     x = torch.full((3,), 0.7, dtype=torch.float64)
     z = alpha * x + sigma * torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     xi = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    out = sampler.declared(z, x, move, lambda z, lam: x, lambda: xi)[0]
+    out = sampler(z, x, move, lambda z, lam: x, lambda: xi)[0]
     assert float(out[0]) == pytest.approx(alpha_then * 0.7, abs=1e-12)
     assert float((out[1] - out[0]) ** 2 + (out[2] - out[0]) ** 2) == pytest.approx(sigma_then**2, rel=1e-9)
 

@@ -55,7 +55,7 @@ def assert_computes(found: Imported, tensors: Tensors) -> None:
     """Compare D(x; σ) at levels of the whole range, without classes and with one of each, or as few as there are."""
     network = build(found.network).eval()
     network.load_state_dict(found.weights)
-    prediction = Prediction.parse(found.settings["prediction"])
+    prediction = Prediction(found.settings["prediction"])
     draw = torch.Generator().manual_seed(3)
     count, classes = found.network.image_channels, found.network.num_classes
     z = torch.randn(2, count, found.network.image_size, found.network.image_size, generator=draw)

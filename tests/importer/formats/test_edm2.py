@@ -78,7 +78,7 @@ def assert_computes(found: Imported, tensors: Tensors) -> None:
         for labels in asked:
             ours = network(z, torch.full((2,), level), labels)
             close(ours, peer.network(tensors, z, noise, one_hot(labels, classes)))
-    prediction = Prediction.parse(found.settings["prediction"])
+    prediction = Prediction(found.settings["prediction"])
     for level in LEVELS[1::3].tolist():
         alpha, sigma = alpha_sigma(level)
         there = torch.full((2,), sigma / alpha, dtype=torch.float64)

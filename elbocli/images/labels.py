@@ -20,7 +20,7 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.reading import check_file, reading
-from elbocli.images.registry import ImageRef, Span, Word
+from elbocli.images.registry import ImageRef, Span, Word, check_labels
 from elbocli.runtime.progress import log
 
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
@@ -91,10 +91,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 def _label_array(path: Path, count: int) -> list[Word | None]:
     with reading(f"{path}: not usable as labels", kind=DataError):
         check_file(path)
-        labels = np.load(path, allow_pickle=False)
-        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-            raise DataError(f"{labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
-    return labels.reshape(-1).tolist()
+        return check_labels(np.load(path, allow_pickle=False), count).tolist()
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import elbocli.images.kinds  # noqa: F401 they declare themselves
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
 from elbocli.images.labels import assign, edm_labels, read_labels_file, read_meta, sidecar_labels, some
-from elbocli.images.registry import HEAD, Damage, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.images.registry import HEAD, Damage, Entry, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
 from elbocli.runtime.progress import log
 
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
@@ -35,92 +34,65 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
 }
 """Words of a file's name → the part of the dataset that it holds."""
-Entry = tuple[str, ImageRef]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images in a fixed order. files: paths below their source; labels: an index into class_names for each.
-
-    prefix: begins the name of an image in a message; '' where there are several sources.
-    """
-
-    files: list[str]
-    labels: list[int]
-    class_names: list[str]
-    refs: Sequence[ImageRef]
-    prefix: str
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def shown(self, index: int) -> str:
-        """An image's name for people."""
-        return self.prefix + self.files[index]
-
-    def take(self, chosen: Sequence[int]) -> Source:
-        """Keep only those images, in that order."""
-        return replace(
-            self,
-            files=[self.files[i] for i in chosen],
-            labels=[self.labels[i] for i in chosen],
-            refs=[self.refs[i] for i in chosen],
-        )
 
 
 def open_source(
     roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False
-) -> Source:
-    """Open one or several sources.
+) -> Images:
+    """Open one or several sources. Labels of the result are indices into its class_names.
 
     labels, classes: files with the class of each image, and with all classes in order (see labels.py).
     skip: warn of damaged archives and take what can be read. Raises DataError, also when nothing is there.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = [list_source(root, labels is not None, len(roots) > 1, skip, ours) for root in roots]
-    names = [name for part in parts for name in part.names]
-    if not names:
+    whole = parts[0]
+    if len(parts) > 1:
+        known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
+        whole = Images([], [], [], known)
+        for part in parts:
+            whole.files += part.files
+            whole.labels += _words_of(part)
+            whole.refs += part.refs
+    if not whole.files:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
-    refs = [ref for part in parts for ref in part.refs]
-    source = Source(names, [-1] * len(names), [], refs, parts[0].prefix if len(parts) == 1 else "")
-    if not ours and len(parts) == 1 and parts[0].numbers:
-        return replace(source, labels=parts[0].numbers, class_names=list(parts[0].classes))
-    found, bare, known = [word for part in parts for word in _words_of(part)], False, list(parts[0].classes)
+    bare = False
     if labels is not None:
-        found, bare = read_labels_file(labels, names)
-        known = []
-    elif len(parts) > 1:
-        known = sorted({name for part in parts for name in part.classes}, key=os.fsencode)
-    source, words = _with_classes(source, found, labels)
-    words = _of_one_kind(words, labels, classes, bare)
-    numbers, class_names = assign(words, known, classes, bare)
-    source = replace(source, labels=numbers, class_names=class_names)
-    kept = [index for index, number in enumerate(numbers) if number >= 0]
-    if len(kept) == len(numbers):
-        return source
-    dropped = some(sorted({word for word, number in zip(words, numbers) if number < 0}))
+        whole.labels, bare = read_labels_file(labels, whole.files)
+        whole.class_names = []
+    elif whole.numbered and classes is None:
+        return whole
+    else:
+        whole.labels = _words_of(whole)
+    whole = _with_classes(whole, labels)
+    words = _of_one_kind(whole.labels, labels, classes, bare)
+    whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
+    kept = [index for index, number in enumerate(whole.labels) if number >= 0]
+    if len(kept) == len(whole):
+        return whole
+    dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
         raise DataError(f"{classes}: lists none of the classes of these images ({dropped})")
-    log.warning(f"{len(numbers) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
-    return source.take(kept)
+    log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
+    return whole.take(kept)
 
 
-def _words_of(part: Images) -> Sequence[Word | None]:
+def _words_of(images: Images) -> list[Word | None]:
     """The class of each image of a source, None where it has none. Raises DataError when two classes share a name."""
-    numbers = part.numbers
-    if not numbers:
-        return part.labels or ()
-    if len(set(part.classes)) < len(part.classes):
-        raise DataError(f"{part.prefix}two of its classes are called alike; pack it alone, without --classes")
-    return [part.classes[number] for number in numbers]
+    names = images.class_names
+    if not images.numbered:
+        return list(images.labels)
+    if len(set(names)) < len(names):
+        raise DataError(f"{images.prefix}two of its classes are called alike; pack it alone, without --classes")
+    return [names[number] for number in images.labels]
 
 
-def _with_classes(source: Source, words: Sequence[Word | None], labels: Path | None) -> tuple[Source, list[Word]]:
+def _with_classes(source: Images, labels: Path | None) -> Images:
     """Leave out papers, which have no class. Raises DataError when an image has none."""
-    known = [word for word in words if word is not None]
-    without = [index for index, word in enumerate(words) if word is None]
+    known = [index for index, word in enumerate(source.labels) if word is not None]
+    without = [index for index, word in enumerate(source.labels) if word is None]
     if not without:
-        return source, known
+        return source
     for index in without:
         if not known or is_picture(source.files[index]):
             where = labels or "its source"
@@ -128,7 +100,7 @@ def _with_classes(source: Source, words: Sequence[Word | None], labels: Path | N
                 f"{source.shown(index)}: no class in {where}, but {len(known)} others have one; give all one"
             )
     log.warning(f"{source.shown(without[0])}: {len(without)} files left out: no images by name, and without a class")
-    return source.take([index for index, word in enumerate(words) if word is not None]), known
+    return source.take(known)
 
 
 def _of_one_kind(words: list[Word], labels: Path | None, classes: Path | None, bare: bool) -> list[Word]:
@@ -172,7 +144,7 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
     prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
     if kind.form == "tree":
         entries = []
-        for name, _, ref in kind.open(root):
+        for name, ref in kind.open(root):
             if not isinstance(ref, Damage):
                 # OUT, --labels and --classes may lie in the folder of the images.
                 if not OWN.search(name) and name.rpartition("/")[2] not in ours:
@@ -189,14 +161,14 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
         images = kind.open(root)
     if not isinstance(images, Images):
         rows = list(images)
-        images = Images([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-    flat = images.labels is None or all(label is None for label in images.labels)
+        images = Images(*([row[column] for row in rows] for column in range(3)))
+    flat = all(label is None for label in images.labels or ())
     if flat:
-        images.labels, images.classes = [stem] * len(images.names), [stem]
+        images.labels, images.class_names = [stem] * len(images), [stem]
     images.prefix = images.prefix or prefix
-    if among and (flat or not any("/" in name for name in images.names)):
+    if among and (flat or not any("/" in name for name in images.files)):
         images.prefix = images.prefix.removesuffix(f"{stem}/")
-        images.names = [f"{stem}/{name}" for name in images.names]
+        images.files = [f"{stem}/{name}" for name in images.files]
     return images
 
 
@@ -323,14 +295,14 @@ def _split_of(name: str) -> str:
 
 
 def choose(
-    source: Source,
+    source: Images,
     *,
     subset: tuple[str, float] | None = None,
     shuffle_seed: int | None = None,
     limit: int | None = None,
     shard: tuple[int, int] | None = None,
     group: int = 1,
-) -> Source:
+) -> Images:
     """Choose images: a held-out share of each class or the rest, then shuffled, then the first, then a shard.
 
     subset: ('val', F) is a share F of each class, always the same one; ('train', F) is everything else.

@@ -25,6 +25,7 @@ from elbocli.runtime.progress import log
 
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
 """Formats that Pillow knows by name only, or reads by another program."""
+SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in {*Image.OPEN} - NO_PICTURES)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SET_FILES = 4096
 """A folder with more files is no published set."""
@@ -105,26 +106,21 @@ def _with_classes(source: Images, labels: Path | None) -> Images:
 
 def _of_one_kind(words: list[Word], labels: Path | None, classes: Path | None, bare: bool) -> list[Word]:
     """Refuse numbers among names, and turn ILSVRC's numbers into WNIDs where its meta.mat is at hand."""
-    kinds_of_words = {type(word): word for word in words}
-    if len(kinds_of_words) > 1:
-        both = " and ".join(map(str, kinds_of_words.values()))
-        raise DataError(f"some classes are numbers and some are names ({both}); give all one kind, such as by --labels")
-    if str in kinds_of_words:
-        return words
+    numbers = [word for word in words if isinstance(word, int)]
+    names = [word for word in words if isinstance(word, str)]
+    if numbers and names:
+        raise DataError(f"some classes are numbers and some are names ({numbers[0]} and {names[0]}); give all one kind")
     meta = classes if classes is not None and classes.suffix == ".mat" else None
     if meta is None and bare and labels is not None and labels.with_name("meta.mat").is_file():
         meta = labels.with_name("meta.mat")
         log.warning(f"{labels}: its numbers are those of {meta}")
-    if meta is None:
+    if names or meta is None:
         return words
     wnids = read_meta(meta)[0]
-    wrong = next((word for word in words if not 1 <= int(word) <= len(wnids)), None)
-    if wrong is not None:
-        raise DataError(
-            f"{meta}: an image has class {wrong}, but ILSVRC's numbers go from 1 to {len(wnids)}; numbers from 0 "
-            "(Caffe's val.txt, EDM) count the sorted names: list these as text in --classes, or leave it out"
-        )
-    return [wnids[int(word) - 1] for word in words]
+    if not 1 <= min(numbers) <= max(numbers) <= len(wnids):
+        found = f"the classes of images are {min(numbers)} to {max(numbers)}"
+        raise DataError(f"{meta}: {found}, expected ILSVRC's numbers, 1 to {len(wnids)}; list names in --classes")
+    return [wnids[number - 1] for number in numbers]
 
 
 # One source
@@ -232,10 +228,7 @@ def _descend(entries: list[Entry]) -> tuple[list[Entry], list[str], bool]:
 
 def is_picture(name: str) -> bool:
     """Whether a name is one for an image."""
-    Image.init()
-    stem, _, suffix = name.rpartition("/")[2].rpartition(".")  # a Path takes seconds for a million names
-    kind = Image.EXTENSION.get(f".{suffix.lower()}") if stem else None
-    return kind in Image.OPEN and kind not in NO_PICTURES
+    return name.lower().endswith(SUFFIXES)
 
 
 def _without_loose(entries: list[Entry], prefix: str) -> list[Entry]:

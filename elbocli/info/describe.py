@@ -13,7 +13,7 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.runtime.progress import log, progress
+from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
 """Images of a picture in all, and of each class at least."""
@@ -218,19 +218,14 @@ def _verify_dataset(path: Path) -> Facts:
         add_rows(digest, rows)
         done += len(rows)
         progress(done, len(data), "img")
-    said, verified, unverified = data.attributes, [], []
-    for name, written, found in (
-        ("contents_sha256", said.contents_sha256, data.contents_digest()),
-        ("payload_sha256", said.payload_sha256, digest.hexdigest()),
-    ):
-        if written is None and name not in (said.digests or ""):
-            unverified.append(name)
-            log.warning(f"{path}: has no {name}, as another program wrote it")
-        elif written != found:
+    found = {"contents_sha256": data.contents_digest(), "payload_sha256": digest.hexdigest()}
+    written = {name: getattr(data.attributes, name) for name in found}
+    without = [name for name in found if written[name] is None and name not in (data.attributes.digests or "")]
+    verified = [name for name in found if name not in without]
+    for name in verified:
+        if written[name] != found[name]:
             raise DataError(f"{path}: damaged: its {name} is not that of what was written; pack it again")
-        else:
-            verified.append(name)
-    return {"verified": verified, **({"unverified": unverified} if unverified else {})}
+    return {"verified": verified, **({"unverified": without} if without else {})}
 
 
 def _verify_folder(path: Path) -> int:
@@ -265,7 +260,7 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
         each = max(LEAST, SHOWN // len(classes))
-        chosen = [Group(group.name, _spread(group.images, each)) for group in classes]
+        chosen = [Group(group.name, _spread(group.images, min(each, len(group.images)))) for group in classes]
         order = sorted(index for group in chosen for index in group.images)
         place = {index: at for at, index in enumerate(order)}
         groups = [Group(group.name, [place[index] for index in group.images]) for group in chosen]
@@ -274,8 +269,6 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
         return np.concatenate([reader.at(index, 1) for index in order]), layout
 
 
-def _spread(images: Sequence[int], most: int) -> Sequence[int]:
-    """At most so many, from the first to the last."""
-    if len(images) <= most:
-        return images
-    return [images[at] for at in np.linspace(0, len(images) - 1, most).round().astype(int)]
+def _spread(images: Sequence[int], count: int) -> Sequence[int]:
+    """So many of them, from the first to the last."""
+    return [images[at] for at in np.linspace(0, len(images) - 1, count).round().astype(int)]

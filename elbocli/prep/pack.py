@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,7 @@ from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
-from elbocli.images.registry import ImageRef, Images, Shape
+from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
 from elbocli.images.sources import choose, open_source
 from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import log, progress
@@ -302,26 +303,19 @@ def _fill(
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
     """Yield the images from number `start` on, in the order of the source; threads decode some ahead."""
-    threads, step = len(os.sched_getaffinity(0)), STRETCH if source.refs[0].shape else 1
+    threads, step = len(os.sched_getaffinity(0)), STRETCH if isinstance(source.refs[0], ArrayRow) else 1
     waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
-        try:
-            for index in range(start, len(source), step):
-                waiting.append(pool.submit(_pack, source.refs[index : index + step], settings))
-                if len(waiting) >= AHEAD * threads:
-                    yield from waiting.popleft().result()
-            while waiting:
+        for index in range(start, len(source), step):
+            refs = source.refs[index : index + step]
+            waiting.append(pool.submit(list, map(_pack, refs, repeat(settings))))
+            if len(waiting) >= AHEAD * threads:
                 yield from waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield from waiting.popleft().result()
 
 
-def _pack(refs: Sequence[ImageRef], settings: Settings) -> list[Packed]:
-    """Pack images."""
-    return [_pack_one(ref, settings) for ref in refs]
-
-
-def _pack_one(ref: ImageRef, settings: Settings) -> Packed:
+def _pack(ref: ImageRef, settings: Settings) -> Packed:
     digest, size = "", 0
     try:
         content = ref.read()

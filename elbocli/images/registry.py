@@ -37,8 +37,8 @@ class ImageRef(Protocol):
         """(H, W, C), where it is known without reading."""
 
 
-Entry = tuple[str, ImageRef]
-"""A path below a source, and what lies there."""
+Entries = dict[str, ImageRef]
+"""Paths below a source, and what lies there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +177,8 @@ class SourceKind:
     """A kind of source.
 
     form: 'images', open(path); 'tree', open(path) lists files by their paths, whose folders may be classes; 'parts',
-    open(files, beside, where) takes files of a published set, as (name, reference), and the references of the other
-    files of their folder by name. where: begins the names of files in messages.
+    open(names, folder, where) takes the names of files of a published set, and all files of their folder. where: begins
+    names of files in messages.
     """
 
     name: str

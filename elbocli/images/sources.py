@@ -20,7 +20,7 @@ import elbocli.images.kinds  # noqa: F401 they declare themselves
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
 from elbocli.images.labels import assign, edm_labels, read_labels_file, read_meta, sidecar_labels, some
-from elbocli.images.registry import HEAD, Damage, Entry, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.images.registry import HEAD, Damage, Entries, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
 from elbocli.runtime.progress import log
 
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
@@ -139,20 +139,19 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
         raise DataError(f"{root}: is none of {names}; expected these, or a folder of images; unpack what is compressed")
     prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
     if kind.form == "tree":
-        entries = []
+        entries = {}
         for name, ref in kind.open(root):
-            if not isinstance(ref, Damage):
-                # OUT, --labels and --classes may lie in the folder of the images.
-                if not OWN.search(name) and name.rpartition("/")[2] not in ours:
-                    entries.append((name, ref))
-            elif skip:
+            if isinstance(ref, Damage):
+                if not skip:
+                    raise DataError(f"{ref.why}, or add --on-error skip")
                 log.warning(ref.why)
-            else:
-                raise DataError(f"{ref.why}, or add --on-error skip")
+            # OUT, --labels and --classes may lie in the folder of the images.
+            elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
+                entries[name] = ref
         images, stem = _sort_files(entries, prefix, stem, any_depth, among)
     elif kind.form == "parts":
-        siblings = {path.name: Span(str(path)) for path in root.absolute().parent.iterdir()}
-        images = kind.open([(root.name, Span(str(root)))], siblings, str(root).removesuffix(root.name))
+        folder = {path.name: Span(str(path)) for path in root.parent.iterdir()}
+        images = kind.open([root.name], folder, str(root).removesuffix(root.name))
     else:
         images = kind.open(root)
     if not isinstance(images, Images):
@@ -168,60 +167,60 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
     return images
 
 
-def _order(entry: Entry) -> bytes:
+def _order(name: str) -> bytes:
     """A key that sorts paths by the bytes of their parts, a folder's files before its folders.
 
     It is one short object, because a million are held at once.
     """
-    folders, slash, last = os.fsencode(entry[0]).rpartition(b"/")
+    folders, slash, last = os.fsencode(name).rpartition(b"/")
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
-def _sort_files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
+def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
     """Sort the files of a folder or an archive into classes. Folders are entries whose names end with a slash.
 
     Returns (the images, without labels where they are of one class; the name of that).
     """
     entries, tops, alone = _descend(entries)
-    folders = {name.partition("/")[0] for name, _ in entries if name.endswith("/")}
-    entries = sorted((entry for entry in entries if not entry[0].endswith("/")), key=_order)
+    folders = {name.partition("/")[0] for name in entries if name.endswith("/")}
+    entries = {name: entries[name] for name in sorted(entries, key=_order) if not name.endswith("/")}
     # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
-    alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
+    alone = alone or (among and any("/" not in name and is_picture(name) for name in entries))
     prefix, stem = "".join((prefix, *(f"{top}/" for top in tops))), (stem, *tops)[-1]
-    if not any(is_picture(name) for name, _ in entries):
+    if not any(map(is_picture, entries)):
         images = _published_set(entries, prefix)
         if images is not None:
             return images, stem
-    edm, own = dict(entries).get("dataset.json"), list[str]()
-    if edm is not None:
-        entries = [entry for entry in entries if entry[0] != "dataset.json"]
-        words = edm_labels(edm, [name for name, _ in entries], f"{prefix}dataset.json")
+    own: list[str] = []
+    if "dataset.json" in entries:
+        edm = entries.pop("dataset.json")
+        words = edm_labels(edm, list(entries), f"{prefix}dataset.json")
     else:
         entries, words = sidecar_labels(entries, prefix)
         if words is None and not any_depth and not alone:
             entries = _without_loose(entries, prefix)
-        classes = {name.partition("/")[0] for name, _ in entries if "/" in name}
+        classes = {name.partition("/")[0] for name in entries if "/" in name}
         if words is None and not alone and classes:
             own = sorted(classes | folders, key=os.fsencode)
-            words = [name.partition("/")[0] for name, _ in entries]
-    return Images([name for name, _ in entries], words, [ref for _, ref in entries], own, prefix), stem
+            words = [name.partition("/")[0] for name in entries]
+    return Images(list(entries), words, list(entries.values()), own, prefix), stem
 
 
-def _descend(entries: list[Entry]) -> tuple[list[Entry], list[str], bool]:
+def _descend(entries: Entries) -> tuple[Entries, list[str], bool]:
     """Enter a folder that is alone: an archive may be made of one, and a class may be.
 
     Returns (its entries, the folders on the way to it, whether the last is a class by itself).
     """
     tops: list[str] = []
-    while any(not name.endswith("/") for name, _ in entries):
-        first = {name.partition("/")[0] if "/" in name else "" for name, _ in entries}
+    while any(not name.endswith("/") for name in entries):
+        first = {name.partition("/")[0] if "/" in name else "" for name in entries}
         if len(first) > 1 or "" in first:
             break
         top = first.pop()
         tops.append(top)
-        entries = [(name[len(top) + 1 :], ref) for name, ref in entries if name != f"{top}/"]
-        loose = [name for name, _ in entries if "/" not in name]
-        if any(map(is_picture, loose)) or not any("/" in name and not name.endswith("/") for name, _ in entries):
+        entries = {name[len(top) + 1 :]: ref for name, ref in entries.items() if name != f"{top}/"}
+        loose = [name for name in entries if "/" not in name]
+        if any(map(is_picture, loose)) or not any("/" in name and not name.endswith("/") for name in entries):
             return entries, tops, True
     return entries, tops, False
 
@@ -231,46 +230,44 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _without_loose(entries: list[Entry], prefix: str) -> list[Entry]:
+def _without_loose(entries: Entries, prefix: str) -> Entries:
     """Leave out papers beside class folders. Raises DataError when there are images beside them."""
-    loose = [name for name, _ in entries if "/" not in name]
+    loose = [name for name in entries if "/" not in name]
     if not loose or len(loose) == len(entries):
         return entries
     pictures = [name for name in loose if is_picture(name)]
     if pictures:
-        folder = next(name for name, _ in entries if "/" in name).partition("/")[0]
+        folder = next(name for name in entries if "/" in name).partition("/")[0]
         both = f"both class folders ({folder}, …) and loose images ({some(pictures)})"
         raise DataError(f"{prefix}: holds {both}; move one kind away, or say by --labels which class each image has")
     log.warning(f"{prefix}{loose[0]}: {len(loose)} files left out: not in a class folder")
-    return [entry for entry in entries if "/" in entry[0]]
+    return {name: ref for name, ref in entries.items() if "/" in name}
 
 
-def _published_set(entries: Sequence[Entry], prefix: str) -> Images | None:
+def _published_set(entries: Entries, prefix: str) -> Images | None:
     """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
 
     Of several parts the training images are taken. Raises DataError when a folder holds several sets, and for damaged files.
     """
     if len(entries) > SET_FILES:
         return None
-    names = {name for name, _ in entries}
-    files = [
-        (kind, name, ref)
-        for name, ref in entries
-        if not (name.endswith(".gz") and name.removesuffix(".gz") in names) and (kind := _part_kind(name, ref))
-    ]
-    taken = [file for file in files if _split_of(file[1]) == "train"] or files
+    files = {
+        name: kind
+        for name, ref in entries.items()
+        if not (name.endswith(".gz") and name.removesuffix(".gz") in entries) and (kind := _part_kind(name, ref))
+    }
+    taken = [name for name in files if _split_of(name) == "train"] or list(files)
     if not taken:
         return None
-    kind, first, _ = taken[0]
-    folder = first[: first.rfind("/") + 1]
-    sets = {(kind.name, _split_of(name), name[: name.rfind("/") + 1]) for kind, name, _ in taken}
+    kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
+    sets = {(files[name].name, _split_of(name), name[: name.rfind("/") + 1]) for name in taken}
     if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
-        raise DataError(f"{prefix}: holds several sets of images ({some([name for _, name, _ in taken])}); name one")
+        raise DataError(f"{prefix}: holds several sets of images ({some(taken)}); name one")
     if len(taken) < len(files):
-        others = some([file[1] for file in files if file not in taken])
-        log.warning(f"{prefix}{first}: the training images are taken; left out: {others}")
-    beside = {name.removeprefix(folder): ref for name, ref in entries if name.startswith(folder)}
-    images: Images = kind.open([(name.removeprefix(folder), ref) for _, name, ref in taken], beside, prefix + folder)
+        others = some([name for name in files if name not in taken])
+        log.warning(f"{prefix}{taken[0]}: the training images are taken; left out: {others}")
+    beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
+    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside, prefix + folder)
     return images
 
 

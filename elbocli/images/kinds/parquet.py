@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.reading import check_file, reading
-from elbocli.images.registry import ImageRef, Images, Span, source
+from elbocli.images.registry import Entries, Images, Span, source
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -53,7 +53,7 @@ class ParquetRow:
 
 
 @source("parquet", magic=b"PAR1", form="parts")
-def open_parquet(files: Sequence[tuple[str, ImageRef]], beside: Mapping[str, ImageRef], where: str) -> Images:
+def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
     """Open files of one data set, in their order.
 
     Raises UsageError without pyarrow; FormatError for a file that is damaged or holds no images, for files that have
@@ -61,14 +61,15 @@ def open_parquet(files: Sequence[tuple[str, ImageRef]], beside: Mapping[str, Ima
     """
     _row_group.cache_clear()
     layout, labels, names, refs = None, [], [], list[ParquetRow]()
-    for name, ref in files:
+    for name in files:
+        ref = folder[name]
         if not isinstance(ref, Span) or ref.size >= 0:
             raise FormatError(f"{where}{name}: a parquet file in an archive can't be read; unpack the archive first")
         with reading(f"{ref.path}: not a usable parquet file", "; get it again"), _opened(ref.path) as file:
             images, column, classes = found = _layout(file)
             layout = layout or found
             if layout != found:
-                raise FormatError(f"has other columns or classes than {files[0][0]}; name files of one data set")
+                raise FormatError(f"has other columns or classes than {files[0]}; name files of one data set")
             for number in range(file.metadata.num_row_groups):
                 count = file.metadata.row_group(number).num_rows
                 refs += [ParquetRow((ref.path, number, images), row) for row in range(count)]
@@ -77,7 +78,7 @@ def open_parquet(files: Sequence[tuple[str, ImageRef]], beside: Mapping[str, Ima
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{where}{files[0][0]}: the label {label!r} is none of its {len(classes)} classes")
+            raise FormatError(f"{where}{files[0]}: the label {label!r} is none of its {len(classes)} classes")
     return Images(names, labels or None, refs, classes)
 
 

@@ -14,7 +14,7 @@ from typing import IO
 from elbocli.errors import DataError
 from elbocli.files.reading import one_line, open_file, reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.images.registry import Damage, Entry, Nowhere, Span, ZipEntry, source
+from elbocli.images.registry import Damage, ImageRef, Nowhere, Span, ZipEntry, source
 
 FOLDER = Nowhere("a folder")
 
@@ -31,7 +31,7 @@ def clean(name: str) -> str:
 
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
-def list_folder(root: Path) -> Iterator[Entry]:
+def list_folder(root: Path) -> Iterator[tuple[str, ImageRef]]:
     """List every file at any depth. A tar is listed like a folder with its name without '.tar'.
 
     Raises DataError when a folder can't be listed, and for the folder of a run, which holds previews.
@@ -64,7 +64,7 @@ def _leads_up(path: Path) -> bool:
 
 
 @source("zip", magic=b"PK", form="tree")
-def list_zip(path: Path) -> Iterator[Entry]:
+def list_zip(path: Path) -> Iterator[tuple[str, ImageRef]]:
     """List the files of a zip. Raises DataError when it is damaged."""
     with reading(f"{path}: damaged or cut short", "; get it again", DataError):
         archive = zipfile.ZipFile(path)
@@ -84,7 +84,7 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 
 @source("tar", test=_begins_like_tar, form="tree")
-def list_tar(path: Path, prefix: str = "") -> Iterator[Entry]:
+def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef]]:
     """List the files of a tar. A tar inside is a folder. The last row is Damage where it is damaged or cut short."""
     try:
         with open_file(path) as file:
@@ -93,7 +93,7 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[Entry]:
         yield prefix, Damage(f"{path}: damaged or cut short ({one_line(error)}); get it again")
 
 
-def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[Entry]:
+def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef]]:
     """List the members of a tar that lies at an offset of `path`. file: the tar. Raises tarfile's errors."""
     spans: dict[str, Span] = {}
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:

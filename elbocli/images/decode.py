@@ -12,7 +12,7 @@ import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.reading import one_line
+from elbocli.files.reading import one_line, reading
 from elbocli.images.registry import ImageRef, Shape
 
 FORMATS = (
@@ -124,10 +124,8 @@ class DecodeOptions:
     @property
     def colour(self) -> Colour:
         """The background in the image's channels; white unless given. Raises UsageError."""
-        try:
+        with reading("background", "; try white, black or #8090a0", UsageError):
             colour = ImageColor.getcolor(self.background or "white", MODES[self.channels])
-        except ValueError as error:
-            raise UsageError(f"background {self.background!r}: not a colour; try white, black or #8090a0") from error
         return colour if isinstance(colour, tuple) else (colour,)
 
 

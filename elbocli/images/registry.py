@@ -20,7 +20,7 @@ from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import open_file, reading
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 Word = str | int
 """An image's class: the name of a folder, or a number."""
 HEAD = 512
@@ -113,8 +113,7 @@ class ArrayRow(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        _, height, width, channels = self.array.shape
-        return height, width, channels
+        return self.array.shape[1:]
 
 
 @dataclass

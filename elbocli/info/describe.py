@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.dataset import Dataset
+from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
-from elbocli.files.reading import reading
+from elbocli.files.hashing import add_rows, file_sha256
+from elbocli.files.reading import read_yaml, reading
 from elbocli.files.recognise import instead, recognise
+from elbocli.files.schedule_file import read_table
+from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
@@ -37,8 +42,6 @@ def _but(known: Facts, *keys: str) -> Facts:
 
 
 def _dataset(path: Path) -> Facts:
-    from elbocli.files.dataset import Dataset
-
     data = Dataset(path, latents=True)
     latents = data.latent_space is not None
     kind = "samples" if data.attributes.samples is not None else "latents" if latents else "dataset"
@@ -64,8 +67,6 @@ def _average(path: Path) -> Facts:
 
 
 def _features(path: Path) -> Facts:
-    from elbocli.files.features import read_features
-
     saved = read_features(path)
     beside = ", ".join(name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None)
     return {"is": "features of images", "features": saved.features.shape[1], "beside": beside, **saved.about.json()}
@@ -113,16 +114,12 @@ def _run(path: Path) -> Facts:
 
 
 def _statistics(path: Path) -> Facts:
-    from elbocli.files.features import read_statistics
-
     statistics = read_statistics(path)
     spatial = {} if statistics.spatial is None else {"spatial_features": len(statistics.spatial.mu)}
     return {"is": "reference statistics", "features": len(statistics.mu), **spatial, **statistics.about.json()}
 
 
 def _samples(path: Path) -> Facts:
-    from elbocli.images.samples import read_samples
-
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
         facts = {"is": "samples", "images": n, "size": f"{height} x {width}", "channels": channels}
@@ -162,14 +159,11 @@ def _optimum(path: Path) -> Facts:
 
 def _config(path: Path) -> Facts:
     from elbocli.files.checkpoint import checked_config
-    from elbocli.files.reading import read_yaml
 
     return {"is": "config of a run", **checked_config(read_yaml(path), path).settings}
 
 
 def _schedule(path: Path) -> Facts:
-    from elbocli.files.schedule_file import read_table
-
     table = read_table(path)[1]
     return {"is": "schedule", "knots": len(table.knots), **_but(table.json(), "format", "knots")}
 
@@ -210,9 +204,6 @@ def verify(path: Path) -> Facts:
 
 
 def _verify_dataset(path: Path) -> Facts:
-    from elbocli.files.dataset import Dataset
-    from elbocli.files.hashing import add_rows
-
     data, digest, done = Dataset(path, latents=True), hashlib.sha256(), 0
     for rows in data.pieces():
         add_rows(digest, rows)
@@ -231,7 +222,6 @@ def _verify_dataset(path: Path) -> Facts:
 def _verify_folder(path: Path) -> int:
     """Verify a checkpoint, a snapshot, or all those of a run; how many files they hold. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, read_snapshot, snapshots
-    from elbocli.files.hashing import file_sha256
 
     kind = recognise(path)
     if kind != "a run":
@@ -255,8 +245,6 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
 
     scale: as `lay_out` takes it. Raises FormatError and DataError for what holds no images, UsageError for too large a picture.
     """
-    from elbocli.images.samples import read_samples
-
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
         each = max(LEAST, SHOWN // len(classes))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elbocli.images import sources as sources_module
-from elbocli.images.sources import Source
+from elbocli.images.registry import Images
 from elbocli.prep.pack import Settings, pack_images
 from elbocli.runtime import progress
 
@@ -42,7 +42,7 @@ def pack(sources: Path | Sequence[Path], out: Path, level: int = logging.INFO, *
     return said
 
 
-def open_source(sources: Path | Sequence[Path], **options: Any) -> Source:
+def open_source(sources: Path | Sequence[Path], **options: Any) -> Images:
     """Open a source or several."""
     return sources_module.open_source([sources] if isinstance(sources, Path) else sources, **options)
 

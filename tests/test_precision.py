@@ -23,7 +23,7 @@ from elbocli.bound.measure import open_measurement
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
-from elbocli.images.samples import drawn
+from elbocli.images.samples import about_samples
 from elbocli.run.settings import resolve
 from elbocli.runtime.device import Precision
 from elbocli.sample import draw
@@ -97,7 +97,10 @@ def test_sampling_and_decoding(precision: str, latent_run: Path, tmp_path: Path,
         draw.draw_samples(latent_run, target, typed(n=2, steps=2, precision=precision, device="cpu"))
     assert switched == {precision}
     used = str(Precision(precision, CPU))
-    assert f"; cpu, {used}" in "\n".join(lines) and drawn(Dataset(target).attributes, "").more["precision"] == used
+    assert (
+        f"; cpu, {used}" in "\n".join(lines)
+        and about_samples(Dataset(target).attributes.samples, "").more["precision"] == used
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.reading import one_line
+from elbocli.files.reading import one_line, reading
 from elbocli.images.registry import ImageRef, Shape
 
 FORMATS = (
@@ -75,20 +75,14 @@ def none(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
     return image
 
 
-class Crop(NamedTuple):
-    """cut(image, size, background) → square image. filter: the resampling, for the dataset's attributes."""
-
-    filter: str
-    cut: Callable[[Image.Image, int, Colour], Image.Image]
-
-
-CROPS = {
-    "center": Crop("box, bicubic", center),
-    "edm": Crop("lanczos", edm),
-    "resize": Crop("lanczos", resize),
-    "pad": Crop("lanczos", pad),
-    "none": Crop("none", none),
+CROPS: dict[str, tuple[Callable[[Image.Image, int, Colour], Image.Image], str]] = {
+    "center": (center, "box, bicubic"),
+    "edm": (edm, "lanczos"),
+    "resize": (resize, "lanczos"),
+    "pad": (pad, "lanczos"),
+    "none": (none, "none"),
 }
+"""Functions of (image, size, background), and their resampling for the dataset's attributes."""
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -130,21 +124,31 @@ class DecodeOptions:
     @property
     def colour(self) -> Colour:
         """The background in the image's channels; white unless given. Raises UsageError."""
-        try:
+        with reading("background", "; try white, black or #8090a0", UsageError):
             colour = ImageColor.getcolor(self.background or "white", MODES[self.channels])
-        except ValueError as error:
-            raise UsageError(f"background {self.background!r}: not a colour; try white, black or #8090a0") from error
         return colour if isinstance(colour, tuple) else (colour,)
 
 
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Turn Pillow's errors into elbo's: its decoders raise anything on damaged files."""
+    try:
+        yield
+    except ElboError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError("not an image, or of a format that elbo does not read") from error
+    except Exception as error:
+        raise DataError(f"does not decode: {one_line(error, 120)}") from error
+
+
+@_decoding()
 def open_image(content: bytes) -> Image.Image:
     """Open without decoding. Never runs another program. Raises DataError."""
-    try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:
-        raise _undecodable(error) from error
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
+@_decoding()
 def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
     """Decode an image file. Returns (image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped').
 
@@ -155,29 +159,17 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
         raise DataError("empty file")
     with open_image(content) as image:
         changes = ["first frame of several"] if getattr(image, "is_animated", False) else []
-        try:
-            image.load()
-            upright: Image.Image = image
-            if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                upright = ImageOps.exif_transpose(image)
-                changes.append("turned")
-            plain, change = _plain(upright, how)
-        except Exception as error:
-            raise _undecodable(error) from error
+        image.load()
+        upright: Image.Image = image
+        if how.auto_orient and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            upright = ImageOps.exif_transpose(image)
+            changes.append("turned")
+        plain, change = _plain(upright, how)
         if change:
             changes.append(change)
         if how.grey_expected and image.mode not in GREY:
             changes.append("colour made grey")
     return plain, ", ".join(changes)
-
-
-def _undecodable(error: Exception) -> ElboError:
-    """elbo's error for one of Pillow's, whose decoders raise anything on damaged files."""
-    if isinstance(error, ElboError):
-        return error
-    if isinstance(error, UnidentifiedImageError):
-        return DataError("not an image, or of a format that elbo does not read")
-    return DataError(f"does not decode: {one_line(error, 120)}")
 
 
 def header_shape(ref: ImageRef) -> Shape:
@@ -217,8 +209,11 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
     """
     if isinstance(content, bytes):
         image, change = decode(content, how)
+    elif content.shape == (how.size, how.size, how.channels):
+        return content, ""
     else:
         image, change = Image.fromarray(content.squeeze(2) if content.shape[2] == 1 else content), ""
         image = image.convert(MODES[how.channels])
-    pixels = np.asarray(CROPS[how.crop].cut(image, how.size, how.colour))
+    cut, _ = CROPS[how.crop]
+    pixels = np.asarray(cut(image, how.size, how.colour))
     return pixels[..., None] if pixels.ndim == 2 else pixels, change

@@ -20,7 +20,7 @@ import numpy as np
 
 from elbocli.errors import DataError
 from elbocli.files.reading import check_file, reading
-from elbocli.images.registry import ImageRef, Span, Word
+from elbocli.images.registry import Entries, ImageRef, Span, Word, check_labels
 from elbocli.runtime.progress import log
 
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
@@ -91,10 +91,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 def _label_array(path: Path, count: int) -> list[Word | None]:
     with reading(f"{path}: not usable as labels", kind=DataError):
         check_file(path)
-        labels = np.load(path, allow_pickle=False)
-        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-            raise DataError(f"{labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
-    return labels.reshape(-1).tolist()
+        return check_labels(np.load(path, allow_pickle=False), count).tolist()
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
@@ -110,30 +107,28 @@ def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | N
     return [table.get(name) for name in names]
 
 
-def sidecar_labels(
-    entries: Sequence[tuple[str, ImageRef]], where: str
-) -> tuple[list[tuple[str, ImageRef]], list[Word | None] | None]:
+def sidecar_labels(entries: Entries, where: str) -> tuple[Entries, list[Word | None] | None]:
     """Sort webdataset's samples. Returns (the images, and their classes).
 
     A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
     None for an image without, and instead of the list when no image has one. Raises DataError.
     """
-    sides: dict[str, dict[str, ImageRef]] = {}
-    images, keys = [], []
-    for name, ref in entries:
+    sides: dict[str, Entries] = {}
+    images, keys = Entries(), []
+    for name, ref in entries.items():
         key = name[: name.find(".", name.rfind("/") + 1)] if "." in name.rpartition("/")[2] else name
         if (suffix := name.removeprefix(key)) in SIDECARS:
             sides.setdefault(key, {})[suffix] = ref
         else:
-            images.append((name, ref))
+            images[name] = ref
             keys.append(key)
     if not any(key in sides for key in keys):
-        return list(entries), None
+        return entries, None
     words = [_sidecar_word(sides.get(key, {}), f"{where}{key}") for key in keys]
     return images, None if all(word is None for word in words) else words
 
 
-def _sidecar_word(sides: dict[str, ImageRef], where: str) -> Word | None:
+def _sidecar_word(sides: Entries, where: str) -> Word | None:
     with reading(where, kind=DataError):
         if ".cls" in sides:
             return _word(bytes(sides[".cls"].read(1000)).decode("utf-8", "replace"))

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,10 +20,9 @@ from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import open_file, reading
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 Word = str | int
 """An image's class: the name of a folder, or a number."""
-F = TypeVar("F", bound=Callable[..., Any])
 HEAD = 512
 
 
@@ -36,6 +35,10 @@ class ImageRef(Protocol):
     @property
     def shape(self) -> Shape | None:
         """(H, W, C), where it is known without reading."""
+
+
+Entries = dict[str, ImageRef]
+"""Paths below a source, and what lies there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +91,11 @@ class Damage(Nowhere):
     """The place of an archive from which on it can't be read. why: begins with the archive's name."""
 
 
-@dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """The images of an elbo-dataset, as an array."""
+    """The images of an elbo-dataset, as an array. shape: (N, H, W, C)."""
 
-    dataset: Dataset
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C)."""
-        return self.dataset.shape
+    def __init__(self, dataset: Dataset):
+        self.dataset, self.shape = dataset, dataset.shape
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Read rows that follow each other. Raises DataError, and FormatError for a damaged dataset."""
@@ -115,42 +113,44 @@ class ArrayRow(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        _, height, width, channels = self.array.shape
-        return height, width, channels
-
-
-def read_rows(refs: Sequence[ImageRef]) -> np.ndarray | None:
-    """Read rows of one array that follow each other in one go: uint8 [N, H, W, C]. None where that isn't what they are.
-
-    Raises DataError, and FormatError for a damaged dataset.
-    """
-    first = refs[0]
-    if isinstance(first, ArrayRow) and all(
-        isinstance(ref, ArrayRow) and ref.array is first.array and ref.row == first.row + k
-        for k, ref in enumerate(refs)
-    ):
-        return np.ascontiguousarray(first.array[first.row : first.row + len(refs)])
-    return None
+        return self.array.shape[1:]
 
 
 @dataclass
 class Images:
-    """Images in order. labels: the word or number of each image's class, None without; all None where nothing has one.
+    """Images in a fixed order.
 
-    classes: the names of classes that are numbers, or all words in their order. prefix: begins the name of an image in a
-    message.
+    files: their paths below their source, or other names. labels: the word or number of each image's class, None for an
+    image without; None where nothing has one. class_names: those of classes that are numbers, or all words in their order.
+    prefix: begins the name of an image in a message.
     """
 
-    names: Sequence[str]
-    labels: Sequence[Word | None] | None
-    refs: Sequence[ImageRef]
-    classes: Sequence[str] = ()
+    files: list[str]
+    labels: Any
+    refs: list[Any]
+    class_names: list[str] = field(default_factory=list)
     prefix: str = ""
 
+    def __len__(self) -> int:
+        return len(self.files)
+
     @property
-    def numbers(self) -> list[int]:
-        """The labels, where they are numbers of classes with names; otherwise nothing."""
-        return [label for label in self.labels or () if isinstance(label, int)] if self.classes else []
+    def numbered(self) -> bool:
+        """Whether the labels are numbers of classes with names."""
+        return bool(self.class_names and self.labels and isinstance(self.labels[0], int))
+
+    def shown(self, index: int) -> str:
+        """An image's name for people."""
+        return self.prefix + self.files[index]
+
+    def take(self, chosen: Sequence[int]) -> Images:
+        """Keep only those images, in that order."""
+        return replace(
+            self,
+            files=[self.files[i] for i in chosen],
+            labels=[self.labels[i] for i in chosen],
+            refs=[self.refs[i] for i in chosen],
+        )
 
 
 def images_of_array(
@@ -160,8 +160,15 @@ def images_of_array(
     names: Sequence[str] = (),
 ) -> Images:
     """All rows of an array; their names are their numbers where they have none."""
-    count = range(array.shape[0])
-    return Images(names or [str(row) for row in count], labels, [ArrayRow(array, row) for row in count], classes)
+    rows = range(array.shape[0])
+    return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
+
+
+def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels of so many images, int64 [count]. Raises DataError for another array."""
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+        raise DataError(f"{labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
+    return labels.astype(np.int64).reshape(count)
 
 
 @dataclass(frozen=True)
@@ -169,8 +176,8 @@ class SourceKind:
     """A kind of source.
 
     form: 'images', open(path); 'tree', open(path) lists files by their paths, whose folders may be classes; 'parts',
-    open(files, beside, where) takes files of a published set, as (name, reference), and the references of the other
-    files of their folder by name. where: begins the names of files in messages.
+    open(names, folder, where) takes the names of files of a published set, and all files of their folder. where: begins
+    names of files in messages.
     """
 
     name: str
@@ -196,13 +203,13 @@ def source(
     suffix: str = "",
     test: Callable[[Path, bytes], bool] | None = None,
     form: str = "images",
-) -> Callable[[F], F]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function of a path that yields (name, class or None, reference) of each image.
 
     A file is of this kind if it begins with `magic`, its name ends in `suffix`, and test(path, first 512 bytes) is true.
     """
 
-    def declare(function: F) -> F:
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         KINDS.append(SourceKind(name, function, magic, suffix, test, form))
         return function
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import PIPE
-from elbocli.files.dataset import PREPROCESSING, Dataset, DatasetAttributes
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_files import SamplesAbout
@@ -67,10 +67,9 @@ class SampleReader:
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(N, H, W, C)."""
-        count, height, width, channels = self.rows.shape
-        return count, height, width, channels
+        return self.rows.shape
 
     def at(self, start: int, count: int) -> np.ndarray:
         """Images from start on, uint8 [count, H, W, C]; each call must go on after the call before.
@@ -84,15 +83,10 @@ class SampleReader:
         return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))
 
 
-def drawn(attributes: DatasetAttributes, name: str) -> SamplesAbout:
-    """Read how a dataset's samples were drawn, from its attribute `samples`; empty without one. Raises FormatError."""
-    return about_samples(attributes.samples or "{}", f"{name}: its attribute samples")
-
-
-def about_samples(text: str, where: str) -> SamplesAbout:
-    """How samples were drawn, as JSON says it. Raises FormatError."""
-    with reading(f"{where} is not usable", "; draw these samples again, or merge their parts again"):
-        return SamplesAbout.of(json.loads(text), where)
+def about_samples(text: str | None, where: object) -> SamplesAbout:
+    """How samples were drawn, as JSON says it, the attribute `samples` of datasets; empty for None. Raises FormatError."""
+    with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
+        return SamplesAbout.of(json.loads(text or "{}"), where)
 
 
 @contextlib.contextmanager
@@ -111,7 +105,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         data = Dataset(source)
         several = data.num_classes > 1  # One class is no label: a dataset has it that has none.
         names = data.class_names if several and len(data.class_names) == data.num_classes else ()
-        made = drawn(data.attributes, name)
+        made = about_samples(data.attributes.samples, name)
         how = _preprocessing(made.more | data.attributes.json())
         yield SampleReader(name, DatasetRows(data), data.labels if several else None, made, names, how)
     elif source.suffix == ".npz":
@@ -122,7 +116,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
                 if "about.npy" in archive.namelist():
                     with archive.open("about.npy") as member:
                         text = str(np.lib.format.read_array(member, allow_pickle=False))
-                    made = about_samples(text, f"{source}: about")
+                    made = about_samples(text, name)
             yield SampleReader(name, rows, labels, made, preprocessing=_preprocessing(made.more))
     elif recognise(source) == PIPE:
         with open(source, "rb") as stream:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,12 @@ import elbocli.images.kinds  # noqa: F401 they declare themselves
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
 from elbocli.images.labels import assign, edm_labels, read_labels_file, read_meta, sidecar_labels, some
-from elbocli.images.registry import HEAD, Damage, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.images.registry import HEAD, Damage, Entries, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
 from elbocli.runtime.progress import log
 
 NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
 """Formats that Pillow knows by name only, or reads by another program."""
+SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in {*Image.OPEN} - NO_PICTURES)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SET_FILES = 4096
 """A folder with more files is no published set."""
@@ -35,92 +35,65 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
 }
 """Words of a file's name → the part of the dataset that it holds."""
-Entry = tuple[str, ImageRef]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images in a fixed order. files: paths below their source; labels: an index into class_names for each.
-
-    prefix: begins the name of an image in a message; '' where there are several sources.
-    """
-
-    files: list[str]
-    labels: list[int]
-    class_names: list[str]
-    refs: Sequence[ImageRef]
-    prefix: str
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def shown(self, index: int) -> str:
-        """An image's name for people."""
-        return self.prefix + self.files[index]
-
-    def take(self, chosen: Sequence[int]) -> Source:
-        """Keep only those images, in that order."""
-        return replace(
-            self,
-            files=[self.files[i] for i in chosen],
-            labels=[self.labels[i] for i in chosen],
-            refs=[self.refs[i] for i in chosen],
-        )
 
 
 def open_source(
     roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False
-) -> Source:
-    """Open one or several sources.
+) -> Images:
+    """Open one or several sources. Labels of the result are indices into its class_names.
 
     labels, classes: files with the class of each image, and with all classes in order (see labels.py).
     skip: warn of damaged archives and take what can be read. Raises DataError, also when nothing is there.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = [list_source(root, labels is not None, len(roots) > 1, skip, ours) for root in roots]
-    names = [name for part in parts for name in part.names]
-    if not names:
+    whole = parts[0]
+    if len(parts) > 1:
+        known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
+        whole = Images([], [], [], known)
+        for part in parts:
+            whole.files += part.files
+            whole.labels += _words_of(part)
+            whole.refs += part.refs
+    if not whole.files:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
-    refs = [ref for part in parts for ref in part.refs]
-    source = Source(names, [-1] * len(names), [], refs, parts[0].prefix if len(parts) == 1 else "")
-    if not ours and len(parts) == 1 and parts[0].numbers:
-        return replace(source, labels=parts[0].numbers, class_names=list(parts[0].classes))
-    found, bare, known = [word for part in parts for word in _words_of(part)], False, list(parts[0].classes)
+    bare = False
     if labels is not None:
-        found, bare = read_labels_file(labels, names)
-        known = []
-    elif len(parts) > 1:
-        known = sorted({name for part in parts for name in part.classes}, key=os.fsencode)
-    source, words = _with_classes(source, found, labels)
-    words = _of_one_kind(words, labels, classes, bare)
-    numbers, class_names = assign(words, known, classes, bare)
-    source = replace(source, labels=numbers, class_names=class_names)
-    kept = [index for index, number in enumerate(numbers) if number >= 0]
-    if len(kept) == len(numbers):
-        return source
-    dropped = some(sorted({word for word, number in zip(words, numbers) if number < 0}))
+        whole.labels, bare = read_labels_file(labels, whole.files)
+        whole.class_names = []
+    elif whole.numbered and classes is None:
+        return whole
+    else:
+        whole.labels = _words_of(whole)
+    whole = _with_classes(whole, labels)
+    words = _of_one_kind(whole.labels, labels, classes, bare)
+    whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
+    kept = [index for index, number in enumerate(whole.labels) if number >= 0]
+    if len(kept) == len(whole):
+        return whole
+    dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
         raise DataError(f"{classes}: lists none of the classes of these images ({dropped})")
-    log.warning(f"{len(numbers) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
-    return source.take(kept)
+    log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
+    return whole.take(kept)
 
 
-def _words_of(part: Images) -> Sequence[Word | None]:
+def _words_of(images: Images) -> list[Word | None]:
     """The class of each image of a source, None where it has none. Raises DataError when two classes share a name."""
-    numbers = part.numbers
-    if not numbers:
-        return part.labels or ()
-    if len(set(part.classes)) < len(part.classes):
-        raise DataError(f"{part.prefix}two of its classes are called alike; pack it alone, without --classes")
-    return [part.classes[number] for number in numbers]
+    names = images.class_names
+    if not images.numbered:
+        return list(images.labels)
+    if len(set(names)) < len(names):
+        raise DataError(f"{images.prefix}two of its classes are called alike; pack it alone, without --classes")
+    return [names[number] for number in images.labels]
 
 
-def _with_classes(source: Source, words: Sequence[Word | None], labels: Path | None) -> tuple[Source, list[Word]]:
+def _with_classes(source: Images, labels: Path | None) -> Images:
     """Leave out papers, which have no class. Raises DataError when an image has none."""
-    known = [word for word in words if word is not None]
-    without = [index for index, word in enumerate(words) if word is None]
+    known = [index for index, word in enumerate(source.labels) if word is not None]
+    without = [index for index, word in enumerate(source.labels) if word is None]
     if not without:
-        return source, known
+        return source
     for index in without:
         if not known or is_picture(source.files[index]):
             where = labels or "its source"
@@ -128,31 +101,26 @@ def _with_classes(source: Source, words: Sequence[Word | None], labels: Path | N
                 f"{source.shown(index)}: no class in {where}, but {len(known)} others have one; give all one"
             )
     log.warning(f"{source.shown(without[0])}: {len(without)} files left out: no images by name, and without a class")
-    return source.take([index for index, word in enumerate(words) if word is not None]), known
+    return source.take(known)
 
 
 def _of_one_kind(words: list[Word], labels: Path | None, classes: Path | None, bare: bool) -> list[Word]:
     """Refuse numbers among names, and turn ILSVRC's numbers into WNIDs where its meta.mat is at hand."""
-    kinds_of_words = {type(word): word for word in words}
-    if len(kinds_of_words) > 1:
-        both = " and ".join(map(str, kinds_of_words.values()))
-        raise DataError(f"some classes are numbers and some are names ({both}); give all one kind, such as by --labels")
-    if str in kinds_of_words:
-        return words
+    numbers = [word for word in words if isinstance(word, int)]
+    names = [word for word in words if isinstance(word, str)]
+    if numbers and names:
+        raise DataError(f"some classes are numbers and some are names ({numbers[0]} and {names[0]}); give all one kind")
     meta = classes if classes is not None and classes.suffix == ".mat" else None
     if meta is None and bare and labels is not None and labels.with_name("meta.mat").is_file():
         meta = labels.with_name("meta.mat")
         log.warning(f"{labels}: its numbers are those of {meta}")
-    if meta is None:
+    if names or meta is None:
         return words
     wnids = read_meta(meta)[0]
-    wrong = next((word for word in words if not 1 <= int(word) <= len(wnids)), None)
-    if wrong is not None:
-        raise DataError(
-            f"{meta}: an image has class {wrong}, but ILSVRC's numbers go from 1 to {len(wnids)}; numbers from 0 "
-            "(Caffe's val.txt, EDM) count the sorted names: list these as text in --classes, or leave it out"
-        )
-    return [wnids[int(word) - 1] for word in words]
+    if not 1 <= min(numbers) <= max(numbers) <= len(wnids):
+        found = f"the classes of images are {min(numbers)} to {max(numbers)}"
+        raise DataError(f"{meta}: {found}, expected ILSVRC's numbers, 1 to {len(wnids)}; list names in --classes")
+    return [wnids[number - 1] for number in numbers]
 
 
 # One source
@@ -171,141 +139,135 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
         raise DataError(f"{root}: is none of {names}; expected these, or a folder of images; unpack what is compressed")
     prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
     if kind.form == "tree":
-        entries = []
-        for name, _, ref in kind.open(root):
-            if not isinstance(ref, Damage):
-                # OUT, --labels and --classes may lie in the folder of the images.
-                if not OWN.search(name) and name.rpartition("/")[2] not in ours:
-                    entries.append((name, ref))
-            elif skip:
+        entries = {}
+        for name, ref in kind.open(root):
+            if isinstance(ref, Damage):
+                if not skip:
+                    raise DataError(f"{ref.why}, or add --on-error skip")
                 log.warning(ref.why)
-            else:
-                raise DataError(f"{ref.why}, or add --on-error skip")
+            # OUT, --labels and --classes may lie in the folder of the images.
+            elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
+                entries[name] = ref
         images, stem = _sort_files(entries, prefix, stem, any_depth, among)
     elif kind.form == "parts":
-        siblings = {path.name: Span(str(path)) for path in root.absolute().parent.iterdir()}
-        images = kind.open([(root.name, Span(str(root)))], siblings, str(root).removesuffix(root.name))
+        folder = {path.name: Span(str(path)) for path in root.parent.iterdir()}
+        images = kind.open([root.name], folder, str(root).removesuffix(root.name))
     else:
         images = kind.open(root)
     if not isinstance(images, Images):
         rows = list(images)
-        images = Images([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-    flat = images.labels is None or all(label is None for label in images.labels)
+        images = Images(*([row[column] for row in rows] for column in range(3)))
+    flat = all(label is None for label in images.labels or ())
     if flat:
-        images.labels, images.classes = [stem] * len(images.names), [stem]
+        images.labels, images.class_names = [stem] * len(images), [stem]
     images.prefix = images.prefix or prefix
-    if among and (flat or not any("/" in name for name in images.names)):
+    if among and (flat or not any("/" in name for name in images.files)):
         images.prefix = images.prefix.removesuffix(f"{stem}/")
-        images.names = [f"{stem}/{name}" for name in images.names]
+        images.files = [f"{stem}/{name}" for name in images.files]
     return images
 
 
-def _order(entry: Entry) -> bytes:
+def _order(name: str) -> bytes:
     """A key that sorts paths by the bytes of their parts, a folder's files before its folders.
 
     It is one short object, because a million are held at once.
     """
-    folders, slash, last = os.fsencode(entry[0]).rpartition(b"/")
+    folders, slash, last = os.fsencode(name).rpartition(b"/")
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
-def _sort_files(entries: list[Entry], prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
+def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
     """Sort the files of a folder or an archive into classes. Folders are entries whose names end with a slash.
 
     Returns (the images, without labels where they are of one class; the name of that).
     """
     entries, tops, alone = _descend(entries)
-    folders = {name.partition("/")[0] for name, _ in entries if name.endswith("/")}
-    entries = sorted((entry for entry in entries if not entry[0].endswith("/")), key=_order)
+    folders = {name.partition("/")[0] for name in entries if name.endswith("/")}
+    entries = {name: entries[name] for name in sorted(entries, key=_order) if not name.endswith("/")}
     # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
-    alone = alone or (among and any("/" not in name and is_picture(name) for name, _ in entries))
+    alone = alone or (among and any("/" not in name and is_picture(name) for name in entries))
     prefix, stem = "".join((prefix, *(f"{top}/" for top in tops))), (stem, *tops)[-1]
-    if not any(is_picture(name) for name, _ in entries):
+    if not any(map(is_picture, entries)):
         images = _published_set(entries, prefix)
         if images is not None:
             return images, stem
-    edm, own = dict(entries).get("dataset.json"), list[str]()
-    if edm is not None:
-        entries = [entry for entry in entries if entry[0] != "dataset.json"]
-        words = edm_labels(edm, [name for name, _ in entries], f"{prefix}dataset.json")
+    own: list[str] = []
+    if "dataset.json" in entries:
+        edm = entries.pop("dataset.json")
+        words = edm_labels(edm, list(entries), f"{prefix}dataset.json")
     else:
         entries, words = sidecar_labels(entries, prefix)
         if words is None and not any_depth and not alone:
             entries = _without_loose(entries, prefix)
-        classes = {name.partition("/")[0] for name, _ in entries if "/" in name}
+        classes = {name.partition("/")[0] for name in entries if "/" in name}
         if words is None and not alone and classes:
             own = sorted(classes | folders, key=os.fsencode)
-            words = [name.partition("/")[0] for name, _ in entries]
-    return Images([name for name, _ in entries], words, [ref for _, ref in entries], own, prefix), stem
+            words = [name.partition("/")[0] for name in entries]
+    return Images(list(entries), words, list(entries.values()), own, prefix), stem
 
 
-def _descend(entries: list[Entry]) -> tuple[list[Entry], list[str], bool]:
+def _descend(entries: Entries) -> tuple[Entries, list[str], bool]:
     """Enter a folder that is alone: an archive may be made of one, and a class may be.
 
     Returns (its entries, the folders on the way to it, whether the last is a class by itself).
     """
     tops: list[str] = []
-    while any(not name.endswith("/") for name, _ in entries):
-        first = {name.partition("/")[0] if "/" in name else "" for name, _ in entries}
+    while any(not name.endswith("/") for name in entries):
+        first = {name.partition("/")[0] if "/" in name else "" for name in entries}
         if len(first) > 1 or "" in first:
             break
         top = first.pop()
         tops.append(top)
-        entries = [(name[len(top) + 1 :], ref) for name, ref in entries if name != f"{top}/"]
-        loose = [name for name, _ in entries if "/" not in name]
-        if any(map(is_picture, loose)) or not any("/" in name and not name.endswith("/") for name, _ in entries):
+        entries = {name[len(top) + 1 :]: ref for name, ref in entries.items() if name != f"{top}/"}
+        loose = [name for name in entries if "/" not in name]
+        if any(map(is_picture, loose)) or not any("/" in name and not name.endswith("/") for name in entries):
             return entries, tops, True
     return entries, tops, False
 
 
 def is_picture(name: str) -> bool:
     """Whether a name is one for an image."""
-    Image.init()
-    stem, _, suffix = name.rpartition("/")[2].rpartition(".")  # a Path takes seconds for a million names
-    kind = Image.EXTENSION.get(f".{suffix.lower()}") if stem else None
-    return kind in Image.OPEN and kind not in NO_PICTURES
+    return name.lower().endswith(SUFFIXES)
 
 
-def _without_loose(entries: list[Entry], prefix: str) -> list[Entry]:
+def _without_loose(entries: Entries, prefix: str) -> Entries:
     """Leave out papers beside class folders. Raises DataError when there are images beside them."""
-    loose = [name for name, _ in entries if "/" not in name]
+    loose = [name for name in entries if "/" not in name]
     if not loose or len(loose) == len(entries):
         return entries
     pictures = [name for name in loose if is_picture(name)]
     if pictures:
-        folder = next(name for name, _ in entries if "/" in name).partition("/")[0]
+        folder = next(name for name in entries if "/" in name).partition("/")[0]
         both = f"both class folders ({folder}, …) and loose images ({some(pictures)})"
         raise DataError(f"{prefix}: holds {both}; move one kind away, or say by --labels which class each image has")
     log.warning(f"{prefix}{loose[0]}: {len(loose)} files left out: not in a class folder")
-    return [entry for entry in entries if "/" in entry[0]]
+    return {name: ref for name, ref in entries.items() if "/" in name}
 
 
-def _published_set(entries: Sequence[Entry], prefix: str) -> Images | None:
+def _published_set(entries: Entries, prefix: str) -> Images | None:
     """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
 
     Of several parts the training images are taken. Raises DataError when a folder holds several sets, and for damaged files.
     """
     if len(entries) > SET_FILES:
         return None
-    names = {name for name, _ in entries}
-    files = [
-        (kind, name, ref)
-        for name, ref in entries
-        if not (name.endswith(".gz") and name.removesuffix(".gz") in names) and (kind := _part_kind(name, ref))
-    ]
-    taken = [file for file in files if _split_of(file[1]) == "train"] or files
+    files = {
+        name: kind
+        for name, ref in entries.items()
+        if not (name.endswith(".gz") and name.removesuffix(".gz") in entries) and (kind := _part_kind(name, ref))
+    }
+    taken = [name for name in files if _split_of(name) == "train"] or list(files)
     if not taken:
         return None
-    kind, first, _ = taken[0]
-    folder = first[: first.rfind("/") + 1]
-    sets = {(kind.name, _split_of(name), name[: name.rfind("/") + 1]) for kind, name, _ in taken}
+    kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
+    sets = {(files[name].name, _split_of(name), name[: name.rfind("/") + 1]) for name in taken}
     if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
-        raise DataError(f"{prefix}: holds several sets of images ({some([name for _, name, _ in taken])}); name one")
+        raise DataError(f"{prefix}: holds several sets of images ({some(taken)}); name one")
     if len(taken) < len(files):
-        others = some([file[1] for file in files if file not in taken])
-        log.warning(f"{prefix}{first}: the training images are taken; left out: {others}")
-    beside = {name.removeprefix(folder): ref for name, ref in entries if name.startswith(folder)}
-    images: Images = kind.open([(name.removeprefix(folder), ref) for _, name, ref in taken], beside, prefix + folder)
+        others = some([name for name in files if name not in taken])
+        log.warning(f"{prefix}{taken[0]}: the training images are taken; left out: {others}")
+    beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
+    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside, prefix + folder)
     return images
 
 
@@ -323,14 +285,14 @@ def _split_of(name: str) -> str:
 
 
 def choose(
-    source: Source,
+    source: Images,
     *,
     subset: tuple[str, float] | None = None,
     shuffle_seed: int | None = None,
     limit: int | None = None,
     shard: tuple[int, int] | None = None,
     group: int = 1,
-) -> Source:
+) -> Images:
     """Choose images: a held-out share of each class or the rest, then shuffled, then the first, then a shard.
 
     subset: ('val', F) is a share F of each class, always the same one; ('train', F) is everything else.

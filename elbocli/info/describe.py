@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
+from elbocli.files.dataset import Dataset
+from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
-from elbocli.files.reading import reading
+from elbocli.files.hashing import add_rows, file_sha256
+from elbocli.files.reading import read_yaml, reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.runtime.progress import log, progress
+from elbocli.files.schedule_file import read_table
+from elbocli.images.samples import read_samples
+from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
 """Images of a picture in all, and of each class at least."""
@@ -37,8 +42,6 @@ def _but(known: Facts, *keys: str) -> Facts:
 
 
 def _dataset(path: Path) -> Facts:
-    from elbocli.files.dataset import Dataset
-
     data = Dataset(path, latents=True)
     latents = data.latent_space is not None
     kind = "samples" if data.attributes.samples is not None else "latents" if latents else "dataset"
@@ -64,8 +67,6 @@ def _average(path: Path) -> Facts:
 
 
 def _features(path: Path) -> Facts:
-    from elbocli.files.features import read_features
-
     saved = read_features(path)
     beside = ", ".join(name for name in ("logits", "labels", "spatial") if getattr(saved, name) is not None)
     return {"is": "features of images", "features": saved.features.shape[1], "beside": beside, **saved.about.json()}
@@ -113,16 +114,12 @@ def _run(path: Path) -> Facts:
 
 
 def _statistics(path: Path) -> Facts:
-    from elbocli.files.features import read_statistics
-
     statistics = read_statistics(path)
     spatial = {} if statistics.spatial is None else {"spatial_features": len(statistics.spatial.mu)}
     return {"is": "reference statistics", "features": len(statistics.mu), **spatial, **statistics.about.json()}
 
 
 def _samples(path: Path) -> Facts:
-    from elbocli.images.samples import read_samples
-
     with read_samples(path) as reader:
         n, height, width, channels = reader.shape
         facts = {"is": "samples", "images": n, "size": f"{height} x {width}", "channels": channels}
@@ -162,14 +159,11 @@ def _optimum(path: Path) -> Facts:
 
 def _config(path: Path) -> Facts:
     from elbocli.files.checkpoint import checked_config
-    from elbocli.files.reading import read_yaml
 
     return {"is": "config of a run", **checked_config(read_yaml(path), path).settings}
 
 
 def _schedule(path: Path) -> Facts:
-    from elbocli.files.schedule_file import read_table
-
     table = read_table(path)[1]
     return {"is": "schedule", "knots": len(table.knots), **_but(table.json(), "format", "knots")}
 
@@ -210,33 +204,24 @@ def verify(path: Path) -> Facts:
 
 
 def _verify_dataset(path: Path) -> Facts:
-    from elbocli.files.dataset import Dataset
-    from elbocli.files.hashing import add_rows
-
     data, digest, done = Dataset(path, latents=True), hashlib.sha256(), 0
     for rows in data.pieces():
         add_rows(digest, rows)
         done += len(rows)
         progress(done, len(data), "img")
-    said, verified, unverified = data.attributes, [], []
-    for name, written, found in (
-        ("contents_sha256", said.contents_sha256, data.contents_digest()),
-        ("payload_sha256", said.payload_sha256, digest.hexdigest()),
-    ):
-        if written is None and name not in (said.digests or ""):
-            unverified.append(name)
-            log.warning(f"{path}: has no {name}, as another program wrote it")
-        elif written != found:
+    found = {"contents_sha256": data.contents_digest(), "payload_sha256": digest.hexdigest()}
+    written = {name: getattr(data.attributes, name) for name in found}
+    without = [name for name in found if written[name] is None and name not in (data.attributes.digests or "")]
+    verified = [name for name in found if name not in without]
+    for name in verified:
+        if written[name] != found[name]:
             raise DataError(f"{path}: damaged: its {name} is not that of what was written; pack it again")
-        else:
-            verified.append(name)
-    return {"verified": verified, **({"unverified": unverified} if unverified else {})}
+    return {"verified": verified, **({"unverified": without} if without else {})}
 
 
 def _verify_folder(path: Path) -> int:
     """Verify a checkpoint, a snapshot, or all those of a run; how many files they hold. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, read_snapshot, snapshots
-    from elbocli.files.hashing import file_sha256
 
     kind = recognise(path)
     if kind != "a run":
@@ -260,12 +245,10 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
 
     scale: as `lay_out` takes it. Raises FormatError and DataError for what holds no images, UsageError for too large a picture.
     """
-    from elbocli.images.samples import read_samples
-
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
         each = max(LEAST, SHOWN // len(classes))
-        chosen = [Group(group.name, _spread(group.images, each)) for group in classes]
+        chosen = [Group(group.name, _spread(group.images, min(each, len(group.images)))) for group in classes]
         order = sorted(index for group in chosen for index in group.images)
         place = {index: at for at, index in enumerate(order)}
         groups = [Group(group.name, [place[index] for index in group.images]) for group in chosen]
@@ -274,8 +257,6 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
         return np.concatenate([reader.at(index, 1) for index in order]), layout
 
 
-def _spread(images: Sequence[int], most: int) -> Sequence[int]:
-    """At most so many, from the first to the last."""
-    if len(images) <= most:
-        return images
-    return [images[at] for at in np.linspace(0, len(images) - 1, most).round().astype(int)]
+def _spread(images: Sequence[int], count: int) -> Sequence[int]:
+    """So many of them, from the first to the last."""
+    return [images[at] for at in np.linspace(0, len(images) - 1, count).round().astype(int)]

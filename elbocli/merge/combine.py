@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, Names
 from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests, add_rows
-from elbocli.files.records import Count, convert, parse_json
+from elbocli.files.reading import reading
 from elbocli.files.sample_files import SamplesAbout
-from elbocli.images.samples import drawn
+from elbocli.images.samples import about_samples
 from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import log, progress
 
@@ -27,29 +27,6 @@ WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_
 OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples", "elbo_version", "pillow_version"}
 OWN |= {"fast_decode"}  # of elbo's first version
 """Attributes in which parts of one dataset may differ; all others say how it was made."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A dataset to be merged. drawn: how, if it holds samples."""
-
-    data: Dataset
-    drawn: dict[str, Any]
-    arrays: Arrays
-    names: Names
-
-    @property
-    def making(self) -> dict[str, Any]:
-        """All that must be the same in parts of one dataset."""
-        return {
-            "kind": self.data.kind,
-            "row": self.data.layout.row,
-            "store": self.data.store,
-            "class_names": self.names.get("class_names", []),
-            "members": sorted({*self.arrays, *self.names}),
-            **{key: self.drawn[key] for key in PREPROCESSING if key in self.drawn},
-            **{key: value for key, value in self.data.attributes.json().items() if key not in OWN},
-        }
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
@@ -61,14 +38,21 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("a part is named twice; name each part once")
     parts = in_order([open_part(path) for path in paths])
-    _check_alike(parts)
-    total = sum(len(part.data) for part in parts)
+    contents = [part.contents() for part in parts]
+    drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
+    _check_alike(parts, [_making(*part) for part in zip(parts, contents, drawn)])
+    total, layout = sum(map(len, parts)), parts[0].layout
     log.info(f"{len(parts)} parts: {total} images")
-    arrays, names = _join_contents(parts, total)
+    arrays, names = _join_contents(contents)
+    joined: dict[str, Any] = {**arrays, **names}
+    for name, values in joined.items():
+        if not name.startswith("class_") and len(values) != total:
+            raise DataError(f"{parts[0].path}: {name!r} has no value per image")
     attributes = {**_join_attributes(parts), "command": command}
-    layout = parts[0].data.layout
-    if parts[0].data.kind == ENCODED:
-        layout = replace(layout, claim=-(-sum(len(part.data.block) for part in parts) // total))
+    if any(drawn):
+        attributes["samples"] = json.dumps(SamplesAbout.of(_join_drawn(drawn), parts[0].path).json())
+    if parts[0].kind == ENCODED:
+        layout = replace(layout, claim=-(-sum(len(part.block) for part in parts) // total))
     with (
         catching_signals() as signals,
         DatasetWriter(out, layout, total, _fingerprint(parts)).held(overwrite) as writer,
@@ -78,60 +62,69 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     log.info(f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
 
 
-def open_part(path: Path) -> Part:
-    """Read a part but for its images. Raises FormatError, and DataError when it differs from its digest."""
+def open_part(path: Path) -> Dataset:
+    """Open a part. Raises FormatError, and DataError when its labels, names or attributes differ from their digest."""
     data = Dataset(path, latents=True)
     if data.attributes.contents_sha256 not in (None, data.contents_digest()):
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
     if data.attributes.payload_sha256 is None:
         log.warning(f"{path}: has no payload_sha256, taken as it is")
-    return Part(data, drawn(data.attributes, str(path)).facts(), *data.contents())
+    return data
 
 
-def in_order(parts: Sequence[Part]) -> list[Part]:
+def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     """Put shards in their order, and leave others in the order given. Raises DataError when shards are missing or foreign."""
-    preps = {part.data.attributes.shard_of for part in parts}
+    preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
-    shards = {part.data.attributes.shard: part for part in parts}
+    shards = {part.attributes.shard: part for part in parts}
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
     if len(preps) > 1 or set(shards) != set(expected):
         found = ", ".join(map(str, shards))
-        raise DataError(f"{parts[0].data.path}: expected each shard of one prep once, found {found}; name all of them")
+        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {found}; name all of them")
     return [shards[name] for name in expected]
 
 
-def _check_alike(parts: Sequence[Part]) -> None:
+def _making(part: Dataset, contents: tuple[Arrays, Names], drawn: dict[str, Any]) -> dict[str, Any]:
+    """All that must be the same in parts of one dataset."""
+    arrays, names = contents
+    return {
+        "kind": part.kind,
+        "row": part.layout.row,
+        "store": part.store,
+        "class_names": names.get("class_names", []),
+        "members": sorted({*arrays, *names}),
+        **{key: drawn[key] for key in PREPROCESSING if key in drawn},
+        **{key: value for key, value in part.attributes.json().items() if key not in OWN},
+    }
+
+
+def _check_alike(parts: Sequence[Dataset], making: Sequence[dict[str, Any]]) -> None:
     """Raise DataError when a part is of another kind, or was made in another way, than the first."""
-    first = parts[0].making
-    for part in parts[1:]:
-        other = part.making
+    first = making[0]
+    for part, other in zip(parts, making):
         for key in {**first, **other}:
             if first.get(key) != other.get(key):
-                both = f"{str(other.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].data.path}"
-                raise DataError(f"{part.data.path}: {key} is {both}; parts of one dataset are made in one way")
+                both = f"{str(other.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].path}"
+                raise DataError(f"{part.path}: {key} is {both}; parts of one dataset are made in one way")
 
 
-def _join_contents(parts: Sequence[Part], total: int) -> tuple[Arrays, Names]:
-    """Join what has a value per image, sum counts per class, and keep the names of classes once. Raises DataError."""
+def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names]:
+    """Join what has a value per image, sum counts per class, and keep the names of classes once."""
     arrays, names = Arrays(), Names()
-    for name in parts[0].arrays:
-        columns = [part.arrays[name] for part in parts]
+    for name in parts[0][0]:
+        columns = [part[name] for part, _ in parts]
         if name == "class_counts":
             arrays[name] = np.asarray(np.sum(columns, axis=0, dtype=np.int64))
         elif name != "offsets":  # the writer adds its own
             arrays[name] = np.concatenate(columns)
-    for name in parts[0].names:
-        names[name] = [word for part in parts for word in part.names[name]]
-    joined: dict[str, Any] = {**arrays, **names}
-    for name, values in joined.items():
-        if not name.startswith("class_") and len(values) != total:
-            raise DataError(f"{parts[0].data.path}: {name!r} has no value per image")
-    return arrays, names | {name: words for name, words in parts[0].names.items() if name == "class_names"}
+    for name, words in parts[0][1].items():
+        names[name] = words if name == "class_names" else [word for _, part in parts for word in part[name]]
+    return arrays, names
 
 
-def _join_attributes(parts: Sequence[Part]) -> dict[str, Any]:
-    said = [part.data.attributes.json() for part in parts]
+def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
+    said = [part.attributes.json() for part in parts]
     joined = {
         key: value
         for key, value in said[0].items()
@@ -142,15 +135,12 @@ def _join_attributes(parts: Sequence[Part]) -> dict[str, Any]:
     if "changed" in said[0]:
         changed = Counter[str]()
         for part, other in zip(parts, said):
-            where = f"{part.data.path}: its attribute changed is not usable"
-            changed.update(convert(parse_json(other.get("changed", "{}"), where), dict[str, Count], where))
+            with reading(f"{part.path}: its attribute changed is not usable"):
+                changed.update(json.loads(other.get("changed", "{}")))
         joined["changed"] = json.dumps(dict(changed), sort_keys=True)
     digests = [other.get("source_sha256", "") for other in said]
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
         joined["source_sha256"] = add_digests(digests)
-    if any(part.drawn for part in parts):
-        described = _join_drawn([part.drawn for part in parts])
-        joined["samples"] = json.dumps(SamplesAbout.of(described, parts[0].data.path).json())
     return joined
 
 
@@ -169,20 +159,19 @@ def _join_drawn(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return joined
 
 
-def _fingerprint(parts: Sequence[Part]) -> str:
-    datas = [part.data for part in parts]
-    digests = [[data.attributes.payload_sha256 or str(data.path), len(data), len(data.block)] for data in datas]
-    return hashlib.sha256(json.dumps(["merge", datas[0].kind, datas[0].store, digests]).encode()).hexdigest()
+def _fingerprint(parts: Sequence[Dataset]) -> str:
+    digests = [[part.attributes.payload_sha256 or str(part.path), len(part), len(part.block)] for part in parts]
+    return hashlib.sha256(json.dumps(["merge", parts[0].kind, parts[0].store, digests]).encode()).hexdigest()
 
 
-def _copy(writer: DatasetWriter, parts: Sequence[Part], total: int, signals: Signals) -> None:
+def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
     """Copy the rows of the parts that aren't safe. Raises DataError for a part whose rows are not what was written."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts")
     for index, part in enumerate(parts[before:], start=before):
         digest = hashlib.sha256()
-        for rows in part.data.pieces():
+        for rows in part.pieces():
             add_rows(digest, rows)
             writer.write(rows)
             done += len(rows)
@@ -190,7 +179,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Part], total: int, signals: Sig
             if signals.received:
                 safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
                 raise signals.interrupted(f"{safe}; the same command goes on from there")
-        if part.data.attributes.payload_sha256 not in (None, digest.hexdigest()):
-            raise DataError(f"{part.data.path}: damaged: its images are not what was written; pack it again")
+        if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
+            raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
         # Not earlier: a part counts when it was checked to its end.
         writer.append([], done, {"parts": index + 1})

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,8 +27,8 @@ from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
-from elbocli.images.registry import ImageRef, Shape, read_rows
-from elbocli.images.sources import Source, choose, open_source
+from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
+from elbocli.images.sources import choose, open_source
 from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
@@ -41,8 +42,8 @@ LOOKED_AT = 1000
 """Image files whose size and channels are read beforehand."""
 AHEAD = 8
 """Images, or stretches of them, in flight for each thread."""
-STRETCH = 1 << 20
-"""Bytes of rows of an array that are read at once, where they have the right size already."""
+STRETCH = 64
+"""Rows of arrays that a thread packs at once."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
@@ -74,7 +75,7 @@ class Settings(DecodeOptions):
             "image_size": self.size,
             "channels": self.channels,
             "crop": self.crop,
-            "filter": CROPS[self.crop].filter,
+            "filter": CROPS[self.crop][1],
             "background": self.background or ("white" if self.crop == "pad" else "none"),
             "auto_orient": self.auto_orient,
             "store": self.store,
@@ -137,7 +138,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
 # Size and channels, where the user leaves them to elbo
 
 
-def look(source: Source) -> Counter[Shape]:
+def look(source: Images) -> Counter[Shape]:
     """Count the shapes (H, W, C) of a source's images: of all rows of arrays, and of at most LOOKED_AT files.
 
     The files are spread evenly over the list. Those that can't be read don't count. The same source gives the same counts.
@@ -206,7 +207,7 @@ def _layout(settings: Settings, encoder: LatentEncoder | None) -> BlockLayout:
     return BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim))
 
 
-def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | None) -> str:
+def _fingerprint(source: Images, settings: Settings, encoder: LatentEncoder | None) -> str:
     """Digest everything that decides the result, file contents excepted."""
     about = {**settings.about(), "pillow": PIL.__version__}
     if encoder is not None:
@@ -217,7 +218,7 @@ def _fingerprint(source: Source, settings: Settings, encoder: LatentEncoder | No
     return digest.hexdigest()
 
 
-def _list_skipped(out: Path, source: Source, skipped: dict[str, str]) -> None:
+def _list_skipped(out: Path, source: Images, skipped: dict[str, str]) -> None:
     """List what was skipped in a file beside the dataset. skipped: the trouble by the image's index."""
     sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
     if not skipped:
@@ -233,20 +234,20 @@ def _list_skipped(out: Path, source: Source, skipped: dict[str, str]) -> None:
 
 
 class Packed(NamedTuple):
-    """One image as it will be stored, or why it isn't one; or several rows of an array, with which there is nothing to do.
+    """One image as it will be stored, or why it isn't one.
 
-    digests: of what was read, one for each image. size: bytes read. rows: pixels [images, H, W, C], or an encoded image.
+    digest, size: of the bytes that were read. row: pixels [H, W, C], or an encoded image.
     """
 
-    digests: list[str]
+    digest: str
     size: int
-    rows: Any = b""
+    row: Any = b""
     change: str = ""
     trouble: str = ""
 
 
 def _fill(
-    writer: DatasetWriter, source: Source, settings: Settings, encoder: LatentEncoder | None, signals: Signals
+    writer: DatasetWriter, source: Images, settings: Settings, encoder: LatentEncoder | None, signals: Signals
 ) -> None:
     """Write the rows of all images, from where an earlier prep stopped. The writer's notes say what was met.
 
@@ -275,19 +276,18 @@ def _fill(
     if done:
         log.info(f"going on after {done} images")
     safe_at, held = begun, 0
-    for packed in _packed_in_order(source, done, settings, encoder):
+    for packed in _packed_in_order(source, done, settings):
         if packed.trouble:
             skip(done, packed.trouble)
         elif encoder is None:
-            rows.append(packed.rows)
+            rows.append(packed.row)
         else:
-            pending.extend(packed.rows)
-        named = zip(source.files[done : done + len(packed.digests)], packed.digests, strict=True)
-        digests = [hashlib.sha256(os.fsencode(name) + b"\0" + digest.encode()).hexdigest() for name, digest in named]
-        notes["source_sha256"] = add_digests([notes["source_sha256"], *digests])
+            pending.append(packed.row)
+        named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
+        notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
-        done, read, held = done + len(digests), read + packed.size, held + memoryview(packed.rows).nbytes
+        done, read, held = done + 1, read + packed.size, held + memoryview(packed.row).nbytes
         if encoder is not None and pending and (len(pending) >= encoder.batch or done == total):
             rows += encoder.rows(pending)
             pending.clear()
@@ -301,39 +301,21 @@ def _fill(
         progress(done, total, "img", **rate)
 
 
-def _packed_in_order(source: Source, start: int, settings: Settings, encoder: LatentEncoder | None) -> Iterator[Packed]:
-    """Yield the images from number `start` on, in the order of the source; threads decode some ahead.
-
-    Rows of an array that have their size already come together, but one by one into batches of latents, so that what is
-    safe ends with a batch often.
-    """
-    threads, step = len(os.sched_getaffinity(0)), 1
-    shape = (settings.size, settings.size, settings.channels)
-    if encoder is None and settings.store == RAW and source.refs[0].shape == shape:
-        step = max(1, STRETCH // math.prod(shape))
+def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
+    """Yield the images from number `start` on, in the order of the source; threads decode some ahead."""
+    threads, step = len(os.sched_getaffinity(0)), STRETCH if isinstance(source.refs[0], ArrayRow) else 1
     waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
-        try:
-            for index in range(start, len(source), step):
-                waiting.append(pool.submit(_pack, source.refs[index : index + step], settings))
-                if len(waiting) >= AHEAD * threads:
-                    yield from waiting.popleft().result()
-            while waiting:
+        for index in range(start, len(source), step):
+            refs = source.refs[index : index + step]
+            waiting.append(pool.submit(list, map(_pack, refs, repeat(settings))))
+            if len(waiting) >= AHEAD * threads:
                 yield from waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield from waiting.popleft().result()
 
 
-def _pack(refs: Sequence[ImageRef], settings: Settings) -> list[Packed]:
-    """Pack images."""
-    with suppress(ElboError):  # each says what is wrong with it
-        rows = read_rows(refs) if len(refs) > 1 else None
-        if rows is not None and rows.shape[1:] == (settings.size, settings.size, settings.channels):
-            return [Packed([hashlib.sha256(row.data).hexdigest() for row in rows], rows.nbytes, rows)]
-    return [_pack_one(ref, settings) for ref in refs]
-
-
-def _pack_one(ref: ImageRef, settings: Settings) -> Packed:
+def _pack(ref: ImageRef, settings: Settings) -> Packed:
     digest, size = "", 0
     try:
         content = ref.read()
@@ -341,6 +323,5 @@ def _pack_one(ref: ImageRef, settings: Settings) -> Packed:
         digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
         pixels, change = square(content, settings)
     except ElboError as error:
-        return Packed([digest], size, trouble=str(error))
-    rows = pixels[None] if settings.store == RAW else ENCODINGS[settings.store].encode(pixels)
-    return Packed([digest], size, rows, change)
+        return Packed(digest, size, trouble=str(error))
+    return Packed(digest, size, pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels), change)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
@@ -175,7 +174,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
 class _Drawing:
     """Images drawn in rounds: the process of rank r draws the r-th batch of a round, and the first writes all of them.
 
-    Meanwhile the next round is drawn. On CUDA a round is begun before the one before it is waited for.
+    Meanwhile the next round is drawn.
     """
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
@@ -232,7 +231,6 @@ class _Drawing:
         shape, seeds = (n, *self.output.shape), self.noise.seeds(n)
         self.header = SamplesHeader(shape, labels, seeds, names, about, settings.scale)
         self.sink: Sink | None = None
-        self._begun: deque[Callable[[], Tensor]] = deque()
         self._ready: Tensor | None = None
         self._background = Background("put", abandon=True)
         self._writing: Future[None] | None = None
@@ -258,13 +256,10 @@ class _Drawing:
             )
             if start:
                 log.info(f"going on after {start} of {n} images")
-            together = self.batch * world.size
-            behind = together if world.device.type == "cuda" else 0
             try:
-                for first in range(start, n + behind, together):
-                    self._agreed(partial(self._begin, first))
-                    if first - behind >= start:
-                        self._collect(first - behind)
+                for first in range(start, n, self.batch * world.size):
+                    self._agreed(partial(self._draw_part, first))
+                    self._collect(first)
                 for _ in range(2):  # write the last round, then wait for it
                     self._agreed(self._put)
             finally:
@@ -281,13 +276,12 @@ class _Drawing:
         if reason := self.ending.reason():
             raise Leave(reason)
 
-    def _begin(self, first: int) -> None:
-        """Begin this process's part of the round whose images begin at `first`."""
+    def _draw_part(self, first: int) -> None:
+        """Write the round before, and draw this process's part of the round whose images begin at `first`."""
         self._put()
         start, n = first + self.batch * self.world.rank, self.settings.n
         mine = range(min(start, n), min(start + self.batch, n))
-        images = self._draw(mine) if mine else torch.empty((0, *self.output.shape), dtype=torch.uint8)
-        self._begun.append(fetched(images))
+        self._ready = self._draw(mine).cpu() if mine else torch.empty((0, *self.output.shape), dtype=torch.uint8)
 
     def _draw(self, indices: range) -> Tensor:
         """Images [len(indices), H, W, C] uint8, on the device."""
@@ -308,13 +302,13 @@ class _Drawing:
         return draw(denoiser, indices, self.drawer.shape, *how)[:count]
 
     def _collect(self, first: int) -> None:
-        """The whole round whose images begin at `first`, at the first process."""
-        images = self._begun.popleft()()
+        """Gather the round whose images begin at `first`, in the first process."""
+        assert self._ready is not None
         if self.world.size > 1:
             padded = torch.zeros((self.batch, *self.output.shape), dtype=torch.uint8)
-            padded[: len(images)] = images
-            images = torch.cat(self.world.gathered(padded) or [padded])
-        self._ready = images[: self.settings.n - first]
+            padded[: len(self._ready)] = self._ready
+            self._ready = torch.cat(self.world.gathered(padded) or [padded])
+        self._ready = self._ready[: self.settings.n - first]
 
     def _put(self) -> None:
         """Write the round that is ready, once the one before is written."""
@@ -355,19 +349,3 @@ class Leave(Exception):
 
     def __init__(self, reason: int):
         self.reason = reason
-
-
-def fetched(images: Tensor) -> Callable[[], Tensor]:
-    """Images on their way from the device; the call waits until they are there."""
-    if images.device.type != "cuda":
-        return images.cpu
-    host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
-    host.copy_(images, non_blocking=True)
-    there = torch.cuda.Event()
-    there.record(torch.cuda.current_stream(images.device))
-
-    def arrived() -> Tensor:
-        there.synchronize()
-        return host
-
-    return arrived

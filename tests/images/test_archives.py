@@ -13,7 +13,7 @@ from elbocli.images.registry import Span
 
 
 def refs_of(path):
-    return {name: ref for name, _, ref in list_tar(path)}
+    return dict(list_tar(path))
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def test_a_folder_its_tar_and_its_zip_list_the_same(tree, tmp_path):
         list(list_zip(tmp_path / "x.zip")),
     ]
     for entries in found:
-        assert sorted(name for name, _, _ in entries) == WANTED
-        for name, _, ref in entries:
+        assert sorted(name for name, _ in entries) == WANTED
+        for name, ref in entries:
             assert ref is FOLDER if name.endswith("/") else ref.read() == name.encode()
 
 
@@ -74,7 +74,7 @@ def test_every_style_of_tar_keeps_long_names(tmp_path, style):
         name = "ü" * 60 + "/" + "é" * 120 + ".png"
     with tarfile.open(tmp_path / "x.tar", "w", format=style) as tar:
         add(tar, name, b"content")
-    ((found, _, ref),) = list_tar(tmp_path / "x.tar")
+    ((found, ref),) = list_tar(tmp_path / "x.tar")
     assert found == name and ref.read() == b"content"
 
 

@@ -191,7 +191,7 @@ def test_numbers_without_meta_mat_count_from_one(validation, devkit):
 
 def test_numbers_that_are_not_ilsvrcs_are_refused(validation, devkit):
     (devkit / "truth.txt").write_text("0\n1\n1\n2\n1\n3\n")
-    with pytest.raises(DataError, match=r"class 0, but ILSVRC's numbers go from 1 to 4.*sorted names"):
+    with pytest.raises(DataError, match="ILSVRC's numbers, 1 to 4"):
         open_source(validation, labels=devkit / "truth.txt", classes=devkit / "meta.mat")
 
 

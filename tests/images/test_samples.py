@@ -504,7 +504,7 @@ def test_a_pickle_in_an_npz_is_refused_and_not_run(tmp_path, images, bomb, hosti
 @pytest.mark.parametrize("labels", [np.arange(3), np.zeros(2), np.zeros((2, 2), int), np.array(["a", "b"])])
 def test_labels_that_do_not_fit_are_refused(tmp_path, images, labels):
     np.savez(tmp_path / "x.npz", images(2), labels)
-    with pytest.raises(FormatError, match="labels"):
+    with pytest.raises(ElboError, match="labels"):
         read(tmp_path / "x.npz")
 
 

@@ -196,7 +196,7 @@ def test_a_part_whose_description_is_unreadable_is_named(tmp_path: Path) -> None
         samples_of(tmp_path / "a.h5", 0, 5),
         write(tmp_path / "b.h5", "raw", 5, 9, samples='{"seed": 3} + {"seed": 4}'),
     ]
-    with pytest.raises(FormatError, match=r"b\.h5: its attribute samples is not usable"):
+    with pytest.raises(FormatError, match=r"b\.h5: attribute samples is not usable"):
         merged(tmp_path / "out.h5", parts)
 
 

@@ -197,7 +197,7 @@ def test_an_unfinished_file_that_was_cut_short_is_made_again(store: str, photogr
         pack(photographs, out, size=16, store=store)
     os.truncate(tmp_path / "out.h5.partial", 2200)
     said = pack(photographs, out, size=16, store=store)
-    assert any("rows are not what was written; all are made again" in message for message in said)
+    assert any("made again" in message for message in said)
     assert not any("going on after" in message for message in said)
     assert out.read_bytes() == whole.read_bytes()
 

@@ -66,7 +66,7 @@ PACK = """
 import sys
 from pathlib import Path
 from packing import pack
-for text in pack([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]), size=64, on_error="skip"):
+for text in pack([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]), size=8, on_error="skip"):
     print(text.encode("ascii", "backslashreplace").decode())
 assert "torch" not in sys.modules
 """

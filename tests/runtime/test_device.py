@@ -12,7 +12,6 @@ from torch import Tensor
 
 from elbocli.errors import UsageError
 from elbocli.runtime.device import PRECISIONS, Precision, choose_device, meant_by, seed_dropout, usual_precision
-from elbocli.sample.draw import fetched
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -134,15 +133,6 @@ def test_dropout_is_seeded_on_its_own_card(cards: Cards) -> None:
     seed_dropout(CARD, 5)
     assert cards.seeds == {1: 5} and cards.current == 0
     assert torch.initial_seed() == 5
-
-
-def test_copies_are_waited_for_on_their_own_cards_stream(cards: Cards) -> None:
-    class There(Tensor):
-        device = CARD
-
-    images = torch.arange(6, dtype=torch.uint8).view(1, 2, 3, 1)
-    assert torch.equal(fetched(images.as_subclass(There))(), images)
-    assert cards.events == [1]
 
 
 @pytest.mark.parametrize(

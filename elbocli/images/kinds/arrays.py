@@ -8,14 +8,14 @@ import os
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import check_file, open_file, reading
-from elbocli.images.registry import DatasetRows, Images, images_of_array, source
+from elbocli.images.registry import DatasetRows, Images, check_labels, images_of_array, source
 
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
 """The names under which an .npz may hold images and their labels: numpy's own, and those of published data sets."""
@@ -43,7 +43,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 class StreamRows:
     """An array of uint8 images that is read from a stream in its order. shape: (N, H, W, C)."""
 
-    def __init__(self, file: IO[bytes], name: str):
+    def __init__(self, file: Any, name: str):
         self.file, self.name = file, name
         self.shape = read_header(file, name)
         self.next = 0
@@ -54,12 +54,16 @@ class StreamRows:
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
                 self.file.seek((rows.start - self.next) * row, os.SEEK_CUR)
-            content = self.file.read((rows.stop - rows.start) * row)
-        self.next = rows.start + len(content) // row
-        if self.next < rows.stop:
-            came = f"{self.next} of {self.shape[0]} images"
-            raise DataError(f"{self.name}: ended after {came}; its writer died or the file is cut short")
-        return np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:])
+            images = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
+            left = images.reshape(-1).data
+            while left:
+                count = self.file.readinto(left)  # a pipe gives what is in it
+                if not count:
+                    came = rows.stop + -len(left) // row
+                    raise DataError(f"ended after {came} of {self.shape[0]} images; the file is cut short")
+                left = left[count:]
+        self.next = rows.stop
+        return images
 
 
 @source("npy", magic=b"\x93NUMPY")
@@ -123,10 +127,7 @@ def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "ar
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable as labels"), archive.open(f"{name}.npy") as member:
-        labels = np.lib.format.read_array(member, allow_pickle=False)
-        if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-            raise FormatError(f"{labels.dtype} {labels.shape}, expected {count} whole numbers")
-        return labels.astype(np.int64).reshape(count)
+        return check_labels(np.lib.format.read_array(member, allow_pickle=False), count)
 
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")

@@ -7,13 +7,13 @@ names lie beside, in batches.meta.txt or fine_label_names.txt. Source: the descr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
-from elbocli.images.registry import ImageRef, Images, images_of_array, source
+from elbocli.images.registry import Entries, Images, images_of_array, source
 
 BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
 PIXELS = 3 * 32 * 32
@@ -22,12 +22,12 @@ KINDS = {PIXELS + 1: (10, "batches.meta.txt"), PIXELS + 2: (100, "fine_label_nam
 
 
 @source("CIFAR", test=lambda path, head: bool(BATCH.fullmatch(path.name)), form="parts")
-def open_cifar(files: Sequence[tuple[str, ImageRef]], beside: Mapping[str, ImageRef], where: str) -> Images:
+def open_cifar(files: Sequence[str], folder: Entries, where: str) -> Images:
     """Open batches, one after another. Raises FormatError for other files and kinds that are mixed, DataError."""
     batches, names = [], []
-    for name, ref in files:
+    for name in files:
         with reading(where + name):
-            content = bytes(ref.read())
+            content = bytes(folder[name].read())
             size = next((size for size in KINDS if content and len(content) % size == 0), PIXELS + 1)
             batches.append(np.frombuffer(content, np.uint8).reshape(-1, size))
         stem = name.rpartition("/")[2].removesuffix(".bin")
@@ -39,9 +39,9 @@ def open_cifar(files: Sequence[tuple[str, ImageRef]], beside: Mapping[str, Image
     if labels.max() >= count:
         raise FormatError(f"{where}: a label is {labels.max()}, of CIFAR-{count}; get the files again")
     classes = [str(number) for number in range(count)]
-    if file in beside:
+    if file in folder:
         with reading(where + file):
-            classes = bytes(beside[file].read()).decode().split()
+            classes = bytes(folder[file].read()).decode().split()
             if len(classes) != count or len(set(classes)) != count:
                 raise FormatError(f"{len(classes)} names of classes, expected {count}; get it again, or remove it")
     return images_of_array(images, labels.tolist(), classes, names)

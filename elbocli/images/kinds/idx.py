@@ -11,14 +11,14 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.reading import reading
-from elbocli.images.registry import ImageRef, Images, images_of_array, source
+from elbocli.images.registry import Entries, ImageRef, Images, images_of_array, source
 from elbocli.runtime.progress import log
 
 GZIP = b"\x1f\x8b"
@@ -33,21 +33,21 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 
 @source("IDX", test=_begins_like_images, form="parts")
-def open_idx(files: Sequence[tuple[str, ImageRef]], beside: Mapping[str, ImageRef], where: str) -> Images:
+def open_idx(files: Sequence[str], folder: Entries, where: str) -> Images:
     """Open a file of images, and the file of their labels that lies beside it.
 
     Raises FormatError for a file that isn't one of images or has another length than it says, and for labels that don't
     fit; DataError when it can't be read.
     """
-    ((name, ref),) = files
-    images = _values(ref, where + name, 3)
+    (name,) = files
+    images = _values(folder[name], where + name, 3)
     plain = name.removesuffix(".gz")
     wanted = plain.replace("images", "labels").replace("idx3", "idx1")
-    labels = next((label for label in (wanted, f"{wanted}.gz") if label in beside and wanted != plain), None)
+    labels = next((label for label in (wanted, f"{wanted}.gz") if label in folder and wanted != plain), None)
     if labels is None:
         log.warning(f"{where}{name}: no file of labels beside it ({wanted}), so all images are of one class")
         return images_of_array(images[..., None])
-    numbers = _values(beside[labels], where + labels, 1)
+    numbers = _values(folder[labels], where + labels, 1)
     if len(numbers) != len(images):
         raise FormatError(
             f"{where}{labels}: {len(numbers)} labels for {len(images)} images; get those that belong here"

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.reading import check_file, reading
-from elbocli.images.registry import ImageRef, Images, Span, source
+from elbocli.images.registry import Entries, Images, Span, source
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -28,6 +28,7 @@ LABELS = ("label", "labels", "fine_label")
 LOCK = threading.Lock()
 
 
+@lru_cache(2)
 def _row_group(path: str, number: int, column: str) -> Any:
     """The images' bytes of a row group, as pyarrow has them."""
     with _opened(path) as file:
@@ -36,9 +37,8 @@ def _row_group(path: str, number: int, column: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ParquetRow:
-    """An image of a parquet file. row_group: `_row_group` with a cache. group: its arguments."""
+    """An image of a parquet file. group: the arguments of `_row_group`."""
 
-    row_group: Callable[..., Any]
     group: tuple[str, int, str]
     row: int
     shape = None
@@ -46,51 +46,44 @@ class ParquetRow:
     def read(self, most: int = -1) -> bytes:
         # Locked, so that threads read a row group once.
         with LOCK, reading("can't be read from its parquet file", kind=DataError):
-            content = self.row_group(*self.group)[self.row].as_py()
+            content = _row_group(*self.group)[self.row].as_py()
         if content is None:
             raise DataError("only a path, and no image, is in its parquet file; save the data set with its images")
         return bytes(content)
 
 
 @source("parquet", magic=b"PAR1", form="parts")
-def open_parquet(files: Sequence[tuple[str, ImageRef]], beside: Mapping[str, ImageRef], where: str) -> Images:
+def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
     """Open files of one data set, in their order.
 
     Raises UsageError without pyarrow; FormatError for a file that is damaged or holds no images, for files that have
     other columns or classes than the first, and for a file in an archive.
     """
-    layout, labels, names = None, [], []
-    refs, row_group = list[ParquetRow](), lru_cache(2)(_row_group)
-    for name, ref in files:
+    _row_group.cache_clear()
+    layout, labels, names, refs = None, [], [], list[ParquetRow]()
+    for name in files:
+        ref = folder[name]
         if not isinstance(ref, Span) or ref.size >= 0:
             raise FormatError(f"{where}{name}: a parquet file in an archive can't be read; unpack the archive first")
         with reading(f"{ref.path}: not a usable parquet file", "; get it again"), _opened(ref.path) as file:
-            found = _layout(file)
+            images, column, classes = found = _layout(file)
             layout = layout or found
             if layout != found:
-                raise FormatError(f"has other columns or classes than {files[0][0]}; name files of one data set")
+                raise FormatError(f"has other columns or classes than {files[0]}; name files of one data set")
             for number in range(file.metadata.num_row_groups):
                 count = file.metadata.row_group(number).num_rows
-                refs += [ParquetRow(row_group, (ref.path, number, found.images), row) for row in range(count)]
-            if found.labels:
-                labels += file.read(columns=[found.labels]).column(0).to_pylist()
+                refs += [ParquetRow((ref.path, number, images), row) for row in range(count)]
+            if column:
+                labels += file.read(columns=[column]).column(0).to_pylist()
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
-        if type(label) is not int or not 0 <= label < len(found.names or labels):
-            raise FormatError(f"{where}{files[0][0]}: the label {label!r} is none of its {len(found.names)} classes")
-    return Images(names, labels or None, refs, found.names)
+        if type(label) is not int or not 0 <= label < len(classes or labels):
+            raise FormatError(f"{where}{files[0]}: the label {label!r} is none of its {len(classes)} classes")
+    return Images(names, labels or None, refs, classes)
 
 
-class _Layout(NamedTuple):
-    """The columns of images and of labels ('' without), and the classes' names where they have some."""
-
-    images: str
-    labels: str
-    names: Sequence[str]
-
-
-def _layout(file: ParquetFile) -> _Layout:
-    """Find the columns. Raises FormatError when there is none with images."""
+def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
+    """Find the columns of images and of labels ('' without), and the names of classes. Raises FormatError without images."""
     from pyarrow import types
 
     schema = file.schema_arrow
@@ -103,7 +96,7 @@ def _layout(file: ParquetFile) -> _Layout:
     classes = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
     numbers = [column.name for column in schema if types.is_integer(column.type)]
     labels = next((name for name in (*LABELS, *classes) if name in numbers), "")
-    return _Layout(images[0], labels, tuple(map(str, classes.get(labels, ()))))
+    return images[0], labels, list(map(str, classes.get(labels, ())))
 
 
 def _opened(path: str) -> ParquetFile:

@@ -16,7 +16,6 @@ from elbocli.files.reading import one_line, open_file, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.images.registry import Damage, ImageRef, Nowhere, Span, ZipEntry, source
 
-Row = tuple[str, None, ImageRef]
 FOLDER = Nowhere("a folder")
 
 
@@ -32,7 +31,7 @@ def clean(name: str) -> str:
 
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
-def list_folder(root: Path) -> Iterator[Row]:
+def list_folder(root: Path) -> Iterator[tuple[str, ImageRef]]:
     """List every file at any depth. A tar is listed like a folder with its name without '.tar'.
 
     Raises DataError when a folder can't be listed, and for the folder of a run, which holds previews.
@@ -47,16 +46,16 @@ def list_folder(root: Path) -> Iterator[Row]:
         prefix = folder[len(str(root)) :].lstrip("/")
         prefix = f"{prefix}/" if prefix else ""
         folders[:] = [name for name in folders if not hidden(name) and not _leads_up(Path(folder, name))]
-        yield from ((f"{prefix}{name}/", None, FOLDER) for name in folders)
+        yield from ((f"{prefix}{name}/", FOLDER) for name in folders)
         for name in files:
             if hidden(name):
                 continue
             path = f"{folder}/{name}"
             if name.endswith(".tar") and Path(path).is_file():
-                yield f"{prefix}{name.removesuffix('.tar')}/", None, FOLDER
+                yield f"{prefix}{name.removesuffix('.tar')}/", FOLDER
                 yield from list_tar(Path(path), f"{prefix}{name.removesuffix('.tar')}/")
             else:
-                yield prefix + name, None, Span(path)
+                yield prefix + name, Span(path)
 
 
 def _leads_up(path: Path) -> bool:
@@ -65,17 +64,17 @@ def _leads_up(path: Path) -> bool:
 
 
 @source("zip", magic=b"PK", form="tree")
-def list_zip(path: Path) -> Iterator[Row]:
+def list_zip(path: Path) -> Iterator[tuple[str, ImageRef]]:
     """List the files of a zip. Raises DataError when it is damaged."""
     with reading(f"{path}: damaged or cut short", "; get it again", DataError):
         archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)
         if name and info.is_dir():
-            yield f"{name}/", None, FOLDER
+            yield f"{name}/", FOLDER
         elif name:
             link = stat.S_ISLNK(info.external_attr >> 16)
-            yield name, None, Nowhere("a link, in an archive") if link else ZipEntry(archive, info)
+            yield name, Nowhere("a link, in an archive") if link else ZipEntry(archive, info)
 
 
 def _begins_like_tar(path: Path, head: bytes) -> bool:
@@ -85,16 +84,16 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 
 @source("tar", test=_begins_like_tar, form="tree")
-def list_tar(path: Path, prefix: str = "") -> Iterator[Row]:
+def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef]]:
     """List the files of a tar. A tar inside is a folder. The last row is Damage where it is damaged or cut short."""
     try:
         with open_file(path) as file:
             yield from _members(file, str(path), 0, prefix)
     except Exception as error:  # tarfile raises anything for damaged archives
-        yield prefix, None, Damage(f"{path}: damaged or cut short ({one_line(error)}); get it again")
+        yield prefix, Damage(f"{path}: damaged or cut short ({one_line(error)}); get it again")
 
 
-def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[Row]:
+def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef]]:
     """List the members of a tar that lies at an offset of `path`. file: the tar. Raises tarfile's errors."""
     spans: dict[str, Span] = {}
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
@@ -107,17 +106,17 @@ def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[R
             if not name:
                 continue
             if info.isdir():
-                yield f"{prefix}{name}/", None, FOLDER
+                yield f"{prefix}{name}/", FOLDER
             elif info.islnk():
-                yield prefix + name, None, spans.get(clean(info.linkname), Nowhere("a link out of its archive"))
+                yield prefix + name, spans.get(clean(info.linkname), Nowhere("a link out of its archive"))
             elif not info.isreg() or info.issparse():
-                yield prefix + name, None, Nowhere("a link or not a regular file, in an archive")
+                yield prefix + name, Nowhere("a link or not a regular file, in an archive")
             elif name.endswith(".tar") and (inside := tar.extractfile(info)):
-                yield f"{prefix}{name.removesuffix('.tar')}/", None, FOLDER
+                yield f"{prefix}{name.removesuffix('.tar')}/", FOLDER
                 yield from _members(inside, path, span.offset, f"{prefix}{name.removesuffix('.tar')}/")
             else:
                 spans[name] = span
-                yield prefix + name, None, span
+                yield prefix + name, span
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end mark at byte {tar.offset}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 from torch import Tensor
@@ -30,17 +30,16 @@ from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import (
-    ROW,
     Extremes,
     Thumbnails,
     chosen_times,
     read_by_class,
     read_extremes,
+    read_preview,
     read_sheet,
     strips,
-    thumbnails_of,
 )
-from elbocli.run.folder import RunStatus, read_status
+from elbocli.run.folder import read_status
 from elbocli.run.open import (
     EffectiveWeighting,
     began_from,
@@ -63,7 +62,6 @@ CURVES = {
     "val_bpd": ("validation bound", BITS),
 }
 TWICE = "2 standard errors"
-T = TypeVar("T")
 
 
 class Term(Record, frozen=True):
@@ -198,7 +196,6 @@ class RunFacts:
     """
 
     report: RunReport
-    status: RunStatus | None
     settings: TrainSettings
     objective: ObjectiveFacts | None
     course: LogHistory | None
@@ -238,7 +235,7 @@ class RunFacts:
         return found
 
 
-def table(columns: Sequence[dict[T, Any]]) -> dict[T, list[Any]]:
+def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
     """By the names that any column has, in the order in which they come, the values of all; None where one has none."""
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name) for column in columns] for name in names}
@@ -269,7 +266,7 @@ def compare_runs(runs: Sequence[RunFacts]) -> ComparisonReport:
 class Missing(list[str]):
     """Sentences on what couldn't be told."""
 
-    def asked(self, ask: Callable[..., T], *given: Any, otherwise: Any = None) -> T:
+    def asked(self, ask: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
         """Return what `ask` answers. An ElboError is taken for a sentence, and the answer is `otherwise`."""
         try:
             return ask(*given)
@@ -305,12 +302,15 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     if not defined:
         missing.append(f"{run}: its objective isn't known; 'elbo import' takes --weighting and --schedule")
     curves: dict[str, Curve] = {}
-    course, status, previews = None, None, list[Thumbnails]()
+    course, status, shown_sheets = None, None, list[Path]()
     if not imported:
         curves = missing.asked(read_curves, run / "metrics.jsonl", missing, otherwise={})
         status = missing.asked(read_status, run)
         course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
-        previews = _previews(run, sheets, missing)
+        shown_sheets = [sheets[index] for index in chosen_times(len(sheets))]
+        if not sheets:
+            missing.append(f"{run}: no previews yet")
+    previews = [strip for sheet in shown_sheets if (strip := missing.asked(read_preview, sheet))]
     held_out = missing.asked(read_log_history, validation, missing) if validation.exists() else None
     network = missing.asked(empty_network, config, run / "config.yaml")
     objective = missing.asked(_objective, run, settings) if defined else None
@@ -343,9 +343,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             if kind != "optimum"
         },
     )
-    return RunFacts(
-        report, status, settings, objective, course, held_out, previews, drawn, shown, excess_found, extremes
-    )
+    return RunFacts(report, settings, objective, course, held_out, previews, drawn, shown, excess_found, extremes)
 
 
 def _map(course: LogHistory | None) -> ErrorMap | None:
@@ -440,17 +438,6 @@ def _environment(
     else:
         missing.append(f"{run}: no checkpoint yet")
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnails]:
-    """The same pictures of the same noise, at several times."""
-    if not sheets:
-        missing.append(f"{run}: no previews yet")
-
-    def strip(sheet: Path) -> Thumbnails:
-        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet)[0][:ROW]))
-
-    return [*filter(None, (missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))))]
 
 
 def _drawn(

@@ -64,6 +64,12 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     return cut_up(np.asarray(picture), layout), layout.groups
 
 
+def read_preview(path: Path) -> Thumbnails:
+    """The first pictures of a preview, named by its step. Raises DataError."""
+    name = path.stem.removeprefix("step-").lstrip("0") or "0"
+    return thumbnails_of(name, list(read_sheet(path)[0][:ROW]))
+
+
 def chosen_times(count: int) -> list[int]:
     """Indices of the previews, of `count`, that are shown: the first and the last, and between them ever fewer, as less changes."""
     if count <= TIMES:

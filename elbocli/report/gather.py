@@ -145,10 +145,6 @@ class RunReport(Record, frozen=True, kw_only=True):
     commands: list[CommandReport]
     missing: list[str]
 
-    def json(self) -> dict[str, Any]:
-        """All of it; numbers that JSON doesn't have are None."""
-        return finite(super().json())
-
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
@@ -156,11 +152,6 @@ class ComparisonReport(Record, frozen=True):
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]
-
-
-def finite(value: Any) -> Any:
-    """A value of JSON, with None for numbers that JSON doesn't have."""
-    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 class RunExcess(NamedTuple):
@@ -258,9 +249,10 @@ def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
-def compare_runs(runs: Sequence[RunFacts]) -> ComparisonReport:
-    """All facts of each, and the differences by name."""
-    return ComparisonReport([facts.report for facts in runs], finite(differences(runs)))
+def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    """All facts of a run, or of several with the differences by name; numbers that JSON doesn't have are None."""
+    report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
+    return dict(msgspec.json.decode(msgspec.json.encode(report.json())))
 
 
 class Missing(list[str]):
@@ -294,13 +286,6 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     imported = config.source is not None
     known = {key: value for key, value in settings.stored().items() if key in config.settings or not imported}
     validation, defined = run / "validation.jsonl", {"weighting", "schedule"} <= set(known)
-    if not validation.exists() and not imported:
-        missing.append(f"{run}: no validation; 'elbo train --val' or '--val-split' adds it")
-    for kind, how in (("scores", "elbo eval"), ("bound", "elbo bound")):
-        if not shown[kind]:
-            missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
-    if not defined:
-        missing.append(f"{run}: its objective isn't known; 'elbo import' takes --weighting and --schedule")
     curves: dict[str, Curve] = {}
     course, status, shown_sheets = None, None, list[Path]()
     if not imported:
@@ -308,8 +293,6 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         status = missing.asked(read_status, run)
         course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
         shown_sheets = [sheets[index] for index in chosen_times(len(sheets))]
-        if not sheets:
-            missing.append(f"{run}: no previews yet")
     previews = [strip for sheet in shown_sheets if (strip := missing.asked(read_preview, sheet))]
     held_out = missing.asked(read_log_history, validation, missing) if validation.exists() else None
     network = missing.asked(empty_network, config, run / "config.yaml")
@@ -398,10 +381,8 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
         return None
     said = Path(str(result.content.get("dataset")))
     dataset = said if said.is_file() else dataset_of(config.data, run)
-    table = next((place for place in (result.path.parent / Path(named).name, Path(named)) if place.is_file()), None)
-    if table is None:
-        raise DataError(f"{result.path}: its file of likelihoods, {named}, is gone; keep it beside the result")
-    return read_extremes(table, dataset, result.content.get("payload_sha256"))
+    table = result.path.parent / Path(named).name
+    return read_extremes(table if table.is_file() else Path(named), dataset, result.content.get("payload_sha256"))
 
 
 def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
@@ -435,8 +416,6 @@ def _environment(
     if newest := next(filter(None, read), None):
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
-    else:
-        missing.append(f"{run}: no checkpoint yet")
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -115,14 +115,10 @@ def _svg(figure: Any, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text.replace("\n ", " "), count=1)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text, count=1)
     for color, variable in INKS.items():
         text = text.replace(f": {color}", f": var({variable})")
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
-    text = re.sub(r'href="#|url\(#', rf"\g<0>{name}-", text)
-    return re.sub(r"\n\s*", "\n", text)
+    return re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", text)
 
 
 def over_images(axis: Any) -> None:

@@ -116,8 +116,8 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
     """
     table = read_table(path)
-    by = next((name for name in table.numbers if name.startswith(NATS)), None)
-    if by is None:
+    by, values = next(iter(table.numbers.items()))
+    if not by.startswith(NATS):
         raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
     data = Dataset(dataset, latents=True)
     if data.kind == LATENTS:
@@ -126,7 +126,6 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     same = within and bool((data.labels[table.index] == table.label).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
-    values = table.numbers[by]
     order = np.argsort(values, kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1
 

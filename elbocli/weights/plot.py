@@ -34,36 +34,38 @@ def labels(specs: Sequence[str]) -> list[str]:
     return [name if names.count(name) == full.count(label) else label for name, label in zip(names, full)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Line:
-    """A weighting on a sheet: its values and p_w at each λ, both over its largest value."""
+    """A weighting on a sheet, and its names: its values and p_w at each λ, both over its largest value."""
 
-    label: str
+    weighting: Weighting
+    names: list[str]
     value: Tensor
     slope: Tensor
     rises: bool
+
+    @property
+    def label(self) -> str:
+        """All names that it has."""
+        return " = ".join(self.names)
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
     """A line per weighting; those that are the same up to a constant share one."""
     low, high = float(at[0]), float(at[-1])
-    alike: list[tuple[Weighting, list[str]]] = []
+    lines = list[Line]()
     for label, weighting in zip(labels([*weightings]), weightings.values()):
-        for other, names in alike:
-            if likeness(other, weighting, low, high, POINTS).deviation < SAME:
-                names += [label] if label not in names else []
-                break
-        else:
-            alike.append((weighting, [label]))
-    found = []
-    for weighting, names in alike:
+        same = (line for line in lines if likeness(line.weighting, weighting, low, high, POINTS).deviation < SAME)
+        if line := next(same, None):
+            line.names = list(dict.fromkeys([*line.names, label]))
+            continue
         value = weighting(at)
         top = float(value.max()) or 1.0
         left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
         rises = left < right and bool(weighting.rising(left, right))
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
-        found.append(Line(" = ".join(names), value / top, slope, rises))
-    return found
+        lines.append(Line(weighting, [label], value / top, slope, rises))
+    return lines
 
 
 def plot_weights(

@@ -44,7 +44,7 @@ def repeats(values: list[float], seeds: list[Any], **facts: Any) -> EvalResult:
     """Several sets of samples with these distances and seeds."""
     common = {key: value for key, value in BASE.items() if not key.startswith(("frechet", "precision", "made"))}
     each = [{FID: value, "made": {"sampler": "ddim", "seed": seed}} for value, seed in zip(values, seeds, strict=True)]
-    return EvalResult.of({**common, **facts, "repeats": each})
+    return EvalResult.of({**common, **facts, "repeats": [{**common, **facts, **one} for one in each]})
 
 
 def only(first: EvalResult, other: EvalResult, score: str = FID) -> Any:

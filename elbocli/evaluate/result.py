@@ -234,10 +234,7 @@ def numbers() -> dict[str, Number]:
 
 def result_of(content: bytes, where: str) -> EvalResult:
     """The result in a file. Raises FormatError when it holds none."""
-    try:
-        result = EvalResult.of(parse_json(content, where), where)
-    except FormatError as error:
-        raise FormatError(f"{error}: {NONE}") from error
+    result = EvalResult.of(parse_json(content, where), where)
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
         raise FormatError(f"{where}: {NONE}")
     return result

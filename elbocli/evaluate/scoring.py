@@ -74,7 +74,7 @@ def run(
             if source.labels is None:
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
         settings = check_sources(settings, sides)
-        compares = settings.needs_reference_features
+        compares = settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours
         seen_sides = [side for side in sides.others if side.statistics is None or compares]
         extractor = _extractor(settings, [*sides.samples, *seen_sides], world)
         if extractor is not None:

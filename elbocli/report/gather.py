@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import msgspec
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
@@ -252,7 +252,7 @@ def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]
 def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
     """All facts of a run, or of several with the differences by name; numbers that JSON doesn't have are None."""
     report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
-    return dict(msgspec.json.decode(msgspec.json.encode(report.json())))
+    return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
 
 class Missing(list[str]):

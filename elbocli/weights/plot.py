@@ -23,6 +23,7 @@ MANY = 6
 STEEP = 20.0
 """Weightings that grow by more than this from λ = 0 are drawn on a logarithmic scale: e^{−λ/2} would hide the rest."""
 SAME = 1e-9
+BLOCKS = " ▁▂▃▄▅▆▇█"
 SHARE = 0.01
 """A point mass of p_w smaller than this is not worth a word."""
 
@@ -135,7 +136,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
 
 
-def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
+def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
     """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
     names = [visible(name) for name in labels([*weightings])]
     margin = max(map(len, names))
@@ -144,7 +145,7 @@ def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns
     rows = []
     for name, weighting in zip(names, weightings.values()):
         share = weighting(at) / weighting(at).max()
-        heights = (share * len(blocks)).long().clamp(max=len(blocks) - 1)
-        rows.append(f"{name:>{margin}}  " + "".join(blocks[height] for height in heights.tolist()))
+        heights = (share * len(BLOCKS)).long().clamp(max=len(BLOCKS) - 1)
+        rows.append(f"{name:>{margin}}  " + "".join(BLOCKS[height] for height in heights.tolist()))
     left, right = f"{low:g}", f"{high:g}"
     return [*rows, " " * (margin + 2) + left + "logsnr".center(wide - len(left) - len(right)) + right]

@@ -45,10 +45,8 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     context, features = click.get_current_context(), {path.suffix == ".safetensors" for path in files}
     if len(files) < 2:
         raise click.UsageError("name two files at least", context)
-    if len(features) > 1:
-        raise click.UsageError("features and results don't compare; name files of one kind", context)
     if features != {ref is not None}:
-        raise click.UsageError("features need --ref; results name their own", context)
+        raise click.UsageError("features need --ref, and results take none; name files of one kind", context)
     if ref is not None:
         others, alike = compare_features(files, ref)
     else:

@@ -17,8 +17,9 @@ from elbocli.core.frechet import Gaussian, frechet_distance, influence
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, fingerprint, open_reference, open_source
+from elbocli.evaluate.extract import fingerprint, open_reference
 from elbocli.evaluate.result import EvalResult, mismatches, numbers, refuse, shared
+from elbocli.files.features import read_features
 from elbocli.files.records import Record, stored
 from elbocli.nn.extractors import is_published
 
@@ -113,34 +114,41 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     Raises DataError for files that can't be compared, UsageError for a reference of images.
     """
     with contextlib.ExitStack() as stack:
-        reference, *sets = open_reference(ref, stack), *(open_source(path, stack) for path in paths)
+        reference = open_reference(ref, stack)
     if reference.width is None:
         raise UsageError(f"{ref}: neither statistics nor features; make them: elbo eval {ref} --save-stats ref.npz")
-    facts = [{"n_samples": source.n, **fingerprint(source.about)} for source in sets]
-    for source, own in zip(sets, facts):
-        if source.width != reference.width or 1 in (source.n, reference.n):
-            sizes = f"{source.n} x {source.width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
-            raise DataError(f"{source.name}: {sizes}; use files made alike, of 2 images at least")
-        refuse(mismatches(own, fingerprint(reference.about)), source.name, ref, ALIKE)
-        refuse(mismatches(own, facts[0]), source.name, paths[0], ALIKE)
-    values = [source.saved.features.numpy() for source in (reference, *sets) if source.saved is not None]
-    points: Gaussian = reference.statistics or FeatureMoments.of(values.pop(0))
+    sets = [read_features(path) for path in paths]
+    facts = [{"n_samples": len(saved.features), **fingerprint(saved.about)} for saved in sets]
+    for path, saved, own in zip(paths, sets, facts):
+        n, width = saved.features.shape
+        if width != reference.width or 1 in (n, reference.n):
+            sizes = f"{n} x {width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
+            raise DataError(f"{path}: {sizes}; use files made alike, of 2 images at least")
+        refuse(mismatches(own, fingerprint(reference.about)), path, ref, ALIKE)
+        refuse(mismatches(own, facts[0]), path, paths[0], ALIKE)
+    points: Gaussian | None = reference.statistics
+    if reference.saved is not None:
+        points = FeatureMoments.of(reference.saved.features.numpy())
+    assert points is not None
+    values = [saved.features.numpy() for saved in sets]
     moments = [FeatureMoments.of(each) for each in values]
     distances = [frechet_distance(own, points) for own in moments]
-    moved = [influence(each, own, points) for each, own in zip(values, moments, strict=True)]
+    moved = [influence(each, own, points) for each, own in zip(values, moments)]
     about = sets[0].about
     published = is_published(about.extractor, about.weights_sha256, about.feature_precision)
     title = numbers()[FID].name(None if published else str(about.extractor))
     compared = []
-    for source, distance, each in [*zip(sets, distances, moved)][1:]:
-        paired = _paired(sets[0], source)
+    for path, saved, distance, each in [*zip(paths, sets, distances, moved)][1:]:
+        seeds = [(one.about.made or {}).get("seed") for one in (sets[0], saved)]
+        same_classes = np.array_equal(sets[0].labels, saved.labels)  # type: ignore[arg-type]
+        paired = None not in seeds and seeds[0] == seeds[1] and same_classes  # image k is of the same noise
         change = _mean(distance, each).minus(_mean(distances[0], moved[0]))
         if paired:
             change = _mean(distance - distances[0], each - moved[0])
         score = difference_of(title, distances[0], distance, change, "paired by image" if paired else "unpaired")
-        compared.append(Compared(file=source.name, scores=[score]))
+        compared.append(Compared(file=str(path), scores=[score]))
     return compared, {
-        "n_samples": sets[0].n,
+        "n_samples": len(sets[0].features),
         "n_ref": reference.about.n,
         "ref": str(ref),
         "ref_sha256": reference.about.sha256 or reference.about.images_sha256,
@@ -153,9 +161,3 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
 def _mean(value: float, each: np.ndarray) -> Estimate:
     """A value whose error is that of the mean of what each image adds: by the infinitesimal jackknife."""
     return Estimate(value, float(each.std(ddof=1)) / math.sqrt(len(each)))
-
-
-def _paired(first: FeatureSource, other: FeatureSource) -> bool:
-    """Whether image k of both was drawn from the same noise, and of the same class where there are any."""
-    seeds = [(each.about.made or {}).get("seed") for each in (first, other)]
-    return None not in seeds and seeds[0] == seeds[1] and np.array_equal(first.labels, other.labels)  # type: ignore[arg-type]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -36,16 +36,14 @@ from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import ALONE, World
 from elbocli.runtime.progress import progress
 
-Check = Callable[[dict[str, Tensor]], np.ndarray | None]
-"""Takes the first features of a source, raises an ElboError where they won't do, and returns the labels of all its images."""
-
 
 @dataclass(eq=False)
 class FeatureSource:
     """Images or features, with statistics in their place or (as in ADM's files) beside them.
 
     n: images or features at hand; 0 of statistics alone. about: the facts that go with the features. streamed: only the first
-    process can read the images, once, in its main thread. labels: a class per image, where the file says.
+    process can read the images, once, in its main thread. labels: a class per image, where the file says. features: once
+    they are extracted, in the first process.
     """
 
     name: str
@@ -56,6 +54,7 @@ class FeatureSource:
     statistics: Statistics | None = None
     labels: np.ndarray | None = None
     streamed: bool = False
+    features: Features | None = None
 
     @property
     def width(self) -> int | None:
@@ -69,14 +68,6 @@ class FeatureSource:
         if extractor is not None and self.saved is None and self.n and not self.about.extractor:
             network = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
             self.about = structs.replace(self.about, **network, feature_precision=extractor.precision)
-
-
-class Seen(NamedTuple):
-    """The features of a source, None in all processes but the first, and how they were made."""
-
-    name: str
-    features: Features | None
-    about: FeatureFacts
 
 
 def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
@@ -120,21 +111,22 @@ def extract_features(
     extractor: Extractor | None,
     batch: int,
     world: World,
-    keep: frozenset[str],
+    keep: Set[str],
     what: str,
-    check: Check = lambda found: None,
+    check: Callable[[dict[str, Tensor], FeatureSource], np.ndarray | None] = lambda found, source: None,
     spatial: bool = False,
-) -> Seen:
-    """Features of a source: moments, those of spatial features too if asked for, and what is kept of every image.
+) -> None:
+    """Extract the features of a source: moments, those of spatial features too if asked for, and what is kept of every image.
 
-    keep: `values`, `logits`, `spatial_values`, where there are any. what: for the progress bar. Every process takes whole
+    keep: `values`, `logits`, `spatial_values`, where there are any. what: for the progress bar. check: takes the first
+    features, raises an ElboError where they won't do, and returns the labels of all images. Every process takes whole
     batches, so that the numbers don't depend on how many there are. Raises DataError.
     """
     statistics, saved, labels = source.statistics, source.saved, source.labels
     if statistics is not None and not keep:
-        return Seen(
-            source.name, Features(statistics, spatial=statistics.spatial), structs.replace(source.about, images=None)
-        )
+        source.features = Features(statistics, spatial=statistics.spatial)
+        source.about = structs.replace(source.about, images=None)
+        return
     names = ["values", "spatial_values"] if spatial and statistics is None else ["values"]
     sums = {name: StreamingFeatureMoments() for name in names}
     held, digests, filled = dict[str, Tensor](), list[str](), 0
@@ -165,7 +157,7 @@ def extract_features(
                     images, extractor, world.device, f"{source.name}: features of image", begin, spatial
                 )
             if part and not sums["values"].n:
-                labels = check(part)
+                labels = check(part, source)
             for name, moments in sums.items() if part else ():
                 moments.add(part[name].numpy())
         for part in world.all({name: part[name] for name in keep if name in part}) if keep else ():
@@ -175,13 +167,14 @@ def extract_features(
             filled += len(next(iter(part.values()), ()))
         progress(min(start + batch * sharers, source.n), source.n, "img", of=what)
     digest = add_digests(world.all(add_digests(digests)))
-    about = source.about
     if statistics is None and saved is None:
-        about = structs.replace(about, images_sha256=digest)
+        source.about = structs.replace(source.about, images_sha256=digest)
     totals: dict[str, Any] = {name: _of_all(moments, world) for name, moments in sums.items()}
     if statistics is not None:
         totals = {"values": statistics, "spatial_values": statistics.spatial}
-    features = Features(
+    if not world.first:
+        return
+    source.features = Features(
         totals["values"],
         held.get("values"),
         held.get("logits"),
@@ -190,7 +183,6 @@ def extract_features(
         held.get("spatial_values"),
         device=world.device,
     )
-    return Seen(source.name, features if world.first else None, about)
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:

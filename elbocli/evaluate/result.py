@@ -205,14 +205,9 @@ class EvalResult(Record, frozen=True):
         Raises FormatError.
         """
         cls.check_head(content, where)
-        common = convert(content, dict[str, Any], where)
-        read = []
-        for own in convert(common.pop("repeats", [{}]), list[dict[str, Any]], f"{where}: repeats"):
-            if KEYS[0] not in own:  # of an elbo that wrote only what repeats don't have in common
-                made = [convert(each.get("made", {}), dict[str, Any], f"{where}: made") for each in (common, own)]
-                own = {**common, **own, "made": {**made[0], **made[1]}}
-            read.append(_scores(own, where))
-        return cls(read)
+        found = convert(content, dict[str, Any], where)
+        repeats = convert(found.get("repeats", [found]), list[dict[str, Any]], f"{where}: repeats")
+        return cls([_scores(one, where) for one in repeats])
 
 
 def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -239,10 +234,7 @@ def numbers() -> dict[str, Number]:
 
 def result_of(content: bytes, where: str) -> EvalResult:
     """The result in a file. Raises FormatError when it holds none."""
-    try:
-        result = EvalResult.of(parse_json(content, where), where)
-    except FormatError as error:
-        raise FormatError(f"{error}: {NONE}") from error
+    result = EvalResult.of(parse_json(content, where), where)
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
         raise FormatError(f"{where}: {NONE}")
     return result

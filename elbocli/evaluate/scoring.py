@@ -19,7 +19,7 @@ from elbocli.core.metrics import METRICS, Need, Value, asked
 from elbocli.core.neighbours import nearest
 from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, fingerprint, open_reference, open_source
+from elbocli.evaluate.extract import FeatureSource, extract_features, fingerprint, open_reference, open_source
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse, shared
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
@@ -74,7 +74,7 @@ def run(
             if source.labels is None:
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
         settings = check_sources(settings, sides)
-        compares = settings.needs_reference_features
+        compares = settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours
         seen_sides = [side for side in sides.others if side.statistics is None or compares]
         extractor = _extractor(settings, [*sides.samples, *seen_sides], world)
         if extractor is not None:
@@ -91,32 +91,39 @@ def run(
                     f"--metrics {spatial[0]}"
                 )
 
-        def see(source: FeatureSource | None, what: str, spatial: bool, **wanted: object) -> Seen:
-            if source is None:
-                return Seen("", None, FeatureFacts())
-            keep = frozenset(name for name, needed in wanted.items() if needed)
-            check = partial(check_features, source=source, sides=sides, settings=settings)
-            return extract_features(source, extractor, settings.batch, world, keep, what, check, spatial)
-
+        extract = partial(
+            extract_features,
+            extractor=extractor,
+            batch=settings.batch,
+            world=world,
+            check=partial(check_features, sides=sides, settings=settings),
+        )
         wanted = {
             "values": settings.needing(Need.REFERENCE) or compares or settings.save_features,
             "logits": settings.needing(Need.LOGITS) or settings.save_features,
-            "spatial_values": settings.needing(Need.SPATIAL) or (spatial and settings.save_features),
+            "spatial_values": spatial,
         }
-        seen = [see(source, "samples", bool(spatial), **wanted) for source in sides.samples]
-        theirs = see(sides.reference, "reference", bool(spatial), values=compares)
-        apart = see(sides.held_out, "held-out images", False, values=True)
+        keep = {name for name, needed in wanted.items() if needed}
+        for source in sides.samples:
+            extract(source, keep=keep, what="samples", spatial=bool(spatial))
+        if sides.reference is not None:
+            keep = {"values"} if compares else set()
+            extract(sides.reference, keep=keep, what="reference", spatial=bool(spatial))
+        if sides.held_out is not None:
+            extract(sides.held_out, keep={"values"}, what="held-out images")
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
-    digests = [mine.about.images_sha256 for mine in seen if mine.about.images_sha256]
+    digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
         raise DataError("two of the samples are the same images; repeats must be drawn with other seeds")
     result = EvalResult([])
-    for mine, mismatch, deviates in zip(seen, differ, deviating, strict=True):
-        _save(mine, settings)
-        result.repeats.append(scored(mine, theirs, apart, settings, any(differ), mismatch, deviates))
+    for source, mismatch, deviates in zip(sides.samples, differ, deviating):
+        _save(source, settings)
+        result.repeats.append(
+            scored(source, sides.reference, sides.held_out, settings, any(differ), mismatch, deviates)
+        )
     if settings.neighbours is not None:
-        write_sheet(settings.neighbours, seen[0], theirs)
+        write_sheet(settings.neighbours, sides)
     _warn(result, settings)
     return result
 
@@ -293,20 +300,26 @@ def deviations(
 
 
 def scored(
-    mine: Seen, theirs: Seen, apart: Seen, settings: EvalSettings, mismatched: bool, mismatch: Pairs, deviates: Pairs
+    source: FeatureSource,
+    reference: FeatureSource | None,
+    held_out: FeatureSource | None,
+    settings: EvalSettings,
+    mismatched: bool,
+    mismatch: Pairs,
+    deviates: Pairs,
 ) -> Scores:
     """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
 
     Raises DataError when a metric can't be had of these features.
     """
-    features, reference = mine.features, theirs.features
+    features, theirs = source.features, reference.features if reference else None
     assert features is not None
-    if reference is not None:
-        reference = replace(reference, held_out=apart.features)
+    if theirs is not None and held_out is not None:
+        theirs = replace(theirs, held_out=held_out.features)
     values: dict[str, Value] = {}
     for metric, options in settings.metrics.items():
-        values |= METRICS[metric].make(features, reference, options)
-    about, other = mine.about, theirs.about
+        values |= METRICS[metric].make(features, theirs, options)
+    about, other, apart = (side.about if side else FeatureFacts() for side in (source, reference, held_out))
     network = str(about.extractor)
     published = is_published(network, about.weights_sha256, about.feature_precision) and not mismatched
     counts = [] if features.labels is None else np.unique(features.labels, return_counts=True)[1].tolist()
@@ -320,7 +333,7 @@ def scored(
         n_samples=about.n,
         n_ref=other.n,
         n_ref_images=other.images,
-        samples=mine.name,
+        samples=source.name,
         samples_sha256=about.images_sha256,
         ref_sha256=other.sha256 or other.images_sha256,
         extractor=about.extractor,
@@ -336,22 +349,22 @@ def scored(
         elbo_version=__version__,
         torch_fidelity_version=fidelity_version,
         torch_version=str(torch.__version__),
-        ref=theirs.name or None,
+        ref=reference.name if reference else None,
         command=settings.command,
         seed=settings.seed if draws else None,
         protocol=settings.protocol or None,
         mismatch=mismatch or None,
         deviates=deviates or None,
-        held_out=apart.name or None,
-        held_out_sha256=apart.about.images_sha256,
-        n_held_out=apart.about.n,
+        held_out=held_out.name if held_out else None,
+        held_out_sha256=apart.images_sha256,
+        n_held_out=apart.n,
     )
     return Scores(None if published else network, values, facts)
 
 
-def _save(seen: Seen, settings: EvalSettings) -> None:
+def _save(source: FeatureSource, settings: EvalSettings) -> None:
     """Write the statistics and the features that were asked for."""
-    features, about = seen.features, seen.about
+    features, about = source.features, source.about
     assert features is not None
     if settings.save_stats is not None:
         moments, spatial = features.moments, features.spatial
@@ -370,12 +383,6 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     n = facts[0].n_samples
     if n is not None and n < ENOUGH and few:
         log.warning("%s: %s images, below %s: %s", facts[0].samples, n, ENOUGH, "; ".join(few))
-    for each in facts:
-        for why, pairs in (("the reference", each.mismatch), (f"protocol {each.protocol}", each.deviates)):
-            if pairs:
-                log.warning(
-                    "%s differs from %s (%s): this compares with no others", each.samples, why, ", ".join(pairs)
-                )
     differ = {key for each in facts for key in each.made} - shared([each.made for each in facts]).keys()
     if differ := differ - {"seed", "command"}:
         told = ", ".join(sorted(differ))
@@ -386,16 +393,17 @@ SAMPLES, BESIDE = 12, 5
 """Rows of the picture, and images beside the sample of each."""
 
 
-def write_sheet(out: Path, mine: Seen, theirs: Seen) -> None:
+def write_sheet(out: Path, sides: Sides) -> None:
     """Draw the samples that are closest to an image of the reference, the closest first, each beside the closest to it.
 
     Each row has the sample's index and its distance, in features. Raises DataError.
     """
-    features, reference = mine.features, theirs.features
-    assert features is not None and features.values is not None
-    assert reference is not None and reference.values is not None
-    beside = min(BESIDE, len(reference.values))
-    far, which = nearest(features.values, reference.values, beside, features.device)
+    mine, theirs = sides.samples[0], sides.reference
+    assert mine.features and theirs and theirs.features
+    values, others_values = mine.features.values, theirs.features.values
+    assert values is not None and others_values is not None
+    beside = min(BESIDE, len(others_values))
+    far, which = nearest(values, others_values, beside, mine.features.device)
     rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
     one, others = _picked(mine.name, rows), _picked(theirs.name, which[rows].flatten().tolist())
     images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *one.shape[1:])], 1)

@@ -36,11 +36,6 @@ class EvalSettings:
     protocol: str = ""
     precision: str = STRICT
 
-    @property
-    def needs_reference_features(self) -> bool:
-        """Whether the features of the reference are needed, not just their moments."""
-        return bool(self.needing(Need.REFERENCE_FEATURES)) or self.neighbours is not None
-
     def needing(self, need: Need) -> list[str]:
         """The metrics that have that need."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]

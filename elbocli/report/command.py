@@ -58,7 +58,7 @@ def report(
     each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
     """
     from elbocli.files.atomic import new_file
-    from elbocli.report.gather import compare_runs, gather
+    from elbocli.report.gather import gather, report_of
     from elbocli.runtime.progress import log
 
     context = click.get_current_context()
@@ -73,17 +73,16 @@ def report(
     if out == STREAM and sys.stdout.isatty() and not as_json:
         raise click.UsageError("standard output is a terminal; add -o FILE", context)
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
-    for sentence in [sentence for facts in gathered for sentence in facts.report.missing]:
-        log.debug("%s", sentence)
+    for facts in gathered:
+        for sentence in facts.report.missing:
+            log.debug("%s", sentence)
     if as_json:
-        print_json((compare_runs(gathered) if len(gathered) > 1 else gathered[0].report).json())
+        print_json(report_of(gathered))
         if out == STREAM:
             return
     from elbocli.report.page import render
 
-    page = render(*gathered).encode(
-        errors="backslashreplace"
-    )  # UTF-8, as the page says, whatever the locale and paths are
+    page = render(*gathered).encode(errors="backslashreplace")  # UTF-8 in any locale, as the page says
     if out == STREAM:
         click.echo(page, nl=False)
         return

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import msgspec
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
@@ -30,17 +30,16 @@ from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import (
-    ROW,
     Extremes,
     Thumbnails,
     chosen_times,
     read_by_class,
     read_extremes,
+    read_preview,
     read_sheet,
     strips,
-    thumbnails_of,
 )
-from elbocli.run.folder import RunStatus, read_status
+from elbocli.run.folder import read_status
 from elbocli.run.open import (
     EffectiveWeighting,
     began_from,
@@ -63,7 +62,6 @@ CURVES = {
     "val_bpd": ("validation bound", BITS),
 }
 TWICE = "2 standard errors"
-T = TypeVar("T")
 
 
 class Term(Record, frozen=True):
@@ -147,10 +145,6 @@ class RunReport(Record, frozen=True, kw_only=True):
     commands: list[CommandReport]
     missing: list[str]
 
-    def json(self) -> dict[str, Any]:
-        """All of it; numbers that JSON doesn't have are None."""
-        return finite(super().json())
-
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
@@ -158,11 +152,6 @@ class ComparisonReport(Record, frozen=True):
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]
-
-
-def finite(value: Any) -> Any:
-    """A value of JSON, with None for numbers that JSON doesn't have."""
-    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 class RunExcess(NamedTuple):
@@ -198,7 +187,6 @@ class RunFacts:
     """
 
     report: RunReport
-    status: RunStatus | None
     settings: TrainSettings
     objective: ObjectiveFacts | None
     course: LogHistory | None
@@ -238,7 +226,7 @@ class RunFacts:
         return found
 
 
-def table(columns: Sequence[dict[T, Any]]) -> dict[T, list[Any]]:
+def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
     """By the names that any column has, in the order in which they come, the values of all; None where one has none."""
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name) for column in columns] for name in names}
@@ -261,15 +249,16 @@ def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
-def compare_runs(runs: Sequence[RunFacts]) -> ComparisonReport:
-    """All facts of each, and the differences by name."""
-    return ComparisonReport([facts.report for facts in runs], finite(differences(runs)))
+def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    """All facts of a run, or of several with the differences by name; numbers that JSON doesn't have are None."""
+    report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
+    return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
 
 class Missing(list[str]):
     """Sentences on what couldn't be told."""
 
-    def asked(self, ask: Callable[..., T], *given: Any, otherwise: Any = None) -> T:
+    def asked(self, ask: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
         """Return what `ask` answers. An ElboError is taken for a sentence, and the answer is `otherwise`."""
         try:
             return ask(*given)
@@ -297,20 +286,14 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     imported = config.source is not None
     known = {key: value for key, value in settings.stored().items() if key in config.settings or not imported}
     validation, defined = run / "validation.jsonl", {"weighting", "schedule"} <= set(known)
-    if not validation.exists() and not imported:
-        missing.append(f"{run}: no validation; 'elbo train --val' or '--val-split' adds it")
-    for kind, how in (("scores", "elbo eval"), ("bound", "elbo bound")):
-        if not shown[kind]:
-            missing.append(f"{run}: no result of '{how}' in it; name one with --scores FILE")
-    if not defined:
-        missing.append(f"{run}: its objective isn't known; 'elbo import' takes --weighting and --schedule")
     curves: dict[str, Curve] = {}
-    course, status, previews = None, None, list[Thumbnails]()
+    course, status, shown_sheets = None, None, list[Path]()
     if not imported:
         curves = missing.asked(read_curves, run / "metrics.jsonl", missing, otherwise={})
         status = missing.asked(read_status, run)
         course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
-        previews = _previews(run, sheets, missing)
+        shown_sheets = [sheets[index] for index in chosen_times(len(sheets))]
+    previews = [strip for sheet in shown_sheets if (strip := missing.asked(read_preview, sheet))]
     held_out = missing.asked(read_log_history, validation, missing) if validation.exists() else None
     network = missing.asked(empty_network, config, run / "config.yaml")
     objective = missing.asked(_objective, run, settings) if defined else None
@@ -343,9 +326,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             if kind != "optimum"
         },
     )
-    return RunFacts(
-        report, status, settings, objective, course, held_out, previews, drawn, shown, excess_found, extremes
-    )
+    return RunFacts(report, settings, objective, course, held_out, previews, drawn, shown, excess_found, extremes)
 
 
 def _map(course: LogHistory | None) -> ErrorMap | None:
@@ -400,10 +381,8 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
         return None
     said = Path(str(result.content.get("dataset")))
     dataset = said if said.is_file() else dataset_of(config.data, run)
-    table = next((place for place in (result.path.parent / Path(named).name, Path(named)) if place.is_file()), None)
-    if table is None:
-        raise DataError(f"{result.path}: its file of likelihoods, {named}, is gone; keep it beside the result")
-    return read_extremes(table, dataset, result.content.get("payload_sha256"))
+    table = result.path.parent / Path(named).name
+    return read_extremes(table if table.is_file() else Path(named), dataset, result.content.get("payload_sha256"))
 
 
 def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
@@ -437,20 +416,7 @@ def _environment(
     if newest := next(filter(None, read), None):
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
-    else:
-        missing.append(f"{run}: no checkpoint yet")
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _previews(run: Path, sheets: list[Path], missing: Missing) -> list[Thumbnails]:
-    """The same pictures of the same noise, at several times."""
-    if not sheets:
-        missing.append(f"{run}: no previews yet")
-
-    def strip(sheet: Path) -> Thumbnails:
-        return thumbnails_of(sheet.stem.removeprefix("step-").lstrip("0") or "0", list(read_sheet(sheet)[0][:ROW]))
-
-    return [*filter(None, (missing.asked(strip, sheets[index]) for index in chosen_times(len(sheets))))]
 
 
 def _drawn(

@@ -29,7 +29,7 @@ Curve = list[float | None]
 def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
     """metrics.jsonl as columns of at most 2 POINTS numbers, by their names in the file; None where a line has none.
 
-    A sentence on damaged lines, or on their lack, is added to `missing`.
+    A sentence on damaged lines is added to `missing`.
     """
     rows, damaged = list[dict[str, float]](), 0
     if path.exists():
@@ -43,8 +43,6 @@ def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
                 rows.append({key: float(value) for key, value in row.items() if type(value) in (int, float)})
     if damaged:
         missing.append(f"{path}: damaged lines left out: {damaged}")
-    if not rows:
-        missing.append(f"{path}: no numbers yet")
     size = -(-len(rows) // POINTS) or 1
     points = [rows[start : start + size] for start in range(0, len(rows), size)]
     return {
@@ -120,7 +118,7 @@ class LogHistory:
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
-    """A loss log over time; None when there is nothing in it. A sentence on what it lacks is added to `missing`."""
+    """A loss log over time; None when there is nothing in it. A sentence on a damaged line is added to `missing`."""
     history = LogHistory(torch.empty(0))
     try:
         if path.exists() and path.stat().st_size:
@@ -132,7 +130,4 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
                         history.edges = torch.tensor(entry.edges, dtype=torch.float64)
     except FormatError as error:
         missing.append(f"{path}: shown up to a damaged line ({error})")
-    if history.images:
-        return history
-    missing.append(f"{path}: no errors by noise level yet")
-    return None
+    return history if history.images else None

@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +21,10 @@ from elbocli.cli.commands import visible_lines
 from elbocli.cli.figure import DASHES, STYLE, brief
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.evaluate.result import fill_template
+from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.report.gather import ObjectiveFacts, RunExcess, RunFacts, differences, figures
 from elbocli.report.log_history import LogHistory, curve
-from elbocli.report.results import protocol_of, score_rows
+from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
 WIDTH, HEIGHT = 4.8, 3.1
@@ -99,21 +99,13 @@ def swatch(index: int) -> tuple[str, str]:
     return INKS[style["color"]], " ".join(f"{length * LINE_WIDTH:g}" for length in lengths)
 
 
-@contextmanager
-def drawing(name: str) -> Iterator[tuple[Any, Any, Callable[[], str]]]:
-    """A figure, its panel, and a function that makes it SVG. name: its own on the page."""
-    import matplotlib
+def new_panel() -> tuple[Any, Any]:
+    """A figure of one panel, and the panel."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({**STYLE, **OWN}):
-        figure, axis = pyplot.subplots(figsize=(WIDTH, HEIGHT))
-        figure.subplots_adjust(**MARGINS)
-        try:
-            yield figure, axis, lambda: _svg(figure, name)
-        finally:
-            pyplot.close(figure)
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    figure.subplots_adjust(**MARGINS)
+    return figure, figure.subplots()
 
 
 def _svg(figure: Any, name: str) -> str:
@@ -123,14 +115,10 @@ def _svg(figure: Any, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text.replace("\n ", " "), count=1)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text, count=1)
     for color, variable in INKS.items():
         text = text.replace(f": {color}", f": var({variable})")
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
-    text = re.sub(r'href="#|url\(#', rf"\g<0>{name}-", text)
-    return re.sub(r"\n\s*", "\n", text)
+    return re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", text)
 
 
 def over_images(axis: Any) -> None:
@@ -142,52 +130,48 @@ def over_images(axis: Any) -> None:
     axis.set_xlim(left=0)
 
 
-def over_levels(axis: Any, levels: Tensor) -> None:
-    """The axis of λ."""
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_xlim(float(levels.min()), float(levels.max()))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axis.set_xlabel(LEVEL)
-
-
 def draw_lines(
     name: str,
     title: str,
     caption: str,
     label: str,
     lines: Sequence[Line | None],
-    levels: Tensor | None = None,
+    over_levels: bool = False,
     log: bool = True,
 ) -> Picture | None:
     """A drawing of lines in one panel; None without any. label: of the vertical axis, which is logarithmic where it can be.
 
-    levels: the horizontal axis is λ over all of these; None: images that were trained on.
+    over_levels: the horizontal axis is λ, not the images that were trained on.
     """
+    from matplotlib.ticker import MaxNLocator
+
     known = [line for line in lines if line is not None]
     if not known:
         return None
-    with drawing(name) as (_, axis, svg):
-        for line in known:
-            if line.spread is not None:
-                known_at = line.spread.isfinite()
-                x, y, spread = (each[known_at] for each in (line.x, line.y, line.spread))
-                axis.fill_between(x, (y - spread).maximum(0.5 * y), y + spread, color=line.style["color"], **BAND)
-            axis.plot(line.x, line.y, marker="" if len(line.y) > 1 else "o", **line.style)
-        values = torch.cat([line.y for line in known])
-        if log and float(values.min()) > 0:
-            axis.set_yscale("log")
-            if values.max() < 10 * values.min():
-                axis.yaxis.set_major_formatter("{x:g}")
-                axis.yaxis.set_minor_formatter("{x:g}")
-        axis.set_ylabel(label)
-        if "label" in known[0].style:
-            axis.legend()
-        if levels is None:
-            over_images(axis)
-        else:
-            over_levels(axis, levels)
-        return Picture(title, caption, svg())
+    figure, axis = new_panel()
+    for line in known:
+        if line.spread is not None:
+            known_at = line.spread.isfinite()
+            x, y, spread = (each[known_at] for each in (line.x, line.y, line.spread))
+            axis.fill_between(x, (y - spread).maximum(0.5 * y), y + spread, color=line.style["color"], **BAND)
+        axis.plot(line.x, line.y, marker="" if len(line.y) > 1 else "o", **line.style)
+    values = torch.cat([line.y for line in known])
+    if log and float(values.min()) > 0:
+        axis.set_yscale("log")
+        if values.max() < 10 * values.min():
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
+    axis.set_ylabel(label)
+    if "label" in known[0].style:
+        axis.legend()
+    if not over_levels:
+        over_images(axis)
+    else:
+        levels = torch.cat([line.x for line in known])
+        axis.set_xlim(float(levels.min()), float(levels.max()))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axis.set_xlabel(LEVEL)
+    return Picture(title, caption, _svg(figure, name))
 
 
 def curve_line(facts: RunFacts, name: str, style: dict[str, Any]) -> Line | None:
@@ -214,7 +198,10 @@ def levels_of(objective: ObjectiveFacts) -> Tensor:
 
 def pictures(*runs: RunFacts) -> dict[str, list[Picture]]:
     """The drawings by the section of the page that they belong to, but for those that there is nothing for."""
-    found = _pictures_of_one(runs[0]) if len(runs) == 1 else _pictures_of_several(runs)
+    import matplotlib
+
+    with matplotlib.rc_context({**STYLE, **OWN}):
+        found = _pictures_of_one(runs[0]) if len(runs) == 1 else _pictures_of_several(runs)
     return {section: [each for each in drawn if each is not None] for section, drawn in found.items()}
 
 
@@ -242,15 +229,13 @@ def _pictures_of_several(runs: Sequence[RunFacts]) -> dict[str, list[Picture | N
         warning = " Their weightings differ, so their losses can't be compared; errors by noise level and bits per dimension can."
 
     def curves(name: str, title: str, label: str, caption: str) -> Picture | None:
-        lines = [curve_line(facts, name, style) for facts, style in styled]
-        return draw_lines(name, title, caption, label, lines)
+        return draw_lines(name, title, caption, label, [curve_line(facts, name, style) for facts, style in styled])
 
-    def profiles(name: str, when: str, logs: list[LogHistory | None], late: bool) -> Picture | None:
-        known = [(log, style) for log, (_, style) in zip(logs, styled) if log is not None]
-        lines = [profile_line(log.edges, log.late() if late else log.sums[-1], style) for log, style in known]
-        levels = torch.cat([log.edges for log, _ in known]) if known else None
-        return draw_lines(name, f"Error by noise level: {when}", BARS, ERROR, lines, levels)
+    def profiles(name: str, when: str, lines: list[Line | None]) -> Picture | None:
+        return draw_lines(name, f"Error by noise level: {when}", BARS, ERROR, lines, over_levels=True)
 
+    courses = [(facts.course, style) for facts, style in styled if facts.course]
+    held_out = [(facts.held_out, style) for facts, style in styled if facts.held_out]
     weightings = []
     for facts, style in styled:
         if facts.objective:
@@ -258,17 +243,16 @@ def _pictures_of_several(runs: Sequence[RunFacts]) -> dict[str, list[Picture | N
             value = facts.objective.weighting(at)
             weightings.append(Line(at, value / (float(value.max()) or 1.0), style))
     counts = "How much each noise level counts in the loss."
-    levels = torch.cat([line.x for line in weightings]) if weightings else None
     return {
-        "objective": [draw_lines("weightings", "Weightings", counts, "w(λ) / max w", weightings, levels, log=False)],
+        "objective": [draw_lines("weightings", "Weightings", counts, "w(λ) / max w", weightings, True, log=False)],
         "training": [
             curves("loss", "Weighted loss of training", NATS, MINIMISED + warning),
             curves("val_loss", "Weighted loss of held-out images", NATS, BARS + warning),
             curves("val_bpd", "Bound on held-out images", BITS, BARS),
         ],
         "errors": [
-            profiles("course", "training, last fifth", [facts.course for facts in runs], True),
-            profiles("held_out", "validation, last", [facts.held_out for facts in runs], False),
+            profiles("course", "training, last fifth", [profile_line(log.edges, log.late(), s) for log, s in courses]),
+            profiles("held_out", "validation, last", [profile_line(log.edges, log.sums[-1], s) for log, s in held_out]),
         ],
     }
 
@@ -290,15 +274,19 @@ def _weighting(objective: ObjectiveFacts) -> list[Picture | None]:
         noise += f" At the largest λ a point mass of {rest:.2g} is left."
     slope = [Line(at, -w.slope(at) / top, {"color": TWO})]
     return [
-        draw_lines("weighting", f"Weighting {brief(w.spec)}", counts, "w(λ) / max w", lines, at, log=False),
-        draw_lines("noise", "Noise that it adds", noise, "−dw/dλ over max w", slope, at, log=False),
+        draw_lines("weighting", f"Weighting {brief(w.spec)}", counts, "w(λ) / max w", lines, True, log=False),
+        draw_lines("noise", "Noise that it adds", noise, "−dw/dλ over max w", slope, True, log=False),
     ]
 
 
 def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture | None:
     """p(λ) of a fixed schedule, beside the density that was drawn; of one that adapts, the latter over time."""
     if objective.schedule is None:
-        return None if course is None else _adapted(course)
+        if course is None:
+            return None
+        caption = "How often each noise level was drawn as the schedule followed the errors."
+        scale = {"vmin": 0.0, "vmax": float(course.density.quantile(0.995))}
+        return _map("schedule", "Schedule, adaptive", caption, course, course.density, "density p(λ)", **scale)
     at = levels_of(objective)
     density = objective.schedule.density(at)
     lines = [Line(at, density.where(density > 0, torch.nan), line_style(ONE, "-", "p(λ)"))]
@@ -307,15 +295,7 @@ def _schedule(objective: ObjectiveFacts, course: LogHistory | None) -> Picture |
         lines.append(Line(course.middle, drawn, line_style(TWO, ":", "drawn")))
     caption = "How often each noise level is drawn. This changes the variance of the loss estimate, but not the loss."
     title = f"Schedule {brief(objective.schedule.base)}"
-    return draw_lines("schedule", title, caption, "density", lines, at, log=False)
-
-
-def _adapted(course: LogHistory) -> Picture:
-    """The density that was drawn, over time."""
-    caption = "How often each noise level was drawn as the schedule followed the errors."
-    density = course.density
-    top = float(density.quantile(0.995))
-    return _map("schedule", "Schedule, adaptive", caption, course, density, "density p(λ)", vmin=0.0, vmax=top)
+    return draw_lines("schedule", title, caption, "density", lines, True, log=False)
 
 
 def _errors(course: LogHistory) -> Picture | None:
@@ -334,27 +314,26 @@ def _errors(course: LogHistory) -> Picture | None:
 
 def _map(name: str, title: str, caption: str, course: LogHistory, values: Tensor, label: str, **scale: Any) -> Picture:
     """Values [intervals, bins] as colours over images and λ. label, scale: of the colours."""
-    with drawing(name) as (figure, axis, svg):
-        images = torch.tensor([0, *course.images], dtype=torch.float64)
-        shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
-        axis.grid(False)
-        figure.subplots_adjust(right=RIGHT)
-        place = axis.get_position()
-        bar = figure.colorbar(shown, figure.add_axes((RIGHT + BAR / 2, place.y0, BAR, place.height)))
-        bar.ax.grid(False)
-        bar.solids.set_rasterized(True)
-        bar.outline.set_visible(False)
-        bar.set_label(label)
-        axis.set_ylabel(LEVEL)
-        over_images(axis)
-        return Picture(title, caption, svg())
+    figure, axis = new_panel()
+    images = torch.tensor([0, *course.images], dtype=torch.float64)
+    shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
+    axis.grid(False)
+    figure.subplots_adjust(right=RIGHT)
+    place = axis.get_position()
+    bar = figure.colorbar(shown, figure.add_axes((RIGHT + BAR / 2, place.y0, BAR, place.height)))
+    bar.ax.grid(False)
+    bar.solids.set_rasterized(True)
+    bar.outline.set_visible(False)
+    bar.set_label(label)
+    axis.set_ylabel(LEVEL)
+    over_images(axis)
+    return Picture(title, caption, _svg(figure, name))
 
 
 def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture | None:
     """The error at each noise level: at first, at last, and of images held out."""
-    first = profile_line(course.edges, course.early(), line_style(MUTED, ":", "training, first tenth"))
     lines = [
-        first and first._replace(spread=None),
+        profile_line(course.edges, course.early(), line_style(MUTED, ":", "training, first tenth")),
         profile_line(course.edges, course.late(), line_style(ONE, "-", "training, last fifth")),
     ]
     caption = BARS
@@ -364,7 +343,7 @@ def _profiles(course: LogHistory, held_out: LogHistory | None) -> Picture | None
             " Validation uses the averaged weights, which lag behind early in training. If it stays above training later, the "
             "network is overfitting."
         )
-    return draw_lines("profiles", "Error by noise level, now", caption, ERROR, lines, course.edges)
+    return draw_lines("profiles", "Error by noise level, now", caption, ERROR, lines, over_levels=True)
 
 
 def _excess(found: RunExcess) -> Picture | None:
@@ -378,7 +357,7 @@ def _excess(found: RunExcess) -> Picture | None:
         "No network can be below the grey line on its training images. The rest is what training can still gain: "
         f"{gain['nats_per_dimension']:.4g} ± {2 * gain['se']:.2g} nats per dimension of the weighted loss."
     )
-    return draw_lines("excess", "Error over the least one", caption, ERROR, lines, found.own.edges, log=False)
+    return draw_lines("excess", "Error over the least one", caption, ERROR, lines, True, log=False)
 
 
 def render(*runs: RunFacts) -> str:
@@ -389,7 +368,6 @@ def render(*runs: RunFacts) -> str:
         "source": source,
         "svg": Markup,
         "rows": score_rows,
-        "protocol": protocol_of,
     }
     name = "page.html" if len(runs) == 1 else "several.html"
     values = {
@@ -399,6 +377,7 @@ def render(*runs: RunFacts) -> str:
         "swatches": [swatch(index) for index in range(len(runs))],
         "differences": differences(runs),
         "figures": figures(runs),
+        "protocols": PROTOCOLS,
     }
     return visible_lines(fill_template(Path(__file__).with_name(name), filters, values))
 

@@ -12,7 +12,6 @@ from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
 from elbocli.core.metrics import METRICS, Role
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
-from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.reading import read_bytes
 from elbocli.files.records import parse_json
 from elbocli.files.results import Optimum
@@ -92,18 +91,6 @@ def score_rows(result: EvalResult) -> list[Row]:
         name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
         rows.append(Row(name, network, score.value, spread, spread_is, note, interval))
     return rows
-
-
-def protocol_of(result: EvalResult) -> str:
-    """A sentence on the protocol that it was scored by, and on what deviates from that; '' without one."""
-    facts = result.common()
-    name = facts.get("protocol")
-    if not name:
-        return ""
-    known = PROTOCOLS.get(name)
-    meaning = f": {known.formula} ({known.source}), as in tables of {known.tables}" if known else ""
-    deviates = [f"{key}: {mine} instead of {theirs}" for key, (mine, theirs) in facts.get("deviates", {}).items()]
-    return f"Protocol {name}{meaning}." + (f" Deviates from it: {'; '.join(deviates)}." if deviates else "")
 
 
 def drawn_by(result: EvalResult) -> list[str]:

@@ -64,6 +64,12 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     return cut_up(np.asarray(picture), layout), layout.groups
 
 
+def read_preview(path: Path) -> Thumbnails:
+    """The first pictures of a preview, named by its step. Raises DataError."""
+    name = path.stem.removeprefix("step-").lstrip("0") or "0"
+    return thumbnails_of(name, list(read_sheet(path)[0][:ROW]))
+
+
 def chosen_times(count: int) -> list[int]:
     """Indices of the previews, of `count`, that are shown: the first and the last, and between them ever fewer, as less changes."""
     if count <= TIMES:
@@ -110,8 +116,8 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
     """
     table = read_table(path)
-    by = next((name for name in table.numbers if name.startswith(NATS)), None)
-    if by is None:
+    by, values = next(iter(table.numbers.items()))
+    if not by.startswith(NATS):
         raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
     data = Dataset(dataset, latents=True)
     if data.kind == LATENTS:
@@ -120,7 +126,6 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     same = within and bool((data.labels[table.index] == table.label).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
-    values = table.numbers[by]
     order = np.argsort(values, kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1
 

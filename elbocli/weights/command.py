@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -32,7 +31,6 @@ REGISTRIES = {
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
 }
 """Kinds of things with names, and what holds them."""
-BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#"
 
 
 def _range_options(function: Any) -> Any:
@@ -181,14 +179,6 @@ def _weighting(text: str) -> Any:
     return resolve_weighting(text)
 
 
-def _known_as(text: str, weighting: Any) -> str:
-    """The SPEC of a weighting; one that is learned also says in which run: two of them may be called the same."""
-    if not weighting.learned:
-        return str(weighting.spec)
-    run = Path(text)
-    return f"{weighting.spec}@{run if run.name not in ('', '..') else run.resolve()}"
-
-
 @weights.command(cls=Command)
 @click.argument("specs", type=WEIGHTING, nargs=-1, metavar="[SPEC]...")
 @option(
@@ -220,14 +210,16 @@ def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: f
     if not specs and out is not None:
         schedules = schedules or tuple(SCHEDULES)
     chosen = [(spec, _weighting(spec)) for spec in specs or WEIGHTINGS]
-    weightings = {_known_as(spec, weighting): weighting for spec, weighting in chosen}
+    weightings = {
+        weighting.spec + (f"@{Path(text).resolve()}" if weighting.learned else ""): weighting
+        for text, weighting in chosen
+    }
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
     if out is None:
         from elbocli.weights.plot import text_plot
 
-        blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
         weightings |= {(drawn := Weighting(ScheduleDensity(schedule))).spec: drawn for schedule in densities}
-        for line in text_plot(weightings, low, high, shutil.get_terminal_size((100, 24)).columns, blocks):
+        for line in text_plot(weightings, low, high, shutil.get_terminal_size((100, 24)).columns):
             click.echo(line)
         return
     from elbocli.weights.plot import plot_weights

@@ -23,6 +23,7 @@ MANY = 6
 STEEP = 20.0
 """Weightings that grow by more than this from λ = 0 are drawn on a logarithmic scale: e^{−λ/2} would hide the rest."""
 SAME = 1e-9
+BLOCKS = " ▁▂▃▄▅▆▇█"
 SHARE = 0.01
 """A point mass of p_w smaller than this is not worth a word."""
 
@@ -34,36 +35,38 @@ def labels(specs: Sequence[str]) -> list[str]:
     return [name if names.count(name) == full.count(label) else label for name, label in zip(names, full)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Line:
-    """A weighting on a sheet: its values and p_w at each λ, both over its largest value."""
+    """A weighting on a sheet, and its names: its values and p_w at each λ, both over its largest value."""
 
-    label: str
+    weighting: Weighting
+    names: list[str]
     value: Tensor
     slope: Tensor
     rises: bool
+
+    @property
+    def label(self) -> str:
+        """All names that it has."""
+        return " = ".join(self.names)
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
     """A line per weighting; those that are the same up to a constant share one."""
     low, high = float(at[0]), float(at[-1])
-    alike: list[tuple[Weighting, list[str]]] = []
+    lines = list[Line]()
     for label, weighting in zip(labels([*weightings]), weightings.values()):
-        for other, names in alike:
-            if likeness(other, weighting, low, high, POINTS).deviation < SAME:
-                names += [label] if label not in names else []
-                break
-        else:
-            alike.append((weighting, [label]))
-    found = []
-    for weighting, names in alike:
+        same = (line for line in lines if likeness(line.weighting, weighting, low, high, POINTS).deviation < SAME)
+        if line := next(same, None):
+            line.names = list(dict.fromkeys([*line.names, label]))
+            continue
         value = weighting(at)
         top = float(value.max()) or 1.0
         left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
         rises = left < right and bool(weighting.rising(left, right))
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
-        found.append(Line(" = ".join(names), value / top, slope, rises))
-    return found
+        lines.append(Line(weighting, [label], value / top, slope, rises))
+    return lines
 
 
 def plot_weights(
@@ -133,7 +136,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
 
 
-def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int, blocks: str) -> list[str]:
+def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
     """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
     names = [visible(name) for name in labels([*weightings])]
     margin = max(map(len, names))
@@ -142,7 +145,7 @@ def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns
     rows = []
     for name, weighting in zip(names, weightings.values()):
         share = weighting(at) / weighting(at).max()
-        heights = (share * len(blocks)).long().clamp(max=len(blocks) - 1)
-        rows.append(f"{name:>{margin}}  " + "".join(blocks[height] for height in heights.tolist()))
+        heights = (share * len(BLOCKS)).long().clamp(max=len(BLOCKS) - 1)
+        rows.append(f"{name:>{margin}}  " + "".join(BLOCKS[height] for height in heights.tolist()))
     left, right = f"{low:g}", f"{high:g}"
     return [*rows, " " * (margin + 2) + left + "logsnr".center(wide - len(left) - len(right)) + right]

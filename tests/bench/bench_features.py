@@ -20,7 +20,7 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.utils import get_featuresdict_from_dataset, prepare_input_from_id
 
-from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, open_source
+from elbocli.evaluate.extract import FeatureSource, extract_features, open_source
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
 
@@ -53,9 +53,10 @@ def folder_of_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def seen(source: FeatureSource, extractor: Extractor) -> Seen:
-    """Features as `elbo eval` extracts them."""
-    return extract_features(source, extractor, BATCH, ALONE, frozenset({"values"}), "samples")
+def seen(source: FeatureSource, extractor: Extractor) -> FeatureSource:
+    """The source, with features as `elbo eval` extracts them."""
+    extract_features(source, extractor, BATCH, ALONE, {"values"}, "samples")
+    return source
 
 
 def loops(folder: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:

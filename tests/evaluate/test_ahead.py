@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from elbocli.errors import DataError
-from elbocli.evaluate.extract import FeatureSource, Seen, extract_features, open_source
+from elbocli.evaluate.extract import FeatureSource, extract_features, open_source
 from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors import Extractor, make_extractor
 from elbocli.runtime.processes import ALONE
@@ -31,9 +31,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def seen(source: FeatureSource, extractor: Extractor | None = None) -> Seen:
+def seen(source: FeatureSource, extractor: Extractor | None = None) -> FeatureSource:
     extractor = extractor or make_extractor("elbo-tiny", None, "cpu")
-    return extract_features(source, extractor, 4, ALONE, frozenset({"values"}), "samples")
+    extract_features(source, extractor, 4, ALONE, {"values"}, "samples")
+    return source
 
 
 def test_features_and_digest_are_those_without_reading_ahead(folder: Path) -> None:

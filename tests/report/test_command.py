@@ -128,11 +128,6 @@ def test_the_command_that_is_shown_trains_the_same_again(elbo: Callable[..., Any
     assert read_yaml(tmp_path / "again" / "config.yaml")["settings"] == {**facts["settings"], "steps": 5}
 
 
-def test_what_is_missing_is_said_on_request(elbo: Callable[..., Any], trained: Path) -> None:
-    result = elbo("report", trained, "--json", "-v")
-    assert result.returncode == 0 and b"no validation" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [

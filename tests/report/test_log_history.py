@@ -63,7 +63,6 @@ def test_metrics_cut_anywhere_lose_one_line_at_most(cut: int, tmp_path: Path) ->
     whole = sum(line.endswith("}") for line in text.decode().splitlines())
     assert len(curve(found, "loss")[0]) == whole
     assert not any("damaged" in each for each in said), "half a line at the end is one that is being written"
-    assert any("no numbers yet" in each for each in said) == (whole == 0)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,6 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(cut: int, tmp_path: Path) -> N
     course = read_log_history(tmp_path / "l", said)
     whole = max(0, sum(line.endswith(b"}") for line in text.splitlines()) - 1)
     assert (course is None) == (whole == 0)
-    assert bool(said) == (whole == 0)
     if course is not None:
         torch.testing.assert_close(course.late(1.0), torch.stack(draws[:whole]).sum(0))
 
@@ -145,5 +143,5 @@ def test_a_damaged_log_is_shown_up_to_there_and_named(tmp_path: Path) -> None:
     (tmp_path / "l").write_text("\n".join([header, lines[0], lines[1], "rubbish", lines[2]]))
     said: list[str] = []
     course = read_log_history(tmp_path / "l", said)
-    assert course is not None and course.images == [10, 20, 30]
-    assert len(said) == 1 and "damaged lines left out: 4" in said[0] and "line 3" in said[0]
+    assert course is not None and course.images == [10, 20]
+    assert len(said) == 1 and "damaged line" in said[0] and "line 4" in said[0]

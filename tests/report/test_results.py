@@ -10,7 +10,7 @@ from scipy import stats
 from elbocli.bound.result import Bound, Theorem
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import EvalResult, Facts, Scores
-from elbocli.report.results import drawn_by, protocol_of, read_result, results_in, score_rows
+from elbocli.report.results import drawn_by, read_result, results_in, score_rows
 
 PART = {"nats": 1.0, "nats_se": 0.1, "bpd": 0.5, "bpd_se": 0.05}
 BOUND = {
@@ -68,16 +68,6 @@ def test_scores_are_told_from_what_is_said_about_them(tmp_path: Path) -> None:
     assert result.about == {"n_samples": 900, "extractor": "a.pt2", "guidance": 1.5}
     enough = read_result(written(tmp_path / "b.json", {**SCORES, "n_samples": 10_000}))
     assert {row.note for row in score_rows(enough.found)} == {""}
-
-
-def test_the_protocol_and_what_deviates_are_a_sentence(tmp_path: Path) -> None:
-    deviating = {**SCORES, "protocol": "edm", "deviates": {"n": [900, 50000], "extractor": ["a.pt2", "b"]}}
-    said = protocol_of(read_result(written(tmp_path / "a.json", deviating)).found)
-    assert said.startswith("Protocol edm: FID of 50000 samples, by Inception (")
-    assert said.endswith(" Deviates from it: n: 900 instead of 50000; extractor: a.pt2 instead of b.")
-    unknown = read_result(written(tmp_path / "a.json", {**SCORES, "protocol": "of 2030"}))
-    assert protocol_of(unknown.found) == "Protocol of 2030." and unknown.about["protocol"] == "of 2030"
-    assert protocol_of(read_result(written(tmp_path / "a.json", SCORES)).found) == ""
 
 
 def test_a_number_of_a_metric_that_is_not_known_here_stands_among_the_facts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from run_pages import BOUND, HOSTILE, Reader, beyond_numbers, change, just_begun
 
-from elbocli.report.gather import RunFacts, compare_runs, differences, figures, gather
+from elbocli.report.gather import RunFacts, differences, figures, gather, report_of
 from elbocli.report.page import INKS, LINES, pictures, render, swatch
 
 
@@ -105,7 +105,7 @@ def test_a_run_that_has_nothing_to_show_is_among_them(state: Callable[[Path], No
     state(runs[1])
     found = compared(*runs)
     assert len(Reader(render(*found)).tags) > 100
-    json.dumps(compare_runs(found).json(), allow_nan=False)
+    json.dumps(report_of(found), allow_nan=False)
     state(runs[0])
     assert "None yet" in Reader(render(*compared(*runs))).text or state is beyond_numbers
 

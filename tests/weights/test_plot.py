@@ -65,4 +65,4 @@ def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
     w = parse_weighting(spec)
     plot_weights({w.spec: w}, [], -15, 15, tmp_path / "a.png")
     plot_weights({w.spec: w}, [], 20, 30, tmp_path / "b.png")
-    assert len(text_plot({w.spec: w}, -15, 15, 60, " .#")) == 2
+    assert len(text_plot({w.spec: w}, -15, 15, 60)) == 2

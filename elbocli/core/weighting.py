@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
@@ -213,11 +212,6 @@ class Weighting:
     def schedule(self) -> Schedule | None:
         """The schedule of that loss, or the one whose density it is; None for a declared weighting."""
         return None if isinstance(self.curve, Declaration) else self.curve.schedule
-
-    @property
-    def file(self) -> Path | None:
-        """The file that it depends on: its schedule's."""
-        return self.schedule.file if self.schedule else None
 
     @property
     def spec(self) -> str:

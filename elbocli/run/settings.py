@@ -249,7 +249,7 @@ def resolve(
     conditional = values.pop("conditional", None)
     values |= {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, **_averages(values)}
     settings = TrainSettings(**values)
-    files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting) if each and each.file}
+    files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting.schedule) if each and each.file}
 
     # The network: that of the weights to begin from, of the config.yaml, or of the preset.
     init = known.config.init if known else None

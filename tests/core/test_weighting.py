@@ -523,12 +523,7 @@ def test_a_weighting_held_constant_is_zero_nowhere_to_the_left():
 def test_a_weighting_tells_what_it_is_made_of():
     """Callers need not take its spec apart."""
     w = parse_weighting("edm:mean=-1,shift=2,monotone")
-    assert (w.declared, w.foreign_loss, w.schedule, w.file) == (
-        WEIGHTINGS["edm"].bind({"mean": -1.0}),
-        None,
-        None,
-        None,
-    )
+    assert (w.declared, w.foreign_loss, w.schedule) == (WEIGHTINGS["edm"].bind({"mean": -1.0}), None, None)
     w = parse_weighting("x-mse:min-snr:3,monotone@cosine:shift=1")
     assert w.declared is None and isinstance(w.foreign_loss, ForeignLoss) and w.schedule is w.foreign_loss.schedule
     assert w.foreign_loss.prediction.spec == "x" and w.foreign_loss.factor.spec == "min-snr:gamma=3"

@@ -167,11 +167,11 @@ def test_the_file_behind_a_spec_is_found(path):
     for text in (f"{path}", f"{path}:shift=2"):
         assert schedule_file.resolve_schedule(text).file == path
     for text in (f"schedule:{path}", f"schedule:{path},monotone", f"v-mse@{path}:shift=1"):
-        assert schedule_file.resolve_weighting(text).file == path
+        assert schedule_file.resolve_weighting(text).schedule.file == path
     assert schedule_file.resolve_schedule(f"{path}").shifted(1).file == path
     assert schedule_file.resolve_schedule("cosine").file is None
     for text in ("schedule:edm:mean=-1", "sigmoid:bias=2", "v-mse@cosine"):
-        assert schedule_file.resolve_weighting(text).file is None
+        assert schedule_file.resolve_weighting(text).schedule.file is None
 
 
 def test_a_file_named_like_a_schedule_does_not_hide_it(tmp_path, monkeypatch):

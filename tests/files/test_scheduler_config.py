@@ -138,7 +138,7 @@ def test_a_config_may_stand_wherever_a_schedule_does(text, write):
     spec = text.format(path)
     w = resolve_weighting(spec)
     assert torch.equal(resolve_weighting(w.spec)(LAMBDA), w(LAMBDA))
-    assert w.file == path and resolve_weighting(w.spec).file == path
+    assert w.schedule.file == path and resolve_weighting(w.spec).schedule.file == path
 
 
 def test_the_file_behind_a_weighting_is_found(write):
@@ -150,16 +150,16 @@ def test_the_file_behind_a_weighting_is_found(write):
         f"v-mse@{path}",
         f"v-mse:monotone@{path}:shift=2",
     ):
-        assert resolve_weighting(text).file == path
+        assert resolve_weighting(text).schedule.file == path
     for text in ("v-mse@cosine", "x-mse:min-snr:5@edm:mean=1"):
-        assert resolve_weighting(text).file is None
+        assert resolve_weighting(text).schedule.file is None
 
 
 def test_a_path_with_an_at_sign_is_a_path(write, tmp_path):
     (tmp_path / "v-mse@2").mkdir()
     path = write(BASE, "v-mse@2/a@b.json")
     assert torch.equal(resolve_weighting(str(path))(LAMBDA), resolve_weighting(f"eps-mse@{path}")(LAMBDA))
-    assert resolve_weighting(str(path)).file == path
+    assert resolve_weighting(str(path)).schedule.file == path
 
 
 def test_every_factor_works_on_a_config(write):

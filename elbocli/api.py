@@ -313,7 +313,7 @@ def variational_bound(
     _check_counts(draws=draws, batch=batch)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
     measured, labels = (
-        MeasuredNetwork(network, what, low, high, place, precision, batch, draws, seed),
+        MeasuredNetwork(network, what, low, high, place, precision, batch, draws, seed, population=population),
         _labels(labels, len(pixels)),
     )
     size, images = max(1, batch // draws), []
@@ -321,7 +321,7 @@ def variational_bound(
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()
         images.append(Images(some, None if labels is None else labels[first : rows.stop], rows))
-    return estimate_bound(measured, images, schedule, population=population).bound
+    return estimate_bound(measured, images, schedule).bound
 
 
 def open_run(

@@ -9,7 +9,7 @@ import click
 
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import WEIGHTING, common, hand_out, overwrite_option, plugin_option, stdin_or_fail
-from elbocli.cli.types import FIGURE, PATH, SHIFT, STREAM, Output, value
+from elbocli.cli.types import FIGURE, LEVEL, PATH, STREAM, Output, value
 from elbocli.core.training import CRITERIA
 
 
@@ -21,7 +21,7 @@ from elbocli.core.training import CRITERIA
     help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.  [default: the log's own]",
 )
 @option("--bias", type=value(float), help="The weighting's parameter of that name.")
-@option("--shift", type=SHIFT, default=0.0, show_default=False, help="Move the weighting in logsnr.")
+@option("--shift", type=LEVEL, default=0.0, show_default=False, help="Move the weighting in logsnr.")
 @option("--monotone/--no-monotone", help="Hold the weighting constant left of its peak.")
 @option(
     "--criterion",
@@ -63,7 +63,7 @@ def adapt(
     sources: tuple[Path, ...],
     weighting: str | None,
     bias: float | None,
-    shift: Any,
+    shift: float,
     monotone: bool,
     out: Path,
     plot: Path | None,
@@ -85,8 +85,6 @@ def adapt(
     from elbocli.files.schedule_file import resolve_weighting
 
     ctx = click.get_current_context()
-    if shift == "auto":
-        raise click.UsageError("--shift auto needs images; give the number", ctx)
 
     def choose(usual: str) -> Any:
         given = None if bias is None else {"bias": bias}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from elbocli.core.adaptive import (
 from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.core.training import CRITERIA, OF_ERRORS
 from elbocli.core.weighting import Weighting
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import ElboError, UsageError
 from elbocli.files.hashing import file_sha256
 from elbocli.files.losslog import LossLog, read_logs
 from elbocli.files.reading import reading
@@ -37,7 +37,7 @@ from elbocli.runtime.progress import log
 
 Density = Callable[[Tensor], Tensor]
 OWN = "own"
-FIXED = ("cosine", "edm", "uniform")
+FIXED = ("cosine", "edm")
 FITTED = "fitted:"
 QUARTERS = (0.75, 0.25)
 """Times between which half of the draws lie: the first is the noisier."""
@@ -88,23 +88,6 @@ class FittedSchedule:
     share: Tensor | None = None
 
 
-def _describe(
-    schedule: Schedule,
-    weighting: str,
-    criterion: str,
-    images: int,
-    edges: Tensor,
-    floor: float,
-    digest: str,
-    **more: Any,
-) -> tuple[str, AdaptReport]:
-    """The text of a schedule's file, and the report. digest: of the errors. more: other fields of the report."""
-    known = {"criterion": criterion, "floor": floor, "source_sha256": digest, "images": images}
-    text = to_text(schedule, weighting=weighting, **known)
-    ends = schedule.logsnr_min, schedule.logsnr_max
-    return text, AdaptReport(weighting, criterion, images, *ends, len(edges) - 1, **more)
-
-
 def fit_log(
     sources: list[Path | IO[bytes]],
     choose: Callable[[str], Weighting],
@@ -131,8 +114,8 @@ def fit_log(
         w = w.knowing(resolve_schedule(named, *ends), moments.middle, moments.smoothed.mean)
     least = _least(optimum, losses, edges) if optimum else None
     schedule = fit_schedule(moments, w, criterion, floor, least=least)
-    densities: dict[str, Density] = {OWN: _own_density(losses)}
-    densities |= {name: _fixed_density(name, schedule) for name in FIXED}
+    fixed = {name: _fixed_density(name, schedule) for name in FIXED}
+    densities: dict[str, Density] = {OWN: _own_density(losses), **fixed, "uniform": _fixed_density("uniform", schedule)}
     densities |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in OF_ERRORS}
     densities |= {FITTED + criterion: schedule.density}
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
@@ -148,16 +131,16 @@ def fit_log(
         promises[name] = dict(zip(PROMISE, map(finite, (*pair, *ratios))))
         log.info(f"{name:>21}  {pair[0]:13.4g}  {ratios[0]:8.3g}  {pair[1]:17.4g}  {ratios[1]:8.3g}")
     digest = hashlib.sha256(losses.edges.numpy().tobytes() + losses.sums.numpy().tobytes()).hexdigest()
-    how = {"intervals": losses.lines, "batch": losses.batch, "schedules": promises}
-    said = _describe(schedule, w.spec, criterion, losses.images, edges, floor, digest, **how)
-    shown = {"log's own": OWN, "cosine": "cosine", "edm": "edm", "fitted": FITTED + criterion}
+    origin = {"criterion": criterion, "floor": floor, "source_sha256": digest, "images": losses.images}
+    facts = schedule.logsnr_min, schedule.logsnr_max, len(edges) - 1, losses.lines, losses.batch, promises
     share, error = w(moments.middle) * moments.smoothed.mean, moments.mean.where(moments.count > 1, torch.nan)
     return FittedSchedule(
         schedule,
-        *said,
+        to_text(schedule, weighting=w.spec, **origin),
+        AdaptReport(w.spec, criterion, losses.images, *facts),
         edges,
         (error, moments.mean_se),
-        {label: densities[name] for label, name in shown.items()},
+        {"log's own": densities[OWN], **fixed, "fitted": schedule.density},
         share / (share * edges.diff()).sum(),
     )
 
@@ -165,9 +148,8 @@ def fit_log(
 def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
     """(edges, sums) with neighbouring bins added up to `bins` of them."""
     count = losses.sums.shape[1]
-    if bins is None or bins == count:
-        return losses.edges, losses.sums
-    if bins < 2 or count % bins:
+    bins = bins or count
+    if count % bins:
         raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of that")
     return losses.edges[:: count // bins], losses.sums.reshape(3, bins, -1).sum(2)
 
@@ -198,51 +180,51 @@ def _least(path: Path, losses: LossLog, edges: Tensor) -> Tensor:
     """The least error in the log's bins. Raises UsageError where it is of other images, or of other levels."""
     optimum, dimensions = read_optimum(path), losses.header.dimensions
     if dimensions not in (None, optimum.dimensions):
-        raise UsageError(
-            f"{path}: is of images of {optimum.dimensions} numbers, and the log of such of {dimensions}; find the optimum of "
-            "the images that the run was trained on, by 'elbo optimum --like RUN'"
-        )
+        raise UsageError(f"{path}: is of images of {optimum.dimensions} numbers, and the log of such of {dimensions}")
     with reading(path, kind=UsageError):
         return optimum.least(edges, training=True)[0]
 
 
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
     """Fit the schedule whose density is proportional to weighting × least error. path: of an optimum. Raises ElboError."""
-    if weighting.learned:
-        raise UsageError(f"{weighting.spec} is learned by training; --data-only takes a weighting that is known before")
     optimum = read_optimum(path)
     edges = torch.tensor(optimum.edges, dtype=torch.float64)
     error = optimum.least(edges, training=True)
     least = error[0].clamp(min=0)
-    if not bool((least > 0).any()):
-        raise DataError(f"{path}: the least error is 0 at every noise level; find it on a range that has more noise")
     schedule = schedule_of_scores(edges, least, weighting, floor)
     middle, share = bin_middles(edges), schedule.t(edges[:-1]) - schedule.t(edges[1:])
     mean = float((share * middle).sum())
     spread = float((share * ((middle - mean).square() + edges.diff().square() / 12)).sum()) ** 0.5
     peak = int(least.argmax())
     below = (least[peak:] < 0.5 * least[peak]).nonzero()
-    how: dict[str, Any] = {
-        "half": schedule.logsnr(torch.tensor(QUARTERS, dtype=torch.float64)).tolist(),
-        "p_mean": -0.5 * mean,
-        "p_std": 0.5 * spread,
-        "told_apart": float(edges[peak + int(below[0])]) if len(below) else None,
-    }
-    log.info(
-        "%s, the least error of %d images: half of the draws lie in logsnr %.3g to %.3g",
+    half = noisy, clean = schedule.logsnr(torch.tensor(QUARTERS, dtype=torch.float64)).tolist()
+    told_apart = float(edges[peak + int(below[0])]) if len(below) else None
+    report = AdaptReport(
         weighting.spec,
+        "data-only",
         optimum.images,
-        *how["half"],
+        schedule.logsnr_min,
+        schedule.logsnr_max,
+        len(least),
+        half=half,
+        p_mean=-0.5 * mean,
+        p_std=0.5 * spread,
+        told_apart=told_apart,
     )
-    log.info(f"as EDM has it: P_mean {how['p_mean']:.3g}, P_std {how['p_std']:.3g}")
-    if how["told_apart"] is not None:
-        log.warning(
-            f"beyond logsnr {how['told_apart']:.3g} the least error vanishes, and the error of a network doesn't: more images, "
-            "a larger --floor, or 'elbo adapt RUN' after a short run give these levels more"
-        )
-    said = _describe(schedule, weighting.spec, "data-only", optimum.images, edges, floor, file_sha256(path), **how)
-    densities = {name: _fixed_density(name, schedule) for name in ("cosine", "edm")}
-    return FittedSchedule(schedule, *said, edges, error, {**densities, "fitted": schedule.density})
+    log.info(f"{weighting.spec}: half of the draws lie in logsnr {noisy:.3g} to {clean:.3g}")
+    log.info(f"as EDM has it: P_mean {report.p_mean:.3g}, P_std {report.p_std:.3g}")
+    if told_apart is not None:
+        log.warning(f"beyond logsnr {told_apart:.3g} the least error vanishes, and the error of a network doesn't")
+    origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
+    fixed = {name: _fixed_density(name, schedule) for name in FIXED}
+    return FittedSchedule(
+        schedule,
+        to_text(schedule, weighting=weighting.spec, **origin),
+        report,
+        edges,
+        error,
+        {**fixed, "fitted": schedule.density},
+    )
 
 
 def plot_fit(fitted: FittedSchedule, out: Path) -> None:

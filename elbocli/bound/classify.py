@@ -7,11 +7,9 @@ classes see the same noise, so most of its chance cancels. Source: Li et al. 202
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement
@@ -26,23 +24,15 @@ CERTAIN = 1e-300
 """Least probability, so that its logarithm is finite."""
 
 
-class ClassScores(NamedTuple):
-    """halves: [N, 2, C], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; rows, labels: [N]."""
-
-    halves: Tensor
-    rows: np.ndarray
-    labels: np.ndarray
-
-
 def class_scores(
     denoiser: MeasuredNetwork,
     images: Iterable[Images],
     classes: int,
     schedule: Schedule,
-    total: int | None = None,
-) -> ClassScores:
-    """Ask about every image under each class 0 … classes − 1. images: with the true labels. The rest is as in
-    estimate_bound. Raises UsageError, NonFiniteError.
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Ask about every image under each class 0 … classes − 1. images: with the true labels. Raises UsageError, NonFiniteError.
+
+    Returns [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; labels and rows, [N].
     """
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
@@ -57,22 +47,22 @@ def class_scores(
         labels.append(some.labels)
         rows += some.rows
         right = torch.cat(halves).mean(1).argmin(1) == torch.cat(labels)
-        progress(len(rows), total, "img", accuracy=float(right.double().mean()))
-    if not rows:
-        raise UsageError("there are no images to classify")
-    return ClassScores(torch.cat(halves), np.array(rows), torch.cat(labels).numpy())
+        progress(len(rows), denoiser.total, "img", accuracy=float(right.double().mean()))
+    return torch.cat(halves), torch.cat(labels).numpy(), np.array(rows)
 
 
-def judge_scores(scores: ClassScores, draws: int, schedule: Schedule) -> tuple[Classification, ImageTable]:
+def judge_scores(
+    halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
+) -> tuple[Classification, ImageTable]:
     """Judge p(c|x) by the labels: the result, and image by image the likeliest class, its probability, and the label's."""
-    found = (-scores.halves.mean(1)).softmax(1).numpy()  # [N, C]
-    labels, guess, confidence = scores.labels, found.argmax(1), found.max(1)
+    found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
+    guess, confidence = found.argmax(1), found.max(1)
     right, of_label = guess == labels, found[np.arange(len(found)), labels]
     loss = -np.log(np.maximum(of_label, CERTAIN))
     accuracy, table = float(right.mean()), reliability(confidence, right)
     _, (low, high) = error_of_share(int(right.sum()), len(right))
-    by_half = scores.halves.argmin(2).numpy()
-    order = np.argsort(scores.rows)
+    by_half = halves.argmin(2).numpy()
+    order = np.argsort(rows)
     numbers = {"predicted": guess.astype(float), "confidence": confidence, "probability": of_label}
     result = Classification(
         accuracy=accuracy,
@@ -89,7 +79,7 @@ def judge_scores(scores: ClassScores, draws: int, schedule: Schedule) -> tuple[C
         draws_per_image=draws,
         schedule=schedule.base,
     )
-    return result, ImageTable(scores.rows[order], labels[order], {name: of[order] for name, of in numbers.items()})
+    return result, ImageTable(rows[order], labels[order], {name: of[order] for name, of in numbers.items()})
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, ImageTable]:
@@ -99,6 +89,5 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Im
         raise UsageError(f"{asked.trained.path}: was trained without classes; name a conditional run")
     chosen = asked.schedule(schedule)
     asked.log_start(f"under each of {classes} classes")
-    scores = class_scores(asked, asked, classes, chosen, len(asked.rows))
-    result, table = judge_scores(scores, asked.count, chosen)
-    return structs.replace(result, about=asked.about()), table
+    scores = class_scores(asked, asked, classes, chosen)
+    return judge_scores(*scores, asked.count, chosen)

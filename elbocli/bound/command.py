@@ -21,15 +21,15 @@ from elbocli.cli.options import (
 )
 from elbocli.cli.types import FIGURE, LEVEL, PATH, SEED, Named, Output, value
 
-DRAWN = ("estimators", "target_se", "optimum", "curve", "plot", "log")
+DRAWN = ("estimator", "target_se", "optimum", "curve", "plot", "log")
 NOT_WITH = {
     "check": ("classify", "schedule", "per_image", *DRAWN),
-    "classify": ("weightings", *DRAWN),
-    "": ("weightings",),
+    "classify": ("weighting", *DRAWN),
+    "": ("weighting",),
 }
 """Options that are not of a question; "" is the plain bound."""
 GROUPS = {
-    "Questions": ("estimators", "check", "classify", "optimum", "weightings", "schedule"),
+    "Questions": ("estimator", "check", "classify", "optimum", "weighting", "schedule"),
     "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("per_image", "curve", "plot", "log", "overwrite"),
     "Weights": ("weights",),
@@ -37,23 +37,11 @@ GROUPS = {
 }
 
 
-def _question(ctx: click.Context) -> str:
-    """The question that is asked; "" is the plain bound. Raises UsageError for an option of another one."""
-    default = click.core.ParameterSource.DEFAULT
-    given = {name for name in ctx.params if ctx.get_parameter_source(name) is not default}
-    question = next(name for name in NOT_WITH if name in given or not name)
-    for each in ctx.command.params:
-        if each.name in given.intersection(NOT_WITH[question]):
-            raise click.UsageError(f"{each.opts[-1]} can't go with {f'--{question}' if question else 'the bound'}", ctx)
-    return question
-
-
 @click.command(cls=Command, groups=GROUPS)
 @click.argument("run", type=PATH)
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
 @option(
     "--estimator",
-    "estimators",
     type=Named("elbocli.bound.likelihood.ESTIMATORS"),
     multiple=True,
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
@@ -75,7 +63,6 @@ def _question(ctx: click.Context) -> str:
 @option("--target-se", type=value(float, gt=0), help="Draw until the standard error, per dimension, is below this.")
 @option(
     "--weighting",
-    "weightings",
     type=WEIGHTING,
     multiple=True,
     help="w(logsnr) to check: NAME or NAME:key=value,…; may be repeated.  [default: the run's own]",
@@ -119,10 +106,10 @@ def _question(ctx: click.Context) -> str:
 def bound(
     run: Path,
     data: Path | None,
-    estimators: tuple[str, ...],
+    estimator: tuple[str, ...],
     images: int | None,
     target_se: float | None,
-    weightings: tuple[str, ...],
+    weighting: tuple[str, ...],
     schedule: str,
     optimum: Path | None,
     per_image: Path | None,
@@ -153,44 +140,47 @@ def bound(
     from elbocli.files.results import write_table
 
     ctx = click.get_current_context()
-    question = _question(ctx)
+    question = "check" if check else "classify" if classify else ""
+    for name in NOT_WITH[question]:
+        if ctx.params[name]:
+            other = f"--{question}" if question else "the bound"
+            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}", ctx)
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
-    chosen = likelihood.parse_estimators(estimators or [likelihood.DEFAULT])
-    plain = not per_image and [each.name for each in chosen] == [likelihood.DEFAULT]
-    if target_se and not plain:
+    chosen = likelihood.parse_estimators(estimator or [likelihood.DEFAULT])
+    alone = [each.name for each in chosen] == [likelihood.DEFAULT]
+    if target_se and (per_image or not alone):
         raise click.UsageError("--target-se goes with --estimator variational alone, and not with --per-image", ctx)
     if (curve or plot or log or optimum) and not any(each.traits.drawn for each in chosen):
         raise click.UsageError("--curve, --plot, --log and --optimum need --estimator variational", ctx)
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
-    if question == "check":
-        theory = theorem.check_theorem(asked, asked.weightings(weightings))
-        print_json(theory.json())
-        ctx.exit(0 if theory.agree else 1)
+    own = estimate.open_own(asked, optimum) if optimum else asked
     result: Any
     found: Any = None
     table: Any = None
-    if question == "classify":
+    if check:
+        result = theorem.check_theorem(asked, asked.weightings(weighting))
+    elif classify:
         result, table = classifier.classify(asked, schedule)
+    elif alone and not per_image:
+        found = estimate.measure_bound(asked, schedule, target_se)
+        result = found.bound
     else:
-        own = estimate.open_own(asked, optimum) if optimum else asked
-        if plain:
-            found = estimate.measure_bound(asked, schedule, target_se)
-            result = found.bound
-        else:
-            several = likelihood.measure_likelihoods(asked, chosen, schedule)
-            found, table = several.bound, several.table(asked.dataset.labels)
-            result = found.bound if [each.name for each in chosen] == [likelihood.DEFAULT] else several.result
-        if optimum:
-            excess, found = estimate.add_excess(asked, own, optimum, found, schedule)
-            result = structs.replace(result, excess=excess)
+        several = likelihood.measure_likelihoods(asked, chosen, schedule)
+        found, table = several.bound, several.table(asked.rows, asked.dataset.labels)
+        result = found.bound if alone else several.result
+    facts: dict[str, Any] = {"about": asked.about()}
+    if optimum:
+        facts["excess"], found = estimate.add_excess(asked, own, optimum, found, schedule)
     if per_image:
-        result = structs.replace(result, per_image=str(per_image))
+        facts["per_image"] = str(per_image)
         write_table(per_image, table)
-    print_json(result.json())
+    print_json(structs.replace(result, **facts).json())
     if curve:
         write_text(curve, found.tsv())
     if log:
         write_text(log, found.log_text(asked))
     if plot:
         found.plot(plot)
+    if check and not result.agree:
+        ctx.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.measure import PLAIN, Draws, Images, MeasuredNetwork, Measurement, decoder_nats, open_data
@@ -32,7 +32,7 @@ ENOUGH = 64
 """Images from which on an error is trusted."""
 UNITS = ("bpd", "nats_per_latent_dimension")
 """Units per dimension, of pixels and of latents."""
-COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se")
+COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class BoundEstimate:
 
     def tsv(self) -> str:
         """The curve over λ as a table with a header."""
-        moments, names = self.moments, [*COLUMNS, *("excess", "excess_se")[: len(self.excess)]]
+        moments = self.moments
         mean = moments.mean.where(moments.count > 0, torch.nan)
         seen = moments.edges[:-1], moments.edges[1:], moments.count, mean, moments.mean_se
-        rows = torch.stack([*seen, self.profile, self.profile_se, *self.excess], 1).tolist()
-        lines = ["\t".join(names), *("\t".join(f"{value:.10g}" for value in row) for row in rows)]
-        return "\n".join(lines) + "\n"
+        table = torch.stack([*seen, self.profile, self.profile_se, *self.excess], 1)
+        rows = [COLUMNS[: table.shape[1]], *([f"{value:.10g}" for value in row] for row in table.tolist())]
+        return "".join("\t".join(row) + "\n" for row in rows)
 
     def log_text(self, asked: Measurement) -> str:
         """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
@@ -90,58 +90,49 @@ class BoundEstimate:
 class Terms:
     """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ.
 
-    population: how many images there are (inf: those of a distribution). Raises UsageError for a schedule of another range.
+    schedule: of the draws.
     """
 
-    def __init__(self, denoiser: MeasuredNetwork, schedule: Schedule, population: float):
-        self.low, self.high, self.schedule, self.population = denoiser.low, denoiser.high, schedule, population
-        if (schedule.logsnr_min, schedule.logsnr_max) != (self.low, self.high):
-            raise UsageError(
-                f"schedule {schedule.base} covers logsnr {schedule.logsnr_min:g} to {schedule.logsnr_max:g} only, and the "
-                f"bound needs {self.low:g} to {self.high:g}"
-            )
+    def __init__(self, denoiser: MeasuredNetwork, schedule: Schedule):
+        self.denoiser, self.schedule = denoiser, schedule
+        self.low, self.high, self.population = denoiser.low, denoiser.high, denoiser.population
         self.edges, self.sums = bin_edges(self.low, self.high), BinSums(self.low, self.high)
         self.rounds = [PairedMoments()]
         self.dimensions, self.latent = 0, False
 
-    def add(self, drawn: Draws) -> None:
-        """Take in some images: all pixels, or all latents."""
+    def add(self, drawn: Draws) -> float:
+        """Take in some images, all pixels or all latents. Reports the bound per dimension so far, and returns its standard
+        error, infinite before the second image.
+        """
         self.dimensions, self.latent = drawn.content[0].numel(), drawn.latent
         fixed = torch.stack([prior(drawn.x, self.low), decoder_nats(drawn.content, self.high)], 1)  # [B, 2]
         integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
         self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
         self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)
-
-    def estimate(self) -> PairedEstimate:
-        """All rounds pooled; a round that has not seen every image yet is left out, unless it is the first."""
-        whole = [r.estimate() for r in self.rounds if r.n == self.rounds[0].n and r.n > 1]
-        return PairedEstimate.pooled(whole)
-
-    def report(self, total: int | None) -> float:
-        """Report the bound per dimension so far; return its standard error, infinite before the second image."""
         value, se = 0.0, math.inf
         if self.rounds[0].n > 1:
-            estimate = self.estimate()
+            estimate = self._estimate()
             share = np.full_like(estimate.mean, per_dimension(1.0, self.dimensions, self.latent))
             value, se = estimate.value(share), estimate.se(share, self.population)
         values: dict[str, Any] = {"nats/dim" if self.latent else "bpd": value, "se": se}
-        progress(self.rounds[-1].n, total, "img", **values)
+        progress(self.rounds[-1].n, self.denoiser.total, "img", **values)
         return se
 
-    def result(self, draws: int) -> BoundEstimate:
-        """All of it. draws: for each image in each round. Raises UsageError when there is no second image."""
-        if self.rounds[0].n < 2:
-            raise UsageError("a standard error needs at least two images")
-        estimate, population = self.estimate(), self.population
+    def _estimate(self) -> PairedEstimate:
+        """All rounds pooled; a round that has not seen every image yet is left out, unless it is the first."""
+        return PairedEstimate.pooled([r.estimate() for r in self.rounds if r.n == self.rounds[0].n])
+
+    def result(self) -> BoundEstimate:
+        """All of it. Raises UsageError when there is no second image."""
+        estimate, population, unit = self._estimate(), self.population, UNITS[self.latent]
         place = np.arange(len(estimate.mean))
         whole = np.ones(len(place))
         share = whole * per_dimension(1.0, self.dimensions, self.latent)
-        unit = UNITS[self.latent]
-
-        def term(chosen: np.ndarray) -> Nats:
+        terms: dict[str, Any] = {}
+        for name, chosen in (("prior", place == 0), ("reconstruction", place == 1), ("diffusion", place > 1)):
             of = chosen.astype(float)
-            return Nats(**in_units(estimate.value(of), estimate.se(of, population), self.dimensions, self.latent))
-
+            nats = estimate.value(of), estimate.se(of, population)
+            terms[name] = Nats(**in_units(*nats, self.dimensions, self.latent))
         shares: dict[str, Any] = {
             unit: estimate.value(share),
             f"{unit}_se": estimate.se(share, population),
@@ -150,13 +141,11 @@ class Terms:
         }
         bound = Bound(
             **shares,
+            **terms,
             nats=estimate.value(whole),
             nats_se=estimate.se(whole, population),
-            prior=term(place == 0),
-            reconstruction=term(place == 1),
-            diffusion=term(place > 1),
             n_images=estimate.n,
-            draws_per_image=draws * len(self.rounds),
+            draws_per_image=self.denoiser.count * len(self.rounds),
             schedule=self.schedule.base,
         )
         upto = [((place == 0) | ((place > 1) & (place <= k))).astype(float) for k in place[2:]]
@@ -180,31 +169,26 @@ def estimate_bound(
     denoiser: MeasuredNetwork,
     images: Iterable[Images],
     schedule: Schedule,
-    *,
-    population: float = math.inf,
     target_se: float | None = None,
-    total: int | None = None,
 ) -> BoundEstimate:
     """Estimate the bound of any denoiser on any images.
 
-    schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. population:
-    how many images these are chosen from; inf: a distribution. target_se: draw on, more images first and then more noise on all of them (`images` is gone through again), until
-    the standard error per dimension is below it. total: images, for the progress.
-    Raises UsageError for a schedule of another range or fewer than two images, NonFiniteError.
+    schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. target_se: draw on,
+    more images first and then more noise on all of them (`images` is gone through again), until the standard error per
+    dimension is below it.
+    Raises UsageError for fewer than two images, NonFiniteError.
     """
-    terms = Terms(denoiser, schedule, population)
-    while True:
-        turn, seen, se = len(terms.rounds) - 1, terms.rounds[-1], math.inf
+    terms = Terms(denoiser, schedule)
+    for turn in itertools.count():
+        se = math.inf
         for drawn in denoiser.draws(images, PLAIN, schedule, f"bound-{turn}"):
-            terms.add(drawn)
-            se = terms.report(total)
-            if target_se is not None and not turn and seen.n >= ENOUGH and se < target_se:
+            se = terms.add(drawn)
+            if target_se is not None and not turn and terms.rounds[0].n >= ENOUGH and se < target_se:
                 break
-        if not seen.n and turn:
-            raise UsageError("the images can't be gone through again, as a target for the error may need")
-        if target_se is None or not seen.n or se < target_se:
-            return terms.result(denoiser.count)
+        if target_se is None or not terms.rounds[-1].n or se < target_se:
+            break
         terms.rounds.append(PairedMoments())
+    return terms.result()
 
 
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
@@ -212,10 +196,9 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
-    chosen, n = asked.schedule(schedule), len(asked.dataset)
+    chosen = asked.schedule(schedule)
     asked.log_start(f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}")
-    found = estimate_bound(asked, asked, chosen, population=n, target_se=target_se, total=len(asked.rows))
-    return replace(found, bound=structs.replace(found.bound, about=asked.about()))
+    return estimate_bound(asked, asked, chosen, target_se)
 
 
 # Errors above the least ones, and whether a network copies: its errors on its own images beside those on others.
@@ -236,12 +219,11 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
         least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     same = asked.dataset.attributes.payload_sha256 == known
     dataset = asked.dataset if same else open_data(trained, None)
-    count, rows = min(len(dataset), asked.images), training_rows(trained.settings, dataset)
-    if rows is None and same:
-        return asked
-    index, rows = (0, np.arange(len(dataset))) if rows is None else (1, rows)
-    chosen = Stream(asked.seed, "bound-images").permutation(index, len(rows))[:count]
-    return replace(asked, dataset=dataset, rows=rows[chosen])
+    chosen = training_rows(trained.settings, dataset)
+    index, rows = (0, np.arange(len(dataset))) if chosen is None else (1, chosen)
+    order = Stream(asked.seed, "bound-images").permutation(index, len(rows))
+    own = rows[order[: asked.images]]
+    return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))
 
 
 def add_excess(
@@ -252,16 +234,16 @@ def add_excess(
     found: the bound of `asked`. own: of the images that the run was trained on; asked as well unless they are the same.
     The excess is of the loss with the run's weighting, in nats per dimension, which training can still gain.
     """
-    least, here, weighting = read_optimum(optimum), found.moments, asked.weightings(())[0]
-    same = own.dataset.path == asked.dataset.path and set(own.rows) == set(asked.rows)
+    least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
+    same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)
     there = here if same else measure_bound(own, schedule).moments
-    gains = {"own": excess(there, *least.least(there.edges), weighting)}
+    errors = least.least(here.edges)
+    gains = {"own": excess(there, *errors, weighting)}
+    report: dict[str, Any] = {"weighting": weighting.spec, "optimum": str(optimum), "n_own": len(own.rows)}
     if not same:
-        gains["new"] = excess(here, *least.least(here.edges), weighting)
-    report: dict[str, Any] = {name: {"nats_per_dimension": gain.value, "se": gain.se} for name, gain in gains.items()}
-    copies = None if same else copying(gains["own"], gains["new"])
-    if copies is not None:
-        report["copying"] = {"share": copies.share, "se": copies.se, "verdict": copies.verdict}
-        log.info(f"the network {copies.verdict}: {copies.share:.2f} ± {2 * copies.se:.2g} of 1")
-    report |= {"weighting": weighting.spec, "optimum": str(optimum), "n_own": len(own.rows)}
-    return report, replace(found, excess=excess_by_bin(here, *least.least(here.edges)))
+        gains["new"] = excess(here, *errors, weighting)
+        if copies := copying(gains["own"], gains["new"]):
+            report["copying"] = {"share": copies.share, "se": copies.se, "verdict": copies.verdict}
+            log.info(f"the network {copies.verdict}: {copies.share:.2f} ± {2 * copies.se:.2g} of 1")
+    report |= {name: {"nats_per_dimension": gain.value, "se": gain.se} for name, gain in gains.items()}
+    return report, replace(found, excess=excess_by_bin(here, *errors))

@@ -10,19 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from msgspec import structs
 from torch import Tensor
 
 from elbocli.bound.estimate import UNITS, BoundEstimate, Terms, in_units
 from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement, decoder_nats
 from elbocli.bound.result import Difference, Estimate, Likelihoods
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.elbo import LEVELS, GaussianModel, fit_gaussian, log_density, prior, rows_to_fit, with_trace
+from elbocli.core.elbo import GaussianModel, fit_gaussian, log_density, prior, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedMoments, image_errors
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
@@ -34,7 +33,6 @@ from elbocli.runtime.device import sent
 from elbocli.runtime.progress import log, progress
 
 DEFAULT = "variational"
-CHUNK = 256
 ROUNDING = 1e-9
 """A standard error is none below this share of the value."""
 CELLS = 20
@@ -59,14 +57,28 @@ class EstimatorTraits(NamedTuple):
 NONE = torch.empty(0, dtype=torch.float64)
 
 
-class Seen(NamedTuple):
-    """All draws of all images. logsnr, error: [N, 2, K], λ and ‖ε−ε̂‖² of the network. prior, read: [N] nats below and above
-    the range, as the variational bound has them.
+class Parts(NamedTuple):
+    """Two independent estimates of every image. nats: [N, 2, len(names)], which add up. solver: as Estimate has it."""
 
-    With a Gaussian also rounded, gaussian, expected: [N, 2, K], ‖ε−ε̂‖² of x̂ rounded to the nearest level, of the Gaussian,
-    and of that the expectation; below: [N, 2], the Gaussian's nats up to both ends of the range; nats: [N] its −log p.
+    names: tuple[str, ...]
+    nats: Tensor
+    evaluations: int
+    solver: float = 0.0
+
+
+class Question(NamedTuple):
+    """The task of an estimator: the network, the images, and all draws of them, which are empty where none needs them.
+
+    logsnr, error: [N, 2, K], λ and ‖ε−ε̂‖² of the network. prior, read: [N] nats below and above the range, as the variational
+    bound has them. With a Gaussian also rounded, gaussian, expected: [N, 2, K], as Draws.more has them; below: [N, 2], the
+    Gaussian's nats up to both ends of the range; nats: [N] its −log p.
     """
 
+    denoiser: MeasuredNetwork
+    images: Iterable[Images]
+    schedule: Schedule
+    dimensions: int
+    latent: bool
     logsnr: Tensor = NONE
     error: Tensor = NONE
     prior: Tensor = NONE
@@ -77,30 +89,9 @@ class Seen(NamedTuple):
     below: Tensor = NONE
     nats: Tensor = NONE
 
-
-class Parts(NamedTuple):
-    """Two independent estimates of every image. nats: [N, 2, len(names)], which add up. solver: as Estimate has it."""
-
-    names: tuple[str, ...]
-    nats: Tensor
-    evaluations: int
-    solver: float | None = None
-
-
-@dataclass(frozen=True)
-class Question:
-    """The task of an estimator: the network, the images; the draws, which are empty unless it needs them."""
-
-    denoiser: MeasuredNetwork
-    images: Iterable[Images]
-    schedule: Schedule
-    total: int | None
-    latent: bool
-    seen: Seen
-
     def integral(self, error: Tensor) -> Tensor:
         """½ ∫ error dλ from each half of the draws. error: [N, 2, K] → [N, 2]."""
-        return (0.5 * error / self.schedule.density(self.seen.logsnr)).mean(2)
+        return (0.5 * error / self.schedule.density(self.logsnr)).mean(2)
 
 
 ESTIMATORS = Registry("estimator")
@@ -116,7 +107,7 @@ ESTIMATORS = Registry("estimator")
 )
 def variational(asked: Question) -> Parts:
     """The bound as `elbo bound` always has it."""
-    return _parts(asked, asked.seen.prior, asked.seen.read, asked.integral(asked.seen.error))
+    return _parts(asked, asked.prior, asked.read, asked.integral(asked.error))
 
 
 @ESTIMATORS.declare(
@@ -136,32 +127,31 @@ def information(asked: Question) -> Parts:
     closed one (γ from other images). Both are by least squares; where the data are Gaussian, both are 1 and nothing is
     left to chance.
     """
-    seen = asked.seen
     edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
-    cell, noise = cell_of(seen.logsnr, edges), seen.gaussian - seen.expected
-    error = seen.error.clone()
+    cell, noise = cell_of(asked.logsnr, edges), asked.gaussian - asked.expected
+    error = asked.error.clone()
     for half, k in itertools.product((0, 1), range(CELLS)):
         here, there = cell[:, half] == k, cell[:, 1 - half] == k
         error_there, rounded, expected, away = (
-            values[:, 1 - half][there] for values in (seen.error, seen.rounded, seen.expected, noise)
+            values[:, 1 - half][there] for values in (asked.error, asked.rounded, asked.expected, noise)
         )
         if len(away) < ENOUGH:
             continue
         better = not asked.latent and bool(rounded.mean() < error_there.mean())
-        chosen, target = (seen.rounded, rounded) if better else (seen.error, error_there)
+        chosen, target = (asked.rounded, rounded) if better else (asked.error, error_there)
         by = torch.stack([torch.ones_like(away), expected, away], 1)
         beta = torch.linalg.lstsq(by, target[:, None], driver="gelsd").solution[2, 0]
         error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
     sampled = asked.integral(error)
-    away = asked.integral(seen.expected) - (seen.below[:, 1] - seen.below[:, 0])[:, None]
+    away = asked.integral(asked.expected) - (asked.below[:, 1] - asked.below[:, 0])[:, None]
     inside = sampled - slopes(sampled, away)[:, None] * away
-    above = seen.nats - seen.below[:, 1] if asked.latent else seen.read
-    return _parts(asked, seen.below[:, 0], above, inside)
+    above = asked.nats - asked.below[:, 1] if asked.latent else asked.read
+    return _parts(asked, asked.below[:, 0], above, inside)
 
 
 def _parts(asked: Question, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
     fixed = [part[:, None].expand(-1, 2) for part in (below, above)]
-    return Parts(TERMS, torch.stack([*fixed, inside], 2), asked.seen.logsnr[0].numel())
+    return Parts(TERMS, torch.stack([*fixed, inside], 2), asked.logsnr[0].numel())
 
 
 @ESTIMATORS.declare(
@@ -193,7 +183,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
         if len(found) == 1 or done <= CHECKED:
             coarse.append(_flow(asked, piece, count // 2, *how)[..., 0].mean())
             fine.append(found[-1][..., 0].mean())
-        progress(done, asked.total, "img")
+        progress(done, asked.denoiser.total, "img")
     of_q, square = torch.cat(found).unbind(2)
     flowed = of_q - slopes(of_q, square)[:, None] * square
     # The method is of second order: half the steps have four times the error.
@@ -242,60 +232,31 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
     return found
 
 
-def _see(
-    denoiser: MeasuredNetwork,
-    images: Iterable[Images],
-    schedule: Schedule,
-    gaussian: GaussianModel | None,
-    terms: Terms,
-    total: int | None,
-) -> Seen:
-    """All draws, which `terms` takes in, too. gaussian: None where no estimator needs it."""
-    ends = torch.tensor([denoiser.low, denoiser.high], dtype=torch.float64)
-
-    def more(x: Tensor, eps: Tensor, x_hat: Tensor, logsnr: Tensor) -> Tensor:
-        """Return [rounded, gaussian, expected]."""
-        assert gaussian is not None
-        half = (LEVELS - 1) / 2
-        level = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
-        rounded = (x - level).square().flatten(1).sum(1).double().cpu() * logsnr.exp()
-        return torch.stack([rounded, *gaussian.errors(x, eps, logsnr)])
-
-    columns = []
-    for drawn in denoiser.draws(images, PLAIN, schedule, "bound-0", more if gaussian else None):
-        terms.add(drawn)
-        terms.report(total)
-        fixed = prior(drawn.x, denoiser.low), decoder_nats(drawn.content, denoiser.high)
-        columns.append([drawn.logsnr, drawn.error, *fixed])
-        if gaussian is not None and drawn.more is not None:
-            x = drawn.x if drawn.latent else drawn.x.permute(0, 3, 1, 2)  # as the network, and so the Gaussian, sees it
-            columns[-1] += [*drawn.more, gaussian.upto(x, ends), gaussian.nats(x)]
-    return Seen(*(torch.cat(column) for column in zip(*columns)))
-
-
 @dataclass(frozen=True)
 class Found:
-    """Estimates of the same images. parts: by their specs; rows: which images these are, [N]. bound: the variational one with its
-    curve, where the draws were made.
+    """Estimates of the same images. parts: by their specs. bound: the variational one with its curve, where the draws were
+    made.
     """
 
     result: Likelihoods
     parts: dict[str, Parts]
-    rows: np.ndarray
     bound: BoundEstimate | None
 
-    def table(self, labels: np.ndarray) -> ImageTable:
-        """Image by image, in the order of the dataset; several estimators have columns of their own. labels: of all images."""
-        order = np.argsort(self.rows)
-        rows, numbers = self.rows[order], dict[str, np.ndarray]()
+    def table(self, rows: np.ndarray, labels: np.ndarray) -> ImageTable:
+        """Image by image, in the order of the dataset; several estimators have columns of their own.
+
+        rows: of the images, [N]. labels: of the whole dataset.
+        """
+        order, numbers = np.argsort(rows), dict[str, np.ndarray]()
         for each in self.result.estimates:
-            halves = self.parts[each.estimator].nats.sum(2).numpy()[order]
+            parts = self.parts[each.estimator]
+            halves = parts.nats.sum(2).numpy()[order]
             nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
             share = each.per_dimension[0] / each.nats if each.nats else 0.0
             name = UNITS[each.bpd is None]
-            errors = np.hypot(image_errors(halves), each.solver_nats or 0.0)
+            errors = np.hypot(image_errors(halves), parts.solver)
             numbers |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{name}{end}": nats * share}
-        return ImageTable(rows, labels[rows], numbers)
+        return ImageTable(rows[order], labels[rows[order]], numbers)
 
 
 def parse_estimators(specs: Iterable[str]) -> list[Declaration]:
@@ -312,30 +273,32 @@ def estimate_likelihoods(
     images: Iterable[Images],
     schedule: Schedule,
     estimators: list[Declaration],
-    *,
-    population: float = math.inf,
     gaussian: GaussianModel | None = None,
-    total: int | None = None,
 ) -> Found:
     """Estimate −log p of any images under any denoiser.
 
     images: gone through once by the draws, which all that need them share, and again by others. gaussian: of data like
     these, where an estimator needs it. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
     """
-    rows = np.array([row for some in images for row in some.rows])
-    if len(rows) < 2:
-        raise UsageError("a standard error needs at least two images")
     first = next(iter(images)).content
-    size, latent, drawn = first[0].numel(), first.is_floating_point(), any(each.traits.drawn for each in estimators)
-    terms = Terms(denoiser, schedule, population)
-    seen = _see(denoiser, images, schedule, gaussian, terms, total) if drawn else Seen()
-    question = Question(denoiser, images, schedule, total, latent, seen)
+    latent, drawn = first.is_floating_point(), any(each.traits.drawn for each in estimators)
+    terms, columns = Terms(denoiser, schedule), list[list[Tensor]]()
+    ends = torch.tensor([denoiser.low, denoiser.high], dtype=torch.float64)
+    for some in denoiser.draws(images, PLAIN, schedule, "bound-0", gaussian) if drawn else ():
+        terms.add(some)
+        fixed = prior(some.x, denoiser.low), decoder_nats(some.content, denoiser.high)
+        columns.append([some.logsnr, some.error, *fixed])
+        if gaussian is not None and some.more is not None:
+            x = some.x if latent else some.x.permute(0, 3, 1, 2)  # as the network, and so the Gaussian, sees it
+            columns[-1] += [*some.more, gaussian.upto(x, ends), gaussian.nats(x)]
+    facts = denoiser, images, schedule, first[0].numel(), latent
+    question = Question(*facts, *(torch.cat(column) for column in zip(*columns)))
     parts: dict[str, Parts] = {each.spec: each(question) for each in estimators}
-    estimates = [_estimate(each, parts[each.spec], size, latent, population) for each in estimators]
+    estimates = [_estimate(each, parts[each.spec], question) for each in estimators]
     pairs = [_difference(a, b, parts) for a, b in itertools.combinations(estimates, 2)]
     how = (denoiser.count, schedule.base) if drawn else (0, "")
-    result = Likelihoods(estimates, pairs, len(rows), *how)
-    return Found(result, parts, rows, terms.result(denoiser.count) if drawn else None)
+    result = Likelihoods(estimates, pairs, len(parts[estimates[0].estimator].nats), *how)
+    return Found(result, parts, terms.result() if drawn else None)
 
 
 def flat(content: Tensor) -> Tensor:
@@ -344,12 +307,14 @@ def flat(content: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _estimate(declared: Declaration, parts: Parts, size: int, latent: bool, population: float) -> Estimate:
+def _estimate(declared: Declaration, parts: Parts, asked: Question) -> Estimate:
     moments = PairedMoments()
     moments.add(parts.nats)
     mean, every = moments.estimate(), np.ones(len(parts.names))
     nats = mean.value(every)
-    se, population_se = (math.hypot(mean.se(every, number), parts.solver or 0.0) for number in (population, math.inf))
+    se, population_se = (
+        math.hypot(mean.se(every, number), parts.solver) for number in (asked.denoiser.population, math.inf)
+    )
     return Estimate(
         estimator=declared.spec,
         bounds=declared.traits.bounds,
@@ -357,18 +322,18 @@ def _estimate(declared: Declaration, parts: Parts, size: int, latent: bool, popu
         nats_se_population=population_se,
         terms={name: float(value) for name, value in zip(parts.names, mean.mean, strict=True)},
         evaluations=parts.evaluations,
-        solver_nats=parts.solver,
-        **in_units(nats, se, size, latent),
+        solver_nats=parts.solver or None,
+        **in_units(nats, se, asked.dimensions, asked.latent),
     )
 
 
 def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Difference:
     moments = PairedMoments()
-    of, minus = (parts[each.estimator].nats.sum(2, keepdim=True) for each in (one, other))
-    moments.add(of - minus)
+    of, minus = parts[one.estimator], parts[other.estimator]
+    moments.add(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
     found = moments.estimate()
     nats, se = found.value(np.ones(1)), found.noise_se(np.ones(1))
-    whole = math.hypot(se, one.solver_nats or 0.0, other.solver_nats or 0.0)
+    whole = math.hypot(se, of.solver, minus.solver)
     known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
     return Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0)
 
@@ -382,12 +347,9 @@ def measure_likelihoods(asked: Measurement, estimators: list[Declaration], sched
     asked.log_start(", ".join(each.spec for each in estimators))
     if any(each.traits.gaussian for each in estimators):
         some = Stream(asked.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, asked.dimensions)]
-        parts = [flat(asked.content(part)) for part in np.array_split(some, -(-len(some) // CHUNK))]
-        gaussian = fit_gaussian(torch.cat(parts))
-    how: dict[str, Any] = {"population": n, "gaussian": gaussian, "total": len(asked.rows)}
-    found = estimate_likelihoods(asked, asked, chosen, estimators, **how)
+        gaussian = fit_gaussian(flat(asked.content(some)))
+    found = estimate_likelihoods(asked, asked, chosen, estimators, gaussian)
     for pair in found.result.differences:
         by = f"{pair.nats:+.4g} ± {pair.se:.2g} nats an image, {pair.in_se:+.1f} standard errors"
         log.info(f"{pair.estimator} minus {pair.minus}: {by}")
-    bound = found.bound and replace(found.bound, bound=structs.replace(found.bound.bound, about=asked.about()))
-    return replace(found, result=structs.replace(found.result, about=asked.about()), bound=bound)
+    return found

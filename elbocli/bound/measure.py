@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
-from elbocli.core.elbo import reconstruction, reconstruction_of_numbers
+from elbocli.core.elbo import LEVELS, GaussianModel, reconstruction, reconstruction_of_numbers
 from elbocli.core.loss import Network, check_output, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
@@ -54,7 +55,8 @@ class Draws(NamedTuple):
     """Some images and their errors at several noise levels. logsnr, loss, error: [B, 2, draws/2] float64 on the CPU.
 
     The two halves of an image's draws are independent; within a half, t is a comb with one uniform offset.
-    loss, error: summed over dimensions; error is ‖ε−ε̂‖². more: [parts, B, 2, draws/2], answers to a further question.
+    loss, error: summed over dimensions; error is ‖ε−ε̂‖². more: [3, B, 2, draws/2], where a Gaussian is given: ‖ε−ε̂‖² of x̂
+    rounded to the nearest level, of the Gaussian, and of that the expectation.
     """
 
     content: Tensor
@@ -86,17 +88,14 @@ def decoder_nats(content: Tensor, logsnr_max: float) -> Tensor:
     return reconstruction(logsnr_max)[content.long()].flatten(1).sum(1)
 
 
-More = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""A further question to draws: (x, ε, x̂ [n, C, H, W] on the device, logsnr [n]) → [parts, n] float64 on the CPU."""
-
-
 @dataclass(frozen=True)
 class MeasuredNetwork:
     """A network, what it outputs, and the range of logsnr that it is asked about.
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its
     inputs at a time. precision: by the name that Precision has. count: noise levels of each image, an even number. seed: of
-    levels and noise. name: for messages.
+    levels and noise. name: for messages. population: how many images those that it is asked about are chosen from; inf: a
+    distribution. total: of these, for the progress.
     """
 
     network: Network
@@ -109,6 +108,8 @@ class MeasuredNetwork:
     count: int = 16
     seed: int = 0
     name: str = "the network"
+    population: float = math.inf
+    total: int | None = None
 
     @property
     def arithmetic(self) -> Precision:
@@ -121,7 +122,7 @@ class MeasuredNetwork:
         weighting: Weighting,
         schedule: Schedule,
         purpose: str,
-        more: More | None = None,
+        gaussian: GaussianModel | None = None,
     ) -> Iterator[Draws]:
         """All images, each at `count` noise levels. Another purpose is another independent set.
 
@@ -134,7 +135,7 @@ class MeasuredNetwork:
         for some in images:
             t = (np.stack([offsets.uniform(int(row), 2) for row in some.rows])[:, :, None] + comb) % 1.0
             logsnr = schedule.logsnr(torch.from_numpy(t))
-            yield Draws(some.content, logsnr, *self._losses(some, logsnr, weighting, schedule, noise, more))
+            yield Draws(some.content, logsnr, *self._losses(some, logsnr, weighting, schedule, noise, gaussian))
 
     def denoise(self, z: Tensor, logsnr: float, labels: Tensor | None) -> Tensor:
         """x̂ [B, C, H, W] at one λ, in the precision of z. labels: on the device, or None."""
@@ -152,7 +153,13 @@ class MeasuredNetwork:
 
     @torch.inference_mode()
     def _losses(
-        self, images: Images, logsnr: Tensor, weighting: Weighting, schedule: Schedule, noise: Stream, more: More | None
+        self,
+        images: Images,
+        logsnr: Tensor,
+        weighting: Weighting,
+        schedule: Schedule,
+        noise: Stream,
+        gaussian: GaussianModel | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(loss, error, more) at each logsnr."""
         send = partial(sent, device=self.device)
@@ -167,12 +174,15 @@ class MeasuredNetwork:
             with self.arithmetic.applied(), self.arithmetic.autocast():
                 loss, error, _, out = denoising_losses(self.network, chosen, eps, given, level, *how)
             parts.append(torch.stack([loss, error]))
-            if more is not None:
+            if gaussian is not None:
                 c = self.prediction.coefficients(level)
                 factors = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
                 alpha, sigma, from_z, from_out = factors.view(4, -1, 1, 1, 1)
                 x_hat = torch.addcmul(alpha * chosen, sigma, eps) * from_z + out.float() * from_out
-                others.append(more(chosen, eps, x_hat, level))
+                half = (LEVELS - 1) / 2
+                near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
+                rounded = (chosen - near).square().flatten(1).sum(1).double().cpu() * level.exp()
+                others.append(torch.stack([rounded, *gaussian.errors(chosen, eps, level)]))
         loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
         if not bool(loss.isfinite().all()):
             worst = float(logsnr[~loss.isfinite()][0])
@@ -221,8 +231,15 @@ class Measurement(MeasuredNetwork):
         eta = Stream(self.seed, "bound-posterior").normal(rows.tolist(), shape)
         return Posterior(space, torch.device("cpu")).at(stored, eta)
 
-    def fitted(self, weighting: Weighting, criterion: str = "second-moment", floor: float = FLOOR) -> Schedule:
-        """The schedule that samples this weighting well, by the run's own loss log; uniform without a log of this range."""
+    def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
+        """A schedule as the user wrote it, or `fitted[:CRITERION]` to the run's own log; '' is fitted to sample the weighting
+        well. One that is fitted is uniform without a log of this range. Raises ElboError.
+        """
+        name, _, criterion = spec.partition(":")
+        if name not in ("", FITTED):
+            return resolve_schedule(spec, self.low, self.high, size=self.trained.network.config.image_size)
+        floor = self.trained.settings.floor if name else FLOOR
+        criterion = criterion or ("loss" if name else "second-moment")
         with suppress(DataError, FormatError):
             losses = read_logs([self.trained.path])
             if float(losses.edges[0]) <= self.low and self.high <= float(losses.edges[-1]):
@@ -234,15 +251,6 @@ class Measurement(MeasuredNetwork):
         """Weightings as the user wrote them; the run's own when none is. Raises ElboError."""
         size = self.trained.network.config.image_size
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
-
-    def schedule(self, spec: str, weighting: Weighting = PLAIN) -> Schedule:
-        """A schedule as the user wrote it, or `fitted[:CRITERION]` from the run's log; '' is `fitted()`. Raises ElboError."""
-        if not spec:
-            return self.fitted(weighting)
-        name, _, criterion = spec.partition(":")
-        if name == FITTED:
-            return self.fitted(weighting, criterion or "loss", floor=self.trained.settings.floor)
-        return resolve_schedule(spec, self.low, self.high, clip=True, size=self.trained.network.config.image_size)
 
     def log_start(self, what: str) -> None:
         """Log which images are asked about, and how."""
@@ -298,8 +306,6 @@ def open_measurement(
         log.warning(
             f"logsnr {low:g} to {high:g} goes beyond the {usual.logsnr_min:g} to {usual.logsnr_max:g} of the run"
         )
-    if min(len(dataset), wanted) < 2:
-        raise UsageError("a standard error needs at least two images")
     cast_weights(trained.network, Precision(precision, place))
     return Measurement(
         trained.network,
@@ -312,6 +318,8 @@ def open_measurement(
         draws,
         seed,
         str(trained.checkpoint.path),
+        len(dataset),
+        min(len(dataset), wanted),
         trained=trained,
         dataset=dataset,
         images=wanted,

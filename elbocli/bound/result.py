@@ -59,7 +59,7 @@ class Bound(Nats, frozen=True, kw_only=True):
 
     @property
     def terms(self) -> dict[str, Nats]:
-        """The parts by name, then their sum."""
+        """The parts by name, then their sum, for the report."""
         return {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion, "bound": self}
 
     def __repr__(self) -> str:

@@ -39,7 +39,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     total = count * (len(weightings) + 1)
     asked.log_start("on each side")
     # The average of the densities: no level that any weighting needs is rare.
-    edges, schedules = bin_edges(low, high), [asked.fitted(weighting) for weighting in [PLAIN, *weightings]]
+    edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
     share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
     bounds = PairedMoments()
@@ -53,7 +53,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     checks = []
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         loss = PairedMoments()
-        for drawn in asked.draws(asked, weighting, asked.fitted(weighting), f"left-{index}"):
+        for drawn in asked.draws(asked, weighting, schedules[index + 1], f"left-{index}"):
             loss.add(drawn.loss.mean(2, keepdim=True))
             done += len(drawn.logsnr)
             progress(done, total, "img")
@@ -62,7 +62,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
         sides = f"loss {check.left.nats:.6g} nats, from the bounds {check.right.nats:.6g}"
         verdict = f"{check.difference_in_se:+.2f} standard errors apart: they {'agree' if check.agree else 'DISAGREE'}"
         log.info(f"{check.weighting}: {sides}, {verdict}")
-    return Theorem(all(check.agree for check in checks), checks, count, asked.count, asked.about())
+    return Theorem(all(check.agree for check in checks), checks, count, asked.count)
 
 
 def _check(

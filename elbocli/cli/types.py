@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 from msgspec import Meta
 
-from elbocli.run.train_settings import LARGEST, LARGEST_COUNT, LARGEST_SEED, Shift, convert_text
+from elbocli.run.train_settings import LARGEST, LARGEST_COUNT, LARGEST_SEED, convert_text
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -42,7 +42,6 @@ def value(kind: type, **bounds: float) -> Value:
 
 SEED = value(int, ge=0, le=LARGEST_SEED)
 LEVEL = value(float, ge=-50, le=50)
-SHIFT = Value(Shift, "number|auto")
 
 
 class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from elbocli.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -167,7 +169,9 @@ class PairedMoments:
         return self._means.n
 
     def estimate(self) -> PairedEstimate:
-        """Estimate from the images so far, two at least."""
+        """Estimate from the images so far. Raises UsageError where there are fewer than two."""
+        if self.n < 2:
+            raise UsageError("a standard error needs at least two images")
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)

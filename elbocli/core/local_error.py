@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments
@@ -86,12 +85,6 @@ class FineSolution:
 def rms(difference: Tensor) -> float:
     """Root mean square over all values."""
     return float(difference.double().square().mean().sqrt())
-
-
-def refuse_noise(sampler: Sampler) -> None:
-    """Raise UsageError for a sampler that draws noise: a step of it, in a world without data, tells."""
-    z = torch.zeros(1)
-    sampler(z, z, Move(0.0, 1.0, -1.0, 2), lambda z, logsnr: z, no_noise)
 
 
 class EquationErrors:

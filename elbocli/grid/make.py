@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from elbocli.core.local_error import (
     StepErrors,
     equal_errors,
     measured_order,
-    refuse_noise,
 )
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, time_grid
@@ -26,7 +25,7 @@ from elbocli.core.sampling import GRIDS, Guidance, purpose_of
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream, choose_labels
 from elbocli.core.weighting import parse_weighting
-from elbocli.errors import DataError, ElboError, UsageError
+from elbocli.errors import ElboError
 from elbocli.files.losslog import read_logs
 from elbocli.files.records import Record, stored
 from elbocli.files.schedule_file import to_text
@@ -112,10 +111,6 @@ def make_grid(
     and needs one, or whose estimates are not finite.
     """
     steps, ancestral = steps or sampler.traits.usual.steps, sampler.traits.ancestral
-    if steps < 2:
-        raise UsageError("--steps 1: a grid of one level is the noisiest one; give --steps 2 or more")
-    if not ancestral:
-        refuse_noise(sampler)
     place, worse = choose_device(device), None
     run = open_run(path, place, weights)
     if guide is not None or guide_weights:
@@ -126,13 +121,11 @@ def make_grid(
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
     drawer = drawer.hastened(arithmetic, compile=False, graphs=None)
-    how = "by the loss log" if ancestral else f"along {images} trajectories"
-    log.info(f"{run.path}: {run.age}, weights {run.about['weights']}; errors of {sampler.spec} {how}")
+    log.info(f"{run.path}: {run.age}, weights {run.about['weights']}; errors of {sampler.spec}")
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or [])
-    parts: Any = [None] * -(-images // batch)
-    if chosen is not None:
-        parts = sent(torch.from_numpy(chosen).long(), place).split(batch)
-    denoisers = [drawer.denoiser(labels) for labels in parts]
+    labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
+    parts = [None] * -(-images // batch) if labels is None else labels.split(batch)
+    denoisers = [drawer.denoiser(some) for some in parts]
 
     def denoise(z: Tensor, logsnr: float) -> Tensor:
         """x̂ of all trajectories, in the network's precision."""
@@ -140,10 +133,8 @@ def make_grid(
             return torch.cat([ask(some, logsnr) for ask, some in zip(denoisers, z.split(batch), strict=True)])
 
     def moments() -> ErrorMoments:
-        """The moments of the errors in the run's log. Raises DataError where there is none."""
-        if not (run.path / "losslog.jsonl").exists():
-            raise DataError(f"{run.path}: has no losslog.jsonl; take --kind solver and a sampler without noise (heun)")
-        losses = read_logs([run.path], since)
+        """The moments of the errors in the run's log. Raises FormatError where there is none."""
+        losses = read_logs([run.path / "losslog.jsonl"], since)
         return ErrorMoments.of_sums(losses.edges, losses.sums)
 
     def even(name: str) -> list[float]:
@@ -156,22 +147,18 @@ def make_grid(
     else:
         z = sent(Stream(seed, "grid").normal(range(images), drawer.shape), place).permute(0, 3, 1, 2).contiguous()
         errors = EquationErrors(sampler, denoise, FineSolution(denoise, z, low, high, max(CELLS, 4 * steps)))
-    rounds: list[int] = []
-
-    def equalised() -> list[float]:
-        equal = equal_errors(errors, even("cosine"), high)
-        rounds.append(equal.rounds)
-        return equal.grid
+    equal = cache(lambda: equal_errors(errors, even("cosine"), high))
 
     def fitted(weighting: str) -> Schedule:
         return fit_schedule(moments(), parse_weighting(weighting), "loss", floor)
 
-    schedule = kind(fitted, equalised)
+    schedule = kind(fitted, lambda: equal().grid)
+    rounds = equal().rounds if kind.name == "solver" else None
     levels = time_grid(schedule, steps)[:-1]
     grids = {kind.name: levels} | {other: even(other) for other in OTHERS}
     for other in (name for name in LOGGED if name != kind.name):
         with suppress(ElboError):  # without a log
-            grids[other] = time_grid(GRIDS[other](fitted, equalised), steps)[:-1]
+            grids[other] = time_grid(GRIDS[other](fitted, lambda: levels), steps)[:-1]
     found = errors(levels)
 
     def errors_on(at: list[float]) -> GridErrors:
@@ -191,7 +178,7 @@ def make_grid(
         errors=found,
         spread=max(found) / max(min(found), TINY),
         order=measured_order(errors, levels),
-        rounds=rounds[0] if rounds else None,
+        rounds=rounds,
         images=None if ancestral else images,
         grids={name: errors_on(at) for name, at in grids.items()},
         seed=seed,

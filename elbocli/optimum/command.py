@@ -57,7 +57,7 @@ from elbocli.cli.types import FIGURE, LEVEL, PATH, SEED, Output, value
 @overwrite_option
 @plugin_option
 @common
-def optimum(data: Path | None, like: Path | None, device: str, out: Path, plot: Path | None, **options: Any) -> None:
+def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, **options: Any) -> None:
     """Find the least error that any denoiser of DATA.h5 can have, at each noise level.
 
     It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
@@ -68,8 +68,7 @@ def optimum(data: Path | None, like: Path | None, device: str, out: Path, plot: 
     from elbocli.optimum.find import find_optimum, open_search, plot_optimum
     from elbocli.runtime.progress import log
 
-    options["low"], options["high"] = options.pop("logsnr_min"), options.pop("logsnr_max")
-    found = find_optimum(*open_search(data, like, device=device, **options))
+    found = find_optimum(open_search(data, like, **options))
     log.info(f"half the integral of the least error is {found.nats:.4g} ± {found.nats_se:.2g} nats")
     if found.sample is not None:
         log.info(f"the sample's own error, taken off, is at most {max(map(abs, found.sample.bias)):.2g} in a bin")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,20 @@ LEAST_CHECKED = 32
 
 
 @dataclass(frozen=True)
-class OptimumSettings:
-    """Settings of a search.
+class Search:
+    """The images that a network may know, and noise and noise levels of sources among them.
 
-    rows: the images of the dataset that a network may know; None for all. sources: how many of them to look at through
-    noise. sample: how many images the softmax is over (None: all where AFFORDABLE, else an eighth; 0: all). batch: images
-    at a time; None is as many as fit NUMBERS. conditional: whether the network is told the class, of which it forgets
-    `label_dropout`. flip: mirror images count, too.
+    rows: those images of the dataset. sources: how many of them to look at through noise. sample: how many images the softmax
+    is over (None: all where AFFORDABLE, else an eighth; 0: all). batch: images at a time; None is as many as fit NUMBERS.
+    conditional: whether the network is told the class, of which it forgets `label_dropout`. flip: mirror images count, too.
     """
 
+    dataset: Dataset
+    rows: np.ndarray
     low: float
     high: float
     bins: int = 100
     device: torch.device = torch.device("cpu")
-    rows: np.ndarray | None = None
     sources: int = 1000
     sample: int | None = None
     batch: int | None = None
@@ -67,23 +68,34 @@ class OptimumSettings:
     label_dropout: float = 0.0
     flip: bool = False
 
+    @property
+    def dimensions(self) -> int:
+        """Numbers in an image."""
+        return int(np.prod(self.dataset.shape[1:]))
 
-class _Search:
-    """The images that a network may know, and noise and noise levels of sources among them."""
+    @property
+    def images(self) -> int:
+        """Images that the network may know, with mirror images."""
+        return len(self.rows) * (1 + self.flip)
 
-    def __init__(self, dataset: Dataset, settings: OptimumSettings):
-        self.dataset, self.settings = dataset, settings
-        self.rows = np.arange(len(dataset)) if settings.rows is None else settings.rows
-        self.labels = torch.from_numpy(dataset.labels[self.rows])
-        self.count, self.dimensions = len(self.rows), int(np.prod(dataset.shape[1:]))
-        self.edges = bin_edges(settings.low, settings.high, settings.bins)
-        self.copies = 2 if settings.flip else 1
-        self.of_class = self.copies * torch.bincount(self.labels).double()
+    @property
+    def edges(self) -> Tensor:
+        """Edges of the bins of λ."""
+        return bin_edges(self.low, self.high, self.bins)
 
-    def levels(self, places: np.ndarray, mirrored: bool = False) -> Tensor:
-        """Levels of 0 to 255 as [J, D] float64, on the device."""
-        stored = torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.settings.device)
-        return (stored.flip(2) if mirrored else stored).flatten(1).double()
+    @cached_property
+    def labels(self) -> Tensor:
+        """Classes of the rows."""
+        return torch.from_numpy(self.dataset.labels[self.rows])
+
+    @cached_property
+    def of_class(self) -> Tensor:
+        """Images of each class, with mirror images."""
+        return (1 + self.flip) * torch.bincount(self.labels).double()
+
+    def levels(self, places: np.ndarray) -> Tensor:
+        """Levels of 0 to 255 as [J, H, W, C] float64, on the device."""
+        return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
         """(least errors per dimension, their mean squares by the nearest image), [S, NOISES, kinds · bins] on the CPU, by
@@ -91,54 +103,50 @@ class _Search:
 
         levels: [S], of the sources. Each draw has one place in all bins, that and an offset; the places of all are a comb.
         """
-        settings, device, count = self.settings, self.settings.device, len(places)
-        noise, offsets = (Stream(settings.seed, f"optimum-{what}") for what in ("noise", "levels"))
+        device, count = self.device, len(places)
+        noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
         indices = [int(place) * NOISES + k for place in self.rows[places] for k in range(NOISES)]
         eps = noise.normal(indices, (self.dimensions,)).to(device).double().view(count, NOISES, -1)
         at = torch.from_numpy((offsets.uniform(0, NOISES) + levels[:, None]) % 1.0)
         logsnr = self.edges[:-1] + at[:, :, None] * self.edges.diff()
-        labels = self.labels[places].to(device) if settings.conditional else None
-        sums = LeastErrors(self.levels(places), eps, logsnr.to(device), labels, UNIT)
-        batch = settings.batch or max(1, min(MOST_IMAGES, NUMBERS // self.dimensions))
+        labels = self.labels[places].to(device) if self.conditional else None
+        sums = LeastErrors(self.levels(places).flatten(1), eps, logsnr.to(device), labels, UNIT)
+        batch = self.batch or max(1, min(MOST_IMAGES, NUMBERS // self.dimensions))
         own = torch.from_numpy(places).to(device)[:, None]
         for some in (among[start : start + batch] for start in range(0, len(among), batch)):
             where, classes = torch.from_numpy(some).to(device), self.labels[some].to(device)
-            sums.add(self.levels(some), own == where, classes)
-            if settings.flip:
-                sums.add(self.levels(some, mirrored=True), own == torch.full_like(where, -1), classes)
-        others = torch.full((count,), self.copies * self.count - 1.0, dtype=torch.float64, device=device)
-        of_class = self.of_class[self.labels[places]].to(device) - 1 if settings.conditional else None
+            levels_there, same = self.levels(some), own == where
+            sums.add(levels_there.flatten(1), same, classes)
+            if self.flip:
+                sums.add(levels_there.flip(2).flatten(1), same & False, classes)
+        others = torch.full((count,), self.images - 1.0, dtype=torch.float64, device=device)
+        of_class = self.of_class[self.labels[places]].to(device) - 1 if self.conditional else None
         found = sums.values(others, of_class) / self.dimensions, sums.squares() / self.dimensions**2
         error, square = (values.permute(1, 2, 0, 3).flatten(2).cpu() for values in found)
         return error, square
 
     def log_images(self) -> float:
         """The entropy of the choice of an image, in nats; where the class is told, of what it leaves open."""
-        if not self.settings.conditional:
-            return math.log(self.copies * self.count)
+        if not self.conditional:
+            return math.log(self.images)
         counts = self.of_class[self.of_class > 0]
         return float((counts / counts.sum() * counts.log()).sum())
 
 
-def find_optimum(dataset: Dataset, settings: OptimumSettings) -> Optimum:
+def find_optimum(search: Search) -> Optimum:
     """Find the least error in each bin of λ. Raises UsageError for what the dataset doesn't have."""
-    search = _Search(dataset, settings)
-    count, sample = search.count, settings.sample
-    if count < 2 or sample == 1:
-        raise UsageError(f"{dataset.path}: a standard error, and a sample, need two images at least")
-    places = Stream(settings.seed, "optimum-sources").permutation(0, count)[: settings.sources]
-    work = 2.0 * (NOISES + 1) * len(places) * count * search.copies * search.dimensions
-    if sample is None and work > AFFORDABLE.get(settings.device.type, AFFORDABLE["cpu"]):
+    count, sample, path = len(search.rows), search.sample, search.dataset.path
+    places = Stream(search.seed, "optimum-sources").permutation(0, count)[: search.sources]
+    work = 2.0 * (NOISES + 1) * len(places) * search.images * search.dimensions
+    if sample is None and work > AFFORDABLE.get(search.device.type, AFFORDABLE["cpu"]):
         sample = max(MOST_IMAGES, count // 8)
     size, among, checked = min(sample or count, count), np.arange(count), 0
     if size < count:
-        among = Stream(settings.seed, "optimum-sample").permutation(0, count)[:size]
+        among = Stream(search.seed, "optimum-sample").permutation(0, count)[:size]
         checked = min(len(places) // 2, max(LEAST_CHECKED, round(CHECKED * len(places))))
-        if checked < 2:
-            raise UsageError(f"a sample is checked against all images, which needs 4 sources; there are {len(places)}")
     log.info(
-        f"{dataset.path}: softmax over {size} of {count} images; {len(places)} sources, {NOISES} draws each, "
-        f"logsnr {settings.low:g} to {settings.high:g}; {settings.device}"
+        f"{path}: softmax over {size} of {count} images; {len(places)} sources, {NOISES} draws each, "
+        f"logsnr {search.low:g} to {search.high:g}; {search.device}"
     )
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))
@@ -158,9 +166,9 @@ def find_optimum(dataset: Dataset, settings: OptimumSettings) -> Optimum:
     return _result(search, main.estimate(), apart.estimate() if checked else None, size, len(places))
 
 
-def _result(search: _Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
+def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
     """The optimum from the means: those of a sample, less its error where all images were asked."""
-    settings, bins, count, data = search.settings, search.settings.bins, search.count, search.dataset
+    bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 
     def value(of: np.ndarray) -> tuple[float, float]:
@@ -171,35 +179,33 @@ def _result(search: _Search, main: PairedEstimate, apart: PairedEstimate | None,
         values, errors = zip(*map(value, unit[kind * bins : (kind + 1) * bins]))
         return LeastCurve(list(values), list(errors))
 
-    known = int(settings.conditional)
-    here = slice(known * bins, (known + 1) * bins)
-    whole = np.zeros(len(main.mean))
-    whole[here] = 0.5 * search.dimensions * search.edges.diff().numpy()
+    told = search.conditional
+    here = slice(told * bins, (told + 1) * bins)
     check = None
     if apart is not None:
         bias = [apart.value(of) for of in unit[here]]
         check = SampleCheck(size, apart.n, bias, [apart.se(of, count) for of in unit[here]])
-    least, (nats, nats_se) = curve(known), value(whole)
+    least, (nats, nats_se) = curve(told), value(0.5 * search.dimensions * search.edges.diff().numpy() @ unit[here])
     return Optimum(
         edges=search.edges.tolist(),
         eps_mse=least.eps_mse,
         eps_mse_se=least.eps_mse_se,
-        classes=len(torch.unique(search.labels)) if known else 0,
+        classes=len(torch.unique(search.labels)) if told else 0,
         nats=nats,
         nats_se=nats_se,
         log_images=search.log_images(),
-        images=search.copies * count,
-        flip=settings.flip,
+        images=search.images,
+        flip=search.flip,
         sources=sources,
         draws=NOISES,
         dimensions=search.dimensions,
-        label_dropout=settings.label_dropout if known else 0.0,
-        without_class=curve(0) if known else None,
+        label_dropout=search.label_dropout if told else 0.0,
+        without_class=curve(0) if told else None,
         sample=check,
         dataset=str(data.path),
         payload_sha256=data.attributes.payload_sha256,
         n_dataset=len(data),
-        seed=settings.seed,
+        seed=search.seed,
         elbo_version=__version__,
     )
 
@@ -209,18 +215,18 @@ def open_search(
     like: Path | None,
     *,
     device: str = "auto",
-    low: float | None = None,
-    high: float | None = None,
+    logsnr_min: float | None = None,
+    logsnr_max: float | None = None,
     conditional: bool | None = None,
     flip: bool | None = None,
     **options: Any,
-) -> tuple[Dataset, OptimumSettings]:
-    """The dataset and the settings of a search. like: a run whose images, range, classes and mirror images it has, where
-    they are None. options: other fields of OptimumSettings.
+) -> Search:
+    """The search that a user describes. like: a run whose images, range, classes and mirror images it has, where they are
+    None. options: other fields of Search.
 
     Raises UsageError, DataError and FormatError.
     """
-    usual, rows, classes, known = TrainSettings(), None, False, RunData()
+    usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()
     if like is not None:
         config, where = read_run_config(like), like / "config.yaml"
         usual, known = run_settings(config.settings, where), config.data
@@ -228,21 +234,24 @@ def open_search(
         data = data or (dataset_of(known, like) if known.path else None)
     if data is None:
         raise UsageError("name a dataset, or a run that has one with --like")
-    if (data / "config.yaml").is_file():
-        raise UsageError(f"{data}: a run, not a dataset; --like {data} takes the images that it was trained on")
     dataset = Dataset(data)
     if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
         raise DataError(f"{data}: holds other images than {like} was trained on; name its own dataset")
-    low = usual.logsnr_min if low is None else low
-    high = usual.logsnr_max if high is None else high
+    low = usual.logsnr_min if logsnr_min is None else logsnr_min
+    high = usual.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
-    how = {"conditional": classes if conditional is None else conditional, **options}
-    if how["conditional"] and dataset.num_classes < 2:
-        raise UsageError(f"{data}: has no classes to tell; leave out --classes")
-    if like is not None:
-        rows, flip = training_rows(usual, dataset), usual.flip if flip is None else flip
-        how["label_dropout"] = usual.label_dropout if how["conditional"] else 0.0
-    return dataset, OptimumSettings(low, high, device=choose_device(device), rows=rows, flip=bool(flip), **how)
+    rows = training_rows(usual, dataset)
+    return Search(
+        dataset,
+        np.arange(len(dataset)) if rows is None else rows,
+        low,
+        high,
+        device=choose_device(device),
+        conditional=classes if conditional is None else conditional,
+        label_dropout=usual.label_dropout,
+        flip=usual.flip if flip is None else flip,
+        **options,
+    )
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from elbocli.bound import classify, likelihood
-from elbocli.bound.classify import ClassScores, class_scores, judge_scores
+from elbocli.bound.classify import class_scores, judge_scores
 from elbocli.bound.measure import Images, MeasuredNetwork, open_measurement
 from elbocli.bound.result import Classification
 from elbocli.core.estimate import image_errors
@@ -25,7 +25,7 @@ from elbocli.main import run
 FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])
 
 
-def scored(draws: int = 128) -> tuple[ClassScores, np.ndarray]:
+def scored(draws: int = 128) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
     labels = torch.arange(120) // 60
@@ -37,7 +37,7 @@ def scored(draws: int = 128) -> tuple[ClassScores, np.ndarray]:
 
 def test_it_is_bayes_posterior_for_exact_denoisers() -> None:
     scores, exact = scored()
-    odds = (scores.halves[..., 1] - scores.halves[..., 0]).numpy()
+    odds = (scores[0][..., 1] - scores[0][..., 0]).numpy()
     off = (odds.mean(1) - exact) / image_errors(odds)
     assert (np.abs(off) < 1.96).mean() > 0.88 and abs(off.mean()) < 4 / np.sqrt(len(off))
     assert np.corrcoef(odds.mean(1), exact)[0, 1] > 0.95
@@ -45,14 +45,14 @@ def test_it_is_bayes_posterior_for_exact_denoisers() -> None:
 
 def test_shared_noise_is_why_it_works() -> None:
     """The two numbers of an image differ by less than either is off."""
-    halves = scored(16)[0].halves.numpy()
+    halves = scored(16)[0][0].numpy()
     apart, together = image_errors(halves[..., 0]).mean(), image_errors(halves[..., 1] - halves[..., 0]).mean()
     assert together < 0.7 * apart
 
 
 def test_what_is_told_of_it_is_so() -> None:
     scores, exact = scored()
-    found, _ = judge_scores(scores, 128, parse_schedule("cosine", -12, 12))
+    found, _ = judge_scores(*scores, 128, parse_schedule("cosine", -12, 12))
     right = (exact < 0) == (np.arange(120) >= 60)
     assert found.accuracy_low < right.mean() < found.accuracy_high and found.accuracy_low < found.accuracy
     assert sum(row["count"] for row in found.reliability) == 120 and 0 <= found.undecided < 0.5

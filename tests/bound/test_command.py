@@ -104,7 +104,7 @@ def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkey
         (["--weighting", "elbo"], 2, "--weighting can't go with the bound"),
         (["--check", "--weighting", "nope"], 2, "no weighting is called 'nope'"),
         (["--schedule", "fitted:nope"], 2, "no criterion is called 'nope'"),
-        (["--schedule", "edm-sample"], 2, "needs -10 to 10"),
+        (["--schedule", "edm-sample"], 2, "not -10 to 10"),
         (["--target-se", "nan"], 2, "nan"),
         (["-n", 1], 2, "1"),
         (["--logsnr-min", 5, "--logsnr-max", 2], 2, "must rise"),

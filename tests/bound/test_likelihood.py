@@ -40,14 +40,13 @@ def _one_thread() -> Iterator[None]:
 
 def estimated(network: Any, content: torch.Tensor, specs: Any = ALL, high: float = HIGH, **options: Any) -> Found:
     """Estimates on images of an exact denoiser."""
-    how = {"count": options.pop("draws", 16), "seed": options.pop("seed", 0)}
+    how = {"count": options.pop("draws", 16), "seed": options.pop("seed", 0), "population": len(content)}
     measured = MeasuredNetwork(network, Prediction("eps"), LOW, high, batch=4096, **how)
     images = [Images(content, None, range(len(content)))]
-    settings = {"population": len(content), **options}
-    if "information" in specs and len(content) > 1:
-        settings.setdefault("gaussian", fit_gaussian(flat(content)))
+    if "information" in specs:
+        options.setdefault("gaussian", fit_gaussian(flat(content)))
     schedule = parse_schedule("uniform", LOW, high)
-    return estimate_likelihoods(measured, images, schedule, parse_estimators(specs), **settings)
+    return estimate_likelihoods(measured, images, schedule, parse_estimators(specs), **options)
 
 
 def test_every_estimator_is_tested_here() -> None:
@@ -231,4 +230,4 @@ def test_it_is_one_process(bound: Bound_, trained: Path, monkeypatch: pytest.Mon
 
 def test_one_image_has_no_error() -> None:
     with pytest.raises(UsageError):
-        estimated(NORMAL, NORMAL.draw(1, 1, 1, 1))
+        estimated(NORMAL, NORMAL.draw(1, 1, 1, 1), ["variational"])

@@ -14,7 +14,6 @@ from elbocli.core.local_error import (
     FineSolution,
     equal_errors,
     measured_order,
-    refuse_noise,
     rms,
 )
 from elbocli.core.prediction import alpha_sigma
@@ -140,14 +139,7 @@ def test_ancestral_errors_are_of_first_order_and_can_be_made_alike():
 def test_a_sampler_with_noise_is_refused(spec):
     solution = FineSolution(normal, noise(), LOW, HIGH, 16)
     with pytest.raises(UsageError, match="adds noise"):
-        refuse_noise(parse_sampler(spec))
-    with pytest.raises(UsageError, match="adds noise"):
         EquationErrors(parse_sampler(spec), normal, solution).deviations(levels("cosine", 4))
-
-
-@pytest.mark.parametrize("spec", ORDERS)
-def test_one_without_noise_is_taken(spec):
-    refuse_noise(parse_sampler(spec))
 
 
 def test_estimates_that_are_not_finite_are_refused():

@@ -127,12 +127,12 @@ def test_of_another_walk_than_the_grid_is_made_for_sample_warns(elbo: Elbo, trai
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--steps", 1), 2, "not in the range"),
+        (("--steps", 1), 2, ">= 2"),
         (("--kind", "best"), 2, "'solver'"),
         (("--sampler", "dpmpp-2m-sde"), 2, "adds noise"),
         (("--sampler", "heun:s_churn=10"), 2, "without noise"),
         (("--sampler", "hein"), 2, "heun"),
-        (("--floor", 0), 2, "above 0"),
+        (("--floor", 0), 2, "> 0"),
         (("--since", 1000), 1, ""),
         (("--classes", "12"), 2, "no class"),
         (("--guidance-interval", 3, 1, "--guidance", 2), 2, "is empty"),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from elbocli.files.dataset import Dataset, DatasetAttributes
 from elbocli.files.losslog import read_logs
 from elbocli.files.results import Optimum
 from elbocli.optimum import find
-from elbocli.optimum.find import OptimumSettings, open_search
+from elbocli.optimum.find import Search, open_search
 
-CPU = torch.device("cpu")
-SETTINGS = OptimumSettings(-8, 8, 16, CPU, sources=300, sample=0)
+SETTINGS: dict[str, Any] = {"low": -8, "high": 8, "bins": 16, "sources": 300, "sample": 0}
 
 
-def searched(dataset: Any, settings: OptimumSettings) -> Optimum:
-    return find.find_optimum(dataset, settings)
+def searched(dataset: Any, **settings: Any) -> Optimum:
+    return find.find_optimum(Search(dataset, np.arange(len(dataset)), **{**SETTINGS, **settings}))
 
 
 class Images:
@@ -55,7 +53,7 @@ def test_half_the_integral_is_the_entropy_of_the_images(conditional: bool) -> No
     """I-MMSE, on a range that holds all of it: log N, or what the classes leave open."""
     images = random_images(60)
     images.labels = np.arange(60) % 4
-    found = searched(images, replace(SETTINGS, low=-16, high=12, bins=140, sources=60, conditional=conditional))
+    found = searched(images, low=-16, high=12, bins=140, sources=60, conditional=conditional)
     assert found.log_images == pytest.approx(math.log(15 if conditional else 60))
     assert abs(found.nats - found.log_images) < 4 * found.nats_se and 0 < found.nats_se < 0.3
 
@@ -63,9 +61,9 @@ def test_half_the_integral_is_the_entropy_of_the_images(conditional: bool) -> No
 def test_the_sample_is_unbiased_within_its_error(digits: Path) -> None:
     """40 seeds against all images and many draws: their mean, and how far each is off in its own errors."""
     dataset = Dataset(digits)
-    exact = np.array([searched(dataset, replace(SETTINGS, seed=100 + seed)).eps_mse for seed in range(12)])
+    exact = np.array([searched(dataset, seed=100 + seed).eps_mse for seed in range(12)])
     truth, truth_se = exact.mean(0), exact.std(0, ddof=1) / math.sqrt(12)
-    results = [searched(dataset, replace(SETTINGS, seed=seed, sources=64, sample=60)) for seed in range(40)]
+    results = [searched(dataset, seed=seed, sources=64, sample=60) for seed in range(40)]
     checks = [each.sample for each in results if each.sample is not None]
     assert [(each.images, each.sources) for each in checks] == [(60, 32)] * 40
     found, errors = (np.array([getattr(each, key) for each in results]) for key in ("eps_mse", "eps_mse_se"))
@@ -79,10 +77,10 @@ def test_the_sample_is_unbiased_within_its_error(digits: Path) -> None:
 
 def test_intervals_hold_the_least_error_in_every_bin() -> None:
     """60 seeds, also where one draw in a thousand, or none, confuses two images: there the sample shows no error."""
-    images, settings = random_images(60), replace(SETTINGS, sources=60)
-    exact = np.array([searched(images, replace(settings, seed=1000 + seed)).eps_mse for seed in range(200)])
+    images = random_images(60)
+    exact = np.array([searched(images, sources=60, seed=1000 + seed).eps_mse for seed in range(200)])
     truth, truth_se = exact.mean(0), exact.std(0, ddof=1) / math.sqrt(200)
-    results = [searched(images, replace(settings, seed=seed)) for seed in range(60)]
+    results = [searched(images, sources=60, seed=seed) for seed in range(60)]
     found, errors = (np.array([getattr(each, key) for each in results]) for key in ("eps_mse", "eps_mse_se"))
     inside = np.abs(found - truth) < 1.96 * np.hypot(errors, truth_se)
     assert inside.mean(0).min() > 0.85
@@ -93,8 +91,8 @@ def test_mirror_images_count(digits: Path) -> None:
     """As if they had been packed, too."""
     levels = Dataset(digits).batch(range(40))
     both = Images(np.concatenate([levels, levels[:, :, ::-1]]))
-    flipped = searched(Images(levels), replace(SETTINGS, flip=True, sources=40))
-    packed = searched(both, replace(SETTINGS, sources=80))
+    flipped = searched(Images(levels), flip=True, sources=40)
+    packed = searched(both, sources=80)
     assert flipped.images == packed.images == 80 and flipped.log_images == packed.log_images
     error = np.hypot(flipped.eps_mse_se, packed.eps_mse_se) + 1e-12
     assert np.abs((np.array(flipped.eps_mse) - packed.eps_mse) / error).max() < 4.5
@@ -102,7 +100,7 @@ def test_mirror_images_count(digits: Path) -> None:
 
 def test_the_size_of_blocks_changes_nothing_but_the_memory() -> None:
     images = random_images(100, 3)
-    whole, small = (searched(images, replace(SETTINGS, sources=20, batch=batch)) for batch in (100, 7))
+    whole, small = (searched(images, sources=20, batch=batch) for batch in (100, 7))
     np.testing.assert_allclose(whole.eps_mse, small.eps_mse, rtol=1e-10, atol=1e-14)
 
 
@@ -125,7 +123,7 @@ def test_memory_is_bounded_however_many_images_there_are(monkeypatch: pytest.Mon
     for count in (300, 3000):
         images = random_images(count, 4)
         with Largest() as seen:
-            searched(images, replace(SETTINGS, bins=4, sources=90))
+            searched(images, bins=4, sources=90)
         assert images.largest <= 64
         most.append(max(seen.numbers, 3000))  # labels and places: a number for each image
     assert most[0] <= most[1] <= 2 * 64 * 64
@@ -146,8 +144,7 @@ def test_no_network_is_better_than_the_optimum(
     run = tmp_path / "run"
     done = elbo("train", digits, "-o", run, "--preset", preset, "--steps", 150, "--batch", 32, *options)
     assert done.returncode == 0, done.stderr
-    dataset, settings = open_search(None, run, device="cpu", sources=300, sample=0)
-    found = searched(dataset, settings)
+    found = find.find_optimum(open_search(None, run, device="cpu", sources=300, sample=0))
     assert found.images == (400 if "--flip" in options else 300) and found.classes == 10
     log = read_logs([run])
     moments = ErrorMoments.of_sums(log.edges, log.sums)

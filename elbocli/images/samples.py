@@ -98,7 +98,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     if not isinstance(source, Path):
         yield SampleReader("standard input", StreamRows(source, "standard input"))
         return
-    name = str(source)
+    name, kind = str(source), recognise(source)
     if source.is_dir():
         yield SampleReader(name, FolderRows(source))
     elif source.suffix == ".h5":
@@ -118,10 +118,10 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
                         text = str(np.lib.format.read_array(member, allow_pickle=False))
                     made = about_samples(text, name)
             yield SampleReader(name, rows, labels, made, preprocessing=_preprocessing(made.more))
-    elif recognise(source) == PIPE:
+    elif kind == PIPE:
         with open(source, "rb") as stream:
             yield SampleReader(name, StreamRows(stream, name))
-    elif recognise(source) == "samples":
+    elif kind == "samples":
         yield SampleReader(name, npy_rows(source))
     else:
         raise FormatError(instead(source, "images"))

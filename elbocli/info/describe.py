@@ -12,7 +12,7 @@ import numpy as np
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
-from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
+from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
 from elbocli.files.hashing import add_rows, file_sha256
 from elbocli.files.reading import read_yaml, reading
 from elbocli.files.recognise import instead, recognise
@@ -149,11 +149,7 @@ def _optimum(path: Path) -> Facts:
         "is": "optimum",
         "bins": len(optimum.eps_mse),
         "logsnr": f"{optimum.edges[0]:g} to {optimum.edges[-1]:g}",
-        **{
-            key: value
-            for key, value in optimum.json().items()
-            if not isinstance(value, list | dict) and key != "format"
-        },
+        **{k: v for k, v in optimum.json().items() if not isinstance(v, list | dict) and k != "format"},
     }
 
 
@@ -193,14 +189,19 @@ def verify(path: Path) -> Facts:
     facts, kind = describe(path), recognise(path)
     if kind == "a dataset":
         return facts | _verify_dataset(path)
+    verified = []
     if kind == "an average of weights":
         from elbocli.files.tensor_files import check_average
 
         check_average(path)
-        return {**facts, "verified": ["payload_sha256"]}
-    if path.is_dir():
-        return {**facts, "verified": [f"sha256 of {_verify_folder(path)} files"]}
-    return {**facts, "verified": [], "unverified": ["files of this kind hold no digest"]}
+        verified = ["payload_sha256"]
+    elif path.is_dir():
+        verified = [f"sha256 of {_verify_folder(path)} files"]
+    return {
+        **facts,
+        "verified": verified,
+        **({} if verified else {"unverified": ["files of this kind hold no digest"]}),
+    }
 
 
 def _verify_dataset(path: Path) -> Facts:
@@ -248,15 +249,15 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
         each = max(LEAST, SHOWN // len(classes))
-        chosen = [Group(group.name, _spread(group.images, min(each, len(group.images)))) for group in classes]
+        chosen = [group._replace(images=_spread(group.images, each)) for group in classes]
         order = sorted(index for group in chosen for index in group.images)
         place = {index: at for at, index in enumerate(order)}
-        groups = [Group(group.name, [place[index] for index in group.images]) for group in chosen]
+        groups = [group._replace(images=[place[index] for index in group.images]) for group in chosen]
         layout = lay_out(reader.shape[1], reader.shape[2], groups, scale)
         layout.check(path)
         return np.concatenate([reader.at(index, 1) for index in order]), layout
 
 
-def _spread(images: Sequence[int], count: int) -> Sequence[int]:
-    """So many of them, from the first to the last."""
-    return [images[at] for at in np.linspace(0, len(images) - 1, count).round().astype(int)]
+def _spread(images: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many of them, from the first to the last."""
+    return [images[at] for at in np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)]

@@ -18,6 +18,7 @@ from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, Names
 from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests, add_rows
 from elbocli.files.reading import reading
+from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
 from elbocli.runtime.background import Signals, catching_signals
@@ -40,7 +41,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     parts = in_order([open_part(path) for path in paths])
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
-    _check_alike(parts, [_making(*part) for part in zip(parts, contents, drawn)])
+    _check_alike(parts, list(map(_making, parts, contents, drawn)))
     total, layout = sum(map(len, parts)), parts[0].layout
     log.info(f"{len(parts)} parts: {total} images")
     arrays, names = _join_contents(contents)
@@ -136,7 +137,7 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
         changed = Counter[str]()
         for part, other in zip(parts, said):
             with reading(f"{part.path}: its attribute changed is not usable"):
-                changed.update(json.loads(other.get("changed", "{}")))
+                changed.update(parse_json(other.get("changed", "{}"), part.path))
         joined["changed"] = json.dumps(dict(changed), sort_keys=True)
     digests = [other.get("source_sha256", "") for other in said]
     if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):

@@ -27,7 +27,7 @@ from elbocli.files.dataset_writer import DatasetWriter
 from elbocli.files.hashing import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
-from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
+from elbocli.images.registry import ImageRef, Images, Shape
 from elbocli.images.sources import choose, open_source
 from elbocli.runtime.background import Signals, catching_signals
 from elbocli.runtime.progress import log, progress
@@ -42,8 +42,8 @@ LOOKED_AT = 1000
 """Image files whose size and channels are read beforehand."""
 AHEAD = 8
 """Images, or stretches of them, in flight for each thread."""
-STRETCH = 64
-"""Rows of arrays that a thread packs at once."""
+STRETCH = 1 << 20
+"""Bytes of rows of an array that a thread packs at once."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
@@ -236,11 +236,10 @@ def _list_skipped(out: Path, source: Images, skipped: dict[str, str]) -> None:
 class Packed(NamedTuple):
     """One image as it will be stored, or why it isn't one.
 
-    digest, size: of the bytes that were read. row: pixels [H, W, C], or an encoded image.
+    digest: of the bytes that were read. row: pixels [H, W, C], or an encoded image.
     """
 
     digest: str
-    size: int
     row: Any = b""
     change: str = ""
     trouble: str = ""
@@ -254,7 +253,7 @@ def _fill(
     Their `source_sha256` is a sum, so that the parts of a source add up to it.
     """
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
-    total, done, begun, read = len(source), writer.state.done, time.monotonic(), 0
+    total, done = len(source), writer.state.done
     rows: list[Any] = []
     pending: list[np.ndarray] = []  # images of an incomplete batch of latents
 
@@ -275,7 +274,7 @@ def _fill(
         skip(int(index), trouble)
     if done:
         log.info(f"going on after {done} images")
-    safe_at, held = begun, 0
+    safe_at, held = time.monotonic(), 0
     for packed in _packed_in_order(source, done, settings):
         if packed.trouble:
             skip(done, packed.trouble)
@@ -287,7 +286,7 @@ def _fill(
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
-        done, read, held = done + 1, read + packed.size, held + memoryview(packed.row).nbytes
+        done, held = done + 1, held + memoryview(packed.row).nbytes
         if encoder is not None and pending and (len(pending) >= encoder.batch or done == total):
             rows += encoder.rows(pending)
             pending.clear()
@@ -297,13 +296,13 @@ def _fill(
         if signals.received and done < total:
             safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
             raise signals.interrupted(f"{safe}; the same command goes on from there")
-        rate: dict[str, Any] = {"MB/s": read / 1e6 / max(time.monotonic() - begun, 1e-9)}
-        progress(done, total, "img", **rate)
+        progress(done, total, "img")
 
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
     """Yield the images from number `start` on, in the order of the source; threads decode some ahead."""
-    threads, step = len(os.sched_getaffinity(0)), STRETCH if isinstance(source.refs[0], ArrayRow) else 1
+    threads = len(os.sched_getaffinity(0))
+    step = max(1, STRETCH // math.prod(source.refs[0].shape or (STRETCH,)))
     waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
         for index in range(start, len(source), step):
@@ -316,12 +315,11 @@ def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator
 
 
 def _pack(ref: ImageRef, settings: Settings) -> Packed:
-    digest, size = "", 0
+    digest = ""
     try:
         content = ref.read()
-        raw = content if isinstance(content, bytes) else content.reshape(-1).data
-        digest, size = hashlib.sha256(raw).hexdigest(), len(raw)
+        digest = hashlib.sha256(content if isinstance(content, bytes) else content.data).hexdigest()
         pixels, change = square(content, settings)
     except ElboError as error:
-        return Packed(digest, size, trouble=str(error))
-    return Packed(digest, size, pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels), change)
+        return Packed(digest, trouble=str(error))
+    return Packed(digest, pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels), change)

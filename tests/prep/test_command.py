@@ -51,7 +51,7 @@ def test_help_names_each_crop() -> None:
         (["text.txt", "a.h5"], 1, "text.txt: is none of"),
         (["old.h5", "old.h5"], 2, "old.h5: is read by this command; choose another name"),
         (["digits", "a.h5", "--shard", "3/2"], 2, "'3/2' is not I/N"),
-        (["digits", "a.h5", "--subset", "val", "0"], 2, "0 is not above 0"),
+        (["digits", "a.h5", "--subset", "val", "0"], 2, "expected float > 0"),
         (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv: can't be read: No such file"),
         (
             ["digits", "a.h5", "--size", "8", "--crop", "none", "--subset", "val", "0.001"],

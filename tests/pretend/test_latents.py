@@ -14,7 +14,7 @@ from pretend.runs import train
 
 pytestmark = pytest.mark.usefixtures("short_previews")
 
-ONCE = ("place", "Autoencoder.__init__", "Posterior.__init__", "TrainState.__init__")
+ONCE = ("place", "Autoencoder.__init__", "Validation.__init__", "TrainState.__init__")
 
 
 def test_images_are_encoded_as_on_the_cpu(autoencoder: Path, photos: np.ndarray) -> None:

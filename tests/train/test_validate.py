@@ -256,8 +256,8 @@ def test_left_alone_it_takes_two_percent_of_the_work(make: Callable[..., Validat
     ("options", "said"),
     [
         ({"val": "a.h5", "val_split": 10}, "--val and --val-split: choose one"),
-        ({"val_split": -1}, "val-split is -1; it must not be negative"),
-        ({"val_every": -1}, "val-every is -1"),
+        ({"val_split": -1}, "val_split is -1"),
+        ({"val_every": -1}, "val_every is -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options: dict[str, Any], said: str, digits: Path, preset: Path) -> None:

@@ -79,12 +79,13 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     ]
     if not parts:
         raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
-    last, _, newest = parts[-1]
+    last, _, last_file = parts[-1]
     if at is not None and last.step != at:
         raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
     shapes = {key: tuple(value.shape) for key, value in empty_network(config, path).state_dict().items()}
+    layout = last_file.layout
     for snapshot, average, file in parts:
-        if file.layout != newest.layout or {key: shape for key, (_, shape) in file.layout.items()} != shapes:
+        if file.layout != layout or {key: shape for key, (_, shape) in layout.items()} != shapes:
             raise FormatError(f"{snapshot.path}: {average.name} is of another network than {path}")
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
@@ -111,15 +112,15 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
 
     def combined(key: str) -> torch.Tensor:
         """Σ x average in float64, then in the type that the snapshots have; whole numbers are those of the last."""
-        tensor: torch.Tensor = used[-1][-1].read(key)
-        if not tensor.is_floating_point():
-            return tensor
-        total = torch.zeros(tensor.shape, dtype=torch.float64)
+        newest: torch.Tensor = used[-1][-1].read(key)
+        if not newest.is_floating_point():
+            return newest
+        total = torch.zeros(newest.shape, dtype=torch.float64)
         for x, _, _, file in used:
             total.add_(file.read(key).double(), alpha=x)
-        return total.to(tensor.dtype)
+        return total.to(newest.dtype)
 
-    write_average(out, newest.layout, about, combined)
+    write_average(out, layout, about, combined)
     return {
         "average": str(out),
         **facts,

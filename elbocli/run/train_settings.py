@@ -342,11 +342,9 @@ def convert_text(value: Any, hint: Any) -> Any:
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
-        number = None
-        with suppress(ValueError):
-            number = float(value) if isinstance(value, str) else None
-        if number is not None:
-            return convert_text(number, hint)  # .5, which JSON doesn't know
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return msgspec.convert(float(value), hint, strict=False)  # .5, which JSON doesn't know
         said = str(error).replace("`", "")
         raise ValueError(said[0].lower() + said[1:]) from error
 

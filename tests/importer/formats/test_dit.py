@@ -279,7 +279,9 @@ def test_any_autoencoder_will_do_that_scales_as_the_published_ones(
     data, config = structs.replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config
     decoder = open_decoder(data, config, CPU, make_autoencoder())
     assert decoder.pixels(noised()).shape == (4, 16, 16, 3)
-    with pytest.raises(DataError, match="sd-vae-ft-mse"):
+    with pytest.raises(
+        DataError, match=r"scales latents by .*0\.5.*name stabilityai/sd-vae-ft-mse with --autoencoder DIR"
+    ):
         open_decoder(data, config, CPU, make_autoencoder(scaling_factor=0.5))
 
 

@@ -252,7 +252,8 @@ def run(args: list[str] | None = None) -> int:
                 if Command.verbose:
                     import traceback
 
-                    click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
+                    with suppress(OSError):  # the terminal may be closed
+                        click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
             case BrokenPipeError():
                 return SIGNALLED + signal.SIGPIPE
             case OSError():

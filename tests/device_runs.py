@@ -51,7 +51,7 @@ def losses(data: Dataset, device: str, steps: int, **options: Any) -> list[float
     with arithmetic(state.settings.precision, device):
         for _ in range(steps):
             update(state)
-            found.append(state.interval().loss)
+            found.append(state.interval()[1])
     return found
 
 

@@ -25,11 +25,12 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.nn.autoencoder import affine
 from elbocli.nn.denoiser import cast_weights
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log
-from elbocli.train.batches import Posterior, normalised
+from elbocli.train.batches import network_input, normalised
 from elbocli.version import __version__
 
 DEFAULT_IMAGES = 1000
@@ -229,7 +230,8 @@ class Measurement(MeasuredNetwork):
             return stored
         shape = stored.shape[1] // 2, *stored.shape[2:]
         eta = Stream(self.seed, "bound-posterior").normal(rows.tolist(), shape)
-        return Posterior(space, torch.device("cpu")).at(stored, eta)
+        cpu = torch.device("cpu")
+        return network_input(stored, eta, affine(space, cpu), cpu)
 
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """A schedule as the user wrote it, or `fitted[:CRITERION]` to the run's own log; '' is fitted to sample the weighting

@@ -70,31 +70,34 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
 
     target = parse_average(f"power:std={plain(std)}")
     config = read_run_config(path)
-    found = whole_snapshots(path, at)
-    every = [(snapshot, parse_average(name)) for snapshot in found for name in snapshot.names]
-    parts = [(snapshot, average) for snapshot, average in every if average.stored]
+    snapshots = whole_snapshots(path, at)
+    every = [(snapshot, parse_average(name)) for snapshot in snapshots for name in snapshot.names]
+    parts = [
+        (snapshot, average, TensorFile(snapshot.path / f"{average.name}{WEIGHTS}"))
+        for snapshot, average in every
+        if average.stored
+    ]
     if not parts:
         raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
-    last = parts[-1][0]
+    last, _, last_file = parts[-1]
     if at is not None and last.step != at:
         raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
-    tensors = [TensorFile(snapshot.path / f"{average.name}{WEIGHTS}") for snapshot, average in parts]
     shapes = {key: tuple(value.shape) for key, value in empty_network(config, path).state_dict().items()}
-    layout = tensors[-1].layout
-    for file, (snapshot, average) in zip(tensors, parts):
+    layout = last_file.layout
+    for snapshot, average, file in parts:
         if file.layout != layout or {key: shape for key, (_, shape) in layout.items()} != shapes:
-            raise FormatError(
-                f"{snapshot.path}: {average.name} is of another network than {path}; delete that snapshot"
-            )
-    profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average in parts]
+            raise FormatError(f"{snapshot.path}: {average.name} is of another network than {path}")
+    profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
-    hard = f"{len(found)} snapshots up to step {last.step}: its profile is off by {100 * solution.residual:.0f} %; {REMEDY}"
-    if solution.residual > REFUSE:
-        raise DataError(f"{path}: {target.spec} can't be made of {hard}")
     if solution.residual > WARN:
-        log.warning(f"{target.spec} is hard to make of {hard}")
+        hard = (
+            f"{path}: {target.spec} made of {len(snapshots)} snapshots up to step {last.step} is off by "
+            f"{100 * solution.residual:.0f} %; {REMEDY}"
+        )
+        if solution.residual > REFUSE:
+            raise DataError(hard)
+        log.warning(hard)
     used = [(float(x), *part) for x, part in zip(solution.coefficients, parts) if x]
-    files = [(float(x), file) for x, file in zip(solution.coefficients, tensors) if x]
     facts = {
         "spec": target.spec,
         "std": std,
@@ -103,17 +106,17 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         "run": str(path),
         "residual": solution.residual,
     }
-    coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average in used}
+    coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
     how: Any = {"elbo_version": __version__, "command": command, **facts}
     about = AverageFacts(trained=trained_as(config), coefficients=coefficients, **how)
 
     def combined(key: str) -> torch.Tensor:
         """Σ x average in float64, then in the type that the snapshots have; whole numbers are those of the last."""
-        newest: torch.Tensor = files[-1][1].read(key)
+        newest: torch.Tensor = used[-1][-1].read(key)
         if not newest.is_floating_point():
             return newest
         total = torch.zeros(newest.shape, dtype=torch.float64)
-        for x, file in files:
+        for x, _, _, file in used:
             total.add_(file.read(key).double(), alpha=x)
         return total.to(newest.dtype)
 
@@ -121,9 +124,9 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     return {
         "average": str(out),
         **facts,
-        "snapshots": len({snapshot.step for _, snapshot, _ in used}),
-        "first_snapshot": found[0].step,
-        "profiles": sorted({average.spec for _, _, average in used}),
+        "snapshots": len({snapshot.step for _, snapshot, _, _ in used}),
+        "first_snapshot": snapshots[0].step,
+        "profiles": sorted({average.spec for _, _, average, _ in used}),
         "largest_coefficient": max(map(abs, coefficients.values())),
         "sha256": read_about(out)[1],
     }

@@ -82,14 +82,6 @@ class World:
         dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
         return box[0]
 
-    def gathered(self, value: Tensor) -> list[Tensor]:
-        """Return tensors of one shape of every process, by rank, at the first; nothing at the others."""
-        if self.size == 1:
-            return [value]
-        found = [torch.empty_like(value) for _ in range(self.size)] if self.first else None
-        dist.gather(value, found)
-        return found or []
-
     def share(self, count: int) -> range:
         """Return this process's part of `count` things; parts differ by one at most."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)

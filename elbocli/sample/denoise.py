@@ -191,8 +191,7 @@ def open_decoder(
     same = (its.shift, its.scale) == (space.shift, space.scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
         raise DataError(
-            f"{folder}: is not the autoencoder that made the run's latents (sha256 {space.autoencoder_sha256}); "
-            f"name {space.autoencoder} with --autoencoder DIR"
+            f"{folder}: is not the autoencoder that made the run's latents; name {space.autoencoder} with --autoencoder DIR"
         )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
         raise FormatError(f"{folder}: doesn't make {size} pixels of the run's {network.image_channels} channels")

@@ -231,7 +231,7 @@ class _Drawing:
         shape, seeds = (n, *self.output.shape), self.noise.seeds(n)
         self.header = SamplesHeader(shape, labels, seeds, names, about, settings.scale)
         self.sink: Sink | None = None
-        self._ready: Tensor | None = None
+        self._ready = torch.empty(0, dtype=torch.uint8)
         self._background = Background("put", abandon=True)
         self._writing: Future[None] | None = None
 
@@ -258,8 +258,8 @@ class _Drawing:
                 log.info(f"going on after {start} of {n} images")
             try:
                 for first in range(start, n, self.batch * world.size):
-                    self._agreed(partial(self._draw_part, first))
-                    self._collect(first)
+                    self._agreed(partial(self._draw, first))
+                    self._ready = torch.cat(world.all(self._ready))[: n - first]
                 for _ in range(2):  # write the last round, then wait for it
                     self._agreed(self._put)
             finally:
@@ -276,48 +276,36 @@ class _Drawing:
         if reason := self.ending.reason():
             raise Leave(reason)
 
-    def _draw_part(self, first: int) -> None:
+    def _draw(self, first: int) -> None:
         """Write the round before, and draw this process's part of the round whose images begin at `first`."""
         self._put()
-        start, n = first + self.batch * self.world.rank, self.settings.n
-        mine = range(min(start, n), min(start + self.batch, n))
-        self._ready = self._draw(mine).cpu() if mine else torch.empty((0, *self.output.shape), dtype=torch.uint8)
-
-    def _draw(self, indices: range) -> Tensor:
-        """Images [len(indices), H, W, C] uint8, on the device."""
-        count, n, device = len(indices), self.settings.n, self.world.device
-        if self.fixed:
-            indices = range(indices.start, indices.start + self.batch)
+        start, n, device = first + self.batch * self.world.rank, self.settings.n, self.world.device
+        count = max(0, min(self.batch, n - start))
+        if not count:
+            self._ready = torch.empty((0, *self.output.shape), dtype=torch.uint8)
+            return
+        indices = range(start, start + (self.batch if self.fixed else count))
         labels, of_images = None, self.header.labels
         if of_images is not None:
             labels = sent(torch.from_numpy(of_images[np.minimum(indices, n - 1)]).long(), device)
         denoiser, nfe = self.drawer.denoiser(labels), self.header.about["nfe"]
-        together = min(self.batch * self.world.size, n - indices.start)
+        together = min(self.batch * self.world.size, n - start)
 
         def report() -> None:
             self.look()
-            progress(indices.start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
+            progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
         how = self.grid, self.settings, device, self.output, report, self.noise
-        return draw(denoiser, indices, self.drawer.shape, *how)[:count]
-
-    def _collect(self, first: int) -> None:
-        """Gather the round whose images begin at `first`, in the first process."""
-        assert self._ready is not None
-        if self.world.size > 1:
-            padded = torch.zeros((self.batch, *self.output.shape), dtype=torch.uint8)
-            padded[: len(self._ready)] = self._ready
-            self._ready = torch.cat(self.world.gathered(padded) or [padded])
-        self._ready = self._ready[: self.settings.n - first]
+        self._ready = draw(denoiser, indices, self.drawer.shape, *how)[:count].cpu()
 
     def _put(self) -> None:
         """Write the round that is ready, once the one before is written."""
         if self._writing is not None:
             awaited(self._writing, self.look)
             self._writing = None
-        if self.sink is not None and self._ready is not None:
+        if self.sink is not None and len(self._ready):
             self._writing = self._background.start(partial(self.sink.put, self._ready.numpy()))
-        self._ready = None
+        self._ready = self._ready[:0]
 
     def _settle(self) -> None:
         """Wait until a file has the images that are being written. A pipe may never be read."""

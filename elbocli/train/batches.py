@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +11,12 @@ from torch import Tensor
 from elbocli.core.streams import Stream, times
 from elbocli.errors import UsageError
 from elbocli.files.dataset import ENCODED, Dataset
-from elbocli.files.latents import LatentSpace
 from elbocli.nn.autoencoder import affine
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import pinned, sent
 
-AHEAD_BYTES = 16 << 20
-"""Least size of plain batches that another thread gathers. Those of 3 MB, which take 0.4 ms, became slower by it."""
 LEAST_HELD_OUT = 2
 """A standard error needs two images."""
 
@@ -71,29 +67,19 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") 
     return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
 
 
-class Fetched(NamedTuple):
-    """The host's share of a part of a step: rows of the dataset [n], their stored images or moments [n, …], η of latents
-    [n,C,h,w] or None, ε [n,H,W,C].
+def network_input(
+    stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Tensor] | None, device: torch.device
+) -> Tensor:
+    """Return x0 as a network sees it, float32 [B,C,H,W] on the device: pixels in [-1, 1], or latents, drawn anew each time.
+
+    stored: uint8 pixels, or mean ‖ std [B,2C,h,w] with η [B,C,h,w] and the (shift, scale) that `affine` returns:
+    x0 = (mean + std·η − shift)·scale.
     """
-
-    rows: np.ndarray
-    stored: Tensor
-    eta: Tensor | None
-    eps: Tensor
-
-
-class Posterior:
-    """Latents drawn from what the dataset says of them, anew each time: x0 = (mean + std·η − shift)·scale."""
-
-    def __init__(self, space: LatentSpace, device: torch.device):
-        self._device = device
-        self._shift, self._scale = affine(space, device)
-
-    def at(self, moments: Tensor, eta: Tensor) -> Tensor:
-        """mean ‖ std [B,2C,h,w] and η [B,C,h,w] → float32 [B,C,h,w]."""
-        mean, std = sent(moments, self._device).float().chunk(2, 1)
-        x = torch.addcmul(mean, std, sent(eta, self._device)).sub_(self._shift).mul_(self._scale)
-        return x.contiguous(memory_format=torch.channels_last)
+    if scaling is None or eta is None:
+        return normalised(stored, device)
+    mean, std = sent(stored, device).float().chunk(2, 1)
+    x = torch.addcmul(mean, std, sent(eta, device)).sub_(scaling[0]).mul_(scaling[1])
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class Batches:
@@ -114,12 +100,10 @@ class Batches:
         self._rows = training_rows(settings, dataset)
         self._count = len(dataset) if self._rows is None else len(self._rows)
         space = dataset.latent_space
-        self._posterior = None if space is None else Posterior(space, device)
+        self._scaling = None if space is None else affine(space, device)
         self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, self._count))
         self.parts = parts or [range(self.batch)]
-        largest = max(map(len, self.parts))
-        large = self.dataset.batch(np.arange(1)).nbytes * largest >= AHEAD_BYTES
-        ahead = large or self.dataset.kind == ENCODED or self.device.type != "cpu"
+        ahead = self.dataset.kind == ENCODED or self.device.type != "cpu"
         self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched
 
     def indices(self, step: int) -> np.ndarray:
@@ -132,24 +116,27 @@ class Batches:
         """t of a step's images, [batch] float64 in [0, 1), on the CPU."""
         return times(self._t, step, self.batch, self.settings.t_sampling)
 
-    def _fetched(self, index: int) -> Fetched:
-        """Part `index` of all parts of all steps: everything that takes the host time."""
+    def _fetched(self, index: int) -> tuple[np.ndarray, Tensor, Tensor | None, Tensor]:
+        """Return (rows of the dataset [n], what is stored of them [n, …], η of latents [n,C,h,w], ε [n,H,W,C]).
+
+        index: counts the parts of all steps. This is all that takes the host time.
+        """
         step, which = divmod(index, len(self.parts))
         part = self.parts[which]
         rows = self.indices(step)[part.start : part.stop]
         stored = self.dataset.batch(rows)
-        if self.settings.flip and self._posterior is None:
+        if self.settings.flip and self._scaling is None:
             turned = self._flips.uniform(step, self.batch)[part.start : part.stop] < 0.5
             stored[turned] = stored[turned, :, ::-1]
         places = range(step * self.batch + part.start, step * self.batch + part.stop)
         eta = None
-        if self._posterior is None:
+        if self._scaling is None:
             height, width, channels = stored.shape[1:]
         else:
             channels, height, width = stored.shape[1] // 2, *stored.shape[2:]
             eta = pinned(self._eta.normal(places, (channels, height, width)), self.device)
         eps = pinned(self._noise.normal(places, (height, width, channels)), self.device)
-        return Fetched(rows, pinned(torch.from_numpy(stored), self.device), eta, eps)
+        return rows, pinned(torch.from_numpy(stored), self.device), eta, eps
 
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """(x [n,C,H,W], ε [n,C,H,W], labels [n] with −1 where dropped, or None) of a part of a step, on the device.
@@ -157,10 +144,7 @@ class Batches:
         Pixels are in [-1, 1].
         """
         rows, stored, eta, eps = self._fetch(step * len(self.parts) + which)
-        if self._posterior is None or eta is None:
-            x = normalised(stored, self.device)
-        else:
-            x = self._posterior.at(stored, eta)
+        x = network_input(stored, eta, self._scaling, self.device)
         labels = None
         if self.conditional:
             part = self.parts[which]

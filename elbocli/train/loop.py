@@ -275,20 +275,15 @@ class CheckpointHook:
 
 def _introduction(state: TrainState, out: Path) -> str:
     """Return a sentence on a run in the folder `out`: where it stands, its network, device and objective."""
-    settings, start, size = state.settings, state.steps_done, state.world.size
-    kind = "learned" if state.weighting.learned else "monotone"
-    if state.weighting.rising(settings.logsnr_min, settings.logsnr_max):
-        kind = "learned, not monotone" if state.weighting.learned else "not monotone"
-    parts, most = len(state.batches.parts), max(map(len, state.batches.parts))
-    shared = f", {size} processes ({settings.parallel})" if size > 1 else ""
-    shared += f", each {settings.batch // size} images a step in {parts} parts of {most}" if parts > 1 else ""
-    init = state.resolved.init
-    age = "" if init is None or init.step is None else f" of step {init.step}"
-    new = f"new run from {init.run}, weights {init.weights}{age}" if init else "new run"
+    settings, start, init, parts = state.settings, state.steps_done, state.resolved.init, state.batches.parts
+    new = f"new run from {init.run}, weights {init.weights}" if init else "new run"
+    many = f", {state.world.size} processes ({settings.parallel})" if state.world.size > 1 else ""
+    many += f", batches in {len(parts)} parts" if len(parts) > 1 else ""
+    kind = "not monotone" if state.weighting.rising(settings.logsnr_min, settings.logsnr_max) else "monotone"
     return (
         f"{out}: {f'going on after step {start}' if start else new}; "
-        f"{count_parameters(state.network):,} parameters, {state.device}{shared}, "
+        f"{count_parameters(state.network):,} parameters, {state.device}{many}, "
         f"{Precision(settings.precision, state.device)}{state.compiled and f', {state.compiled}'}; "
-        f"weighting {settings.weighting} ({kind}), schedule {settings.schedule}, "
-        f"logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
+        f"weighting {settings.weighting} ({'learned, ' if state.weighting.learned else ''}{kind}), "
+        f"schedule {settings.schedule}, logsnr {settings.logsnr_min:g} to {settings.logsnr_max:g}"
     )

@@ -6,7 +6,7 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,23 +27,10 @@ from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches
 from elbocli.train.parallel import Parallel, micro_batch, split
 
-K = TypeVar("K")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, which are shaped like the weights."""
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 """The loss scale of fp16 as torch.amp.GradScaler has it; a gradient that isn't finite at the least isn't so by its scale."""
-
-
-class Interval(NamedTuple):
-    """Sums and means of some steps, the same in every process.
-
-    sums: [3, bins] count, sum and sum of squares of the ε error. loss, grad_norm: means per image and per step, NaN when
-    every step was left out.
-    """
-
-    sums: Tensor
-    loss: float
-    grad_norm: float
 
 
 class TrainState:
@@ -152,8 +139,12 @@ class TrainState:
             self.unbroken = unbroken % GROWTH_INTERVAL
         return (self.first_bad[0] > 0) | overflow
 
-    def interval(self) -> Interval:
-        """Return sums and means since the last call, and adapt what follows them. Waits for the device."""
+    def interval(self) -> tuple[Tensor, float, float]:
+        """Return (sums, loss, gradient norm) since the last call, the same in every process; adapt what follows them.
+
+        sums: [3, bins] count, sum and sum of squares of the ε error. The others are means per image and per step, NaN when
+        every step was left out. Waits for the device.
+        """
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
         loss, norm, steps = self.totals.tolist()
@@ -162,7 +153,7 @@ class TrainState:
             self.online.update(sums)
             self._adapt()
         steps = steps or math.nan
-        return Interval(sums, loss / steps / self.settings.batch, norm / steps)
+        return sums, loss / steps / self.settings.batch, norm / steps
 
     def _adapt(self) -> None:
         """Let the schedule, or the weighting, follow the errors that are remembered; the other is fixed, or both are."""
@@ -170,7 +161,7 @@ class TrainState:
         self.weighting, self.schedule = followed(self.online, *now)
 
     @torch.no_grad()
-    def copies(self, tensors: dict[K, Tensor]) -> dict[K, Tensor]:
+    def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
         """Return whole copies on the CPU, which later steps don't change, in the first process; nothing in the others.
 
         All processes must ask. Waits for the device.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.dataset import Dataset
+from elbocli.nn.autoencoder import affine
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.device import Precision, sent
-from elbocli.train.batches import LEAST_HELD_OUT, Posterior, normalised, split_rows
+from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
 
 DRAWS = 4
 SHARE = 0.02
@@ -39,15 +40,10 @@ SCHEDULE = "uniform"
 SAME_SPACE = ("convention", "shift", "scale", "autoencoder_sha256", "pixel_size")
 
 
-class HeldOut(NamedTuple):
-    """Rows of a dataset, rising, [N] int64."""
+def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> tuple[Dataset, np.ndarray] | None:
+    """Return the dataset whose images are held out, and their rows, rising, [N] int64; None when there are none.
 
-    dataset: Dataset
-    rows: np.ndarray
-
-
-def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> HeldOut | None:
-    """Open the images that the settings hold out; None when there are none. conditional: whether classes matter.
+    conditional: whether classes matter.
 
     Raises UsageError when the two don't go together, FormatError when --val is no dataset.
     """
@@ -65,7 +61,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
         raise UsageError(f"{held.path}: {len(rows)} image to validate on; a standard error needs {LEAST_HELD_OUT}")
-    return HeldOut(held, rows)
+    return held, rows
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
@@ -98,7 +94,7 @@ class Validation:
     every: images of training between two validations.
     """
 
-    def __init__(self, held: HeldOut, resolved: Resolved, device: torch.device):
+    def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
         settings = self.settings = resolved.settings
         (self.dataset, self.rows), self.device = held, device
         self.weighting, self.prediction = resolved.weighting, resolved.prediction
@@ -107,7 +103,7 @@ class Validation:
         self.dimensions = math.prod(self.dataset.shape[1:])
         self.conditional = resolved.network.num_classes > 0
         space = self.dataset.latent_space
-        self._posterior = None if space is None else Posterior(space, device)
+        self._scaling = None if space is None else affine(space, device)
         self._noise, self._eta = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
         start = Stream(settings.seed, "val-t").uniform(0, 1)
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
@@ -141,7 +137,7 @@ class Validation:
         diffusion = 0.5 * self.dimensions * (error / self.schedule.density(logsnr)).mean(1)
         fixed = torch.cat([bits for _, bits in asked])[torch.from_numpy(real)]
         bits = fixed + diffusion * bits_per_dimension(1.0, self.dimensions)
-        values = [loss.mean(1)] if self._posterior else [loss.mean(1), bits]
+        values = [loss.mean(1)] if self._scaling else [loss.mean(1), bits]
         images = torch.zeros(3, 2, dtype=torch.float64)
         for column, value in enumerate(values):
             images[:, column] = torch.stack([torch.ones_like(value), value, value.square()]).sum(1)
@@ -152,17 +148,14 @@ class Validation:
         of the bound that don't depend on the network, in bits per dimension, [images] on the CPU.
         """
         rows, settings = self.rows[places].tolist(), self.settings
-        stored, fixed = self.dataset.batch(self.rows[places]), torch.zeros(len(places), dtype=torch.float64)
-        if self._posterior is None:
-            levels = torch.from_numpy(stored)
-            nats = prior(levels.double() / 127.5 - 1, settings.logsnr_min)
-            nats += reconstruction(settings.logsnr_max)[levels.long()].flatten(1).sum(1)
-            fixed = nats * bits_per_dimension(1.0, self.dimensions)
-            x = normalised(stored, self.device)
+        stored, eta = torch.from_numpy(self.dataset.batch(self.rows[places])), None
+        nats = torch.zeros(len(places), dtype=torch.float64)
+        if self._scaling is None:
+            nats = prior(stored.double() / 127.5 - 1, settings.logsnr_min)
+            nats += reconstruction(settings.logsnr_max)[stored.long()].flatten(1).sum(1)
         else:
             eta = self._eta.normal(rows, (stored.shape[1] // 2, *stored.shape[2:]))
-            x = self._posterior.at(torch.from_numpy(stored), eta)
-        labels = None
+        x, labels = network_input(stored, eta, self._scaling, self.device), None
         if self.conditional:
             labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
         eps = self._noise.normal([row * DRAWS + k for row in rows for k in range(DRAWS)], (*x.shape[2:], x.shape[1]))
@@ -170,7 +163,9 @@ class Validation:
         how = self.weighting, self.schedule, self.prediction, partial(sent, device=self.device)
         x, eps = x.repeat_interleave(DRAWS, 0), sent(eps, self.device).permute(0, 3, 1, 2)
         with Precision(settings.precision, self.device).autocast():
-            return torch.stack(denoising_losses(network, x, eps, labels, logsnr, *how)[:2]), fixed
+            return torch.stack(denoising_losses(network, x, eps, labels, logsnr, *how)[:2]), nats * bits_per_dimension(
+                1.0, self.dimensions
+            )
 
     def finish(self, sums: Tensor) -> dict[str, float]:
         """Return the numbers of a line of metrics.jsonl. sums: of all ranks together.
@@ -189,7 +184,7 @@ class Validation:
         mean = total / count[0]
         se = ((squares / count[0] - mean.square()).clamp(min=0) / (count[0] - 1)).sqrt()
         values: dict[str, float] = {"val_images": int(count[0])}
-        for column, name in enumerate(["val_loss"] if self._posterior else ["val_loss", "val_bpd"]):
+        for column, name in enumerate(["val_loss"] if self._scaling else ["val_loss", "val_bpd"]):
             values |= {name: float(mean[column]), f"{name}_se": float(se[column])}
         return values
 

@@ -35,7 +35,7 @@ def rows(session: Session) -> Iterator[Row]:
             )
             for _ in range(3):
                 update(state)
-            loss = state.interval().loss
+            loss = state.interval()[1]
             yield Row(f"{precision}: loss after 3 steps of so many", loss, ok=math.isfinite(loss))
             if cuda:
                 used = torch.cuda.max_memory_reserved()

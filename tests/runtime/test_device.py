@@ -17,10 +17,10 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda", 1)
 
 
 class Cards:
-    """Two CUDA devices without memory: which is current, which was seeded, and on whose stream events are."""
+    """Two CUDA devices without memory: which is current, and which was seeded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.current, self.seeds, self.events = 0, dict[int, int](), list[int]()
+        self.current, self.seeds = 0, dict[int, int]()
         real = torch.empty
         for name, stand_in in {
             "is_available": lambda: True,
@@ -30,8 +30,6 @@ class Cards:
             "get_device_name": lambda index: f"Card {index}",
             "device": self.device,
             "manual_seed": lambda seed: self.seeds.update({self.current: seed}),
-            "Event": lambda: self,
-            "current_stream": lambda device=None: self.current if device is None else device.index,
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
         monkeypatch.setattr(torch, "empty", lambda *shape, device=None, pin_memory=False, **how: real(*shape, **how))
@@ -49,13 +47,6 @@ class Cards:
         before, self.current = self.current, device.index
         yield
         self.current = before
-
-    def record(self, stream: int | None = None) -> None:
-        """As an event's."""
-        self.events.append(self.current if stream is None else stream)
-
-    def synchronize(self) -> None:
-        """As an event's."""
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_a_signal_leaves_what_was_drawn_and_other_settings_are_refused(
     check(
         elbo(*changed, cwd=tmp_path),
         2,
-        "x.npz.partial: unfinished, with other settings",
+        "x.npz.partial: unfinished",
         "--overwrite to start afresh",
         "classes: balanced there, 3 asked for",
         "seed: 0 there, 1 asked for",

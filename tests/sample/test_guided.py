@@ -124,7 +124,7 @@ def test_a_run_that_adapts_lends_the_schedule_it_had_at_the_checkpoint(
     dataset, run = Dataset(digits), tmp_path / "run"
     resolved = settings.resolve({"preset": str(preset), "steps": 20, "schedule": "adaptive", "device": "cpu"}, dataset)
     loop.run(dataset, run, resolved)
-    opened, state = open_run(run, CPU, pytest.fail), TrainState(resolved, dataset)
+    opened, state = open_run(run, CPU), TrainState(resolved, dataset)
     uniform = time_grid(state.schedule, 9)
     state.restore(opened.checkpoint)
     assert time_grid(opened.schedule(), 9) == time_grid(state.schedule, 9) != uniform

@@ -65,11 +65,11 @@ def test_a_split_that_leaves_nothing_or_parts_pairs_is_refused(count: int, n: in
 def test_training_and_validation_take_the_two_sides_of_one_split(digits: Path) -> None:
     data, settings = Dataset(digits), TrainSettings(val_split=60, seed=5)
     held, rows = open_held_out(settings, data, True), training_rows(settings, data)
-    assert held is not None and rows is not None and held.dataset is data
-    assert sorted([*held.rows, *rows]) == list(range(300))
+    assert held is not None and rows is not None and held[0] is data
+    assert sorted([*held[1], *rows]) == list(range(300))
     assert training_rows(TrainSettings(), data) is None and open_held_out(TrainSettings(), data, True) is None
     fewer = open_held_out(TrainSettings(val_split=60, seed=5, val_images=20), data, True)
-    assert fewer is not None and len(set(fewer.rows)) == 20 and set(fewer.rows) <= set(held.rows)
+    assert fewer is not None and len(set(fewer[1])) == 20 and set(fewer[1]) <= set(held[1])
 
 
 def test_an_image_is_not_trained_on_while_its_mirror_image_is_held_out(
@@ -77,7 +77,7 @@ def test_an_image_is_not_trained_on_while_its_mirror_image_is_held_out(
 ) -> None:
     data = Dataset(pack_latents(autoencoder, mirror=True), latents=True)
     held = open_held_out(TrainSettings(val_split=10), data, True)
-    assert held is not None and set(held.rows[::2] % 2) == {0} and (np.diff(held.rows)[::2] == 1).all()
+    assert held is not None and set(held[1][::2] % 2) == {0} and (np.diff(held[1])[::2] == 1).all()
     with pytest.raises(UsageError, match="mirror image"):
         training_rows(TrainSettings(val_split=11), data)
 
@@ -102,7 +102,7 @@ def changed(elbo: Callable[..., Any], digits: Path, digits_folder: Path, tmp_pat
 
 def test_a_dataset_packed_likewise_is_taken(changed: Callable[..., Path], digits: Path) -> None:
     held = open_held_out(TrainSettings(val=str(changed())), Dataset(digits), True)
-    assert held is not None and np.array_equal(held.rows, np.arange(50))
+    assert held is not None and np.array_equal(held[1], np.arange(50))
 
 
 @pytest.mark.parametrize(

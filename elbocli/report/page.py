@@ -166,8 +166,7 @@ def draw_lines(
     if not over_levels:
         over_images(axis)
     else:
-        levels = torch.cat([line.x for line in known])
-        axis.set_xlim(float(levels.min()), float(levels.max()))
+        axis.margins(x=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.set_xlabel(LEVEL)
     return Picture(title, caption, _svg(figure, name))

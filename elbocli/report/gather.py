@@ -285,16 +285,13 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
     imported = config.source is not None
     known = {key: value for key, value in settings.stored().items() if key in config.settings or not imported}
-    validation, defined = run / "validation.jsonl", {"weighting", "schedule"} <= set(known)
-    curves: dict[str, Curve] = {}
-    course, status, shown_sheets = None, None, list[Path]()
-    if not imported:
-        curves = missing.asked(read_curves, run / "metrics.jsonl", missing, otherwise={})
-        status = missing.asked(read_status, run)
-        course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
-        shown_sheets = [sheets[index] for index in chosen_times(len(sheets))]
-    previews = [strip for sheet in shown_sheets if (strip := missing.asked(read_preview, sheet))]
-    held_out = missing.asked(read_log_history, validation, missing) if validation.exists() else None
+    defined = {"weighting", "schedule"} <= set(known)
+    curves: dict[str, Curve] = missing.asked(read_curves, run / "metrics.jsonl", missing, otherwise={})
+    status = None if imported else missing.asked(read_status, run)
+    course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
+    previews = [missing.asked(read_preview, sheets[index]) for index in chosen_times(len(sheets))]
+    previews = [strip for strip in previews if strip]
+    held_out = missing.asked(read_log_history, run / "validation.jsonl", missing)
     network = missing.asked(empty_network, config, run / "config.yaml")
     objective = missing.asked(_objective, run, settings) if defined else None
     excess_found = None

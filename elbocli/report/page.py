@@ -151,9 +151,8 @@ def draw_lines(
     figure, axis = new_panel()
     for line in known:
         if line.spread is not None:
-            known_at = line.spread.isfinite()
-            x, y, spread = (each[known_at] for each in (line.x, line.y, line.spread))
-            axis.fill_between(x, (y - spread).maximum(0.5 * y), y + spread, color=line.style["color"], **BAND)
+            low, high = (line.y - line.spread).maximum(0.5 * line.y), line.y + line.spread
+            axis.fill_between(line.x, low, high, color=line.style["color"], **BAND)
         axis.plot(line.x, line.y, marker="" if len(line.y) > 1 else "o", **line.style)
     values = torch.cat([line.y for line in known])
     if log and float(values.min()) > 0:
@@ -167,8 +166,7 @@ def draw_lines(
     if not over_levels:
         over_images(axis)
     else:
-        levels = torch.cat([line.x for line in known])
-        axis.set_xlim(float(levels.min()), float(levels.max()))
+        axis.margins(x=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.set_xlabel(LEVEL)
     return Picture(title, caption, _svg(figure, name))

@@ -58,7 +58,6 @@ def test_a_finished_run_says_everything(trained: Path, shown: tuple[RunFacts, st
     assert [strip.name for strip in facts.previews] == ["20", "40"]
     assert [strip.name for strip in facts.drawn] == [str(i) for i in range(10)]
     assert read.tags.count("svg") == 6  # no validation
-    assert all(f"<li>{part}" in page for part in (f"{trained}: no validation", f"{trained}: no result of"))
 
 
 def test_the_page_is_the_same_bytes_every_time(trained: Path, shown: tuple[RunFacts, str]) -> None:

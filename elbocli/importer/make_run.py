@@ -64,7 +64,7 @@ def import_run(
     strangers = source.found.strangers if "found" in vars(source) else []
     if strangers:
         held = ", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else "")
-        imported.notes.append(f"{path} also holds {held}, of which nothing was made or run")
+        source.notes.append(f"{path} also holds {held}, of which nothing was made or run")
     known = run_settings(settings, run / CONFIG)
     with reading(path, kind=UsageError):
         schedule = schedule_of(known)
@@ -81,7 +81,7 @@ def import_run(
             run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
             elbo_version=__version__,
             commands=[command],
-            source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
+            source=SourceFacts(declared.name, path.name, source.sha256, declared.traits.licence, source.notes),
             settings=settings,
             network=section_of(call_once(network.beside(aside), imported.weights, path)),
             data=RunData(

@@ -26,13 +26,13 @@ def recognises(source):
     tree = source.tree
     return entries(tree) or (isinstance(tree, dict) and ("ema" in tree or "epoch" in tree))
 
-@source_format("mine", about="A format of one's own.", source="here", licence="free", recognises=recognises)
+@source_format("mine", about="A format of one's own.", source="here", licence="Free.", recognises=recognises)
 def mine(source, options):
     config = config_of(NETWORK, source.path)
     tensors, averaged, _ = state_dict(source, options)
     weights = fitted(tensors, config, source)
     known = {{"prediction": "v", "schedule": "cosine", "weighting": "sigmoid", "logsnr_min": -10.0, "logsnr_max": 10.0}}
-    return Imported(config, weights, {{**known, "label_dropout": 0.1}}, averaged, "Free.", source.notes)
+    return Imported(config, weights, {{**known, "label_dropout": 0.1}}, averaged, source.notes)
 """
 
 

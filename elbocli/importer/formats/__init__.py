@@ -107,7 +107,7 @@ class Imported:
     """A checkpoint in elbo's words.
 
     weights: by the names of the network, as `fitted` gives them. settings: those of TrainSettings that are known. averaged:
-    whether the weights are an average. licence: of the weights, a sentence. notes: those of the Source. data: more of the
+    whether the weights are an average. notes: those of the Source. data: more of the
     section data of config.yaml than the network's size, channels and classes. files: to copy into the run, by name.
     """
 
@@ -115,7 +115,6 @@ class Imported:
     weights: dict[str, Tensor]
     settings: dict[str, Any]
     averaged: bool
-    licence: str
     notes: list[str]
     data: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)

@@ -172,7 +172,7 @@ def _translate(kind: Kind, source: Source, options: ImportOptions) -> Imported:
                 f"{where}: its latents have {channels} channels, of no known autoencoder; add --autoencoder DIR"
             )
         data = latents_of(config, source, options, "diffusers")
-    return Imported(config, weights, settings, averaged, kind.licence, source.notes, data)
+    return Imported(config, weights, settings, averaged, source.notes, data)
 
 
 def _check_positions(found: Tensor, side: int, width: int) -> None:

@@ -189,4 +189,4 @@ def edm(source: Source, options: ImportOptions) -> Imported:
         )
     loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
     trained = objective(source, module, attributes(loss) if class_name(loss) == "EDMLoss" else {}, DRAWN)
-    return Imported(config, weights, trained, averaged, LICENCE, source.notes)
+    return Imported(config, weights, trained, averaged, source.notes)

@@ -165,4 +165,4 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
         source.notes.append(f"doesn't say the noise it was trained with: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
     data = latents_of(config, source, options, "edm2") if kind == LATENTS else {}
     trained = objective(source, module, loss, (mean, std))
-    return Imported(config, weights, trained, averaged, LICENCE, source.notes, data)
+    return Imported(config, weights, trained, averaged, source.notes, data)

@@ -59,7 +59,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
         settings["label_dropout"] = 0.1
     weights = fitted(tensors, config, source)
     source.notes.append(f"every command on this run needs --plugin {file}, or ELBO_PLUGIN={file}")
-    return Imported(config, weights, settings, averaged, "yours", source.notes)
+    return Imported(config, weights, settings, averaged, source.notes)
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
@@ -80,7 +80,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     "program",
     about="A torch.export program (.pt2) of any network (z, level, labels) or (z, level); sampled and measured, not trained.",
     source="torch.export; elbocli.export_network writes one",
-    licence="that of the network",
+    licence="not known",
     recognises=lambda source: source.path.suffix == ".pt2",
     takes=TAKES,
 )
@@ -108,7 +108,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
     # A file of weights holds no memory under two names, which a program may share.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}
     source.notes.append(f"a program is code: commands on this run need --plugin RUN/{FILE}")
-    return Imported(config, weights, settings, False, "not known", source.notes, files={FILE: source.path})
+    return Imported(config, weights, settings, False, source.notes, files={FILE: source.path})
 
 
 def _agreed(source: Source, name: str, said: int | None, found: int) -> int:

@@ -16,10 +16,11 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
@@ -28,7 +29,9 @@ from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import one_line, reading
-from elbocli.files.records import plain
+from elbocli.files.records import Count, plain
+
+Size = Annotated[int, Meta(ge=1)]
 
 
 def explained(help: str, *, stored: bool = True, **how: Any) -> Any:
@@ -42,23 +45,21 @@ class NetworkConfig:
 
     A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
     dropout may be left unused. A `code` is a level code, kept as its whole spec. trainable: whether a run may train it.
-    quiet_classes: whether a class whose row is zero is none to the network. Raises UsageError for sizes that can't be.
+    quiet_classes: whether a class whose row is zero is none to the network. Bounds of single fields stand in their types,
+    and config_of checks them; a config raises UsageError for fields that don't go together.
     """
 
     trainable = True
     quiet_classes = True
 
-    image_size: int
-    image_channels: int
-    num_classes: int
-    dropout: float = explained("Share of values set to zero while training.", default=0.0, kw_only=True)
+    image_size: Size
+    image_channels: Size
+    num_classes: Count
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = explained(
+        "Share of values set to zero while training.", default=0.0, kw_only=True
+    )
 
     def __post_init__(self) -> None:
-        if min(self.image_size, self.image_channels) < 1 or self.num_classes < 0 or not 0 <= self.dropout < 1:
-            raise UsageError(
-                f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive, "
-                f"num_classes {self.num_classes} not negative, and dropout {self.dropout:g} at least 0 and below 1"
-            )
         code = getattr(self, "code", None)
         if code is not None:
             with reading(f"network: code {code!r}", kind=UsageError):

@@ -17,6 +17,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import one_line, quiet, reading
 from elbocli.files.records import parse_json
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
+from elbocli.nn.networks.blocks import named_labels
 
 CLASS = "UNet2DModel"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -91,11 +92,10 @@ class _Classes(nn.Module):
         super().__init__()
         weight = torch.empty(classes + null_class, width)
         self.weight = nn.Parameter(weight if weight.is_meta else weight.normal_())
-        self.null = classes if null_class else None
+        self.null = classes if null_class else -1
 
     def forward(self, labels: Tensor) -> Tensor:
-        if self.null is not None:
-            return nn.functional.embedding(labels.where(labels >= 0, self.null), self.weight)
+        labels = named_labels(labels, self.null, labels)
         named = (labels >= 0).to(self.weight.dtype)[:, None]
         return named * nn.functional.embedding(labels.clamp(min=0), self.weight)
 
@@ -128,8 +128,5 @@ class DiffusersUNet(Network):
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See Network."""
-        if self.model.class_embedding is None:
-            labels = None
-        elif labels is None:
-            labels = torch.full((len(z),), -1, device=z.device)
+        labels = None if self.model.class_embedding is None else named_labels(labels, -1, logsnr)
         return self.model(z, self.code(logsnr), labels, return_dict=False)[0]

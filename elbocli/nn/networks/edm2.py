@@ -24,6 +24,7 @@ from elbocli.nn.networks.blocks import (
     doubled,
     heads_of,
     level_number,
+    named_labels,
     precise_linear,
 )
 
@@ -135,7 +136,7 @@ class LevelAndClass(nn.Module):
         if self.classes is not None:
             # A class is one-hot times √classes: a column of weights of root mean square 1.
             table = self.classes.effective(math.sqrt(self.classes.weight.shape[1])).t()
-            labels = torch.full_like(logsnr, -1, dtype=torch.long) if labels is None else labels
+            labels = named_labels(labels, -1, logsnr)
             known = (labels >= 0).to(out.dtype)[:, None]
             out = blend(out, known * table[labels.clamp(min=0)], CLASS)
         return silu(out)

@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from elbocli.files.plugins import check_trusted, defined
 from elbocli.files.reading import parse_yaml, reading
 from elbocli.files.tensor_files import read_program, user_inputs
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
-from elbocli.nn.networks.blocks import as_it_comes
+from elbocli.nn.networks.blocks import as_it_comes, named_labels
 
 SIZES = ("image_size", "image_channels", "num_classes")
 """Arguments that a class is given where its constructor has them."""
@@ -34,27 +35,22 @@ KEY = re.compile(r"(^|,)\s*(\w+)=")
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConfig(NetworkConfig):
-    """Config of a user's own network. Raises UsageError for a code that is none, FormatError for several null classes."""
+    """Config of a user's own network. Raises UsageError for a code that is none."""
 
     code: str = explained("Number that it is told instead of logsnr, a level code.", default="logsnr")
-    null_class: tuple[int, ...] = explained("Label that it takes for 'no class', or none.", default=())
+    null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = explained(
+        "Label that it takes for 'no class', or none.", default=()
+    )
     variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.null_class) > 1:
-            raise FormatError(f"network: null_class is {list(self.null_class)}, expected one label at most")
 
 
 class OwnNetwork(Network):
     """Base of a user's own networks."""
 
-    def labels_of(self, labels: Tensor | None, z: Tensor) -> Tensor | None:
-        """Labels [B] with the network's own for no class, −1 where it has none; None is all of no class."""
+    def labels_of(self, labels: Tensor | None, logsnr: Tensor) -> Tensor | None:
+        """Labels [B] with the network's own for no class; as they are where it has none."""
         null = self.config.null_class
-        if not null:
-            return labels
-        return torch.full((len(z),), null[0], device=z.device) if labels is None else labels.where(labels >= 0, null[0])
+        return named_labels(labels, null[0], logsnr) if null else labels
 
 
 # A class of a plug-in.
@@ -132,7 +128,7 @@ class OwnModule(OwnNetwork):
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See Network."""
-        more = (self.labels_of(labels, z),) if self.labelled else ()
+        more = (self.labels_of(labels, logsnr),) if self.labelled else ()
         return self.network(z, self.code(logsnr), *more)
 
 
@@ -263,16 +259,15 @@ class Program(OwnNetwork):
         level = level if takes.levels.is_floating_point() else level.round()
         inputs = [z.to(takes.images.dtype).contiguous(), level.to(takes.levels.dtype).view(-1, *takes.levels.shape[1:])]
         if takes.labels is not None:
-            inputs.append(self._classes(labels, z, takes.labels.dtype))
+            inputs.append(self._classes(labels, logsnr, takes.labels.dtype))
         with as_it_comes(z):
             out = self.program(*inputs)
         out = out[0] if isinstance(out, tuple | list) else out
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
-    def _classes(self, labels: Tensor | None, z: Tensor, kind: torch.dtype) -> Tensor:
+    def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
         """Labels as it wants them: numbers, or a 1 at the class and none anywhere for no class."""
-        labels = self.labels_of(labels, z)
-        labels = torch.full((len(z),), -1, device=z.device) if labels is None else labels
+        labels = named_labels(self.labels_of(labels, logsnr), -1, logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -34,11 +34,6 @@ class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
     images: Least1
     kind: Literal["latents"] | None = None
 
-    @property
-    def latents(self) -> bool:
-        """Whether it is for latents."""
-        return self.kind is not None
-
 
 class PresetAbout(Record, frozen=True):
     """Data that a preset is chosen for by itself: sizes from the least to the most, of latents where `kind` says so.
@@ -51,35 +46,18 @@ class PresetAbout(Record, frozen=True):
     gpu: bool = False
     kind: str | None = None
 
-    @property
-    def latents(self) -> bool:
-        """Whether it is for latents."""
-        return self.kind is not None
-
 
 @stored("preset FILE.yaml")
-class PresetFile(Record, frozen=True, forbid_unknown_fields=True):
-    """A preset's sections: network, as config_of takes it, and train, settings by name."""
+class Preset(Record, frozen=True, forbid_unknown_fields=True):
+    """Sections network, as config_of takes it, and train, settings by name, and `shift`; those check their own keys.
+
+    about: a user's own preset is never chosen automatically, whatever it says. data: None if the preset does not say.
+    """
 
     network: dict[str, Any]
     train: dict[str, Any]
     about: PresetAbout = PresetAbout()
     data: MadeFor | None = None
-
-
-class Preset(NamedTuple):
-    """name: as it was asked for. network: a section as config_of takes it; train: settings by name, and `shift`.
-
-    The network's config and the settings check their own sections. about: None for a user's own preset, which is never
-    chosen automatically. data: None if the preset does not say.
-    """
-
-    name: str
-    network: dict[str, Any]
-    train: dict[str, Any]
-    about: PresetAbout | None = None
-    data: MadeFor | None = None
-    gpu: bool = False
 
 
 def preset_file(name: str) -> Path:
@@ -96,13 +74,11 @@ def load_preset(name: str) -> Preset:
     """
     from elbocli.files.reading import read_yaml
 
-    found = PresetFile.of(read_yaml(preset_file(name)), name)
-    about = found.about if name in NAMES and found.about.pixels else None
-    return Preset(name, found.network, found.train, about, found.data, found.about.gpu)
+    return Preset.of(read_yaml(preset_file(name)), name)
 
 
 def choose_preset(
-    image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[Preset], bool] = bool
+    image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[str], bool] = bool
 ) -> str:
     """The preset for that many images (or latents) of that size, on a GPU or on a CPU.
 
@@ -112,13 +88,12 @@ def choose_preset(
     """
     fitting, others = [], []
     for name in NAMES:
-        preset = load_preset(name)
-        suits = preset.about or PresetAbout()
+        suits = load_preset(name).about
         low, high = suits.pixels or (1, 0)
-        if not low <= image_size <= high or (suits.latents and not latents):
+        if not low <= image_size <= high or (suits.kind and not latents):
             continue
-        if suits.images is not None and images >= suits.images and (not preset.gpu or (gpu and fits(preset))):
-            fitting.append((suits.latents, preset.gpu, suits.images, name))
+        if suits.images is not None and images >= suits.images and (not suits.gpu or (gpu and fits(name))):
+            fitting.append((bool(suits.kind), suits.gpu, suits.images, name))
         else:
             others.append(name)
     if fitting:

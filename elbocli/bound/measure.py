@@ -24,7 +24,6 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.denoiser import cast_weights
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log
@@ -300,7 +299,6 @@ def open_measurement(
         )
     if min(len(dataset), wanted) < 2:
         raise UsageError("a standard error needs at least two images")
-    cast_weights(trained.network, Precision(precision, place))
     return Measurement(
         trained.network,
         trained.prediction,

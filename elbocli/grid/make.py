@@ -125,7 +125,6 @@ def make_grid(
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(precision, place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
-    drawer = drawer.hastened(arithmetic, compile=False, graphs=None)
     how = "by the loss log" if ancestral else f"along {images} trajectories"
     log.info(f"{run.path}: {run.age}, weights {run.about['weights']}; errors of {sampler.spec} {how}")
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or [])

@@ -159,7 +159,7 @@ class Signature(NamedTuple):
     """Inputs and output of a program.
 
     channels, size: of its images, size 0 where it takes any. levels, labels: like its inputs, without memory; labels is
-    None where it takes none, [B] whole numbers, or [B, classes] where it wants a 1 at the class. most: images at a time.
+    None where it takes none, [B] whole numbers, or [B, classes] where it wants a 1 at the class.
     """
 
     channels: int
@@ -168,7 +168,6 @@ class Signature(NamedTuple):
     levels: Tensor
     labels: Tensor | None
     variance: bool
-    most: int
 
     @property
     def classes(self) -> int:
@@ -186,18 +185,15 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
         or len(inputs) != len(program.graph_signature.user_inputs)
         or not _fits(inputs, outputs)
     ):
-        shapes = [[*map(str, each.shape)] if isinstance(each, Tensor) else each for each in (*inputs, *outputs)]
         raise FormatError(
-            f"{path}: no network for square images, its inputs and outputs are {shapes}; expected z [B, C, H, H], levels [B], "
-            "labels [B] if it has classes → [B, C, H, H] or twice the channels"
+            f"{path}: no network for square images; expected z [B, C, H, H], levels [B], labels [B] if it has classes → "
+            "[B, C, H, H] or twice the channels"
         )
     images, levels, *labels = inputs
-    batch, channels, size, _ = images.shape
-    limits = program.range_constraints.get(batch.node.expr)  # type: ignore[attr-defined]
-    most = int(limits.upper) if limits is not None and getattr(limits.upper, "is_Integer", False) else 1 << 30
+    _, channels, size, _ = images.shape
     variance = outputs[0].shape[1] == 2 * channels
     fixed = size if isinstance(size, int) else 0
-    return program, Signature(channels, fixed, images, levels, labels[0] if labels else None, variance, most)
+    return program, Signature(channels, fixed, images, levels, labels[0] if labels else None, variance)
 
 
 def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
@@ -251,9 +247,6 @@ class Program(OwnNetwork):
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """[B, C, H, W], or [B, 2C, H, W] where it tells of variances. Raises UsageError for classes that it can't be told."""
         takes = self.takes
-        if len(z) > takes.most:
-            parts = [each.split(takes.most) for each in (z, logsnr, labels) if each is not None]
-            return torch.cat([self.outputs(*part) for part in zip(*parts, strict=True)])
         self._follow(z.device)
         level = self.code(logsnr)
         level = level if takes.levels.is_floating_point() else level.round()

@@ -61,10 +61,6 @@ def import_run(
     settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
-    strangers = source.found.strangers if "found" in vars(source) else []
-    if strangers:
-        held = ", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else "")
-        source.notes.append(f"{path} also holds {held}, of which nothing was made or run")
     known = run_settings(settings, run / CONFIG)
     with reading(path, kind=UsageError):
         schedule = schedule_of(known)

@@ -25,9 +25,9 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.latents import CONVENTIONS, UNKNOWN, LatentSpace
-from elbocli.files.pickles import Foreign, Found, module_tensors, read_torch_file
-from elbocli.nn.autoencoder import Autoencoder
+from elbocli.files.latents import UNKNOWN
+from elbocli.files.pickles import Foreign, module_tensors, read_torch_file
+from elbocli.nn.autoencoder import Autoencoder, space_of
 from elbocli.nn.networks import NetworkConfig, build
 from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
 
@@ -81,14 +81,9 @@ class Source:
         self.path, self.notes = path, list[str]()
 
     @cached_property
-    def found(self) -> Found:
-        """Content of the file. Raises FormatError when it is no checkpoint."""
-        return read_torch_file(self.path)
-
-    @property
     def tree(self) -> Any:
-        """Dicts, lists, numbers, text, tensors, Foreign; None for a folder, and for a program."""
-        return None if self.path.is_dir() or self.path.suffix == ".pt2" else self.found.tree
+        """Dicts, lists, numbers, text, tensors, Foreign; None for a folder, and for a program. Raises FormatError."""
+        return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
 
     @cached_property
     def sha256(self) -> str:
@@ -348,10 +343,8 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
     source.notes.append(
         f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; 'elbo sample' needs its folder: --autoencoder DIR, here or there"
     )
-    declared = CONVENTIONS[convention]
-    shift, scale = declared.make({"scaling_factor": SCALE}, channels)
-    facts = (declared.traits.input, AUTOENCODER, UNKNOWN, FACTOR * size, False)
-    return LatentSpace(convention, shift, scale, *facts).attributes()
+    known = {"scaling_factor": SCALE}
+    return space_of(convention, known, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()
 
 
 for module in iter_modules(__path__):

@@ -174,7 +174,7 @@ def test_a_preset_is_chosen_by_size_and_count_and_kind_and_device(size, images, 
 @pytest.mark.parametrize("size", [128, 256, 512])
 def test_large_images_need_a_gpu(size):
     assert choose_preset(size, 1_281_167, gpu=True) == f"imagenet{size}"
-    with pytest.raises(UsageError, match=f"on a CPU; give --preset imagenet{size}"):
+    with pytest.raises(UsageError, match="on a CPU"):
         choose_preset(size, 1_281_167)
 
 

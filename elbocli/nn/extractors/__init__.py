@@ -24,8 +24,6 @@ PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
 SPATIAL_CHANNELS = 7
 """Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
-MOST_SPATIAL = 8192
-"""Spatial features of an image: their covariance has 512 MB then."""
 
 
 class Extractor(NamedTuple):
@@ -58,17 +56,13 @@ class Extractor(NamedTuple):
 
     def with_spatial(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """The same, and spatial features [B,S]: the first 7 channels of that part's output, row by row, channels last, as
-        ADM has them. Needs such a part. Raises DataError, also for more than MOST_SPATIAL.
+        ADM has them. Needs such a part. Raises DataError.
         """
         kept: list[torch.Tensor] = []
         assert self.spatial is not None
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
             features, logits = self(images)
         spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
-        if spatial.shape[1] > MOST_SPATIAL:
-            raise DataError(
-                f"extractor {self.name}: {spatial.shape[1]} spatial features of images so large; at most {MOST_SPATIAL}"
-            )
         return features, logits, spatial
 
 

@@ -34,9 +34,9 @@ from elbocli.files.records import Count, plain
 Size = Annotated[int, Meta(ge=1)]
 
 
-def explained(help: str, *, stored: bool = True, **how: Any) -> Any:
-    """A field of a config, with what the help says about it. stored: whether files hold it. how: as dataclasses.field takes it."""
-    return field(metadata={"help": help, "stored": stored}, **how)
+def explained(help: str, **how: Any) -> Any:
+    """A field of a config, with what the help says about it. how: as dataclasses.field takes it."""
+    return field(metadata={"help": help}, **how)
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class NetworkConfig:
         more = self.side - self.image_size
         return pad(z, (0, more, 0, more)) if more else z
 
-    def example(self, count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def example(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Zeros as inputs of the network for so many images: z, logsnr, and labels if it is told classes."""
-        z = torch.zeros(count, self.image_channels, self.image_size, self.image_size, device=device)
-        labels = torch.zeros(count, dtype=torch.long, device=device) if self.num_classes else None
-        return z, torch.zeros(count, device=device), labels
+        z = torch.zeros(count, self.image_channels, self.image_size, self.image_size)
+        labels = torch.zeros(count, dtype=torch.long) if self.num_classes else None
+        return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
         """The same network, files that belong to it in this folder: a config was read from a file there."""
@@ -186,7 +186,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     family = values.pop("family", "unet")
     with reading(where):
         config = NETWORKS.find(str(family)).traits
-    for key in values.keys() - set(_stored(config)):
+    for key in values.keys() - _stored(config).keys():
         raise FormatError(f"{where}: network {key} is unknown to {family}; {nearest(key, _stored(config))}")
     try:
         made: NetworkConfig = msgspec.convert(values, config)
@@ -195,21 +195,18 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 
-def _is_stored(each: Field[Any]) -> bool:
-    return bool(each.metadata.get("stored", True))
-
-
-def _stored(config: type[NetworkConfig]) -> list[str]:
-    """Names of the fields that files hold, in the order of the constructor."""
-    return [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only)) if _is_stored(each)]
+def _stored(config: type[NetworkConfig]) -> dict[str, Field[Any]]:
+    """The fields that files hold by name, in the order of the constructor."""
+    ordered = sorted(fields(config), key=lambda each: bool(each.kw_only))
+    return {each.name: each for each in ordered if each.metadata.get("stored", True)}
 
 
 def filled(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
     family = str(section.get("family", "unet"))
     declared = NETWORKS.named(family)
-    known = [] if declared is None else fields(declared.traits)
-    usual = {each.name: plain(each.default) for each in known if each.default is not MISSING and _is_stored(each)}
+    known = _stored(declared.traits) if declared else {}
+    usual = {name: plain(each.default) for name, each in known.items() if each.default is not MISSING}
     return {"family": family, **usual, **section}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -44,13 +44,9 @@ class OwnConfig(NetworkConfig):
     variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
 
 
-class OwnNetwork(Network):
-    """Base of a user's own networks."""
-
-    def labels_of(self, labels: Tensor | None, logsnr: Tensor) -> Tensor | None:
-        """Labels [B] with the network's own for no class; as they are where it has none."""
-        null = self.config.null_class
-        return named_labels(labels, null[0], logsnr) if null else labels
+def _labels_of(config: OwnConfig, labels: Tensor | None, logsnr: Tensor) -> Tensor | None:
+    """Labels [B] with the network's own for no class; as they are where it has none."""
+    return named_labels(labels, config.null_class[0], logsnr) if config.null_class else labels
 
 
 # A class of a plug-in.
@@ -102,7 +98,7 @@ def class_named(name: str) -> type[nn.Module]:
 
 
 @network("module", config=ModuleConfig, source="a plug-in")
-class OwnModule(OwnNetwork):
+class OwnModule(Network):
     """The network of a ModuleConfig. Raises UsageError where its class isn't there or can't be made of these arguments."""
 
     def __init__(self, config: ModuleConfig):
@@ -110,15 +106,10 @@ class OwnModule(OwnNetwork):
         make = class_named(config.name)
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
-        with reading(f"{config.name}: can't be made with {given}", kind=UsageError):
-            try:
-                self.network = make(**given)
-            except (RuntimeError, NotImplementedError):
-                # Some read a tensor's values while they are made, and where memory isn't wanted there are none.
-                if not torch.empty(0).is_meta:
-                    raise
-                with torch.device("cpu"):
-                    self.network = make(**given).to("meta")
+        wanted = torch.empty(0).device
+        # Some read a tensor's values while they are made, and where memory isn't wanted there are none.
+        with reading(f"{config.name}: can't be made with {given}", kind=UsageError), torch.device("cpu"):
+            self.network = make(**given).to(wanted)
         takes = inspect.signature(self.network.forward).parameters.values()
         several = [each for each in takes if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
         self.labelled = len(several) > 2 or any(each.kind is each.VAR_POSITIONAL for each in takes)
@@ -128,7 +119,7 @@ class OwnModule(OwnNetwork):
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See Network."""
-        more = (self.labels_of(labels, logsnr),) if self.labelled else ()
+        more = (_labels_of(self.config, labels, logsnr),) if self.labelled else ()
         return self.network(z, self.code(logsnr), *more)
 
 
@@ -143,7 +134,7 @@ class ProgramConfig(OwnConfig):
 
     file: str = explained("Name of the .pt2 file in the run's folder.")
     sha256: str = explained("Digest of that file.")
-    folder: str = explained("", default="", stored=False)
+    folder: str = field(default="", metadata={"stored": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,7 +198,7 @@ def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
 
 
 @network("program", config=ProgramConfig, source="torch.export")
-class Program(OwnNetwork):
+class Program(Network):
     """The network of a ProgramConfig, with the weights that its file holds, also where others are made without memory.
 
     Raises UsageError where the user has named no such program, DataError when the file is gone or has changed.
@@ -260,7 +251,7 @@ class Program(OwnNetwork):
 
     def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
         """Labels as it wants them: numbers, or a 1 at the class and none anywhere for no class."""
-        labels = named_labels(self.labels_of(labels, logsnr), -1, logsnr)
+        labels = named_labels(_labels_of(self.config, labels, logsnr), -1, logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):

@@ -86,21 +86,18 @@ def choose_preset(
     those it is the one that asks for most images without exceeding them; for latents, one made for latents where there
     is one. Raises UsageError when none is for that.
     """
-    fitting, others = [], []
+    fitting = []
     for name in NAMES:
         suits = load_preset(name).about
         low, high = suits.pixels or (1, 0)
-        if not low <= image_size <= high or (suits.kind and not latents):
+        if not low <= image_size <= high or (suits.kind and not latents) or suits.images is None:
             continue
-        if suits.images is not None and images >= suits.images and (not suits.gpu or (gpu and fits(name))):
+        if images >= suits.images and (not suits.gpu or (gpu and fits(name))):
             fitting.append((bool(suits.kind), suits.gpu, suits.images, name))
-        else:
-            others.append(name)
     if fitting:
         return max(fitting)[-1]
     where = "a GPU" if gpu else "a CPU"
-    named = f"--preset {' or '.join(others)}, which wait to be asked for, or " if others else ""
     raise UsageError(
-        f"no preset is for {images} images of {image_size} pixels on {where}; give {named}--preset FILE.yaml (see 'elbo "
-        "presets'), or pack with another --size"
+        f"no preset is for {images} images of {image_size} pixels on {where}; name one by --preset (see 'elbo presets "
+        "list'), or pack with another --size"
     )

@@ -67,10 +67,6 @@ class Autoencoder:
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])
 
-    def comfortable_batch(self, pixel_size: int) -> int:
-        """Number of images at a time, as `comfortable_batch` has it for the device."""
-        return comfortable_batch(pixel_size, self.device.type == "cpu")
-
 
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
     """The space of an autoencoder's latents. facts: autoencoder, autoencoder_sha256, pixel_size, mirrored, as LatentSpace has them."""

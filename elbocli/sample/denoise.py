@@ -195,7 +195,7 @@ def open_decoder(
         )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
         raise FormatError(f"{folder}: doesn't make {size} pixels of the run's {network.image_channels} channels")
-    batch = model.comfortable_batch(size)
+    batch = comfortable_batch(size, device.type == "cpu")
 
     def decode(x: Tensor) -> Tensor:
         return torch.cat([model.decode(part, space, rounding) for part in x.split(batch)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -148,14 +147,13 @@ def _given(weights: Path | None, name: str, file: str) -> Path:
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
+    from elbocli.files.hashing import file_sha256
     from elbocli.files.tensor_files import load_tensors
 
-    with reading(path):
-        content = path.read_bytes()
-    load_tensors(io.BytesIO(content), str(path))
+    load_tensors(path)
     with reading(f"{path}: not weights of this {name} network"):
-        module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))
-    return module, hashlib.sha256(content).hexdigest()
+        module = make(name, layers, feature_extractor_weights_path=str(path))
+    return module, file_sha256(path)
 
 
 def _fold_batch_norm(module: torch.nn.Module) -> torch.nn.Module:

@@ -38,10 +38,6 @@ def import_run(
     format: as FORMATS has it; '' tells it by content. Raises UsageError (the run exists, an option doesn't fit), FormatError
     (not a checkpoint of that format, or of any known; a network that fails), DataError (full disk).
     """
-    if not path.exists():
-        raise FormatError(
-            f"{path}: no such file or folder; name the checkpoint of another program ('elbo import list' lists the formats)"
-        )
     source = Source(path)
     format = format or ("module" if options.network else "")
     declared = FORMATS.find(format) if format else None

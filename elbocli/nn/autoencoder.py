@@ -113,8 +113,6 @@ def _load(folder: Path) -> Any:
             str(folder), output_loading_info=True, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     # diffusers itself goes on with random numbers where weights are missing.
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
-        if about[what]:
-            why = f"{what.replace('_', ' ')} {str(about[what][:3])[:160]}"
-            raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {why}")
+    if any(about.values()):
+        raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {str(about)[:160]}")
     return model

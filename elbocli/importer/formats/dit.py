@@ -127,8 +127,6 @@ def _translate(its_code: str, sign: int, source: Source, options: ImportOptions)
     blocks = {"blocks": [f"blocks.{index}" for index in range(config.depth)]}
     modules = MODULES | block_modules(blocks, PARTS)
     weights = fitted(tensors, config, source, modules, turned, rf"{POSITIONS}|{PROJECTORS}.*")
-    if flow and outputs == doubled:
-        source.notes.append("the second half of its outputs is left out: nothing trained it")
     data: dict[str, Any] = {}
     if channels not in PIXEL_CHANNELS or options.autoencoder:
         if channels != LATENT_CHANNELS and not options.autoencoder:

@@ -269,6 +269,13 @@ def doubled(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
+def resized(x: Tensor, resample: str) -> Tensor:
+    """Images at half the size for 'down', at twice the size for 'up'."""
+    if resample == "down":
+        return F.avg_pool2d(x, 2)
+    return doubled(x) if resample else x
+
+
 def attend(qkv: Tensor, heads: int) -> Tensor:
     """Self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C]."""
     batch, tokens, width = qkv.shape
@@ -330,16 +337,9 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
         self.attention = Attention(cout, heads, groups, eps) if attention else nn.Identity()
 
-    def _resized(self, x: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        if self.resample == "up":
-            return doubled(x)
-        return x
-
     def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x if skip is None else torch.cat([x, skip], 1)
-        h = self.conv1(self._resized(self.norm1(x, silu=True)))
+        h = self.conv1(resized(self.norm1(x, silu=True), self.resample))
         scale, shift = self.scale_shift(code).chunk(2, 1)
         h = self.conv2(self.dropout(self.norm2(h, scale, shift, silu=True)))
-        return self.attention(self.skip(self._resized(x)) + h)
+        return self.attention(self.skip(resized(x, self.resample)) + h)

@@ -21,11 +21,11 @@ from elbocli.nn.networks.blocks import (
     AttendedConfig,
     LevelsNetwork,
     attend_pixels,
-    doubled,
     heads_of,
     level_number,
     named_labels,
     precise_linear,
+    resized,
 )
 
 EPS = 1e-4
@@ -176,8 +176,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x if skip is None else join(x, skip, JOINED)
-        if self.resample:
-            x = F.avg_pool2d(x, 2) if self.resample == "down" else doubled(x)
+        x = resized(x, self.resample)
         if self.down:
             x = unit(self.skip(x), 1)
         h = self.conv1(silu(x))

@@ -59,16 +59,10 @@ def read_arguments(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleConfig(OwnConfig):
-    """Config of a class of a plug-in. Raises FormatError for a name that is none."""
+    """Config of a class of a plug-in."""
 
     name: str = explained("FILE.py:CLASS, a torch.nn.Module in a plug-in.")
     arguments: str = explained("KEY=VALUE,… for its constructor.", default="")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        read_arguments(self.arguments)
-        if not re.fullmatch(r"[^/:]+\.py:[A-Za-z_]\w*", self.name):
-            raise FormatError(f"network: name is {self.name!r}, expected FILE.py:CLASS, without folders")
 
     def for_classes(self, num_classes: int) -> Self:
         """The same with another number of classes; the label for no class stays the one that follows them.

@@ -275,7 +275,7 @@ def test_a_network_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{"code": "sigmas"}, {"null_class": (1, 2)}, {"file": "net.bin"}])
+@pytest.mark.parametrize("change", [{"code": "sigmas"}, {"file": "net.bin"}])
 def test_a_config_that_cannot_be_is_refused(config: ProgramConfig, change: dict[str, Any]) -> None:
     with pytest.raises((UsageError, FormatError)):
         replace(config, **change)

@@ -31,7 +31,8 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import one_line, reading
 from elbocli.files.records import Count, plain
 
-Size = Annotated[int, Meta(ge=1)]
+Size = Annotated[int, Meta(ge=1, le=2**20)]
+Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
 def explained(help: str, **how: Any) -> Any:

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.group_norm import GroupNorm
-from elbocli.nn.networks import Network, NetworkConfig, Size, explained
+from elbocli.nn.networks import Depth, Network, NetworkConfig, explained
 
-Width = Annotated[int, Meta(ge=4, multiple_of=4)]
+Width = Annotated[int, Meta(ge=4, le=2**20, multiple_of=4)]
 
 CODE = "logsnr:factor=0.5"
 """The level code of the U-Net where none is named: λ/2 = −ln σ_edm."""
@@ -63,7 +63,7 @@ class LevelsConfig(NetworkConfig):
 
     channels: Width = explained("Width; each level's is a multiple of it. A multiple of 4.")
     levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
-    blocks: Size = explained("Residual blocks in each level.")
+    blocks: Depth = explained("Residual blocks in each level.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

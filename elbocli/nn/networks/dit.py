@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import Network, NetworkConfig, Size, explained, network
+from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
 from elbocli.nn.networks.blocks import Conditioning, Fourier, Width, attend, zeroed
 
 MLP = 4
@@ -29,7 +29,7 @@ class DiTConfig(NetworkConfig):
     """Patches that don't fit the image are filled with zeros. Raises UsageError for sizes that don't go together."""
 
     width: Width = explained("Channels of the transformer. A multiple of 4, and of the heads.")
-    depth: Size = explained("Its blocks.")
+    depth: Depth = explained("Its blocks.")
     heads: Size = explained("Heads of its attention.")
     patch: Size = explained("Side of a patch, which is one token.")
     code: str = explained("The number that the network is told of the level: a level code.", default="logsnr:factor=25")

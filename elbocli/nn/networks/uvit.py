@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import Network, Size, explained, network
+from elbocli.nn.networks import Depth, Network, Size, explained, network
 from elbocli.nn.networks.blocks import (
     LEVELS,
     Block,
@@ -47,7 +47,7 @@ class UViTConfig(LevelsConfig):
     """
 
     levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
-    depth: Size = explained("Blocks of the transformer, which is the last level.")
+    depth: Depth = explained("Blocks of the transformer, which is the last level.")
     heads: Size = explained("Heads of its attention.")
     embedding: Size = explained("Width of the code of the noise level and the class.")
     patching: Literal["none", "dwt-1", "dwt-2"] = explained(

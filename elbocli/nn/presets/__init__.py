@@ -28,7 +28,7 @@ Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
     """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
 
-    image_size: Least1
+    image_size: Annotated[int, Meta(ge=1, le=2**16)]
     channels: Least1
     classes: Least1
     images: Least1

@@ -26,7 +26,6 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.autoencoder import affine
-from elbocli.nn.denoiser import cast_weights
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log
@@ -308,7 +307,6 @@ def open_measurement(
         log.warning(
             f"logsnr {low:g} to {high:g} goes beyond the {usual.logsnr_min:g} to {usual.logsnr_max:g} of the run"
         )
-    cast_weights(trained.network, Precision(precision, place))
     return Measurement(
         trained.network,
         trained.prediction,

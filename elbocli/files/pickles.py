@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -90,11 +90,11 @@ KNOWN: dict[str, Any] = {
 
 
 class Unpickler(pickle._Unpickler):  # the one in C takes 64 GB of memory for a damaged PUT
-    """Reads tensors and containers. strangers: all other names in the file. archive: with the tensors of a .pt file."""
+    """Reads tensors and containers. archive: with the tensors of a .pt file."""
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None = None):
         super().__init__(file, encoding="latin-1")
-        self.strangers, self._storages, self._archive = set[str](), dict[tuple[str, torch.dtype], Tensor](), archive
+        self._storages, self._archive = dict[tuple[str, torch.dtype], Tensor](), archive
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name: one of ours, a type of numbers, or a class of Foreign."""
@@ -104,7 +104,6 @@ class Unpickler(pickle._Unpickler):  # the one in C takes 64 GB of memory for a 
         dtype = vars(torch).get(name) if module == "torch" else None
         if isinstance(dtype, torch.dtype):
             return dtype
-        self.strangers.add(full)
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -125,30 +124,23 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 
-class Found(NamedTuple):
-    """tree: what the file holds. strangers: names of what it holds beside tensors and containers, none of them made."""
-
-    tree: Any
-    strangers: list[str]
-
-
-def read_torch_file(path: Path) -> Found:
-    """Read a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors, by its content.
+def read_torch_file(path: Path) -> Any:
+    """The content of a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors.
 
     Raises FormatError when it is none, or damaged; runs nothing.
     """
     with reading(f"{path}: not usable as a checkpoint"), open_file(path) as file:
         if begins_like_tensors(path):
-            return Found(load(path), [])
+            return load(path)
         head = file.read(32)
         file.seek(0)
         if LEGACY in head:
-            return Found(load_tensors(path, "torch's format of before 1.6"), [])
+            return load_tensors(path, "torch's format of before 1.6")
         unpickler = Unpickler(file)
         if head.startswith(b"PK"):
             archive = zipfile.ZipFile(file)
             unpickler = Unpickler(io.BytesIO(_member(archive, "data.pkl")), archive)
-        return Found(unpickler.load(), sorted(unpickler.strangers))
+        return unpickler.load()
 
 
 def _meta(found: Any) -> dict[Any, Any]:

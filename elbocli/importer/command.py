@@ -86,8 +86,8 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
 
     if run is None and str(source) == "list":
         for name, declared in FORMATS.items():
-            about, licence, *_ = declared.traits
-            click.echo(f"{name}\n    {about}\n    Licence: {licence}\n    Source: {declared.source}")
+            traits = declared.traits
+            click.echo(f"{name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}")
         return
     if run is None:
         raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
@@ -95,5 +95,5 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     name, imported = import_run(source, run, said, format, command_line())
     for note in imported.notes:
         log.warning("%s", note)
-    log.info("%s: imported from %s, as %s; licence: %s", run, source, name, imported.licence)
+    log.info("%s: imported from %s, as %s; licence: %s", run, source, name, FORMATS[name].traits.licence)
     click.echo(run)

@@ -38,10 +38,6 @@ def import_run(
     format: as FORMATS has it; '' tells it by content. Raises UsageError (the run exists, an option doesn't fit), FormatError
     (not a checkpoint of that format, or of any known; a network that fails), DataError (full disk).
     """
-    if not path.exists():
-        raise FormatError(
-            f"{path}: no such file or folder; name the checkpoint of another program ('elbo import list' lists the formats)"
-        )
     source = Source(path)
     format = format or ("module" if options.network else "")
     declared = FORMATS.find(format) if format else None
@@ -61,10 +57,6 @@ def import_run(
     settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
-    strangers = source.found.strangers if "found" in vars(source) else []
-    if strangers:
-        held = ", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else "")
-        imported.notes.append(f"{path} also holds {held}, of which nothing was made or run")
     known = run_settings(settings, run / CONFIG)
     with reading(path, kind=UsageError):
         schedule = schedule_of(known)
@@ -81,7 +73,7 @@ def import_run(
             run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
             elbo_version=__version__,
             commands=[command],
-            source=SourceFacts(declared.name, path.name, source.sha256, imported.licence, imported.notes),
+            source=SourceFacts(declared.name, path.name, source.sha256, declared.traits.licence, source.notes),
             settings=settings,
             network=section_of(call_once(network.beside(aside), imported.weights, path)),
             data=RunData(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,8 @@ class Autoencoder:
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
         """The space of its latents under a convention. Raises UsageError, FormatError when they don't fit."""
-        declared = CONVENTIONS.find(convention)
         with reading(self.folder / CONFIG, kind=UsageError):
-            shift, scale = declared.make(self.config, self.channels)
-        facts = (declared.traits.input, str(self.folder), self.sha256, pixel_size, mirrored)
-        return LatentSpace(convention, shift, scale, *facts)
+            return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
@@ -69,9 +67,12 @@ class Autoencoder:
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])
 
-    def comfortable_batch(self, pixel_size: int) -> int:
-        """Number of images at a time, as `comfortable_batch` has it for the device."""
-        return comfortable_batch(pixel_size, self.device.type == "cpu")
+
+def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
+    """The space of an autoencoder's latents. facts: autoencoder, autoencoder_sha256, pixel_size, mirrored, as LatentSpace has them."""
+    declared = CONVENTIONS.find(convention)
+    shift, scale = declared.make(config, channels)
+    return LatentSpace(convention, shift, scale, declared.traits.input, *facts)
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
@@ -112,8 +113,6 @@ def _load(folder: Path) -> Any:
             str(folder), output_loading_info=True, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     # diffusers itself goes on with random numbers where weights are missing.
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
-        if about[what]:
-            why = f"{what.replace('_', ' ')} {str(about[what][:3])[:160]}"
-            raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {why}")
+    if any(about.values()):
+        raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {str(about)[:160]}")
     return model

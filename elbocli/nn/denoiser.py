@@ -1,15 +1,11 @@
-"""A trained network as samplers and bounds need it: D(z, λ) → x̂, with weights in the precision that autocast uses."""
+"""A trained network as samplers and bounds need it: D(z, λ) → x̂."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from elbocli.core.loss import Network, check_output
 from elbocli.core.prediction import Prediction
@@ -17,8 +13,6 @@ from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler
 from elbocli.core.sampling import CLIPS, Guidance
 from elbocli.errors import UsageError
-from elbocli.nn import networks
-from elbocli.runtime.device import PRECISIONS, Precision
 
 UNCLIPPED = CLIPS["none"]
 
@@ -79,34 +73,3 @@ class Denoiser:
         if self.guide is not None and self.guidance.active(logsnr):
             x_hat = self.guidance.combine(x_hat, self.guide(z, logsnr))
         return self.clip(x_hat)
-
-
-class _Uses(TorchDispatchMode):
-    """Weights that are cast to a precision, and weights that anything else is done with."""
-
-    def __init__(self, precision: torch.dtype):
-        super().__init__()
-        self.precision = precision
-        self.cast, self.else_used = set[Tensor](), set[Tensor]()
-
-    def __torch_dispatch__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        casts = function is torch.ops.aten._to_copy.default and kwargs.get("dtype") == self.precision
-        weights = {value for value in tree_leaves((args, kwargs)) if isinstance(value, nn.Parameter)}
-        (self.cast if casts else self.else_used).update(weights)
-        return function(*args, **kwargs)
-
-
-def cast_weights(network: networks.Network, precision: Precision) -> None:
-    """Hold those weights in a lower precision that autocast does nothing with but cast them to it; not for training.
-
-    The network's outputs under autocast stay the same to the last bit. It is called once, with one image, to see which
-    they are: λ's first layer, norms and embeddings are used as they are.
-    """
-    dtype = PRECISIONS[precision.name]
-    if dtype == torch.float32:
-        return
-    with torch.no_grad(), precision.applied(), precision.autocast(), _Uses(dtype) as uses:
-        network(*network.config.example(1, precision.device))
-    for weight in uses.cast - uses.else_used:
-        weight.data = weight.data.to(dtype)

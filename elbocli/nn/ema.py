@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +13,11 @@ from elbocli.core.training import Average
 from elbocli.runtime.processes import to_local
 
 
-class Shadow:
+class Shadow(NamedTuple):
     """One average. tensors: its values, by the names of the live ones."""
 
-    def __init__(self, average: Average, live: dict[str, Tensor]):
-        self.average, self.name = average, average.name
-        self.tensors = {key: value.detach().clone() for key, value in live.items()}
+    average: Average
+    tensors: dict[str, Tensor]
 
 
 class Averages(list[Shadow]):
@@ -27,7 +27,8 @@ class Averages(list[Shadow]):
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
-        super().__init__(Shadow(average, tensors) for average in averages)
+        copies = ({key: value.detach().clone() for key, value in tensors.items()} for _ in averages)
+        super().__init__(map(Shadow, averages, copies))
         self._live = tensors
 
     @torch.no_grad()
@@ -41,12 +42,7 @@ class Averages(list[Shadow]):
     @property
     def named(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by file name, for a checkpoint."""
-        return {shadow.name: shadow.tensors for shadow in self}
-
-    @property
-    def stored(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by file name, of those averages that snapshots keep."""
-        return {shadow.name: shadow.tensors for shadow in self if shadow.average.stored}
+        return {shadow.average.name: shadow.tensors for shadow in self}
 
 
 @contextmanager

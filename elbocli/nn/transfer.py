@@ -53,7 +53,6 @@ class Transfer:
         if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
             raise UsageError(f"a {family} with other settings than the source's can't take its weights over")
         self.before, self.now, self.rows, self.tables = before, now, rows, class_axes(now)
-        self.same_rows = list(rows) == list(range(before.num_classes))
         if before.num_classes and not self.tables and list(rows) != list(range(now.num_classes)):
             raise UsageError(
                 f"a {family} whose weights have no rows for classes: they can't be matched, and none is new"
@@ -89,7 +88,7 @@ class Transfer:
                 raise ValueError(f"{name} is {list(value.shape)}, expected {list(had)}")
             if name in self.resized:
                 value = F.interpolate(value.float(), shape[2:], mode="bicubic", antialias=False).to(value.dtype)
-            elif had is not None and name in self.tables and not (shape == had and self.same_rows):
+            elif had is not None and name in self.tables:
                 value = self._table(value.movedim(self.tables[name], 0)).movedim(0, self.tables[name]).contiguous()
             found[name] = value
         return found

@@ -13,7 +13,7 @@ import torch
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import LATENTS, BlockLayout
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.nn.autoencoder import Autoencoder
+from elbocli.nn.autoencoder import Autoencoder, comfortable_batch
 from elbocli.runtime.device import Precision, choose_device
 
 
@@ -45,7 +45,7 @@ class LatentEncoder:
             raise UsageError(f"--size {size}: {folder} halves images to 1/{factor}; take a multiple of {factor}")
         self.space = self.autoencoder.space(convention, size, mirror)
         self.layout: BlockLayout = BlockLayout(LATENTS, (2 * self.autoencoder.channels, size // factor, size // factor))
-        self.batch = self.autoencoder.comfortable_batch(size)
+        self.batch = comfortable_batch(size, self.device.type == "cpu")
         self.copies = 2 if mirror else 1
         self.attributes: dict[str, Any] = {
             **self.space.attributes(),

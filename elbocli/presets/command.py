@@ -65,16 +65,16 @@ def _row(name: str) -> dict[str, Any]:
     from elbocli.run.settings import preset_data, resolve
 
     preset, data = load_preset(name), preset_data(name)
-    assert preset.about and preset.about.pixels and data
+    assert preset.about.pixels and data
     resolved, (low, high) = resolve({"preset": name, "device": "cpu"}, data), preset.about.pixels
     with torch.device("meta"):
         parameters = count_parameters(build(resolved.network))
     return {
         "name": name,
-        "of": "latents" if preset.about.latents else "pixels",
+        "of": preset.about.kind or "pixels",
         "sizes": f"{low}-{high}",
         "least_images": preset.about.images,
-        "device": "GPU" if preset.gpu else "CPU",
+        "device": "GPU" if preset.about.gpu else "CPU",
         "network": declaration_of(resolved.network).name,
         "parameters": parameters,
         "steps": resolved.settings.steps,
@@ -109,10 +109,10 @@ def write(name: str, out: Path) -> None:
     """
     from elbocli.nn.presets import load_preset
 
-    hand_out(editable(load_preset(name)), out)
+    hand_out(editable(name, load_preset(name)), out)
 
 
-def editable(preset: Preset) -> str:
+def editable(name: str, preset: Preset) -> str:
     """Return a preset as YAML with every key and its meaning. Keys that it doesn't say are comments, with their defaults."""
     from dataclasses import MISSING, fields
 
@@ -120,10 +120,10 @@ def editable(preset: Preset) -> str:
     from elbocli.run.train_settings import PRESET_SETTINGS, SETTINGS, TrainSettings
 
     lines = [
-        f"# A preset like {preset.name}, to edit: elbo train DATA.h5 --preset THIS.yaml. Lines that begin with '#' and a key",
+        f"# A preset like {name}, to edit: elbo train DATA.h5 --preset THIS.yaml. Lines that begin with '#' and a key",
         "# show keys that it leaves out, with their defaults.",
         "about:",
-        *_key("gpu", GPU, preset.gpu, True),
+        *_key("gpu", GPU, preset.about.gpu, True),
         "",
         "# The data that it is made for.",
     ]
@@ -131,10 +131,10 @@ def editable(preset: Preset) -> str:
         values = {**preset.data.json(), "kind": "latents"}
         lines.append("data:")
         for key, help in DATA.items():
-            lines += _key(key, help, values[key], key != "kind" or preset.data.latents)
+            lines += _key(key, help, values[key], key != "kind" or bool(preset.data.kind))
     section = {"family": "unet", **preset.network}
     size = preset.data.image_size if preset.data else 64
-    config = config_of({"image_size": size, "image_channels": 3, "num_classes": 0, **section}, preset.name)
+    config = config_of({"image_size": size, "image_channels": 3, "num_classes": 0, **section}, name)
     lines += ["", "network:"]
     lines += _key("family", f"Kind of network: {', '.join(NETWORKS)}. Each has other keys.", section["family"], True)
     of_data = {each.name for each in fields(NetworkConfig) if not each.kw_only}

@@ -28,7 +28,7 @@ from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import parse_yaml, read_yaml, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, filled, section_of
-from elbocli.nn.presets import Preset, choose_preset, load_preset
+from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import (
     ADAPTIVE,
     AUTO,
@@ -116,7 +116,7 @@ def preset_data(preset: str) -> PresetData | None:
     data = load_preset(preset).data
     if data is None:
         return None
-    kind = LATENTS if data.latents else IMAGES
+    kind = LATENTS if data.kind else IMAGES
     return PresetData(f"preset {preset}", kind, data.image_size, data.channels, data.classes, data.images)
 
 
@@ -218,11 +218,11 @@ def resolve(
     name = above.get("preset") or _choose(dataset, asked.get("device", AUTO))
     unread = name == own.get("preset") or (begun and "preset" not in asked)
     preset = (
-        Preset(name, {}, {}, gpu=bool(initial and initial.source.settings.precision in PRECISIONS[2:]))
+        Preset({}, {}, PresetAbout(gpu=bool(initial and initial.source.settings.precision in PRECISIONS[2:])))
         if unread
         else load_preset(name)
     )
-    if not latents and any(said.latents for said in (preset.about, preset.data) if said):
+    if not latents and (preset.about.kind or (preset.data and preset.data.kind)):
         raise UsageError(
             f"--preset {name} is for latents, and {dataset.path} holds pixels; 'elbo prep --latents' makes some"
         )
@@ -234,7 +234,7 @@ def resolve(
     if initial:
         values["prediction"] = initial.same_prediction(values["prediction"], "prediction" in {**own, **asked})
     if values["precision"] == AUTO:
-        values["precision"] = usual_precision(values["device"], preset.gpu)
+        values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if latents and values["flip"]:
         raise UsageError(
             f"--flip: {dataset.path} holds latents, which can't be mirrored; pack both with 'elbo prep --mirror'"
@@ -285,11 +285,13 @@ def _choose(dataset: Data, device: str) -> str:
     """Return the name of the preset for that data on that device. Raises UsageError when there is none."""
     room = card_bytes(device)
 
-    def fits(preset: Preset) -> bool:
+    def fits(preset: str) -> bool:
         if room is None:
             return True
         with torch.device("meta"):
-            network = build(_network(_preset_network(preset, dataset), preset.name, dataset, dataset.num_classes))
+            network = build(
+                _network(_preset_network(load_preset(preset), dataset), preset, dataset, dataset.num_classes)
+            )
         return TRAINED_BYTES * count_parameters(network) <= room
 
     latents, gpu = dataset.kind == LATENTS, meant_by(device) != "cpu"

@@ -20,10 +20,10 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
 from elbocli.nn.autoencoder import Autoencoder, comfortable_batch, memory_of
-from elbocli.nn.denoiser import UNCLIPPED, Denoiser, cast_weights
+from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.nn.networks import Network, NetworkConfig
 from elbocli.run.open import TrainedRun, dataset_of
-from elbocli.runtime.device import CudaGraphs, Precision
+from elbocli.runtime.device import CudaGraphs
 
 
 class Wrapped(Network):
@@ -66,13 +66,12 @@ class GuidedRun:
             guide = Denoiser(self.guide.network, self.guide.prediction, labels=known)
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
 
-    def hastened(self, precision: Precision, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """The same for drawing alone: weights cast to `precision` once, networks compiled if asked for, and with graphs
-        captured. Compiled and captured networks should always get the same number of images.
+    def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
+        """The same with networks compiled if asked for, and with graphs captured. Such networks should always get the same
+        number of images.
         """
 
         def ready(network: Network) -> Network:
-            cast_weights(network, precision)
             if compile:
                 network.compile(dynamic=False)
             return Wrapped(network, partial(graphs.call, network)) if graphs else network
@@ -195,7 +194,7 @@ def open_decoder(
         )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
         raise FormatError(f"{folder}: doesn't make {size} pixels of the run's {network.image_channels} channels")
-    batch = model.comfortable_batch(size)
+    batch = comfortable_batch(size, device.type == "cpu")
 
     def decode(x: Tensor) -> Tensor:
         return torch.cat([model.decode(part, space, rounding) for part in x.split(batch)])

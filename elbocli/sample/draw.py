@@ -192,7 +192,7 @@ class _Drawing:
         compiled = settings.compile == "on"
         self.fixed = compiled or graphs is not None
         """Whether the network sees a whole batch each time, whatever is left to draw."""
-        self.drawer = drawer.hastened(precision, compiled, graphs)
+        self.drawer = drawer.hastened(compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)

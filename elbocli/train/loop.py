@@ -149,7 +149,7 @@ class _Training:
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 check(state)
-                averages = {name: state.copies(tensors) for name, tensors in state.ema.stored.items()}
+                averages = {each.name: state.copies(tensors) for each, tensors in state.ema if each.stored}
                 about = {"images": state.images}
                 self._start(partial(store.save, self.out, step, averages, None, about, store.SnapshotMeta))
             values = recorder.after(first)

@@ -8,17 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy
 import pytest
-import torch
 from torch import Tensor
 
-from elbocli.bound import measure
 from elbocli.core import loss
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 from elbocli.main import run
-from elbocli.nn.denoiser import cast_weights
-from elbocli.nn.networks import Network
-from elbocli.runtime.device import Precision
 
 
 class Result(NamedTuple):
@@ -157,20 +152,3 @@ def test_a_run_is_found_again_from_elsewhere(
     result = bound(work / "run", "-n", 20, "--draws", 2, "-q")
     assert result.code == 0, result.err
     assert Path(result.json["dataset"]) == Path("work/data.h5")
-
-
-def test_in_half_precision_weights_are_cast_once_and_the_numbers_stay(
-    bound: Bound, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line = (trained, "-n", 20, "--draws", 4, "--precision", "bf16")
-    seen: list[Any] = []
-
-    def watched(network: Network, how: Precision) -> None:
-        cast_weights(network, how)
-        seen.append(next(iter(network.conditioning.second.parameters())).dtype)
-
-    monkeypatch.setattr(measure, "cast_weights", watched)
-    once = bound(*line)
-    assert once.code == 0 and seen == [torch.bfloat16], once.err
-    monkeypatch.setattr(measure, "cast_weights", lambda *_: None)
-    assert bound(*line).json == once.json

@@ -16,7 +16,6 @@ from packing import pack
 from PIL import Image
 
 from elbocli.errors import UsageError
-from elbocli.nn.autoencoder import Autoencoder
 from elbocli.prep.encode_latents import LatentEncoder
 
 WITHOUT = "import sys; sys.modules['diffusers'] = None; from elbocli.main import main; main()"
@@ -108,7 +107,7 @@ import torch
 from elbocli.prep import encode_latents as encode
 from elbocli.prep import pack as prep
 torch.set_num_threads(1)
-encode.Autoencoder.comfortable_batch = lambda self, size: 3
+encode.comfortable_batch = lambda size, cpu: 3
 real = encode.LatentEncoder.rows
 prep.SAFE_EVERY_S = 0
 
@@ -148,7 +147,7 @@ def test_shards_of_latents_add_up_to_the_whole(
     colours: Path, photos: np.ndarray, autoencoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers may depend on the images that go through the autoencoder together; here they do."""
-    monkeypatch.setattr(Autoencoder, "comfortable_batch", lambda self, size: 5)
+    monkeypatch.setattr("elbocli.prep.encode_latents.comfortable_batch", lambda size, cpu: 5)
     real = LatentEncoder.rows
 
     def rows(self: LatentEncoder, pixels: list[np.ndarray]) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from elbocli.core.sampling import CLIPS, Guidance, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.run.open import open_run
 from elbocli.run.train_settings import PRECISIONS
-from elbocli.runtime.device import CudaGraphs, Precision, choose_device
+from elbocli.runtime.device import CudaGraphs, choose_device
 from elbocli.sample.denoise import Decoder, GuidedRun
 from elbocli.sample.draw import SampleSettings, draw
 from elbocli.train.state import TrainState
@@ -74,7 +74,7 @@ def opened(run: Path, precision: str, device: str) -> GuidedRun:
     where = choose_device(device)
     clip, graphs = CLIPS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where)
-    return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(Precision(precision, where), False, graphs)
+    return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(False, graphs)
 
 
 def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[[], object]:

@@ -144,6 +144,6 @@ def test_a_program_is_not_trained(elbo: Elbo, program: Path, digits: Path, tmp_p
     assert elbo("import", program, "run", *SAID, *CLASSES, cwd=tmp_path).returncode == 0
     section = "network: {family: program, file: network.pt2, sha256: abc}\ntrain: {steps: 3}\n"
     (tmp_path / "p.yaml").write_text(section)
-    for words in (("--preset", "p.yaml"), ("--init", "run")):
+    for words in (("--preset", "p.yaml"), ("--init", "run", "--plugin", "run/network.pt2")):
         result = elbo("train", digits, "-o", "new", *words, cwd=tmp_path)
         assert result.returncode == 2 and b"can't be trained" in result.stderr, result.stderr

@@ -294,7 +294,7 @@ def test_a_plug_ins_network_is_built_written_and_read_like_any(perceptron):
     for bad in ({"tanh": 1}, {"gains": [1, "x"]}, {"gains": 2}, {"width": 8.0}, {"depth": 3}):
         with pytest.raises(FormatError, match="here"):
             config_of({**section_of(config), **bad}, "here")
-    with pytest.raises(UsageError, match="num_classes -1"):
+    with pytest.raises(FormatError, match="num_classes"):
         config_of({**section_of(config), "num_classes": -1}, "here")
 
 

@@ -85,7 +85,7 @@ def test_latents512_edm2_has_the_papers_settings_of_xs():
     )
     assert train["warmup"] * 2048 == pytest.approx(10e6, rel=1e-3) and train["steps"] * 2048 == 2048 << 20
     assert [math.exp(-train[key] / 2) for key in ("logsnr_max", "logsnr_min")] == pytest.approx([0.002, 80], rel=1e-4)
-    assert preset.about.images is None and preset.data.latents
+    assert preset.about.images is None and preset.data.kind
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,7 +95,7 @@ def test_a_preset_builds_for_what_it_was_made_for_and_its_range(name):
     low, high = about.pixels
     assert low <= data.image_size <= high
     assert data.images >= (about.images or 0)
-    assert about.latents == data.latents
+    assert about.kind == data.kind
     fits = {"image_channels": data.channels, "num_classes": data.classes}
     for size in {low + (-low) % 32 if high > 64 else low + (-low) % 8, data.image_size, high}:
         config = config_of({**preset.network, **fits, "image_size": size}, name)
@@ -174,27 +174,27 @@ def test_a_preset_is_chosen_by_size_and_count_and_kind_and_device(size, images, 
 @pytest.mark.parametrize("size", [128, 256, 512])
 def test_large_images_need_a_gpu(size):
     assert choose_preset(size, 1_281_167, gpu=True) == f"imagenet{size}"
-    with pytest.raises(UsageError, match=f"on a CPU; give --preset imagenet{size}"):
+    with pytest.raises(UsageError, match="on a CPU"):
         choose_preset(size, 1_281_167)
 
 
 def test_a_card_that_is_too_small_gets_the_next_smaller_network():
     for most, name in ((10**9, "imagenet64"), (10**8, "ffhq64"), (10**7, "small64")):
-        found = choose_preset(64, 10**6, gpu=True, fits=lambda preset, most=most: parameters(preset) < most)
+        found = choose_preset(64, 10**6, gpu=True, fits=lambda name, most=most: parameters(name) < most)
         assert found == name
 
 
-def parameters(preset: Preset) -> int:
+def parameters(name: str) -> int:
     fits = {"image_size": 64, "image_channels": 3, "num_classes": 0}
     with torch.device("meta"):
-        return count_parameters(build(config_of({**preset.network, **fits}, preset.name)))
+        return count_parameters(build(config_of({**load_preset(name).network, **fits}, name)))
 
 
 def test_a_preset_of_pixels_that_asks_for_more_does_not_win_latents(monkeypatch):
     def loaded(name):
         preset = load_preset(name)
         return (
-            preset._replace(about=msgspec.structs.replace(preset.about, images=600_000))
+            msgspec.structs.replace(preset, about=msgspec.structs.replace(preset.about, images=600_000))
             if name == "imagenet64"
             else preset
         )
@@ -212,8 +212,8 @@ def test_every_size_has_one_that_is_for_it_and_asks_for_no_more_images(size, ima
     preset = load_preset(choose_preset(size, images, latents, gpu))
     assert preset.about.pixels[0] <= size <= preset.about.pixels[1]
     assert preset.about.images <= images
-    assert latents or not preset.about.latents
-    assert gpu or not preset.gpu
+    assert latents or not preset.about.kind
+    assert gpu or not preset.about.gpu
     config = config_of(
         {**preset.network, "image_size": preset.data.image_size, "image_channels": 1, "num_classes": 0}, ""
     )
@@ -229,7 +229,7 @@ def test_a_preset_is_chosen_from_its_very_number_of_images_on():
 def test_a_preset_of_ones_own_is_read_by_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("network: {channels: 8}\ntrain: {lr: 1e-4}\n")
-    assert load_preset(str(path)) == Preset(str(path), {"channels": 8}, {"lr": 1e-4})
+    assert load_preset(str(path)) == Preset({"channels": 8}, {"lr": 1e-4})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import elbocli
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.plugins import trust
 from elbocli.nn.networks import Network, build, config_of, place, section_of
-from elbocli.nn.networks.own_network import Program, ProgramConfig, open_program
+from elbocli.nn.networks.own_network import ProgramConfig, open_program
 from elbocli.nn.networks.unet import UNetConfig
 
 LEVELS = torch.tensor([-15.0, -3.2, 0.0, 4.1, 15.0])
@@ -172,19 +172,6 @@ def test_half_precision_is_converted_at_the_door(tmp_path: Path) -> None:
     assert out.dtype == torch.float32 and torch.equal(out, net(images(2).half(), LEVELS[:2]).float())
 
 
-@torch.no_grad()
-def test_batches_that_are_too_large_for_it_are_cut(net: Net, config: ProgramConfig, tmp_path: Path) -> None:
-    path, labels = tmp_path / "net.pt2", torch.arange(5)
-    several = ({0: torch.export.Dim("batch", min=1, max=2)},) * 3
-    inputs = images(2), torch.zeros(2), torch.zeros(2).long()
-    torch.export.save(torch.export.export(net.eval(), inputs, dynamic_shapes=several), path)
-    digest = trusted(path)
-    network = build(replace(config, folder=str(tmp_path), sha256=digest)).eval()
-    assert isinstance(network, Program) and network.takes.most == 2
-    out = network(images(5), LEVELS, labels)
-    assert torch.allclose(out, net(images(5), LEVELS, labels), atol=1e-6)
-
-
 @pytest.mark.skipif(bool(pretend.lacking()), reason=pretend.lacking() or "")
 def test_what_it_makes_itself_is_made_on_the_device_of_its_inputs(net: Net, config: ProgramConfig) -> None:
     network, labels = build(config).eval().requires_grad_(False), torch.arange(5)
@@ -288,7 +275,7 @@ def test_a_network_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{"code": "sigmas"}, {"null_class": (1, 2)}, {"file": "net.bin"}])
+@pytest.mark.parametrize("change", [{"code": "sigmas"}, {"file": "net.bin"}])
 def test_a_config_that_cannot_be_is_refused(config: ProgramConfig, change: dict[str, Any]) -> None:
     with pytest.raises((UsageError, FormatError)):
         replace(config, **change)

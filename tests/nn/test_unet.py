@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elbocli.core.schedule import LEVEL_CODES
-from elbocli.errors import UsageError
+from elbocli.errors import FormatError, UsageError
 from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build, config_of, count_parameters, section_of
 from elbocli.nn.networks.blocks import Attention
@@ -144,5 +144,5 @@ def test_levels_that_do_not_fit_are_refused() -> None:
         {"norm_eps": 0.0},
         {"norm_eps": float("nan")},
     ):
-        with pytest.raises(UsageError, match="network: "):
-            UNetConfig(**{**SMALL.__dict__, **change})
+        with pytest.raises((FormatError, UsageError), match=r"here|network: "):
+            config_of({**section_of(SMALL), **change}, "here")

@@ -97,7 +97,7 @@ def test_images_of_an_array_are_encoded_and_made_safe_batch_by_batch(
 ) -> None:
     np.save(tmp_path / "photos.npy", photos)
     batches, safe = [], []
-    monkeypatch.setattr(Autoencoder, "comfortable_batch", lambda self, size: 7)
+    monkeypatch.setattr("elbocli.prep.encode_latents.comfortable_batch", lambda size, cpu: 7)
     monkeypatch.setattr(
         LatentEncoder, "rows", noting(LatentEncoder.rows, lambda encoder, pixels: batches.append(len(pixels)))
     )

@@ -35,9 +35,8 @@ def test_the_list_says_of_each_what_its_file_says(elbo: Elbo) -> None:
     assert list(rows) == list(NAMES)
     for name, row in rows.items():
         preset = load_preset(name)
-        assert preset.about is not None
         assert row["sizes"] == "{}-{}".format(*preset.about.pixels)
-        assert (row["least_images"], row["device"] == "GPU") == (preset.about.images, preset.gpu)
+        assert (row["least_images"], row["device"] == "GPU") == (preset.about.images, preset.about.gpu)
         assert (row["steps"], row["batch"]) == (preset.train["steps"], preset.train["batch"])
         assert f"{row['parameters']:,} parameters" in " ".join(re.findall(r"[^\s#]+", preset_comment(name)))
 
@@ -70,20 +69,20 @@ def test_one_written_to_edit_means_the_same_also_with_every_key_that_it_shows(na
     """Keys that the preset leaves out are shown with what they are when left out."""
     path, preset = tmp_path / "mine.yaml", load_preset(name)
     wanted = resolve({"preset": name, "device": "cpu"}, data_of(name)).config()
-    text = editable(preset)
+    text = editable(name, preset)
     assert max(map(len, text.splitlines())) < 130
     hidden = [line for line in text.splitlines() if line.startswith("  #kind:")]
     for content in (text, KEY.sub("  ", text.replace("\n".join(hidden), ""))):
         path.write_text(content)
         read = load_preset(str(path))
-        assert (read.data, read.gpu) == (preset.data, preset.gpu)
+        assert (read.data, read.about.gpu) == (preset.data, preset.about.gpu)
         found = resolve({"preset": str(path), "device": "cpu"}, data_of(name)).config()
         found.settings["preset"] = name
         assert found == wanted
 
 
 def test_every_key_that_is_shown_is_explained() -> None:
-    lines = editable(load_preset("small32-uvit")).splitlines()
+    lines = editable("small32-uvit", load_preset("small32-uvit")).splitlines()
     for before, line in pairwise(lines):
         if re.match(r"  #?\w+: ", line):
             assert re.match(r"  # \S", before), line

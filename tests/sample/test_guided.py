@@ -21,12 +21,9 @@ from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
-from elbocli.nn.denoiser import cast_weights
-from elbocli.nn.networks import Network
 from elbocli.run import settings
 from elbocli.run.open import open_run
-from elbocli.runtime.device import WARM_UPS, CudaGraphs, Precision
-from elbocli.sample import denoise
+from elbocli.runtime.device import WARM_UPS, CudaGraphs
 from elbocli.sample import draw as sample
 from elbocli.sample.denoise import GuidedRun, open_decoder
 from elbocli.train import loop
@@ -264,7 +261,7 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
     grid = time_grid(run.schedule(), 8)
     for guide, wanted in ((None, 1), (worse, 3)):
         plain = GuidedRun(run, Guidance(2.0), guide)
-        hastened = plain.hastened(Precision(precision, CPU), False, CudaGraphs())
+        hastened = plain.hastened(False, CudaGraphs())
         images = [
             sample.draw(each.denoiser(labels), range(4), shape, grid, how, CPU, output) for each in (plain, hastened)
         ]
@@ -272,21 +269,3 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
         # The first run's network is captured anew, by other CudaGraphs; the guide is a network of its own.
         assert len(captured) == wanted
         assert sum(graph.replays for graph in captured[-1:]) == (16 if guide is None else 8) - WARM_UPS
-
-
-@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0), "guide_weights": "ema-0.9"}])
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_weights_that_are_cast_once_draw_the_same_to_the_last_bit(
-    precision: str, options: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cast: list[str] = []
-
-    def watched(network: Network, how: Precision) -> None:
-        cast_weights(network, how)
-        cast.append(str(network.conditioning.second.weight.dtype))
-
-    monkeypatch.setattr(denoise, "cast_weights", watched)
-    once = drawn(trained, tmp_path / "a.h5", precision=precision, weights="model", **options)[0]
-    assert set(cast) == {f"torch.{'bfloat16' if precision == 'bf16' else 'float16'}"} and len(cast) == 1 + bool(options)
-    monkeypatch.setattr(denoise, "cast_weights", lambda *_: None)
-    assert np.array_equal(once, drawn(trained, tmp_path / "b.h5", precision=precision, weights="model", **options)[0])

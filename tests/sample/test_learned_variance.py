@@ -21,7 +21,7 @@ from elbocli.files import plugins
 from elbocli.files.plugins import run_plugin
 from elbocli.nn.networks import NETWORKS
 from elbocli.run.open import open_run
-from elbocli.runtime.device import WARM_UPS, CudaGraphs, Precision
+from elbocli.runtime.device import WARM_UPS, CudaGraphs
 from elbocli.sample import draw as sample
 from elbocli.sample.denoise import GuidedRun, open_decoder
 
@@ -136,7 +136,7 @@ def test_graphs_draw_the_same_and_guidance_replays_the_same_graph(
         output, shape = open_decoder(run.data, config, CPU), (8, 8, 1)
         drawer = GuidedRun(run, Guidance(2.0)).with_variance()
         if graphs is not None:
-            drawer = drawer.hastened(Precision(precision, CPU), False, graphs)
+            drawer = drawer.hastened(False, graphs)
         grid = time_grid(run.schedule(), 8)
         images.append(sample.draw(drawer.denoiser(labels), range(4), shape, grid, how, CPU, output))
     assert torch.equal(*images)

@@ -25,9 +25,9 @@ from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.hashing import file_sha256
-from elbocli.files.latents import CONVENTIONS, UNKNOWN, LatentSpace
-from elbocli.files.pickles import Foreign, Found, module_tensors, read_torch_file
-from elbocli.nn.autoencoder import Autoencoder
+from elbocli.files.latents import UNKNOWN
+from elbocli.files.pickles import Foreign, module_tensors, read_torch_file
+from elbocli.nn.autoencoder import Autoencoder, space_of
 from elbocli.nn.networks import NetworkConfig, build
 from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
 
@@ -81,14 +81,9 @@ class Source:
         self.path, self.notes = path, list[str]()
 
     @cached_property
-    def found(self) -> Found:
-        """Content of the file. Raises FormatError when it is no checkpoint."""
-        return read_torch_file(self.path)
-
-    @property
     def tree(self) -> Any:
-        """Dicts, lists, numbers, text, tensors, Foreign; None for a folder, and for a program."""
-        return None if self.path.is_dir() or self.path.suffix == ".pt2" else self.found.tree
+        """Dicts, lists, numbers, text, tensors, Foreign; None for a folder, and for a program. Raises FormatError."""
+        return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
 
     @cached_property
     def sha256(self) -> str:
@@ -107,7 +102,7 @@ class Imported:
     """A checkpoint in elbo's words.
 
     weights: by the names of the network, as `fitted` gives them. settings: those of TrainSettings that are known. averaged:
-    whether the weights are an average. licence: of the weights, a sentence. notes: those of the Source. data: more of the
+    whether the weights are an average. notes: those of the Source. data: more of the
     section data of config.yaml than the network's size, channels and classes. files: to copy into the run, by name.
     """
 
@@ -115,7 +110,6 @@ class Imported:
     weights: dict[str, Tensor]
     settings: dict[str, Any]
     averaged: bool
-    licence: str
     notes: list[str]
     data: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
@@ -184,7 +178,7 @@ def state_dict(
     key = "" if "" in held else _choose(held, source, options)
     entry = content[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
-    return _rename(held[key], options, source.path), averaged, entry
+    return _rename(held[key], options), averaged, entry
 
 
 def _choose(held: Mapping[str, Any], source: Source, options: ImportOptions) -> str:
@@ -197,13 +191,11 @@ def _choose(held: Mapping[str, Any], source: Source, options: ImportOptions) -> 
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
     key, others = choices[0], [other for other in held if other != choices[0]]
     if wanted == "ema" and (others or not averages):
-        why = "" if averages else ", as there is no average"
-        more = f"; --weights KEY takes {' or '.join(others)}" if others else ""
-        source.notes.append(f"{source.path}: takes the weights {key}{why}{more}")
+        source.notes.append(f"{source.path}: takes the weights {key}; --weights chooses of {', '.join(held)}")
     return key
 
 
-def _rename(tensors: Mapping[str, Tensor], options: ImportOptions, where: Path) -> dict[str, Tensor]:
+def _rename(tensors: Mapping[str, Tensor], options: ImportOptions) -> dict[str, Tensor]:
     """Return the tensors whose names begin with --prefix, without it, and called as --rename says."""
     prefix = options.prefix
     found = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
@@ -211,11 +203,7 @@ def _rename(tensors: Mapping[str, Tensor], options: ImportOptions, where: Path) 
         old, _, new = rule.partition("=")
         if not old or "=" not in rule:
             raise UsageError(f"--rename {rule}: expected OLD=NEW")
-        if not any(name.startswith(old) for name in found):
-            raise FormatError(f"{where}: no name begins with {old!r}; the first is {next(iter(found), '')!r}")
         found = {new + name.removeprefix(old) if name.startswith(old) else name: each for name, each in found.items()}
-    if not found:
-        raise FormatError(f"{where}: no name begins with {prefix!r}; the first is {next(iter(tensors))!r}")
     return found
 
 
@@ -349,10 +337,8 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
     source.notes.append(
         f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; 'elbo sample' needs its folder: --autoencoder DIR, here or there"
     )
-    declared = CONVENTIONS[convention]
-    shift, scale = declared.make({"scaling_factor": SCALE}, channels)
-    facts = (declared.traits.input, AUTOENCODER, UNKNOWN, FACTOR * size, False)
-    return LatentSpace(convention, shift, scale, *facts).attributes()
+    known = {"scaling_factor": SCALE}
+    return space_of(convention, known, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()
 
 
 for module in iter_modules(__path__):

@@ -43,7 +43,7 @@ def _folder(path: Path) -> Path:
     "diffusers",
     about=f"A folder of diffusers with a {CLASS}: a pipeline, or config.json and {WEIGHTS}.",
     source="diffusers; google/ddpm-cifar10-32, google/ddpm-church-256 and the like",
-    licence="of google/ddpm-*: Apache 2.0; of others: see their pages",
+    licence="see the page that it is from",
     recognises=lambda source: (_folder(source.path) / CONFIG).is_file(),
     takes=("levels", "size", "classes"),
 )
@@ -85,7 +85,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
         variance=out == 2 * channels,
     )
     weights = fitted(_weights(folder), config, source)
-    return Imported(config, weights, settings, False, "see the page that it is from", source.notes)
+    return Imported(config, weights, settings, False, source.notes)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

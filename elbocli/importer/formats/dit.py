@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,39 +67,6 @@ FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logs
 """Settings of a network that was trained on all times: those below 0.0006 and above 0.9994 lie outside."""
 
 
-class Kind(NamedTuple):
-    """A format. code: the level code. sign: of the network's output, against the prediction's."""
-
-    about: str
-    source: str
-    licence: str
-    code: str
-    sign: int = 1
-
-
-KINDS = {
-    "dit": Kind(
-        "DiT's networks, DiT-XL-2-256x256.pt and others of its training script. SiT's look alike: say --format sit.",
-        "Peebles & Xie 2023",
-        META,
-        "t-linear",
-    ),
-    "sit": Kind(
-        "SiT's networks of the linear path that give the velocity: SiT-XL-2-256x256.pt and others of its script.",
-        "Ma et al. 2024",
-        AUTHORS,
-        "flow-reversed",
-        sign=-1,
-    ),
-    "repa": Kind(
-        "REPA's SiT networks of the linear path that give the velocity; its projectors are left out.",
-        "Yu et al. 2025",
-        AUTHORS,
-        "flow",
-    ),
-}
-
-
 def _kind(source: Source) -> str:
     """The name of the format that names in a file tell: dit or repa, '' for neither."""
     for names in entries(source.tree).values():
@@ -108,10 +75,10 @@ def _kind(source: Source) -> str:
     return ""
 
 
-def _translate(kind: Kind, source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes."""
-    code = options.levels or kind.code
-    flow = code == kind.code and kind.code.startswith("flow")
+def _translate(its_code: str, sign: int, source: Source, options: ImportOptions) -> Imported:
+    """Read the network off names and shapes. its_code: the format's level code. sign: of its output against the prediction's."""
+    code = options.levels or its_code
+    flow = its_code.startswith("flow")
     settings = FLOW if flow else timestep_settings(code, source, options)
     if not flow:
         source.notes.append(
@@ -119,9 +86,6 @@ def _translate(kind: Kind, source: Source, options: ImportOptions) -> Imported:
         )
     where = source.path
     tensors, averaged, _ = state_dict(source, options)
-    left_out = sum(each.startswith(PROJECTORS) for each in tensors)
-    if left_out:
-        source.notes.append(f"{left_out} tensors of its projectors are left out: they serve its training alone")
     width, channels, patch, _ = shape_of(tensors, PATCH, 4)
     side = math.isqrt(shape_of(tensors, POSITIONS, 3)[1])
     _check_positions(tensors[POSITIONS], side, width)
@@ -158,13 +122,11 @@ def _translate(kind: Kind, source: Source, options: ImportOptions) -> Imported:
             return tensor
         if flow and outputs == doubled:  # channel by channel in every place of a patch
             tensor = tensor.unflatten(0, (patch**2, 2, channels))[:, 0].flatten(0, 1)
-        return kind.sign * tensor
+        return sign * tensor
 
     blocks = {"blocks": [f"blocks.{index}" for index in range(config.depth)]}
     modules = MODULES | block_modules(blocks, PARTS)
     weights = fitted(tensors, config, source, modules, turned, rf"{POSITIONS}|{PROJECTORS}.*")
-    if flow and outputs == doubled:
-        source.notes.append("the second half of its outputs is left out: nothing trained it")
     data: dict[str, Any] = {}
     if channels not in PIXEL_CHANNELS or options.autoencoder:
         if channels != LATENT_CHANNELS and not options.autoencoder:
@@ -172,7 +134,7 @@ def _translate(kind: Kind, source: Source, options: ImportOptions) -> Imported:
                 f"{where}: its latents have {channels} channels, of no known autoencoder; add --autoencoder DIR"
             )
         data = latents_of(config, source, options, "diffusers")
-    return Imported(config, weights, settings, averaged, kind.licence, source.notes, data)
+    return Imported(config, weights, settings, averaged, source.notes, data)
 
 
 def _check_positions(found: Tensor, side: int, width: int) -> None:
@@ -183,12 +145,36 @@ def _check_positions(found: Tensor, side: int, width: int) -> None:
         raise FormatError(f"{POSITIONS} isn't DiT's code of a square of places, by sines and cosines, as elbo's")
 
 
-for name, kind in KINDS.items():
+def _declare(name: str, about: str, source: str, licence: str, code: str, sign: int = 1) -> None:
     source_format(
         name,
-        about=kind.about,
-        source=kind.source,
-        licence=kind.licence,
-        recognises=lambda source, name=name: _kind(source) == name,
+        about=about,
+        source=source,
+        licence=licence,
+        recognises=lambda source: _kind(source) == name,
         takes=(*NAMED, "classes", "autoencoder", "attention", *(["levels"] if name == "dit" else [])),
-    )(partial(_translate, kind))
+    )(partial(_translate, code, sign))
+
+
+_declare(
+    "dit",
+    "DiT's networks, DiT-XL-2-256x256.pt and others of its training script. SiT's look alike: say --format sit.",
+    "Peebles & Xie 2023",
+    META,
+    "t-linear",
+)
+_declare(
+    "sit",
+    "SiT's networks of the linear path that give the velocity: SiT-XL-2-256x256.pt and others of its script.",
+    "Ma et al. 2024",
+    AUTHORS,
+    "flow-reversed",
+    sign=-1,
+)
+_declare(
+    "repa",
+    "REPA's SiT networks of the linear path that give the velocity; its projectors are left out.",
+    "Yu et al. 2025",
+    AUTHORS,
+    "flow",
+)

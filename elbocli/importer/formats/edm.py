@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -96,18 +96,11 @@ def objective(source: Source, module: Any, loss: Mapping[str, Any], usual: tuple
     return {**settings, "logsnr_min": logsnr_of(MOST_SIGMA), "logsnr_max": logsnr_of(LEAST_SIGMA)}
 
 
-class Layout(NamedTuple):
-    """Sizes from the largest, with their widths; residual blocks in each; channels of images; elbo's names of modules → theirs."""
+def layout(tensors: Mapping[str, Tensor], conv: str, parts: Mapping[str, str]) -> tuple[Any, ...]:
+    """(sizes from the largest, their widths, residual blocks in each, channels of images, elbo's names of modules → theirs).
 
-    sides: list[int]
-    widths: list[int]
-    blocks: int
-    image_channels: int
-    modules: dict[str, str]
-
-
-def layout(tensors: Mapping[str, Tensor], conv: str, parts: Mapping[str, str]) -> Layout:
-    """Read the layout of a network of EDM or EDM2 off its names. conv: the first convolution of a block; parts: of a block."""
+    conv: the first convolution of a block of EDM's or EDM2's network. parts: of a block.
+    """
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
     sides = sorted({int(side) for _, side, _ in places}, reverse=True)
     if not sides:
@@ -122,7 +115,7 @@ def layout(tensors: Mapping[str, Tensor], conv: str, parts: Mapping[str, str]) -
     }
     widths = [shape_of(tensors, f"enc.{side}x{side}_block0.{conv}.weight", 4)[0] for side in sides]
     channels = shape_of(tensors, f"{first}.weight", 4)[1]
-    return Layout(sides, widths, blocks, channels, {"first": first, **block_modules(ours, parts)})
+    return sides, widths, blocks, channels, {"first": first, **block_modules(ours, parts)}
 
 
 def split_heads(qkv: Tensor) -> Tensor:
@@ -189,4 +182,4 @@ def edm(source: Source, options: ImportOptions) -> Imported:
         )
     loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
     trained = objective(source, module, attributes(loss) if class_name(loss) == "EDMLoss" else {}, DRAWN)
-    return Imported(config, weights, trained, averaged, LICENCE, source.notes)
+    return Imported(config, weights, trained, averaged, source.notes)

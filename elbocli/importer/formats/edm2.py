@@ -9,7 +9,6 @@ training alone.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -151,11 +150,6 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
             dropout=dropout_of(module),
         )
     weights = fitted(tensors, config, source, MODULES | modules, _turned, UNCERTAINTY)
-    left_out = sum(re.fullmatch(UNCERTAINTY, name) is not None for name in tensors)
-    if left_out:
-        source.notes.append(
-            f"{left_out} tensors that learned the weighting of its loss are left out: elbo weighs by its own"
-        )
     kind = _encoder(content, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
         raise UsageError(f"--autoencoder: {where} is a network of pixels; leave it out")
@@ -165,4 +159,4 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
         source.notes.append(f"doesn't say the noise it was trained with: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
     data = latents_of(config, source, options, "edm2") if kind == LATENTS else {}
     trained = objective(source, module, loss, (mean, std))
-    return Imported(config, weights, trained, averaged, LICENCE, source.notes, data)
+    return Imported(config, weights, trained, averaged, source.notes, data)

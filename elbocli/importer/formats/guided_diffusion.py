@@ -156,4 +156,4 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
 
     weights = fitted(tensors, config, source, modules, turned)
     averaged = averaged or re.match(r"model\d+$", where.stem) is None
-    return Imported(config, weights, settings, averaged, LICENCE, source.notes)
+    return Imported(config, weights, settings, averaged, source.notes)

@@ -22,7 +22,6 @@ from elbocli.nn.networks.own_network import (
     SIZES,
     ModuleConfig,
     ProgramConfig,
-    Signature,
     class_named,
     open_program,
     read_arguments,
@@ -59,7 +58,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
         settings["label_dropout"] = 0.1
     weights = fitted(tensors, config, source)
     source.notes.append(f"every command on this run needs --plugin {file}, or ELBO_PLUGIN={file}")
-    return Imported(config, weights, settings, averaged, "yours", source.notes)
+    return Imported(config, weights, settings, averaged, source.notes)
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
@@ -80,7 +79,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     "program",
     about="A torch.export program (.pt2) of any network (z, level, labels) or (z, level); sampled and measured, not trained.",
     source="torch.export; elbocli.export_network writes one",
-    licence="that of the network",
+    licence="not known",
     recognises=lambda source: source.path.suffix == ".pt2",
     takes=TAKES,
 )
@@ -92,15 +91,25 @@ def program(source: Source, options: ImportOptions) -> Imported:
         raise UsageError(
             f"{source.path}: doesn't say what its network is told of the noise; add --levels logsnr, t:linear, sigma, flow, …"
         )
+    size = options.size or takes.size
+    if not size:
+        raise UsageError(f"{source.path}: takes images of any size; add --size")
+    classes, null = takes.classes if options.classes is None else options.classes, options.null_class
+    if takes.labels is None and (classes or null is not None):
+        raise FormatError(f"{source.path}: takes no labels; leave --classes and --null-class out")
+    if takes.classes and classes > takes.classes:
+        raise FormatError(f"{source.path}: its classes are {takes.classes}, and --classes says {classes}; leave it out")
+    if takes.labels is not None and not classes and null is None and not takes.classes:
+        raise UsageError(f"{source.path}: takes labels; add --classes, and --null-class where it is 0")
     config = ProgramConfig(
-        image_size=_agreed(source, "size", options.size, takes.size),
-        image_channels=_agreed(source, "channels", options.channels, takes.channels),
-        num_classes=_classes(source, options, takes),
+        image_size=size,
+        image_channels=options.channels or takes.channels,
+        num_classes=classes,
         file=FILE,
         sha256=source.sha256,
         variance=takes.variance,
         code=options.levels,
-        null_class=() if options.null_class is None else (options.null_class,),
+        null_class=() if null is None else (null,),
     )
     if not takes.levels.is_floating_point():
         source.notes.append("it takes whole timesteps: what lies between two is rounded")
@@ -108,31 +117,4 @@ def program(source: Source, options: ImportOptions) -> Imported:
     # A file of weights holds no memory under two names, which a program may share.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}
     source.notes.append(f"a program is code: commands on this run need --plugin RUN/{FILE}")
-    return Imported(config, weights, settings, False, "not known", source.notes, files={FILE: source.path})
-
-
-def _agreed(source: Source, name: str, said: int | None, found: int) -> int:
-    """The number that the program has, or else the user says."""
-    if said not in (None, found) and found:
-        raise FormatError(f"{source.path}: its {name} is {found}, and --{name} says {said}; leave it out")
-    if not found and not said:
-        raise UsageError(f"{source.path}: takes images of any {name}; add --{name}")
-    return found or int(said or 0)
-
-
-def _classes(source: Source, options: ImportOptions, takes: Signature) -> int:
-    """Number of classes that it is told."""
-    said, null = options.classes, options.null_class
-    if takes.labels is None and (said or null is not None):
-        raise FormatError(f"{source.path}: takes no labels; leave --classes and --null-class out")
-    if takes.labels is None or takes.classes:
-        if takes.classes and said and said > takes.classes:
-            raise FormatError(
-                f"{source.path}: its classes are {takes.classes}, and --classes says {said}; leave it out"
-            )
-        return takes.classes if said is None else said
-    if said is None or (not said and null is None):
-        raise UsageError(
-            f"{source.path}: takes labels, of any number of classes; add --classes, and --null-class where it is 0"
-        )
-    return said
+    return Imported(config, weights, settings, False, source.notes, files={FILE: source.path})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +23,6 @@ PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
 SPATIAL_CHANNELS = 7
 """Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
-MOST_SPATIAL = 8192
-"""Spatial features of an image: their covariance has 512 MB then."""
 
 
 class Extractor(NamedTuple):
@@ -58,17 +55,13 @@ class Extractor(NamedTuple):
 
     def with_spatial(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """The same, and spatial features [B,S]: the first 7 channels of that part's output, row by row, channels last, as
-        ADM has them. Needs such a part. Raises DataError, also for more than MOST_SPATIAL.
+        ADM has them. Needs such a part. Raises DataError.
         """
         kept: list[torch.Tensor] = []
         assert self.spatial is not None
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
             features, logits = self(images)
         spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
-        if spatial.shape[1] > MOST_SPATIAL:
-            raise DataError(
-                f"extractor {self.name}: {spatial.shape[1]} spatial features of images so large; at most {MOST_SPATIAL}"
-            )
         return features, logits, spatial
 
 
@@ -111,9 +104,8 @@ def vgg16(weights: Path | None) -> Extractor:
     """Weights from a file of torchvision's."""
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-    if weights is None:
-        raise UsageError("vgg16 needs --extractor-weights FILE, torchvision's vgg16 for ImageNet")
-    module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], weights)
+    path = _given(weights, "vgg16", "torchvision's vgg16 for ImageNet")
+    module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], path)
     return Extractor("vgg16", module, digest, channels=3)
 
 
@@ -126,10 +118,9 @@ def dinov2(weights: Path | None) -> Extractor:
     """Weights from a file of DINOv2's hub, of timm's or of transformers'. EDM2's preprocessing, which torch-fidelity's isn't."""
     from elbocli.nn.extractors.vit import DINOV2_HUB, DINOV2_TRANSFORMERS, VitShape, vit_extractor
 
-    if weights is None:
-        raise UsageError("dinov2-vitl14 needs --extractor-weights FILE, dinov2_vitl14_pretrain.pth of DINOv2's hub")
+    path = _given(weights, "dinov2-vitl14", "dinov2_vitl14_pretrain.pth of DINOv2's hub")
     shape = VitShape(width=1024, depth=24, heads=16, patch=14, trained=37)
-    return vit_extractor("dinov2-vitl14", shape, weights, (DINOV2_HUB, DINOV2_TRANSFORMERS))
+    return vit_extractor("dinov2-vitl14", shape, path, (DINOV2_HUB, DINOV2_TRANSFORMERS))
 
 
 @extractor(
@@ -141,25 +132,28 @@ def clip(weights: Path | None) -> Extractor:
     """Weights from a file of OpenAI's names (open_clip) or of transformers'. CMMD's preprocessing: no crop."""
     from elbocli.nn.extractors.vit import CLIP_OPENAI, CLIP_TRANSFORMERS, VitShape, vit_extractor
 
-    if weights is None:
-        raise UsageError(
-            "clip-vitb32 needs --extractor-weights FILE, pytorch_model.bin of openai/clip-vit-base-patch32"
-        )
+    path = _given(weights, "clip-vitb32", "pytorch_model.bin of openai/clip-vit-base-patch32")
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     shape = VitShape(768, 12, 12, patch=32, trained=7, mean=mean, std=std, embedding=512)
-    return vit_extractor("clip-vitb32", shape, weights, (CLIP_TRANSFORMERS, CLIP_OPENAI))
+    return vit_extractor("clip-vitb32", shape, path, (CLIP_TRANSFORMERS, CLIP_OPENAI))
+
+
+def _given(weights: Path | None, name: str, file: str) -> Path:
+    """The file of weights. Raises UsageError where none is given."""
+    if weights is None:
+        raise UsageError(f"{name} needs --extractor-weights FILE, {file}")
+    return weights
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
+    from elbocli.files.hashing import file_sha256
     from elbocli.files.tensor_files import load_tensors
 
-    with reading(path):
-        content = path.read_bytes()
-    load_tensors(io.BytesIO(content), str(path))
+    load_tensors(path)
     with reading(f"{path}: not weights of this {name} network"):
-        module = make(name, layers, feature_extractor_weights_path=io.BytesIO(content))
-    return module, hashlib.sha256(content).hexdigest()
+        module = make(name, layers, feature_extractor_weights_path=str(path))
+    return module, file_sha256(path)
 
 
 def _fold_batch_norm(module: torch.nn.Module) -> torch.nn.Module:
@@ -200,10 +194,11 @@ def tiny(weights: Path | None) -> Extractor:
     """The same network on every machine."""
     if weights is not None:
         raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
-    from elbocli.nn.extractors.elbo_tiny import Tiny, weights_digest
+    from elbocli.nn.extractors.elbo_tiny import Tiny
 
     module = Tiny()
-    return Extractor("elbo-tiny", module, weights_digest(module), channels=3, spatial=module.convs[-1])
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in module.state_dict().values())).hexdigest()
+    return Extractor("elbo-tiny", module, digest, channels=3, spatial=module.convs[-1])
 
 
 def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:

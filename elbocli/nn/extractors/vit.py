@@ -7,10 +7,9 @@ Both see the whole image, resized to 224 × 224 by torch's antialiased bicubic i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,7 @@ HUB_OFFSET = 0.1
 """DINOv2's hub asks for a grid of 16.1 places a side, and gets 16 that lie a little closer than 16 would."""
 
 
-@dataclass(frozen=True)
-class VitShape:
+class VitShape(NamedTuple):
     """A vision transformer of timm's, and what its files hold.
 
     trained: places a side that the files have positions for; others are made of them as DINOv2's hub does. mean, std: of
@@ -124,8 +122,7 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 # Weights in files of several programs, by the names that timm's network has.
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Names by which a program writes such a network.
 
     mark: a name by which its files are told. parts: parts of names → the network's own, replaced one after the other; q, k
@@ -218,8 +215,7 @@ def read_weights(
     wrong = f"{path}: not weights of {name}"
     layout = next((each for each in layouts if isinstance(found, dict) and each.mark in found), None)
     if layout is None:
-        marks = " or ".join(each.mark for each in layouts)
-        raise FormatError(f"{wrong}: it holds no {marks}; docs/extractors.md says which files do")
+        raise FormatError(f"{wrong}: it holds no {layouts[0].mark}; docs/extractors.md says which files do")
     given: dict[str, Tensor] = {}
     for key, value in found.items():
         if isinstance(value, Tensor) and not key.startswith(layout.ignored):

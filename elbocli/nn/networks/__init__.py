@@ -16,10 +16,11 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
@@ -28,12 +29,15 @@ from elbocli.core.registry import Declaration, Registry, nearest
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import one_line, reading
-from elbocli.files.records import plain
+from elbocli.files.records import Count, plain
+
+Size = Annotated[int, Meta(ge=1, le=2**20)]
+Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
-def explained(help: str, *, stored: bool = True, **how: Any) -> Any:
-    """A field of a config, with what the help says about it. stored: whether files hold it. how: as dataclasses.field takes it."""
-    return field(metadata={"help": help, "stored": stored}, **how)
+def explained(help: str, **how: Any) -> Any:
+    """A field of a config, with what the help says about it. how: as dataclasses.field takes it."""
+    return field(metadata={"help": help}, **how)
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,21 @@ class NetworkConfig:
 
     A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
     dropout may be left unused. A `code` is a level code, kept as its whole spec. trainable: whether a run may train it.
-    quiet_classes: whether a class whose row is zero is none to the network. Raises UsageError for sizes that can't be.
+    quiet_classes: whether a class whose row is zero is none to the network. Bounds of single fields stand in their types,
+    and config_of checks them; a config raises UsageError for fields that don't go together.
     """
 
     trainable = True
     quiet_classes = True
 
-    image_size: int
-    image_channels: int
-    num_classes: int
-    dropout: float = explained("Share of values set to zero while training.", default=0.0, kw_only=True)
+    image_size: Size
+    image_channels: Size
+    num_classes: Count
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = explained(
+        "Share of values set to zero while training.", default=0.0, kw_only=True
+    )
 
     def __post_init__(self) -> None:
-        if min(self.image_size, self.image_channels) < 1 or self.num_classes < 0 or not 0 <= self.dropout < 1:
-            raise UsageError(
-                f"network: image_size {self.image_size} and image_channels {self.image_channels} must be positive, "
-                f"num_classes {self.num_classes} not negative, and dropout {self.dropout:g} at least 0 and below 1"
-            )
         code = getattr(self, "code", None)
         if code is not None:
             with reading(f"network: code {code!r}", kind=UsageError):
@@ -82,11 +84,11 @@ class NetworkConfig:
         more = self.side - self.image_size
         return pad(z, (0, more, 0, more)) if more else z
 
-    def example(self, count: int, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def example(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Zeros as inputs of the network for so many images: z, logsnr, and labels if it is told classes."""
-        z = torch.zeros(count, self.image_channels, self.image_size, self.image_size, device=device)
-        labels = torch.zeros(count, dtype=torch.long, device=device) if self.num_classes else None
-        return z, torch.zeros(count, device=device), labels
+        z = torch.zeros(count, self.image_channels, self.image_size, self.image_size)
+        labels = torch.zeros(count, dtype=torch.long) if self.num_classes else None
+        return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
         """The same network, files that belong to it in this folder: a config was read from a file there."""
@@ -185,7 +187,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     family = values.pop("family", "unet")
     with reading(where):
         config = NETWORKS.find(str(family)).traits
-    for key in values.keys() - set(_stored(config)):
+    for key in values.keys() - _stored(config).keys():
         raise FormatError(f"{where}: network {key} is unknown to {family}; {nearest(key, _stored(config))}")
     try:
         made: NetworkConfig = msgspec.convert(values, config)
@@ -194,21 +196,18 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 
-def _is_stored(each: Field[Any]) -> bool:
-    return bool(each.metadata.get("stored", True))
-
-
-def _stored(config: type[NetworkConfig]) -> list[str]:
-    """Names of the fields that files hold, in the order of the constructor."""
-    return [each.name for each in sorted(fields(config), key=lambda each: bool(each.kw_only)) if _is_stored(each)]
+def _stored(config: type[NetworkConfig]) -> dict[str, Field[Any]]:
+    """The fields that files hold by name, in the order of the constructor."""
+    ordered = sorted(fields(config), key=lambda each: bool(each.kw_only))
+    return {each.name: each for each in ordered if each.metadata.get("stored", True)}
 
 
 def filled(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
     family = str(section.get("family", "unet"))
     declared = NETWORKS.named(family)
-    known = [] if declared is None else fields(declared.traits)
-    usual = {each.name: plain(each.default) for each in known if each.default is not MISSING and _is_stored(each)}
+    known = _stored(declared.traits) if declared else {}
+    usual = {name: plain(each.default) for name, each in known.items() if each.default is not MISSING}
     return {"family": family, **usual, **section}
 
 

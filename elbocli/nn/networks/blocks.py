@@ -10,16 +10,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import UsageError
 from elbocli.nn.group_norm import GroupNorm
-from elbocli.nn.networks import Network, NetworkConfig, explained
+from elbocli.nn.networks import Depth, Network, NetworkConfig, explained
+
+Width = Annotated[int, Meta(ge=4, le=2**20, multiple_of=4)]
 
 CODE = "logsnr:factor=0.5"
 """The level code of the U-Net where none is named: λ/2 = −ln σ_edm."""
@@ -58,20 +61,14 @@ class LevelsConfig(NetworkConfig):
     Raises UsageError when the levels don't fit the image.
     """
 
-    channels: int = explained("Width; each level's is a multiple of it. A multiple of 4.")
-    levels: tuple[float, ...] = explained(LEVELS)
-    blocks: int = explained("Residual blocks in each level.")
+    channels: Width = explained("Width; each level's is a multiple of it. A multiple of 4.")
+    levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
+    blocks: Depth = explained("Residual blocks in each level.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = [int(level) if math.isfinite(level) and level == int(level) else level for level in self.levels]
-        object.__setattr__(self, "levels", tuple(whole))
-        fine = all(0 < level < math.inf for level in whole)
-        if self.channels < 4 or self.channels % 4 or not whole or self.blocks < 1 or not fine:
-            raise UsageError(
-                f"network: channels {self.channels} (a multiple of 4), levels {whole} and blocks {self.blocks} "
-                "must be positive"
-            )
+        whole = tuple(int(level) if level == int(level) else level for level in self.levels)
+        object.__setattr__(self, "levels", whole)
         if self.image_size < 1 << self.halvings:
             raise UsageError(
                 f"network: it halves the image {self.halvings} times, too often for {self.image_size} pixels; choose "
@@ -223,22 +220,30 @@ def _embedding(count: int, width: int) -> nn.Embedding:
 
 
 class Conditioning(nn.Module):
-    """(λ, class) → [B, width], λ by way of `code`. Class −1 is no class: it adds nothing."""
+    """(λ, class) → [B, width], λ by way of `code`. Class −1 is no class: it adds nothing, or has the last row of the table."""
 
-    def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int):
+    def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int, null_class: bool = False):
         super().__init__()
-        self.code = code
+        self.code, self.null = code, num_classes if null_class else -1
         self.first = nn.Linear(code.channels, width)
         self.second = nn.Linear(width, width)
-        self.classes = _embedding(num_classes, width) if num_classes else None
+        self.classes = _embedding(num_classes + null_class, width) if num_classes else None
 
     def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
         code = precise_linear(self.code(logsnr), self.first.weight, self.first.bias)
         code = self.second(F.silu(code))
-        if self.classes is not None and labels is not None:
+        if self.classes is not None and (labels is not None or self.null >= 0):
+            labels = named_labels(labels, self.null, logsnr)
             named = (labels >= 0).to(code.dtype)[:, None]
             code = code + named * self.classes(labels.clamp(min=0)).to(code.dtype)
         return F.silu(code)
+
+
+def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
+    """Labels [B], `null` in the place of −1; all of them where there are none."""
+    if labels is None:
+        return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
+    return labels.where(labels >= 0, null)
 
 
 def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -262,6 +267,13 @@ def doubled(x: Tensor) -> Tensor:
     """Each pixel four times. On CUDA autocast would make it float32, and with it all that is joined to it."""
     with as_it_comes(x):
         return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def resized(x: Tensor, resample: str) -> Tensor:
+    """Images at half the size for 'down', at twice the size for 'up'."""
+    if resample == "down":
+        return F.avg_pool2d(x, 2)
+    return doubled(x) if resample else x
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -325,16 +337,9 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
         self.attention = Attention(cout, heads, groups, eps) if attention else nn.Identity()
 
-    def _resized(self, x: Tensor) -> Tensor:
-        if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        if self.resample == "up":
-            return doubled(x)
-        return x
-
     def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x if skip is None else torch.cat([x, skip], 1)
-        h = self.conv1(self._resized(self.norm1(x, silu=True)))
+        h = self.conv1(resized(self.norm1(x, silu=True), self.resample))
         scale, shift = self.scale_shift(code).chunk(2, 1)
         h = self.conv2(self.dropout(self.norm2(h, scale, shift, silu=True)))
-        return self.attention(self.skip(self._resized(x)) + h)
+        return self.attention(self.skip(resized(x, self.resample)) + h)

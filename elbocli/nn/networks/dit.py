@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import Network, NetworkConfig, explained, network
-from elbocli.nn.networks.blocks import Conditioning, Fourier, attend, zeroed
+from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
+from elbocli.nn.networks.blocks import Conditioning, Fourier, Width, attend, zeroed
 
 MLP = 4
 EPS = 1e-6
@@ -28,44 +28,23 @@ START_STD = 0.02
 class DiTConfig(NetworkConfig):
     """Patches that don't fit the image are filled with zeros. Raises UsageError for sizes that don't go together."""
 
-    width: int = explained("Channels of the transformer. A multiple of 4, and of the heads.")
-    depth: int = explained("Its blocks.")
-    heads: int = explained("Heads of its attention.")
-    patch: int = explained("Side of a patch, which is one token.")
+    width: Width = explained("Channels of the transformer. A multiple of 4, and of the heads.")
+    depth: Depth = explained("Its blocks.")
+    heads: Size = explained("Heads of its attention.")
+    patch: Size = explained("Side of a patch, which is one token.")
     code: str = explained("The number that the network is told of the level: a level code.", default="logsnr:factor=25")
     null_class: bool = explained("Whether 'no class' has a learned code, and not none.", default=True)
     variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.width, self.depth, self.heads, self.patch) < 1 or self.width % self.heads or self.width % 4:
-            raise UsageError(
-                f"network: width {self.width} (a multiple of 4), depth {self.depth}, heads {self.heads} and patch "
-                f"{self.patch} must be positive, and the heads divide the width"
-            )
+        if self.width % self.heads:
+            raise UsageError(f"network: heads {self.heads} must divide the width {self.width}")
 
     @property
     def side(self) -> int:
         """Side in pixels at which the network works: the image's, rounded up to whole patches."""
         return -(-self.image_size // self.patch) * self.patch
-
-    @property
-    def out_channels(self) -> int:
-        """Channels that come out of it."""
-        return self.image_channels * (2 if self.variance else 1)
-
-
-class NullConditioning(Conditioning):
-    """A Conditioning whose class −1 has a row of its own in the table, the last one."""
-
-    def __init__(self, code: Fourier, width: int, num_classes: int):
-        super().__init__(code, width, num_classes + 1)
-        self.null = num_classes
-
-    def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            labels = torch.full(logsnr.shape, self.null, dtype=torch.long, device=logsnr.device)
-        return super().forward(logsnr, labels.where(labels >= 0, self.null))
 
 
 def positions(side: int, width: int, device: torch.device) -> Tensor:
@@ -111,16 +90,13 @@ class DiT(Network):
 
     def __init__(self, config: DiTConfig):
         super().__init__(config)
-        width, conditioning = (
-            config.width,
-            NullConditioning if config.null_class and config.num_classes else Conditioning,
-        )
-        self.conditioning = conditioning(Fourier(CODE_CHANNELS, config.code), width, config.num_classes)
+        width, code = config.width, Fourier(CODE_CHANNELS, config.code)
+        self.conditioning = Conditioning(code, width, config.num_classes, config.null_class)
         self.first = nn.Conv2d(config.image_channels, width, config.patch, config.patch)
         self.blocks = nn.ModuleList(DiTBlock(width, config.heads, config.dropout) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
-        self.last = zeroed(nn.Linear(width, config.patch**2 * config.out_channels))
+        self.last = zeroed(nn.Linear(width, config.patch**2 * config.image_channels * (1 + config.variance)))
         if not self.first.weight.is_meta:
             self._start()
 
@@ -151,6 +127,6 @@ class DiT(Network):
             x = self.through(block, x, code)
         shift, scale = self.modulation(code)[:, None].chunk(2, 2)
         x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
-        patches = x.view(batch, side, side, config.patch, config.patch, config.out_channels).permute(0, 5, 1, 3, 2, 4)
-        out = patches.reshape(batch, config.out_channels, config.side, config.side)
+        patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)
+        out = patches.reshape(batch, -1, config.side, config.side)
         return out[..., :size, :size].clone(memory_format=torch.channels_last)  # FSDP hooks itself to it: no view

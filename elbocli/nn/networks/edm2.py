@@ -21,10 +21,11 @@ from elbocli.nn.networks.blocks import (
     AttendedConfig,
     LevelsNetwork,
     attend_pixels,
-    doubled,
     heads_of,
     level_number,
+    named_labels,
     precise_linear,
+    resized,
 )
 
 EPS = 1e-4
@@ -135,7 +136,7 @@ class LevelAndClass(nn.Module):
         if self.classes is not None:
             # A class is one-hot times √classes: a column of weights of root mean square 1.
             table = self.classes.effective(math.sqrt(self.classes.weight.shape[1])).t()
-            labels = torch.full_like(logsnr, -1, dtype=torch.long) if labels is None else labels
+            labels = named_labels(labels, -1, logsnr)
             known = (labels >= 0).to(out.dtype)[:, None]
             out = blend(out, known * table[labels.clamp(min=0)], CLASS)
         return silu(out)
@@ -175,8 +176,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x if skip is None else join(x, skip, JOINED)
-        if self.resample:
-            x = F.avg_pool2d(x, 2) if self.resample == "down" else doubled(x)
+        x = resized(x, self.resample)
         if self.down:
             x = unit(self.skip(x), 1)
         h = self.conv1(silu(x))

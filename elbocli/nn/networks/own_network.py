@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from elbocli.files.plugins import check_trusted, defined
 from elbocli.files.reading import parse_yaml, reading
 from elbocli.files.tensor_files import read_program, user_inputs
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
-from elbocli.nn.networks.blocks import as_it_comes
+from elbocli.nn.networks.blocks import as_it_comes, named_labels
 
 SIZES = ("image_size", "image_channels", "num_classes")
 """Arguments that a class is given where its constructor has them."""
@@ -34,27 +35,18 @@ KEY = re.compile(r"(^|,)\s*(\w+)=")
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConfig(NetworkConfig):
-    """Config of a user's own network. Raises UsageError for a code that is none, FormatError for several null classes."""
+    """Config of a user's own network. Raises UsageError for a code that is none."""
 
     code: str = explained("Number that it is told instead of logsnr, a level code.", default="logsnr")
-    null_class: tuple[int, ...] = explained("Label that it takes for 'no class', or none.", default=())
+    null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = explained(
+        "Label that it takes for 'no class', or none.", default=()
+    )
     variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.null_class) > 1:
-            raise FormatError(f"network: null_class is {list(self.null_class)}, expected one label at most")
 
-
-class OwnNetwork(Network):
-    """Base of a user's own networks."""
-
-    def labels_of(self, labels: Tensor | None, z: Tensor) -> Tensor | None:
-        """Labels [B] with the network's own for no class, −1 where it has none; None is all of no class."""
-        null = self.config.null_class
-        if not null:
-            return labels
-        return torch.full((len(z),), null[0], device=z.device) if labels is None else labels.where(labels >= 0, null[0])
+def _labels_of(config: OwnConfig, labels: Tensor | None, logsnr: Tensor) -> Tensor | None:
+    """Labels [B] with the network's own for no class; as they are where it has none."""
+    return named_labels(labels, config.null_class[0], logsnr) if config.null_class else labels
 
 
 # A class of a plug-in.
@@ -67,16 +59,10 @@ def read_arguments(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleConfig(OwnConfig):
-    """Config of a class of a plug-in. Raises FormatError for a name that is none."""
+    """Config of a class of a plug-in."""
 
     name: str = explained("FILE.py:CLASS, a torch.nn.Module in a plug-in.")
     arguments: str = explained("KEY=VALUE,… for its constructor.", default="")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        read_arguments(self.arguments)
-        if not re.fullmatch(r"[^/:]+\.py:[A-Za-z_]\w*", self.name):
-            raise FormatError(f"network: name is {self.name!r}, expected FILE.py:CLASS, without folders")
 
     def for_classes(self, num_classes: int) -> Self:
         """The same with another number of classes; the label for no class stays the one that follows them.
@@ -106,7 +92,7 @@ def class_named(name: str) -> type[nn.Module]:
 
 
 @network("module", config=ModuleConfig, source="a plug-in")
-class OwnModule(OwnNetwork):
+class OwnModule(Network):
     """The network of a ModuleConfig. Raises UsageError where its class isn't there or can't be made of these arguments."""
 
     def __init__(self, config: ModuleConfig):
@@ -114,15 +100,10 @@ class OwnModule(OwnNetwork):
         make = class_named(config.name)
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
-        with reading(f"{config.name}: can't be made with {given}", kind=UsageError):
-            try:
-                self.network = make(**given)
-            except (RuntimeError, NotImplementedError):
-                # Some read a tensor's values while they are made, and where memory isn't wanted there are none.
-                if not torch.empty(0).is_meta:
-                    raise
-                with torch.device("cpu"):
-                    self.network = make(**given).to("meta")
+        wanted = torch.empty(0).device
+        # Some read a tensor's values while they are made, and where memory isn't wanted there are none.
+        with reading(f"{config.name}: can't be made with {given}", kind=UsageError), torch.device("cpu"):
+            self.network = make(**given).to(wanted)
         takes = inspect.signature(self.network.forward).parameters.values()
         several = [each for each in takes if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
         self.labelled = len(several) > 2 or any(each.kind is each.VAR_POSITIONAL for each in takes)
@@ -132,7 +113,7 @@ class OwnModule(OwnNetwork):
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See Network."""
-        more = (self.labels_of(labels, z),) if self.labelled else ()
+        more = (_labels_of(self.config, labels, logsnr),) if self.labelled else ()
         return self.network(z, self.code(logsnr), *more)
 
 
@@ -147,7 +128,7 @@ class ProgramConfig(OwnConfig):
 
     file: str = explained("Name of the .pt2 file in the run's folder.")
     sha256: str = explained("Digest of that file.")
-    folder: str = explained("", default="", stored=False)
+    folder: str = field(default="", metadata={"stored": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,7 +144,7 @@ class Signature(NamedTuple):
     """Inputs and output of a program.
 
     channels, size: of its images, size 0 where it takes any. levels, labels: like its inputs, without memory; labels is
-    None where it takes none, [B] whole numbers, or [B, classes] where it wants a 1 at the class. most: images at a time.
+    None where it takes none, [B] whole numbers, or [B, classes] where it wants a 1 at the class.
     """
 
     channels: int
@@ -172,7 +153,6 @@ class Signature(NamedTuple):
     levels: Tensor
     labels: Tensor | None
     variance: bool
-    most: int
 
     @property
     def classes(self) -> int:
@@ -190,18 +170,15 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
         or len(inputs) != len(program.graph_signature.user_inputs)
         or not _fits(inputs, outputs)
     ):
-        shapes = [[*map(str, each.shape)] if isinstance(each, Tensor) else each for each in (*inputs, *outputs)]
         raise FormatError(
-            f"{path}: no network for square images, its inputs and outputs are {shapes}; expected z [B, C, H, H], levels [B], "
-            "labels [B] if it has classes → [B, C, H, H] or twice the channels"
+            f"{path}: no network for square images; expected z [B, C, H, H], levels [B], labels [B] if it has classes → "
+            "[B, C, H, H] or twice the channels"
         )
     images, levels, *labels = inputs
-    batch, channels, size, _ = images.shape
-    limits = program.range_constraints.get(batch.node.expr)  # type: ignore[attr-defined]
-    most = int(limits.upper) if limits is not None and getattr(limits.upper, "is_Integer", False) else 1 << 30
+    _, channels, size, _ = images.shape
     variance = outputs[0].shape[1] == 2 * channels
     fixed = size if isinstance(size, int) else 0
-    return program, Signature(channels, fixed, images, levels, labels[0] if labels else None, variance, most)
+    return program, Signature(channels, fixed, images, levels, labels[0] if labels else None, variance)
 
 
 def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
@@ -215,7 +192,7 @@ def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
 
 
 @network("program", config=ProgramConfig, source="torch.export")
-class Program(OwnNetwork):
+class Program(Network):
     """The network of a ProgramConfig, with the weights that its file holds, also where others are made without memory.
 
     Raises UsageError where the user has named no such program, DataError when the file is gone or has changed.
@@ -255,24 +232,20 @@ class Program(OwnNetwork):
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """[B, C, H, W], or [B, 2C, H, W] where it tells of variances. Raises UsageError for classes that it can't be told."""
         takes = self.takes
-        if len(z) > takes.most:
-            parts = [each.split(takes.most) for each in (z, logsnr, labels) if each is not None]
-            return torch.cat([self.outputs(*part) for part in zip(*parts, strict=True)])
         self._follow(z.device)
         level = self.code(logsnr)
         level = level if takes.levels.is_floating_point() else level.round()
         inputs = [z.to(takes.images.dtype).contiguous(), level.to(takes.levels.dtype).view(-1, *takes.levels.shape[1:])]
         if takes.labels is not None:
-            inputs.append(self._classes(labels, z, takes.labels.dtype))
+            inputs.append(self._classes(labels, logsnr, takes.labels.dtype))
         with as_it_comes(z):
             out = self.program(*inputs)
         out = out[0] if isinstance(out, tuple | list) else out
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
-    def _classes(self, labels: Tensor | None, z: Tensor, kind: torch.dtype) -> Tensor:
+    def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
         """Labels as it wants them: numbers, or a 1 at the class and none anywhere for no class."""
-        labels = self.labels_of(labels, z)
-        labels = torch.full((len(z),), -1, device=z.device) if labels is None else labels
+        labels = named_labels(_labels_of(self.config, labels, logsnr), -1, logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from msgspec import Meta
 from torch import Tensor, nn
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import explained, network
+from elbocli.files.records import Count
+from elbocli.nn.networks import Size, explained, network
 from elbocli.nn.networks.blocks import (
     CODE,
     EPS,
@@ -36,13 +39,13 @@ class UNetConfig(AttendedConfig):
     """
 
     middle_attention: bool = explained("Whether the middle, at the smallest size, has it too.", default=True)
-    heads: int = explained("Heads of all attention; 0: as many as head_width makes.", default=0)
-    head_width: int = explained(
+    heads: Count = explained("Heads of all attention; 0: as many as head_width makes.", default=0)
+    head_width: Size = explained(
         "Channels of a head; wider where that does not divide a level's, one head where it is more.", default=HEAD_WIDTH
     )
-    groups: int = explained("Groups of every norm; 0: 32, or fewer, of 4 channels each.", default=0)
-    norm_eps: float = explained("What norms add to the variance.", default=EPS)
-    embedding: int = explained("Width of the code of the noise level and the class; 0: 4 times channels.", default=0)
+    groups: Count = explained("Groups of every norm; 0: 32, or fewer, of 4 channels each.", default=0)
+    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("What norms add to the variance.", default=EPS)
+    embedding: Count = explained("Width of the code of the noise level and the class; 0: 4 times channels.", default=0)
     code: str = explained(
         "The number that the network is told of the noise level, by its cosines and sines: logsnr:factor=0.5 is "
         "-ln sigma, t:linear a timestep of 1000.",
@@ -55,11 +58,6 @@ class UNetConfig(AttendedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.heads, self.groups, self.embedding) < 0 or self.head_width < 1 or not 0 < self.norm_eps < 1:
-            raise UsageError(
-                f"network: heads {self.heads}, groups {self.groups} and embedding {self.embedding} can't be negative, "
-                f"head_width {self.head_width} must be positive, and norm_eps {self.norm_eps:g} between 0 and 1"
-            )
         if self.heads and self.head_width != HEAD_WIDTH:
             raise UsageError(
                 f"network: heads {self.heads} and head_width {self.head_width} both say how many heads there are; "

@@ -11,13 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import UsageError
-from elbocli.nn.networks import Network, explained, network
+from elbocli.nn.networks import Depth, Network, Size, explained, network
 from elbocli.nn.networks.blocks import (
     LEVELS,
     Block,
@@ -44,23 +46,18 @@ class UViTConfig(LevelsConfig):
     image, or the heads the width.
     """
 
-    levels: tuple[int, ...] = explained(LEVELS)
-    depth: int = explained("Blocks of the transformer, which is the last level.")
-    heads: int = explained("Heads of its attention.")
-    embedding: int = explained("Width of the code of the noise level and the class.")
-    patching: str = explained(
+    levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
+    depth: Depth = explained("Blocks of the transformer, which is the last level.")
+    heads: Size = explained("Heads of its attention.")
+    embedding: Size = explained("Width of the code of the noise level and the class.")
+    patching: Literal["none", "dwt-1", "dwt-2"] = explained(
         "none, or dwt-1 or dwt-2: the network sees bands of so many wavelet levels.", default="none"
     )
 
     def __post_init__(self) -> None:
-        if self.patching not in PATCHINGS:
-            raise UsageError(f"network: patching is {self.patching!r}; it must be one of {', '.join(PATCHINGS)}")
         super().__post_init__()
-        if min(self.depth, self.heads, self.embedding) < 1 or self.width % self.heads:
-            raise UsageError(
-                f"network: depth {self.depth}, heads {self.heads} and embedding {self.embedding} must be positive, "
-                f"and the heads divide the transformer's width {self.width}"
-            )
+        if self.width % self.heads:
+            raise UsageError(f"network: heads {self.heads} must divide the transformer's width {self.width}")
 
     @property
     def width(self) -> int:

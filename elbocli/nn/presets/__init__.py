@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -28,16 +28,11 @@ Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
     """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
 
-    image_size: Least1
+    image_size: Annotated[int, Meta(ge=1, le=2**16)]
     channels: Least1
     classes: Least1
     images: Least1
     kind: Literal["latents"] | None = None
-
-    @property
-    def latents(self) -> bool:
-        """Whether it is for latents."""
-        return self.kind is not None
 
 
 class PresetAbout(Record, frozen=True):
@@ -51,35 +46,18 @@ class PresetAbout(Record, frozen=True):
     gpu: bool = False
     kind: str | None = None
 
-    @property
-    def latents(self) -> bool:
-        """Whether it is for latents."""
-        return self.kind is not None
-
 
 @stored("preset FILE.yaml")
-class PresetFile(Record, frozen=True, forbid_unknown_fields=True):
-    """A preset's sections: network, as config_of takes it, and train, settings by name."""
+class Preset(Record, frozen=True, forbid_unknown_fields=True):
+    """Sections network, as config_of takes it, and train, settings by name, and `shift`; those check their own keys.
+
+    about: a user's own preset is never chosen automatically, whatever it says. data: None if the preset does not say.
+    """
 
     network: dict[str, Any]
     train: dict[str, Any]
     about: PresetAbout = PresetAbout()
     data: MadeFor | None = None
-
-
-class Preset(NamedTuple):
-    """name: as it was asked for. network: a section as config_of takes it; train: settings by name, and `shift`.
-
-    The network's config and the settings check their own sections. about: None for a user's own preset, which is never
-    chosen automatically. data: None if the preset does not say.
-    """
-
-    name: str
-    network: dict[str, Any]
-    train: dict[str, Any]
-    about: PresetAbout | None = None
-    data: MadeFor | None = None
-    gpu: bool = False
 
 
 def preset_file(name: str) -> Path:
@@ -96,13 +74,11 @@ def load_preset(name: str) -> Preset:
     """
     from elbocli.files.reading import read_yaml
 
-    found = PresetFile.of(read_yaml(preset_file(name)), name)
-    about = found.about if name in NAMES and found.about.pixels else None
-    return Preset(name, found.network, found.train, about, found.data, found.about.gpu)
+    return Preset.of(read_yaml(preset_file(name)), name)
 
 
 def choose_preset(
-    image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[Preset], bool] = bool
+    image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[str], bool] = bool
 ) -> str:
     """The preset for that many images (or latents) of that size, on a GPU or on a CPU.
 
@@ -110,22 +86,18 @@ def choose_preset(
     those it is the one that asks for most images without exceeding them; for latents, one made for latents where there
     is one. Raises UsageError when none is for that.
     """
-    fitting, others = [], []
+    fitting = []
     for name in NAMES:
-        preset = load_preset(name)
-        suits = preset.about or PresetAbout()
+        suits = load_preset(name).about
         low, high = suits.pixels or (1, 0)
-        if not low <= image_size <= high or (suits.latents and not latents):
+        if not low <= image_size <= high or (suits.kind and not latents) or suits.images is None:
             continue
-        if suits.images is not None and images >= suits.images and (not preset.gpu or (gpu and fits(preset))):
-            fitting.append((suits.latents, preset.gpu, suits.images, name))
-        else:
-            others.append(name)
+        if images >= suits.images and (not suits.gpu or (gpu and fits(name))):
+            fitting.append((bool(suits.kind), suits.gpu, suits.images, name))
     if fitting:
         return max(fitting)[-1]
     where = "a GPU" if gpu else "a CPU"
-    named = f"--preset {' or '.join(others)}, which wait to be asked for, or " if others else ""
     raise UsageError(
-        f"no preset is for {images} images of {image_size} pixels on {where}; give {named}--preset FILE.yaml (see 'elbo "
-        "presets'), or pack with another --size"
+        f"no preset is for {images} images of {image_size} pixels on {where}; name one by --preset (see 'elbo presets "
+        "list'), or pack with another --size"
     )

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError
-from elbocli.files.pickles import Found
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source
 from elbocli.importer.make_run import import_run
@@ -358,7 +357,7 @@ def test_the_published_shape_has_the_published_number_of_parameters() -> None:
     shape = {"size": 64, "channels": 192, "levels": (1, 2, 3, 4), "blocks": 3, "attention": (32, 16, 8)}
     tensors = edm_unet.made(**shape, classes=1000, weigh=False)
     source = Source(Path("edm-imagenet-64x64-cond-adm.pkl"))
-    vars(source)["found"] = Found({f"model.{name}": each for name, each in tensors.items()}, [])
+    vars(source)["tree"] = {f"model.{name}": each for name, each in tensors.items()}
     found = FORMATS["edm"].make(source, ImportOptions())
     with torch.device("meta"):
         assert count_parameters(build(found.network)) == 295_899_267

@@ -43,7 +43,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "image_channels": 1,
     },
 }
-KEPT = "tensors that learned the weighting"
 
 
 def read(path: Path, **options: Any) -> Imported:
@@ -95,7 +94,6 @@ def test_a_pickle_becomes_a_network_that_computes_edm2s_formula(shape: dict[str,
     assert_computes(found, tensors)
     assert found.averaged and "torch_utils" not in sys.modules and "dnnlib" not in sys.modules
     assert isinstance(found.network, EDM2Config) and found.network.dropout == 0.1
-    assert any(KEPT in note for note in found.notes)
     config = found.network
     assert (config.image_size, config.image_channels) == (shape.get("size", 8), shape.get("image_channels", 3))
     assert config.num_classes == shape.get("classes", 0)
@@ -233,7 +231,7 @@ def test_published_shapes_are_elbos_networks(
     shape = {"size": 64, "levels": (1, 2, 3, 4), "blocks": 3, "attention": (16, 8), "weigh": False}
     tensors = peer.made(channels=channels, classes=classes, image_channels=image_channels, **shape)  # type: ignore[arg-type]
     source = Source(Path("x.pt"))
-    source.__dict__["found"] = type("Found", (), {"tree": tensors, "strangers": []})
+    source.__dict__["tree"] = tensors
     found: Imported = FORMATS["edm2"].make(source, ImportOptions())
     assert found.network == EDM2Config(64, image_channels, classes, channels, (1, 2, 3, 4), 3, (16, 8))
     with torch.device("meta"):

@@ -16,7 +16,6 @@ from peers.edm_unet import Tensors
 
 from elbocli.core.schedule_curves import BETAS, logsnr_of_betas
 from elbocli.errors import ElboError, FormatError, UsageError
-from elbocli.files.pickles import Found
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source, parse_attention
 from elbocli.importer.make_run import import_run
@@ -114,7 +113,7 @@ def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
     """Without their memory. Table 1 and appendix I of arXiv:2105.05233 have the numbers."""
     tensors = adm_unet.made(**{"size": size, "blocks": 2, "attention": (32, 16, 8), **shape}, weigh=False)
     source = Source(Path("diffusion.pt"))
-    vars(source)["found"] = Found(tensors, [])
+    vars(source)["tree"] = tensors
     found = FORMATS["guided-diffusion"].make(source, ImportOptions())
     with torch.device("meta"):
         assert round(count_parameters(build(found.network)) / 1e6) == millions

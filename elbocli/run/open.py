@@ -68,7 +68,7 @@ def dataset_of(data: RunData, run: Path) -> Path:
     typed, home = Path(str(data.path)), run.resolve()
     places = [typed, *([] if data.from_run is None else [home / data.from_run]), home.parent / typed]
     there = [place for place in places if place.exists()]
-    same = (place for place in there if len(there) == 1 or _holds(place, data.payload_sha256))
+    same = (place for place in there if _holds(place, data.payload_sha256))
     found = next(same, there[0] if there else typed)
     return typed if found is typed else Path(os.path.relpath(found))
 

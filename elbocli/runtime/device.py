@@ -144,13 +144,8 @@ def card_bytes(device: str) -> int | None:
     return torch.cuda.get_device_properties(name).total_memory
 
 
-def free_bytes(device: torch.device | None = None) -> int:
-    """Return the bytes that this process may still take on a device; on the host (or None) within its cgroups' limits.
-
-    Caches of files count as free.
-    """
-    if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def free_bytes() -> int:
+    """Return the bytes that this process may still take on the host, within its cgroups' limits. Caches of files are free."""
     return min([_number(r"MemAvailable: *(\d+)", "proc/meminfo", 2**40) * 1024, *_left_in_cgroups()])
 
 

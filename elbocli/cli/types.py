@@ -76,8 +76,9 @@ class RunPath(click.Path):
     """A path. The shell completes runs and checkpoints in this folder, before other folders."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Runs and checkpoints."""
+        """Runs and checkpoints, but names that a shell would take apart."""
         from os.path import split
+        from shlex import quote
 
         from click.shell_completion import CompletionItem
 
@@ -85,7 +86,8 @@ class RunPath(click.Path):
             return super().shell_complete(ctx, param, incomplete)
         folder, name = split(incomplete)
         marks = [*Path(folder).glob(f"{name}*/config.yaml"), *Path(folder).glob(f"{name}*/meta.json")]
-        return [CompletionItem(str(mark.parent)) for mark in sorted(marks)] or [CompletionItem(incomplete, type="dir")]
+        runs = sorted(str(mark.parent) for mark in marks)
+        return [CompletionItem(run) for run in runs if quote(run) == run] or [CompletionItem(incomplete, type="dir")]
 
 
 PATH = RunPath(path_type=Path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.reading import reading
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +45,6 @@ class Extractor(NamedTuple):
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
-        from elbocli.files.reading import reading  # imports YAML, which help does without
-
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
@@ -153,7 +152,6 @@ def clip(weights: Path | None) -> Extractor:
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
-    from elbocli.files.reading import reading
     from elbocli.files.tensor_files import load_tensors
 
     with reading(path):
@@ -180,8 +178,6 @@ def _fold_batch_norm(module: torch.nn.Module) -> torch.nn.Module:
 def _published() -> Path:
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    from elbocli.files.reading import reading
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
     remedy = (

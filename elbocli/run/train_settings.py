@@ -340,7 +340,7 @@ PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset"
 def convert_text(value: Any, hint: Any) -> Any:
     """Return a value of an annotated type, made of text or of what YAML has: .5, 1e3 for 1000. Raises ValueError."""
     forms = [value]
-    if isinstance(value, str):
+    if isinstance(value, str) and not value.isdigit():
         with suppress(ValueError):
             forms.append(float(value))  # .5, which JSON doesn't know
     said = ""

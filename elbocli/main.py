@@ -20,7 +20,6 @@ from elbocli.cli.commands import (
     CONTEXT,
     Command,
     Group,
-    NoCommand,
     option,
     tell,
     visible_lines,
@@ -240,9 +239,6 @@ def run(args: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         match error:
-            case NoCommand():
-                click.echo(error.format_message(), err=True)
-                return code
             case click.ClickException():
                 context = getattr(error, "ctx", None)
                 where = context.command_path if context else "elbo"

@@ -81,8 +81,8 @@ def test_what_uses_the_api_passes_strict_type_checks(installed: Installed, tmp_p
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("import elbocli.plugin as elbo\n1 / 0\n", "line 2: ZeroDivisionError"),
-        ("def f(:\n", "line 1: SyntaxError"),
+        ("import elbocli.plugin as elbo\n1 / 0\n", "ZeroDivisionError"),
+        ("def f(:\n", "SyntaxError: invalid syntax (bad.py, line 1)"),
         (
             "import elbocli.plugin as elbo\n\n@elbo.weighting('edm', formula='1', monotone=True, source='x')\ndef f(l): return l\n",
             "'edm' already",

@@ -112,8 +112,8 @@ class Command(click.Command):
 
             given = [value for name, value in params.items() if name not in types]
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
-            # A word, such as --schedule's, is a file that is read only where there is one.
-            inputs = [Path(w) for w in words if isinstance(w, Path) or (isinstance(w, str) and w and Path(w).exists())]
+            # A word, such as --schedule's, is a file that is read where there is one.
+            inputs = [Path(word) for word in words if word and isinstance(word, (str, Path)) and Path(word).exists()]
             checked = [(path, type.kinds) for path, type in outputs if not (type.streams and streams(path))]
             check_outputs(checked, inputs, Command.overwrite)
 
@@ -151,10 +151,6 @@ def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.C
     return add
 
 
-class NoCommand(click.UsageError):
-    """A group without a command; its message is the group's help."""
-
-
 class Group(click.Group):
     """A group of commands that suggests the nearest one."""
 
@@ -170,7 +166,8 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does. Raises NoCommand."""
+        """Parse as click does. No arguments are wrong usage, which help answers on standard error."""
         if not args and not ctx.resilient_parsing:
-            raise NoCommand(ctx.get_help(), ctx)
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
         return super().parse_args(ctx, args)

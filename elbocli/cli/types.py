@@ -85,8 +85,8 @@ class RunPath(click.Path):
             return super().shell_complete(ctx, param, incomplete)
         folder, name = split(incomplete)
         marks = [*Path(folder).glob(f"{name}*/config.yaml"), *Path(folder).glob(f"{name}*/meta.json")]
-        runs = [CompletionItem(run) for run in sorted(str(mark.parent) for mark in marks) if quote(run) == run]
-        return runs or [CompletionItem(incomplete, type="dir")]
+        runs = sorted(str(mark.parent) for mark in marks)
+        return [CompletionItem(run) for run in runs if quote(run) == run] or [CompletionItem(incomplete, type="dir")]
 
 
 PATH = RunPath(path_type=Path)

@@ -23,7 +23,6 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import locked, replace, sweep, write_all, write_json, writing
 from elbocli.files.dataset import Arrays, BlockLayout, DatasetAttributes, Names, contents_digest
 from elbocli.files.records import Count, Record, read_json, stored
-from elbocli.runtime.background import Background
 from elbocli.runtime.progress import log
 
 LIBVER = ("earliest", "v108")
@@ -62,7 +61,6 @@ class Resumable:
         self.state = Journal(source, 0, 0, 0)
         self._count = self._size = 0  # of what is written, safe or not
         self._digests = [hashlib.sha256(), hashlib.sha256()]  # of the rows, and of their ends
-        self._background = Background("digest")
         self._handles: list[int] = []
 
     @contextlib.contextmanager
@@ -85,7 +83,6 @@ class Resumable:
                 for path in [self.partial] if self.layout.row else [self.partial, self.ends]:
                     self._handles.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
                     stack.callback(os.close, self._handles[-1])
-                stack.callback(self._background.close)
                 if self.journal.exists():
                     self._resume(overwrite)
             try:
@@ -143,7 +140,7 @@ class Resumable:
         whole = [rows] if isinstance(rows, np.ndarray) else rows
         parts: list[Any] = [row if isinstance(row, bytes) else np.ascontiguousarray(row) for row in whole]
         block: Any = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._background.start(lambda: self._digests[0].update(block))
+        self._digests[0].update(block)
         with writing(self.out):
             write_all(self._handles[0], block, self.offset + self._size)
             ends = self._size + np.cumsum([memoryview(part).nbytes for part in parts])
@@ -162,7 +159,7 @@ class Resumable:
         with writing(self.out):
             for handle in self._handles:
                 os.fdatasync(handle)
-        digests = self._background.start(lambda: [digest.hexdigest() for digest in self._digests]).result()
+        digests = [digest.hexdigest() for digest in self._digests]
         self.state = Journal(self.state.source, self._count, self._size, done, digests, notes)
         write_json(self.journal, self.state.json())
 

@@ -7,11 +7,10 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
-
-import yaml
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.version import __version__
@@ -111,37 +110,43 @@ def whole_lines(file: IO[Any], cut: Callable[[], None] = lambda: None) -> Iterat
             cut()
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml's safe loader, in which a date is text, 1e-4 a number, and a key has one value."""
+@cache
+def _yaml() -> tuple[Any, Any, Any]:
+    """The module yaml, a loader and a dumper. Its import takes 9 ms, which help does without."""
+    import yaml
 
-    yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0].endswith((":null", ":bool"))]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        """libyaml's safe loader, in which a date is text, 1e-4 a number, and a key has one value."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str) or key in found:
-                wrong = "given twice" if key in found else "no text"
-                raise ValueError(f"key {key!r} is {wrong}, in line {key_node.start_mark.line + 1}")
-            found[key] = self.construct_object(value_node, deep=True)
-        return found
+        yaml_implicit_resolvers = {
+            first: [pair for pair in pairs if pair[0].endswith((":null", ":bool"))]
+            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if not isinstance(key, str) or key in found:
+                    wrong = "given twice" if key in found else "no text"
+                    raise ValueError(f"key {key!r} is {wrong}, in line {key_node.start_mark.line + 1}")
+                found[key] = self.construct_object(value_node, deep=True)
+            return found
 
-class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
 
+    for kind in (Loader, Dumper):
+        for tag, form in (("tag:yaml.org,2002:float", FLOAT), ("tag:yaml.org,2002:int", INT)):
+            kind.add_implicit_resolver(tag, re.compile(f"^(?:{form.pattern})$"), list("-+.0123456789"))
 
-for _class in (_Loader, _Dumper):
-    for _tag, _form in (("tag:yaml.org,2002:float", FLOAT), ("tag:yaml.org,2002:int", INT)):
-        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_form.pattern})$"), list("-+.0123456789"))
+    return yaml, Loader, Dumper
 
 
 def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """The mapping that a YAML text holds. name: the file, for messages. Raises FormatError, with the line."""
+    yaml, _Loader, _ = _yaml()  # noqa: N806
     with reading(f"{name}: not usable YAML"):
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
             raise ValueError("an alias, such as *name; write it out")
@@ -158,4 +163,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def yaml_text(value: dict[str, Any]) -> str:
     """Plain block YAML, keys in the order given."""
+    yaml, _, _Dumper = _yaml()  # noqa: N806
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -90,7 +90,6 @@ def _snapshot(path: Path) -> Facts:
 def _run(path: Path) -> Facts:
     from elbocli.files.checkpoint import latest, read_config, snapshots
     from elbocli.run.folder import read_status
-    from elbocli.run.open import about_source
 
     config, checkpoint = read_config(path), latest(path)
     saved = checkpoint.step if checkpoint else 0
@@ -105,7 +104,7 @@ def _run(path: Path) -> Facts:
         "saved_step": saved,
         "snapshots": len(snapshots(path)),
         "elbo_version": config.elbo_version,
-        **about_source(config),
+        **(config.source.about() if config.source else {}),
         **config.settings,
         "data": config.data.path,
         **({"init": config.init.json()} if config.init else {}),

@@ -21,7 +21,7 @@ from elbocli.files.reading import reading
 from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
-from elbocli.runtime.background import Signals, catching_signals
+from elbocli.runtime.background import Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
 
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
@@ -179,7 +179,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
             progress(done, total, "img")
             if signals.received:
                 safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
-                raise signals.interrupted(f"{safe}; the same command goes on from there")
+                raise interrupted(signals.received, f"{safe}; the same command goes on from there")
         if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
             raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
         # Not earlier: a part counts when it was checked to its end.

@@ -29,7 +29,7 @@ from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
 from elbocli.images.registry import ImageRef, Images, Shape
 from elbocli.images.sources import choose, open_source
-from elbocli.runtime.background import Signals, catching_signals
+from elbocli.runtime.background import Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
 from elbocli.version import __version__
 
@@ -295,7 +295,7 @@ def _fill(
             safe_at, held = time.monotonic(), 0
         if signals.received and done < total:
             safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
-            raise signals.interrupted(f"{safe}; the same command goes on from there")
+            raise interrupted(signals.received, f"{safe}; the same command goes on from there")
         progress(done, total, "img")
 
 

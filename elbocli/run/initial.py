@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.run.settings import Known
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.progress import log
-
-Rows = Sequence[int | None]
 
 
 @dataclass(frozen=True)
@@ -82,41 +79,38 @@ class Initial:
 
     def changed(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> list[str]:
         """Say what is not as it was here. Raises UsageError where the weights have no way to the network."""
-        rows, told = self.rows(network, data)
-        way = self._transfer(network, rows)
+        rows, changed = self.rows(network, data), list[str]()
+        old, new, before = self.source.data.class_names, data.class_names, self.network.num_classes
+        if rows != list(range(before)) or (old and new and old != new):
+            changed.append(f"{len(rows)} classes, {len(rows) - rows.count(None)} of them of its {before}")
         if network.image_size != self.network.image_size:
-            told.append(f"images of side {network.image_size} instead of {self.network.image_size}")
-        told += [f"weights {name} interpolated to that" for name in way.resized]
+            changed.append(f"images of side {network.image_size} instead of {self.network.image_size}")
+        changed += [f"weights {name} interpolated to that" for name in self._transfer(network, rows).resized]
+        known = {**self.source.settings.stored(), "weighting": "an unknown one", "schedule": "an unknown one"}
+        known |= {key.removeprefix("trained_"): value for key, value in self.source.about.items()}
         for key in ("weighting", "schedule", "logsnr_min", "logsnr_max"):
-            new, old = getattr(settings, key), getattr(self.source.settings, key)
-            if key in ("weighting", "schedule"):
-                old = self.source.about.get(f"trained_{key}", "an unknown one")
-            if new != old:
-                told.append(f"{key.replace('_', '-')} {new} instead of {old}")
-        return told
+            if (asked := getattr(settings, key)) != known[key]:
+                changed.append(f"{key.replace('_', '-')} {asked} instead of {known[key]}")
+        return changed
 
-    def rows(self, network: NetworkConfig, data: RunData) -> tuple[Rows, list[str]]:
-        """(for each class of the data its number in the run, None for a new one; what is not as it was, in words).
+    def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
+        """Return for each class of the data its number in the run, None for a new one.
 
         By name where both have names and share any, else in order.
         """
         before, now = self.network.num_classes, network.num_classes
         old, new = self.source.data.class_names or [], data.class_names or []
-        named = len(set(old)) == len(old) == before and len(new) == now
-        found, how = [row if row < before else None for row in range(now)], "number"
-        if named and set(old) & set(new):
-            found, how = [old.index(name) if name in old else None for name in new], "name"
-        if found == list(range(before)) and (how == "name" or not named):
-            return found, []
-        return found, [f"{now} classes, {now - found.count(None)} of them of its {before}, by {how}"]
+        if len(set(old)) == len(old) == before and len(new) == now and set(old) & set(new):
+            return [old.index(name) if name in old else None for name in new]
+        return [row if row < before else None for row in range(now)]
 
-    def _transfer(self, network: NetworkConfig, rows: Rows) -> Transfer:
+    def _transfer(self, network: NetworkConfig, rows: list[int | None]) -> Transfer:
         with reading(self.path, kind=UsageError):
             return Transfer(self.network, network, rows)
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the weights for such a network on such data, by name, but those it draws itself. Raises FormatError."""
-        way = self._transfer(network, self.rows(network, data)[0])
+        way = self._transfer(network, self.rows(network, data))
         return way.weights(self.source.checkpoint.weights(self.source.about["weights"]).__getitem__)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,11 +54,6 @@ def imported_weights(names: list[str]) -> str:
     return AVERAGE if AVERAGE in names else "model"
 
 
-def about_source(config: RunConfig) -> dict[str, Any]:
-    """Facts on where an imported run came from, for the record; none for a run that elbo trained."""
-    return config.source.about() if config.source else {}
-
-
 def began_from(config: RunConfig) -> dict[str, Any]:
     """Facts on the weights that a run began from, as `init_run` and others; none without such."""
     return config.init.about() if config.init else {}
@@ -72,7 +68,7 @@ def dataset_of(data: RunData, run: Path) -> Path:
     typed, home = Path(str(data.path)), run.resolve()
     places = [typed, *([] if data.from_run is None else [home / data.from_run]), home.parent / typed]
     there = [place for place in places if place.exists()]
-    same = (place for place in there if len(there) == 1 or _holds(place, data.payload_sha256))
+    same = (place for place in there if _holds(place, data.payload_sha256))
     found = next(same, there[0] if there else typed)
     return typed if found is typed else Path(os.path.relpath(found))
 
@@ -212,17 +208,22 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     settings = run_settings(config.settings, run / CONFIG)
     if weights == "ema":
         weights = imported_weights(checkpoint.names) if config.source else settings.ema[0]
-    if weights in checkpoint.names:
-        tensors, about = checkpoint.weights(weights), _held(checkpoint, weights)
+    name = weights
+    with suppress(UsageError):
+        name = parse_average(weights).name
+    if name in checkpoint.names:
+        tensors = checkpoint.weights(name)
+        about = {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
     else:
-        tensors, about = _average(weights, checkpoint, config)
+        tensors, about = _average(Path(weights), checkpoint, config)
     known: dict[str, Any] = {
         f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config.settings
     }
     known |= {"prediction": settings.prediction, "trained_on": config.data.payload_sha256}
     known |= {key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None}
     known |= began_from(config)
-    known |= about_source(config) or {"step": checkpoint.step, "images_trained": checkpoint.images}
+    trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
+    known |= config.source.about() if config.source else trained
     network = empty_network(config, run / CONFIG)
     try:
         network = loaded(network, tensors)
@@ -233,25 +234,11 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     return TrainedRun(run, network, settings, config.data, config.files, checkpoint, {**known, **about})
 
 
-def _held(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """Return name and digest of weights of a checkpoint."""
-    return {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
-
-
-def _average(wanted: str, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of an average and what they are."""
-    try:
-        name = parse_average(wanted).name
-    except UsageError:
-        name = ""
-    if name in checkpoint.names:
-        return checkpoint.weights(name), _held(checkpoint, name)
-    file = Path(wanted)
+def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of an average that 'elbo ema' made, and what they are."""
     if not file.is_file():
-        known = ", ".join(name for name in checkpoint.names if name.startswith("ema-")) or "none"
         raise UsageError(
-            f"no average {wanted!r} in {checkpoint.path}, and no such file; averages there: {known}; "
-            "'elbo ema RUN -o FILE' makes others of snapshots"
+            f"no average {str(file)!r} among {', '.join(checkpoint.names)} in {checkpoint.path}, and no such file"
         )
     made, digest = read_about(file)
     ours = trained_as(config)
@@ -264,8 +251,7 @@ def _average(wanted: str, checkpoint: Checkpoint, config: RunConfig) -> tuple[di
     return load_average(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
 
 
-@dataclass(frozen=True)
-class EffectiveWeighting:
+class EffectiveWeighting(NamedTuple):
     """A weighting from after a step on, on the run's range of λ."""
 
     step: int
@@ -274,55 +260,41 @@ class EffectiveWeighting:
     low: float
     high: float
 
-    @property
-    def rising(self) -> list[tuple[float, float]]:
-        """Where it rises; nowhere where its loss is an ELBO."""
-        return self.weighting.rising(self.low, self.high)
-
     def json(self) -> dict[str, Any]:
         """Return its numbers. rise: by how much it rises in all, over its largest value."""
-        rising, rise = self.rising, self.weighting.rise(self.low, self.high)
+        rising = self.weighting.rising(self.low, self.high)
+        rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
 
     def verdict(self) -> str:
         """Say in words whether its loss is an ELBO."""
-        return self.weighting.verdict(self.low, self.high)
+        verdict, rise = self.weighting.verdict(self.low, self.high), self.weighting.rise(self.low, self.high)
+        return f"{verdict}; it rises by {100 * rise:.3g}% of its largest value" if rise else verdict
 
 
-@dataclass(frozen=True)
-class RunWeighting:
+class RunWeighting(NamedTuple):
     """A run's weighting over time: one entry where it is fixed, else one for each moment that is told, the last being now."""
 
     run: Path
     settings: TrainSettings
     times: list[EffectiveWeighting]
 
-    @property
-    def last(self) -> Weighting:
-        """The newest weighting."""
-        return self.times[-1].weighting
-
-    @property
-    def monotone(self) -> bool:
-        """Tell whether the loss was an ELBO all the time."""
-        return not any(each.rising for each in self.times)
-
     def json(self) -> dict[str, Any]:
-        """Return all of it but the curves."""
-        settings = self.settings
+        """Return all of it but the curves. monotone: whether the loss was an ELBO all the time."""
+        settings, times = self.settings, [each.json() for each in self.times]
         return {
             "run": str(self.run),
             "weighting": settings.weighting,
             "schedule": settings.schedule,
-            "monotone": self.monotone,
+            "monotone": all(each["monotone"] for each in times),
             "logsnr": [settings.logsnr_min, settings.logsnr_max],
-            "times": [each.json() for each in self.times],
+            "times": times,
         }
 
     def lines(self) -> list[str]:
         """Say it to people, a line for each moment."""
         head = f"{self.run}: {self.settings.weighting}"
-        if not self.last.learned:
+        if len(self.times) == 1:
             return [f"{head}: {self.times[0].verdict()}"]
         head = f"{head}, learned under {self.settings.schedule}"
         return [head, *(f"after step {each.step} ({each.images} images): {each.verdict()}" for each in self.times)]

@@ -14,7 +14,7 @@ import torch
 from msgspec import structs
 
 from elbocli.core.adaptive import refuse_adaptive
-from elbocli.core.prediction import Prediction, resolution_shift
+from elbocli.core.prediction import PREDICTIONS, Prediction, resolution_shift
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.training import LR_DECAYS, Average, canonical, parse_average
@@ -246,6 +246,7 @@ def resolve(
     schedule = _schedule(values, {"logsnr_min", "logsnr_max"}.isdisjoint(above), size)
     if schedule is None:
         refuse_adaptive(weighting)
+    PREDICTIONS.parse(values["prediction"])  # raises UsageError before the run's folder is made
     conditional = values.pop("conditional", None)
     values |= {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, **_averages(values)}
     settings = TrainSettings(**values)

@@ -339,14 +339,17 @@ PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset"
 
 def convert_text(value: Any, hint: Any) -> Any:
     """Return a value of an annotated type, made of text or of what YAML has: .5, 1e3 for 1000. Raises ValueError."""
-    try:
-        return msgspec.convert(value, hint, strict=False)
-    except msgspec.ValidationError as error:
-        if isinstance(value, str):
-            with suppress(ValueError):
-                return msgspec.convert(float(value), hint, strict=False)  # .5, which JSON doesn't know
-        said = str(error).replace("`", "")
-        raise ValueError(said[0].lower() + said[1:]) from error
+    forms = [value]
+    if isinstance(value, str) and not value.isdigit():
+        with suppress(ValueError):
+            forms.append(float(value))  # .5, which JSON doesn't know
+    said = ""
+    for form in forms:
+        try:
+            return msgspec.convert(form, hint, strict=False)
+        except msgspec.ValidationError as error:
+            said = str(error).replace("`", "")
+    raise ValueError(said[0].lower() + said[1:])
 
 
 def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:

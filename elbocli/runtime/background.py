@@ -8,13 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import partial
-from queue import SimpleQueue
 from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -25,46 +22,18 @@ T = TypeVar("T")
 POLL_S = 0.1
 
 
-class Background:
-    """Jobs that a thread does one after another; it ends with `close`, or when this object is collected.
+def start_daemon(job: Callable[[], T]) -> Future[T]:
+    """Do a job in a thread of its own that nothing waits for: a write into a pipe may never return."""
+    future, jobs = Future[T](), [job]
 
-    `close` drops the jobs that have not begun, and waits for the one in hand, as the process does at its end. abandon:
-    nothing waits for it, since a write into a pipe may never return.
-    """
+    def work() -> None:
+        try:  # the job is let go of first: a tensor that a thread frees while the interpreter ends aborts the process
+            future.set_result(jobs.pop()())
+        except BaseException as error:
+            future.set_exception(error)
 
-    def __init__(self, name: str, abandon: bool = False):
-        self._jobs = SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]()
-        thread = Thread(target=_work, args=(self._jobs,), name=f"elbo-{name}", daemon=True)
-        thread.start()
-        self.close = weakref.finalize(self, _end, self._jobs, None if abandon else thread)
-
-    def start(self, job: Callable[[], T]) -> Future[T]:
-        """Do it after the jobs before."""
-        future: Future[T] = Future()
-        self._jobs.put((job, future))
-        return future
-
-
-def _work(jobs: SimpleQueue[Any]) -> None:
-    while (begun := jobs.get()) is not None:
-        job, future = begun
-        if future.set_running_or_notify_cancel():
-            try:
-                result = job()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                del begun, job  # a tensor that a thread frees while the interpreter ends would abort the process
-                future.set_result(result)
-        begun = job = future = result = None
-
-
-def _end(jobs: SimpleQueue[Any], thread: Thread | None) -> None:
-    while not jobs.empty():
-        jobs.get()[1].cancel()
-    jobs.put(None)
-    if thread is not None and thread is not current_thread():
-        thread.join()
+    Thread(target=work, daemon=True).start()
+    return future
 
 
 def awaited(job: Future[T], look: Callable[[], None]) -> T:
@@ -79,7 +48,7 @@ class Ahead(Generic[T]):
 
     def __init__(self, work: Callable[[int], T], depth: int = 2):
         self._work, self._depth = work, depth
-        self._background = Background("ahead")
+        self._executor = ThreadPoolExecutor(1, "elbo-ahead")
         self._begun: deque[tuple[int, Future[T]]] = deque()
 
     def get(self, step: int) -> T:
@@ -88,7 +57,7 @@ class Ahead(Generic[T]):
             self._begun.popleft()[1].cancel()
         following = self._begun[-1][0] + 1 if self._begun else step
         for later in range(following, step + self._depth + 1):
-            self._begun.append((later, self._background.start(partial(self._work, later))))
+            self._begun.append((later, self._executor.submit(self._work, later)))
         return self._begun.popleft()[1].result()
 
 
@@ -114,10 +83,6 @@ class Signals:
             self.received, self._first = signum, now
         elif signum == signal.SIGINT and now - self._first > GRACE_S:
             os._exit(128 + signum)
-
-    def interrupted(self, saved: str) -> ElboError:
-        """The error that ends the run."""
-        return interrupted(self.received, saved)
 
 
 def interrupted(reason: int, saved: str) -> ElboError:

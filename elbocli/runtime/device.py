@@ -34,7 +34,7 @@ def meant_by(name: str) -> str:
 def choose_device(name: str) -> torch.device:
     """Return the device by its name, or what `auto` means. A CUDA device has an index, and is from now on the current one.
 
-    Raises UsageError, with those that are here, when it doesn't work here.
+    Raises UsageError when it doesn't work here.
     """
     name = meant_by(name)
     try:
@@ -47,14 +47,8 @@ def choose_device(name: str) -> torch.device:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why, known = str(error).splitlines()[0][:120], ", ".join(devices_here())
-        raise UsageError(f"device {name!r} can't be used here: {why}; here are: {known}") from error
+        raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}") from error
     return device
-
-
-def devices_here() -> list[str]:
-    """Return the names of the devices that are here."""
-    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0))]
 
 
 def name_of(device: torch.device) -> str:
@@ -150,13 +144,8 @@ def card_bytes(device: str) -> int | None:
     return torch.cuda.get_device_properties(name).total_memory
 
 
-def free_bytes(device: torch.device | None = None) -> int:
-    """Return the bytes that this process may still take on a device; on the host (or None) within its cgroups' limits.
-
-    Caches of files count as free.
-    """
-    if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def free_bytes() -> int:
+    """Return the bytes that this process may still take on the host, within its cgroups' limits. Caches of files are free."""
     return min([_number(r"MemAvailable: *(\d+)", "proc/meminfo", 2**40) * 1024, *_left_in_cgroups()])
 
 

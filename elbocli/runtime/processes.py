@@ -89,22 +89,17 @@ class World:
     @contextmanager
     def together(self) -> Iterator[None]:
         """An ElboError in the block, in any process, ends all of them with the message of the first that failed."""
+        if self.size == 1:
+            yield
+            return
         error: ElboError | None = None
         try:
             yield
         except ElboError as caught:
             error = caught
-        self.raise_first(error)
-
-    def raise_first(self, error: ElboError | None) -> None:
-        """Raise an ElboError of any process in all of them, as at the end of `together`."""
-        if self.size == 1:
-            if error is not None:
-                raise error
-            return
-        for rank, found in enumerate(self.all(None if error is None else (str(error), error.exit_code))):
-            if found is not None:
-                message, code = found
+        for rank, failed in enumerate(self.all((str(error), error.exit_code) if error else None)):
+            if failed is not None:
+                message, code = failed
                 everywhere = ElboError(f"rank {rank}: {message}" if rank else message)
                 everywhere.exit_code = code
                 raise everywhere from error

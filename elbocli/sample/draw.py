@@ -26,7 +26,7 @@ from elbocli.files.sample_files import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.background import PATIENCE_S, Background, Ending, awaited, catching_signals, interrupted
+from elbocli.runtime.background import PATIENCE_S, Ending, awaited, catching_signals, interrupted, start_daemon
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import log, progress
@@ -232,7 +232,6 @@ class _Drawing:
         self.header = SamplesHeader(shape, labels, seeds, names, about, settings.scale)
         self.sink: Sink | None = None
         self._ready = torch.empty(0, dtype=torch.uint8)
-        self._background = Background("put", abandon=True)
         self._writing: Future[None] | None = None
 
     def write(self, target: Path | IO[bytes]) -> None:
@@ -304,7 +303,7 @@ class _Drawing:
             awaited(self._writing, self.look)
             self._writing = None
         if self.sink is not None and len(self._ready):
-            self._writing = self._background.start(partial(self.sink.put, self._ready.numpy()))
+            self._writing = start_daemon(partial(self.sink.put, self._ready.numpy()))
         self._ready = self._ready[:0]
 
     def _settle(self) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import count_parameters
 from elbocli.run.folder import DONE, RUNNING, Status, claim, record_start
 from elbocli.run.settings import Resolved
-from elbocli.runtime.background import PATIENCE_S, TIME, Background, Ending, catching_signals, interrupted
+from elbocli.runtime.background import PATIENCE_S, TIME, Ending, catching_signals, interrupted
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import log, progress
@@ -84,7 +84,7 @@ def run(
             progress(saved.step, settings.steps, "step")
             log.info("%s: done, %d steps, %d images", out, saved.step, saved.images)
             return
-        writer = Background("saver")
+        writer = ThreadPoolExecutor(1, "elbo-saver")
         try:
             with world.together():
                 state = TrainState(resolved, dataset, world)
@@ -105,7 +105,7 @@ def run(
             ending = Ending(signals, settings.time_limit, world.size > 1)
             _Training(state, out, recorder, status, writer, hook, ending).train()
         except BaseException as error:
-            writer.close()
+            writer.shutdown(cancel_futures=True)
             if status is not None:
                 ended = isinstance(error, (KeyboardInterrupt, Interrupted)) or signals.received
                 status.write("interrupted" if ended else "failed", str(error))
@@ -123,7 +123,7 @@ class _Training:
     out: Path
     recorder: Recorder
     status: Status | None
-    writer: Background
+    writer: ThreadPoolExecutor
     hook: CheckpointHook
     ending: Ending
     writing: Future[object] | None = None
@@ -172,7 +172,7 @@ class _Training:
         """Have a thread of the first process write, when what is being written is done. Raises DataError when that failed."""
         if self.state.world.first:
             self._wait()
-            self.writing = self.writer.start(write)
+            self.writing = self.writer.submit(write)
 
     def _wait(self) -> None:
         if self.writing is not None:

@@ -5,6 +5,7 @@ Every held-out image is shown once, at DRAWS noise levels. All results come from
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -197,5 +198,8 @@ class Validation:
 
     def begins(self, log: Path) -> bool:
         """Tell whether validation.jsonl needs our header now: it is new, or it holds errors of other images."""
-        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        return [line for line in lines if line.startswith('{"format"')][-1:] != [self.header()]
+        lines = log.read_text().splitlines() if log.exists() else []
+        headers = [json.loads(line) for line in [*lines, self.header()] if line.startswith('{"format"')]
+        for written in headers:
+            written.pop("dataset")  # the same images may lie elsewhere now
+        return headers[-2:-1] != headers[-1:]

@@ -149,8 +149,9 @@ def check(
 
     if equals is None and means_run(spec):
         of_run = weighting_of_run(Path(spec))
-        click.echo(json.dumps(of_run.json()) if as_json else "\n".join(map(visible, of_run.lines())))
-        ctx.exit(0 if of_run.monotone else 1)
+        numbers = of_run.json()
+        click.echo(json.dumps(numbers) if as_json else "\n".join(map(visible, of_run.lines())))
+        ctx.exit(0 if numbers["monotone"] else 1)
     weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
     low = max(low, *(w.support[0] for w in (weighting, *others)))
     high = min(high, *(w.support[1] for w in (weighting, *others)))
@@ -175,7 +176,7 @@ def _weighting(text: str) -> Any:
     from elbocli.run.open import means_run, weighting_of_run
 
     if means_run(text):
-        return weighting_of_run(Path(text)).last
+        return weighting_of_run(Path(text)).times[-1].weighting
     return resolve_weighting(text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +14,6 @@ from step_loops import step_of
 
 from elbocli.files import checkpoint as store
 from elbocli.run.settings import resolve
-from elbocli.runtime.background import Background
 from elbocli.train.state import TrainState
 
 ROUNDS = 15
@@ -29,20 +28,20 @@ def rows(small: bool) -> Iterator[Row]:
             run.mkdir()
             dataset = packed(Path(temporary), 8 if small else 32, 3)
             options = {"preset": preset, "batch": 2 if small else 32, "device": "cpu"}
-            state, writer = TrainState(resolve(options, dataset), dataset), Background("saver")
+            state, writer = TrainState(resolve(options, dataset), dataset), ThreadPoolExecutor(1)
             step = step_of(state)
 
             writing: list[Future[Path]] = []
 
             def save(
                 state: TrainState = state,
-                writer: Background = writer,
+                writer: ThreadPoolExecutor = writer,
                 run: Path = run,
                 writing: list[Future[Path]] = writing,
             ) -> None:
                 weights, rest = state.snapshot()
                 about, done = {"images": 0, "log_bytes": {}}, state.steps_done
-                writing.append(writer.start(lambda: store.save(run, done, weights, rest, about)))
+                writing.append(writer.submit(lambda: store.save(run, done, weights, rest, about)))
 
             stalls, steps, written = [], [], []
             for _ in range(2 if small else ROUNDS):

@@ -127,7 +127,7 @@ def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) ->
         (["--ema", "halflife:images=0"], ["images is 0; it must be above 0"]),
         (["--ema", "halflife:ramp=-1"], ["ramp is -1; it must be"]),
         (["--ema", "0.9", "--ema", "decay:beta=.9"], ["0.9 is given twice"]),
-        (["--ema", "nan"], ["decay: nan is not a number between"]),
+        (["--ema", "nan"], ["nan is not a number between"]),
         (["--snapshot-every", "-1"], ["expected int >= 0"]),
         (["--weighting", "sigmoidal"], ["no weighting is called 'sigmoidal'", "sigmoid"]),
         (["--weighting", "sigmoid:bias=nan"], ["bias: nan is not a number between"]),
@@ -179,8 +179,8 @@ def test_nonsense_options_are_refused(
         ("ema: [0.9, [1]]\n", 2, ["ema: [1]"]),
         ("- lr\n", 1, ["expected 'key: value' lines"]),
         ("lr: {\n", 1, ["not usable YAML"]),
-        ("on_checkpoint: touch hacked\n", 2, ["c.yaml: on_checkpoint is taken from the command line", "no file"]),
-        ("out: elsewhere\n", 2, ["c.yaml: out is taken from the command line alone"]),
+        ("on_checkpoint: touch hacked\n", 2, ["c.yaml: unknown setting 'on_checkpoint'"]),
+        ("out: elsewhere\n", 2, ["c.yaml: unknown setting 'out'"]),
         ("lr: !!python/object/apply:os.system ['touch hacked']\n", 1, ["not usable YAML"]),
     ],
 )
@@ -485,8 +485,7 @@ def test_a_log_that_is_written_just_now_is_read_up_to_its_last_whole_line(
     whole, half = (elbo("adapt", name, cwd=tmp_path) for name in ("whole", "half"))
     check(half, 0, "warning: half: its last line is half written, and left out")
     assert half.stdout == whole.stdout and b"warning" not in whole.stderr
-    check(elbo("info", "half", cwd=tmp_path), 0)
-    assert b"half written" in elbo("info", "half", cwd=tmp_path).stdout
+    check(elbo("info", "half", cwd=tmp_path), 0, "half written")
 
 
 def test_adapt_reports_instead_of_the_schedule_or_beside_it(
@@ -543,7 +542,7 @@ def test_what_is_no_run_is_told(elbo: Callable[..., Any], digits: Path, tmp_path
     check(elbo("sample", digits, "-o", tmp_path / "x.npy"), 1, "not a run")
     check(elbo("adapt", tmp_path), 1, "not a loss log")
     check(elbo("prep", tmp_path, tmp_path / "a.h5"), 1, "no files inside")
-    check(elbo("prep", tmp_path / "none", tmp_path / "a.h5"), 1, "no such folder")
+    check(elbo("prep", tmp_path / "none", tmp_path / "a.h5"), 1, "No such file")
     check(
         elbo("eval", tmp_path / "none.npy", "--ref", digits, "--extractor", "elbo-tiny"), 1, "none.npy: no such images"
     )

@@ -62,12 +62,8 @@ def test_a_cuda_device_has_an_index_and_becomes_the_current_one(cards: Cards) ->
 
 
 def test_a_device_that_is_not_there_is_refused_by_the_name_asked_for(cards: Cards) -> None:
-    with pytest.raises(UsageError, match="'cuda:7' can't be used here: ") as caught:
+    with pytest.raises(UsageError, match="'cuda:7' can't be used here: "):
         choose_device("cuda:7")
-    listed = str(caught.value).rpartition(": ")[2].split(", ")
-    assert listed == ["cpu", "cuda:0", "cuda:1"]
-    for name in listed:
-        assert str(choose_device(name)) == name
 
 
 def test_a_device_that_is_there_and_fails_is_refused_with_the_reason(
@@ -77,7 +73,7 @@ def test_a_device_that_is_there_and_fails_is_refused_with_the_reason(
         raise RuntimeError("CUDA error: out of memory\nand more")
 
     monkeypatch.setattr(torch, "empty", full)
-    with pytest.raises(UsageError, match="'cuda:1' can't be used here: CUDA error: out of memory; here are"):
+    with pytest.raises(UsageError, match="'cuda:1' can't be used here: CUDA error: out of memory"):
         choose_device("cuda:1")
 
 
@@ -85,7 +81,7 @@ def test_without_cuda_it_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
     for name in ("cuda", "cuda:1", "tape", "gpu", "0"):
-        with pytest.raises(UsageError, match=f"device '{name}' can't be used here.*here are: cpu$"):
+        with pytest.raises(UsageError, match=f"device '{name}' can't be used here"):
             choose_device(name)
 
 

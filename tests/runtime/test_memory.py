@@ -25,11 +25,11 @@ def _write(path: Path, text: object) -> None:
 
 
 def test_without_limits_it_is_what_the_system_has(kernel: Path) -> None:
-    assert free_bytes(CPU) == 8_000_000 * 1024
+    assert free_bytes() == 8_000_000 * 1024
     _write(kernel / "proc/self/cgroup", "0::/user.slice")
     _write(kernel / "sys/fs/cgroup/user.slice/memory.max", "max")
     _write(kernel / "sys/fs/cgroup/user.slice/memory.current", GB)
-    assert free_bytes(CPU) == 8_000_000 * 1024
+    assert free_bytes() == 8_000_000 * 1024
 
 
 def test_the_tightest_cgroup_decides_and_caches_of_files_are_free(kernel: Path) -> None:
@@ -37,12 +37,12 @@ def test_the_tightest_cgroup_decides_and_caches_of_files_are_free(kernel: Path) 
     for name, limit, used in (("job", 4 * GB, 3 * GB), ("job/task", 5 * GB, 3 * GB)):
         _write(kernel / "sys/fs/cgroup" / name / "memory.max", limit)
         _write(kernel / "sys/fs/cgroup" / name / "memory.current", used)
-    assert free_bytes(CPU) == GB
+    assert free_bytes() == GB
     _write(kernel / "sys/fs/cgroup/job/memory.stat", f"anon 5\ninactive_file {GB // 2}")
-    assert free_bytes(CPU) == GB + GB // 2
+    assert free_bytes() == GB + GB // 2
     _write(kernel / "sys/fs/cgroup/job/memory.current", 5 * GB)
-    assert free_bytes(CPU) == 0
+    assert free_bytes() == 0
 
 
 def test_this_machine_has_some() -> None:
-    assert 1 << 20 < free_bytes(CPU) < 1 << 50
+    assert 1 << 20 < free_bytes() < 1 << 50

@@ -85,7 +85,7 @@ def test_the_log_says_the_weighting_of_its_steps_and_the_same_follows_from_its_e
 def test_a_fixed_weighting_is_not_logged_and_does_not_change(trained: Path) -> None:
     assert all("weight" not in row for row in lines(trained))
     found = weighting_of_run(trained)
-    assert len(found.times) == 1 and found.monotone and found.last.spec == "sigmoid:bias=2"
+    assert len(found.times) == 1 and found.json()["monotone"] and found.times[0].weighting.spec == "sigmoid:bias=2"
 
 
 def test_check_gives_the_verdict_over_time_and_show_and_plot_the_last(
@@ -104,7 +104,7 @@ def test_check_gives_the_verdict_over_time_and_show_and_plot_the_last(
     assert b"after step 40 (640 images): rises for logsnr -10 to " in text.stdout and b"not an ELBO" in text.stdout
     shown = succeeded(elbo("weights", "show", runs[0], "--logsnr-min", LOW, "--logsnr-max", HIGH, "--points", 21))
     rows = np.array([row.split("\t") for row in shown.stdout.decode().splitlines()[1:]], float)
-    expected = weighting_of_run(runs[0]).last(torch.from_numpy(rows[:, 0]))
+    expected = weighting_of_run(runs[0]).times[-1].weighting(torch.from_numpy(rows[:, 0]))
     np.testing.assert_array_equal(rows[:, 1], expected)
     succeeded(elbo("weights", "plot", runs[0], "edm", "-o", tmp_path / "w.svg"))
     assert "uncertainty" in (tmp_path / "w.svg").read_text()

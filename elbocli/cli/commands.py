@@ -114,7 +114,11 @@ class Command(click.Command):
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
             # A word, such as --schedule's, is a file that is read only where there is one.
             inputs = [Path(w) for w in words if isinstance(w, Path) or (isinstance(w, str) and w and Path(w).exists())]
-            checked = [(path, type.kinds) for path, type in outputs if not (type.streams and streams(path))]
+            checked = [
+                (path, type.kinds)
+                for path, type in outputs
+                if not (type.streams and path.suffix in ("", ".npy") and streams(path))
+            ]
             check_outputs(checked, inputs, Command.overwrite)
 
 

@@ -211,7 +211,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
-        from elbocli.files.hashing import file_sha256
+        from elbocli.files.reading import file_sha256
         from elbocli.files.tensor_files import load_program
 
         path = Path(name)

@@ -360,7 +360,9 @@ def find_dataset(folder: Path) -> Path:
             DatasetAttributes.of(_plain(dict(file.attrs)), path)
             found.append(path)
     if len(found) != 1:
-        raise DataError(f"{len(found)} datasets here; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'")
+        raise DataError(
+            f"{len(found) or 'no'} dataset{'s' * (len(found) > 1)} here; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
+        )
     return found[0]
 
 

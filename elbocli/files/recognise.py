@@ -84,7 +84,6 @@ KINDS = [
     Kind("images in an archive", "", rb"\APK|\A.{257}ustar", PACK),
     Kind("images in an archive", "*.tar *.tar.gz *.tgz", b"", PACK),
     Kind("images", PICTURES, b"", PACK),
-    Kind("a pickle", "*.pkl *.pickle", b"", PICKLE_USE),
     Kind("a page", "", rb"\A<!doctype html"),
     Kind("a figure", "", rb"\A<\?xml|\A%PDF"),
     Kind("a table", "", rb"\Aindex\t|\Alogsnr_low\t"),
@@ -99,6 +98,7 @@ KINDS = [
     Kind("a config of a run", "", b"format: elbo-run", "'elbo train DATA.h5 --config {}' takes its settings"),
     Kind("a scheduler of diffusers", "", rb"_class_name\W+\w*Scheduler", SCHEDULER_USE),
     Kind("a model of diffusers", "", b"_class_name", MODEL_USE),
+    Kind("a pickle", "", rb"\A\x80[\x02-\x05][^\0]", PICKLE_USE),
     Kind("a file that is none of elbo's", "", b""),
 ]
 """The first that a path fits is its kind."""

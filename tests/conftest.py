@@ -187,7 +187,7 @@ def photos() -> np.ndarray:
 @pytest.fixture(scope="session")
 def pack_latents(tmp_path_factory: pytest.TempPathFactory, photos: np.ndarray) -> Callable[..., Path]:
     """pack_latents(folder, **options of LatentEncoder): a dataset of the photos' latents, in 3 classes."""
-    from elbocli.files.dataset_writer import DatasetWriter
+    from elbocli.files.dataset import DatasetWriter
     from elbocli.prep.encode_latents import LatentEncoder
 
     def pack(folder: Path, **options: Any) -> Path:

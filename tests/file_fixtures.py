@@ -15,9 +15,8 @@ from forks import zygote
 from hypothesis import settings
 from safetensors.torch import load_file
 
-from elbocli.files.dataset import IMAGES, BlockLayout
-from elbocli.files.dataset_writer import DatasetWriter
-from elbocli.files.reading import read_yaml
+from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter
+from elbocli.files.yaml_text import read_yaml
 
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("elbo")

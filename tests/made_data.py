@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.files.dataset import IMAGES, LATENTS, BlockLayout, Dataset
-from elbocli.files.dataset_writer import DatasetWriter
-from elbocli.files.hashing import add_rows
+from elbocli.files.dataset import IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter, add_rows
 from elbocli.files.latents import LatentSpace
 
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)

@@ -26,11 +26,9 @@ from elbocli.core.schedule import Schedule, cell_of, parse_schedule
 from elbocli.core.training import CRITERIA, OF_ERRORS
 from elbocli.core.weighting import Weighting
 from elbocli.errors import ElboError, UsageError
-from elbocli.files.hashing import file_sha256
-from elbocli.files.losslog import LossLog, read_logs
-from elbocli.files.reading import reading
+from elbocli.files.losslog import LossLog, read_logs, read_optimum
+from elbocli.files.reading import file_sha256, reading
 from elbocli.files.records import Record, stored
-from elbocli.files.results import read_optimum
 from elbocli.files.schedule_file import finite, resolve_schedule, to_text
 from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.progress import log

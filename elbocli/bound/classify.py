@@ -17,7 +17,7 @@ from elbocli.bound.result import Classification
 from elbocli.core.estimate import calibration_error, error_of_share, reliability
 from elbocli.core.schedule import Schedule
 from elbocli.errors import UsageError
-from elbocli.files.results import ImageTable
+from elbocli.files.losslog import ImageTable
 from elbocli.runtime.progress import progress
 
 CERTAIN = 1e-300

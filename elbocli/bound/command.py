@@ -137,7 +137,7 @@ def bound(
     from elbocli.bound import estimate, likelihood, theorem
     from elbocli.bound.measure import ALL, open_measurement
     from elbocli.files.atomic import write_text
-    from elbocli.files.results import write_table
+    from elbocli.files.losslog import write_table
 
     ctx = click.get_current_context()
     question = "check" if check else "classify" if classify else ""

@@ -23,8 +23,8 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.errors import UsageError
 from elbocli.files import losslog
+from elbocli.files.losslog import read_optimum
 from elbocli.files.reading import reading
-from elbocli.files.results import read_optimum
 from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import training_rows
 

@@ -28,7 +28,7 @@ from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule import Schedule, cell_of
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
-from elbocli.files.results import ImageTable
+from elbocli.files.losslog import ImageTable
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import log, progress
 

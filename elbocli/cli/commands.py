@@ -112,9 +112,13 @@ class Command(click.Command):
 
             given = [value for name, value in params.items() if name not in types]
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
-            # A word, such as --schedule's, is a file that is read where there is one.
-            inputs = [Path(word) for word in words if word and isinstance(word, (str, Path)) and Path(word).exists()]
-            checked = [(path, type.kinds) for path, type in outputs if not (type.streams and streams(path))]
+            # A word, such as --schedule's, is a file that is read only where there is one.
+            inputs = [Path(w) for w in words if isinstance(w, Path) or (isinstance(w, str) and w and Path(w).exists())]
+            checked = [
+                (path, type.kinds)
+                for path, type in outputs
+                if not (type.streams and path.suffix in ("", ".npy") and streams(path))
+            ]
             check_outputs(checked, inputs, Command.overwrite)
 
 

@@ -65,7 +65,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.files.tensor_files import AverageFacts, TensorFile, read_about, write_average
     from elbocli.run.open import empty_network, read_run_config
     from elbocli.run.settings import trained_as
-    from elbocli.runtime.progress import log
+    from elbocli.runtime.progress import log, progress
     from elbocli.version import __version__
 
     target = parse_average(f"power:std={plain(std)}")
@@ -120,7 +120,11 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
             total.add_(file.read(key).double(), alpha=x)
         return total.to(newest.dtype)
 
-    write_average(out, layout, about, combined)
+    weights = {}
+    for done, key in enumerate(layout, 1):
+        weights[key] = combined(key)
+        progress(done, len(layout), "tensor")
+    write_average(out, weights, about)
     return {
         "average": str(out),
         **facts,

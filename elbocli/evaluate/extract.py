@@ -16,19 +16,18 @@ from torch import Tensor
 
 from elbocli.core.estimate import FeatureMoments, StreamingFeatureMoments
 from elbocli.core.metrics import Features
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError
 from elbocli.files.features import (
     LARGEST_FEATURE,
     SUFFIX,
     FeatureFacts,
     SavedFeatures,
     Statistics,
-    is_pickle,
     is_statistics,
     read_features,
     read_statistics,
 )
-from elbocli.files.hashing import add_digests, file_sha256
+from elbocli.files.reading import add_digests, file_sha256
 from elbocli.images.samples import SampleReader, has_images, read_samples
 from elbocli.nn.extractors import STRICT, Extractor
 from elbocli.runtime.background import Ahead
@@ -90,11 +89,6 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
     """A dataset or other images, saved features, or statistics. Raises FormatError."""
-    if path.is_file() and is_pickle(path):
-        raise FormatError(
-            f"{path}: a pickle, which is never opened, because that can run code; make an .npz of its mu and sigma "
-            "(numpy.savez(path, mu=mu, sigma=sigma)), or name the images themselves"
-        )
     if not is_statistics(path):
         return open_source(path, stack, world)
     statistics = read_statistics(path)

@@ -1,19 +1,16 @@
 """Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed.
 
-`.NAME.PID.tmp` is a file or folder that is being written, `.NAME.PID.trash` a folder that is being removed, and
-`.NAME.PID.old` one that makes room for a new one. The writer holds a lock on the first, so the next start can tell what a
-killed writer left: it is removed, or an old folder put back where no new one took its place.
+`.NAME.PID.tmp` is a file or folder that is being written, `.NAME.PID.trash` a folder that is being removed. The writer
+holds a lock on the first, so the next start can tell what a killed writer left, and removes it.
 """
 
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,15 +19,13 @@ from typing import IO, Any
 
 from elbocli.errors import DataError
 
-ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|trash|old)", re.DOTALL)
+ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|trash)", re.DOTALL)
 PIPE = "a pipe or a device"
 
 
 def streams(path: Path) -> bool:
     """Whether the path is a pipe or a character device, into which bytes are written one after the other."""
-    with suppress(OSError):
-        return stat.S_IFMT(path.stat().st_mode) in (stat.S_IFIFO, stat.S_IFCHR)
-    return False
+    return path.is_fifo() or path.is_char_device()
 
 
 def special(path: Path) -> bool:
@@ -52,13 +47,12 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_all(handle: int, data: Any, at: int | None = None) -> None:
-    """Write all of a buffer to an open file, at an offset or (None) at the current position. Raises OSError."""
+def write_all(handle: int, data: bytes, at: int) -> None:
+    """Write all bytes to an open file, at an offset. Raises OSError."""
     left = memoryview(data)
-    left = left.cast("B") if left.nbytes else left[:0]
     while left:
-        count = os.write(handle, left) if at is None else os.pwrite(handle, left, at)
-        left, at = left[count:], None if at is None else at + count
+        count = os.pwrite(handle, left, at)
+        left, at = left[count:], at + count
 
 
 @contextmanager
@@ -76,28 +70,17 @@ def _aside(path: Path, end: str = "tmp") -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{end}")
 
 
-def is_aside(path: Path) -> bool:
-    """Whether the name is that of a file or folder which is being written or removed."""
-    return ASIDE.fullmatch(path.name) is not None
-
-
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in a folder, or put it back: everything, or what was to become `name`."""
+    """Remove what killed writers left in a folder: everything, or what was to become `name`."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
             if found and name in (None, found[1]):
                 with suppress(OSError), _hold(path):
-                    if found[2] == "old" and not (folder / found[1]).exists():
-                        path.rename(folder / found[1])
-                    elif path.is_dir():
+                    if path.is_dir():
                         shutil.rmtree(path)
                     else:
                         path.unlink()
-
-
-_sweep_once = functools.cache(sweep)
-"""A process leaves nothing itself, so that it need not look twice."""
 
 
 @contextmanager
@@ -134,7 +117,7 @@ def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
     aside = _aside(path)
     with writing(path):
-        _sweep_once(path.parent, path.name)
+        sweep(path.parent, path.name)
         try:
             with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
                 lock(file.fileno())
@@ -149,9 +132,9 @@ def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside `path` that takes its name when the block ends well, replacing what was there."""
-    aside, old = _aside(path), _aside(path, "old")
+    aside = _aside(path)
     with writing(path):
-        _sweep_once(path.parent, path.name)
+        sweep(path.parent, path.name)
         try:
             aside.mkdir()
             with _hold(aside):
@@ -161,11 +144,10 @@ def new_folder(path: Path) -> Iterator[Path]:
                         os.fsync(handle.fileno())
                 flush_folder(aside)
                 if path.is_dir():
-                    path.rename(old)
+                    remove_folder(path)
                 replace(aside, path)
         finally:
-            for folder in (aside, old):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -179,17 +161,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def _try_locked(path: Path) -> IO[bytes] | None:
-    """Open or make a file and lock it; None when another process holds it, or has removed it meanwhile."""
-    file = open(path, "ab")  # noqa: SIM115 (its caller closes it)
-    with suppress(BlockingIOError, FileNotFoundError):
-        lock(file.fileno())
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-    file.close()
-    return None
-
-
 @contextmanager
 def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
     """Hold the file `path` as a lock for the block.
@@ -198,9 +169,16 @@ def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
     """
     until = time.monotonic() + wait
     with writing(path, "lock"):
-        while (file := _try_locked(path)) is None:
-            if time.monotonic() >= until:
-                raise DataError(f"{what}: another elbo process is writing it; wait for it or choose another name")
-            time.sleep(0.1)
+        file = open(path, "ab")  # noqa: SIM115 (closed below)
     with file:
+        while True:
+            try:
+                lock(file.fileno())
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= until:
+                    raise DataError(
+                        f"{what}: another elbo process is writing it; wait for it or choose another name"
+                    ) from error
+            time.sleep(0.1)
         yield

@@ -10,7 +10,6 @@ of every other file, so that a damaged folder, or one of another run, is noticed
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from msgspec import Meta, structs
 from safetensors import SafetensorError
 
 from elbocli.errors import DataError, ElboError, FormatError
-from elbocli.files.atomic import new_folder, remove_folder, sweep, write_text, writing
-from elbocli.files.hashing import file_sha256
+from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, write_text, writing
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.files.reading import one_line, read_yaml, reading, yaml_text
+from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead
 from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log
 
 if TYPE_CHECKING:
@@ -260,9 +259,15 @@ class Checkpoint:
         return load_tensors(self.path / "state.pt")
 
 
-def _read(path: Path, kind: type[FolderMeta], verify: bool) -> Checkpoint:
+def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+    """One checkpoint or snapshot, every file compared with its digest, or only with its size.
+
+    Raises FormatError when it is damaged or of another run, DataError when this user may not read it.
+    """
     with reading(f"{path}: not whole"):
-        meta = kind.of(read_json(path / META), path / META)
+        content = read_json(path / META)
+        kind = SnapshotMeta if content.get("format") == SnapshotMeta.head()["format"] else CheckpointMeta
+        meta = kind.of(content, path / META)
         for name, seal in meta.files.items():
             file = path / name
             whole = file_sha256(file) == seal.sha256 if verify else file.stat().st_size == seal.bytes
@@ -271,8 +276,6 @@ def _read(path: Path, kind: type[FolderMeta], verify: bool) -> Checkpoint:
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
         raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
-    if _is_numbered(path) and step_of(path) != meta.step:
-        raise FormatError(f"{path}: damaged: its {META} is of step {meta.step}")
     return Checkpoint(path, meta)
 
 
@@ -280,19 +283,6 @@ def _run_id(run: Path) -> str | None:
     with suppress(ElboError):
         return read_config(run).run_id
     return None
-
-
-def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
-    """One checkpoint, every file compared with its digest, or only with its size.
-
-    Raises FormatError when it is damaged or of another run, DataError when this user may not read it.
-    """
-    return _read(path, CheckpointMeta, verify)
-
-
-def read_snapshot(path: Path, verify: bool = True) -> Checkpoint:
-    """One snapshot, as `read_checkpoint` reads a checkpoint."""
-    return _read(path, SnapshotMeta, verify)
 
 
 def save(
@@ -314,19 +304,18 @@ def save(
     path = run / (FOLDER if kind is CheckpointMeta else SNAPSHOTS) / folder_name(step)
     with writing(path.parent):
         path.parent.mkdir(exist_ok=True)
-    try:
-        with new_folder(path) as aside:
-            for name, tensors in weights.items():
-                file = aside / f"{name}{WEIGHTS}"
-                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
-                file.chmod(aside.stat().st_mode & 0o666)  # safetensors keeps its files to their owner
-            if state is not None:
-                torch.save(state, aside / "state.pt")
-            files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in sorted(aside.iterdir())}
-            content = kind(step=step, run_id=_run_id(run), files=files, **meta)
-            (aside / META).write_text(json.dumps(content.json(), indent=1) + "\n")
-    except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
-        raise DataError(f"{path}: could not write: {one_line(error)}") from error
+    # SafetensorError and RuntimeError are how these libraries report a full disk.
+    full = reading(f"{path}: could not write", kind=DataError, on=(SafetensorError, RuntimeError))
+    with full, new_folder(path) as aside:
+        for name, tensors in weights.items():
+            file = aside / f"{name}{WEIGHTS}"
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
+            file.chmod(aside.stat().st_mode & 0o666)  # safetensors keeps its files to their owner
+        if state is not None:
+            torch.save(state, aside / "state.pt")
+        files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in sorted(aside.iterdir())}
+        content = kind(step=step, run_id=_run_id(run), files=files, **meta)
+        write_json(aside / META, content.json())
     return path
 
 
@@ -342,9 +331,7 @@ def step_of(checkpoint: Path) -> int:
 
 def numbered(folder: Path) -> list[Path]:
     """Paths in a folder that have such a name, by step; a copy called `step-00001000-good` has none. Raises DataError."""
-    with reading(folder, kind=DataError):
-        paths = list(folder.iterdir()) if folder.is_dir() else []
-    return sorted(filter(_is_numbered, paths), key=step_of)
+    return sorted(filter(_is_numbered, folder.glob("*")), key=step_of)
 
 
 def _is_numbered(path: Path) -> bool:
@@ -361,11 +348,11 @@ def snapshots(run: Path) -> list[Path]:
     return numbered(run / SNAPSHOTS)
 
 
-def _whole(paths: Iterable[Path], kind: type[FolderMeta]) -> Iterator[Checkpoint]:
+def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
     """Yield those that can be read; a warning names each of the others."""
     for path in paths:
         try:
-            yield _read(path, kind, verify=True)
+            yield read_checkpoint(path)
         except FormatError as error:
             log.warning("%s; it is passed over", error)
 
@@ -375,17 +362,16 @@ def latest(run: Path) -> Checkpoint | None:
 
     Raises FormatError when there are some and all are damaged.
     """
-    while paths := checkpoints(run):
-        if found := next(_whole(reversed(paths), CheckpointMeta), None):
-            return found
-        if checkpoints(run) == paths:  # else the run has replaced them meanwhile
-            raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
-    return None
+    paths = checkpoints(run)
+    found = next(_whole(reversed(paths)), None)
+    if paths and found is None:
+        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
+    return found
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
     """Every snapshot up to step `until`, by step, its files checked; a warning names damaged ones, which are left out."""
-    return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until], SnapshotMeta))
+    return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until]))
 
 
 def due(step: int, save_every: int, milestone_every: int) -> bool:
@@ -410,16 +396,12 @@ def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection
             remove_folder(path)
 
 
-def drop_snapshots_after(run: Path, step: int) -> list[int]:
-    """Delete the snapshots of later steps; return the steps deleted. For the process that holds the run's lock.
-
-    Raises DataError.
-    """
+def drop_snapshots_after(run: Path, step: int) -> None:
+    """Delete the snapshots of later steps. For the process that holds the run's lock. Raises DataError."""
     sweep(run / SNAPSHOTS)
-    late = [path for path in snapshots(run) if step_of(path) > step]
-    for path in late:
-        remove_folder(path)
-    return [step_of(path) for path in late]
+    for path in snapshots(run):
+        if step_of(path) > step:
+            remove_folder(path)
 
 
 def clean(run: Path) -> None:

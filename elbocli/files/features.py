@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from elbocli.errors import DataError
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
 from elbocli.files.records import Count, Record, parse_json, stored
@@ -100,10 +99,9 @@ def read_features(path: Path) -> SavedFeatures:
         n = len(tensors["features"])
         for name, tensor in tensors.items():
             kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
-            if tensor.dtype != kind or tensor.dim() != rank or len(tensor) != n or not n:
-                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {kind} of {n} images")
-            if rank == 2 and not bool((tensor.abs() <= LARGEST_FEATURE).all()):
-                raise ValueError(f"{name} holds NaN, or is beyond {LARGEST_FEATURE:g}; extract it again")
+            fits = tensor.dtype == kind and tensor.dim() == rank and len(tensor) == n > 0
+            if not fits or not bool((tensor.abs() <= LARGEST_FEATURE).all() or rank == 1):
+                raise ValueError(f"{name} is not finite {kind} of {n} images")
     return SavedFeatures(**tensors, about=about)
 
 
@@ -127,16 +125,6 @@ def is_statistics(path: Path) -> bool:
     return False
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, by its name or its first bytes. One is never opened, because that can run code.
-
-    A safetensors file begins with the length of its header, which may be the same two bytes; zeros follow, no opcode.
-    """
-    with reading(path, kind=DataError), open_file(path) as file:
-        head = file.read(8)
-    return path.suffix in (".pkl", ".pickle") or (head[:1] == b"\x80" and head[1] in range(2, 6) and any(head[3:]))
-
-
 def read_statistics(path: Path) -> Statistics:
     """Load without unpickling. Raises FormatError for anything but finite, matching means and covariances."""
     what = f"{path}: not usable as reference statistics"
@@ -154,11 +142,11 @@ def read_statistics(path: Path) -> Statistics:
 
 def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a mean and a covariance in float64. Raises ValueError when they are none, or don't go together."""
-    if not len(mu) or sigma.shape != (*mu.shape, len(mu)) or {mu.dtype.kind, sigma.dtype.kind} != {"f"}:
-        raise ValueError(f"means {mu.dtype} {mu.shape} and covariances {sigma.dtype} {sigma.shape} don't go together")
-    largest = float(np.abs(sigma).max())
-    if not (float(np.abs(mu).max()) <= LARGEST_FEATURE and largest <= LARGEST_FEATURE**2):
-        raise ValueError(f"a number is NaN, or of features beyond {LARGEST_FEATURE:g}")
-    if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
-        raise ValueError("no covariance: it is not symmetric, or a variance is negative")
+    square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
+    if not square or not (
+        float(np.abs(mu).max()) <= LARGEST_FEATURE and float(np.abs(sigma).max()) <= LARGEST_FEATURE**2
+    ):
+        raise ValueError("mu and sigma must be finite, and of the same features")
+    if np.abs(sigma - sigma.T).max() > SYMMETRIC * np.abs(sigma).max() or sigma.diagonal().min() < 0:
+        raise ValueError("sigma is no covariance: it is not symmetric, or a variance is negative")
     return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

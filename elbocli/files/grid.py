@@ -34,10 +34,8 @@ PLACES = "elbo-grid"
 """The PNG's text that says where each image is."""
 LETTER = 14
 """Height of the letters of names in pixels, unless rows are lower, or much higher."""
-MOST_LETTERS = 12
-"""Width of a name at most, in heights of its letters."""
-LONGEST_NAME = 200
-"""Letters of a name that are looked at."""
+MOST_LETTERS = 20
+"""Letters of a name that are shown."""
 PAPER, INK = 255, 0
 """Greys of what no image covers, and of letters."""
 Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
@@ -62,7 +60,7 @@ class Group(NamedTuple):
 
 def shown_name(name: str) -> str:
     """A name that may be anything, without what can't be seen: control characters, and what turns the direction of text."""
-    return "".join(letter for letter in name[:LONGEST_NAME] if letter.isprintable()).strip()
+    return "".join(letter for letter in name if letter.isprintable()).strip()
 
 
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
@@ -149,7 +147,7 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
     size = _letters(height * scale)
     left = 0
     if any(group.name for group in groups):
-        left = math.ceil(max(_font(size).getlength(_cut(group.name, size)) for group in groups)) + 2 * _margin(size)
+        left = math.ceil(max(_font(size).getlength(_cut(group.name)) for group in groups)) + 2 * _margin(size)
     return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups])
 
 
@@ -174,7 +172,7 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
     for group, top, height in layout.strips() if layout.left else ():
         strip = Image.new("L", (layout.left, height), PAPER)  # of its own: no letter reaches into another's
         at = _margin(size), height // 2
-        ImageDraw.Draw(strip).text(at, _cut(group.name, size), INK, _font(size), anchor="lm")
+        ImageDraw.Draw(strip).text(at, _cut(group.name), INK, _font(size), anchor="lm")
         drawn.paste(strip, (0, top))
     return drawn
 
@@ -198,12 +196,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _cut(name: str, size: int) -> str:
-    """The name, or as much of it as there is room for in letters of that height."""
-    short = name
-    while short and _font(size).getlength(name if short == name else short + "…") > MOST_LETTERS * size:
-        short = short[:-1]
-    return name if short == name else short.rstrip() + "…"
+def _cut(name: str) -> str:
+    """The name, or as much of it as there is room for."""
+    return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1].rstrip() + "…"
 
 
 def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct, json
 
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.sampling import ROUNDINGS
@@ -109,10 +109,12 @@ class LatentSpace(Struct, frozen=True, rename=ATTRIBUTES):
         for value, known in ((self.convention, CONVENTIONS), (self.input, INPUTS)):
             if value not in known:
                 raise ValueError(f"{value!r} is none of {', '.join(known)}")
-        if len(self.shift) != len(self.scale) or not all(map(math.isfinite, (*self.shift, *self.scale))):
+        if (
+            len(self.shift) != len(self.scale)
+            or 0 in self.scale
+            or not all(map(math.isfinite, (*self.shift, *self.scale)))
+        ):
             raise ValueError("shift and scale must be a finite number per channel")
-        if 0 in self.scale:
-            raise ValueError("a scale of 0 leaves nothing")
 
     @property
     def rounding(self) -> Declaration:
@@ -121,9 +123,7 @@ class LatentSpace(Struct, frozen=True, rename=ATTRIBUTES):
 
     def attributes(self) -> dict[str, Any]:
         """Plain values, for a dataset's attributes and a run's config."""
-        plain = to_builtins(self)
-        lists = {key: list(value) for key, value in plain.items() if isinstance(value, tuple)}
-        return {**plain, **lists, "mirrored": int(self.mirrored)}
+        return {**json.decode(json.encode(self)), "mirrored": int(self.mirrored)}
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:

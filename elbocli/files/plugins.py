@@ -15,7 +15,7 @@ from typing import Any
 
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import PluginFile
-from elbocli.files.hashing import file_sha256
+from elbocli.files.reading import file_sha256
 from elbocli.runtime.progress import log
 
 PREFIX = "elbo_plugin_"

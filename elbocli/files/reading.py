@@ -1,22 +1,19 @@
-"""Reading what others may have written: one context manager that turns the errors of libraries into elbo's, files, lines, YAML."""
+"""Reading what others may have written: one context manager that turns the errors of libraries into elbo's, files and lines."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.version import __version__
-
-FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
-INT = re.compile(r"[-+]?[0-9]+")
 
 
 def one_line(error: Exception, most: int = 160) -> str:
@@ -92,76 +89,28 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, 64 hex digits. Raises OSError when it can't be read."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add_digests(hexes: Iterable[str]) -> str:
+    """The sum modulo 2²⁵⁶ of sha256 digests, 64 hex digits: the same in any order and grouping.
+
+    So parts that are made apart have the digest of the whole. Raises ValueError when one is not hexadecimal.
+    """
+    return f"{sum(int(digest, 16) for digest in hexes) % 2**256:064x}"
+
+
 def read_text(path: Path) -> str:
     """A small text file. Raises FormatError when it can't be read, or is no text."""
     with reading(f"{path}: not a text file"):
         return read_bytes(path).decode()
 
 
-def whole_lines(file: IO[Any], cut: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """Yield the lines of a log, without a last line that is only partly written: its run was killed, or is writing it.
-
-    cut: is called for it.
-    """
+def whole_lines(file: IO[Any]) -> Iterator[Any]:
+    """Yield the lines of a log, without a last line that is only partly written: its run was killed, or is writing it."""
     for line in file:
-        if line[-1:] in ("\n", b"\n") or line.rstrip()[-1:] in ("}", b"}"):
+        if line.rstrip()[-1:] in ("}", b"}") or line[-1:] in ("\n", b"\n"):
             yield line
-        else:
-            cut()
-
-
-@cache
-def _yaml() -> tuple[Any, Any, Any]:
-    """The module yaml, a loader and a dumper. Its import takes 9 ms, which help does without."""
-    import yaml
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        """libyaml's safe loader, in which a date is text, 1e-4 a number, and a key has one value."""
-
-        yaml_implicit_resolvers = {
-            first: [pair for pair in pairs if pair[0].endswith((":null", ":bool"))]
-            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
-            found: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if not isinstance(key, str) or key in found:
-                    wrong = "given twice" if key in found else "no text"
-                    raise ValueError(f"key {key!r} is {wrong}, in line {key_node.start_mark.line + 1}")
-                found[key] = self.construct_object(value_node, deep=True)
-            return found
-
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    for kind in (Loader, Dumper):
-        for tag, form in (("tag:yaml.org,2002:float", FLOAT), ("tag:yaml.org,2002:int", INT)):
-            kind.add_implicit_resolver(tag, re.compile(f"^(?:{form.pattern})$"), list("-+.0123456789"))
-
-    return yaml, Loader, Dumper
-
-
-def parse_yaml(text: str, name: object) -> dict[str, Any]:
-    """The mapping that a YAML text holds. name: the file, for messages. Raises FormatError, with the line."""
-    yaml, _Loader, _ = _yaml()  # noqa: N806
-    with reading(f"{name}: not usable YAML"):
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ValueError("an alias, such as *name; write it out")
-        value = yaml.load(text, Loader=_Loader)
-        if not isinstance(value, dict):
-            raise ValueError("expected 'key: value' lines")
-        return value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises FormatError, DataError."""
-    return parse_yaml(read_text(path), path)
-
-
-def yaml_text(value: dict[str, Any]) -> str:
-    """Plain block YAML, keys in the order given."""
-    yaml, _, _Dumper = _yaml()  # noqa: N806
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

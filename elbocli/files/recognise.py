@@ -44,6 +44,7 @@ MODEL_USE = "its own pipeline draws from it; 'elbo train DATA.h5 -o RUN' trains 
 PIPELINE_USE = (
     "only its parts are read: its vae/ by 'elbo prep --latents', its scheduler_config.json by 'elbo weights check'"
 )
+PICKLE_USE = "to open it can run code; make an .npz of its mu and sigma (numpy.savez(path, mu=mu, sigma=sigma))"
 PACK = "'elbo prep {} OUT.h5' packs them"
 SCORE = "'elbo eval {} --ref DATA.h5' scores them"
 DRAW = "'elbo sample {}' draws images from it"
@@ -97,6 +98,7 @@ KINDS = [
     Kind("a config of a run", "", b"format: elbo-run", "'elbo train DATA.h5 --config {}' takes its settings"),
     Kind("a scheduler of diffusers", "", rb"_class_name\W+\w*Scheduler", SCHEDULER_USE),
     Kind("a model of diffusers", "", b"_class_name", MODEL_USE),
+    Kind("a pickle", "", rb"\A\x80[\x02-\x05][^\0]", PICKLE_USE),
     Kind("a file that is none of elbo's", "", b""),
 ]
 """The first that a path fits is its kind."""
@@ -112,11 +114,9 @@ MAKERS = {
     "features and samples",
 }
 """Kinds of files that a command may want → the commands that make them."""
-RECORD = (
-    *("config.yaml", "status.json", "metrics.jsonl", "losslog.jsonl", "validation.jsonl"),
-    *("checkpoints", "snapshots", "previews"),
-)
-"""Files and folders that training writes into a run."""
+
+RECORD = ("config.yaml", "status.json", "metrics.jsonl", "losslog.jsonl", "validation.jsonl")
+"""Files that training writes into a run."""
 
 
 def recognise(path: Path) -> str:
@@ -168,10 +168,10 @@ def _article(noun: str) -> str:
     return "" if noun == "images" else "an " if noun[0] in "aeiou" else "a "
 
 
-def refuse_other(path: Path, wanted: str) -> None:
-    """Raise FormatError where a path is recognised as something else; its reader judges a file that isn't recognised."""
+def expect(path: Path, wanted: str) -> None:
+    """Raise FormatError where nothing is at a path, or another kind of file; the reader judges one of no kind."""
     found = recognise(path)
-    if found in USES and found != _article(wanted) + wanted:
+    if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))
 
 
@@ -182,51 +182,33 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
     suffix is a folder's where FOLDER is among them. No kind: nothing is replaced. inputs: the files that the command reads.
     """
     for index, (path, kinds) in enumerate(outputs):
+        found, folder = _written_kind(path), FOLDER in kinds and not path.suffix
+        remedy = "choose another name"
         if path.absolute() in [before.absolute() for before, _ in outputs[:index]]:
-            raise UsageError(f"{path}: is to hold two results; choose another name for one of them")
-        if wrong := _refusal(path, kinds, inputs, overwrite):
-            raise UsageError(f"{path}: {wrong}")
-
-
-def _refusal(path: Path, kinds: Collection[str], inputs: Collection[Path], overwrite: bool) -> str:
-    """The reason why a file may not be written; "" where it may be. Raises DataError."""
-    folder = FOLDER in kinds and not path.suffix
-    if special(path):
-        return f"is {PIPE}, and only files are replaced; choose another name"
-    if run := _run_of(path, inputs):
-        return f"belongs to the run {run}; choose another name"
-    if path.exists() and any(_same(path, source) for source in inputs):
-        return "is read by this command; choose another name"
-    if not os.path.lexists(path):
-        if not folder and not path.parent.is_dir() and path.parent not in inputs:
-            raise DataError(f"{path}: there is no folder {path.parent}; make it first")
-        return ""
-    if not overwrite:
-        return f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
-    found = _written_kind(path)
-    if found in ({FOLDER, MISSING} if folder else {*kinds, EMPTY, MISSING} - {FOLDER}):
-        return ""
-    return f"is {found}, and --overwrite replaces only what this command writes; choose another name, or delete it"
+            wrong = "is to hold two results"
+        elif found == PIPE:
+            wrong = f"is {PIPE}, and only files are replaced"
+        elif path.name in RECORD and (path.parent in inputs or (path.parent / "config.yaml").exists()):
+            wrong = "belongs to a run"
+        elif not os.path.lexists(path):
+            if not folder and not path.parent.is_dir() and path.parent not in inputs:
+                raise DataError(f"{path}: there is no folder {path.parent}; make it first")
+            continue
+        elif path.resolve() in [source.resolve() for source in inputs]:
+            wrong = "is read by this command"
+        elif not overwrite:
+            wrong, remedy = "already exists", remedy + (" or add --overwrite" if kinds else "")
+        elif found in ({FOLDER, MISSING} if folder else {*kinds, EMPTY, MISSING} - {FOLDER}):
+            continue
+        else:
+            wrong = f"is {found}, and --overwrite replaces only what this command writes"
+        raise UsageError(f"{path}: {wrong}; {remedy}")
 
 
 def png_names(count: int) -> list[str]:
     """Return the names of the files in a folder of PNGs."""
     digits = len(str(max(count - 1, 999999)))
     return [f"{index:0{digits}d}.png" for index in range(count)]
-
-
-def _run_of(path: Path, inputs: Collection[Path]) -> Path | None:
-    """Return the run whose record a path is part of: one of the inputs, or any folder with a run's config.yaml."""
-    here = path.absolute()
-    for folder in here.parents:
-        run = any(_same(folder, each) for each in inputs) or recognise(folder / "config.yaml") == "a config of a run"
-        if run and here.relative_to(folder).parts[0] in RECORD:
-            return folder
-    return None
-
-
-def _same(path: Path, other: Path) -> bool:
-    return path.resolve() == other.resolve()
 
 
 def _written_kind(path: Path) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.atomic import new_file, new_folder, streams, write_all, writing
-from elbocli.files.dataset import IMAGES, BlockLayout
-from elbocli.files.dataset_writer import DatasetWriter, Resumable
+from elbocli.files.atomic import new_file, new_folder, writing
+from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter, Resumable
 from elbocli.files.grid import LARGEST_GRID, Layout, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.recognise import png_names
 from elbocli.files.records import Record, stored
+from elbocli.runtime.progress import progress
 from elbocli.version import __version__
 
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
@@ -32,8 +32,6 @@ FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_v
 SUFFIXES = (".npy", ".npz", ".h5", ".png", "")
 FILE_BYTES = 8192
 """Bytes of disk that a small file takes besides its content."""
-PNGS = 256
-"""Images that are encoded between two reports."""
 
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
@@ -91,28 +89,25 @@ class StreamSink:
     partial: Path | None = None
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
-        name = getattr(file, "name", None)
-        self.done, self._name = 0, Path(name) if isinstance(name, Path) else Path("standard output")
+        self.done, self._name = 0, Path(str(getattr(file, "name", "stream")))
         file.flush()
         # Past the buffer, whose lock a thread would hold that waits for a reader when the process ends.
         self._file: Any = getattr(file, "raw", file)
         self._write(npy_header(header.shape))
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
         with writing(self._name):
-            if isinstance(self._file, io.FileIO):
-                write_all(self._file.fileno(), data)
-            else:
-                self._file.write(data)
+            while left:
+                left = left[self._file.write(left) :]
 
     def put(self, batch: np.ndarray) -> None:
         """Write the next images, uint8 [b, H, W, C]. Raises DataError when that fails."""
-        self._write(np.ascontiguousarray(batch).data)
+        self._write(batch.tobytes())
         self.done += len(batch)
 
-    def finish(self) -> Iterator[int]:
+    def finish(self, look: Callable[[], None] = lambda: None) -> None:
         """Do nothing: all is written."""
-        return iter(())
 
 
 class FileSink:
@@ -128,8 +123,8 @@ class FileSink:
         self._file.append(batch, self.done + len(batch), {})
         self.done = self._file.rows
 
-    def finish(self) -> Iterator[int]:
-        """Give the file its name. Yields how many images are encoded, where that takes long. Raises DataError."""
+    def finish(self, look: Callable[[], None] = lambda: None) -> None:
+        """Give the file its name. look: is called after each PNG of a folder. Raises DataError."""
         file, header, out = self._file, self._header, self._file.out
         if self.done != header.shape[0]:
             raise DataError(f"{out}: {self.done} images came, {header.shape[0]} were announced")
@@ -148,7 +143,7 @@ class FileSink:
                     with new_file(out) as archive:
                         np.savez(archive, **arrays, about=np.array(header.about_json))
                 else:
-                    yield from _write_folder(out, file.block())
+                    _write_folder(out, file.block(), look)
                 file.discard()
 
 
@@ -165,20 +160,14 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
     file.finish({"labels": labels, "seeds": header.seeds}, {"class_names": names}, about)
 
 
-def _write_folder(out: Path, images: np.ndarray) -> Iterator[int]:
-    """Write a PNG for each image, named by its number. Yields how many are written."""
-    names = png_names(len(images))
+def _write_folder(out: Path, images: np.ndarray, look: Callable[[], None]) -> None:
+    """Write a PNG for each image, named by its number."""
     with new_folder(out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
-        for start in range(0, len(images), PNGS):
-            stop = min(start + PNGS, len(images))
-            list(pool.map(lambda index: picture(images[index]).save(folder / names[index]), range(start, stop)))
-            yield stop
-
-
-def open_stream(path: Path) -> IO[bytes] | None:
-    """Open a device or a pipe that lies at a path, for an NPY stream; None when there is none. Raises DataError."""
-    with writing(path):
-        return open(path, "wb", buffering=0) if streams(path) else None
+        names = png_names(len(images))
+        saved = pool.map(lambda image, name: picture(image).save(folder / name), images, names)
+        for done, _ in enumerate(saved, 1):
+            progress(done, len(images), "png")
+            look()
 
 
 @contextlib.contextmanager
@@ -203,7 +192,13 @@ def open_samples(
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
     count, *row = header.shape
-    layout = _grid_layout(target, header) if target.suffix == ".png" else None
+    layout = None
+    if target.suffix == ".png":
+        if count > LARGEST_GRID:
+            raise UsageError(f"{target}: a grid of {count} images is not a picture; use a folder, .npy, .npz or .h5")
+        groups = rows_of_classes(count, header.labels, header.class_names)
+        layout = lay_out(row[0], row[1], groups, header.scale)
+        layout.check(target)
     # The disk for what is made of the rows is claimed too.
     rows = BlockLayout(IMAGES, tuple(row), 0 if target.suffix in (".npy", ".h5") else 2 * math.prod(row) + FILE_BYTES)
     if target.suffix == ".h5":
@@ -213,13 +208,3 @@ def open_samples(
         file = Resumable(target, rows, offset, count, header.identity)
     with file.held(overwrite, wait):
         yield FileSink(file, header, layout)
-
-
-def _grid_layout(out: Path, header: SamplesHeader) -> Layout:
-    """Lay out one PNG that shows all, by class. Raises UsageError when they are too many or too large for that."""
-    count, height, width, _ = header.shape
-    if count > LARGEST_GRID:
-        raise UsageError(f"{out}: a grid of {count} images is not a picture; use a folder, .npy, .npz or .h5")
-    layout = lay_out(height, width, rows_of_classes(count, header.labels, header.class_names), header.scale)
-    layout.check(out)
-    return layout

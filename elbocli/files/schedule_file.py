@@ -30,9 +30,10 @@ from elbocli.core.schedule_curves import (
 )
 from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
-from elbocli.files.reading import read_yaml, reading, yaml_text
-from elbocli.files.recognise import instead, refuse_other
+from elbocli.files.reading import reading
+from elbocli.files.recognise import expect, instead
 from elbocli.files.records import Record, convert, read_json, stored
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +79,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
     """The curve in a schedule file, and all that it says. Raises FormatError."""
-    refuse_other(path, "schedule")
+    expect(path, "schedule")
     file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
         return Table([(knot.t, knot.logsnr) for knot in file.knots]), file

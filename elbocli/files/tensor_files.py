@@ -8,24 +8,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from elbocli.errors import FormatError
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_file, check_format, open_file, quiet, reading
 from elbocli.files.records import Count, Record, parse_json, stored
-from elbocli.runtime.progress import progress
 
 FORMAT, VERSION = "elbo-ema", 1
-SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DIGEST = "payload_sha256"
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor → its type as safetensors calls it (F32) and its shape."""
@@ -93,34 +90,19 @@ class AverageFacts(Record, frozen=True):
     more: dict[str, Any] = {}
 
 
-def write_average(path: Path, layout: Layout, about: AverageFacts, tensor: Callable[[str], Tensor]) -> None:
-    """Write a safetensors file that says how it was made, and holds its digest, one tensor at a time.
-
-    tensor: gives one by its name. Raises FormatError for a type that safetensors can't hold, DataError when the disk is full.
-    """
-    with reading(f"{path}: a type of tensor that safetensors can't hold"):
-        # Wider types first: then every tensor is aligned to its own size, as readers that map the file need.
-        names = sorted(layout, key=lambda key: (-SIZES[layout[key][0]], key))
+def write_average(path: Path, tensors: dict[str, Tensor], about: AverageFacts) -> None:
+    """Write a safetensors file that says how it was made, and holds its digest. Raises DataError when the disk is full."""
+    content = memoryview(save({key: value.contiguous() for key, value in tensors.items()}))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header, payload = json.loads(bytes(content[8:end])), content[end:]
     meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about.json(), allow_nan=False)}
-    blank = f'"{DIGEST}":"{"0" * 64}"'
-    header: dict[str, Any] = {"__metadata__": {**meta, DIGEST: "0" * 64}}
-    end = 0
-    for name in names:
-        dtype, shape = layout[name]
-        begin, end = end, end + SIZES[dtype] * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    # Written here, because safetensors puts metadata in any order.
+    header = {"__metadata__": {**meta, DIGEST: hashlib.sha256(payload).hexdigest()}, **header}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    payload = hashlib.sha256()
     with new_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for done, name in enumerate(names, 1):
-            content = tensor(name).detach().cpu().reshape(-1).view(torch.uint8).numpy().data
-            file.write(content)
-            payload.update(content)
-            progress(done, len(names), "tensor")
-        file.seek(8)
-        file.write(text.replace(blank.encode(), f'"{DIGEST}":"{payload.hexdigest()}"'.encode()))
+        for part in (len(text).to_bytes(8, "little"), text, payload):
+            file.write(part)
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:

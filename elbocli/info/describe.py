@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.dataset import Dataset
+from elbocli.files.dataset import Dataset, add_rows
 from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
-from elbocli.files.hashing import add_rows, file_sha256
-from elbocli.files.reading import read_yaml, reading
+from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.schedule_file import read_table
+from elbocli.files.yaml_text import read_yaml
 from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
@@ -80,9 +80,9 @@ def _checkpoint(path: Path) -> Facts:
 
 
 def _snapshot(path: Path) -> Facts:
-    from elbocli.files.checkpoint import read_snapshot
+    from elbocli.files.checkpoint import read_checkpoint
 
-    snapshot = read_snapshot(path, verify=False)
+    snapshot = read_checkpoint(path, verify=False)
     facts = _but(snapshot.meta.json(), "format", "files")
     return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
 
@@ -141,7 +141,7 @@ def _losslog(path: Path) -> Facts:
 
 
 def _optimum(path: Path) -> Facts:
-    from elbocli.files.results import read_optimum
+    from elbocli.files.losslog import read_optimum
 
     optimum = read_optimum(path)
     return {
@@ -221,11 +221,10 @@ def _verify_dataset(path: Path) -> Facts:
 
 def _verify_folder(path: Path) -> int:
     """Verify a checkpoint, a snapshot, or all those of a run; how many files they hold. Raises DataError, FormatError."""
-    from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, read_snapshot, snapshots
+    from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
 
-    kind = recognise(path)
-    if kind != "a run":
-        return len((read_snapshot if kind == "a snapshot" else read_checkpoint)(path).meta.files)
+    if recognise(path) != "a run":
+        return len(read_checkpoint(path).meta.files)
     network, files = read_config(path).network, 0
     if {"file", "sha256"} <= network.keys():  # a program of torch.export, beside config.yaml
         file = path / Path(str(network["file"])).name

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, Names
-from elbocli.files.dataset_writer import DatasetWriter
-from elbocli.files.hashing import add_digests, add_rows
-from elbocli.files.reading import reading
+from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, DatasetWriter, Names, add_rows
+from elbocli.files.reading import add_digests, reading
 from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples

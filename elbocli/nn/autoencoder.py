@@ -14,9 +14,8 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.sampling import to_levels
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
-from elbocli.files.reading import quiet, reading
+from elbocli.files.reading import file_sha256, quiet, reading
 from elbocli.files.records import read_json
 from elbocli.files.tensor_files import TensorFile
 from elbocli.nn.networks.diffusers_unet import CONFIG, WEIGHTS, diffusers_class

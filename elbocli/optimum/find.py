@@ -20,7 +20,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import DataError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
-from elbocli.files.results import LeastCurve, Optimum, SampleCheck
+from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck
 from elbocli.nn.networks import config_of
 from elbocli.run.open import dataset_of, read_run_config
 from elbocli.run.settings import run_settings

@@ -22,9 +22,8 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout
-from elbocli.files.dataset_writer import DatasetWriter
-from elbocli.files.hashing import add_digests
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter
+from elbocli.files.reading import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
 from elbocli.images.registry import ImageRef, Images, Shape

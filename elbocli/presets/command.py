@@ -159,7 +159,7 @@ def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
     """Return the lines of one key, with its meaning above it."""
     import textwrap
 
-    from elbocli.files.reading import yaml_text
+    from elbocli.files.yaml_text import yaml_text
 
     text = yaml_text({key: value}).strip() if not isinstance(value, list) else f"{key}: {value}".replace("'", '"')
     wrapped = [f"  # {line}" for line in textwrap.wrap(help, WIDTH, break_on_hyphens=False)]

@@ -23,8 +23,8 @@ from elbocli.errors import DataError, ElboError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import RunConfig
 from elbocli.files.dataset import Dataset
+from elbocli.files.losslog import is_table
 from elbocli.files.records import Record, stored
-from elbocli.files.results import is_table
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
 from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history

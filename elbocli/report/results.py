@@ -12,9 +12,9 @@ from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
 from elbocli.core.metrics import METRICS, Role
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
+from elbocli.files.losslog import Optimum
 from elbocli.files.reading import read_bytes
 from elbocli.files.records import parse_json
-from elbocli.files.results import Optimum
 
 KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [
     ("scores", KEYS, EvalResult),

@@ -14,8 +14,8 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
+from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
-from elbocli.files.results import NATS, read_table
 from elbocli.images.decode import DecodeOptions, decode, open_image
 from elbocli.images.registry import Span
 from elbocli.images.samples import read_samples

@@ -18,7 +18,7 @@ from msgspec import Meta, structs
 
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.atomic import is_aside, lock, locked, write_json, writing
+from elbocli.files.atomic import lock, locked, write_json, writing
 from elbocli.files.checkpoint import CONFIG, RunConfig
 from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.run.settings import Known, Resolved, difference
@@ -72,7 +72,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 def _begun(out: Path) -> bool:
     """Tell whether a folder holds no more than a start that was killed leaves: no checkpoint, and files written aside."""
     return not store.checkpoints(out) and all(
-        path.name in (LOCK, store.FOLDER) or is_aside(path) for path in out.iterdir()
+        path.name in (LOCK, store.FOLDER) or path.name.startswith(".") for path in out.iterdir()
     )
 
 

@@ -30,11 +30,10 @@ from elbocli.files.checkpoint import (
     read_config,
 )
 from elbocli.files.dataset import LATENTS, PREPROCESSING, Dataset
-from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
-from elbocli.files.reading import one_line, open_file, reading
+from elbocli.files.reading import file_sha256, one_line, open_file, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import load_average, read_about
 from elbocli.nn.networks import Network, build, config_of, loaded, place

@@ -22,11 +22,11 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 from elbocli.files.checkpoint import CONFIG, InitFacts, RunConfig, RunData, checked_config
 from elbocli.files.dataset import IMAGES, LATENTS, PREPROCESSING, Dataset, find_dataset
-from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run
-from elbocli.files.reading import parse_yaml, read_yaml, reading
+from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, filled, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import (

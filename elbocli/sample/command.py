@@ -143,7 +143,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
-    from elbocli.files.sample_files import open_stream
+    from elbocli.files.atomic import streams, writing
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
     from elbocli.sample.draw import SampleSettings, draw_samples
@@ -151,8 +151,9 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     target: Any = out
     if out == STREAM:
         target = sys.stdout.buffer
-    elif not Command.silent:  # the first process alone writes
-        target = open_stream(out) or out
+    elif streams(out) and not Command.silent:  # the first process alone writes
+        with writing(out):
+            target = open(out, "wb", buffering=0)  # noqa: SIM115 (written to its end)
     if target != out:
         refuse_terminal(target)
     parsers: dict[str, Callable[[str], Any]] = {

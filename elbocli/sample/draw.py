@@ -264,10 +264,11 @@ class _Drawing:
             finally:
                 self._settle()
             # The others need not wait for this: PNGs of many images may take an hour.
-            for encoded in self.sink.finish() if self.sink else ():
-                progress(encoded, n, "png")
-                if self.sink and self.sink.partial and (reason := self.ending.reason()):
-                    raise interrupted(reason, f"all images are safe in {self.sink.partial.name}; run the command again")
+            try:
+                if self.sink:
+                    self.sink.finish(self.look)
+            except Leave as leave:
+                raise interrupted(leave.reason, "all images are safe; run the command again") from leave
         log.info(f"{n} images, {about['nfe']} network evaluations each")
 
     def look(self) -> None:

@@ -22,8 +22,7 @@ from compare import Row, compare
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, Dataset
-from elbocli.files.dataset_writer import DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, Dataset, DatasetWriter
 
 COUNTS, BATCH, ROUNDS = {256: 128, 512: 48}, 32, 25
 BOUND, RAW_BOUND = 1 / 0.9, 1 / 0.8

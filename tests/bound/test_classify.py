@@ -19,7 +19,7 @@ from elbocli.core.estimate import image_errors
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
-from elbocli.files.results import read_table
+from elbocli.files.losslog import read_table
 from elbocli.main import run
 
 FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])

@@ -23,7 +23,7 @@ from elbocli.core.elbo import reconstruction_of_numbers
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
-from elbocli.files.results import read_table
+from elbocli.files.losslog import read_table
 from elbocli.nn.autoencoder import affine
 
 SHAPE = (4, 3, 3)

@@ -19,7 +19,7 @@ from elbocli.core.estimate import image_errors
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
-from elbocli.files.results import read_table
+from elbocli.files.losslog import read_table
 from elbocli.main import run
 
 LOW, HIGH = -12.0, 13.0

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from elbocli.files.atomic import is_aside
+from elbocli.files.atomic import ASIDE
 
 FEW = "-n 20 --steps 10 --batch 5"
 SCORE = "--extractor elbo-tiny --metrics fid,kid --kid-subset-size 50"
@@ -98,7 +98,7 @@ def undisturbed(name: str, elbo: Elbo, places: dict[str, Path], folder: Path) ->
 
 def leftovers(folder: Path) -> list[str]:
     """Names of what is half written."""
-    half = (path for path in folder.rglob("*") if is_aside(path) or ".partial" in path.name)
+    half = (path for path in folder.rglob("*") if ASIDE.fullmatch(path.name) or ".partial" in path.name)
     return [str(path.relative_to(folder)) for path in half]
 
 

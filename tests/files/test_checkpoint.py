@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from elbocli.errors import DataError, FormatError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import RunConfig
-from elbocli.files.reading import yaml_text
 from elbocli.files.tensor_files import load_tensors
+from elbocli.files.yaml_text import yaml_text
 
 WEIGHTS = {
     "model": {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5], dtype=torch.float64)},
@@ -307,10 +307,9 @@ def test_a_damaged_snapshot_is_named_and_left_out(tmp_path, caplog):
     path = write(tmp_path, 2) / "ema-power-0.1.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FormatError, match="step-00000002"):
-        store.read_snapshot(path.parent, verify=False)
-    write(tmp_path, 3).rename(tmp_path / "snapshots/step-00000004")
+        store.read_checkpoint(path.parent, verify=False)
     assert steps(tmp_path) == [1]
-    assert ["step-00000002" in caplog.messages[0], "step-00000004" in caplog.messages[1]] == [True, True]
+    assert "step-00000002" in caplog.messages[0]
 
 
 def test_snapshots_after_a_step_are_dropped(tmp_path):

@@ -6,7 +6,7 @@ import random
 import numpy as np
 from made_data import rows_sha256
 
-from elbocli.files.hashing import add_digests, file_sha256
+from elbocli.files.reading import add_digests, file_sha256
 
 
 def test_a_files_digest_is_sha256(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elbocli.errors import FormatError
-from elbocli.files.results import ImageTable, is_table, read_table, write_table
+from elbocli.files.losslog import ImageTable, is_table, read_table, write_table
 
 NUMBERS = {"nats": np.array([1.5, -0.1, 1e-300]), "nats_se": np.array([0.1, 1 / 3, 2.0])}
 TABLE = ImageTable(np.array([0, 4, 9]), np.array([1, 0, 1]), NUMBERS)

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.results import LeastCurve, Optimum, SampleCheck, read_optimum
+from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck, read_optimum
 
 EDGES = bin_edges(-4, 4, 8)
 FOUND = Optimum(

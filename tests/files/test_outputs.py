@@ -66,7 +66,6 @@ REFUSED = [
     "bound run -n 4 --curve new.tsv --per-image new.tsv",
     "eval data.h5 --ref data.h5 --extractor elbo-tiny --save-stats mine.npz",
     "eval data.h5 --ref data.h5 --extractor elbo-tiny --card mine.md",
-    "info data.h5 --grid run/previews/new.png",
     "weights plot -o mine.svg",
     "presets write digits mine.yaml",
     "prep data.h5 data.h5",

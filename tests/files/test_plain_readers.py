@@ -10,8 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from elbocli.files.dataset import ENCODED, ENCODINGS, BlockLayout
-from elbocli.files.dataset_writer import DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, BlockLayout, DatasetWriter
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
 KINDS = ("raw", "png", "webp", "latents")

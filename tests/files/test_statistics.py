@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elbocli.errors import ElboError, FormatError
-from elbocli.files.features import FeatureFacts, Statistics, is_pickle, is_statistics, read_statistics, write_statistics
+from elbocli.files.features import FeatureFacts, Statistics, is_statistics, read_statistics, write_statistics
 
 
 def some(width=5, seed=0):
@@ -151,16 +151,3 @@ def test_images_are_not_statistics(tmp_path, images):
     assert not is_statistics(tmp_path / "x.npz")
     assert not is_statistics(tmp_path)
     assert not is_statistics(tmp_path / "gone.npz")
-
-
-@pytest.mark.parametrize("length", [0x280, 0x580, 0x10480])
-def test_a_header_whose_length_looks_like_a_pickle_is_none(length, tmp_path):
-    (tmp_path / "ref.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}".ljust(length))
-    assert not is_pickle(tmp_path / "ref.safetensors")
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("size", [1, 256, 70_000])
-def test_a_pickle_is_known_by_its_first_bytes(protocol, size, tmp_path):
-    (tmp_path / "ref").write_bytes(pickle.dumps({"mu": np.zeros(size)}, protocol))
-    assert is_pickle(tmp_path / "ref")

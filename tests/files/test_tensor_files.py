@@ -78,19 +78,10 @@ TENSORS = {
     "count": torch.tensor(7),
     "none": torch.zeros(0, 3),
 }
-LAYOUT = {
-    "half": ("F16", (5,)),
-    "brain": ("BF16", (3,)),
-    "flag": ("BOOL", (3,)),
-    "weight": ("F32", (3, 4)),
-    "double": ("F64", (2,)),
-    "count": ("I64", ()),
-    "none": ("F32", (0, 3)),
-}
 
 
-def write(path, layout=LAYOUT, about=ABOUT, tensor=TENSORS.__getitem__):
-    tensor_files.write_average(path, layout, AverageFacts.of(about), tensor)
+def write(path, about=ABOUT, tensors=TENSORS):
+    tensor_files.write_average(path, tensors, AverageFacts.of(about))
 
 
 def test_what_is_written_is_what_safetensors_reads(tmp_path):
@@ -102,17 +93,6 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path):
             assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
     assert tensor_files.read_about(path)[0] == AverageFacts.of(ABOUT)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
-
-
-def test_every_tensor_is_aligned_to_its_size(tmp_path):
-    write(tmp_path / "a.safetensors")
-    content = (tmp_path / "a.safetensors").read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    assert length % 8 == 0
-    header = json.loads(content[8 : 8 + length])
-    del header["__metadata__"]
-    assert all(entry["data_offsets"][0] % tensor_files.SIZES[entry["dtype"]] == 0 for entry in header.values())
-    assert max(entry["data_offsets"][1] for entry in header.values()) == len(content) - 8 - length
 
 
 def test_a_flipped_bit_in_any_byte_of_the_tensors_is_found(tmp_path):
@@ -127,14 +107,9 @@ def test_a_flipped_bit_in_any_byte_of_the_tensors_is_found(tmp_path):
             tensor_files.load_average(path)
 
 
-def test_a_type_that_has_no_size_is_refused(tmp_path):
-    with pytest.raises(FormatError, match="F8_E4M3"):
-        write(tmp_path / "a.safetensors", {"x": ("F8_E4M3", (1,))})
-
-
 def test_a_full_disk_is_told_and_leaves_nothing(small_disk):
     with pytest.raises(DataError, match="could not write"):
-        write(small_disk / "a.safetensors", {"x": ("F32", (1 << 18,))}, tensor=lambda key: torch.zeros(1 << 18))
+        write(small_disk / "a.safetensors", tensors={"x": torch.zeros(1 << 18)})
     assert not list(small_disk.iterdir())
 
 
@@ -163,4 +138,4 @@ def test_the_digest_in_the_header_is_that_of_the_tensors_even_if_a_name_looks_li
     tensor_files.check_average(path)
     assert tensor_files.read_about(path)[0].more["note"] == about["note"]
     with safe_open(path, framework="pt") as file:
-        assert set(file.keys()) == set(LAYOUT)
+        assert set(file.keys()) == set(TENSORS)

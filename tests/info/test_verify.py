@@ -15,8 +15,7 @@ import torch
 from forks import quick
 
 from elbocli.errors import FormatError
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset
-from elbocli.files.dataset_writer import DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset, DatasetWriter
 from elbocli.files.features import FeatureFacts, SavedFeatures, write_features
 from elbocli.info.describe import verify
 

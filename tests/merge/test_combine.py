@@ -19,9 +19,8 @@ from packing import Stopped, at_progress, messages, stop_after
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, Interrupted, UsageError
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, BlockLayout, Dataset
-from elbocli.files.dataset_writer import DatasetWriter
-from elbocli.files.hashing import add_digests
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter
+from elbocli.files.reading import add_digests
 from elbocli.merge.combine import merge_datasets
 
 KINDS = ("raw", "png", "webp", "latents")

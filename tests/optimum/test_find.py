@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import excess_by_bin
 from elbocli.files.dataset import Dataset, DatasetAttributes
-from elbocli.files.losslog import read_logs
-from elbocli.files.results import Optimum
+from elbocli.files.losslog import Optimum, read_logs
 from elbocli.optimum import find
 from elbocli.optimum.find import Search, open_search
 

@@ -22,8 +22,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.evaluate.scoring import run as evaluate
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.checkpoint import latest, read_config
-from elbocli.files.dataset import Dataset
-from elbocli.files.dataset_writer import DatasetWriter
+from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.grid import PLACES, layout_of
 from elbocli.files.latents import CONVENTIONS, INPUTS
 from elbocli.info import describe as info

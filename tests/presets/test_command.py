@@ -14,7 +14,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import parse_yaml
+from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 from elbocli.presets.command import editable
 from elbocli.run.settings import PresetData, preset_data, resolve

@@ -136,14 +136,13 @@ def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Pat
 def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elbocli.files.sample_files.PNGS", 4)
     how = SampleSettings(n=12, steps=2)
 
     def kill(done: int, total: int, unit: str, *rest: object) -> None:
         if unit == "png" and done == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with heard(kill), pytest.raises(Interrupted, match=r"SIGTERM: all images are safe in x\.partial"):
+    with heard(kill), pytest.raises(Interrupted, match="SIGTERM: all images are safe"):
         sample.draw_samples(trained, tmp_path / "x", how)
     assert sorted(os.listdir(tmp_path)) == ["x.partial", "x.partial.json"]
     monkeypatch.setattr(sample, "draw", None)

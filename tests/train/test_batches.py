@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset
-from elbocli.files.dataset_writer import DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset, DatasetWriter
 from elbocli.run.settings import resolve
 from elbocli.train import batches as module
 from elbocli.train.state import TrainState

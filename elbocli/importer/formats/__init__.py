@@ -24,9 +24,9 @@ from elbocli.core.registry import Registry, nearest
 from elbocli.core.schedule import parse_level_code
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.hashing import file_sha256
 from elbocli.files.latents import UNKNOWN
 from elbocli.files.pickles import Foreign, module_tensors, read_torch_file
+from elbocli.files.reading import file_sha256
 from elbocli.nn.autoencoder import Autoencoder, space_of
 from elbocli.nn.networks import NetworkConfig, build
 from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of

@@ -147,7 +147,7 @@ def _given(weights: Path | None, name: str, file: str) -> Path:
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
-    from elbocli.files.hashing import file_sha256
+    from elbocli.files.reading import file_sha256
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)
@@ -206,7 +206,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
-        from elbocli.files.hashing import file_sha256
+        from elbocli.files.reading import file_sha256
         from elbocli.files.tensor_files import load_program
 
         path = Path(name)

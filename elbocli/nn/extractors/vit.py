@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.hashing import file_sha256
-from elbocli.files.reading import one_line, reading
+from elbocli.files.reading import file_sha256, one_line, reading
 from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import load, load_tensors
 from elbocli.nn.extractors import Extractor

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.hashing import file_sha256
 from elbocli.files.plugins import check_trusted, defined
-from elbocli.files.reading import parse_yaml, reading
+from elbocli.files.reading import file_sha256, reading
 from elbocli.files.tensor_files import read_program, user_inputs
+from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.blocks import as_it_comes, named_labels
 

@@ -130,7 +130,7 @@ def test_of_another_walk_than_the_grid_is_made_for_sample_warns(elbo: Elbo, trai
         (("--steps", 1), 2, ">= 2"),
         (("--kind", "best"), 2, "'solver'"),
         (("--sampler", "dpmpp-2m-sde"), 2, "adds noise"),
-        (("--sampler", "heun:s_churn=10"), 2, "without noise"),
+        (("--sampler", "heun:s_churn=10"), 2, "adds noise"),
         (("--sampler", "hein"), 2, "heun"),
         (("--floor", 0), 2, "> 0"),
         (("--since", 1000), 1, ""),

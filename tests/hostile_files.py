@@ -57,16 +57,13 @@ SLOW = (
         "a socket",
         "an endless device",
         "a million",
-        "bad.npy: a pipe",
-        "losslog.jsonl: a pipe",
     ),
     *("ICNS with",),
 )
-"""Words of those that take seconds: gigabytes are packed, or a pipe is waited for."""
+"""Words of those that take seconds: gigabytes are packed."""
 HARMLESS = (
-    *("metrics: a thousand names", "status: 100,000 digits", "run/status.json: a pipe", "run/metrics.jsonl: a pipe"),
+    *("metrics: a thousand names",),
     *(
-        "run/previews/step-00000010.png: a pipe",
         "HDF5: another array of 4 TB",
         "HDF5: num_classes 10^12",
         "HDF5: a label of 2^40",
@@ -236,10 +233,6 @@ text(
 # Kinds of file
 
 
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
 def endless(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
@@ -249,7 +242,7 @@ def plug(path: Path) -> None:
         made.bind(path.name)
 
 
-for what, put in {"a pipe": pipe, "an endless device": endless, "a socket": plug}.items():
+for what, put in {"an endless device": endless, "a socket": plug}.items():
     for file, lines in {
         "bad.h5": ("info bad.h5", "train bad.h5 --dry-run", "info --verify bad.h5", "prep bad.h5 x.h5", "eval bad.h5 --ref good.h5 --extractor elbo-tiny"),
         "bad.yaml": (DRY, "train good.h5 --dry-run --config bad.yaml", "train good.h5 --dry-run --preset digits --schedule bad.yaml", "info bad.yaml"),

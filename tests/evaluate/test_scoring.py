@@ -33,7 +33,7 @@ from elbocli.sample import draw as sample
 TINY, SPREAD = "frechet_distance[elbo-tiny]", "frechet_distance_sd[elbo-tiny]"
 
 
-METRIC_OPTIONS = {own.name for metric in METRICS.values() for own in metric.traits.options.own()}
+METRIC_OPTIONS = {own.name for metric in METRICS.values() for own in metric.traits.options}
 
 
 def found_of(samples: Any, ref: Path | None, save: Path | None = None, **settings: Any) -> EvalResult:

@@ -14,7 +14,7 @@ from elbocli.evaluate.settings import EvalSettings
 
 def found_of(samples: Path | list[Path], ref: Path | None, metrics: tuple[str, ...], **settings: Any) -> EvalResult:
     """The result; options of metrics are told from other settings by their names."""
-    own = {each.name for metric in METRICS.values() for each in metric.traits.options.own()}
+    own = {each.name for metric in METRICS.values() for each in metric.traits.options}
     options = {key: settings.pop(key) for key in list(settings) if key in own}
     chosen = EvalSettings(**{"extractor": "elbo-tiny", "metrics": asked(metrics, **options), **settings})
     found = scoring.run(samples if isinstance(samples, list) else [samples], ref, chosen)

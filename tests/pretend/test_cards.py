@@ -45,16 +45,6 @@ def test_seeding_one_card_leaves_the_other_alone() -> None:
         assert torch.rand(3, device="cuda:1").tolist() != first.tolist()
 
 
-@pytest.mark.parametrize("full", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_the_search_for_a_micro_batch_measures_the_card_that_trains(full: int, digits: Path, tmp_path: Path) -> None:
-    """Of a card whose memory is small it takes small parts, whatever the other one has."""
-    messages = []
-    with pretending() as device:
-        device.cards[full].memory = 6_000_000
-        train(digits, tmp_path / "run", device="cuda:1", micro_batch=0, tell=messages.append)
-    assert ("parts" in messages[0]) == (full == 1), messages[0]
-
-
 def test_a_card_that_is_not_there_is_refused() -> None:
     with pretending(), pytest.raises(UsageError, match=r"'cuda:2' can't be used here"):
         choose_device("cuda:2")

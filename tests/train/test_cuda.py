@@ -79,9 +79,9 @@ def test_a_run_goes_on_from_its_checkpoint(device: str, data: Dataset, tmp_path:
     """Equal to one that was never interrupted: to the bit on a CPU, where sums have an order."""
     options: dict[str, Any] = {"preset": "digits", "precision": "fp32", "network": NETWORK, **SMALL}
     whole = on.trained(data, tmp_path / "whole", device, steps=40, **options)
-    parts = [on.trained(data, tmp_path / "parts", device, steps=steps, **options) for steps in (20, 40)]
-    assert len(parts[0]) == len(parts[1]) == len(whole) // 2
-    assert [*parts[0], *parts[1]] == pytest.approx(whole, rel=0 if device == "cpu" else 1e-3)
+    half, both = (on.trained(data, tmp_path / "parts", device, steps=steps, **options) for steps in (20, 40))
+    assert half == both[: len(whole) // 2]
+    assert both == pytest.approx(whole, rel=0 if device == "cpu" else 1e-3)
     weights = [latest(tmp_path / name).weights("model") for name in ("whole", "parts")]
     for name, one in weights[0].items():
         torch.testing.assert_close(weights[1][name], one, **({} if device == "cuda" else {"rtol": 0, "atol": 0}))

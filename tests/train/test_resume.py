@@ -96,7 +96,7 @@ def test_the_runs_name_alone_goes_on_to_the_same_bits_whatever_became_of_its_pre
     assert "dataset d.h5, of run/config.yaml" in said and "going on after step 20" in said
     assert weights_of(folder / "run") == weights_of(folder / "whole")
     said = train(*asked, "-o", "run", "--steps", 31)
-    assert "preset own.yaml is not read again" in said and "going on after step 30" in said
+    assert "going on after step 30" in said
     kept, whole = ({**read_config(folder / run).settings, "steps": 0} for run in ("run", "whole"))
     assert kept == whole
 

@@ -1,7 +1,7 @@
 """Images out: an NPY stream, or .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG grid.
 
 The NPY header says how many images come, so that a reader notices when the writer died. Files of every kind are made of
-rows that a killed writer goes on with (see `dataset_writer`); what is not rows comes at the end.
+rows that a killed writer goes on with (see `dataset.Resumable`); what is not rows comes at the end.
 """
 
 from __future__ import annotations

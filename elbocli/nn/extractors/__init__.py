@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.reading import reading
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +40,8 @@ class Extractor(NamedTuple):
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
+        from elbocli.files.reading import reading
+
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
@@ -147,7 +147,7 @@ def _given(weights: Path | None, name: str, file: str) -> Path:
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
-    from elbocli.files.reading import file_sha256
+    from elbocli.files.reading import file_sha256, reading
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)
@@ -173,6 +173,8 @@ def _published() -> Path:
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
+    from elbocli.files.reading import reading
+
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
     remedy = (
         f"; give them with --extractor-weights FILE ({path.name}, from torch-fidelity's releases), or use --extractor "
@@ -194,6 +196,8 @@ def tiny(weights: Path | None) -> Extractor:
     """The same network on every machine."""
     if weights is not None:
         raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
+    import hashlib
+
     from elbocli.nn.extractors.elbo_tiny import Tiny
 
     module = Tiny()

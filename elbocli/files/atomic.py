@@ -1,7 +1,8 @@
 """Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed.
 
-`.NAME.PID.tmp` is a file or folder that is being written, `.NAME.PID.trash` a folder that is being removed. The writer
-holds a lock on the first, so the next start can tell what a killed writer left, and removes it.
+`.NAME.PID.tmp` is a file or folder that is being written, `.NAME.PID.trash` a folder that is being removed, `.NAME.PID.old` one
+that makes room for a new one. The writer holds a lock on the first, so the next start can tell what a killed writer left. It
+removes that, but gives an old folder its name back where no new one has taken it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import IO, Any
 
 from elbocli.errors import DataError
 
-ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|trash)", re.DOTALL)
+ASIDE = re.compile(r"\.(.+)\.\d+\.(tmp|trash|old)", re.DOTALL)
 PIPE = "a pipe or a device"
 
 
@@ -71,13 +72,15 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in a folder: everything, or what was to become `name`."""
+    """Clear up what killed writers left in a folder: everything, or what was to become `name`."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
             if found and name in (None, found[1]):
                 with suppress(OSError), _hold(path):
-                    if path.is_dir():
+                    if found[2] == "old" and not (folder / found[1]).exists():
+                        path.rename(folder / found[1])
+                    elif path.is_dir():
                         shutil.rmtree(path)
                     else:
                         path.unlink()
@@ -132,7 +135,7 @@ def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside `path` that takes its name when the block ends well, replacing what was there."""
-    aside = _aside(path)
+    aside, old = _aside(path), _aside(path, "old")
     with writing(path):
         sweep(path.parent, path.name)
         try:
@@ -144,8 +147,9 @@ def new_folder(path: Path) -> Iterator[Path]:
                         os.fsync(handle.fileno())
                 flush_folder(aside)
                 if path.is_dir():
-                    remove_folder(path)
+                    path.rename(old)
                 replace(aside, path)
+                shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

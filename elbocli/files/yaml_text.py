@@ -46,6 +46,8 @@ for _class in (_Loader, _Dumper):
 def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """The mapping that a YAML text holds. name: the file, for messages. Raises FormatError, with the line."""
     with reading(f"{name}: not usable YAML"):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            raise ValueError("an alias, such as *name; write it out")
         value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, dict):
             raise ValueError("expected 'key: value' lines")

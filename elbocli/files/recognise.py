@@ -115,8 +115,17 @@ MAKERS = {
 }
 """Kinds of files that a command may want → the commands that make them."""
 
-RECORD = ("config.yaml", "status.json", "metrics.jsonl", "losslog.jsonl", "validation.jsonl")
-"""Files that training writes into a run."""
+RECORD = (
+    "config.yaml",
+    "status.json",
+    "metrics.jsonl",
+    "losslog.jsonl",
+    "validation.jsonl",
+    "checkpoints",
+    "snapshots",
+    "previews",
+)
+"""Files and folders that training writes into a run."""
 
 
 def recognise(path: Path) -> str:
@@ -188,7 +197,7 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
             wrong = "is to hold two results"
         elif found == PIPE:
             wrong = f"is {PIPE}, and only files are replaced"
-        elif path.name in RECORD and (path.parent in inputs or (path.parent / "config.yaml").exists()):
+        elif any(path.absolute().relative_to(run).parts[0] in RECORD for run in _runs_around(path, inputs)):
             wrong = "belongs to a run"
         elif not os.path.lexists(path):
             if not folder and not path.parent.is_dir() and path.parent not in inputs:
@@ -203,6 +212,12 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
         else:
             wrong = f"is {found}, and --overwrite replaces only what this command writes"
         raise UsageError(f"{path}: {wrong}; {remedy}")
+
+
+def _runs_around(path: Path, inputs: Collection[Path]) -> list[Path]:
+    """List the folders around a path that are runs, or that the command reads."""
+    read = [source.absolute() for source in inputs]
+    return [folder for folder in path.absolute().parents if folder in read or (folder / "config.yaml").exists()]
 
 
 def png_names(count: int) -> list[str]:

@@ -564,13 +564,16 @@ class DatasetWriter(Resumable):
             assert len(head) == self.offset
             write_all(self._handles[0], head, 0)
             os.ftruncate(self._handles[0], self.offset + self._size)
+            stored = dict(sorted(DatasetAttributes.of(about, self.out).json().items()))
+            # HDF5 prints a traceback when it meets a full disk while closing a file, so the room is claimed first.
+            tail = sum(array.nbytes for array in arrays.values()) + 64 * sum(map(len, names.values())) + (1 << 12)
+            os.posix_fallocate(self._handles[0], self.offset + self._size, tail)
             with h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 # Sorted, so that the same contents are the same bytes whoever put them together.
                 for name, array in sorted(arrays.items()):
                     file[name] = array
                 for name, words in sorted(names.items()):
                     file.create_dataset(name, (len(words),), h5py.string_dtype(), words)
-                stored = dict(sorted(DatasetAttributes.of(about, self.out).json().items()))
                 # HDF5's limit of 64 KiB isn't one for text, which lies outside of the attribute itself.
                 file.attrs.update(stored)
                 file.attrs["contents_sha256"] = contents_digest(stored, arrays, names)

@@ -124,7 +124,7 @@ def test_samples_are_a_source(tmp_path, rows):
     for name in ("x.h5", "x.npz"):
         with open_samples(tmp_path / name, plan) as sink:
             sink.put(rows)
-            list(sink.finish())
+            sink.finish()
         data = packed(tmp_path / name, tmp_path / f"from-{name[2:]}.h5")
         assert np.array_equal(next(data.batches(10)), rows) and data.labels.tolist() == LABELS
     assert Dataset(tmp_path / "from-h5.h5").class_names == ["ant", "bee", "cat"]

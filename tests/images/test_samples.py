@@ -30,7 +30,7 @@ def write(target, rows, labels=LABELS, overwrite=False, step=4):
     with open_samples(target, plan(rows, labels), overwrite) as sink:
         for start in range(sink.done, len(rows), step):
             sink.put(rows[start : start + step])
-        list(sink.finish())
+        sink.finish()
 
 
 def read(source, size=3):
@@ -57,7 +57,7 @@ def test_an_unfinished_file_that_was_harmed_is_drawn_again(tmp_path, rows, name)
     with open_samples(tmp_path / name, plan(rows)) as sink:
         assert sink.done == 0
         sink.put(rows)
-        list(sink.finish())
+        sink.finish()
     np.testing.assert_array_equal(read(tmp_path / name)[1], rows)
 
 
@@ -211,7 +211,7 @@ def test_a_png_target_is_the_grid(tmp_path, rows):
     made = SamplesHeader(rows.shape, labels, np.arange(count), names, {}, 3)
     with open_samples(tmp_path / "x.png", made) as sink:
         sink.put(rows)
-        list(sink.finish())
+        sink.finish()
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(draw_grid(rows, layout)))
 
 
@@ -220,7 +220,7 @@ def test_the_size_of_a_grid_may_change_before_an_unfinished_one_is_gone_on_with(
         made = SamplesHeader(rows.shape, None, np.arange(len(rows)), [], {"a": 1}, scale)
         with open_samples(tmp_path / "x.png", made) as sink:
             if sink.done:
-                list(sink.finish())
+                sink.finish()
             else:
                 sink.put(rows)
     layout = lay_out(rows.shape[1], rows.shape[2], rows_of_classes(len(rows), None), 2)
@@ -265,7 +265,7 @@ def test_a_failure_half_way_leaves_no_target_and_is_gone_on_with(tmp_path, image
     with open_samples(tmp_path / name, plan(rows)) as sink:
         assert sink.done == 8
         sink.put(rows[8:])
-        list(sink.finish())
+        sink.finish()
     assert sorted(os.listdir(tmp_path)) == sorted([name, "whole"])
     assert content(tmp_path / name) == content(tmp_path / "whole" / name)
 
@@ -278,7 +278,7 @@ def test_fewer_images_than_announced_leave_no_target(tmp_path, images, name):
         open_samples(tmp_path / name, plan(rows)) as sink,
     ):
         sink.put(rows[:4])
-        list(sink.finish())
+        sink.finish()
     assert not (tmp_path / name).exists()
 
 
@@ -294,10 +294,10 @@ def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp
     assert half(before) == 4
     with pytest.raises(
         UsageError,
-        match=r"x.*\.partial: .* --overwrite to start afresh\n  clip: None there, 1\.5 asked for\n  seed: 3 there, 4 asked for$",
+        match=r"x.*\.partial: .*\(clip, seed\).* --overwrite",
     ):
         half({**before, "seed": 4, "clip": 1.5})
-    with pytest.raises(UsageError, match=r"n: 11 there, 5 asked for"):
+    with pytest.raises(UsageError, match=r"\(n\)"):
         half(before, n=5)
     assert half({**before, "command": "elbo sample ../run"}, overwrite=True) == 8, "the same settings go on in any case"
     assert half({**before, "seed": 4}, overwrite=True) == 4
@@ -323,7 +323,7 @@ def test_the_disk_that_pictures_take_is_claimed_too(tmp_path, name, size, channe
     with open_samples(tmp_path / name, plan(rows, None)) as sink:
         claimed = sink.partial.stat().st_size
         sink.put(rows)
-        list(sink.finish())
+        sink.finish()
     blocks = sum(-(-len(data) // 4096) * 4096 for data in content(tmp_path / name).values())
     assert rows.nbytes + blocks <= claimed <= 3 * rows.nbytes + 5 * 8192
 
@@ -344,7 +344,7 @@ def test_a_file_finished_while_its_lock_was_waited_for_is_refused(tmp_path, imag
     sink.put(images(11))
 
     def finish(seconds):
-        list(sink.finish())
+        sink.finish()
         first.close()
 
     monkeypatch.setattr("elbocli.files.atomic.time.sleep", finish)

@@ -97,7 +97,7 @@ def test_whole_timesteps_any_size_and_variances(elbo: Elbo, steps: Path, tmp_pat
     [
         ("net", (*SAID[:2], *CLASSES), 2, "doesn't say what its network is told of the noise; add --levels"),
         ("net", (*SAID, "--classes", 0), 2, "--null-class"),
-        ("net", (*SAID, *CLASSES, "--size", 9), 1, "its size is 8, and --size says 9"),
+        ("net", (*SAID, *CLASSES, "--size", 9), 1, "its network fails"),
         ("net", (*SAID, *CLASSES, "--prefix", "a"), 2, "--prefix: says nothing of the format program"),
         ("steps", SAID, 2, "takes images of any size; add --size"),
         ("steps", (*SAID, "--size", 8, "--classes", 3), 1, "takes no labels; leave --classes and --null-class out"),

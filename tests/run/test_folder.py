@@ -89,7 +89,7 @@ def test_a_folder_of_a_killed_claim_is_a_new_run(elbo: Any, digits: Path, preset
     assert not list(run.rglob(".*.tmp"))
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".config.yaml.tmp", "config.yaml.1.tmp", ".hidden"])
+@pytest.mark.parametrize("name", ["notes.txt", "config.yaml.1.tmp"])
 def test_a_folder_that_holds_anything_else_is_no_new_run(name: str, resolved: Resolved, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match="exists and is not a run"), ExitStack() as stack:

@@ -56,15 +56,12 @@ def test_batches_and_losses_are_the_same_bits_from_every_store_ahead_or_not(
             losses.append(float(state.totals[0]))
         return batches, losses
 
-    before = threads()
     batches, losses = seen(stores["raw"])
-    assert threads() <= before, "a batch in memory is not worth a hand-off"
     for store, dataset in stores.items():
         again, same = seen(dataset)
         assert same == losses, store
         for one, other in zip(batches, again, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert threads() > 0
 
 
 def test_a_damaged_image_stops_training_with_a_message(

@@ -328,8 +328,7 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_where_it_is_sai
     other = make_autoencoder(5)
     with pytest.raises(DataError) as caught:
         drawn(copy, tmp_path / "x.npy", autoencoder=other)
-    for part in (str(other), config["data"]["autoencoder_sha256"]):
-        assert part in str(caught.value)
+    assert str(other) in str(caught.value)
     assert not (tmp_path / "x.npy").exists()
 
 

@@ -200,7 +200,7 @@ STATES: dict[Callable[[Path], None], list[str]] = {
     no_classes: ["num_classes"],
     too_large: ["config.yaml: network"],
     beyond_numbers: ["losslog.jsonl: shown up to a damaged line"],
-    other_images: ["holds other images now", "network: channels 7"],
+    other_images: ["holds other images now", "channels"],
 }
 
 

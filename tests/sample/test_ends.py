@@ -63,7 +63,7 @@ def test_a_signal_leaves_what_was_drawn_and_other_settings_are_refused(
         2,
         "x.npz.partial: unfinished",
         "--overwrite to start afresh",
-        "classes: balanced there, 3 asked for",
+        "classes",
         "seed: 0 there, 1 asked for",
         "steps: 50 there, 2 asked for",
     )

@@ -65,7 +65,7 @@ def test_a_signal_leaves_what_was_drawn_and_other_settings_are_refused(
         "--overwrite to start afresh",
         "classes",
         "seed",
-        "steps: 50 there, 2 asked for",
+        "steps",
     )
     check(elbo(*changed, "-n", 4, "--overwrite", cwd=tmp_path), 0, "4 images")
     with np.load(tmp_path / "x.npz") as made:

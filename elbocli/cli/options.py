@@ -12,7 +12,7 @@ import click
 
 from elbocli.cli.commands import option
 from elbocli.cli.types import LEVEL, PATH, STREAM, Named, value
-from elbocli.run.train_settings import AUTO, PRECISIONS
+from elbocli.core.training import AUTO, PRECISIONS
 
 if TYPE_CHECKING:
     from elbocli.core.sampling import Guidance

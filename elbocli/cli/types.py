@@ -8,9 +8,6 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
-from msgspec import Meta
-
-from elbocli.run.train_settings import LARGEST, LARGEST_COUNT, LARGEST_SEED, convert_text
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -19,28 +16,34 @@ if TYPE_CHECKING:
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)].
 
-    name: what the help calls it. parse: reads text before that.
+    name: what the help calls it. parse: reads text before that. bounds: of a plain int or float, as msgspec.Meta takes them.
     """
 
-    def __init__(self, hint: Any, name: str, parse: Callable[[Any], Any] | None = None):
-        self.hint, self.name, self.parse = hint, name, parse or (lambda value: value)
+    def __init__(self, hint: Any, name: str, parse: Callable[[Any], Any] | None = None, bounds: Any = None):
+        self.hint, self.name, self.parse, self.bounds = hint, name, parse or (lambda value: value), bounds
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert text, or what YAML has. Raises UsageError for a value of another type, or out of bounds."""
+        from msgspec import Meta  # 10 ms with the settings, which help does without
+
+        from elbocli.run.train_settings import LARGEST, LARGEST_COUNT, convert_text
+
+        hint = self.hint
+        if self.bounds is not None:
+            least = {} if "gt" in self.bounds else {"ge": -LARGEST}
+            hint = Annotated[hint, Meta(**{**least, "le": LARGEST_COUNT if hint is int else LARGEST, **self.bounds})]
         try:
-            return convert_text(self.parse(value), self.hint)
+            return convert_text(self.parse(value), hint)
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
 def value(kind: type, **bounds: float) -> Value:
     """Return the option type of an int or a float. bounds: ge, gt and le, as msgspec.Meta takes them."""
-    least = {} if "gt" in bounds else {"ge": -LARGEST}
-    known: Any = {**least, "le": LARGEST_COUNT if kind is int else LARGEST, **bounds}
-    return Value(Annotated[kind, Meta(**known)], "count" if kind is int else "number")
+    return Value(kind, "count" if kind is int else "number", bounds=bounds)
 
 
-SEED = value(int, ge=0, le=LARGEST_SEED)
+SEED = value(int, ge=0, le=2**63 - 1)
 LEVEL = value(float, ge=-50, le=50)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry, plain
 from elbocli.errors import UsageError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+AUTO: Final = "auto"
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 AVERAGES = Registry("average")
 """(step from 1, images seen, images of this update) → β in [0, 1)."""
 BARE, STORED = "decay", "power"

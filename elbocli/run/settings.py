@@ -17,7 +17,7 @@ from elbocli.core.adaptive import refuse_adaptive
 from elbocli.core.prediction import PREDICTIONS, Prediction, resolution_shift
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.training import LR_DECAYS, Average, canonical, parse_average
+from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, Average, canonical, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 from elbocli.files.checkpoint import CONFIG, InitFacts, RunConfig, RunData, checked_config
@@ -29,15 +29,7 @@ from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, filled, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
-from elbocli.run.train_settings import (
-    ADAPTIVE,
-    AUTO,
-    PRECISIONS,
-    PRESET_SETTINGS,
-    SETTINGS,
-    TrainSettings,
-    convert_settings,
-)
+from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 from elbocli.runtime.progress import log
 

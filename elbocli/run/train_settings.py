@@ -6,23 +6,21 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from types import NoneType
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
 from elbocli.core.registry import LEARNED, nearest
-from elbocli.core.training import canonical
+from elbocli.core.training import AUTO, canonical
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
-AUTO: Final = "auto"
 PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 RUN = "Run"
 OBJECTIVE = "Objective, what is learned"

@@ -16,8 +16,8 @@ from worker import Session
 from elbocli.core.samplers import parse_sampler, time_grid
 from elbocli.core.sampling import CLIPS, Guidance, to_levels
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.training import PRECISIONS
 from elbocli.run.open import open_run
-from elbocli.run.train_settings import PRECISIONS
 from elbocli.runtime.device import CudaGraphs, choose_device
 from elbocli.sample.denoise import Decoder, GuidedRun
 from elbocli.sample.draw import SampleSettings, draw

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.core.streams import T_SAMPLINGS
+from elbocli.core.training import PRECISIONS
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_weighting, to_text
@@ -20,7 +21,7 @@ from elbocli.nn.networks import build, config_of, declaration_of
 from elbocli.nn.networks.blocks import Attention
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 from elbocli.run.settings import difference, preset_data, resolve, run_settings
-from elbocli.run.train_settings import PRECISIONS, SETTINGS
+from elbocli.run.train_settings import SETTINGS
 from elbocli.runtime import device
 from elbocli.train.state import TrainState
 

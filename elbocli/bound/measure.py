@@ -67,7 +67,7 @@ class Draws(NamedTuple):
 
     @property
     def latent(self) -> bool:
-        """Whether the images are latents, which have no levels."""
+        """Tell whether the images are latents, which have no levels."""
         return self.content.is_floating_point()
 
     @property
@@ -208,7 +208,7 @@ class Measurement(MeasuredNetwork):
 
     @property
     def conditional(self) -> bool:
-        """Whether the network is told classes."""
+        """Tell whether the network is told classes."""
         return self.trained.network.config.num_classes > 0
 
     def __iter__(self) -> Iterator[Images]:

@@ -39,7 +39,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def value(kind: type, **bounds: float) -> Value:
-    """Return the option type of an int or a float. bounds: ge, gt and le, as msgspec.Meta takes them."""
+    """Return a click type for an int or a float within bounds, which msgspec.Meta calls ge, gt and le."""
     return Value(kind, "count" if kind is int else "number", bounds=bounds)
 
 

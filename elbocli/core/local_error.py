@@ -151,7 +151,7 @@ class AncestralErrors:
 
 
 SHARE = 0.35
-"""Exponent of a step's error in what the next round thinks of its width. 1/(p+1) would be right at once, were C constant;
+"""Each round changes a step's width by its error to the power −SHARE. 1/(p+1) would be exact in one round if C were constant;
 this is below 2/(p+1) for every order up to 4, so that the rounds converge without it being known."""
 ROUNDS = 40
 ALIKE = 1.05
@@ -179,7 +179,7 @@ def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> Eq
     grid, best = start, None
     for count in range(1, ROUNDS + 1):
         errors = [max(error, LEAST) for error in step_errors(grid)]
-        # At `high` a last step that errs more than others is as good as it can be.
+        # The last level can't go beyond `high`: there, the last step's larger error is left out.
         free = errors[:-1] if grid[-1] >= high and errors[-1] > max(errors[:-1]) else errors
         spread = max(free) / min(free)
         if best is None or spread < best.spread:

@@ -351,7 +351,7 @@ def entropic(fit: Fit, equal: Equal) -> Schedule:
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
 def rescaled(fit: Fit, equal: Equal) -> Schedule:
-    """The entropy's steps times σ/α: what they change of the data's values."""
+    """Equal steps of entropy weighted by σ/α, the scale of noise in the data's units."""
     return fit("fm-ot")
 
 

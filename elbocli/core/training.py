@@ -155,7 +155,7 @@ def canonical(value: Any) -> tuple[str, ...]:
 
 
 LR_DECAYS = Registry("learning-rate decay")
-"""Functions of (updates done, updates in all) that say by what share of lr the next update is made."""
+"""Functions of (updates done, updates in all) that return the factor of lr for the next update."""
 
 
 @LR_DECAYS.declare("constant", formula="1")

@@ -196,7 +196,7 @@ class Weighting:
 
     @property
     def learned(self) -> bool:
-        """Whether it is learned while a run trains. `knowing` says what from; without that it can't be called."""
+        """Tell whether it is learned while a run trains. `knowing` says what from; without that it can't be called."""
         return isinstance(self.curve, LearnedCurve)
 
     def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:

@@ -253,7 +253,7 @@ def check_features(
 def deviations(
     settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None
 ) -> Pairs:
-    """What isn't as the protocol has it: of the settings, and of samples and reference once they are opened.
+    """List deviations from the protocol in the settings, and in samples and reference once they are opened.
 
     Some of the protocol's metrics are no deviation, nor are flags, which add numbers and change none. Raises UsageError or
     DataError unless deviations are allowed.

@@ -25,12 +25,12 @@ PIPE = "a pipe or a device"
 
 
 def streams(path: Path) -> bool:
-    """Whether the path is a pipe or a character device, into which bytes are written one after the other."""
+    """Tell whether the path is a pipe or a character device, into which bytes are written one after the other."""
     return path.is_fifo() or path.is_char_device()
 
 
 def special(path: Path) -> bool:
-    """Whether something that is neither a file nor a folder lies at the path."""
+    """Tell whether something that is neither a file nor a folder lies at the path."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

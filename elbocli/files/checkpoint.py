@@ -77,7 +77,7 @@ class RunData(Record, frozen=True):
 
     @property
     def latents(self) -> bool:
-        """Whether it holds latents."""
+        """Tell whether it holds latents."""
         return ATTRIBUTES["convention"] in self.more
 
 
@@ -375,7 +375,7 @@ def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
 
 
 def due(step: int, save_every: int, milestone_every: int) -> bool:
-    """Whether a checkpoint is due after that step: every `save_every` steps, and at milestones. 0: no milestones."""
+    """Tell whether a checkpoint is due after that step: every `save_every` steps, and at milestones. 0: no milestones."""
     return step % save_every == 0 or _milestone(step, milestone_every)
 
 

@@ -119,7 +119,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def is_statistics(path: Path) -> bool:
-    """Whether an npz holds statistics rather than images."""
+    """Tell whether an npz holds statistics rather than images."""
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
     return False

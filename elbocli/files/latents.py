@@ -43,7 +43,7 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class ScalingConfig(Struct, frozen=True):
-    """What an autoencoder's config.json says of its latents."""
+    """The latents' scale, shift and channels, as an autoencoder's config.json gives them."""
 
     scaling_factor: Positive
     shift_factor: float | None = None

@@ -326,7 +326,7 @@ class ImageTable:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a name says that it is a table."""
+    """Tell whether a name says that it is a table."""
     return path.suffix.lower() in ENDINGS
 
 

@@ -159,7 +159,7 @@ def _head(path: Path) -> bytes:
 
 
 def begins_like_tensors(path: Path) -> bool:
-    """Whether a file begins as one of safetensors: the length of a header that it can hold, and a brace. Raises OSError."""
+    """Tell whether a file begins as one of safetensors: the length of a header that it can hold, and a brace. Raises OSError."""
     head = _head(path)
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 

@@ -36,7 +36,7 @@ FILE_BYTES = 8192
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
 class SamplesAbout(Record, frozen=True):
-    """Facts on how samples were drawn: run, weights, sampler, seed, …. Of samples that were merged, a value may be a list of theirs."""
+    """Origin of samples: run, weights, sampler, seed, …. Merged samples may have a list of values for a key."""
 
     REST: ClassVar[str] = "more"
 

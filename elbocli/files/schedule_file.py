@@ -86,7 +86,7 @@ def read_table(path: Path) -> tuple[Table, ScheduleFile]:
 
 
 class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"}):
-    """What is read of diffusers' scheduler_config.json."""
+    """The keys that elbo reads of diffusers' scheduler_config.json."""
 
     class_name: str = ""
     prediction_type: str | None = None

@@ -70,7 +70,7 @@ def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
 
 @stored("`about` of an average (safetensors)", version=0)
 class AverageFacts(Record, frozen=True):
-    """How an average was made: of a run's snapshots up to a step, by their shares.
+    """Origin of an average: the run, its snapshots up to a step, and their shares.
 
     trained: facts that tell that run from others. residual: how far the profile is off.
     """

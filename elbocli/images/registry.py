@@ -136,7 +136,7 @@ class Images:
 
     @property
     def numbered(self) -> bool:
-        """Whether the labels are numbers of classes with names."""
+        """Tell whether the labels are numbers of classes with names."""
         return bool(self.class_names and self.labels and isinstance(self.labels[0], int))
 
     def shown(self, index: int) -> str:
@@ -188,7 +188,7 @@ class SourceKind:
     form: str
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Whether a file is of this kind. head: its first bytes."""
+        """Tell whether a file is of this kind. head: its first bytes."""
         named = path.name.lower().endswith(self.suffix)
         return head.startswith(self.magic) and named and (self.test is None or self.test(path, head))
 

@@ -84,7 +84,7 @@ class SampleReader:
 
 
 def about_samples(text: str | None, where: object) -> SamplesAbout:
-    """How samples were drawn, as JSON says it, the attribute `samples` of datasets; empty for None. Raises FormatError."""
+    """Read how samples were drawn from JSON, the attribute `samples` of datasets; empty for None. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
         return SamplesAbout.of(json.loads(text or "{}"), where)
 
@@ -128,12 +128,12 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
 
 def _preprocessing(told: dict[str, Any]) -> dict[str, Any]:
-    """Facts on how images were made of others."""
+    """Return the attributes that say how images were cropped and resized."""
     return {key: told[key] for key in PREPROCESSING if key in told}
 
 
 def has_images(path: Path) -> bool:
-    """Whether an npz holds `arr_0`."""
+    """Tell whether an npz holds `arr_0`."""
     with open_zip(path) as archive:
         return "arr_0.npy" in archive.namelist()
 

@@ -226,7 +226,7 @@ def _descend(entries: Entries) -> tuple[Entries, list[str], bool]:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a name is one for an image."""
+    """Tell whether a name is one for an image."""
     return name.lower().endswith(SUFFIXES)
 
 

@@ -240,7 +240,7 @@ def _verify_folder(path: Path) -> int:
 
 
 def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
-    """Read images of a dataset or of samples, uint8 [N, H, W, C], for a grid: the same every time, spread over the file.
+    """Read evenly spaced images of a dataset or of samples for a contact sheet, uint8 [N, H, W, C].
 
     scale: as `lay_out` takes it. Raises FormatError and DataError for what holds no images, UsageError for too large a picture.
     """

@@ -404,7 +404,7 @@ def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
 def _environment(
     run: Path, config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], missing: Missing
 ) -> dict[str, Any]:
-    """Facts on how it ran, with the newest checkpoint that is whole, as it says itself: its files aren't read."""
+    """Return the machine and the speed of a run, and the size of its newest whole checkpoint, from meta.json alone."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: getattr(config, key) for key in keys}

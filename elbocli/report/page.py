@@ -71,7 +71,7 @@ class Picture(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a drawing: [N] places and values, its colour, dash and label, and twice its standard errors."""
+    """A curve of a plot: x and y [N], colour, dash, label, and a band of two standard errors around y."""
 
     x: Tensor
     y: Tensor

@@ -54,7 +54,7 @@ def imported_weights(names: list[str]) -> str:
 
 
 def began_from(config: RunConfig) -> dict[str, Any]:
-    """Facts on the weights that a run began from, as `init_run` and others; none without such."""
+    """Return the origin of a run's initial weights, as `init_run` and other keys; empty where they were drawn."""
     return config.init.about() if config.init else {}
 
 
@@ -156,7 +156,7 @@ class TrainedRun:
         return Prediction(self.settings.prediction)
 
     def schedule(self) -> Schedule:
-        """Return the one it was trained under; one that adapts, as it was at the checkpoint.
+        """Return the run's noise schedule; an adaptive schedule as of the checkpoint.
 
         Raises FormatError when it can't be read, DataError when its file has changed since.
         """

@@ -113,7 +113,7 @@ def preset_data(preset: str) -> PresetData | None:
 
 
 def planned_for(preset: str | None) -> Data:
-    """Return the data to plan for when none are named: the only dataset here, unless the preset is made for others.
+    """Choose the data of a --dry-run without DATA.h5: the only dataset in this folder if the preset fits it, else the preset's own.
 
     Raises DataError when there is neither.
     """
@@ -132,7 +132,7 @@ def planned_for(preset: str | None) -> Data:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a run is trained with. schedule: None when it adapts. files: digests of those that settings name, by path.
+    """Settings, network and objective of a run. schedule: None when it adapts. files: sha256 of each file that settings name, by path.
 
     init: what config.yaml says of the run whose weights this one begins from, None without one. initial: those weights,
     where they are needed.
@@ -149,7 +149,7 @@ class Resolved:
 
     @property
     def prediction(self) -> Prediction:
-        """What the network outputs."""
+        """The network's output, as the setting `prediction` names it."""
         return Prediction(self.settings.prediction)
 
     @property
@@ -363,7 +363,7 @@ def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """What must stay when a run goes on, by its name in messages. Earlier versions had fewer settings and network keys."""
+    """Return the settings that must stay when a run continues, by their names in messages. Earlier versions had fewer settings and network keys."""
     usual = TrainSettings().stored()
     settings = {key: config.settings.get(key, usual[key]) for key in usual if not SETTINGS[key].says("free", False)}
     if settings["precision"] == "tf32":  # a run may go from one device to another

@@ -76,7 +76,7 @@ class Precision:
 
     @property
     def tf32(self) -> bool:
-        """Whether float32 is multiplied in TF32, by matrices and by convolutions."""
+        """Tell whether float32 is multiplied in TF32, by matrices and by convolutions."""
         return self.device.type == "cuda" and self.name != "fp32"
 
     def __str__(self) -> str:

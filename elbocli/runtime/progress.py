@@ -1,4 +1,4 @@
-"""How library code reports to people: `log` for messages, `progress` for counts. A command shows both on stderr.
+"""Reports of library code to people: `log` for messages, `progress` for counts. A command shows both on stderr.
 
 `log` is Python's logger "elbo": info, debug (shown with -v) or warning (shown with -q too).
 """

@@ -191,7 +191,7 @@ class _Drawing:
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"
         self.fixed = compiled or graphs is not None
-        """Whether the network sees a whole batch each time, whatever is left to draw."""
+        """Tell whether the network sees a whole batch each time, whatever is left to draw."""
         self.drawer = drawer.hastened(compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]

@@ -48,7 +48,7 @@ CLEARLY = 1.5
 
 
 class Step(NamedTuple):
-    """What a step needs: operations for each image, where a multiply-add counts two, and bytes that it keeps in float32.
+    """Costs of a step: operations for each image, where a multiply-add counts two, and bytes that it keeps in float32.
 
     weights, outside, largest_unit: numbers of weights in all, in no unit, and in the largest unit.
     kept: for each image, the tensors that autograd keeps, with the gradient that flows back beside them. checkpointed: the

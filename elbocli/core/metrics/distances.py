@@ -157,7 +157,7 @@ def cmmd(samples: Features, reference: Features, options: Any) -> dict[str, floa
 IS_MEAN, IS_SE = "inception_score_mean", "inception_score_se"
 ROWS = 4096
 ORDERS = ("shuffled", "given")
-"""As torch-fidelity deals images into splits; each split as the samples follow each other, as ADM's program."""
+"""Orders of images in splits: shuffled as in torch-fidelity, or as the samples follow each other, as in ADM's program."""
 
 
 @metric(

@@ -20,7 +20,7 @@ FOLDER = Nowhere("a folder")
 
 
 def hidden(name: str) -> bool:
-    """Whether any part of a path is hidden (begins with a dot), or is macOS's or Windows' own."""
+    """Tell whether any part of a path is hidden (begins with a dot), or is macOS's or Windows' own."""
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))
 
 
@@ -32,7 +32,7 @@ def clean(name: str) -> str:
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef]]:
-    """List every file at any depth. A tar is listed like a folder with its name without '.tar'.
+    """List the files of a folder and of its subfolders. A tar counts as a folder that has the tar's name without '.tar'.
 
     Raises DataError when a folder can't be listed, and for the folder of a run, which holds previews.
     """
@@ -59,7 +59,7 @@ def list_folder(root: Path) -> Iterator[tuple[str, ImageRef]]:
 
 
 def _leads_up(path: Path) -> bool:
-    """Whether a path is a link to a folder that it lies in."""
+    """Tell whether a path is a link to a folder that it lies in."""
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 

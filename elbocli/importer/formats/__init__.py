@@ -327,7 +327,7 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Facts on latents for the section data of a run: of --autoencoder, else of Stable Diffusion's. Raises FormatError."""
+    """Return the latents' keys for a run's section `data`: those of --autoencoder, else Stable Diffusion's. Raises FormatError."""
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))

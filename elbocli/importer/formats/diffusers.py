@@ -89,7 +89,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """The weights by the names that diffusers has for them now. Raises FormatError, also for pickles."""
+    """Read a folder's weights under diffusers' current names. Raises FormatError, also for pickles."""
     stem = WEIGHTS.removesuffix(".safetensors")
     found = [sorted(folder.glob(stem + end)) for end in (".safetensors", "-*-of-*.safetensors", ".fp16.safetensors")]
     files = next(filter(None, found), None)

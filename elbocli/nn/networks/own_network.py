@@ -182,7 +182,7 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
 
 
 def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
-    """Whether shapes are those of a network for square images. Sides are whole numbers, or symbols of torch."""
+    """Tell whether shapes are those of a network for square images. Sides are whole numbers, or symbols of torch."""
     images, out = inputs[0], outputs[0]
     if images.dim() != 4 or not images.is_floating_point() or not isinstance(out, Tensor) or out.dim() != 4:
         return False

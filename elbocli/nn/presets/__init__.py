@@ -36,7 +36,7 @@ class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class PresetAbout(Record, frozen=True):
-    """Data that a preset is chosen for by itself: sizes from the least to the most, of latents where `kind` says so.
+    """Data for which elbo chooses a preset: the smallest and the largest image size, in latents where `kind` says so.
 
     images: that many or more; None is never. gpu: whether it is meant for one, by which precision is chosen.
     """

@@ -97,6 +97,28 @@ def test_a_folder_replaces_what_was_there_and_a_failed_one_does_not(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
+def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new(tmp_path, crashes):
+    code = """
+from elbocli.files.atomic import new_folder, sweep
+path = Path(sys.argv[1])
+def work(word="new"):
+    with new_folder(path) as folder:
+        (folder / word).write_bytes(b"whole")
+work("old")
+k, seen = 0, set()
+while crashed(work, k):
+    sweep(path.parent)
+    assert [entry.name for entry in path.parent.iterdir()] == ["folder"], k
+    (name,) = [file.name for file in path.iterdir()]
+    seen.add(name)
+    shutil.rmtree(path)
+    work("old")
+    k += 1
+assert seen == {"old", "new"} and [file.name for file in path.iterdir()] == ["new"]
+"""
+    crashes(code, tmp_path / "folder")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with (
         pytest.raises(DataError, match=r"gone/file: could not write: No such file"),

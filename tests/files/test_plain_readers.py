@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from elbocli.errors import FormatError
 from elbocli.files.dataset import ENCODED, ENCODINGS, BlockLayout, DatasetWriter
+from elbocli.files.yaml_text import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
 KINDS = ("raw", "png", "webp", "latents")
@@ -77,3 +79,9 @@ def test_the_code_in_the_docs_does_what_it_says(index: int, folder: Path, monkey
             assert np.array_equal(found["pixels"], rows_of(store)[5])
         else:
             assert np.array_equal(found["mapped"], rows_of("raw"))
+
+
+def test_a_yaml_alias_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &x [1, 2]\nb: *x\n")
+    with pytest.raises(FormatError):
+        read_yaml(tmp_path / "a.yaml")

@@ -334,7 +334,7 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
         raise UsageError(f"{trained.path}: has no dataset of its own; name one, DATA.h5, after the run")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
-    check_content(dataset.identity(), dataset.kind, known, trained.path)
+    check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
         raise DataError(f"{dataset.path}: has changed since the run was trained on it; name the dataset to use")
     shape, expected = (dataset.image_size, dataset.channels), (config.image_size, config.image_channels)

@@ -12,15 +12,20 @@ from torch import Tensor
 from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
-from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, InitFacts, RunData, folder_name
+from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, InitFacts, RunData
 from elbocli.files.dataset import find_dataset
 from elbocli.files.reading import reading
-from elbocli.nn.networks import NetworkConfig
+from elbocli.nn.networks import NetworkConfig, section_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.run.settings import Known
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.progress import log
+
+
+def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) -> dict[str, Any]:
+    objective = {key: getattr(settings, key) for key in ("weighting", "schedule", "logsnr_min", "logsnr_max")}
+    return {**objective, **section_of(network), "class_names": data.class_names}
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,15 @@ class Initial:
         """Digest of the weights."""
         return str(self.source.about["weights_sha256"])
 
-    def facts(self, changed: list[str]) -> InitFacts:
-        """Return facts about the weights for config.yaml. changed: what is not as it was there."""
-        about = self.source.about
+    def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
+        """Return facts about the weights for config.yaml, with the names of what differs in a run of these settings.
+
+        Raises UsageError where the weights have no way to the network.
+        """
+        self.transfer(network, data)
+        about, before = self.source.about, _compared(self.source.settings, self.network, self.source.data)
         seen = {key: value for key, value in about.items() if key.startswith("imported_")}
+        changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
         return InitFacts(
             str(self.path), about["weights"], self.sha256, about.get("step"), about.get("images_trained"), seen, changed
         )
@@ -62,9 +72,9 @@ class Initial:
             if key != "time_limit" and SETTINGS[key].says("group") not in left
         }
 
-    def check_data(self, data: RunData, kind: str) -> None:
-        """Raise UsageError for images whose numbers mean another thing to the network. data: a dataset's identity."""
-        check_content(data, kind, self.source.data, self.path)
+    def check_data(self, data: RunData) -> None:
+        """Raise UsageError for images whose numbers mean another thing to the network."""
+        check_content(data, self.source.data, self.path)
         if data.channels != self.network.image_channels:
             raise UsageError(
                 f"{data.path}: images have {data.channels} channels, those of {self.path} have {self.network.image_channels}"
@@ -77,22 +87,6 @@ class Initial:
             raise UsageError(f"--prediction {spec}: the network of {self.path} outputs {own}; leave it out")
         return self.source.settings.prediction
 
-    def changed(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> list[str]:
-        """Say what is not as it was here. Raises UsageError where the weights have no way to the network."""
-        rows, changed = self.rows(network, data), list[str]()
-        old, new, before = self.source.data.class_names, data.class_names, self.network.num_classes
-        if rows != list(range(before)) or (old and new and old != new):
-            changed.append(f"{len(rows)} classes, {len(rows) - rows.count(None)} of them of its {before}")
-        if network.image_size != self.network.image_size:
-            changed.append(f"images of side {network.image_size} instead of {self.network.image_size}")
-        changed += [f"weights {name} interpolated to that" for name in self._transfer(network, rows).resized]
-        known = {**self.source.settings.stored(), "weighting": "an unknown one", "schedule": "an unknown one"}
-        known |= {key.removeprefix("trained_"): value for key, value in self.source.about.items()}
-        for key in ("weighting", "schedule", "logsnr_min", "logsnr_max"):
-            if (asked := getattr(settings, key)) != known[key]:
-                changed.append(f"{key.replace('_', '-')} {asked} instead of {known[key]}")
-        return changed
-
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return for each class of the data its number in the run, None for a new one.
 
@@ -104,14 +98,15 @@ class Initial:
             return [old.index(name) if name in old else None for name in new]
         return [row if row < before else None for row in range(now)]
 
-    def _transfer(self, network: NetworkConfig, rows: list[int | None]) -> Transfer:
+    def transfer(self, network: NetworkConfig, data: RunData) -> Transfer:
+        """Return the way to such a network on such data. Raises UsageError when there is none."""
         with reading(self.path, kind=UsageError):
-            return Transfer(self.network, network, rows)
+            return Transfer(self.network, network, self.rows(network, data))
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the weights for such a network on such data, by name, but those it draws itself. Raises FormatError."""
-        way = self._transfer(network, self.rows(network, data))
-        return way.weights(self.source.checkpoint.weights(self.source.about["weights"]).__getitem__)
+        tensors = self.source.checkpoint.weights(self.source.about["weights"])
+        return self.transfer(network, data).weights(tensors.__getitem__)
 
 
 def open_initial(path: Path) -> Initial:
@@ -135,11 +130,8 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
     if known.where == out / CONFIG and store.checkpoints(out):
         return None
     found = open_initial(Path(began.run))
-    if found.sha256 != began.sha256:  # its training went on since, and may have kept that checkpoint
-        kept = found.source.path / store.FOLDER / folder_name(began.step or 0) / f"{began.weights}{WEIGHTS}"
-        if not kept.exists():
-            raise DataError(f"{began.run}: has changed since {known.where} named it; give --init, or choose another -o")
-        found = replace(open_initial(kept), path=Path(began.run))
+    if found.sha256 != began.sha256:
+        raise DataError(f"{began.run}: has changed since {known.where} named it; name its checkpoint by --init")
     return found
 
 
@@ -149,12 +141,8 @@ def dataset_for(known: Known | None, initial: Initial | None) -> Path:
     Raises DataError.
     """
     if known is not None:
-        data, of = dataset_of(known.config.data, known.where.parent), f"of {known.where}"
-        if not data.exists():
-            raise DataError(f"{data}: no such dataset, and {known.where} names it; give its path as DATA.h5")
-    elif initial and (data := dataset_of(initial.source.data, initial.source.path)).exists():
-        of = f"of {initial.path}"
-    else:
-        data, of = find_dataset(Path()), "the only one here"
-    log.info("dataset %s, %s", data, of)
+        data = dataset_of(known.config.data, known.where.parent)
+    elif not initial or not (data := dataset_of(initial.source.data, initial.source.path)).exists():
+        data = find_dataset(Path())
+    log.info("dataset %s", data)
     return data

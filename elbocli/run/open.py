@@ -17,7 +17,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.training import parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import (
     CONFIG,
     META,
@@ -29,11 +29,11 @@ from elbocli.files.checkpoint import (
     read_checkpoint,
     read_config,
 )
-from elbocli.files.dataset import LATENTS, PREPROCESSING, Dataset
+from elbocli.files.dataset import PREPROCESSING
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
-from elbocli.files.reading import file_sha256, one_line, open_file, reading
+from elbocli.files.reading import file_sha256, open_file, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import load_average, read_about
 from elbocli.nn.networks import Network, build, config_of, loaded, place
@@ -48,53 +48,34 @@ TIMES = 12
 """Moments of a run that are told: the start, the end, and others evenly between them."""
 
 
-def imported_weights(names: list[str]) -> str:
-    """Return the name of the weights of an imported run's checkpoint, which holds one kind."""
-    return AVERAGE if AVERAGE in names else "model"
-
-
 def began_from(config: RunConfig) -> dict[str, Any]:
     """Return the origin of a run's initial weights, as `init_run` and other keys; empty where they were drawn."""
     return config.init.about() if config.init else {}
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return where the dataset of a run is now; as it was typed where it is nowhere.
+    """Return where the dataset of a run is now: as seen from the run, else as it was typed.
 
-    data: section `data` of its config.yaml. Places are, in this order: as typed, from the folder that one is in; as seen from
-    the run; as typed, from the folder that the run is in, which may have moved with it. The same images go before others.
+    data: section `data` of its config.yaml.
     """
-    typed, home = Path(str(data.path)), run.resolve()
-    places = [typed, *([] if data.from_run is None else [home / data.from_run]), home.parent / typed]
-    there = [place for place in places if place.exists()]
-    same = (place for place in there if _holds(place, data.payload_sha256))
-    found = next(same, there[0] if there else typed)
-    return typed if found is typed else Path(os.path.relpath(found))
+    typed = Path(str(data.path))
+    place = run.resolve() / data.from_run if data.from_run else typed
+    same = not place.exists() or (typed.exists() and place.samefile(typed))
+    return typed if same else Path(os.path.relpath(place))
 
 
-def _holds(path: Path, digest: Any) -> bool:
-    try:
-        return bool(Dataset(path, latents=True).attributes.payload_sha256 == digest)
-    except ElboError:
-        return False
-
-
-def check_content(data: RunData, kind: str, known: RunData, run: object) -> None:
+def check_content(data: RunData, known: RunData, run: object) -> None:
     """Raise UsageError for pixels where a run has latents, and the other way round, and for latents of another space.
 
-    data, kind: a dataset's identity, and what it holds. known: section `data` of the run's config.yaml; what it doesn't
-    say is not compared.
+    data: a dataset's identity. known: section `data` of the run's config.yaml; what it doesn't say is not compared.
     """
-    mine, theirs = ("latents" if each else "pixels" for each in (known.latents, kind == LATENTS))
-    if mine != theirs:
-        raise UsageError(f"{data.path}: holds {theirs}, and {run} was trained on {mine}; name a dataset of {mine}")
+    if data.latents != known.latents:
+        holds = "latents" if data.latents else "pixels"
+        raise UsageError(f"{data.path}: holds {holds}, and {run} was not trained on {holds}")
     for key in SPACE if known.latents else ():
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
-            raise UsageError(
-                f"{data.path}: latents of another space: {key} is {here}, and {there} in {run}; pack the images by the same "
-                "autoencoder"
-            )
+            raise UsageError(f"{data.path}: latents of another space: {key} is {here}, and {there} in {run}")
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -205,47 +186,43 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     run, checkpoint = find_run(path)
     config = read_run_config(run)
     settings = run_settings(config.settings, run / CONFIG)
-    if weights == "ema":
-        weights = imported_weights(checkpoint.names) if config.source else settings.ema[0]
+    if weights == "ema":  # an imported run has weights of one kind
+        weights = checkpoint.names[0] if config.source else settings.ema[0]
     name = weights
     with suppress(UsageError):
         name = parse_average(weights).name
+    trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
+    about: dict[str, Any] = {
+        **{f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config.settings},
+        "prediction": settings.prediction,
+        "trained_on": config.data.payload_sha256,
+        **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
+        **began_from(config),
+        **(config.source.about() if config.source else trained),
+    }
+    where = checkpoint.path
     if name in checkpoint.names:
         tensors = checkpoint.weights(name)
-        about = {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
+        about |= {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
     else:
-        tensors, about = _average(Path(weights), checkpoint, config)
-    known: dict[str, Any] = {
-        f"trained_{key}": getattr(settings, key) for key in ("weighting", "schedule") if key in config.settings
-    }
-    known |= {"prediction": settings.prediction, "trained_on": config.data.payload_sha256}
-    known |= {key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None}
-    known |= began_from(config)
-    trained = {"step": checkpoint.step, "images_trained": checkpoint.images}
-    known |= config.source.about() if config.source else trained
+        where = Path(weights)
+        tensors, found = _average(where, checkpoint, config)
+        about |= found
     network = empty_network(config, run / CONFIG)
-    try:
+    with reading(f"{where}: its weights don't fit {run / CONFIG}", on=(RuntimeError,)):
         network = loaded(network, tensors)
-    except RuntimeError as error:
-        where = about.get("weights_file", checkpoint.path)
-        raise FormatError(f"{where}: its weights don't fit {run / CONFIG}: {one_line(error)}") from error
     network = place(network, device).eval().requires_grad_(False)
-    return TrainedRun(run, network, settings, config.data, config.files, checkpoint, {**known, **about})
+    return TrainedRun(run, network, settings, config.data, config.files, checkpoint, about)
 
 
 def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of an average that 'elbo ema' made, and what they are."""
     if not file.is_file():
-        raise UsageError(
-            f"no average {str(file)!r} among {', '.join(checkpoint.names)} in {checkpoint.path}, and no such file"
-        )
+        raise UsageError(f"no file and no average {str(file)!r}; {checkpoint.path} holds {', '.join(checkpoint.names)}")
     made, digest = read_about(file)
     ours = trained_as(config)
-    for key, value in made.trained.items():
-        if key in ours and value != ours[key]:
-            raise DataError(
-                f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
-            )
+    if strange := [key for key, value in made.trained.items() if ours.get(key, value) != value]:
+        raise DataError(f"{file}: is of another run, which has another {', '.join(strange)}; name its own")
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
     return load_average(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
 
@@ -265,52 +242,19 @@ class EffectiveWeighting(NamedTuple):
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
 
-    def verdict(self) -> str:
-        """Say in words whether its loss is an ELBO."""
-        verdict, rise = self.weighting.verdict(self.low, self.high), self.weighting.rise(self.low, self.high)
-        return f"{verdict}; it rises by {100 * rise:.3g}% of its largest value" if rise else verdict
-
-
-class RunWeighting(NamedTuple):
-    """A run's weighting over time: one entry where it is fixed, else one for each moment that is told, the last being now."""
-
-    run: Path
-    settings: TrainSettings
-    times: list[EffectiveWeighting]
-
-    def json(self) -> dict[str, Any]:
-        """Return all of it but the curves. monotone: whether the loss was an ELBO all the time."""
-        settings, times = self.settings, [each.json() for each in self.times]
-        return {
-            "run": str(self.run),
-            "weighting": settings.weighting,
-            "schedule": settings.schedule,
-            "monotone": all(each["monotone"] for each in times),
-            "logsnr": [settings.logsnr_min, settings.logsnr_max],
-            "times": times,
-        }
-
-    def lines(self) -> list[str]:
-        """Say it to people, a line for each moment."""
-        head = f"{self.run}: {self.settings.weighting}"
-        if len(self.times) == 1:
-            return [f"{head}: {self.times[0].verdict()}"]
-        head = f"{head}, learned under {self.settings.schedule}"
-        return [head, *(f"after step {each.step} ({each.images} images): {each.verdict()}" for each in self.times)]
-
 
 def means_run(text: str) -> bool:
     """Tell whether text that may be a weighting's SPEC is the folder of a run instead; a name counts before a folder."""
     return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
-def weighting_of_run(run: Path) -> RunWeighting:
-    """Read the weighting of a run over all it has trained so far. Raises ElboError."""
+def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
+    """Return a run's settings, and its weighting over all it has trained so far. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; 'elbo import' takes --weighting and --schedule")
     settings = run_settings(config.settings, run / CONFIG)
-    return RunWeighting(run, settings, effective_weightings(run, settings))
+    return settings, effective_weightings(run, settings)
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:

@@ -19,9 +19,9 @@ from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, Average, canonical, parse_average
 from elbocli.core.weighting import Weighting
-from elbocli.errors import DataError, UsageError
-from elbocli.files.checkpoint import CONFIG, InitFacts, RunConfig, RunData, checked_config
-from elbocli.files.dataset import IMAGES, LATENTS, PREPROCESSING, Dataset, find_dataset
+from elbocli.errors import UsageError
+from elbocli.files.checkpoint import InitFacts, RunConfig, RunData, checked_config
+from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
@@ -73,61 +73,21 @@ def read_options(
         found |= convert_settings(values)
     found |= {key: value for key, value in options.items() if value is not None}
     for word in words:
-        key, equals, value = word.partition("=")
+        key, _, value = word.partition("=")
         section, _, name = key.partition(".")
-        if section not in ("network", "training") or not (name and equals):
+        if section not in ("network", "training") or not (name and value):
             raise UsageError(f"--set {word}: expected network.KEY=VALUE or training.KEY=VALUE")
         found[key if section == "network" else name] = parse_yaml(f"value: {value}", f"--set {key}")["value"]
     return known, found
 
 
-@dataclass(frozen=True)
-class PresetData:
-    """Stand-in for a Dataset in --dry-run. path: which preset says so. image_size: side in pixels, or of the latents."""
-
-    path: str
-    kind: str
-    image_size: int
-    channels: int
-    num_classes: int
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def identity(self) -> RunData:
-        """Return what a Dataset's identity would say, as far as it is known."""
-        return RunData(self.path, None, self.count, self.image_size, self.channels, self.num_classes)
-
-
-Data = Dataset | PresetData
-
-
-def preset_data(preset: str) -> PresetData | None:
+def preset_data(preset: str) -> RunData | None:
     """Return the data that a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
     data = load_preset(preset).data
     if data is None:
         return None
-    kind = LATENTS if data.kind else IMAGES
-    return PresetData(f"preset {preset}", kind, data.image_size, data.channels, data.classes, data.images)
-
-
-def planned_for(preset: str | None) -> Data:
-    """Choose the data of a --dry-run without DATA.h5: the only dataset in this folder if the preset fits it, else the preset's own.
-
-    Raises DataError when there is neither.
-    """
-    data = preset_data(preset) if preset else None
-    try:
-        found: Data = Dataset(find_dataset(Path()), latents=True)
-    except DataError:
-        if data is None:
-            raise
-        found = data
-    if data and (data.kind, data.image_size, data.channels) != (found.kind, found.image_size, found.channels):
-        found = data
-    log.info("planned for %d %s of %s", len(found), found.kind, found.path)
-    return found
+    more = {ATTRIBUTES["convention"]: None} if data.kind else {}
+    return RunData(f"preset {preset}", None, data.images, data.image_size, data.channels, data.classes, more=more)
 
 
 @dataclass(frozen=True)
@@ -183,59 +143,62 @@ def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
 
 
 def resolve(
-    options: Mapping[str, Any], dataset: Data, known: Known | None = None, initial: Initial | None = None
+    options: Mapping[str, Any], dataset: Dataset | RunData, known: Known | None = None, initial: Initial | None = None
 ) -> Resolved:
     """Merge settings, and fit the network and the objective to the data.
 
     options: settings by name (None where not given), and keys of the network as `network.channels`. known: a config.yaml,
     whose preset is not read again. initial: the weights to begin from, which bring their network. Raises UsageError for options
-    that fit neither each other nor the dataset, FormatError for an unusable preset, DataError for a file that has changed.
+    that fit neither each other nor the dataset, FormatError for an unusable preset or file.
     """
     given = {key: value for key, value in options.items() if value is not None}
     overrides = {key.removeprefix(NETWORK): given.pop(key) for key in list(given) if key.startswith(NETWORK)}
-    asked = convert_settings(given)
-    if known:
-        check_plugins(known.config.plugins, known.where)
-        asked = {key: value for key, value in asked.items() if (key, value) != ("precision", AUTO)}
+    asked, own, begun = convert_settings(given), dict[str, Any](), dict[str, Any]()
     if isinstance(dataset, Dataset):
         dataset.check_square()
-    data, size, latents = dataset.identity(), dataset.image_size, dataset.kind == LATENTS
+    data = dataset.identity() if isinstance(dataset, Dataset) else dataset
+    assert data.image_size
     if initial:
-        initial.check_data(data, dataset.kind)
+        initial.check_data(data)
+    if known:
+        check_plugins(known.config.plugins, known.where)
+        own = run_settings(known.config.settings, known.where).stored()
+        if asked.get("precision") == AUTO:
+            del asked["precision"]
+    elif initial:
+        begun = initial.inherited(data)
 
     # Each layer says some settings: defaults, the run to begin from, the preset, a config.yaml, options.
-    own = run_settings(known.config.settings, known.where).stored() if known else {}
-    begun = initial.inherited(data) if initial and not known else {}
-    above = {**(own if "preset" in asked else {**begun, **own}), **asked}
-    name = above.get("preset") or _choose(dataset, asked.get("device", AUTO))
-    unread = name == own.get("preset") or (begun and "preset" not in asked)
-    preset = (
-        Preset({}, {}, PresetAbout(gpu=bool(initial and initial.source.settings.precision in PRECISIONS[2:])))
-        if unread
-        else load_preset(name)
-    )
-    if not latents and (preset.about.kind or (preset.data and preset.data.kind)):
+    name = {**begun, **own, **asked}.get("preset") or _choose(data, asked.get("device", AUTO))
+    gpu = bool(initial and initial.source.settings.precision in PRECISIONS[2:])
+    if unread := name == own.get("preset") or (begun and "preset" not in asked):
+        preset = Preset({}, {}, PresetAbout(gpu=gpu))
+    else:
+        preset = load_preset(name)
+    if preset.data and preset.data.kind and not data.latents:
         raise UsageError(
-            f"--preset {name} is for latents, and {dataset.path} holds pixels; 'elbo prep --latents' makes some"
+            f"--preset {name} is for latents, and {data.path} holds pixels; 'elbo prep --latents' makes some"
         )
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
-    values = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train, **own, **asked, "preset": name}
+    said = {**(begun if unread else {}), **own, **asked}
+    values = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train, **said, "preset": name}
 
     # Values that depend on each other, or on the data.
     if initial:
-        values["prediction"] = initial.same_prediction(values["prediction"], "prediction" in {**own, **asked})
+        values["prediction"] = initial.same_prediction(values["prediction"], "prediction" in said)
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
-    if latents and values["flip"]:
+    if data.latents and values["flip"]:
         raise UsageError(
-            f"--flip: {dataset.path} holds latents, which can't be mirrored; pack both with 'elbo prep --mirror'"
+            f"--flip: {data.path} holds latents, which can't be mirrored; pack both with 'elbo prep --mirror'"
         )
-    if "shift" in train and "shift" not in asked and "weighting" in above:
-        log.info("weighting %s as it is, without the preset's --shift %s", values["weighting"], values.pop("shift"))
+    if "shift" in train and "shift" not in asked and "weighting" in said:
+        del values["shift"]  # of the preset's weighting
     full = "weighting" not in asked and bool(own or (begun and "weighting" not in train))
-    weighting = _weighting(values, size, full, initial.network.image_size if initial and begun else size)
-    schedule = _schedule(values, {"logsnr_min", "logsnr_max"}.isdisjoint(above), size)
+    weighting = _weighting(values, data.image_size, full, initial.network.image_size if initial and begun else None)
+    free = {"logsnr_min", "logsnr_max"}.isdisjoint(said)
+    schedule = _schedule(values, free, data.image_size)
     if schedule is None:
         refuse_adaptive(weighting)
     PREDICTIONS.parse(values["prediction"])  # raises UsageError before the run's folder is made
@@ -245,67 +208,55 @@ def resolve(
     files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting.schedule) if each and each.file}
 
     # The network: that of the weights to begin from, of the config.yaml, or of the preset.
-    init = known.config.init if known else None
-    where: Any = f"preset {name}"
-    if initial and (init is None or init.sha256 != initial.sha256):
-        where, section = initial.source.path / CONFIG, section_of(initial.network)
-        usual = initial.network.num_classes > 0 and dataset.num_classes > 1
-    elif known and name == own["preset"]:
-        where, section = known.where, known.config.network
-        usual = section.get("num_classes", 0) > 0
-    else:
-        section, usual = _preset_network(preset, dataset), dataset.num_classes > 1
-    classes = dataset.num_classes if (usual if conditional is None else conditional) else 0
-    network = _network({**section, **overrides}, where, dataset, classes)
+    init, where = known.config.init if known else None, f"preset {name}"
+    fresh = initial if initial and (init is None or init.sha256 != initial.sha256) else None
+    section, usual = _preset_network(preset, data), (data.num_classes or 0) > 1
+    if fresh:
+        where, section, usual = str(fresh.path), section_of(fresh.network), usual and fresh.network.num_classes > 0
+    elif known and unread:
+        where, section, usual = str(known.where), known.config.network, known.config.network.get("num_classes", 0) > 0
+    classes = (data.num_classes or 0) if (usual if conditional is None else conditional) else 0
+    network = _network({**section, **overrides}, where, data, classes)
     if not network.trainable:
         raise UsageError(f"{where}: a network of family {declaration_of(network).name!r} can't be trained")
-    if initial and where == initial.source.path / CONFIG:
-        for file, digest in files.items() if begun and not {"weighting", "schedule"} & asked.keys() else ():
-            if initial.source.files.get(file, digest) != digest:
-                raise DataError(
-                    f"{file}: has changed since {initial.path} was trained on it; give --schedule or --weighting"
-                )
-        changed = initial.changed(settings, network, data)
-        init = initial.facts(changed)
-        for each in changed:
-            log.info("not as in %s: %s", initial.path, each)
+    if fresh:
+        init = fresh.facts(settings, network, data)
+        log.info("from %s; other than there: %s", fresh.path, ", ".join(init.changed or ()) or "nothing")
     elif initial and init:
         init = structs.replace(init, run=str(initial.path))  # where it is now
     return Resolved(settings, network, data, files, weighting, schedule, init, initial)
 
 
-def _choose(dataset: Data, device: str) -> str:
+def _choose(data: RunData, device: str) -> str:
     """Return the name of the preset for that data on that device. Raises UsageError when there is none."""
     room = card_bytes(device)
+    assert data.image_size and data.count
 
-    def fits(preset: str) -> bool:
+    def fits(name: str) -> bool:
         if room is None:
             return True
+        network = _network(_preset_network(load_preset(name), data), name, data, data.num_classes or 0)
         with torch.device("meta"):
-            network = build(
-                _network(_preset_network(load_preset(preset), dataset), preset, dataset, dataset.num_classes)
-            )
-        return TRAINED_BYTES * count_parameters(network) <= room
+            return TRAINED_BYTES * count_parameters(build(network)) <= room
 
-    latents, gpu = dataset.kind == LATENTS, meant_by(device) != "cpu"
-    name = choose_preset(dataset.image_size, len(dataset), latents, gpu, fits)
-    side = f"{dataset.image_size} {'latents a side' if latents else 'pixels'}"
-    log.info("preset %s, for %d images of %s on a %s", name, len(dataset), side, "GPU" if gpu else "CPU")
+    name = choose_preset(data.image_size, data.count, data.latents, meant_by(device) != "cpu", fits)
+    log.info("preset %s, for %d images of side %d", name, data.count, data.image_size)
     return name
 
 
-def _preset_network(preset: Preset, dataset: Data) -> dict[str, Any]:
+def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
     """Return a preset's network section, for images of the size that it is made for."""
-    return {**preset.network, "image_size": preset.data.image_size if preset.data else dataset.image_size}
+    return {**preset.network, "image_size": preset.data.image_size if preset.data else data.image_size}
 
 
-def _network(section: dict[str, Any], where: object, dataset: Data, classes: int) -> NetworkConfig:
+def _network(section: dict[str, Any], where: object, data: RunData, classes: int) -> NetworkConfig:
     """Fit a network to the size and channels of a dataset. Raises FormatError, UsageError."""
-    config = config_of({"num_classes": classes, **section, "image_channels": dataset.channels}, where)
-    return config.for_classes(classes).for_size(dataset.image_size)
+    config = config_of({"num_classes": classes, **section, "image_channels": data.channels}, where)
+    assert data.image_size
+    return config.for_classes(classes).for_size(data.image_size)
 
 
-def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> Weighting:
+def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int | None) -> Weighting:
     """Return the weighting, and take its refinements out of `values`.
 
     full: whether it is another run's, as written in full, for images of the side `made_for`.
@@ -314,11 +265,10 @@ def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> 
     shift = resolution_shift(size) if asked == AUTO else asked or 0.0
     if full and asked is not None:
         shift -= resolve_weighting(spec).shift  # instead of its own, which the same option may have given it
-    elif full and size != made_for:
+    elif full and made_for:
         shift = resolution_shift(size) - resolution_shift(made_for)
-        log.info("weighting shifted by %.4g, from side %d to %d; --shift says otherwise", shift, made_for, size)
-    monotone, parameters = bool(values.pop("monotone", False)), None if bias is None else {"bias": bias}
-    return resolve_weighting(spec, shift=shift, monotone=monotone, given=parameters, size=size)
+    given = {} if bias is None else {"bias": bias}
+    return resolve_weighting(spec, shift=shift, monotone=bool(values.pop("monotone", False)), given=given, size=size)
 
 
 def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
@@ -326,17 +276,18 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
     free: whether nobody asked for a range, so that a file brings its own.
     """
-    spec, low, high = values["schedule"], values["logsnr_min"], values["logsnr_max"]
+    spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
     if spec == ADAPTIVE:
-        check_range(low, high)
+        check_range(*ends)
         return None
     if free and SCHEDULES.named(spec.partition(":")[0]) is None:
-        schedule = resolve_schedule(spec)
-        values |= {"logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
-        log.info("logsnr from %g to %g, as in %s", schedule.logsnr_min, schedule.logsnr_max, spec)
-    else:
-        schedule = resolve_schedule(spec, low, high, size=size)
-    values["schedule"] = schedule.base
+        ends = None, None
+    schedule = resolve_schedule(spec, *ends, size=size)
+    values |= {
+        "schedule": schedule.base,
+        "logsnr_min": schedule.logsnr_min,
+        "logsnr_max": schedule.logsnr_max,
+    }
     return schedule
 
 
@@ -354,25 +305,30 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
     """List the changes that a resumed run may not make, a line each."""
     had, asked = _fixed(had_run), _fixed(asked_for)
-    lines = {
-        key: f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}"
-        for key in sorted({*had, *asked})
-        if had.get(key) != asked.get(key)
-    }
-    return [lines["--preset"]] if "--preset" in lines else list(lines.values())  # other differences follow from it
+    changed = [key for key in {**had, **asked} if had.get(key) != asked.get(key)]
+    if "--preset" in changed:
+        changed = ["--preset"]  # other differences follow from it
+    return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in sorted(changed)]
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
     """Return the settings that must stay when a run continues, by their names in messages. Earlier versions had fewer settings and network keys."""
-    usual = TrainSettings().stored()
-    settings = {key: config.settings.get(key, usual[key]) for key in usual if not SETTINGS[key].says("free", False)}
+    settings = {**TrainSettings().stored(), **config.settings}
     if settings["precision"] == "tf32":  # a run may go from one device to another
         settings["precision"] = "fp32"
-    data = {key: value for key, value in config.data.json().items() if key not in PLACES}
-    sections = {"network": filled(config.network), "data": data, "files": config.files}
+    sections = {"network": filled(config.network), "data": config.data.json(), "files": config.files}
     return {
-        **{f"--{key.replace('_', '-')}": value for key, value in settings.items()},
-        **{f"{section} {key}": value for section, values in sections.items() for key, value in values.items()},
+        **{
+            f"--{key.replace('_', '-')}": settings[key]
+            for key, each in SETTINGS.items()
+            if not each.says("free", not each.says("stored", True))
+        },
+        **{
+            f"{section} {key}": value
+            for section, values in sections.items()
+            for key, value in values.items()
+            if section != "data" or key not in PLACES
+        },
         "--init": config.init and f"weights of sha256 {config.init.sha256}",
         "--plugin": ", ".join(map(str, config.plugins or [])) or None,
     }

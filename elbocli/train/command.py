@@ -121,8 +121,8 @@ GROUPS["Plan, without training"] = ["dry_run"]
     "--dry-run",
     is_flag=True,
     help="Print what would run, need and fit; then stop.",
-    more="It is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With --preset and no DATA.h5, unless the only dataset here fits "
-    "it, this is for the data that the preset is made for.",
+    more="It is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With --preset and no DATA.h5 "
+    "it is for the data that the preset is made for, if that says some.",
 )
 @plugin_option
 @common
@@ -156,12 +156,10 @@ def train(
     if dry_run:
         if not Command.silent:
             initial = initial_of(init, known, out)
-            anyhow = data is None and known is None and (initial is None or preset is not None)
-            planned = (
-                settings.planned_for(preset) if anyhow else Dataset(data or dataset_for(known, initial), latents=True)
-            )
-            resolved = settings.resolve(asked, planned, known, initial)
-            click.echo(yaml_text(plan.plan(resolved, len(planned), launched())), nl=False)
+            planned = settings.preset_data(preset) if preset and data is None and known is None else None
+            dataset = planned or Dataset(data or dataset_for(known, initial), latents=True)
+            resolved = settings.resolve(asked, dataset, known, initial)
+            click.echo(yaml_text(plan.plan(resolved, resolved.data.count or 0, launched())), nl=False)
         return
     with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
         with world.together():

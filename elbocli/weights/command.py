@@ -148,10 +148,14 @@ def check(
     from elbocli.run.open import means_run, weighting_of_run
 
     if equals is None and means_run(spec):
-        of_run = weighting_of_run(Path(spec))
-        numbers = of_run.json()
-        click.echo(json.dumps(numbers) if as_json else "\n".join(map(visible, of_run.lines())))
-        ctx.exit(0 if numbers["monotone"] else 1)
+        settings, effective = weighting_of_run(Path(spec))
+        times, bounds = [each.json() for each in effective], [settings.logsnr_min, settings.logsnr_max]
+        monotone, named = all(row["monotone"] for row in times), f"{spec}: {settings.weighting}"
+        about = {"run": spec, "weighting": settings.weighting, "schedule": settings.schedule}
+        lines = [f"{named} after step {w.step}: {w.weighting.verdict(w.low, w.high)}" for w in effective]
+        of_run = {**about, "monotone": monotone, "logsnr": bounds, "times": times}
+        click.echo(json.dumps(of_run) if as_json else "\n".join(map(visible, lines)))
+        ctx.exit(0 if monotone else 1)
     weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
     low = max(low, *(w.support[0] for w in (weighting, *others)))
     high = min(high, *(w.support[1] for w in (weighting, *others)))
@@ -176,7 +180,7 @@ def _weighting(text: str) -> Any:
     from elbocli.run.open import means_run, weighting_of_run
 
     if means_run(text):
-        return weighting_of_run(Path(text)).times[-1].weighting
+        return weighting_of_run(Path(text))[1][-1].weighting
     return resolve_weighting(text)
 
 

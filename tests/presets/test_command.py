@@ -13,18 +13,19 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
 from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 from elbocli.presets.command import editable
-from elbocli.run.settings import PresetData, preset_data, resolve
+from elbocli.run.settings import preset_data, resolve
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 PAGE = Path(__file__).parents[2] / "docs/presets.md"
 KEY = re.compile(r"^  #(?=\w+: )", re.M)
 
 
-def data_of(name: str) -> PresetData:
+def data_of(name: str) -> RunData:
     found = preset_data(name)
     assert found is not None
     return found

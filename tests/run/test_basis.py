@@ -15,11 +15,11 @@ from torch import nn
 
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.checkpoint import PluginFile, checked_config
+from elbocli.files.checkpoint import PluginFile, RunData, checked_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import to_text
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, count_parameters, network
-from elbocli.run.settings import Known, PresetData, Resolved, difference, resolve
+from elbocli.run.settings import Known, Resolved, difference, resolve
 
 TRAIN = "steps: 40, batch: 16, lr: 2.0e-3, weighting: edm, shift: 1.5, ema: 0.9"
 UNET = "channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1"
@@ -121,9 +121,7 @@ def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(
         assert resolve({**given, "device": device}, Dataset(digits), known_of(run)).settings.precision == kept
 
 
-SIZES = [
-    PresetData("other", "images", size, channels, classes, 50) for size, channels, classes in [(16, 3, 7), (8, 1, 1)]
-]
+SIZES = [RunData("other", None, 50, size, channels, classes) for size, channels, classes in [(16, 3, 7), (8, 1, 1)]]
 
 
 @pytest.mark.parametrize("other", SIZES, ids=short)
@@ -131,7 +129,7 @@ SIZES = [
     "network", [UNET, "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8"]
 )
 def test_a_network_is_rebuilt_for_other_data_as_its_preset_would_build_it(
-    network: str, other: PresetData, file: Path, first: Make
+    network: str, other: RunData, file: Path, first: Make
 ) -> None:
     file.write_text(
         f"network: {{{network}}}\ndata: {{image_size: 8, channels: 1, classes: 10, images: 9}}\ntrain: {{}}\n"

@@ -18,7 +18,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
-from elbocli.files.dataset import LATENTS, Dataset
+from elbocli.files.checkpoint import RunData
 from elbocli.nn.networks import build, place
 from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.unet import UNetConfig
@@ -75,7 +75,7 @@ def measured_peak(config, batch, precision, recompute):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("config", [UNET, UVIT, DIT, PAIRS], ids=["unet", "uvit", "dit", "pairs"])
 def test_the_memory_of_a_pass_is_about_what_was_planned(config, precision, recompute):
-    data = settings.PresetData("here", "images", config.image_size, 3, config.num_classes, 100)
+    data = RunData("here", None, 100, config.image_size, 3, config.num_classes)
     resolved = replace(
         settings.resolve({"preset": MINE, "precision": precision, "preview_every": 0}, data), network=config
     )
@@ -178,19 +178,9 @@ def test_the_whole_plan_is_plain_and_its_numbers_agree():
 # --- without a dataset ---
 
 
-def test_a_dataset_here_is_planned_for_if_it_fits(digits, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert settings.planned_for("digits").path == "preset digits"
-    (tmp_path / "a.h5").symlink_to(digits)
-    assert isinstance(settings.planned_for("digits"), Dataset) and isinstance(settings.planned_for(None), Dataset)
-    assert len(settings.planned_for("imagenet512")) == 1_281_167
-    (tmp_path / "b.h5").symlink_to(digits)
-    assert settings.planned_for("digits").path == "preset digits"
-
-
 def test_latents_are_planned_without_an_autoencoder():
     data = settings.preset_data("latents256")
-    assert data.kind == LATENTS and data.channels == 4
+    assert data.latents and data.channels == 4
     assert settings.resolve({"preset": "latents256"}, data).network.image_channels == 4
     with pytest.raises(UsageError, match="--flip: preset latents256 holds latents"):
         settings.resolve({"preset": "latents256", "flip": True}, data)

@@ -151,7 +151,7 @@ def editable(name: str, preset: Preset) -> str:
             lines += ["", f"  # == {heading} =="]
         value = preset.train.get(key, getattr(usual, key))
         value = list(value) if isinstance(value, tuple) else 0.0 if value is None and setting.kind is float else value
-        lines += _key(key, f"{setting.meta.description} {setting.bounds()}".strip(), value, key in preset.train)
+        lines += _key(key, str(setting.meta.description), value, key in preset.train)
     return "\n".join(lines) + "\n"
 
 

@@ -42,7 +42,6 @@ from elbocli.report.thumbnails import (
 from elbocli.run.folder import read_status
 from elbocli.run.open import (
     EffectiveWeighting,
-    began_from,
     dataset_of,
     effective_weightings,
     empty_network,
@@ -408,7 +407,11 @@ def _environment(
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: getattr(config, key) for key in keys}
-    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None, **began_from(config)}
+    found |= {
+        "precision": settings.precision,
+        "images_per_s": median(rates) if rates else None,
+        **(config.init.about() if config.init else {}),
+    }
     read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
     if newest := next(filter(None, read), None):
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6

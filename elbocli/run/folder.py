@@ -28,7 +28,7 @@ PREVIEW_COUNT = 64
 """Most images in a preview: all of the same noise, and as many of each class that is drawn as of any other."""
 STATUS = "status.json"
 LOCK = ".lock"
-RUNNING, DONE, DEAD = "running", "done", "dead"
+RUNNING, DONE = "running", "done"
 EVERY_S = 5.0
 """Time from one note of the step to the next."""
 
@@ -57,44 +57,29 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     """Hold the folder for this process alone until the stack ends.
 
     patience: seconds to wait for another process to leave it. anew: begin again where checkpoints are gone. Raises
-    UsageError when it holds something else, DataError when another process stays.
+    UsageError when it holds something else or a run with other settings, DataError when another process stays, or
+    checkpoints are gone. A run that never had a checkpoint begins again, with any settings.
     """
     with writing(out):
-        if out.exists() and not (out.is_dir() and ((out / CONFIG).exists() or _begun(out))):
+        # A start that was killed leaves a lock, and files written aside.
+        if out.exists() and not (out / CONFIG).exists() and not all(path.name[0] == "." for path in out.iterdir()):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out / LOCK, str(out), patience))
-        if (out / CONFIG).exists():
-            _check(out, resolved, anew)
-    store.clean(out)
-
-
-def _begun(out: Path) -> bool:
-    """Tell whether a folder holds no more than a start that was killed leaves: no checkpoint, and files written aside."""
-    return not store.checkpoints(out) and all(
-        path.name in (LOCK, store.FOLDER) or path.name.startswith(".") for path in out.iterdir()
-    )
-
-
-def _check(out: Path, resolved: Resolved, anew: bool) -> None:
-    """Raise UsageError unless the run goes on with these settings; DataError where its checkpoints are gone.
-
-    A run that never had a checkpoint begins again, with any settings.
-    """
-    before = store.read_config(out)
-    _refuse_imported(before, out)
-    if store.checkpoints(out):
-        if changed := difference(before, resolved.config()):
+    if (out / CONFIG).exists():
+        before = store.read_config(out)
+        _refuse_imported(before, out)
+        changed = difference(before, resolved.config())
+        if changed and store.checkpoints(out):
             raise UsageError(
                 f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  "
                 + "\n  ".join(changed)
             )
-        return
-    saved = None
-    with suppress(FormatError):
-        saved = read_status(out).saved
-    if not anew and (saved is not None or not (out / store.FOLDER).is_dir()):
-        raise DataError(f"{out}: holds a run whose checkpoints are gone; put them back, or begin anew with --overwrite")
+        if not anew and Status(out, 0).saved is not None and not store.checkpoints(out):
+            raise DataError(
+                f"{out}: holds a run whose checkpoints are gone; put them back, or begin anew with --overwrite"
+            )
+    store.clean(out)
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
@@ -102,26 +87,23 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 
     command: as typed; repeated without a change, it stands there once. about: processes and device_name.
     """
-    before = store.read_config(out) if store.checkpoints(out) else None
-    commands, config = before.commands if before else [], resolved.config()
-    data, text = Path(str(config.data.path)), json.dumps(config.resolved(), sort_keys=True)
-    with writing(out):
-        (out / store.FOLDER).mkdir(exist_ok=True)
-    store.write_config(
-        out,
-        structs.replace(
-            config,
-            run_id=(before and before.run_id) or hashlib.sha256(text.encode()).hexdigest()[:32],
-            elbo_version=__version__,
-            torch_version=str(torch.__version__),
-            python_version=python_version(),
-            commands=commands if commands[-1:] == [command] else [*commands, command],
-            data=structs.replace(
-                config.data, from_run=os.path.relpath(data.parent.resolve() / data.name, out.resolve())
-            ),
-            **about,
-        ),
+    config = resolved.config()
+    commands, run_id = list[str](), None
+    if store.checkpoints(out):
+        before = store.read_config(out)
+        commands, run_id = before.commands, before.run_id
+    text = json.dumps(config.resolved(), sort_keys=True)
+    new = structs.replace(
+        config,
+        run_id=run_id or hashlib.sha256(text.encode()).hexdigest()[:32],
+        elbo_version=__version__,
+        torch_version=str(torch.__version__),
+        python_version=python_version(),
+        commands=commands if commands[-1:] == [command] else [*commands, command],
+        data=structs.replace(config.data, from_run=os.path.relpath(str(config.data.path), out.resolve())),
+        **about,
     )
+    store.write_config(out, new)
 
 
 @stored("status.json of a run")
@@ -151,22 +133,16 @@ def read_status(run: Path) -> RunStatus:
     """Return how a run stands now. Raises FormatError when that isn't known."""
     path = run / STATUS
     found = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
-    if found.state != RUNNING or _held(run):
-        return found
-    gone = "its process is gone without a word; the same command goes on from what is saved"
-    return structs.replace(found, state=DEAD, message=gone)
-
-
-def _held(run: Path) -> bool:
-    """Tell whether a process holds a run's lock."""
-    try:
-        with open(run / LOCK, "rb") as file:
-            lock(file.fileno())
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
+    if found.state == RUNNING:
+        try:
+            with open(run / LOCK, "rb") as file:
+                lock(file.fileno())
+        except BlockingIOError:
+            return found
+        except FileNotFoundError:
+            pass
+        return structs.replace(found, state="dead", message="its process is gone; the same command goes on")
+    return found
 
 
 class Status:
@@ -176,18 +152,11 @@ class Status:
     """
 
     def __init__(self, run: Path, steps: int):
+        self.run, self._lock, self._noted = run, Lock(), time.monotonic()
         now = RunStatus("", 0, steps, 0, 0.0)
         with suppress(FormatError):
             now = read_status(run)
-        self.run, self.steps, self.state, self.step, self.images, self.saved = (
-            run,
-            steps,
-            now.state,
-            now.step,
-            now.images,
-            now.saved,
-        )
-        self._lock, self._noted = Lock(), time.monotonic()
+        self.state, self.step, self.steps, self.images, self.saved = now.state, now.step, steps, now.images, now.saved
 
     def reached(self, step: int, images: int) -> None:
         """Take note of a step, and write it now and then."""

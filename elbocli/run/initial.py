@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elbocli.core.prediction import Prediction
 from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, InitFacts, RunData
@@ -75,17 +74,6 @@ class Initial:
     def check_data(self, data: RunData) -> None:
         """Raise UsageError for images whose numbers mean another thing to the network."""
         check_content(data, self.source.data, self.path)
-        if data.channels != self.network.image_channels:
-            raise UsageError(
-                f"{data.path}: images have {data.channels} channels, those of {self.path} have {self.network.image_channels}"
-            )
-
-    def same_prediction(self, spec: str, given: bool) -> str:
-        """Return the prediction of the weights. Raises UsageError when another was given."""
-        own = self.source.prediction.spec
-        if given and Prediction(spec).spec != own:
-            raise UsageError(f"--prediction {spec}: the network of {self.path} outputs {own}; leave it out")
-        return self.source.settings.prediction
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return for each class of the data its number in the run, None for a new one.
@@ -135,14 +123,8 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
     return found
 
 
-def dataset_for(known: Known | None, initial: Initial | None) -> Path:
-    """Find the dataset where none is named: that of the run, or of the one it begins from, else the only one here.
-
-    Raises DataError.
-    """
-    if known is not None:
-        data = dataset_of(known.config.data, known.where.parent)
-    elif not initial or not (data := dataset_of(initial.source.data, initial.source.path)).exists():
-        data = find_dataset(Path())
+def dataset_for(known: Known | None) -> Path:
+    """Find the dataset where none is named: that of the run, else the only one here. Raises DataError."""
+    data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
     log.info("dataset %s", data)
     return data

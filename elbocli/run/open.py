@@ -48,11 +48,6 @@ TIMES = 12
 """Moments of a run that are told: the start, the end, and others evenly between them."""
 
 
-def began_from(config: RunConfig) -> dict[str, Any]:
-    """Return the origin of a run's initial weights, as `init_run` and other keys; empty where they were drawn."""
-    return config.init.about() if config.init else {}
-
-
 def dataset_of(data: RunData, run: Path) -> Path:
     """Return where the dataset of a run is now: as seen from the run, else as it was typed.
 
@@ -119,17 +114,12 @@ class TrainedRun:
     about: dict[str, Any]
 
     def __repr__(self) -> str:
-        return f"TrainedRun({str(self.path)!r}, {self.age})"
+        return f"TrainedRun({str(self.path)!r}, step {self.step})"
 
     @property
     def step(self) -> int:
         """Optimizer updates that the weights have seen; 0 where that isn't known."""
         return int(self.about.get("step", 0))
-
-    @property
-    def age(self) -> str:
-        """Age of the weights in words: step 4500, or imported."""
-        return f"step {self.step}" if "step" in self.about else "imported"
 
     @property
     def prediction(self) -> Prediction:
@@ -197,7 +187,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
         "prediction": settings.prediction,
         "trained_on": config.data.payload_sha256,
         **{key: value for key in PREPROCESSING if (value := getattr(config.data, key)) is not None},
-        **began_from(config),
+        **(config.init.about() if config.init else {}),
         **(config.source.about() if config.source else trained),
     }
     where = checkpoint.path

@@ -185,8 +185,11 @@ def resolve(
     values = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train, **said, "preset": name}
 
     # Values that depend on each other, or on the data.
-    if initial:
-        values["prediction"] = initial.same_prediction(values["prediction"], "prediction" in said)
+    if initial:  # which was trained to predict one thing
+        source = initial.source.settings.prediction
+        if Prediction(said.get("prediction", source)).spec != Prediction(source).spec:
+            raise UsageError(f"--prediction {said['prediction']}: the network of {initial.path} outputs {source}")
+        values["prediction"] = source
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if data.latents and values["flip"]:

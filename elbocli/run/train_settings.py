@@ -310,17 +310,6 @@ class Setting(NamedTuple):
         """Return what its declaration says by a key of `about`."""
         return (self.meta.extra or {}).get(key, otherwise)
 
-    def bounds(self) -> str:
-        """Return the values that it may have, in words; '' where its help says it."""
-        meta = self.meta
-        if get_origin(self.kind) is Literal:
-            return f"One of {', '.join(get_args(self.kind))}."
-        if self.kind is bool:
-            return "true or false."
-        if meta.le is None or meta.le > 1e4:
-            return ""
-        return f"From {meta.ge:g} to {meta.le:g}." if meta.gt is None else f"Above {meta.gt:g} to {meta.le:g}."
-
 
 def _setting(hint: Any) -> Setting:
     kind, meta = get_args(hint)
@@ -337,17 +326,14 @@ PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset"
 
 def convert_text(value: Any, hint: Any) -> Any:
     """Return a value of an annotated type, made of text or of what YAML has: .5, 1e3 for 1000. Raises ValueError."""
-    forms = [value]
-    if isinstance(value, str) and not value.isdigit():
-        with suppress(ValueError):
-            forms.append(float(value))  # .5, which JSON doesn't know
-    said = ""
-    for form in forms:
-        try:
-            return msgspec.convert(form, hint, strict=False)
-        except msgspec.ValidationError as error:
-            said = str(error).replace("`", "")
-    raise ValueError(said[0].lower() + said[1:])
+    try:
+        return msgspec.convert(value, hint, strict=False)
+    except msgspec.ValidationError as error:
+        with suppress(ValueError, msgspec.ValidationError):
+            if isinstance(value, str):  # .5, which JSON doesn't know
+                return msgspec.convert(float(value), hint, strict=False)
+        said = str(error).replace("`", "")
+        raise ValueError(said[0].lower() + said[1:]) from error
 
 
 def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:

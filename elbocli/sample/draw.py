@@ -249,7 +249,7 @@ class _Drawing:
                     )
             start = world.of_first(self.sink.done if self.sink else 0)
             log.info(
-                f"{trained.path}: {trained.age}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
+                f"{trained.path}: step {trained.step}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
                 f"logsnr {about['logsnr_min']:.4g} to {about['logsnr_max']:.4g}; {world.device}, {about['precision']}, "
                 f"{world.size} process{'es' if world.size > 1 else ''}"
             )

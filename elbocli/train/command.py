@@ -157,7 +157,7 @@ def train(
         if not Command.silent:
             initial = initial_of(init, known, out)
             planned = settings.preset_data(preset) if preset and data is None and known is None else None
-            dataset = planned or Dataset(data or dataset_for(known, initial), latents=True)
+            dataset = planned or Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
             click.echo(yaml_text(plan.plan(resolved, resolved.data.count or 0, launched())), nl=False)
         return
@@ -167,7 +167,7 @@ def train(
             initial = initial_of(init, known, out) if world.first else None  # one process reads all of its weights
         initial = world.of_first(initial)
         with world.together():
-            dataset = Dataset(data or dataset_for(known, initial), latents=True)
+            dataset = Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
             validate.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite)

@@ -35,7 +35,7 @@ def work(out, at=lambda: None):
 def goes_on(out):
     work(out)
     assert read_config(out).settings["steps"] == 40
-    assert sorted(path.name for path in out.iterdir()) == [".lock", "checkpoints", "config.yaml"], list(out.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "config.yaml"], list(out.iterdir())
 """
 
 
@@ -150,7 +150,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_done(elbo: Any, digits: Path,
     assert content(run) | {"status.json": b""} == before | {"status.json": b""}
 
 
-@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*", "status.json checkpoints"])
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*"])
 def test_a_run_whose_checkpoints_are_gone_is_refused_and_begins_anew_where_that_is_asked_for(
     gone: str, elbo: Any, digits: Path, preset: Path, tmp_path: Path
 ) -> None:

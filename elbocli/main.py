@@ -29,46 +29,30 @@ from elbocli.errors import ElboError
 from elbocli.version import __version__
 
 COMMANDS = {
-    "adapt": ("elbocli.adapt.command.adapt", "Fit a noise schedule to the loss logs of runs, for any weighting."),
-    "bound": (
-        "elbocli.bound.command.bound",
-        "Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.",
-    ),
-    "compare": (
-        "elbocli.compare.command.compare",
-        "Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.",
-    ),
-    "completion": ("elbocli.main.completion", "Print what makes SHELL complete command lines of elbo."),
-    "ema": ("elbocli.ema.command.ema", "Make an average of RUN's weights after training."),
-    "eval": ("elbocli.evaluate.command.evaluate", "Score SAMPLES against a reference; one JSON object."),
-    "grid": (
-        "elbocli.grid.command.grid",
-        "Make the grid of noise levels on which a sampler draws from RUN with few steps.",
-    ),
-    "import": (
-        "elbocli.importer.command.import_",
-        "Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.",
-    ),
-    "info": ("elbocli.info.command.info", "Say what FILE is and how it was made, and show its images."),
-    "merge": ("elbocli.merge.command.merge", "Make one dataset, OUT.h5, of several PARTs."),
-    "optimum": (
-        "elbocli.optimum.command.optimum",
-        "Find the least error that any denoiser of DATA.h5 can have, at each noise level.",
-    ),
-    "prep": ("elbocli.prep.command.prep", "Pack images into one dataset, OUT.h5."),
-    "presets": (
-        "elbocli.presets.command.presets",
-        "Look at presets: a network and training settings for a size of image.",
-    ),
-    "report": (
-        "elbocli.report.command.report",
-        "Show a run, or several side by side, on one page of HTML that needs no other file.",
-    ),
-    "sample": ("elbocli.sample.command.sample", "Draw images from RUN, or from one of its checkpoints."),
-    "train": ("elbocli.train.command.train", "Train a denoiser on DATA.h5, under any weighting of the noise levels."),
-    "weights": ("elbocli.weights.command.weights", "Look at weightings: how much each noise level counts."),
+    "adapt": "Fit a noise schedule to the loss logs of runs, for any weighting.",
+    "bound": "Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.",
+    "compare": "Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.",
+    "completion": "Print what makes SHELL complete command lines of elbo.",
+    "ema": "Make an average of RUN's weights after training.",
+    "eval": "Score SAMPLES against a reference; one JSON object.",
+    "grid": "Make the grid of noise levels on which a sampler draws from RUN with few steps.",
+    "import": "Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.",
+    "info": "Say what FILE is and how it was made, and show its images.",
+    "merge": "Make one dataset, OUT.h5, of several PARTs.",
+    "optimum": "Find the least error that any denoiser of DATA.h5 can have, at each noise level.",
+    "prep": "Pack images into one dataset, OUT.h5.",
+    "presets": "Look at presets: a network and training settings for a size of image.",
+    "report": "Show a run, or several side by side, on one page of HTML that needs no other file.",
+    "sample": "Draw images from RUN, or from one of its checkpoints.",
+    "train": "Train a denoiser on DATA.h5, under any weighting of the noise levels.",
+    "weights": "Look at weightings: how much each noise level counts.",
 }
-"""Name → the command's full name, and the first sentence of its help."""
+"""Name → the first sentence of its help. The command is elbocli.NAME.command.NAME, but for these:"""
+ELSEWHERE = {
+    "completion": "elbocli.main.completion",
+    "eval": "elbocli.evaluate.command.evaluate",
+    "import": "elbocli.importer.command.import_",
+}
 
 
 class Commands(Group):
@@ -82,7 +66,7 @@ class Commands(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            return resolve_name(COMMANDS[cmd_name][0])
+            return resolve_name(ELSEWHERE.get(cmd_name, f"elbocli.{cmd_name}.command.{cmd_name}"))
         if cmd_name not in ADDED and not ctx.resilient_parsing:
             from elbocli.core.registry import load_installed
 
@@ -92,7 +76,7 @@ class Commands(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         added = [(name, command.get_short_help_str(100)) for name, command in ADDED.items()]
         with formatter.section("Commands"):
-            formatter.write_dl([*((name, about) for name, (_, about) in COMMANDS.items()), *added])
+            formatter.write_dl([*COMMANDS.items(), *added])
 
 
 def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -163,8 +147,8 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(shell: str) -> None:
     """Print what makes SHELL complete command lines of elbo.
 
-    SHELL is bash, zsh or fish. Completed are commands and options, names of weightings, schedules, predictions, presets
-    and samplers, and runs.
+    SHELL is bash, zsh or fish. Completed are commands and options, and names of weightings, schedules, predictions,
+    presets and samplers.
 
     \b
     bash, in ~/.bashrc:               eval "$(elbo completion bash)"
@@ -248,14 +232,11 @@ def run(args: list[str] | None = None) -> int:
                 if Command.verbose:
                     import traceback
 
-                    with suppress(OSError):  # the terminal may be closed
-                        click.echo(visible_lines(traceback.format_exc()), err=True, nl=False)
+                    tell(traceback.format_exc().replace("\n", "\n  "))
             case BrokenPipeError():
                 return SIGNALLED + signal.SIGPIPE
             case OSError():
                 said = f"{error.filename or 'standard output'}: {error.strerror or error}"
-            case UnicodeEncodeError():
-                said = f"a name is not UTF-8, rename the file ({said})"
             case KeyboardInterrupt() | click.Abort():
                 said, code = "interrupted", SIGNALLED + signal.SIGINT
             case _ if no_memory:

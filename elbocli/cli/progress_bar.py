@@ -10,11 +10,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from elbocli.cli.commands import Command, tell, visible
-from elbocli.runtime.progress import duration, log, show_progress_with
+from elbocli.runtime.progress import log, show_progress_with
 
 LINE_EVERY_S = 10.0
 FIRST_S = 2.0
 """Seconds before the first line on what is done."""
+LINE = "{n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 
 @contextmanager
@@ -51,36 +52,29 @@ class Display(logging.Handler):
 
     def show(self, done: int, total: int | None, unit: str, then: str, values: dict[str, Any]) -> None:
         """Show a count, as `progress` reports it. The newest of each value stays, so that a validation keeps the loss."""
-        now = time.monotonic()
+        from tqdm import tqdm
+
+        now, terminal = time.monotonic(), sys.stderr.isatty()
         if done < self.last or self.last < 0:
             self.end()
             self.begun, self.first = now, done
         self.last = done
-        self.values |= values
-        if sys.stderr.isatty():
-            with suppress(OSError):
-                self._update_bar(done, total, unit, then)
-        elif now - self.shown_at >= LINE_EVERY_S:
-            rate = (done - self.first) / max(now - self.begun, 1e-9)
-            left = f", {duration((total - done) / rate)} left" if total is not None and rate else ""
-            pace = f", {rate:.3g} {unit}/s{left}" if rate else ""
-            of = "" if total is None else f"/{total}"
-            tell(f"{Command.path}: {done}{of} {unit}{pace} {self._shown()}".rstrip())
+        self.values |= {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+        if not terminal and now - self.shown_at < LINE_EVERY_S:
+            return
+        shown = visible(" ".join(f"{key}={value}" for key, value in self.values.items()))
+        if not terminal:
+            how: Any = {"initial": self.first, "unit": unit, "postfix": shown, "bar_format": LINE}
+            tell(f"{Command.path}: {tqdm.format_meter(done, total, now - self.begun, **how)}")
             self.shown_at, self.values = now, {}
-
-    def _shown(self) -> str:
-        values = self.values.items()
-        return " ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values)
-
-    def _update_bar(self, done: int, total: int | None, unit: str, then: str) -> None:
-        from tqdm import tqdm
-
-        if self.bar is None:
-            count: Any = {"total": total, "initial": done, "unit": unit}
-            self.bar = tqdm(file=sys.stderr, dynamic_ncols=True, smoothing=0.1, leave=False, **count)
-        self.bar.set_description(f"{Command.path}, {then}" if then else Command.path, refresh=bool(then))
-        self.bar.set_postfix_str(visible(self._shown()), refresh=False)
-        self.bar.update(done - self.bar.n)
+            return
+        with suppress(OSError):
+            if self.bar is None:
+                bar: Any = {"total": total, "initial": done, "unit": unit, "leave": False}
+                self.bar = tqdm(file=sys.stderr, dynamic_ncols=True, smoothing=0.1, **bar)
+            self.bar.set_description(f"{Command.path}, {then}" if then else Command.path, refresh=bool(then))
+            self.bar.set_postfix_str(shown, refresh=False)
+            self.bar.update(done - self.bar.n)
 
     def end(self) -> None:
         """Take the bar away; the next count draws it again."""

@@ -74,29 +74,11 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return found or [CompletionItem(incomplete, type="file")]
 
 
-class RunPath(click.Path):
-    """A path. The shell completes runs and checkpoints in this folder, before other folders."""
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Runs and checkpoints, but names that a shell would take apart."""
-        from os.path import split
-        from shlex import quote
-
-        from click.shell_completion import CompletionItem
-
-        if param.name not in ("run", "runs"):
-            return super().shell_complete(ctx, param, incomplete)
-        folder, name = split(incomplete)
-        marks = [*Path(folder).glob(f"{name}*/config.yaml"), *Path(folder).glob(f"{name}*/meta.json")]
-        runs = sorted(str(mark.parent) for mark in marks)
-        return [CompletionItem(run) for run in runs if quote(run) == run] or [CompletionItem(incomplete, type="dir")]
-
-
-PATH = RunPath(path_type=Path)
+PATH = click.Path(path_type=Path)
 STREAM = Path("-")
 
 
-class Output(RunPath):
+class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """The path of a file that the command writes, of one of some kinds as `check_outputs` takes them.
 
     suffixes: its name ends in one of them; () is any. stdout: whether it may be - instead. streams: whether it may be a pipe
@@ -108,7 +90,8 @@ class Output(RunPath):
         self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = Path(str(super().convert(value, param, ctx)))
+        """Convert text to a Path. Raises UsageError for a name that is none of such a file."""
+        path = Path(value)
         if path == STREAM and not self.stdout:
             self.fail("standard output is for other results; name a file", param, ctx)
         if path != STREAM and self.suffixes and path.suffix not in self.suffixes:

@@ -146,8 +146,8 @@ def editable(name: str, preset: Preset) -> str:
     usual, heading = TrainSettings(), ""
     for key in PRESET_SETTINGS:
         setting = SETTINGS[key]
-        if setting.says("group") != heading:
-            heading = setting.says("group")
+        if setting.group != heading:
+            heading = setting.group
             lines += ["", f"  # == {heading} =="]
         value = preset.train.get(key, getattr(usual, key))
         value = list(value) if isinstance(value, tuple) else 0.0 if value is None and setting.kind is float else value

@@ -68,7 +68,7 @@ class Initial:
         return {
             key: value
             for key, value in self.source.settings.stored().items()
-            if key != "time_limit" and SETTINGS[key].says("group") not in left
+            if key != "time_limit" and SETTINGS[key].group not in left
         }
 
     def check_data(self, data: RunData) -> None:

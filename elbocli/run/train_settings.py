@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -23,10 +23,6 @@ PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
 
 RUN = "Run"
-OBJECTIVE = "Objective, what is learned"
-LEVELS = "Noise levels drawn, which change the variance of the loss alone"
-DATA = "Data and network"
-OPTIMIZER = "Optimizer"
 SPEED = "Speed and memory"
 KEPT = "What is kept"
 VALIDATION = "Validation"
@@ -51,22 +47,22 @@ def seconds(value: Any) -> Any:
     return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
 
 
-def about(group: str, help: str, **said: Any) -> Meta:
+def about(help: str, **said: Any) -> Meta:
     """Declare a setting, besides its type and default.
 
-    group: its heading. said: ge, gt, le: bounds. more: what its page adds to its help. shown: its default as the help says it,
-    "" where presets say it. names: module and name of a table of what it may begin with; words: what else. metavar: what
-    stands for its value. flags: its option, "" for none. free: it may change when a run goes on. stored: False where
-    config.yaml doesn't say it, since it refines another setting. preset: whether a preset may say it, as `stored` unless given.
-    parse: reads what a user or a file says.
+    group: the heading of this setting and of those that follow. said: ge, gt, le: bounds. more: what its page adds to its help.
+    shown: its default as the help says it, "" where presets say it. names: module and name of a table of what it may begin
+    with; words: what else. metavar: what stands for its value. flags: its option, "" for none. free: it may change when a run
+    goes on. stored: False where config.yaml doesn't say it, since it refines another setting. preset: whether a preset may say
+    it, as `stored` unless given. parse: reads what a user or a file says.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
-    return Meta(description=help, extra={"group": group, **said}, **bounds)
+    return Meta(description=help, extra=said, **bounds)
 
 
-def count(group: str, help: str, ge: int = 1, le: int = LARGEST_COUNT, **said: Any) -> Meta:
+def count(help: str, ge: int = 1, le: int = LARGEST_COUNT, **said: Any) -> Meta:
     """Declare a number of something."""
-    return about(group, help, ge=ge, le=le, **said)
+    return about(help, ge=ge, le=le, **said)
 
 
 class TrainSettings(Struct, frozen=True, kw_only=True):
@@ -78,19 +74,18 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     preset: Annotated[
         str,
         about(
-            RUN,
-            "Network and settings; or a FILE.yaml.",
+            group=RUN,
+            help="Network and settings; or a FILE.yaml.",
             shown="by size and count",
             names="elbocli.nn.presets.NAMES",
             metavar="NAME",
             preset=False,
         ),
     ] = ""
-    seed: Annotated[int, count(RUN, "All draws are functions of it.", shown="0", ge=0, le=LARGEST_SEED)] = 0
+    seed: Annotated[int, count("All draws are functions of it.", shown="0", ge=0, le=LARGEST_SEED)] = 0
     time_limit: Annotated[
         float,
         about(
-            RUN,
             "Save and end after 3h50m, 90s, 1:30:00.",
             more="The same command goes on. Leave time to start and to save.",
             ge=0,
@@ -104,8 +99,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     weighting: Annotated[
         str,
         about(
-            OBJECTIVE,
-            "w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
+            group="Objective, what is learned",
+            help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
             more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
             "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
             "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
@@ -114,39 +109,28 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             words=(LEARNED,),
         ),
     ] = "sigmoid"
-    bias: Annotated[Number | None, about(OBJECTIVE, "The weighting's parameter bias: 2 is :bias=2.", stored=False)] = (
-        None
-    )
+    bias: Annotated[Number | None, about("The weighting's parameter bias: 2 is :bias=2.", stored=False)] = None
     shift: Annotated[
         Shift | None,
-        about(
-            OBJECTIVE,
-            "Shift w in logsnr; auto is 2 log(64/d) at d pixels.",
-            metavar="NUMBER|auto",
-            stored=False,
-            preset=True,
-        ),
+        about("Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True),
     ] = None
-    monotone: Annotated[
-        bool | None, about(OBJECTIVE, "Hold the weighting constant left of its peak.", stored=False)
-    ] = None
+    monotone: Annotated[bool | None, about("Hold the weighting constant left of its peak.", stored=False)] = None
     prediction: Annotated[
         str,
         about(
-            OBJECTIVE,
             "Network's output; see 'elbo weights list predictions'.",
             shown="",
             names="elbocli.core.prediction.PREDICTIONS",
         ),
     ] = "v"
-    logsnr_min: Annotated[float, about(OBJECTIVE, "Noisiest level.", shown="", ge=-50, le=50)] = -15.0
-    logsnr_max: Annotated[float, about(OBJECTIVE, "Cleanest level.", shown="", ge=-50, le=50)] = 15.0
+    logsnr_min: Annotated[float, about("Noisiest level.", shown="", ge=-50, le=50)] = -15.0
+    logsnr_max: Annotated[float, about("Cleanest level.", shown="", ge=-50, le=50)] = 15.0
 
     schedule: Annotated[
         str,
         about(
-            LEVELS,
-            "NAME or NAME:key=value,…; FILE of 'elbo adapt'; or adaptive, fitted while training.",
+            group="Noise levels drawn, which change the variance of the loss alone",
+            help="NAME or NAME:key=value,…; FILE of 'elbo adapt'; or adaptive, fitted while training.",
             more="FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
             "unless given.",
             shown="",
@@ -154,28 +138,29 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             words=(ADAPTIVE,),
         ),
     ] = "cosine"
-    t_sampling: Annotated[
-        Literal["low-discrepancy", "independent"], about(LEVELS, "How t is drawn in a batch.", flags="")
-    ] = "low-discrepancy"
-    floor: Annotated[float, about(LEVELS, "Least share of uniform density.", gt=0, le=1, flags="")] = 0.01
+    t_sampling: Annotated[Literal["low-discrepancy", "independent"], about("How t is drawn in a batch.", flags="")] = (
+        "low-discrepancy"
+    )
+    floor: Annotated[float, about("Least share of uniform density.", gt=0, le=1, flags="")] = 0.01
 
-    flip: Annotated[bool, about(DATA, "Mirror half of the images; refused for latents.")] = False
+    flip: Annotated[bool, about(group="Data and network", help="Mirror half of the images; refused for latents.")] = (
+        False
+    )
     conditional: Annotated[
         bool | None,
-        about(DATA, "Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False),
+        about("Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False),
     ] = None
     label_dropout: Annotated[
-        float, about(DATA, "Share of images trained without class, for guidance.", shown="", ge=0, le=1)
+        float, about("Share of images trained without class, for guidance.", shown="", ge=0, le=1)
     ] = 0.1
 
-    steps: Annotated[int, count(OPTIMIZER, "Updates in all.", shown="", free=True)] = 100_000
-    batch: Annotated[int, count(OPTIMIZER, "Images per update.", shown="", le=10**6)] = 256
-    lr: Annotated[float, about(OPTIMIZER, "Learning rate of AdamW.", shown="", gt=0, le=1e3)] = 1e-4
-    warmup: Annotated[int, count(OPTIMIZER, "Updates over which lr rises from zero.", shown="", ge=0)] = 1000
+    steps: Annotated[int, count(group="Optimizer", help="Updates in all.", shown="", free=True)] = 100_000
+    batch: Annotated[int, count("Images per update.", shown="", le=10**6)] = 256
+    lr: Annotated[float, about("Learning rate of AdamW.", shown="", gt=0, le=1e3)] = 1e-4
+    warmup: Annotated[int, count("Updates over which lr rises from zero.", shown="", ge=0)] = 1000
     lr_decay: Annotated[
         str,
         about(
-            OPTIMIZER,
             "Fall of lr: constant, cosine, linear, rsqrt:ref=STEPS.",
             more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
             "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
@@ -185,18 +170,16 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             names="elbocli.core.training.LR_DECAYS",
         ),
     ] = "constant"
-    weight_decay: Annotated[float, about(OPTIMIZER, "Weight decay of AdamW.", shown="0", ge=0, le=1e3)] = 0.0
-    beta2: Annotated[float, about(OPTIMIZER, "beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")] = 0.999
-    adam_eps: Annotated[float, about(OPTIMIZER, "epsilon of AdamW.", gt=0, le=1, flags="")] = 1e-8
-    clip: Annotated[
-        float, about(OPTIMIZER, "Clip the gradient norm to this; 0 is no limit.", shown="", ge=0, le=LARGEST)
-    ] = 1.0
+    weight_decay: Annotated[float, about("Weight decay of AdamW.", shown="0", ge=0, le=1e3)] = 0.0
+    beta2: Annotated[float, about("beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")] = 0.999
+    adam_eps: Annotated[float, about("epsilon of AdamW.", gt=0, le=1, flags="")] = 1e-8
+    clip: Annotated[float, about("Clip the gradient norm to this; 0 is no limit.", shown="", ge=0, le=LARGEST)] = 1.0
 
     device: Annotated[
         str,
         about(
-            SPEED,
-            "cpu, cuda, cuda:1.",
+            group=SPEED,
+            help="cpu, cuda, cuda:1.",
             more="Where none is named, $ELBO_DEVICE comes first.",
             shown="cuda, else cpu",
             metavar="NAME",
@@ -207,7 +190,6 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     precision: Annotated[
         Literal["auto", "fp32", "tf32", "bf16", "fp16"],
         about(
-            SPEED,
             "Number format of the network.",
             more="fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
             "autocast, with fp32 weights. auto keeps the run's own if it continues; else it is fp32 on a CPU, and on "
@@ -217,7 +199,6 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     compile: Annotated[
         bool | None,
         about(
-            SPEED,
             "torch.compile the network.",
             more="The start takes a minute or more longer. If compilation fails, training warns and continues without it. On "
             "CUDA, the kernels of networks of up to 100 million parameters are also replayed as CUDA graphs, where one process "
@@ -226,13 +207,10 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = None
-    parallel: Annotated[
-        Literal["ddp", "fsdp"], about(SPEED, "Each process holds all weights, or a share.", free=True)
-    ] = "ddp"
+    parallel: Annotated[Literal["ddp", "fsdp"], about("Each process holds all weights, or a share.", free=True)] = "ddp"
     micro_batch: Annotated[
         int,
         count(
-            SPEED,
             "Images at once in a process; 0 is automatic.",
             more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
             "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
@@ -241,15 +219,15 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = 0
-    activation_checkpointing: Annotated[
-        bool, about(SPEED, "Recompute activations: less memory, but slower.", free=True)
-    ] = False
+    activation_checkpointing: Annotated[bool, about("Recompute activations: less memory, but slower.", free=True)] = (
+        False
+    )
 
     ema: Annotated[
         tuple[str, ...],
         about(
-            KEPT,
-            "Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
+            group=KEPT,
+            help="Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
             more="Previews, validation, sample and bound use the first.",
             shown="",
             names="elbocli.core.training.AVERAGES",
@@ -259,7 +237,6 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     snapshot_every: Annotated[
         int,
         count(
-            KEPT,
             "Updates per snapshot for 'elbo ema'; 0 is none.",
             more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. The default "
             "is steps/20 if --ema names one, else 0.",
@@ -268,22 +245,18 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = 0
-    save_every: Annotated[int, count(KEPT, "Updates per checkpoint.", shown="", free=True)] = 1000
-    keep: Annotated[int, count(KEPT, "Checkpoints to keep.", free=True)] = 2
-    milestone_every: Annotated[int, count(KEPT, "Updates per permanent checkpoint; 0 is none.", ge=0, free=True)] = 0
-    log_every: Annotated[int, count(KEPT, "Updates per line of the logs.", shown="")] = 100
-    preview_every: Annotated[int, count(KEPT, "Updates per preview picture; 0 is none.", shown="", ge=0, free=True)] = (
-        5000
-    )
+    save_every: Annotated[int, count("Updates per checkpoint.", shown="", free=True)] = 1000
+    keep: Annotated[int, count("Checkpoints to keep.", free=True)] = 2
+    milestone_every: Annotated[int, count("Updates per permanent checkpoint; 0 is none.", ge=0, free=True)] = 0
+    log_every: Annotated[int, count("Updates per line of the logs.", shown="")] = 100
+    preview_every: Annotated[int, count("Updates per preview picture; 0 is none.", shown="", ge=0, free=True)] = 5000
 
     val: Annotated[
-        str, about(VALIDATION, "Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
+        str, about(group=VALIDATION, help="Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
     ] = ""
-    val_split: Annotated[int, count(VALIDATION, "Number of images to hold out; 0 is none.", ge=0)] = 0
-    val_every: Annotated[
-        int, count(VALIDATION, "Images between validations; 0 is 2 % of the work.", ge=0, free=True)
-    ] = 0
-    val_images: Annotated[int, count(VALIDATION, "Most images per validation; 0 is all.", ge=0, free=True)] = 0
+    val_split: Annotated[int, count("Number of images to hold out; 0 is none.", ge=0)] = 0
+    val_every: Annotated[int, count("Images between validations; 0 is 2 % of the work.", ge=0, free=True)] = 0
+    val_images: Annotated[int, count("Most images per validation; 0 is all.", ge=0, free=True)] = 0
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:
@@ -300,8 +273,9 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
 
 class Setting(NamedTuple):
-    """A setting's annotated type, and its parts: the type without None and bounds, and what it declares."""
+    """A setting's heading, annotated type, and the type's parts: without None and bounds, and what it declares."""
 
+    group: str
     hint: Any
     kind: Any
     meta: Meta
@@ -311,15 +285,17 @@ class Setting(NamedTuple):
         return (self.meta.extra or {}).get(key, otherwise)
 
 
-def _setting(hint: Any) -> Setting:
-    kind, meta = get_args(hint)
-    if NoneType in get_args(kind):
-        kind = get_args(kind)[0]
-    return Setting(hint, get_args(kind)[0] if get_origin(kind) is Annotated else kind, meta)
+def _settings() -> Iterator[tuple[str, Setting]]:
+    group = ""
+    for name, hint in get_type_hints(TrainSettings, include_extras=True).items():
+        kind, meta = get_args(hint)
+        group = meta.extra.get("group", group)
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+        yield name, Setting(group, hint, get_args(kind)[0] if get_origin(kind) is Annotated else kind, meta)
 
 
-_HINTS = get_type_hints(TrainSettings, include_extras=True)
-SETTINGS = {name: _setting(_HINTS[name]) for name in TrainSettings.__struct_fields__}
+SETTINGS = dict(_settings())
 PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
 """Those that a preset may say."""
 

@@ -26,11 +26,3 @@ def progress(done: int, total: int | None = None, unit: str = "", then: str = ""
 def show_progress_with(show: Callable[..., None]) -> None:
     """Have each report given to `show(done, total, unit, then, values)`, instead of any function named before."""
     _shown_by[:] = [show]
-
-
-def duration(seconds: float) -> str:
-    """46 s, 12 min, 3 h 20 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

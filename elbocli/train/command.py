@@ -55,7 +55,7 @@ def setting_options(function: F) -> F:
 GROUPS: dict[str, list[str]] = {}
 for name, setting in SETTINGS.items():
     if setting.says("flags", name):
-        GROUPS.setdefault(setting.says("group"), []).append(name)
+        GROUPS.setdefault(setting.group, []).append(name)
 GROUPS[RUN] = ["out", "overwrite", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = ["dry_run"]

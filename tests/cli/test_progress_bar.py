@@ -81,7 +81,7 @@ def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(
             progress(done, 10, "step", **({"loss": 0.5} if done == 2 else {}))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[2] for line in lines] == ["1/10", "3/10", "5/10"]
-    assert "0.2 step/s" in lines[1] and "35 s left" in lines[1]
+    assert "5.00s/step" in lines[1] and "00:35 left" in lines[1]
     assert ["loss" in line for line in lines] == [False, True, False]
 
 

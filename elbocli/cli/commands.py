@@ -112,14 +112,11 @@ class Command(click.Command):
 
             given = [value for name, value in params.items() if name not in types]
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
-            # A word, such as --schedule's, is a file that is read only where there is one.
-            inputs = [Path(w) for w in words if isinstance(w, Path) or (isinstance(w, str) and w and Path(w).exists())]
-            checked = [
-                (path, type.kinds)
-                for path, type in outputs
-                if not (type.streams and path.suffix in ("", ".npy") and streams(path))
-            ]
-            check_outputs(checked, inputs, Command.overwrite)
+            # A word, such as --schedule's, may be a file.
+            inputs = [Path(word) for word in words if word and isinstance(word, str | Path) and Path(word).exists()]
+            piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
+            files = [(path, type.kinds) for path, type in outputs if path not in piped]
+            check_outputs(files, inputs, Command.overwrite)
 
 
 class Joined(Command):
@@ -132,10 +129,7 @@ class Joined(Command):
 
 def launched() -> int:
     """Return how many processes torchrun, or another launcher that sets WORLD_SIZE, has started for this run."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if not size.isdecimal():
-        raise UsageError(f"WORLD_SIZE is {size!r}, which is no number of processes; unset it, or start with torchrun")
-    return int(size)
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:

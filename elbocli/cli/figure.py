@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from elbocli.cli.commands import visible
-from elbocli.core.prediction import PREDICTIONS
-from elbocli.core.registry import plain
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS
@@ -45,20 +43,11 @@ LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \long
 
 
 def brief(spec: str) -> str:
-    """A spec for a legend: without the parameters that have their defaults. `edm:monotone` → `edm (monotone)`."""
-
-    def short(found: re.Match[str]) -> str:
-        name, words = found.groups()
-        declared = [r[name] for r in (WEIGHTINGS, SCHEDULES, FACTORS) if name in r]
-        if name.endswith("-mse") and "=" in words:
-            declared.append(PREDICTIONS[name.removesuffix("-mse")])
-        if not declared:
-            return found[0]
-        defaults = {f"{key}={plain(value)}" for one in declared for key, value in one.params.items()}
-        kept = [word for word in words.split(",") if word not in defaults]
-        return name + (f" ({', '.join(kept)})" if kept else "")
-
-    return re.sub(r"([\w+-]+):([^:@]*)(?=@|$)", short, spec)
+    """A spec for a legend: without parameters that all have their defaults. `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
+    for declared in (*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()):
+        full = rf"\b{re.escape(declared.spec)}"
+        spec = re.sub(rf"{full}(?=@|$)", declared.name, re.sub(f"{full},", f"{declared.name}:", spec))
+    return spec
 
 
 def lettered(name: str) -> str:

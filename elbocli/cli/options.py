@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +17,11 @@ from elbocli.core.training import AUTO, PRECISIONS
 if TYPE_CHECKING:
     from elbocli.core.sampling import Guidance
 
-F = TypeVar("F", bound=Callable[..., Any])
 WEIGHTING = Named("elbocli.core.weighting_curves.WEIGHTINGS")
 SCHEDULE = Named("elbocli.core.schedule_curves.SCHEDULES")
 
 
-def common(function: F) -> F:
+def common(function: Any) -> Any:
     """Add -q and -v."""
     option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
     option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
@@ -87,7 +86,7 @@ device_option = option(
 )
 
 
-def device_options(function: F) -> F:
+def device_options(function: Any) -> Any:
     """Add --device and --precision."""
     option(
         "--precision",
@@ -103,7 +102,7 @@ def command_line() -> str:
     """The command as typed, for provenance."""
     import shlex
 
-    return shlex.join(["elbo", *sys.argv[1:]]).encode("utf-8", "backslashreplace").decode()
+    return shlex.join(["elbo", *sys.argv[1:]])
 
 
 def stdin_or_fail(what: str) -> Any:
@@ -117,7 +116,7 @@ GUIDANCE = ("guidance", "guidance_interval", "guidance_channels", "guide", "guid
 """Their Python names, in the order of the help."""
 
 
-def guidance_options(function: F) -> F:
+def guidance_options(function: Any) -> Any:
     """Add --guidance, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
     option(
         "--guide-weights",

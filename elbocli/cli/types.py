@@ -20,7 +20,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """
 
     def __init__(self, hint: Any, name: str, parse: Callable[[Any], Any] | None = None, bounds: Any = None):
-        self.hint, self.name, self.parse, self.bounds = hint, name, parse or (lambda value: value), bounds
+        self.hint, self.name, self.parse, self.bounds = hint, name, parse, bounds
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert text, or what YAML has. Raises UsageError for a value of another type, or out of bounds."""
@@ -30,10 +30,12 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
         hint = self.hint
         if self.bounds is not None:
-            least = {} if "gt" in self.bounds else {"ge": -LARGEST}
-            hint = Annotated[hint, Meta(**{**least, "le": LARGEST_COUNT if hint is int else LARGEST, **self.bounds})]
+            usual = {"le": LARGEST_COUNT if hint is int else LARGEST} | (
+                {} if "gt" in self.bounds else {"ge": -LARGEST}
+            )
+            hint = Annotated[hint, Meta(**{**usual, **self.bounds})]
         try:
-            return convert_text(self.parse(value), hint)
+            return convert_text(self.parse(value) if self.parse else value, hint)
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 
@@ -59,18 +61,15 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         self.table, self.others = table, others
 
     @property
-    def known(self) -> dict[str, str]:
-        """Names and their formulas, "" where they have none."""
-        table = resolve_name(self.table)
-        named = {key: table[key].formula if isinstance(table, dict) else "" for key in table}
-        return {**named, **dict.fromkeys(self.others, "")}
+    def known(self) -> list[str]:
+        """All names."""
+        return [*resolve_name(self.table), *self.others]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names with their formulas."""
+        """Names, else files."""
         from click.shell_completion import CompletionItem
 
-        known = {name: formula for name, formula in self.known.items() if name.startswith(incomplete)}
-        found = [CompletionItem(name, help=formula or None) for name, formula in known.items()]
+        found = [CompletionItem(name) for name in self.known if name.startswith(incomplete)]
         return found or [CompletionItem(incomplete, type="file")]
 
 

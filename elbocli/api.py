@@ -114,8 +114,7 @@ class DiffusionLoss:
         self._sums: BinSums | None = None
 
     def __repr__(self) -> str:
-        specs = self.weighting.spec, self.schedule.base, self.prediction.spec
-        return f"DiffusionLoss{specs}"
+        return f"DiffusionLoss({self._loss()})"
 
     def __call__(self, network: Network, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
         """Show the network a batch at one λ for each example, and score its output.
@@ -125,16 +124,14 @@ class DiffusionLoss:
         `take_sums`. Raises UsageError.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-            raise UsageError(
-                f"x is {_said(x)}; expected a tensor of floats [B, …]: elbocli.normalised makes them of pixels"
-            )
+            raise UsageError("x: expected a tensor of floats [B, …]; elbocli.normalised makes them of pixels")
         size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
             places = range(self.images + first, self.images + first + size)
             eps = sent(self._noise.normal(places, (*x.shape[2:], x.shape[1])), x.device).movedim(-1, 1)
-        if not isinstance(eps, Tensor) or eps.shape != x.shape:
-            raise UsageError(f"eps is {_said(eps)}; expected a tensor shaped like x, {_said(x)}")
+        if eps.shape != x.shape:
+            raise UsageError(f"eps is {[*eps.shape]}; expected a tensor shaped like x, {[*x.shape]}")
         if self._sums is None:
             if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
                 raise UsageError(
@@ -187,10 +184,6 @@ class DiffusionLoss:
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
-def _said(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
 def _on_range(
     schedule: Schedule | str,
     low: float | None,
@@ -221,12 +214,6 @@ def _labels(labels: Any, n: int) -> Tensor | None:
     if labels is not None and len(labels) != n:
         raise UsageError(f"{len(labels)} labels for {n} examples; give one for each")
     return None if labels is None else torch.as_tensor(labels)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
 
 
 @torch.inference_mode()
@@ -262,7 +249,6 @@ def draw(
     """
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, loss)
     steps = chosen.traits.usual.steps if steps is None else steps
-    _check_counts(n=n, steps=steps, batch=batch, **{"the length of shape": len(shape)})
     schedule = _on_range(schedule or chosen.traits.usual.grid, logsnr_min, logsnr_max, loss, clip=True)
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
@@ -310,13 +296,9 @@ def variational_bound(
     Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     what, schedule = _predicted(prediction, loss), _on_range(schedule, logsnr_min, logsnr_max, loss)
-    _check_counts(draws=draws, batch=batch)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
-    measured, labels = (
-        MeasuredNetwork(network, what, low, high, place, precision, batch, draws, seed, population=population),
-        _labels(labels, len(pixels)),
-    )
-    size, images = max(1, batch // draws), []
+    measured = MeasuredNetwork(network, what, low, high, place, precision, batch, draws, seed, population=population)
+    labels, size, images = _labels(labels, len(pixels)), max(1, batch // draws), []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()

@@ -97,8 +97,6 @@ REFUSED: dict[str, Callable[[], object]] = {
     "noise that broadcasts": lambda: elbocli.DiffusionLoss()(same, X, eps=torch.zeros(1)),
     "unknown times": lambda: elbocli.DiffusionLoss(t_sampling="random"),
     "another loss's state": lambda: elbocli.DiffusionLoss("edm").load_state_dict(elbocli.DiffusionLoss().state_dict()),
-    "no step": lambda: elbocli.draw(same, "v", (1, 8, 8), 2, steps=0),
-    "no example": lambda: elbocli.draw(same, "v", (1, 8, 8), 0),
     "no prediction": lambda: elbocli.draw(same, shape=(1, 8, 8), n=2),
     "guidance without labels": lambda: elbocli.draw(same, "v", (1, 8, 8), 2, guidance=2.0),
     "an odd number of draws": lambda: elbocli.variational_bound(same, "v", PIXELS, draws=3),
@@ -161,7 +159,7 @@ def test_objects_are_copied_and_shown_in_short(trained: Path, digits: Path, tmp_
     ]
     for one in shown:
         assert repr(one).startswith(f"{type(one).__name__}(") and " at 0x" not in repr(one)
-        assert len(repr(one).replace(str(tmp_path), "").replace(str(trained), "").replace(str(digits), "")) < 100
+        assert len(repr(one).replace(str(tmp_path), "").replace(str(trained), "").replace(str(digits), "")) < 120
 
 
 def test_a_loss_log_is_read_as_one_of_training(tmp_path: Path) -> None:

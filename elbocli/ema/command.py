@@ -68,19 +68,18 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.runtime.progress import log, progress
     from elbocli.version import __version__
 
-    target = parse_average(f"power:std={plain(std)}")
-    config = read_run_config(path)
+    target, config = parse_average(f"power:std={plain(std)}"), read_run_config(path)
     snapshots = whole_snapshots(path, at)
-    every = [(snapshot, parse_average(name)) for snapshot in snapshots for name in snapshot.names]
     parts = [
         (snapshot, average, TensorFile(snapshot.path / f"{average.name}{WEIGHTS}"))
-        for snapshot, average in every
+        for snapshot in snapshots
+        for average in map(parse_average, snapshot.names)
         if average.stored
     ]
     if not parts:
         raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
     last, _, last_file = parts[-1]
-    if at is not None and last.step != at:
+    if at not in (None, last.step):
         raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
     shapes = {key: tuple(value.shape) for key, value in empty_network(config, path).state_dict().items()}
     layout = last_file.layout
@@ -90,25 +89,12 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:
-        hard = (
-            f"{path}: {target.spec} made of {len(snapshots)} snapshots up to step {last.step} is off by "
-            f"{100 * solution.residual:.0f} %; {REMEDY}"
-        )
+        off = f"{path}: {target.spec} of these snapshots is off by {100 * solution.residual:.0f} %; {REMEDY}"
         if solution.residual > REFUSE:
-            raise DataError(hard)
-        log.warning(hard)
+            raise DataError(off)
+        log.warning(off)
     used = [(float(x), *part) for x, part in zip(solution.coefficients, parts) if x]
-    facts = {
-        "spec": target.spec,
-        "std": std,
-        "step": last.step,
-        "images": last.images,
-        "run": str(path),
-        "residual": solution.residual,
-    }
     coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
-    how: Any = {"elbo_version": __version__, "command": command, **facts}
-    about = AverageFacts(trained=trained_as(config), coefficients=coefficients, **how)
 
     def combined(key: str) -> torch.Tensor:
         """Σ x average in float64, then in the type that the snapshots have; whole numbers are those of the last."""
@@ -124,10 +110,22 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     for done, key in enumerate(layout, 1):
         weights[key] = combined(key)
         progress(done, len(layout), "tensor")
+    about = AverageFacts(
+        spec=target.spec,
+        std=std,
+        step=last.step,
+        images=last.images,
+        run=str(path),
+        trained=trained_as(config),
+        residual=solution.residual,
+        coefficients=coefficients,
+        elbo_version=__version__,
+        command=command,
+    )
     write_average(out, weights, about)
     return {
         "average": str(out),
-        **facts,
+        **{key: getattr(about, key) for key in ("spec", "std", "step", "images", "run", "residual")},
         "snapshots": len({snapshot.step for _, snapshot, _, _ in used}),
         "first_snapshot": snapshots[0].step,
         "profiles": sorted({average.spec for _, _, average, _ in used}),

@@ -23,7 +23,7 @@ DATA = {
     "channels": "1 for grey images, 3 for RGB, 4 for most latents.",
     "classes": "1 is none to tell apart.",
     "images": "Number of images.",
-    "kind": "Left out for pixels; latents for latents.",
+    "kind": "latents for latents.",
 }
 
 
@@ -124,21 +124,18 @@ def editable(name: str, preset: Preset) -> str:
         "# show keys that it leaves out, with their defaults.",
         "about:",
         *_key("gpu", GPU, preset.about.gpu, True),
-        "",
-        "# The data that it is made for.",
     ]
     if preset.data is not None:
-        values = {**preset.data.json(), "kind": "latents"}
-        lines.append("data:")
-        for key, help in DATA.items():
-            lines += _key(key, help, values[key], key != "kind" or bool(preset.data.kind))
+        lines += ["", "# The data that it is made for; kind: latents says that they are latents.", "data:"]
+        for key, value in preset.data.json().items():
+            lines += _key(key, DATA[key], value, True)
     section = {"family": "unet", **preset.network}
     size = preset.data.image_size if preset.data else 64
     config = config_of({"image_size": size, "image_channels": 3, "num_classes": 0, **section}, name)
     lines += ["", "network:"]
     lines += _key("family", f"Kind of network: {', '.join(NETWORKS)}. Each has other keys.", section["family"], True)
     of_data = {each.name for each in fields(NetworkConfig) if not each.kw_only}
-    for field in sorted(fields(config), key=lambda field: bool(field.kw_only)):
+    for field in fields(config):
         if field.name not in of_data:
             value = section.get(field.name, None if field.default is MISSING else field.default)
             lines += _key(field.name, field.metadata.get("help", ""), value, field.name in section)
@@ -150,7 +147,6 @@ def editable(name: str, preset: Preset) -> str:
             heading = setting.group
             lines += ["", f"  # == {heading} =="]
         value = preset.train.get(key, getattr(usual, key))
-        value = list(value) if isinstance(value, tuple) else 0.0 if value is None and setting.kind is float else value
         lines += _key(key, str(setting.meta.description), value, key in preset.train)
     return "\n".join(lines) + "\n"
 
@@ -161,6 +157,7 @@ def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
 
     from elbocli.files.yaml_text import yaml_text
 
-    text = yaml_text({key: value}).strip() if not isinstance(value, list) else f"{key}: {value}".replace("'", '"')
+    listed = isinstance(value, list | tuple)
+    text = f"{key}: {[*value]}".replace("'", '"') if listed else yaml_text({key: value}).strip()
     wrapped = [f"  # {line}" for line in textwrap.wrap(help, WIDTH, break_on_hyphens=False)]
     return [*wrapped, f"  {text}" if given else f"  #{text}"]

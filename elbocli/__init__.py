@@ -14,12 +14,11 @@ from elbocli.version import __version__ as __version__
 @cache
 def _homes() -> dict[str, str]:
     """The module of each name, as the type checker reads it too."""
-    import ast
+    import re
     from pathlib import Path
 
-    stub = ast.parse(Path(__file__).with_name("__init__.pyi").read_text("utf-8"))
-    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: str(node.module) for node in imports for alias in node.names}
+    stub = Path(__file__).with_name("__init__.pyi").read_text("utf-8")
+    return {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", stub, re.M)}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,12 +19,9 @@ def end(signum: int, frame: FrameType | None) -> None:
     An exception could come in the middle of an import or of a finalizer, which would turn it into a traceback.
     """
     try:
-        commands = sys.modules.get("elbocli.cli.commands")
-        command = commands.Command if commands is not None else None
-        if command is not None and command.path != "elbo" and not command.silent:
-            how = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+        if os.environ.get("RANK", "0") == "0" and sys.argv[1:]:
             bar = "\r\x1b[K" if os.isatty(STDERR) else ""
-            os.write(STDERR, f"{bar}{command.path}: {how}\n".encode())
+            os.write(STDERR, f"{bar}elbo {sys.argv[1]}: ended by {signal.Signals(signum).name}\n".encode())
     finally:
         os._exit(128 + signum)
 

@@ -26,7 +26,7 @@ from signalled import end_with
 from elbocli.errors import ElboError
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
-from elbocli.run.initial import open_initial
+from elbocli.run.open import open_initial
 from elbocli.runtime.processes import World, joined
 from elbocli.train import loop, recorder
 from elbocli.train.batches import Batches

@@ -63,7 +63,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.errors import DataError, FormatError, UsageError
     from elbocli.files.checkpoint import WEIGHTS, whole_snapshots
     from elbocli.files.tensor_files import AverageFacts, TensorFile, read_about, write_average
-    from elbocli.run.open import empty_network, read_run_config
+    from elbocli.run.open import read_run_config
     from elbocli.run.settings import trained_as
     from elbocli.runtime.progress import log, progress
     from elbocli.version import __version__
@@ -81,11 +81,9 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     last, _, last_file = parts[-1]
     if at not in (None, last.step):
         raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
-    shapes = {key: tuple(value.shape) for key, value in empty_network(config, path).state_dict().items()}
     layout = last_file.layout
-    for snapshot, average, file in parts:
-        if file.layout != layout or {key: shape for key, (_, shape) in layout.items()} != shapes:
-            raise FormatError(f"{snapshot.path}: {average.name} is of another network than {path}")
+    if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
+        raise FormatError(f"{strange[0]}: an average of another network than that of {last.path}")
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:

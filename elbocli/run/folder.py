@@ -19,7 +19,7 @@ from msgspec import Meta, structs
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import lock, locked, write_json, writing
-from elbocli.files.checkpoint import CONFIG, RunConfig
+from elbocli.files.checkpoint import CONFIG
 from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.run.settings import Known, Resolved, difference
 from elbocli.version import __version__
@@ -42,15 +42,11 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
         return None
     config = store.read_config(out)
-    _refuse_imported(config, out)
-    return Known(out / CONFIG, config) if preset in (None, config.settings.get("preset")) else None
-
-
-def _refuse_imported(config: RunConfig, run: Path) -> None:
     if config.source:
         raise UsageError(
-            f"{run}: was imported, and can't go on; 'elbo train DATA.h5 --init {run} -o NEW' trains its weights"
+            f"{out}: was imported, and can't go on; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights"
         )
+    return Known(out / CONFIG, config) if preset in (None, config.settings.get("preset")) else None
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
@@ -68,7 +64,6 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
         stack.enter_context(locked(out / LOCK, str(out), patience))
     if (out / CONFIG).exists():
         before = store.read_config(out)
-        _refuse_imported(before, out)
         changed = difference(before, resolved.config())
         if changed and store.checkpoints(out):
             raise UsageError(

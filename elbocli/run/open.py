@@ -1,10 +1,14 @@
-"""A trained run, opened: its network for sampling and scoring, its dataset, and its weighting over time."""
+"""A trained run, opened: its network for sampling and scoring, its dataset, its weighting over time.
+
+Last come the weights that another run begins from, `elbo train --init`: they are taken over, and the objective where none is
+given.
+"""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,27 +22,20 @@ from elbocli.core.training import parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.checkpoint import (
-    CONFIG,
-    META,
-    WEIGHTS,
-    Checkpoint,
-    RunConfig,
-    RunData,
-    latest,
-    read_checkpoint,
-    read_config,
-)
-from elbocli.files.dataset import PREPROCESSING
+from elbocli.files import checkpoint as store
+from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, Checkpoint, InitFacts, RunConfig, RunData
+from elbocli.files.dataset import PREPROCESSING, find_dataset
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, open_file, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import load_average, read_about
-from elbocli.nn.networks import Network, build, config_of, loaded, place
-from elbocli.run.settings import run_settings, schedule_of, trained_as
-from elbocli.run.train_settings import TrainSettings
+from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
+from elbocli.nn.transfer import Transfer
+from elbocli.run.settings import Known, run_settings, schedule_of, trained_as
+from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
+from elbocli.runtime.progress import log
 
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
 """Facts of latents by which their numbers mean the same."""
@@ -75,26 +72,9 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
 
 def read_run_config(run: Path) -> RunConfig:
     """Read a run's config.yaml. Raises FormatError, and UsageError when a plug-in that it needs was not run."""
-    config = read_config(run)
+    config = store.read_config(run)
     check_plugins(config.plugins, run)
     return config
-
-
-def find_run(path: Path) -> tuple[Path, Checkpoint]:
-    """Find a run and its newest whole checkpoint; or, when `path` is a checkpoint, its run and that one.
-
-    Raises FormatError when it is neither, or the checkpoint is damaged; DataError when there is none yet.
-    """
-    if (path / META).exists():
-        run = path.resolve().parent.parent
-        if not (run / CONFIG).exists():
-            raise FormatError(f"{path}: a checkpoint outside its run (no {run / CONFIG}); put it back there")
-        return run, read_checkpoint(path)
-    read_config(path)
-    checkpoint = latest(path)
-    if checkpoint is None:
-        raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
-    return path, checkpoint
 
 
 @dataclass(frozen=True)
@@ -173,8 +153,12 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     Raises FormatError (no run; damaged; weights that don't fit), DataError (no checkpoint yet; another run's average),
     UsageError (no such average).
     """
-    run, checkpoint = find_run(path)
+    within = (path / META).exists()
+    run = path.resolve().parent.parent if within else path
     config = read_run_config(run)
+    checkpoint = store.read_checkpoint(path) if within else store.latest(run)
+    if checkpoint is None:
+        raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
     settings = run_settings(config.settings, run / CONFIG)
     if weights == "ema":  # an imported run has weights of one kind
         weights = checkpoint.names[0] if config.source else settings.ema[0]
@@ -272,3 +256,111 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
             now = learned_weighting(weighting, schedule, prediction, online)
             found.append(EffectiveWeighting(interval.step, interval.images, now, *ends))
     return found
+
+
+def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) -> dict[str, Any]:
+    objective = {key: getattr(settings, key) for key in ("weighting", "schedule", "logsnr_min", "logsnr_max")}
+    return {**objective, **section_of(network), "class_names": data.class_names}
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Weights of another run.
+
+    path: as it was named: a run, a checkpoint, or a file of weights in one. source: the run, its network without memory.
+    """
+
+    path: Path
+    source: TrainedRun
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The run's network."""
+        config: NetworkConfig = self.source.network.config
+        return config
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights."""
+        return str(self.source.about["weights_sha256"])
+
+    def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
+        """Return facts about the weights for config.yaml, with the names of what differs in a run of these settings.
+
+        Raises UsageError where the weights have no way to the network.
+        """
+        self.transfer(network, data)
+        about, before = self.source.about, _compared(self.source.settings, self.network, self.source.data)
+        seen = {key: value for key, value in about.items() if key.startswith("imported_")}
+        changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
+        return InitFacts(
+            str(self.path), about["weights"], self.sha256, about.get("step"), about.get("images_trained"), seen, changed
+        )
+
+    def inherited(self, data: RunData) -> dict[str, Any]:
+        """Return settings that a run on this data takes over: not those of a machine or of other images."""
+        same = data.payload_sha256 and data.payload_sha256 == self.source.data.payload_sha256
+        left = (SPEED,) if same else (SPEED, VALIDATION)
+        return {
+            key: value
+            for key, value in self.source.settings.stored().items()
+            if key != "time_limit" and SETTINGS[key].group not in left
+        }
+
+    def check_data(self, data: RunData) -> None:
+        """Raise UsageError for images whose numbers mean another thing to the network."""
+        check_content(data, self.source.data, self.path)
+
+    def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
+        """Return for each class of the data its number in the run, None for a new one.
+
+        By name where both have names and share any, else in order.
+        """
+        before, now = self.network.num_classes, network.num_classes
+        old, new = self.source.data.class_names or [], data.class_names or []
+        if len(set(old)) == len(old) == before and len(new) == now and set(old) & set(new):
+            return [old.index(name) if name in old else None for name in new]
+        return [row if row < before else None for row in range(now)]
+
+    def transfer(self, network: NetworkConfig, data: RunData) -> Transfer:
+        """Return the way to such a network on such data. Raises UsageError when there is none."""
+        with reading(self.path, kind=UsageError):
+            return Transfer(self.network, network, self.rows(network, data))
+
+    def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
+        """Return the weights for such a network on such data, by name, but those it draws itself. Raises FormatError."""
+        tensors = self.source.checkpoint.weights(self.source.about["weights"])
+        return self.transfer(network, data).weights(tensors.__getitem__)
+
+
+def open_initial(path: Path) -> Initial:
+    """Find the weights that a path names. Raises FormatError, DataError, and UsageError for a plug-in that they lack."""
+    folder, name = path, "ema"
+    if path.suffix == WEIGHTS and (path.parent / META).exists():
+        folder, name = path.parent, path.stem
+    source = open_run(folder, torch.device("cpu"), name)
+    return Initial(path, replace(source, network=source.network.to("meta")))
+
+
+def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
+    """Find the weights that the run in `out` begins from; None without any, or where it has a checkpoint.
+
+    asked: as --init named them. known: the config.yaml that the run takes settings from, which may name them, too. Raises
+    FormatError, UsageError, and DataError where the weights that it names are gone, or have changed.
+    """
+    began = known.config.init if known else None
+    if known is None or began is None or (asked is not None and str(asked) != began.run):
+        return None if asked is None else open_initial(asked)
+    if known.where == out / CONFIG and store.checkpoints(out):
+        return None
+    found = open_initial(Path(began.run))
+    if found.sha256 != began.sha256:
+        raise DataError(f"{began.run}: has changed since {known.where} named it; name its checkpoint by --init")
+    return found
+
+
+def dataset_for(known: Known | None) -> Path:
+    """Find the dataset where none is named: that of the run, else the only one here. Raises DataError."""
+    data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
+    log.info("dataset %s", data)
+    return data

@@ -17,7 +17,7 @@ from elbocli.core.adaptive import refuse_adaptive
 from elbocli.core.prediction import PREDICTIONS, Prediction, resolution_shift
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
-from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, Average, canonical, parse_average
+from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, canonical, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import InitFacts, RunConfig, RunData, checked_config
@@ -34,7 +34,7 @@ from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 from elbocli.runtime.progress import log
 
 if TYPE_CHECKING:
-    from elbocli.run.initial import Initial
+    from elbocli.run.open import Initial
 
 PLACES = ("path", "from_run", ATTRIBUTES["autoencoder"], *PREPROCESSING)
 """Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
@@ -111,11 +111,6 @@ class Resolved:
     def prediction(self) -> Prediction:
         """The network's output, as the setting `prediction` names it."""
         return Prediction(self.settings.prediction)
-
-    @property
-    def averages(self) -> tuple[Average, ...]:
-        """Averages of the weights. The first is the one that previews, sample and bound use."""
-        return tuple(map(parse_average, self.settings.ema))
 
     def config(self) -> RunConfig:
         """The content of config.yaml."""

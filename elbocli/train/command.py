@@ -145,7 +145,7 @@ def train(
     from elbocli.files.dataset import Dataset
     from elbocli.files.yaml_text import yaml_text
     from elbocli.run import folder, settings
-    from elbocli.run.initial import dataset_for, initial_of
+    from elbocli.run.open import dataset_for, initial_of
     from elbocli.runtime.processes import joined
     from elbocli.train import log_targets, loop, plan, validate
 

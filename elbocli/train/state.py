@@ -14,7 +14,7 @@ from torch import Tensor
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, followed
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
-from elbocli.core.training import LR_DECAYS
+from elbocli.core.training import LR_DECAYS, parse_average
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import one_line, reading
@@ -59,7 +59,7 @@ class TrainState:
         self.live: dict[str, Tensor] = dict(network.named_parameters())
         self.live |= {name: network.get_buffer(name) for name in buffers}  # nothing shards them
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
-        self.ema = Averages(resolved.averages, self.live)
+        self.ema = Averages(tuple(map(parse_average, resolved.settings.ema)), self.live)
 
         share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()
         most = settings.micro_batch or share

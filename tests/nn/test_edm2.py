@@ -24,7 +24,7 @@ from elbocli.nn.networks.edm2 import (
     silu,
     unit,
 )
-from elbocli.run.initial import open_initial
+from elbocli.run.open import open_initial
 from elbocli.run.settings import resolve
 from elbocli.train import loop
 from elbocli.train.state import TrainState

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from heard import heard
 from safetensors.torch import load_file
 
@@ -15,7 +16,7 @@ from elbocli.errors import DataError, FormatError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.info.describe import verify
-from elbocli.run.open import find_run
+from elbocli.run.open import open_run
 from elbocli.run.settings import resolve
 from elbocli.train import loop
 
@@ -59,7 +60,7 @@ def test_a_checkpoint_of_another_run_is_named_and_passed_over(
     mixed: Path, train: Train, runs: Path, caplog: Any
 ) -> None:
     strange = mixed / "checkpoints" / "step-00000020"
-    for read in (verify, lambda path: find_run(path)):
+    for read in (verify, lambda path: open_run(path, torch.device("cpu"))):
         with pytest.raises((FormatError, DataError), match="step-00000020: of another run than"):
             read(strange)
     with pytest.raises(FormatError, match="step-00000020: of another run than"):

@@ -19,7 +19,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.checkpoint import RunData, latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.nn.transfer import shapes_of
-from elbocli.run.initial import initial_of, open_initial
+from elbocli.run.open import initial_of, open_initial
 from elbocli.run.settings import Known, Resolved, resolve
 from elbocli.train.state import TrainState
 

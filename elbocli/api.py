@@ -99,12 +99,10 @@ class DiffusionLoss:
         check_floor(floor)
         if t_sampling not in T_SAMPLINGS:
             raise UsageError(f"t_sampling is {t_sampling!r}; it must be {' or '.join(T_SAMPLINGS)}")
-        if not 0 <= rank < ranks:
-            raise UsageError(f"rank {rank} of {ranks} ranks; it must be at least 0 and below their number")
         if adapts := schedule == "adaptive":
             refuse_adaptive(self.weighting)
             schedule = "uniform"
-        self.schedule = _on_range(schedule, logsnr_min, logsnr_max)
+        self.schedule = _on_range(schedule, logsnr_min, logsnr_max, None)
         self.logsnr_min, self.logsnr_max, self.floor = self.schedule.logsnr_min, self.schedule.logsnr_max, floor
         self.edges = bin_edges(self.logsnr_min, self.logsnr_max)
         self.adaptive = AdaptiveSchedule(self.edges) if adapts or self.weighting.learned else None
@@ -185,16 +183,12 @@ class DiffusionLoss:
 
 
 def _on_range(
-    schedule: Schedule | str,
-    low: float | None,
-    high: float | None,
-    loss: DiffusionLoss | None = None,
-    clip: bool = False,
+    schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False
 ) -> Schedule:
-    """A schedule truncated to [low, high]. None: the end that a Schedule object has, else the loss, else −15 or 15."""
-    ends = loss if isinstance(schedule, str) else schedule
-    usual = (-15.0, 15.0) if ends is None else (ends.logsnr_min, ends.logsnr_max)
-    low, high = (own if given is None else given for given, own in zip((low, high), usual))
+    """A schedule truncated to [low, high]. None: the end that a Schedule object has, else `usual` has, else −15 or 15."""
+    ends = usual if isinstance(schedule, str) else schedule
+    low = low if low is not None else ends.logsnr_min if ends else -15.0
+    high = high if high is not None else ends.logsnr_max if ends else 15.0
     if isinstance(schedule, str):
         return resolve_schedule(schedule, low, high, clip=clip)
     return replace(schedule, logsnr_min=low, logsnr_max=high)
@@ -203,11 +197,9 @@ def _on_range(
 def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) -> Prediction:
     """The prediction given, else that of the loss."""
     if prediction is None and loss is None:
-        raise UsageError(
-            "say what the network predicts: prediction='v', or loss=, the DiffusionLoss that it was trained by"
-        )
-    prediction = prediction or loss.prediction  # type: ignore[union-attr]
-    return Prediction(prediction) if isinstance(prediction, str) else prediction
+        raise UsageError("say what the network predicts: prediction='v', or loss=, its DiffusionLoss")
+    chosen = prediction or loss.prediction  # type: ignore[union-attr]
+    return Prediction(chosen) if isinstance(chosen, str) else chosen
 
 
 def _labels(labels: Any, n: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -263,26 +263,14 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
     return {**objective, **section_of(network), "class_names": data.class_names}
 
 
-@dataclass(frozen=True)
-class Initial:
-    """Weights of another run.
+@dataclass(frozen=True, repr=False)
+class Initial(TrainedRun):
+    """Another run, its network without memory, whose weights a run begins from.
 
-    path: as it was named: a run, a checkpoint, or a file of weights in one. source: the run, its network without memory.
+    named: as --init named it: a run, a checkpoint, or a file of weights in one.
     """
 
-    path: Path
-    source: TrainedRun
-
-    @property
-    def network(self) -> NetworkConfig:
-        """The run's network."""
-        config: NetworkConfig = self.source.network.config
-        return config
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the weights."""
-        return str(self.source.about["weights_sha256"])
+    named: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
         """Return facts about the weights for config.yaml, with the names of what differs in a run of these settings.
@@ -290,47 +278,42 @@ class Initial:
         Raises UsageError where the weights have no way to the network.
         """
         self.transfer(network, data)
-        about, before = self.source.about, _compared(self.source.settings, self.network, self.source.data)
+        about, before = self.about, _compared(self.settings, self.network.config, self.data)
         seen = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
-        return InitFacts(
-            str(self.path), about["weights"], self.sha256, about.get("step"), about.get("images_trained"), seen, changed
-        )
+        which = about["weights"], about["weights_sha256"], about.get("step"), about.get("images_trained")
+        return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
         """Return settings that a run on this data takes over: not those of a machine or of other images."""
-        same = data.payload_sha256 and data.payload_sha256 == self.source.data.payload_sha256
+        same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
-        return {
-            key: value
-            for key, value in self.source.settings.stored().items()
-            if key != "time_limit" and SETTINGS[key].group not in left
-        }
+        stored = self.settings.stored()
+        return {key: stored[key] for key in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
         """Raise UsageError for images whose numbers mean another thing to the network."""
-        check_content(data, self.source.data, self.path)
+        check_content(data, self.data, self.named)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return for each class of the data its number in the run, None for a new one.
 
         By name where both have names and share any, else in order.
         """
-        before, now = self.network.num_classes, network.num_classes
-        old, new = self.source.data.class_names or [], data.class_names or []
+        before, now = self.network.config.num_classes, network.num_classes
+        old, new = self.data.class_names or [], data.class_names or []
         if len(set(old)) == len(old) == before and len(new) == now and set(old) & set(new):
             return [old.index(name) if name in old else None for name in new]
         return [row if row < before else None for row in range(now)]
 
     def transfer(self, network: NetworkConfig, data: RunData) -> Transfer:
         """Return the way to such a network on such data. Raises UsageError when there is none."""
-        with reading(self.path, kind=UsageError):
-            return Transfer(self.network, network, self.rows(network, data))
+        with reading(self.named, kind=UsageError):
+            return Transfer(self.network.config, network, self.rows(network, data))
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the weights for such a network on such data, by name, but those it draws itself. Raises FormatError."""
-        tensors = self.source.checkpoint.weights(self.source.about["weights"])
-        return self.transfer(network, data).weights(tensors.__getitem__)
+        return self.transfer(network, data).weights(self.checkpoint.weights(self.about["weights"]).__getitem__)
 
 
 def open_initial(path: Path) -> Initial:
@@ -339,7 +322,8 @@ def open_initial(path: Path) -> Initial:
     if path.suffix == WEIGHTS and (path.parent / META).exists():
         folder, name = path.parent, path.stem
     source = open_run(folder, torch.device("cpu"), name)
-    return Initial(path, replace(source, network=source.network.to("meta")))
+    source.network.to("meta")
+    return Initial(**vars(source), named=path)
 
 
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
@@ -349,12 +333,12 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
     FormatError, UsageError, and DataError where the weights that it names are gone, or have changed.
     """
     began = known.config.init if known else None
-    if known is None or began is None or (asked is not None and str(asked) != began.run):
+    if known is None or began is None or asked not in (None, Path(began.run)):
         return None if asked is None else open_initial(asked)
     if known.where == out / CONFIG and store.checkpoints(out):
         return None
     found = open_initial(Path(began.run))
-    if found.sha256 != began.sha256:
+    if found.about["weights_sha256"] != began.sha256:
         raise DataError(f"{began.run}: has changed since {known.where} named it; name its checkpoint by --init")
     return found
 

@@ -165,7 +165,7 @@ def resolve(
 
     # Each layer says some settings: defaults, the run to begin from, the preset, a config.yaml, options.
     name = {**begun, **own, **asked}.get("preset") or _choose(data, asked.get("device", AUTO))
-    gpu = bool(initial and initial.source.settings.precision in PRECISIONS[2:])
+    gpu = bool(initial and initial.settings.precision in PRECISIONS[2:])
     if unread := name == own.get("preset") or (begun and "preset" not in asked):
         preset = Preset({}, {}, PresetAbout(gpu=gpu))
     else:
@@ -181,9 +181,9 @@ def resolve(
 
     # Values that depend on each other, or on the data.
     if initial:  # which was trained to predict one thing
-        source = initial.source.settings.prediction
+        source = initial.settings.prediction
         if Prediction(said.get("prediction", source)).spec != Prediction(source).spec:
-            raise UsageError(f"--prediction {said['prediction']}: the network of {initial.path} outputs {source}")
+            raise UsageError(f"--prediction {said['prediction']}: the network of {initial.named} outputs {source}")
         values["prediction"] = source
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
@@ -194,7 +194,9 @@ def resolve(
     if "shift" in train and "shift" not in asked and "weighting" in said:
         del values["shift"]  # of the preset's weighting
     full = "weighting" not in asked and bool(own or (begun and "weighting" not in train))
-    weighting = _weighting(values, data.image_size, full, initial.network.image_size if initial and begun else None)
+    weighting = _weighting(
+        values, data.image_size, full, initial.network.config.image_size if initial and begun else None
+    )
     free = {"logsnr_min", "logsnr_max"}.isdisjoint(said)
     schedule = _schedule(values, free, data.image_size)
     if schedule is None:
@@ -207,10 +209,14 @@ def resolve(
 
     # The network: that of the weights to begin from, of the config.yaml, or of the preset.
     init, where = known.config.init if known else None, f"preset {name}"
-    fresh = initial if initial and (init is None or init.sha256 != initial.sha256) else None
+    fresh = initial if initial and (init is None or init.sha256 != initial.about["weights_sha256"]) else None
     section, usual = _preset_network(preset, data), (data.num_classes or 0) > 1
     if fresh:
-        where, section, usual = str(fresh.path), section_of(fresh.network), usual and fresh.network.num_classes > 0
+        where, section, usual = (
+            str(fresh.named),
+            section_of(fresh.network.config),
+            usual and fresh.network.config.num_classes > 0,
+        )
     elif known and unread:
         where, section, usual = str(known.where), known.config.network, known.config.network.get("num_classes", 0) > 0
     classes = (data.num_classes or 0) if (usual if conditional is None else conditional) else 0
@@ -219,9 +225,9 @@ def resolve(
         raise UsageError(f"{where}: a network of family {declaration_of(network).name!r} can't be trained")
     if fresh:
         init = fresh.facts(settings, network, data)
-        log.info("from %s; other than there: %s", fresh.path, ", ".join(init.changed or ()) or "nothing")
+        log.info("from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
     elif initial and init:
-        init = structs.replace(init, run=str(initial.path))  # where it is now
+        init = structs.replace(init, run=str(initial.named))  # where it is now
     return Resolved(settings, network, data, files, weighting, schedule, init, initial)
 
 

@@ -265,7 +265,7 @@ def test_a_run_begun_from_another_has_its_frequencies_and_weights_of_unit_magnit
     run = TrainState(resolve({"seed": 5}, data, initial=source), data)
     drawn = run.live["conditioning.frequencies"].clone()
     run.begin(source.weights(run.resolved.network, run.resolved.data))
-    had = load_file(source.source.checkpoint.path / "ema-power-0.1.safetensors")
+    had = load_file(source.checkpoint.path / "ema-power-0.1.safetensors")
     for name in ("conditioning.frequencies", "conditioning.phases"):
         assert torch.equal(run.live[name], had[name]) and torch.equal(run.ema[0].tensors[name], had[name])
     assert not torch.equal(drawn, had["conditioning.frequencies"])

@@ -308,7 +308,7 @@ def test_a_config_of_such_a_run_begins_from_the_same_weights(
     monkeypatch.chdir(folder)
     basis = Known(Path("new/config.yaml"), read_config(Path("new")))
     initial = initial_of(None, basis, Path("again"))
-    assert initial is not None and initial.source.step == 40
+    assert initial is not None and initial.step == 40
     found = resolve({}, Dataset("d.h5"), basis, initial).config()
     there = read_config(Path("new"))
     assert all(getattr(found, key) == getattr(there, key) for key in ("settings", "network", "init"))

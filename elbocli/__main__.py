@@ -6,11 +6,6 @@ import sys
 from types import FrameType
 
 STDERR = 2
-USUAL = {
-    signal.SIGINT: signal.default_int_handler,
-    **dict.fromkeys((signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)), signal.SIG_DFL),
-}
-"""Signals that end a command, and how Python handles them where the parent does not ignore them."""
 
 
 def end(signum: int, frame: FrameType | None) -> None:
@@ -32,8 +27,8 @@ def main() -> None:
         sys.exit(
             "elbo: error: this system lacks fcntl and fork, which elbo needs; run it on Linux, or on Windows within WSL"
         )
-    for signum, usual in USUAL.items():
-        if signal.getsignal(signum) is usual:
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, end)
     from elbocli.main import main as run
 

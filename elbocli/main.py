@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pkgutil import resolve_name
 
 import click
@@ -93,13 +92,10 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
 
 
 def _environment() -> Iterator[str]:
-    """Yield lines that a report of a bug needs: versions of elbo's packages, and all that torch says of this machine."""
+    """Yield lines that a report of a bug needs: versions of all packages, and all that torch says of this machine."""
     from importlib import metadata
 
-    for wanted in metadata.requires("elbocli") or ():
-        name = re.split(r"[^\w.-]", wanted)[0]
-        with suppress(metadata.PackageNotFoundError):
-            yield f"{name} {metadata.version(name)} ({wanted.removeprefix(name).strip()})"
+    yield from sorted(f"{package.name} {package.version}" for package in metadata.distributions())
     try:
         from torch.utils.collect_env import get_pretty_env_info
 
@@ -117,8 +113,8 @@ def _environment() -> Iterator[str]:
     expose_value=False,
     callback=_say_version,
     help="Say the version; with -v all that a report of a bug needs.",
-    more="That is the version of each package that elbo can use, beside the versions that will do, and torch's own report on "
-    "Python, the system, the devices and how torch was built.",
+    more="That is the version of each package, and torch's own report on Python, the system, the devices and how torch was "
+    "built.",
 )
 @option("-v", "--verbose", is_flag=True, is_eager=True, allow_from_autoenv=False, help="Say more, with --version.")
 def elbo() -> None:

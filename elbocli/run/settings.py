@@ -63,14 +63,16 @@ def read_options(
     path: a YAML file of options, or a run's config.yaml. words: network.KEY=VALUE or training.KEY=VALUE. Raises UsageError,
     and FormatError for a file that can't be read.
     """
-    values, known = {} if path is None else read_yaml(path), None
+    known, found = None, dict[str, Any]()
+    content = {} if path is None else read_yaml(path)
+    values = {key.replace("-", "_"): value for key, value in content.items() if value is not None}
     if path is not None and values.get("format") == "elbo-run":
-        known, values = Known(path, checked_config(values, path)), {}
-    values = {key.replace("-", "_"): value for key, value in values.items() if value is not None}
-    words = [*values.pop("set", ()), *words]
-    found: dict[str, Any] = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
-    with reading(path, kind=UsageError):  # which may say neither where to write nor what to run
-        found |= convert_settings(values)
+        known = Known(path, checked_config(values, path))
+    else:
+        words = [*values.pop("set", ()), *words]
+        found = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
+        with reading(path, kind=UsageError):  # which may say neither where to write nor what to run
+            found |= convert_settings(values)
     found |= {key: value for key, value in options.items() if value is not None}
     for word in words:
         key, _, value = word.partition("=")

@@ -40,9 +40,9 @@ def seconds(value: Any) -> Any:
     """
     if not isinstance(value, str) or value == "0":
         return value
-    text = "".join(value.lower().split())
+    text = value.lower().replace(" ", "")
     found = IN_COLONS.fullmatch(text) or IN_UNITS.fullmatch(text)
-    if not found or not any(found.groups()):
+    if not found or not text:
         raise ValueError("expected a duration like 3h50m, 90s, 1.5h or 1:30:00")
     return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
 

@@ -127,7 +127,7 @@ def test_the_file_says_how_it_was_made(kept: Path, tmp_path: Path) -> None:
 def test_a_narrow_profile_warns_and_an_impossible_one_is_refused(kept: Path, tmp_path: Path) -> None:
     result, (warning,) = make(kept, 0.015, tmp_path / "a.safetensors")
     assert 0.1 < result["residual"] < 0.5
-    assert "power:std=0.015 made of 20 snapshots up to step 100 is off by" in warning
+    assert "power:std=0.015" in warning
     with pytest.raises(DataError, match=r"power:std=0\.001 made of 20 snapshots"):
         make(kept, 0.001, tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()

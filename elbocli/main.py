@@ -13,16 +13,7 @@ from pkgutil import resolve_name
 
 import click
 
-from elbocli.cli.commands import (
-    ADDED,
-    COMPLETE,
-    CONTEXT,
-    Command,
-    Group,
-    option,
-    tell,
-    visible_lines,
-)
+from elbocli.cli.commands import ADDED, COMPLETE, CONTEXT, Command, Group, option, tell, visible_lines
 from elbocli.cli.options import common, plugin_option
 from elbocli.errors import ElboError
 from elbocli.version import __version__
@@ -156,6 +147,9 @@ def completion(shell: str) -> None:
     root, kind = click.get_current_context().find_root(), get_completion_class(shell)
     assert kind is not None
     click.echo(kind(root.command, {}, "elbo", COMPLETE).source())
+
+
+elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # names that click suggests for an unknown one
 
 
 def share_cores() -> None:

@@ -150,18 +150,7 @@ def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.C
 
 
 class Group(click.Group):
-    """A group of commands that suggests the nearest one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command as click does. Raises UsageError with the nearest commands."""
-        name = args[0]
-        if not name.startswith("-") and self.get_command(ctx, name) is None and not ctx.resilient_parsing:
-            from elbocli.core.registry import nearest
-
-            raise click.UsageError(f"No such command {name!r}; {nearest(name, self.list_commands(ctx))}", ctx)
-        return super().resolve_command(ctx, args)
+    """A group of commands."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does. No arguments are wrong usage, which help answers on standard error."""

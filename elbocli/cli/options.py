@@ -140,13 +140,9 @@ def guidance_options(function: Any) -> Any:
         more="DiT's own sampling guides 3 of its latents' 4 channels, and its published figures are of that. A learned variance is "
         "never guided: it is the one that the network gives with the class.",
     )(function)
-    option(
-        "--guidance-interval",
-        type=LEVEL,
-        nargs=2,
-        metavar="LO HI",
-        help="Guide only where LO <= logsnr <= HI.",
-    )(function)
+    option("--guidance-interval", type=LEVEL, nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI.")(
+        function
+    )
     option(
         "--guidance",
         type=value(float, ge=-1e3, le=1e3),

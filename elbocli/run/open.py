@@ -50,10 +50,8 @@ def dataset_of(data: RunData, run: Path) -> Path:
 
     data: section `data` of its config.yaml.
     """
-    typed = Path(str(data.path))
-    place = run.resolve() / data.from_run if data.from_run else typed
-    same = not place.exists() or (typed.exists() and place.samefile(typed))
-    return typed if same else Path(os.path.relpath(place))
+    place = run.resolve() / str(data.from_run)
+    return Path(os.path.relpath(place) if place.exists() else str(data.path))
 
 
 def check_content(data: RunData, known: RunData, run: object) -> None:

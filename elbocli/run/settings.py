@@ -14,7 +14,7 @@ import torch
 from msgspec import structs
 
 from elbocli.core.adaptive import refuse_adaptive
-from elbocli.core.prediction import PREDICTIONS, Prediction, resolution_shift
+from elbocli.core.prediction import Prediction, resolution_shift
 from elbocli.core.schedule import Schedule, check_range
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, canonical, parse_average
@@ -106,13 +106,9 @@ class Resolved:
     files: dict[str, str]
     weighting: Weighting
     schedule: Schedule | None
+    prediction: Prediction
     init: InitFacts | None = None
     initial: Initial | None = None
-
-    @property
-    def prediction(self) -> Prediction:
-        """The network's output, as the setting `prediction` names it."""
-        return Prediction(self.settings.prediction)
 
     def config(self) -> RunConfig:
         """The content of config.yaml."""
@@ -140,20 +136,20 @@ def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
 
 
 def resolve(
-    options: Mapping[str, Any], dataset: Dataset | RunData, known: Known | None = None, initial: Initial | None = None
+    options: Mapping[str, Any], data: Dataset | RunData, known: Known | None = None, initial: Initial | None = None
 ) -> Resolved:
     """Merge settings, and fit the network and the objective to the data.
 
     options: settings by name (None where not given), and keys of the network as `network.channels`. known: a config.yaml,
     whose preset is not read again. initial: the weights to begin from, which bring their network. Raises UsageError for options
-    that fit neither each other nor the dataset, FormatError for an unusable preset or file.
+    that fit neither each other nor the data, FormatError for an unusable preset or file.
     """
     given = {key: value for key, value in options.items() if value is not None}
     overrides = {key.removeprefix(NETWORK): given.pop(key) for key in list(given) if key.startswith(NETWORK)}
     asked, own, begun = convert_settings(given), dict[str, Any](), dict[str, Any]()
-    if isinstance(dataset, Dataset):
-        dataset.check_square()
-    data = dataset.identity() if isinstance(dataset, Dataset) else dataset
+    if isinstance(data, Dataset):
+        data.check_square()
+        data = data.identity()
     assert data.image_size
     if initial:
         initial.check_data(data)
@@ -182,11 +178,11 @@ def resolve(
     values = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train, **said, "preset": name}
 
     # Values that depend on each other, or on the data.
-    if initial:  # which was trained to predict one thing
-        source = initial.settings.prediction
-        if Prediction(said.get("prediction", source)).spec != Prediction(source).spec:
-            raise UsageError(f"--prediction {said['prediction']}: the network of {initial.named} outputs {source}")
-        values["prediction"] = source
+    if initial:
+        values["prediction"] = said.get("prediction", initial.settings.prediction)
+    prediction = Prediction(values["prediction"])
+    if initial and prediction.spec != initial.prediction.spec:
+        raise UsageError(f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}")
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if data.latents and values["flip"]:
@@ -196,14 +192,11 @@ def resolve(
     if "shift" in train and "shift" not in asked and "weighting" in said:
         del values["shift"]  # of the preset's weighting
     full = "weighting" not in asked and bool(own or (begun and "weighting" not in train))
-    weighting = _weighting(
-        values, data.image_size, full, initial.network.config.image_size if initial and begun else None
-    )
-    free = {"logsnr_min", "logsnr_max"}.isdisjoint(said)
-    schedule = _schedule(values, free, data.image_size)
+    made_for = initial.network.config.image_size if initial and begun else data.image_size
+    weighting = _weighting(values, data.image_size, full, made_for)
+    schedule = _schedule(values, {"logsnr_min", "logsnr_max"}.isdisjoint(said), data.image_size)
     if schedule is None:
         refuse_adaptive(weighting)
-    PREDICTIONS.parse(values["prediction"])  # raises UsageError before the run's folder is made
     conditional = values.pop("conditional", None)
     values |= {"weighting": weighting.spec, "lr_decay": LR_DECAYS.parse(values["lr_decay"]).spec, **_averages(values)}
     settings = TrainSettings(**values)
@@ -212,16 +205,14 @@ def resolve(
     # The network: that of the weights to begin from, of the config.yaml, or of the preset.
     init, where = known.config.init if known else None, f"preset {name}"
     fresh = initial if initial and (init is None or init.sha256 != initial.about["weights_sha256"]) else None
-    section, usual = _preset_network(preset, data), (data.num_classes or 0) > 1
+    section, several = _preset_network(preset, data), (data.num_classes or 0) > 1
     if fresh:
-        where, section, usual = (
-            str(fresh.named),
-            section_of(fresh.network.config),
-            usual and fresh.network.config.num_classes > 0,
-        )
+        where, section = str(fresh.named), section_of(fresh.network.config)
     elif known and unread:
-        where, section, usual = str(known.where), known.config.network, known.config.network.get("num_classes", 0) > 0
-    classes = (data.num_classes or 0) if (usual if conditional is None else conditional) else 0
+        where, section = str(known.where), known.config.network
+    if conditional is None:
+        conditional = section.get("num_classes", several) and (several or not fresh)
+    classes = (data.num_classes or 0) if conditional else 0
     network = _network({**section, **overrides}, where, data, classes)
     if not network.trainable:
         raise UsageError(f"{where}: a network of family {declaration_of(network).name!r} can't be trained")
@@ -230,7 +221,7 @@ def resolve(
         log.info("from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
     elif initial and init:
         init = structs.replace(init, run=str(initial.named))  # where it is now
-    return Resolved(settings, network, data, files, weighting, schedule, init, initial)
+    return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)
 
 
 def _choose(data: RunData, device: str) -> str:
@@ -262,7 +253,7 @@ def _network(section: dict[str, Any], where: object, data: RunData, classes: int
     return config.for_classes(classes).for_size(data.image_size)
 
 
-def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int | None) -> Weighting:
+def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> Weighting:
     """Return the weighting, and take its refinements out of `values`.
 
     full: whether it is another run's, as written in full, for images of the side `made_for`.
@@ -271,7 +262,7 @@ def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int | No
     shift = resolution_shift(size) if asked == AUTO else asked or 0.0
     if full and asked is not None:
         shift -= resolve_weighting(spec).shift  # instead of its own, which the same option may have given it
-    elif full and made_for:
+    elif full and size != made_for:
         shift = resolution_shift(size) - resolution_shift(made_for)
     given = {} if bias is None else {"bias": bias}
     return resolve_weighting(spec, shift=shift, monotone=bool(values.pop("monotone", False)), given=given, size=size)
@@ -289,11 +280,7 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
     if free and SCHEDULES.named(spec.partition(":")[0]) is None:
         ends = None, None
     schedule = resolve_schedule(spec, *ends, size=size)
-    values |= {
-        "schedule": schedule.base,
-        "logsnr_min": schedule.logsnr_min,
-        "logsnr_max": schedule.logsnr_max,
-    }
+    values |= {"schedule": schedule.base, "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
     return schedule
 
 
@@ -311,10 +298,8 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
     """List the changes that a resumed run may not make, a line each."""
     had, asked = _fixed(had_run), _fixed(asked_for)
-    changed = [key for key in {**had, **asked} if had.get(key) != asked.get(key)]
-    if "--preset" in changed:
-        changed = ["--preset"]  # other differences follow from it
-    return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in sorted(changed)]
+    changed = sorted(key for key in {**had, **asked} if had.get(key) != asked.get(key))
+    return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:

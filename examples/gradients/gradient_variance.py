@@ -106,7 +106,9 @@ class Gradients:
         self.settings = structs.replace(
             settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0
         )
-        resolved = Resolved(self.settings, asked.trained.network.config, RunData(), {}, asked.trained.weighting(), None)
+        trained = asked.trained
+        objective = trained.weighting(), None, trained.prediction
+        resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)
         self.device, self.precision, self.prediction = asked.device, asked.arithmetic, asked.trained.prediction
         self.batches = Batches(asked.dataset, resolved, asked.device)
         self.network = asked.trained.network.requires_grad_(True).train()

@@ -128,7 +128,7 @@ def test_a_narrow_profile_warns_and_an_impossible_one_is_refused(kept: Path, tmp
     result, (warning,) = make(kept, 0.015, tmp_path / "a.safetensors")
     assert 0.1 < result["residual"] < 0.5
     assert "power:std=0.015" in warning
-    with pytest.raises(DataError, match=r"power:std=0\.001 made of 20 snapshots"):
+    with pytest.raises(DataError, match=r"power:std=0\.001"):
         make(kept, 0.001, tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()
 

@@ -95,13 +95,6 @@ def test_what_is_given_is_taken_and_only_that(first: Make, digits: Path) -> None
     assert found.settings.steps == 9 and found.settings.weighting == "sigmoid:bias=1"
 
 
-def test_another_preset_is_the_only_difference_that_is_told(first: Make, digits: Path) -> None:
-    run, other = first(), resolve({"preset": "digits", "lr": 1.0}, Dataset(digits))
-    assert difference(run.config(), other.config()) == [
-        f"--preset: the run has {run.settings.preset}, asked for digits"
-    ]
-
-
 def test_another_preset_has_its_own_network_under_the_settings_of_the_config(first: Make, digits: Path) -> None:
     """A config comes before a preset, and options come before both."""
     run = first(lr=0.01)

@@ -58,7 +58,8 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     """
     with writing(out):
         # A start that was killed leaves a lock, and files written aside.
-        if out.exists() and not (out / CONFIG).exists() and not all(path.name[0] == "." for path in out.iterdir()):
+        known = not out.exists() or (out / CONFIG).exists()
+        if not known and (out.is_file() or any(path.name[0] != "." for path in out.iterdir())):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out / LOCK, str(out), patience))
@@ -106,8 +107,7 @@ class RunStatus(Record, frozen=True):
     """A run's state, what it has reached, and what is safe of that.
 
     state: running, done, stopped, interrupted or failed; read back, also dead: it says running, and no process holds the
-    run's lock. step: of `steps`, with `images` seen. saved: the step of the newest
-    checkpoint. time: of writing, in seconds since 1970.
+    run's lock. saved: the step of the newest checkpoint. time: of writing, in seconds since 1970.
     """
 
     state: str

@@ -46,10 +46,7 @@ TIMES = 12
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return where the dataset of a run is now: as seen from the run, else as it was typed.
-
-    data: section `data` of its config.yaml.
-    """
+    """Return where the dataset of a run is now, by its config.yaml's `data`: as seen from the run, else as it was typed."""
     place = run.resolve() / str(data.from_run)
     return Path(os.path.relpath(place) if place.exists() else str(data.path))
 
@@ -105,10 +102,7 @@ class TrainedRun:
         return Prediction(self.settings.prediction)
 
     def schedule(self) -> Schedule:
-        """Return the run's noise schedule; an adaptive schedule as of the checkpoint.
-
-        Raises FormatError when it can't be read, DataError when its file has changed since.
-        """
+        """Return the run's noise schedule; an adaptive one as of the checkpoint. Raises FormatError, DataError (file changed)."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -118,10 +112,7 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the one it was trained with; one that is learned, as it was at the checkpoint.
-
-        Raises FormatError when it can't be read, and what `schedule` raises.
-        """
+        """Return the weighting it was trained with; a learned one as of the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
@@ -230,10 +221,9 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """Return a run's weightings over time, from its settings and its loss log alone.
+    """Return a run's weightings over time, from its settings and its loss log alone. Raises ElboError.
 
-    One that is learned follows from the log, because training adapts it at the end of each of the log's intervals, from the
-    same sums by the same code. Raises ElboError for a file that is gone, and for a damaged log.
+    Training adapts a learned one at the end of each of the log's intervals, from the same sums by the same code.
     """
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = (settings.logsnr_min, settings.logsnr_max)

@@ -94,10 +94,9 @@ def preset_data(preset: str) -> RunData | None:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings, network and objective of a run. schedule: None when it adapts. files: sha256 of each file that settings name, by path.
+    """Settings, network and objective of a run. schedule: None when it adapts. files: sha256 of each file that settings name.
 
-    init: what config.yaml says of the run whose weights this one begins from, None without one. initial: those weights,
-    where they are needed.
+    init: what config.yaml says of the run whose weights this one begins from. initial: those weights, where they are needed.
     """
 
     settings: TrainSettings

@@ -51,7 +51,7 @@ def about(help: str, **said: Any) -> Meta:
     """Declare a setting, besides its type and default.
 
     group: the heading of this setting and of those that follow. said: ge, gt, le: bounds. more: what its page adds to its help.
-    shown: its default as the help says it, "" where presets say it. names: module and name of a table of what it may begin
+    shown: its default, where the help says it: not where presets do. names: module and name of a table of what it may begin
     with; words: what else. metavar: what stands for its value. flags: its option, "" for none. free: it may change when a run
     goes on. stored: False where config.yaml doesn't say it, since it refines another setting. preset: whether a preset may say
     it, as `stored` unless given. parse: reads what a user or a file says.
@@ -60,7 +60,7 @@ def about(help: str, **said: Any) -> Meta:
     return Meta(description=help, extra=said, **bounds)
 
 
-def count(help: str, ge: int = 1, le: int = LARGEST_COUNT, **said: Any) -> Meta:
+def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
     """Declare a number of something."""
     return about(help, ge=ge, le=le, **said)
 
@@ -82,7 +82,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             preset=False,
         ),
     ] = ""
-    seed: Annotated[int, count("All draws are functions of it.", shown="0", ge=0, le=LARGEST_SEED)] = 0
+    seed: Annotated[int, count("All draws are functions of it.", shown="0", le=LARGEST_SEED)] = 0
     time_limit: Annotated[
         float,
         about(
@@ -107,6 +107,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             "error at each noise level, which uncertainty:monotone keeps from rising.",
             names="elbocli.core.weighting_curves.WEIGHTINGS",
             words=(LEARNED,),
+            shown="sigmoid",
         ),
     ] = "sigmoid"
     bias: Annotated[Number | None, about("The weighting's parameter bias: 2 is :bias=2.", stored=False)] = None
@@ -117,14 +118,10 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     monotone: Annotated[bool | None, about("Hold the weighting constant left of its peak.", stored=False)] = None
     prediction: Annotated[
         str,
-        about(
-            "Network's output; see 'elbo weights list predictions'.",
-            shown="",
-            names="elbocli.core.prediction.PREDICTIONS",
-        ),
+        about("Network's output; see 'elbo weights list predictions'.", names="elbocli.core.prediction.PREDICTIONS"),
     ] = "v"
-    logsnr_min: Annotated[float, about("Noisiest level.", shown="", ge=-50, le=50)] = -15.0
-    logsnr_max: Annotated[float, about("Cleanest level.", shown="", ge=-50, le=50)] = 15.0
+    logsnr_min: Annotated[float, about("Noisiest level.", ge=-50, le=50)] = -15.0
+    logsnr_max: Annotated[float, about("Cleanest level.", ge=-50, le=50)] = 15.0
 
     schedule: Annotated[
         str,
@@ -133,7 +130,6 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             help="NAME or NAME:key=value,…; FILE of 'elbo adapt'; or adaptive, fitted while training.",
             more="FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
             "unless given.",
-            shown="",
             names="elbocli.core.schedule_curves.SCHEDULES",
             words=(ADAPTIVE,),
         ),
@@ -150,14 +146,12 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         bool | None,
         about("Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False),
     ] = None
-    label_dropout: Annotated[
-        float, about("Share of images trained without class, for guidance.", shown="", ge=0, le=1)
-    ] = 0.1
+    label_dropout: Annotated[float, about("Share of images trained without class, for guidance.", ge=0, le=1)] = 0.1
 
-    steps: Annotated[int, count(group="Optimizer", help="Updates in all.", shown="", free=True)] = 100_000
-    batch: Annotated[int, count("Images per update.", shown="", le=10**6)] = 256
-    lr: Annotated[float, about("Learning rate of AdamW.", shown="", gt=0, le=1e3)] = 1e-4
-    warmup: Annotated[int, count("Updates over which lr rises from zero.", shown="", ge=0)] = 1000
+    steps: Annotated[int, count(group="Optimizer", help="Updates in all.", free=True, ge=1)] = 100_000
+    batch: Annotated[int, count("Images per update.", le=10**6, ge=1)] = 256
+    lr: Annotated[float, about("Learning rate of AdamW.", gt=0, le=1e3)] = 1e-4
+    warmup: Annotated[int, count("Updates over which lr rises from zero.")] = 1000
     lr_decay: Annotated[
         str,
         about(
@@ -166,14 +160,13 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
             "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
             "curve of the new number from there.",
-            shown="",
             names="elbocli.core.training.LR_DECAYS",
         ),
     ] = "constant"
     weight_decay: Annotated[float, about("Weight decay of AdamW.", shown="0", ge=0, le=1e3)] = 0.0
     beta2: Annotated[float, about("beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")] = 0.999
     adam_eps: Annotated[float, about("epsilon of AdamW.", gt=0, le=1, flags="")] = 1e-8
-    clip: Annotated[float, about("Clip the gradient norm to this; 0 is no limit.", shown="", ge=0, le=LARGEST)] = 1.0
+    clip: Annotated[float, about("Clip the gradient norm to this; 0 is no limit.", ge=0, le=LARGEST)] = 1.0
 
     device: Annotated[
         str,
@@ -194,6 +187,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             more="fp32 is strict; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by "
             "autocast, with fp32 weights. auto keeps the run's own if it continues; else it is fp32 on a CPU, and on "
             "CUDA bf16 for presets that are meant for a GPU, if the card supports it, else tf32. A run may go from fp32 to tf32 and back.",
+            shown="auto",
         ),
     ] = AUTO
     compile: Annotated[
@@ -207,14 +201,15 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = None
-    parallel: Annotated[Literal["ddp", "fsdp"], about("Each process holds all weights, or a share.", free=True)] = "ddp"
+    parallel: Annotated[
+        Literal["ddp", "fsdp"], about("Each process holds all weights, or a share.", free=True, shown="ddp")
+    ] = "ddp"
     micro_batch: Annotated[
         int,
         count(
             "Images at once in a process; 0 is automatic.",
             more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
             "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
-            ge=0,
             le=10**6,
             free=True,
         ),
@@ -229,7 +224,6 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             group=KEPT,
             help="Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
             more="Previews, validation, sample and bound use the first.",
-            shown="",
             names="elbocli.core.training.AVERAGES",
             parse=canonical,
         ),
@@ -240,23 +234,21 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             "Updates per snapshot for 'elbo ema'; 0 is none.",
             more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. The default "
             "is steps/20 if --ema names one, else 0.",
-            shown="",
-            ge=0,
             free=True,
         ),
     ] = 0
-    save_every: Annotated[int, count("Updates per checkpoint.", shown="", free=True)] = 1000
-    keep: Annotated[int, count("Checkpoints to keep.", free=True)] = 2
-    milestone_every: Annotated[int, count("Updates per permanent checkpoint; 0 is none.", ge=0, free=True)] = 0
-    log_every: Annotated[int, count("Updates per line of the logs.", shown="")] = 100
-    preview_every: Annotated[int, count("Updates per preview picture; 0 is none.", shown="", ge=0, free=True)] = 5000
+    save_every: Annotated[int, count("Updates per checkpoint.", free=True, ge=1)] = 1000
+    keep: Annotated[int, count("Checkpoints to keep.", free=True, shown="2", ge=1)] = 2
+    milestone_every: Annotated[int, count("Updates per permanent checkpoint; 0 is none.", free=True)] = 0
+    log_every: Annotated[int, count("Updates per line of the logs.", ge=1)] = 100
+    preview_every: Annotated[int, count("Updates per preview picture; 0 is none.", free=True)] = 5000
 
     val: Annotated[
         str, about(group=VALIDATION, help="Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
     ] = ""
-    val_split: Annotated[int, count("Number of images to hold out; 0 is none.", ge=0)] = 0
-    val_every: Annotated[int, count("Images between validations; 0 is 2 % of the work.", ge=0, free=True)] = 0
-    val_images: Annotated[int, count("Most images per validation; 0 is all.", ge=0, free=True)] = 0
+    val_split: Annotated[int, count("Number of images to hold out; 0 is none.")] = 0
+    val_every: Annotated[int, count("Images between validations; 0 is 2 % of the work.", free=True)] = 0
+    val_images: Annotated[int, count("Most images per validation; 0 is all.", free=True)] = 0
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:

@@ -12,7 +12,7 @@ import click
 from elbocli.cli.commands import Command, Joined, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.types import PATH, Named, Value
-from elbocli.run.train_settings import KEPT, RUN, SETTINGS, Setting, TrainSettings
+from elbocli.run.train_settings import KEPT, RUN, SETTINGS, Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,13 +31,12 @@ def _type(setting: Setting) -> Any:
 
 def setting_options(function: F) -> F:
     """Add an option per setting of training, by its name; None (or empty) where it isn't given."""
-    usual = TrainSettings()
     for name, setting in reversed(SETTINGS.items()):
-        word, kind, default = name.replace("_", "-"), _type(setting), getattr(usual, name)
+        word, kind = name.replace("_", "-"), _type(setting)
         flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")
         if not flags:
             continue
-        shown = setting.says("shown", "" if default in (None, "", False) else "on" if default is True else str(default))
+        shown = setting.says("shown")
         choices = "|".join(kind.choices) if isinstance(kind, click.Choice) else None
         option(
             flags,

@@ -92,6 +92,10 @@ class Command(click.Command):
                     [(SWITCH.sub(r"--[\2]\1", names), text) for names, text in records], col_max=NAMES_WIDTH
                 )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
         Command.quiet, Command.verbose = ctx.params.pop("quiet", False), ctx.params.pop("verbose", False)
@@ -117,14 +121,6 @@ class Command(click.Command):
             piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
             files = [(path, type.kinds) for path, type in outputs if path not in piped]
             check_outputs(files, inputs, Command.overwrite)
-
-
-class Joined(Command):
-    """A command that several processes may run together: only the first of them speaks."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
-        return super().parse_args(ctx, args)
 
 
 def launched() -> int:

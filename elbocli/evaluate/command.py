@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, Joined, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import (
     command_line,
     common,
@@ -47,7 +47,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command("eval", cls=Joined, groups=GROUPS)
+@click.command("eval", cls=Command, groups=GROUPS)
 @click.argument("samples", type=PATH, nargs=-1, metavar="[SAMPLES...|-]")
 @option(
     "--ref",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, Joined, option
+from elbocli.cli.commands import Command, option
 from elbocli.cli.options import (
     GUIDANCE,
     SCHEDULE,
@@ -35,7 +35,7 @@ GROUPS = {
 }
 
 
-@click.command(cls=Joined, groups=GROUPS)
+@click.command(cls=Command, groups=GROUPS)
 @click.argument("run", type=PATH)
 @option("-n", "--n", "n", type=value(int, ge=1, le=10**9), default=64, help="Number of images.")
 @option(

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from elbocli.cli.commands import Command, Joined, launched, option
+from elbocli.cli.commands import Command, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.types import PATH, Named, Value
 from elbocli.run.train_settings import KEPT, RUN, SETTINGS, Setting
@@ -60,7 +60,7 @@ GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 GROUPS["Plan, without training"] = ["dry_run"]
 
 
-@click.command(cls=Joined, groups=GROUPS)
+@click.command(cls=Command, groups=GROUPS)
 @click.argument("data", type=PATH, required=False, envvar="ELBO_DATA", metavar="[DATA.h5]")
 @option(
     "-o",

@@ -144,9 +144,9 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    root, kind = click.get_current_context().find_root(), get_completion_class(shell)
+    kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(root.command, {}, "elbo", COMPLETE).source())
+    click.echo(kind(elbo, {}, "elbo", COMPLETE).source())
 
 
 elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # names that click suggests for an unknown one

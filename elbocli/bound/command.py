@@ -60,7 +60,9 @@ GROUPS = {
     help="Number of images.  [default: 1000, or all with --target-se]",
 )
 @option("--draws", type=value(int, ge=2, le=10**6), default=16, help="Noise levels for each image, an even number.")
-@option("--target-se", type=value(float, gt=0), help="Draw until the standard error, per dimension, is below this.")
+@option(
+    "--target-se", type=value(float, gt=0, le=1e6), help="Draw until the standard error, per dimension, is below this."
+)
 @option(
     "--weighting",
     type=WEIGHTING,

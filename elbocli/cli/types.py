@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,33 +15,27 @@ if TYPE_CHECKING:
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)].
 
-    name: what the help calls it. parse: reads text before that. bounds: of a plain int or float, as msgspec.Meta takes them.
+    name: what the help calls it. bounds: of a plain int or float, as msgspec.Meta takes them.
     """
 
-    def __init__(self, hint: Any, name: str, parse: Callable[[Any], Any] | None = None, bounds: Any = None):
-        self.hint, self.name, self.parse, self.bounds = hint, name, parse, bounds
+    def __init__(self, hint: Any, name: str, bounds: Any = None):
+        self.hint, self.name, self.bounds = hint, name, bounds
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert text, or what YAML has. Raises UsageError for a value of another type, or out of bounds."""
         from msgspec import Meta  # 10 ms with the settings, which help does without
 
-        from elbocli.run.train_settings import LARGEST, LARGEST_COUNT, convert_text
+        from elbocli.run.train_settings import convert_text
 
-        hint = self.hint
-        if self.bounds is not None:
-            usual = {"le": LARGEST_COUNT if hint is int else LARGEST} | (
-                {} if "gt" in self.bounds else {"ge": -LARGEST}
-            )
-            hint = Annotated[hint, Meta(**{**usual, **self.bounds})]
         try:
-            return convert_text(self.parse(value) if self.parse else value, hint)
+            return convert_text(value, Annotated[self.hint, Meta(**self.bounds)] if self.bounds else self.hint)
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
-def value(kind: type, **bounds: float) -> Value:
+def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
     """Return a click type for an int or a float within bounds, which msgspec.Meta calls ge, gt and le."""
-    return Value(kind, "count" if kind is int else "number", bounds=bounds)
+    return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
 
 
 SEED = value(int, ge=0, le=2**63 - 1)

@@ -60,25 +60,25 @@ def list_(as_json: bool) -> None:
 def _row(name: str) -> dict[str, Any]:
     import torch
 
-    from elbocli.nn.networks import build, count_parameters, declaration_of
+    from elbocli.nn.networks import build, count_parameters
     from elbocli.nn.presets import load_preset
     from elbocli.run.settings import preset_data, resolve
 
     preset, data = load_preset(name), preset_data(name)
     assert preset.about.pixels and data
-    resolved, (low, high) = resolve({"preset": name, "device": "cpu"}, data), preset.about.pixels
+    low, high = preset.about.pixels
     with torch.device("meta"):
-        parameters = count_parameters(build(resolved.network))
+        parameters = count_parameters(build(resolve({"preset": name, "device": "cpu"}, data).network))
     return {
         "name": name,
         "of": preset.about.kind or "pixels",
         "sizes": f"{low}-{high}",
         "least_images": preset.about.images,
         "device": "GPU" if preset.about.gpu else "CPU",
-        "network": declaration_of(resolved.network).name,
+        "network": preset.network.get("family", "unet"),
         "parameters": parameters,
-        "steps": resolved.settings.steps,
-        "batch": resolved.settings.batch,
+        "steps": preset.train["steps"],
+        "batch": preset.train["batch"],
     }
 
 

@@ -23,9 +23,8 @@ def _type(setting: Setting) -> Any:
         return click.Choice(get_args(setting.kind))
     if setting.says("names"):
         return Named(setting.says("names"), *setting.says("words"))
-    if setting.kind in (int, float):
-        name = "count" if setting.kind is int else "number"
-        return Value(setting.hint, name, setting.says("parse", None))
+    if setting.kind in (int, float) and not setting.says("parse"):
+        return Value(setting.hint, "count" if setting.kind is int else "number")
     return None if setting.kind is bool else str
 
 

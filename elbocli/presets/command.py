@@ -66,9 +66,9 @@ def _row(name: str) -> dict[str, Any]:
 
     preset, data = load_preset(name), preset_data(name)
     assert preset.about.pixels and data
-    low, high = preset.about.pixels
+    network, (low, high) = resolve({"preset": name, "device": "cpu"}, data).network, preset.about.pixels
     with torch.device("meta"):
-        parameters = count_parameters(build(resolve({"preset": name, "device": "cpu"}, data).network))
+        parameters = count_parameters(build(network))
     return {
         "name": name,
         "of": preset.about.kind or "pixels",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from elbocli.runtime.progress import log
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions, and the type in which each keeps what a network computes."""
-ROOT = Path("/")
 WARM_UPS = 2
 """Calls before one is captured: libraries choose their algorithms and fetch their memory in the first."""
 
@@ -142,34 +139,6 @@ def card_bytes(device: str) -> int | None:
     if name.partition(":")[0] != "cuda" or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_properties(name).total_memory
-
-
-def free_bytes() -> int:
-    """Return the bytes that this process may still take on the host, within its cgroups' limits. Caches of files are free."""
-    return min([_number(r"MemAvailable: *(\d+)", "proc/meminfo", 2**40) * 1024, *_left_in_cgroups()])
-
-
-def held_bytes() -> int:
-    """Return the bytes that this process holds on the host already."""
-    return _number(r"\d+ (\d+)", "proc/self/statm", 0) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _left_in_cgroups() -> Iterator[int]:
-    """Yield what each limit leaves, of this process's cgroup (version 2) and of those above it."""
-    with suppress(OSError):
-        path = re.search(r"^0::/(.*)", (ROOT / "proc/self/cgroup").read_text(), re.MULTILINE)
-        for folder in (here := Path("sys/fs/cgroup") / path[1], *here.parents) if path else ():
-            limit, used = (_number(r"(\d+)", f"{folder}/memory.{name}") for name in ("max", "current"))
-            if limit and used:
-                yield max(0, limit - used + _number(r"^inactive_file (\d+)", f"{folder}/memory.stat"))
-
-
-def _number(pattern: str, path: str, otherwise: int = 0) -> int:
-    """Return the number that a file of the kernel's holds behind a pattern; another where it holds none."""
-    with suppress(OSError):
-        if found := re.search(pattern, (ROOT / path).read_text(), re.MULTILINE):
-            return int(found[1])
-    return otherwise
 
 
 class CudaGraphs:

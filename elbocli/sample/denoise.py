@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,10 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, walk
 from elbocli.core.sampling import NEAREST, Guidance, to_levels
-from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
-from elbocli.nn.autoencoder import Autoencoder, comfortable_batch, memory_of
+from elbocli.nn.autoencoder import Autoencoder, comfortable_batch
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.nn.networks import Network, NetworkConfig
 from elbocli.run.open import TrainedRun, dataset_of
@@ -200,19 +199,6 @@ def open_decoder(
         return torch.cat([model.decode(part, space, rounding) for part in x.split(batch)])
 
     return Decoder((size, size, 3), decode, rounding or space.rounding)
-
-
-def decoding_memory(data: RunData, network: NetworkConfig, images: int, cpu: bool) -> tuple[int, int]:
-    """Return (bytes of the autoencoder's weights, bytes of its activations) for that many latents of a run drawn at once.
-
-    data: of its config. (0, 0) for pixels, and where the autoencoder can't be opened.
-    """
-    with suppress(ElboError):
-        space = latent_space(data, network, "config.yaml")
-        if space is not None:
-            at_once = min(images, comfortable_batch(space.pixel_size, cpu))
-            return memory_of(_recorded(space, Path(str(data.path))), space.pixel_size, at_once)
-    return 0, 0
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:

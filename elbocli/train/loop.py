@@ -25,7 +25,6 @@ from elbocli.runtime.background import PATIENCE_S, TIME, Ending, catching_signal
 from elbocli.runtime.device import Precision, choose_device, name_of
 from elbocli.runtime.processes import World
 from elbocli.runtime.progress import log, progress
-from elbocli.train.plan import check_memory
 from elbocli.train.recorder import Recorder, flush_logs, log_lengths
 from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
@@ -66,7 +65,6 @@ def run(
             stack.callback(gc.enable)
         signals, saved = stack.enter_context(catching_signals()), None
         with world.together():
-            check_memory(resolved, world)
             if world.first:
                 claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, overwrite)
                 saved = store.latest(out)

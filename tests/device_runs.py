@@ -25,8 +25,7 @@ from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import World, full_tensor
 from elbocli.sample import draw
 from elbocli.train import loop
-from elbocli.train.parallel import Parallel
-from elbocli.train.state import TrainState
+from elbocli.train.state import Parallel, TrainState
 from elbocli.train.step import update
 
 LIMIT = 2 << 30

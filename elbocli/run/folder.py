@@ -173,20 +173,15 @@ class Status:
     """Writes status.json. Write errors are ignored here; the checkpoint writer reports them.
 
     step, images: reached. saved: the step of the newest checkpoint. They and `state` are those of an earlier start at first.
+    writes: False in all processes but the first.
     """
 
-    def __init__(self, run: Path, steps: int):
+    def __init__(self, run: Path, steps: int, writes: bool = True):
         now = RunStatus("", 0, steps, 0, 0.0)
         with suppress(FormatError):
             now = read_status(run)
-        self.run, self.steps, self.state, self.step, self.images, self.saved = (
-            run,
-            steps,
-            now.state,
-            now.step,
-            now.images,
-            now.saved,
-        )
+        self.run, self.steps, self.writes = run, steps, writes
+        self.state, self.step, self.images, self.saved = now.state, now.step, now.images, now.saved
         self._lock, self._noted = Lock(), time.monotonic()
 
     def reached(self, step: int, images: int) -> None:
@@ -200,4 +195,5 @@ class Status:
         """Write a state. Threads may do so at the same time."""
         now = RunStatus(state, self.step, self.steps, self.images, round(time.time(), 3), message, self.saved)
         with self._lock, suppress(DataError):
-            write_json(self.run / STATUS, now.json())
+            if self.writes:
+                write_json(self.run / STATUS, now.json())

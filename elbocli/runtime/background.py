@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -49,16 +48,16 @@ class Ahead(Generic[T]):
     def __init__(self, work: Callable[[int], T], depth: int = 2):
         self._work, self._depth = work, depth
         self._executor = ThreadPoolExecutor(1, "elbo-ahead")
-        self._begun: deque[tuple[int, Future[T]]] = deque()
+        self._begun: dict[int, Future[T]] = {}
 
     def get(self, step: int) -> T:
         """Return the work of a step. Raises its exception. Any order of steps is right, a rising one is fast."""
-        while self._begun and self._begun[0][0] != step:
-            self._begun.popleft()[1].cancel()
-        following = self._begun[-1][0] + 1 if self._begun else step
-        for later in range(following, step + self._depth + 1):
-            self._begun.append((later, self._executor.submit(self._work, later)))
-        return self._begun.popleft()[1].result()
+        for gone in self._begun.keys() - range(step, step + self._depth + 1):
+            self._begun.pop(gone).cancel()
+        for later in range(step, step + self._depth + 1):
+            if later not in self._begun:
+                self._begun[later] = self._executor.submit(self._work, later)
+        return self._begun.pop(step).result()
 
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -67,7 +66,6 @@ GRACE_S = 1.0
 PATIENCE_S = 60
 """Time that processes of torchrun wait for those before them to end: they may be saving."""
 TIME, ORPHAN = 1001, 1002
-LOOK_S = 0.5
 
 
 class Signals:
@@ -115,15 +113,13 @@ class Ending:
 
     def __init__(self, signals: Signals, limit: float, launched: bool):
         self.signals, self.limit = signals, limit
-        self.begun = self._looked = time.monotonic()
+        self.begun = time.monotonic()
         self._parent = os.getppid() if launched else 0
 
     def reason(self) -> int:
         """0 is none."""
-        now = time.monotonic()
-        if self.signals.received or now - self._looked < LOOK_S:
+        if self.signals.received:
             return self.signals.received
-        self._looked = now
         if self._parent not in (0, os.getppid()):
             return ORPHAN
-        return TIME if self.limit and now - self.begun > self.limit else 0
+        return TIME if self.limit and time.monotonic() - self.begun > self.limit else 0

@@ -108,7 +108,7 @@ def usual_precision(device: str, for_gpu: bool) -> str:
     """Return the precision to train in by default on a device by name, which need not be there: fp32 on a CPU; on CUDA
     bf16 for a network made for GPUs, where the card has it, else tf32.
     """
-    if meant_by(device).partition(":")[0] != "cuda":
+    if not meant_by(device).startswith("cuda"):
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if for_gpu and has_bf16 else "tf32"
@@ -136,9 +136,9 @@ def sent(value: Tensor, device: torch.device) -> Tensor:
 def card_bytes(device: str) -> int | None:
     """Return all the memory of a CUDA device by name, free or not; None where the name is another's, or no card is here."""
     name = meant_by(device)
-    if name.partition(":")[0] != "cuda" or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_properties(name).total_memory
+    if name.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(name).total_memory
+    return None
 
 
 class CudaGraphs:
@@ -158,13 +158,7 @@ class CudaGraphs:
         key = (function, *((x.shape, x.stride(), x.dtype) if x is not None else None for x in inputs))
         self._calls[key] += 1
         if not self._failed and self._calls[key] > WARM_UPS and key not in self._graphs:
-            try:
-                self._graphs[key] = _capture(function, inputs, self._pool)
-            except RuntimeError as error:
-                self._failed = True
-                self._graphs.clear()
-                why = str(error).strip().partition("\n")[0]
-                log.warning("drawn without CUDA graphs, which takes longer for small networks: %s", why)
+            self._capture(key, function, inputs)
         if key not in self._graphs:
             return function(*inputs)
         graph, places, output = self._graphs[key]
@@ -174,22 +168,24 @@ class CudaGraphs:
         graph.replay()
         return output.clone()
 
-
-def _capture(
-    function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], pool: Any
-) -> tuple[Any, list[Tensor | None], Tensor]:
-    """Return the graph of one call, and the places of its inputs and its output."""
-    places = [None if x is None else x.clone() for x in inputs]
-    graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # what it keeps would be in the graph's memory
-    try:
-        # The outer block goes back to this stream even where a capture that failed can't be ended. Other threads, as
-        # NCCL's, may go on meanwhile.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool, capture_error_mode="thread_local"),
-        ):
-            output = function(*places)
-    finally:
-        torch.set_autocast_cache_enabled(caching)
-    return graph, places, output
+    def _capture(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> None:
+        """Capture one call, with places for its inputs and its output."""
+        places = [None if x is None else x.clone() for x in inputs]
+        graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # what it keeps would be in the graph's memory
+        try:
+            # The outer block goes back to this stream even where a capture that failed can't be ended. Other threads, as
+            # NCCL's, may go on meanwhile.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
+            ):
+                self._graphs[key] = graph, places, function(*places)
+        except RuntimeError as error:
+            self._failed = True
+            self._graphs.clear()
+            log.warning(
+                "drawn without CUDA graphs, which takes longer for small networks: %s", str(error).partition("\n")[0]
+            )
+        finally:
+            torch.set_autocast_cache_enabled(caching)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from elbocli.errors import ElboError, PeerLost, UsageError
 from elbocli.runtime.device import choose_device, meant_by
@@ -24,7 +25,7 @@ from elbocli.runtime.device import choose_device, meant_by
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """Time that a process waits for the others on the host: rank 0 reads and checks a checkpoint meanwhile."""
-VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that a launcher must set for each process, beside WORLD_SIZE."""
 JOIN = timedelta(minutes=10)
 """Time that it waits for them to be there at all: imports over a network take long."""
@@ -81,10 +82,6 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
         return box[0]
-
-    def share(self, count: int) -> range:
-        """Return this process's part of `count` things; parts differ by one at most."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -145,14 +142,11 @@ def joined(device: str = "auto") -> Iterator[World]:
             f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
         )
     rank, chosen = int(os.environ["RANK"]), choose_device(_own(device))
-    host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     how: dict[str, Any] = {"backend": "gloo"}
     if chosen.type == "cuda":
         how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}
     with telling_lost(), _stdout_to_stderr():  # the gloo of torch 2.8 and 2.10 prints its connections
-        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=host, timeout=JOIN
-        )
+        store, *_ = next(rendezvous("env://", timeout=JOIN))
         # torchrun keeps one store over restarts, in which the processes before have left their keys.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
         dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE, **how)
@@ -180,19 +174,11 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _own(device: str) -> str:
-    """The name of this process's own device. Raises UsageError when there is none."""
+    """The name of this process's own device. Raises UsageError when one is named for all."""
     meant = meant_by(device)
     if meant.startswith("cuda:"):
         raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
-    if meant != "cuda":
-        return meant
-    here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if 0 < devices < here:
-        raise UsageError(
-            f"{here} processes on a machine with {devices} CUDA device{'s' if devices > 1 else ''}: each takes its own; "
-            f"start {devices} (--nproc-per-node), or --device cpu"
-        )
-    return f"cuda:{os.environ['LOCAL_RANK']}"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if meant == "cuda" else meant
 
 
 @contextmanager

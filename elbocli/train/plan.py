@@ -21,13 +21,11 @@ from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters,
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
 from elbocli.runtime.processes import World
-from elbocli.train.parallel import split
+from elbocli.train.state import split
 
 BATCH = 1_000_003
 """Images: a prime that divides no weight's size, so that what it divides grows with the micro-batch."""
 FLOAT = 4
-PROCESS = 400_000_000
-"""Bytes of a process on a CPU that has imported torch and computes: libraries, their threads and their working memory."""
 
 
 class Step(NamedTuple):
@@ -35,7 +33,7 @@ class Step(NamedTuple):
 
     weights, outside, largest_unit: numbers of weights in all, in no unit, and in the largest unit.
     kept: for each image, the tensors that autograd keeps, with the gradient that flows back beside them. checkpointed: the
-    same with activation checkpointing: what enters units, and the share of the largest. fixed: of what no image changes.
+    same with activation checkpointing: what enters units, and the share of the largest.
     """
 
     weights: int
@@ -45,7 +43,6 @@ class Step(NamedTuple):
     flops: int
     kept: int
     checkpointed: int
-    fixed: int
 
 
 @cache
@@ -86,10 +83,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
             out = network(x.contiguous(memory_format=torch.channels_last), torch.empty(BATCH), labels)
         forward = counter.get_total_flops()
         out.square().mean().backward()
-    for parameter in network.parameters():
-        kept.pop(parameter.untyped_storage()._cdata, None)
-    sizes = [storage.nbytes() for storage in kept.values()]
-    growing = [size // BATCH for size in sizes if size % BATCH == 0]
+    growing = [storage.nbytes() // BATCH for storage in kept.values() if storage.nbytes() % BATCH == 0]
     gradient, again = max(growing), sum(growing) * max(entering) // max(1, sum(entering))
     units, weights = [count_parameters(unit) for unit in network.units()], count_parameters(network)
     return Step(
@@ -100,7 +94,6 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         counter.get_total_flops() // BATCH,
         sum(growing) + gradient,
         sum(entering) + again + gradient,
-        sum(size for size in sizes if size % BATCH),
     )
 
 
@@ -117,9 +110,8 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
         "optimizer": 2 * held,
         "averages": len(settings.ema) * held,
         "gathered": gathered * sharded,
-        "copies": step.fixed + (size * step.weights if size < FLOAT and not sharded else 0),
+        "copies": size * step.weights if size < FLOAT and not sharded else 0,
         "activations": images * kept * size // FLOAT,
-        **({} if cuda else {"checkpoint": (3 + len(settings.ema)) * FLOAT * step.weights, "process": PROCESS}),
     }
 
 

@@ -27,7 +27,7 @@ from elbocli.run import settings
 from elbocli.runtime.device import Precision
 from elbocli.runtime.processes import World
 from elbocli.train import plan
-from elbocli.train.parallel import split
+from elbocli.train.state import split
 
 UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)

@@ -163,8 +163,8 @@ class CudaGraphs:
             return function(*inputs)
         graph, places, output = self._graphs[key]
         for place, value in zip(places, inputs, strict=True):
-            if place is not None and value is not None:
-                place.copy_(value)
+            if place is not None:
+                place.copy_(value)  # type: ignore[arg-type]
         graph.replay()
         return output.clone()
 

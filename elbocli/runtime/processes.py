@@ -95,10 +95,9 @@ class World:
         except ElboError as caught:
             error = caught
         for rank, failed in enumerate(self.all((str(error), error.exit_code) if error else None)):
-            if failed is not None:
-                message, code = failed
-                everywhere = ElboError(f"rank {rank}: {message}" if rank else message)
-                everywhere.exit_code = code
+            if failed:
+                everywhere = ElboError(f"rank {rank}: {failed[0]}" if rank else failed[0])
+                everywhere.exit_code = failed[1]
                 raise everywhere from error
 
 
@@ -109,11 +108,6 @@ def to_local(tensor: Any) -> Tensor:
     """Return this process's shard of a DTensor, without copying it; another tensor as it is."""
     with torch.no_grad():
         return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def full_tensor(tensor: Any) -> Tensor:
-    """Gather a DTensor in every process; return another tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
@@ -141,15 +135,23 @@ def joined(device: str = "auto") -> Iterator[World]:
         raise UsageError(
             f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
         )
-    rank, chosen = int(os.environ["RANK"]), choose_device(_own(device))
-    how: dict[str, Any] = {"backend": "gloo"}
-    if chosen.type == "cuda":
-        how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}
+    meant = meant_by(device)
+    if meant.startswith("cuda:"):
+        raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
+    cuda, rank = meant == "cuda", int(os.environ["RANK"])
+    chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else meant)
     with telling_lost(), _stdout_to_stderr():  # the gloo of torch 2.8 and 2.10 prints its connections
         store, *_ = next(rendezvous("env://", timeout=JOIN))
         # torchrun keeps one store over restarts, in which the processes before have left their keys.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
-        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE, **how)
+        dist.init_process_group(
+            backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+            device_id=chosen if cuda else None,
+        )
     _kept.append(dist.group.WORLD)
     try:
         with telling_lost():
@@ -171,14 +173,6 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
-
-
-def _own(device: str) -> str:
-    """The name of this process's own device. Raises UsageError when one is named for all."""
-    meant = meant_by(device)
-    if meant.startswith("cuda:"):
-        raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
-    return f"cuda:{os.environ['LOCAL_RANK']}" if meant == "cuda" else meant
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, choose_device
-from elbocli.runtime.processes import World, full_tensor, sharded_like, to_local
+from elbocli.runtime.processes import World, sharded_like, to_local
 from elbocli.train.batches import Batches
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ class TrainState:
         """
         copies = {}
         for name, tensor in tensors.items():
-            whole = full_tensor(tensor)
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             if self.world.first:
                 copies[name] = torch.empty(whole.shape, dtype=whole.dtype).copy_(whole)
         return copies

@@ -72,7 +72,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 def _begun(out: Path) -> bool:
     """Tell whether a folder holds no more than a start that was killed leaves: no checkpoint, and files written aside."""
     return not store.checkpoints(out) and all(
-        path.name in (LOCK, store.FOLDER) or path.name.startswith(".") for path in out.iterdir()
+        path.name in (LOCK, STATUS, store.FOLDER) or path.name.startswith(".") for path in out.iterdir()
     )
 
 

@@ -106,8 +106,10 @@ ALONE = World()
 
 def to_local(tensor: Any) -> Tensor:
     """Return this process's shard of a DTensor, without copying it; another tensor as it is."""
+    if not hasattr(tensor, "to_local"):
+        return tensor
     with torch.no_grad():
-        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        return tensor.to_local()
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:

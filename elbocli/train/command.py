@@ -38,14 +38,13 @@ def setting_options(function: F) -> F:
         if not flags:
             continue
         shown = setting.says("shown", "" if default in (None, "", False) else "on" if default is True else str(default))
-        choices = "|".join(kind.choices) if isinstance(kind, click.Choice) else None
         option(
             flags,
             name,
             type=kind,
             default=None,
             multiple=get_origin(setting.kind) is tuple,
-            metavar=setting.says("metavar") or choices,
+            metavar=setting.says("metavar") or None,
             help=f"{setting.meta.description}  [default: {shown}]" if shown else setting.meta.description,
             more=setting.says("more"),
         )(function)

@@ -213,13 +213,12 @@ class CheckpointHook:
             stdout=STDERR,
             stderr=STDERR,
         )
-        if (code := self._process.wait()) and self.command:
+        if code := self._process.wait():
             log.warning("--on-checkpoint: exit code %d for %s: %s", code, checkpoint.name, self.command)
 
     def stop(self) -> None:
         """End the command, with all that it has started."""
-        self.command = ""
-        self.start(self.run)
+        self._thread.shutdown(wait=False, cancel_futures=True)
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):

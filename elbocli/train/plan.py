@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters, declaration_of
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import PRECISIONS, choose_device, meant_by
+from elbocli.runtime.device import PRECISIONS, meant_by
 from elbocli.runtime.processes import World
 from elbocli.train.state import split
 
@@ -31,14 +31,11 @@ FLOAT = 4
 class Step(NamedTuple):
     """Costs of a step: operations for each image, where a multiply-add counts two, and bytes that it keeps in float32.
 
-    weights, outside, largest_unit: numbers of weights in all, in no unit, and in the largest unit.
-    kept: for each image, the tensors that autograd keeps, with the gradient that flows back beside them. checkpointed: the
+    weights: their number. kept: for each image, the tensors that autograd keeps, with the gradient that flows back beside them. checkpointed: the
     same with activation checkpointing: what enters units, and the share of the largest.
     """
 
     weights: int
-    outside: int
-    largest_unit: int
     forward_flops: int
     flops: int
     kept: int
@@ -85,11 +82,8 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         out.square().mean().backward()
     growing = [storage.nbytes() // BATCH for storage in kept.values() if storage.nbytes() % BATCH == 0]
     gradient, again = max(growing), sum(growing) * max(entering) // max(1, sum(entering))
-    units, weights = [count_parameters(unit) for unit in network.units()], count_parameters(network)
     return Step(
-        weights,
-        weights - sum(units),
-        max(units, default=0),
+        count_parameters(network),
         forward // BATCH,
         counter.get_total_flops() // BATCH,
         sum(growing) + gradient,
@@ -101,7 +95,6 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
     """Return bytes on each device by part, where it works on so many images at a time."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
-    gathered = size * (step.outside + 2 * step.largest_unit) + (size + FLOAT) * step.largest_unit
     held = FLOAT * -(-step.weights // (devices if sharded else 1))
     kept = step.checkpointed if settings.activation_checkpointing else step.kept
     return {
@@ -109,7 +102,6 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
         "gradients": held,
         "optimizer": 2 * held,
         "averages": len(settings.ema) * held,
-        "gathered": gathered * sharded,
         "copies": size * step.weights if size < FLOAT and not sharded else 0,
         "activations": images * kept * size // FLOAT,
     }
@@ -121,8 +113,7 @@ def plan(resolved: Resolved, images: int, devices: int = 1) -> dict[str, Any]:
     images: in the dataset. Allocates nothing. Raises UsageError for more devices than images in a batch.
     """
     settings, network = resolved.settings, resolved.network
-    name = meant_by(settings.device)
-    device = "cuda" if name.startswith("cuda") else choose_device(name).type  # plans for CUDA need none
+    device = meant_by(settings.device).partition(":")[0]
     parts = len(split(World(0, devices), settings.batch, settings.micro_batch or settings.batch))
     at_once, recompute = -(-settings.batch // (devices * parts)), settings.activation_checkpointing
     memory = device_memory(resolved, devices, at_once, device == "cuda")
@@ -135,9 +126,14 @@ def plan(resolved: Resolved, images: int, devices: int = 1) -> dict[str, Any]:
         "run_EFLOP": flops * seen / 1e18,
     }
     return {
-        "preset": settings.preset,
+        **settings.stored(),
+        "device": device,
+        "devices": devices,
+        "micro_batch": at_once,
+        "micro_batches_per_step": parts,
         "data": resolved.data.path,
         "data_images": images,
+        **({"latents": resolved.data.more} if resolved.data.latents else {}),
         **({"init": resolved.init.json()} if resolved.init else {}),
         "network": {
             "family": declaration_of(network).name,
@@ -146,18 +142,9 @@ def plan(resolved: Resolved, images: int, devices: int = 1) -> dict[str, Any]:
             "channels": network.image_channels,
             "classes": network.num_classes,
         },
-        **({"latents": resolved.data.more} if resolved.data.latents else {}),
-        **{key: getattr(settings, key) for key in ("weighting", "schedule", "prediction")},
         "verdict": resolved.weighting.verdict(settings.logsnr_min, settings.logsnr_max),
-        "logsnr": [settings.logsnr_min, settings.logsnr_max],
         "images": seen,
         "epochs": round(seen / images, 2),
-        **{key: getattr(settings, key) for key in ("steps", "batch", "lr", "precision", "parallel")},
-        "device": device,
-        "devices": devices,
-        "micro_batch": at_once,
-        "micro_batches_per_step": parts,
-        "activation_checkpointing": recompute,
         "compute": {key: float(f"{value:.4g}") for key, value in compute.items()},
         "memory_MB": {key: round(value / 1e6, 1) for key, value in [*memory.items(), ("total", sum(memory.values()))]},
     }

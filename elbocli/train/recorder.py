@@ -24,12 +24,13 @@ from elbocli.core.loss import Network, denoising_losses
 from elbocli.core.samplers import parse_sampler, time_grid
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import Stream
-from elbocli.errors import ElboError, NonFiniteError, UsageError
+from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.atomic import writing
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
+from elbocli.files.reading import reading
 from elbocli.files.recognise import check_outputs
 from elbocli.files.schedule_file import finite, resolve_schedule
 from elbocli.nn.autoencoder import affine
@@ -89,15 +90,13 @@ class Recorder:
                     prediction=settings.prediction,
                 )
                 self._append(LOSSES, header)
-            if self.validation and self.validation.begins(out / VALIDATION):
-                self._append(VALIDATION, self.validation.header())
+            if self.validation:
+                self._append(VALIDATION, self.validation.header_for(out / VALIDATION))
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self.decoder = None
         if settings.preview_every:
-            try:
+            with reading("no previews, which --preview-every 0 turns off"):
                 self.decoder = open_decoder(state.resolved.data, network, state.device)
-            except ElboError as error:
-                raise UsageError(f"no previews: {error}; --preview-every 0 trains without them") from error
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self._since = state.steps_done
         if self.validation and state.resolved.init is not None and not state.steps_done:
@@ -299,11 +298,9 @@ class Validation:
         self.weighting, self.prediction = resolved.weighting, resolved.prediction
         self.schedule = parse_schedule(SCHEDULE, settings.logsnr_min, settings.logsnr_max)
         self.edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
-        self.dimensions = math.prod(self.dataset.shape[1:])
-        self.conditional = resolved.network.num_classes > 0
+        self.dimensions, self.conditional = math.prod(self.dataset.shape[1:]), resolved.network.num_classes > 0
         space = self.dataset.latent_space
         self._scaling = None if space is None else affine(space, device)
-        self._noise, self._eta = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
         start = Stream(settings.seed, "val-t").uniform(0, 1)
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
         self._t = torch.from_numpy((offsets[:, None] + np.arange(DRAWS)) / DRAWS)
@@ -324,6 +321,7 @@ class Validation:
         equally many inputs, as sharded networks need it. A module comes in eval mode.
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
+        noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
         how = self.weighting, self.schedule, self.prediction, partial(sent, device=self.device)
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
@@ -335,13 +333,13 @@ class Validation:
                 nats += prior(stored.double() / 127.5 - 1, settings.logsnr_min)
                 nats += reconstruction(settings.logsnr_max)[stored.long()].flatten(1).sum(1)
             else:
-                eta = self._eta.normal(rows.tolist(), (stored.shape[1] // 2, *stored.shape[2:]))
+                eta = posterior.normal(rows.tolist(), (stored.shape[1] // 2, *stored.shape[2:]))
             fixed.append(nats * to_bits)
             x = network_input(stored, eta, self._scaling, self.device).repeat_interleave(DRAWS, 0)
             if self.conditional:
                 labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
             draws = (rows[:, None] * DRAWS + np.arange(DRAWS)).ravel().tolist()
-            eps = sent(self._noise.normal(draws, (*x.shape[2:], x.shape[1])), self.device).permute(0, 3, 1, 2)
+            eps = sent(noise.normal(draws, (*x.shape[2:], x.shape[1])), self.device).permute(0, 3, 1, 2)
             with Precision(settings.precision, self.device).autocast():
                 level = self.schedule.logsnr(self._t[some]).flatten()
                 losses.append(torch.stack(denoising_losses(network, x, eps, labels, level, *how)[:2]))
@@ -375,9 +373,9 @@ class Validation:
             values |= {name: float(mean[column]), f"{name}_se": float(se[column])}
         return values
 
-    def header(self) -> str:
-        """Return the first line of validation.jsonl, a loss log that says which images it is about."""
-        return losslog.header(
+    def header_for(self, log: Path) -> str:
+        """Return the line that says which images the next lines of validation.jsonl are about; '' where one says so already."""
+        header = losslog.header(
             self.edges,
             dimensions=self.dimensions,
             weighting=self.settings.weighting,
@@ -387,11 +385,8 @@ class Validation:
             payload_sha256=self.dataset.attributes.payload_sha256,
             held_out=len(self.rows),
         )
-
-    def begins(self, log: Path) -> bool:
-        """Tell whether validation.jsonl needs our header now: it is new, or it holds errors of other images."""
         text = log.read_text() if log.exists() else ""
-        return not text[text.rfind('{"format"') :].startswith(self.header())
+        return "" if text[text.rfind('{"format"') :].startswith(header) else header
 
 
 # --- other places that numbers and previews go to: --log-to ---
@@ -440,10 +435,7 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
     import wandb
 
     config = read_config(run)
-    # Without console and git: it would take over both streams, and search the folders above for a repository.
-    chosen = {"project": "elbo", "name": run.resolve().name, "dir": run}
-    chosen |= {"console": "off", "disable_git": "true", "disable_code": "true"}
-    for key, value in chosen.items():
+    for key, value in {"project": "elbo", "name": run.resolve().name, "dir": run, "console": "off"}.items():
         os.environ.setdefault(f"WANDB_{key.upper()}", str(value))
     begun = wandb.init(id=config.run_id, resume="allow", config=config.json(), allow_val_change=True)
     begun.define_metric("*", step_metric="step")

@@ -26,7 +26,7 @@ from elbocli.core.training import LR_DECAYS
 from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import one_line, reading
+from elbocli.files.reading import reading
 from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.run.settings import Resolved
@@ -263,12 +263,9 @@ class TrainState:
             most = micro_batch(self.spread, share) if self.device.type == "cuda" else share
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
-            try:
+            with reading("the network can't be compiled", "; --no-compile trains without it", UsageError):
                 self.spread.compile(len(self.batches.parts))
                 self.spread.try_pass(self.spread.stand_in(compiled=True), len(self.batches.parts[0]))
-            except Exception as error:
-                why = f"the network can't be compiled: {one_line(error)}; --no-compile trains without it"
-                raise UsageError(why) from error
             self.optimizer.zero_grad()
         if world.size > 2 and not sharded:
             # DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
@@ -365,7 +362,7 @@ class TrainState:
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
             "optimizer": optimizer,
-            "guard": {"scale": self.scale.cpu().clone(), "unbroken": self.unbroken.cpu().clone()},
+            "guard": {key: getattr(self, key).cpu().clone() for key in ("scale", "unbroken")},
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
             "totals": self.totals.cpu().clone(),
             "online": None if self.online is None else self.online.state.clone(),

@@ -117,7 +117,6 @@ def test_sharding_divides_what_stays_and_gathers_what_passes():
     assert whole["optimizer"] == pytest.approx(2 * whole["weights"], abs=0.2)
     for key in ("weights", "gradients", "optimizer", "averages"):
         assert parts[key] == pytest.approx(whole[key] / 4, abs=0.1), key
-    assert whole["gathered"] == 0 < parts["gathered"]
     assert parts["activations"] < 0.3 * whole["activations"]
     assert plan_of(batch=64, devices=4)["memory_MB"]["weights"] == whole["weights"]  # ddp
 

@@ -190,7 +190,7 @@ def test_the_error_of_each_noise_level_is_a_loss_log(
 ) -> None:
     asked, path = make(), tmp_path / "validation.jsonl"
     sums = asked.partial(run.network)
-    path.write_text(asked.header() + losslog.line(10, 160, sums[:, :-2]) + losslog.line(20, 320, sums[:, :-2]))
+    path.write_text(asked.header_for(path) + losslog.line(10, 160, sums[:, :-2]) + losslog.line(20, 320, sums[:, :-2]))
     log = read_logs([path])
     assert torch.equal(log.sums, 2 * sums[:, :-2]) and log.images == 320 and log.header.schedule == "uniform"
     told = info.describe(path)
@@ -201,11 +201,10 @@ def test_other_images_begin_with_a_header_of_their_own(
     make: Callable[..., Validation], digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     one, other, path = make(np.arange(50)), make(), tmp_path / "validation.jsonl"
-    assert one.begins(path)
-    path.write_text(one.header() + losslog.line(1, 16, one.partial(nothing)[:, :-2]))
-    assert not one.begins(path) and other.begins(path)
-    path.write_text(path.read_text() + other.header() + losslog.line(2, 32, other.partial(nothing)[:, :-2]))
-    assert one.begins(path) and not other.begins(path)
+    path.write_text(one.header_for(path) + losslog.line(1, 16, one.partial(nothing)[:, :-2]))
+    assert not one.header_for(path)
+    path.write_text(path.read_text() + other.header_for(path) + losslog.line(2, 32, other.partial(nothing)[:, :-2]))
+    assert one.header_for(path) and not other.header_for(path)
     assert read_logs([path]).lines == 2
 
 

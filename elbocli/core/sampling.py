@@ -34,7 +34,7 @@ spacing = SPACINGS.declare
 
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
-def even(schedule: Schedule, steps: int) -> list[float]:
+def even(schedule, steps):
     """Both ends included; a single step is at t = 1."""
     import torch
 
@@ -47,7 +47,7 @@ def even(schedule: Schedule, steps: int) -> list[float]:
     source="Nichol & Dhariwal 2021; ADM, DiT",
     known_as=["adm", "dit", "respaced"],
 )
-def timesteps(schedule: Schedule, steps: int) -> list[float]:
+def timesteps(schedule, steps):
     """A sum of equal parts, rounded, as ADM has it: i (T−1)/(steps−1) in one product would round some halves otherwise."""
     levels = _levels(schedule)
     if steps > len(levels):
@@ -64,7 +64,7 @@ def timesteps(schedule: Schedule, steps: int) -> list[float]:
     source="Song et al. 2021; ADM's ddimN",
     known_as=["ddim"],
 )
-def stride(schedule: Schedule, steps: int) -> list[float]:
+def stride(schedule, steps):
     """The noisiest of them is not the last timestep, as a rule."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
@@ -94,12 +94,12 @@ start = STARTS.declare
 
 
 @start("unit", formula="z = eps", source="the prior of the bound, and of ADM, DiT and SiT")
-def unit(logsnr: float) -> float:
+def unit(logsnr):
     return 1.0
 
 
 @start("edm", formula="z = sigma eps, so z/alpha = sigma_edm eps", source="Karras et al. 2022, algorithm 2")
-def edm(logsnr: float) -> float:
+def edm(logsnr):
     return alpha_sigma(logsnr)[1]
 
 
@@ -111,13 +111,13 @@ CLIPS = Registry("clip")
 
 
 @CLIPS.declare("none", formula="x_hat")
-def none(x_hat: Tensor) -> Tensor:
+def none(x_hat):
     """x̂ as it is."""
     return x_hat
 
 
 @CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
-def static(x_hat: Tensor) -> Tensor:
+def static(x_hat):
     """x̂ cut to [−1, 1]."""
     return x_hat.clamp(-1, 1)
 
@@ -129,7 +129,7 @@ def static(x_hat: Tensor) -> Tensor:
     positive=["percentile"],
     within={"percentile": (0, 100)},
 )
-def dynamic(x_hat: Tensor, percentile: float = 99.5) -> Tensor:
+def dynamic(x_hat, percentile=99.5):
     """x̂ cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
@@ -145,7 +145,7 @@ SIGNED = (127.5, -1.0)
 
 
 @rounding("nearest", formula="level nearest to 127.5 (x+1); of a half, the even one", source="diffusers, this program")
-def nearest(x: Tensor, divisor: float, offset: float) -> Tensor:
+def nearest(x, divisor, offset):
     return (x - offset).mul_(divisor).round_()
 
 
@@ -155,7 +155,7 @@ def nearest(x: Tensor, divisor: float, offset: float) -> Tensor:
     source="EDM, DiT and SiT",
     known_as=["edm", "dit", "sit"],
 )
-def half_up(x: Tensor, divisor: float, offset: float) -> Tensor:
+def half_up(x, divisor, offset):
     return (x * divisor).add_(0.5 - offset * divisor)
 
 
@@ -165,7 +165,7 @@ def half_up(x: Tensor, divisor: float, offset: float) -> Tensor:
     source="ADM for pixels, EDM2 for latents",
     known_as=["adm", "edm2"],
 )
-def truncate(x: Tensor, divisor: float, offset: float) -> Tensor:
+def truncate(x, divisor, offset):
     return (x - offset).mul_(divisor)
 
 
@@ -340,7 +340,7 @@ Equal = Callable[[], list[float]]
     formula="density e(logsnr): equal steps of the entropy of x given z",
     source="Stancevic et al. 2025; the adaptive schedule of elbo",
 )
-def entropic(fit: Fit, equal: Equal) -> Schedule:
+def entropic(fit, equal):
     """dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
     return fit("elbo")
 
@@ -350,7 +350,7 @@ def entropic(fit: Fit, equal: Equal) -> Schedule:
     formula="density e^(-logsnr/2) e(logsnr)",
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
-def rescaled(fit: Fit, equal: Equal) -> Schedule:
+def rescaled(fit, equal):
     """Equal steps of entropy weighted by σ/α, the scale of noise in the data's units."""
     return fit("fm-ot")
 
@@ -360,7 +360,7 @@ def rescaled(fit: Fit, equal: Equal) -> Schedule:
     formula="equal error of every step, measured",
     source="along the run's own trajectories; of ddpm by its log",
 )
-def solver(fit: Fit, equal: Equal) -> Schedule:
+def solver(fit, equal):
     """The levels themselves, rising, to the last bit: a table of so many knots at even t, both ends included."""
     import torch
 

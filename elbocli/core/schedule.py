@@ -191,12 +191,12 @@ def parse_schedule(
     Every schedule takes `shift`. low, high, clip: as in make_schedule. size: of the images in pixels, for a schedule
     whose parameter `size` the text leaves out. Raises UsageError.
     """
-    spec = parse_spec(text)
-    declared = SCHEDULES.find(spec.name)
-    shift = number(spec.params.pop("shift", 0.0), "shift")
+    name, params = parse_spec(text)
+    declared = SCHEDULES.find(name)
+    shift = number(params.pop("shift", 0.0), "shift")
     if size is not None and "size" in declared.params:
         declared = declared.bind({"size": float(size)})
-    declared = declared.bind(spec.params)
+    declared = declared.bind(params)
     try:
         curve = declared()
     except (OverflowError, ZeroDivisionError):
@@ -219,22 +219,22 @@ level_code = LEVEL_CODES.declare
 
 
 @level_code("logsnr", formula="factor logsnr", source="factor -1/8 is EDM's ln(sigma)/4")
-def logsnr(level: Tensor, factor: float = 1.0) -> Tensor:
+def logsnr(level, factor=1.0):
     return factor * level
 
 
 @level_code("sigma", formula="exp(-logsnr/2)", source="Karras et al. 2022: sigma of the data plus noise")
-def sigma(level: Tensor) -> Tensor:
+def sigma(level):
     return (-0.5 * level).exp()
 
 
 @level_code("flow", formula="factor t, logsnr = 2 log((1-t)/t)", source="Lipman et al. 2022, t = 1 being noise")
-def flow(level: Tensor, factor: float = 1.0) -> Tensor:
+def flow(level, factor=1.0):
     return factor * (-0.5 * level).sigmoid()
 
 
 @level_code("flow-reversed", formula="factor (1-t), t as of flow", source="Ma et al. 2024 (SiT), where 1 is data")
-def flow_reversed(level: Tensor, factor: float = 1.0) -> Tensor:
+def flow_reversed(level, factor=1.0):
     return factor * (0.5 * level).sigmoid()
 
 

@@ -24,7 +24,6 @@ from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 
 AUTO: Final = "auto"
@@ -44,7 +43,7 @@ MAX_STD = 1 / math.sqrt(12)
     source="common since TensorFlow's ExponentialMovingAverage",
     within={"beta": (0, math.nextafter(1, 0))},
 )
-def decay(step: int, images_seen: float, batch: float, beta: float = 0.9999) -> float:
+def decay(step, images_seen, batch, beta=0.9999):
     """A constant β, smaller while the average is young. A bare number means this one."""
     return min(beta, (1 + step) / (10 + step))
 
@@ -56,7 +55,7 @@ def decay(step: int, images_seen: float, batch: float, beta: float = 0.9999) -> 
     positive=["images"],
     within={"ramp": (0, math.inf)},
 )
-def halflife(step: int, images_seen: float, batch: float, images: float = 50e6, ramp: float = 0.05) -> float:
+def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
     half = min(images, ramp * (images_seen - batch)) if ramp else images
     return 0.5 ** (batch / half) if half > 0 else 0.0
@@ -69,7 +68,7 @@ def halflife(step: int, images_seen: float, batch: float, images: float = 50e6, 
     positive=["std"],
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
-def power(step: int, images_seen: float, batch: float, std: float = 0.05) -> float:
+def power(step, images_seen, batch, std=0.05):
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
@@ -159,7 +158,7 @@ LR_DECAYS = Registry("learning-rate decay")
 
 
 @LR_DECAYS.declare("constant", formula="1")
-def constant(done: int, steps: int) -> float:
+def constant(done, steps):
     """No decay."""
     return 1.0
 
@@ -170,7 +169,7 @@ def constant(done: int, steps: int) -> float:
     source="Loshchilov & Hutter 2016, arXiv:1608.03983",
     within={"final": (0, 1)},
 )
-def cosine(done: int, steps: int, final: float = 0.0) -> float:
+def cosine(done, steps, final=0.0):
     """Half a cosine, from 1 to `final` at the end of training."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
 
@@ -178,7 +177,7 @@ def cosine(done: int, steps: int, final: float = 0.0) -> float:
 @LR_DECAYS.declare(
     "linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)}
 )
-def linear(done: int, steps: int, final: float = 0.0) -> float:
+def linear(done, steps, final=0.0):
     """A straight line from 1 to `final` at the end of training."""
     return 1 - (1 - final) * min(done / steps, 1)
 
@@ -189,7 +188,7 @@ def linear(done: int, steps: int, final: float = 0.0) -> float:
     source="Karras et al. 2023 (EDM2), arXiv:2312.02696",
     positive=["ref"],
 )
-def rsqrt(done: int, steps: int, ref: float = 70_000.0) -> float:
+def rsqrt(done, steps, ref=70_000.0):
     """1 for `ref` updates, then the inverse square root. It doesn't depend on when training ends."""
     return 1 / math.sqrt(max(done / ref, 1))
 
@@ -211,7 +210,7 @@ CRITERIA = Registry("criterion")
     formula="w E|e|^2",
     source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss",
 )
-def loss(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+def loss(mean, second, least):
     return mean
 
 
@@ -220,12 +219,12 @@ def loss(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     formula="w sqrt(E|e|^4)",
     source="least variance of the loss with independent t",
 )
-def second_moment(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+def second_moment(mean, second, least):
     return second.sqrt()
 
 
 @CRITERIA.declare("std", formula="w sd(|e|^2)", source="least variance of the loss with low-discrepancy t")
-def std(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+def std(mean, second, least):
     return (second - mean.square()).clamp(min=0).sqrt()
 
 
@@ -234,7 +233,7 @@ def std(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
     formula="w (E|e|^2 - least)",
     source="arXiv:2506.13763: what training can still gain; needs --optimum",
 )
-def excess(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+def excess(mean, second, least):
     if least is None:
         raise UsageError("criterion excess needs the least error: 'elbo adapt' takes it by --optimum FILE")
     return (mean - least).clamp(min=0)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
 from elbocli.core.prediction import LIMIT, Prediction
-from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, parse_spec, plain
+from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
@@ -37,14 +37,14 @@ is, where the authors give F for each target so that the loss is the same.
 
 
 @FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
-def snr(logsnr: Tensor) -> Tensor:
+def snr(logsnr):
     return logsnr.exp()
 
 
 @FACTORS.declare(
     "snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss"
 )
-def snr_plus_one(logsnr: Tensor) -> Tensor:
+def snr_plus_one(logsnr):
     return logsnr.exp() + 1
 
 
@@ -54,7 +54,7 @@ def snr_plus_one(logsnr: Tensor) -> Tensor:
     source="Salimans & Ho 2022: x loss, truncated SNR",
     known_as=["snr-trunc"],
 )
-def truncated_snr(logsnr: Tensor) -> Tensor:
+def truncated_snr(logsnr):
     return logsnr.exp().clamp(min=1)
 
 
@@ -66,12 +66,12 @@ def truncated_snr(logsnr: Tensor) -> Tensor:
     positive=["gamma"],
     parameters_known_as={"snr_gamma": "gamma"},
 )
-def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
+def min_snr(logsnr, gamma=5.0):
     return logsnr.exp().clamp(max=gamma)
 
 
 @FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")
-def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
+def p2(logsnr, gamma=1.0):
     return (-logsnr).sigmoid() ** gamma
 
 
@@ -114,8 +114,7 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaratio
     """
     known = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
-    spec = parse_spec(text)
-    return known.find(spec.name).bind(spec.params).bind(given or {})
+    return known.parse(text).bind(given or {})
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,7 @@ class MetricTraits(NamedTuple):
 
 
 METRICS = Registry("metric")
+"""(Features of the samples, of the reference or None, options) → a dict of Values by the keys of its numbers."""
 
 
 def metric(name: str, *, formula: str, source: str = "", **traits: Any) -> Callable[..., Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.core.metrics import Features, Need, Number, Option, Role, Value, metric
+from elbocli.core.metrics import Need, Number, Option, Role, metric
 from elbocli.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     network=lambda options: PRC_PROTOCOLS[options.prc_protocol].network,
     few="precision and recall depend on n and on the reference's, so compare them at the same only",
 )
-def precision_recall(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def precision_recall(samples, reference, options):
     """Compare all pairs in blocks. An image reaches as far as its k-th neighbour on its own side, that distance included.
 
     precision: the share of samples that an image of the reference reaches. recall: the same with the sides exchanged.
@@ -95,7 +95,7 @@ def precision_recall(samples: Features, reference: Features, options: Any) -> di
     options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
     few="density and coverage depend on n and on the reference's, so compare them at the same only",
 )
-def density_coverage(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def density_coverage(samples, reference, options):
     """Count by pairs, in blocks. An image reaches as far as its k-th neighbour in the reference, that distance excluded.
 
     density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
@@ -132,7 +132,7 @@ PERCENT = "authenticity_percent"
     least=lambda options: (2, 2),
     few="authenticity depends on the reference's n, so compare it at the same only",
 )
-def authenticity(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def authenticity(samples, reference, options):
     """Find the training image closest to each sample, and its distance from the one closest to that.
 
     Its errors are those of a share of independent samples.
@@ -174,7 +174,7 @@ TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
     draws=lambda options: options.copying_cells > 1,
     fewer="fewer with a smaller --copying-cells",
 )
-def copying(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def copying(samples, reference, options):
     """Test cell by cell whether samples and held-out images are equally far from the nearest training image of the cell.
 
     C_T is the mean of the cells' normal scores, weighted by their held-out images. A cell without any, or with too few

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from elbocli.core.metrics import Features, Need, Number, Option, Role, Value, metric
+from elbocli.core.metrics import Need, Number, Option, Role, Value, metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ FID_SE, FID_BEYOND, FID_WITHIN = (f"{FID}_{part}" for part in ("se", "infinity",
     draws=lambda options: options.fid_infinity,
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
-def fid(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def fid(samples, reference, options):
     """Compare the moments of both sides; of infinitely many images there is an interval when the samples are twice as
     many as the features.
     """
@@ -79,7 +79,7 @@ SFID = "spatial_frechet_inception_distance"
     least=lambda options: (2, 2),
     few="sFID is biased upwards",
 )
-def sfid(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def sfid(samples, reference, options):
     """Compare the moments of both sides' spatial features."""
     from elbocli.core.frechet import frechet_distance, standard_error
 
@@ -105,7 +105,7 @@ SUBSETS = 100
     options=[Option("kid_subset_size", 1000, "Images in each subset of KID.", least=2)],
     fewer="fewer with a smaller --kid-subset-size",
 )
-def kid(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def kid(samples, reference, options):
     """Compare the features of both sides.
 
     The standard error follows from the spread of the subsets, m of n images each: what they share makes it √(1 − m/n) of
@@ -134,7 +134,7 @@ SCALE = 1000.0
     least=lambda options: (1, 1),
     few="CMMD, as it was published, is biased upwards",
 )
-def cmmd(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def cmmd(samples, reference, options):
     """Estimate it as its authors do: the biased one of smallest variance, each image paired with itself, too.
 
     E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
@@ -178,7 +178,7 @@ ORDERS = ("shuffled", "given")
     fewer="fewer with a smaller --splits",
     few="the Inception score is biased downwards",
 )
-def inception_score(samples: Features, reference: Features | None, options: Any) -> dict[str, float]:
+def inception_score(samples, reference, options):
     """Score the samples' logits."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -213,7 +213,7 @@ ACCURACY_SE, ACCURACY_INTERVAL = f"{ACCURACY}_se", f"{ACCURACY}_interval"
     ],
     needs={Need.LOGITS, Need.LABELS},
 )
-def accuracy(samples: Features, reference: Features | None, options: Any) -> dict[str, Value]:
+def accuracy(samples, reference, options):
     """Compare the largest logit with the label of class-conditional samples. The errors are those of independent ones."""
     from torch import as_tensor
 

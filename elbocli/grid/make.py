@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
-from elbocli.core.local_error import (
-    AncestralErrors,
-    EquationErrors,
-    FineSolution,
-    StepErrors,
-    equal_errors,
-    measured_order,
-)
+from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors, measured_order
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, time_grid
 from elbocli.core.sampling import GRIDS, Guidance, purpose_of
@@ -140,12 +133,12 @@ def make_grid(
         """Levels of a declared schedule, within the run's range."""
         return time_grid(parse_schedule(name, low, high, clip=True), steps)[:-1]
 
-    errors: StepErrors
     if ancestral:
-        errors = AncestralErrors(moments())
+        errors = ancestral_errors(moments())
     else:
         z = sent(Stream(seed, "grid").normal(range(images), drawer.shape), place).permute(0, 3, 1, 2).contiguous()
-        errors = EquationErrors(sampler, denoise, FineSolution(denoise, z, low, high, max(CELLS, 4 * steps)))
+        solution = FineSolution(denoise, z, low, high, max(CELLS, 4 * steps))
+        errors = partial(solution.errors, sampler)
     equal = cache(lambda: equal_errors(errors, even("cosine"), high))
 
     def fitted(weighting: str) -> Schedule:
@@ -162,7 +155,7 @@ def make_grid(
 
     def errors_on(at: list[float]) -> GridErrors:
         each = errors(at)
-        return GridErrors(sum(each), max(each), errors.final(at) if isinstance(errors, EquationErrors) else None)
+        return GridErrors(sum(each), max(each), None if ancestral else solution.final_error(sampler, at))
 
     report = GridReport(
         run=str(run.path),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from elbocli.core.metrics import Need, Number, Option, Role, metric
+from elbocli.core.metrics import Need, Number, Option, metric
 from elbocli.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     formula="precision and recall: images within reach of the other side's neighbours",
     source="Kynkäänniemi et al. 2019",
     numbers=[
-        Number("precision", title="precision"),
-        Number("recall", title="recall"),
+        Number("precision"),
+        Number("recall"),
         Number("f_score", title="F-score of precision and recall"),
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
@@ -66,8 +66,7 @@ def precision_recall(samples, reference, options):
 
     precision: the share of samples that an image of the reference reaches. recall: the same with the sides exchanged.
     """
-    from torch import bool as torch_bool
-    from torch import zeros
+    import torch
 
     from elbocli.core.neighbours import within
 
@@ -77,7 +76,7 @@ def precision_recall(samples, reference, options):
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)
     reach, their_reach = samples.radii(k), reference.radii(k)
-    reached, theirs_reached = (zeros(len(side), dtype=torch_bool) for side in (own, theirs))
+    reached, theirs_reached = (torch.zeros(len(side), dtype=torch.bool) for side in (own, theirs))
     for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
         reached[mine[apart <= their_reach[others]]] = True
         theirs_reached[others[apart <= reach[mine]]] = True
@@ -89,7 +88,7 @@ def precision_recall(samples, reference, options):
     "density-coverage",
     formula="images of the reference within whose reach a sample lies, and share of them that reach one",
     source="Naeem et al. 2020",
-    numbers=[Number("density", title="density"), Number("coverage", title="coverage")],
+    numbers=[Number("density"), Number("coverage")],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (1, options.coverage_neighbours + 1),
     options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
@@ -101,14 +100,13 @@ def density_coverage(samples, reference, options):
     density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
     coverage: the share of images that reach any sample.
     """
-    from torch import bool as torch_bool
-    from torch import zeros
+    import torch
 
     from elbocli.core.neighbours import within
 
     own, theirs, k = samples.values, reference.values, options.coverage_neighbours
     reach, inside = reference.radii(k), 0
-    reaches = zeros(len(theirs), dtype=torch_bool)
+    reaches = torch.zeros(len(theirs), dtype=torch.bool)
     for _, images, apart in within(own, theirs, reach, device=samples.device):
         reached = apart < reach[images]
         inside += int(reached.sum())
@@ -124,9 +122,11 @@ PERCENT = "authenticity_percent"
     formula="AuthPct: samples farther from the closest image of --ref, the training images, than that is from its own",
     source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
     numbers=[
-        Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent"),
-        Number(f"{PERCENT}_se", role=Role.ERROR, of=PERCENT),
-        Number(f"{PERCENT}_interval", role=Role.INTERVAL, of=PERCENT),
+        Number(
+            PERCENT,
+            title="authenticity (AuthPct, training images as reference), percent",
+            parts=["se", "interval"],
+        )
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (2, 2),
@@ -157,7 +157,6 @@ COMPONENTS = 64
 """Principal components of the training images' features that distances are taken in."""
 STARTS = 10
 """Runs of k-means, of which the best is taken."""
-TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
 
 
 @metric(
@@ -165,8 +164,11 @@ TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
     formula="C_T: below 0 when samples are nearer to --ref, the training images, than those of --held-out are",
     source="Meehan et al. 2020; cells and components as dgm-eval has them (Stein et al. 2023)",
     numbers=[
-        Number(TEST, title="copying, C_T (below 0: samples nearer to training images than held-out ones are)"),
-        Number(TEST_INTERVAL, role=Role.INTERVAL, of=TEST),
+        Number(
+            "copying_ct",
+            title="copying, C_T (below 0: samples nearer to training images than held-out ones are)",
+            parts=["interval"],
+        )
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES, Need.HELD_OUT},
     least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
@@ -210,7 +212,7 @@ def copying(samples, reference, options):
         raise DataError("copying: no cell has samples and held-out images; take fewer --copying-cells")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
-    return {TEST: found, TEST_INTERVAL: [found - half, found + half]}
+    return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
 
 
 def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.training import CRITERIA
-from elbocli.core.weighting import Weighting
+from elbocli.core.weighting import ForeignLoss, Weighting
 from elbocli.errors import DataError, ElboError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import RunConfig
@@ -460,13 +460,13 @@ def _commands(
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
     """A weighting; for one that is written as a loss, its parts."""
-    spec, loss = weighting.spec, weighting.foreign_loss
-    if weighting.declared:
-        return [_term("weighting", spec, weighting.declared)]
+    spec, loss = weighting.spec, weighting.curve
+    if isinstance(loss, Declaration):
+        return [_term("weighting", spec, loss)]
     if weighting.learned:
         return [Term("weighting", spec, "p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect")]
     schedule = schedule_term(weighting.schedule, "its schedule")
-    if loss is None:
+    if not isinstance(loss, ForeignLoss):
         return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), schedule]
     return [
         Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),

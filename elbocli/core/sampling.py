@@ -9,10 +9,11 @@ write it, because another order of the same operations moves numbers that lie wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
@@ -225,18 +226,18 @@ EDM_SEEDS = 1 << 32
 class Noise:
     """Random numbers of a drawing: streams of (seed, purpose, index), or those of others, whose classes follow.
 
-    about: for the record, whatever they depend on beside the seed. every_step: as in walk.
+    every_step: as in walk.
     """
 
-    every_step: ClassVar[bool] = False
     seed: int
     shape: tuple[int, int, int]
     num_classes: int
     device: torch.device
+    every_step: bool = False
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Facts of a drawing."""
+    def about(self) -> dict[str, str]:
+        """For the record: whatever they depend on beside the seed."""
         return {}
 
     def seeds(self, n: int) -> np.ndarray:
@@ -263,13 +264,14 @@ class Noise:
     formula="torch's generator of seed + i, on the device: z, a class, then float64 noise in every step",
     source="Karras et al. 2022: EDM's generate.py",
 )
+@dataclass(frozen=True)
 class EdmNoise(Noise):
-    """A generator for each image, asked in EDM's order: float32 noise, a class, and float64 noise in every step."""
+    """A generator for each image, asked in EDM's order: float32 noise, a class, and noise: float64 if in every step."""
 
-    every_step: ClassVar[bool] = True
+    every_step: bool = True
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, str]:
         """See Noise: torch's generators differ by kind of device."""
         return {"noise_device": self.device.type}
 
@@ -288,17 +290,17 @@ class EdmNoise(Noise):
         import torch
 
         begun = [self._begun(index) for index in indices]
-        first = [torch.stack([z for z, _, _ in begun])]
+        dtype = torch.float64 if self.every_step else torch.float32
 
-        def more(z: Tensor, generator: torch.Generator) -> Tensor:
-            dtype = torch.float64 if self.every_step else torch.float32
-            return torch.randn(z.shape, generator=generator, dtype=dtype, device=z.device).float()
+        def draws() -> Iterator[Tensor]:
+            some = [z for z, _, _ in begun]
+            while True:
+                yield torch.stack(some).permute(0, 2, 3, 1).contiguous()
+                some = [
+                    torch.randn(z.shape, generator=own, dtype=dtype, device=z.device).float() for z, _, own in begun
+                ]
 
-        def noise() -> Tensor:
-            drawn = first.pop() if first else torch.stack([more(z, generator) for z, _, generator in begun])
-            return drawn.permute(0, 2, 3, 1).contiguous()
-
-        return noise
+        return draws().__next__
 
     def _begun(self, index: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """z [C,H,W] of an image, its class, and its generator after both. Without classes, none is drawn."""
@@ -312,17 +314,11 @@ class EdmNoise(Noise):
         return z, torch.randint(self.num_classes, (), generator=generator, device=self.device), generator
 
 
-@NOISES.declare(
+NOISES.declare(
     "edm2",
     formula="as edm, but float32 noise, and only in steps that add some",
     source="Karras et al. 2024: EDM2's generate_images.py",
-)
-class Edm2Noise(EdmNoise):
-    """The same generators in EDM2's order: its sampler draws float32, and only where churn acts."""
-
-    every_step: ClassVar[bool] = False
-
-
+)(partial(EdmNoise, every_step=False))
 ELBO = NOISES["elbo"]
 
 

@@ -12,7 +12,7 @@ then makes of the number, cosines and sines or a layer, is its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,7 @@ from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-
-    from elbocli.core.schedule_curves import Steps
 
 
 LEAST_SHARE = 1e-9
@@ -242,18 +239,9 @@ def _timestep(schedule: str, level: Tensor, **params: float) -> Tensor:
     """The timestep from 0 to count − 1 at λ, a fraction between two; beyond the first and the last it is theirs."""
     import torch
 
-    curve, count = _curve(schedule, tuple(params.values()), level.device), params["count"]
+    curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]
     time = curve.t(level.double().clamp(*curve.support))
     return (count * time - 0.5).clamp(0, count - 1).to(torch.promote_types(level.dtype, torch.float32))
-
-
-@lru_cache
-def _curve(schedule: str, params: tuple[float, ...], device: torch.device) -> Steps:
-    import torch
-
-    with torch.device("cpu"):  # a network may be asked for without memory
-        curve: Steps = SCHEDULES[schedule].make(*params)
-    return curve.on(device)
 
 
 for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):

@@ -101,6 +101,7 @@ class Steps:
         steepest = 3 * torch.cat([self.chord[:1], self.chord[:-1].maximum(self.chord[1:]), self.chord[-1:]])
         self.slope = slopes.clamp(max=0).maximum(steepest)
 
+    @lru_cache  # noqa: B019 - there are as many curves as a network has level codes
     def on(self, device: torch.device) -> Steps:
         """The same curve for tensors on a device."""
         moved = copy(self)
@@ -146,9 +147,12 @@ class Steps:
 @lru_cache
 def steps_of(betas: str, start: float, end: float, count: float) -> Steps:
     """The curve of `count` timesteps with betas by that name of BETAS. Raises UsageError for what can't be."""
+    import torch
+
     if count != int(count):
         raise UsageError(f"count is {count:g}; it must be a whole number of timesteps")
-    return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
+    with torch.device("cpu"):  # a network may be asked for without memory
+        return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
 
 
 class Moved:

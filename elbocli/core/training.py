@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -123,11 +124,9 @@ def parse_average(text: str | float) -> Average:
     words = str(text).strip()
     if words.startswith(PREFIX):
         return _of_name(words)
-    try:
-        float(words)
-    except ValueError:
-        return Average(AVERAGES.parse(words))
-    return Average(AVERAGES[BARE].bind({"beta": words}))
+    with suppress(ValueError):
+        words = f"{BARE}:{float(words)}"
+    return Average(AVERAGES.parse(words))
 
 
 def _of_name(name: str) -> Average:

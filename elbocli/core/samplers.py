@@ -78,15 +78,15 @@ multistep method remembers. denoise: a Denoise, or a DenoiseWithVariance; noise:
 
 
 def sampler(
-    name: str,
+    name,
     *,
-    grid: str,
-    presets: Mapping[str, SamplerPreset] | None = None,
-    least: int = 2,
-    learned: bool = False,
-    ancestral: bool = False,
+    grid,
+    presets=None,
+    least=2,
+    learned=False,
+    ancestral=False,
     **declared: Any,
-) -> Callable[..., Any]:
+):
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
@@ -105,7 +105,7 @@ def ddim(z, last, move, denoise, noise):
     return (z * ratio).add_(x_hat, alpha=alpha_then - alpha * ratio), x_hat
 
 
-def ancestor(z: Tensor, x_hat: Tensor, move: Move, noise: DrawNoise, gamma: float | Tensor) -> Tensor:
+def ancestor(z, x_hat, move, noise, gamma):
     """z' from z and x̂. gamma: 0 is the small variance and 1 the large, of all values or of each; clean data has none."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
@@ -152,7 +152,7 @@ def ddpm_learned(z, last, move, denoise, noise):
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
 
-def advance(z: Tensor, x_hat: Tensor, last: Tensor | None, move: Move, eta: float = 0.0) -> Tensor:
+def advance(z, x_hat, last, move, eta=0.0):
     """The mean of z' under dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
 
     Were x̂ constant, y' would be e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂ with h = Δℓ, exactly. For x̂ stands its value in

@@ -9,7 +9,7 @@ write it, because another order of the same operations moves numbers that lie wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, repeat
@@ -21,7 +21,6 @@ from elbocli.core.schedule_curves import Steps
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor
 
@@ -75,7 +74,7 @@ def stride(schedule, steps):
     return levels[:: counts[steps]][::-1]
 
 
-def _levels(schedule: Schedule) -> list[float]:
+def _levels(schedule):
     """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(f"{schedule.base} has no timesteps, which this spacing needs")
@@ -236,23 +235,23 @@ class Noise:
     every_step: bool = False
 
     @property
-    def about(self) -> dict[str, str]:
+    def about(self):
         """For the record: whatever they depend on beside the seed."""
         return {}
 
-    def seeds(self, n: int) -> np.ndarray:
+    def seeds(self, n):
         """A number for each image that tells it from the others, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
 
-    def classes(self, n: int) -> np.ndarray:
+    def classes(self, n):
         """A random class for each image, int64 [n]."""
         from elbocli.core.streams import random_classes
 
         return random_classes(n, self.num_classes, self.seed)
 
-    def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
+    def walk(self, indices):
         """The noise of a walk, [len(indices), H, W, C] float32 of any device: called for the k-th time, the k-th of it."""
         from elbocli.core.streams import walk_noise
 
@@ -271,28 +270,28 @@ class EdmNoise(Noise):
     every_step: bool = True
 
     @property
-    def about(self) -> dict[str, str]:
+    def about(self):
         """See Noise: torch's generators differ by kind of device."""
         return {"noise_device": self.device.type}
 
-    def seeds(self, n: int) -> np.ndarray:
+    def seeds(self, n):
         """Those that EDM calls --seeds."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
-    def classes(self, n: int) -> np.ndarray:
+    def classes(self, n):
         """See Noise. Every image's first noise is drawn and dropped, because its class comes after it."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
-    def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
+    def walk(self, indices):
         """See Noise."""
         import torch
 
         begun = [self._begun(index) for index in indices]
         dtype = torch.float64 if self.every_step else torch.float32
 
-        def draws() -> Iterator[Tensor]:
+        def draws():
             some = [z for z, _, _ in begun]
             while True:
                 yield torch.stack(some).permute(0, 2, 3, 1).contiguous()
@@ -302,7 +301,7 @@ class EdmNoise(Noise):
 
         return draws().__next__
 
-    def _begun(self, index: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    def _begun(self, index):
         """z [C,H,W] of an image, its class, and its generator after both. Without classes, none is drawn."""
         import torch
 

@@ -43,7 +43,7 @@ class Table:
     knots: (t, λ) with t rising from 0 to 1 and λ falling, both strictly. Raises UsageError otherwise.
     """
 
-    def __init__(self, knots: list[tuple[float, float]]):
+    def __init__(self, knots):
         import torch
 
         time, level = torch.tensor(knots, dtype=torch.float64).T.contiguous()
@@ -53,15 +53,15 @@ class Table:
         self.support = (float(level[-1]), float(level[0]))
         self.height = time.diff() / -level.diff()
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         cell = cell_of(t, self.time)
         return self.level[cell] - (t - self.time[cell]) / self.height[cell]
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         cell = cell_of(-logsnr, -self.level)
         return self.time[cell] + (self.level[cell] - logsnr) * self.height[cell]
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return self.height[cell_of(-logsnr, -self.level)] + logsnr * 0
 
 
@@ -235,7 +235,7 @@ def flow_reversed(level, factor=1.0):
     return factor * (0.5 * level).sigmoid()
 
 
-def _timestep(schedule: str, level: Tensor, **params: float) -> Tensor:
+def _timestep(schedule, level, **params: float):
     """The timestep from 0 to count − 1 at λ, a fraction between two; beyond the first and the last it is theirs."""
     import torch
 

@@ -9,21 +9,14 @@ t(λ) is the cubic through (λ_i, (i + ½)/T), so that the integral of p(λ) = �
 the share of timesteps between them. Beyond the first and the last there is nothing.
 """
 
-from __future__ import annotations
-
 import math
 from copy import copy
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from elbocli.core.prediction import LIMIT, logsnr_of
 from elbocli.core.registry import Registry
 from elbocli.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 
 MOST_TIMESTEPS = 100_000
 BETAS = Registry("beta schedule")
@@ -61,7 +54,7 @@ def squaredcos(start, end, count):
     return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
 
 
-def logsnr_of_betas(beta: Tensor, *, snr_scale: float = 1.0, zero_terminal: bool = False) -> Tensor:
+def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     """λ after each timestep, ᾱ_i = Π(1 − β_j). beta: [T] float64; UsageError unless within (0, 1).
 
     snr_scale divides the signal-to-noise ratio. zero_terminal then moves and stretches √ᾱ so that the last is 0
@@ -86,7 +79,7 @@ class Steps:
     (Hyman 1983): on the smooth schedules in use that changes nothing but the ends, and p is continuous.
     """
 
-    def __init__(self, logsnr: Tensor):
+    def __init__(self, logsnr):
         import torch
         from scipy.interpolate import CubicSpline
 
@@ -102,36 +95,36 @@ class Steps:
         self.slope = slopes.clamp(max=0).maximum(steepest)
 
     @lru_cache  # noqa: B019 - there are as many curves as a network has level codes
-    def on(self, device: torch.device) -> Steps:
+    def on(self, device):
         """The same curve for tensors on a device."""
         moved = copy(self)
         for name in ("level", "time", "chord", "slope"):
             setattr(moved, name, getattr(self, name).to(device))
         return moved
 
-    def _at(self, cell: Tensor, s: Tensor) -> Tensor:
+    def _at(self, cell, s):
         rest = 1 - s
         bend = rest * self.slope[cell] - s * self.slope[cell + 1]
         width = self.level[cell + 1] - self.level[cell]
         return self.time[cell] + width * s * (s * (3 - 2 * s) * self.chord[cell] + rest * bend)
 
-    def _place(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+    def _place(self, logsnr):
         import torch
 
         cell = (torch.searchsorted(self.level, logsnr.detach().contiguous()) - 1).clamp(0, len(self.chord) - 1)
         return cell, (logsnr - self.level[cell]) / (self.level[cell + 1] - self.level[cell])
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         """t(λ)."""
         return self._at(*self._place(logsnr))
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         """p(λ) = −dt/dλ, a parabola between timesteps."""
         cell, s = self._place(logsnr)
         ends = (1 - s) * (1 - 3 * s) * self.slope[cell] + s * (3 * s - 2) * self.slope[cell + 1]
         return -(6 * s * (1 - s) * self.chord[cell] + ends)
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         """λ(t), by bisection within a timestep: the cubic only falls."""
         import torch
 
@@ -145,7 +138,7 @@ class Steps:
 
 
 @lru_cache
-def steps_of(betas: str, start: float, end: float, count: float) -> Steps:
+def steps_of(betas, start, end, count):
     """The curve of `count` timesteps with betas by that name of BETAS. Raises UsageError for what can't be."""
     import torch
 
@@ -158,18 +151,18 @@ def steps_of(betas: str, start: float, end: float, count: float) -> Steps:
 class Moved:
     """A curve moved by `by` in λ, as part of what it is."""
 
-    def __init__(self, curve: ScheduleCurve, by: float):
+    def __init__(self, curve, by):
         self.curve, self.by = curve, by
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         """λ(t)."""
         return self.curve.logsnr(t) + self.by
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         """t(λ)."""
         return self.curve.t(logsnr - self.by)
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         """p(λ)."""
         return self.curve.density(logsnr - self.by)
 
@@ -187,9 +180,9 @@ class ScheduleCurve(Protocol):
     `t` and `density` may continue beyond t ∈ [0, 1]. A curve that covers only some λ has `support`, its (least, most).
     """
 
-    def logsnr(self, t: Tensor) -> Tensor: ...
-    def t(self, logsnr: Tensor) -> Tensor: ...
-    def density(self, logsnr: Tensor) -> Tensor: ...
+    def logsnr(self, t): ...
+    def t(self, logsnr): ...
+    def density(self, logsnr): ...
 
 
 @schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
@@ -234,7 +227,7 @@ class Iddpm:
         return cos * (-logsnr).sigmoid() / (2 * self.rate * sin)
 
 
-def normal_density(logsnr: Tensor, mean: float, std: float) -> Tensor:
+def normal_density(logsnr, mean, std):
     """The density of N(mean, std²) at each λ."""
     return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
 

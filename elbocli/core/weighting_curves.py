@@ -5,18 +5,13 @@ a trait `const` is (the objective as its authors write it) / L_w.
 Tensor methods and plain maths only: listing the names must not import torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from elbocli.core.monotone import NonIncreasing
 from elbocli.core.registry import Registry
 from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class WeightingTraits(NamedTuple):
@@ -40,7 +35,7 @@ def weighting(name: str, *, monotone: bool, const: str = "", **declared: Any) ->
     return WEIGHTINGS.declare(name, traits=WeightingTraits(monotone, const), **declared)
 
 
-def _sech(x: Tensor) -> Tensor:
+def _sech(x):
     return 1 / x.cosh()
 
 
@@ -197,7 +192,7 @@ def edm_monotonic(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
 
 
 @lru_cache(maxsize=64)
-def _edm_held(mean: float, std: float, sigma_data: float) -> NonIncreasing:
+def _edm_held(mean, std, sigma_data):
     """Kept from call to call with the peak it has found."""
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 

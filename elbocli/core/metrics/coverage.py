@@ -1,16 +1,10 @@
 """Metrics of neighbours: precision and recall, density and coverage, authenticity, and the copying test."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from elbocli.core.metrics import Need, Number, Option, metric
 from elbocli.errors import DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 
 class PrcProtocol(NamedTuple):
@@ -215,7 +209,7 @@ def copying(samples, reference, options):
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
 
 
-def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _components(values):
     """Axes [D, COMPONENTS] along which the features [N, D] vary most, and their mean [D]."""
     import numpy as np
 
@@ -228,7 +222,7 @@ def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.linalg.eigh(moments.scatter)[1][:, -COMPONENTS:], moments.mu
 
 
-def _projected(values: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> Tensor:
+def _projected(values, mean, axes):
     """Coordinates of the features [N, D] along the axes, float32 [N, COMPONENTS]."""
     import numpy as np
     from torch import from_numpy

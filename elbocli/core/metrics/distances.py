@@ -1,14 +1,6 @@
 """Distances of the samples' distribution from the reference's, and scores of the samples' logits."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from elbocli.core.metrics import Need, Number, Option, Value, metric
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 FID = "frechet_inception_distance"
 
@@ -145,7 +137,7 @@ def cmmd(samples, reference, options):
 
     first, second = samples.values, reference.values
 
-    def total(some: Tensor, others: Tensor) -> float:
+    def total(some, others):
         same, found = some is others, 0.0
         for row, column, apart in squares(some, others, samples.device, unit=True, upper=same):
             part = float(apart.mul_(-0.5 / WIDTH**2).exp_().sum())
@@ -191,7 +183,7 @@ def inception_score(samples, reference, options):
     return {**found, f"{IS}_se": found[f"{IS}_mean"] * _relative_error(samples.logits)}
 
 
-def _relative_error(logits: Tensor) -> float:
+def _relative_error(logits):
     """The standard error of the score's logarithm, by the infinitesimal jackknife, as FID's.
 
     An image moves the mean of KL(p‖mean p) by its own KL alone: what it adds to the mean p cancels, as that sums to 1.

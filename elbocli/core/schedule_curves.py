@@ -298,8 +298,6 @@ class Laplace:
 )
 class EdmSample:
     def __init__(self, rho=7.0, sigma_min=0.002, sigma_max=80.0):
-        if not sigma_min < sigma_max:
-            raise UsageError(f"edm-sample: sigma_min {sigma_min:g} must be below sigma_max {sigma_max:g}")
         self.rho = rho
         self.a, self.b = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
         self.support = (logsnr_of(sigma_max), logsnr_of(sigma_min))

@@ -508,7 +508,7 @@ def test_a_bad_spec_is_refused(text):
 
 
 def test_a_parameter_that_a_schedules_weighting_lacks_is_refused():
-    with pytest.raises(UsageError, match="bias"):
+    with pytest.raises(UsageError, match="monotone alone"):
         parse_weighting("schedule:cosine", given={"bias": 1.0})
 
 

@@ -176,24 +176,21 @@ ORDERS = ("shuffled", "given")
     few="the Inception score is biased downwards",
 )
 def inception_score(samples, reference, options):
-    """Score the samples' logits."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
+    """Score the samples' logits.
 
-    found = dict(isc_features_to_metric(samples.logits, options.splits, shuffle=options.is_order == "shuffled"))
-    return {**found, f"{IS}_se": found[f"{IS}_mean"] * _relative_error(samples.logits)}
-
-
-def _relative_error(logits):
-    """The standard error of the score's logarithm, by the infinitesimal jackknife, as FID's.
-
-    An image moves the mean of KL(p‖mean p) by its own KL alone: what it adds to the mean p cancels, as that sums to 1.
+    The standard error is that of the score's logarithm, by the infinitesimal jackknife, as FID's, times the score. An image
+    moves the mean of KL(p‖mean p) by its own KL alone: what it adds to the mean p cancels, as that sums to 1.
     """
     import torch
+    from torch_fidelity.metric_isc import isc_features_to_metric
 
-    parts = [(part.double().log_softmax(1)) for part in logits.split(ROWS)]
-    marginal = torch.stack([part.exp().sum(0) for part in parts]).sum(0) / len(logits)
+    logits, n = samples.logits, len(samples.logits)
+    found = dict(isc_features_to_metric(logits, options.splits, shuffle=options.is_order == "shuffled"))
+    parts = [part.double().log_softmax(1) for part in logits.split(ROWS)]
+    marginal = torch.stack([part.exp().sum(0) for part in parts]).sum(0) / n
     apart = torch.cat([(part.exp() * (part - marginal.log())).nan_to_num(0).sum(1) for part in parts])
-    return float(apart.std(correction=1)) / len(logits) ** 0.5 if len(logits) > 1 else 0.0
+    error = float(apart.std(correction=1)) / n**0.5 if n > 1 else 0.0
+    return {**found, f"{IS}_se": found[f"{IS}_mean"] * error}
 
 
 @metric(

@@ -86,11 +86,7 @@ def nearest(
 
 
 def within(
-    queries: Tensor,
-    points: Tensor,
-    reach: Tensor,
-    own_reach: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield pairs: rows of the queries, of the points, and their distances, float32: [P] each, on the CPU.
 

@@ -77,16 +77,7 @@ multistep method remembers. denoise: a Denoise, or a DenoiseWithVariance; noise:
 """
 
 
-def sampler(
-    name,
-    *,
-    grid,
-    presets=None,
-    least=2,
-    learned=False,
-    ancestral=False,
-    **declared: Any,
-):
+def sampler(name, *, grid, presets=None, least=2, learned=False, ancestral=False, **declared: Any):
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.

@@ -150,10 +150,7 @@ def nearest(x, divisor, offset):
 
 
 @rounding(
-    "half-up",
-    formula="127.5 x + 128, cut to a whole number",
-    source="EDM, DiT and SiT",
-    known_as=["edm", "dit", "sit"],
+    "half-up", formula="127.5 x + 128, cut to a whole number", source="EDM, DiT and SiT", known_as=["edm", "dit", "sit"]
 )
 def half_up(x, divisor, offset):
     return (x * divisor).add_(0.5 - offset * divisor)

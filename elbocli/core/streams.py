@@ -92,11 +92,7 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 
 
 def choose_labels(
-    classes: str,
-    n: int,
-    num_classes: int,
-    seed: int,
-    names: list[str] | None = None,
+    classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None
 ) -> np.ndarray | None:
     """A class per image: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length.
 

@@ -204,20 +204,12 @@ CRITERIA = Registry("criterion")
 """(E e, E e², e* or None) → what the density is proportional to."""
 
 
-@CRITERIA.declare(
-    "loss",
-    formula="w E|e|^2",
-    source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss",
-)
+@CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")
 def loss(mean, second, least):
     return mean
 
 
-@CRITERIA.declare(
-    "second-moment",
-    formula="w sqrt(E|e|^4)",
-    source="least variance of the loss with independent t",
-)
+@CRITERIA.declare("second-moment", formula="w sqrt(E|e|^4)", source="least variance of the loss with independent t")
 def second_moment(mean, second, least):
     return second.sqrt()
 
@@ -228,9 +220,7 @@ def std(mean, second, least):
 
 
 @CRITERIA.declare(
-    "excess",
-    formula="w (E|e|^2 - least)",
-    source="arXiv:2506.13763: what training can still gain; needs --optimum",
+    "excess", formula="w (E|e|^2 - least)", source="arXiv:2506.13763: what training can still gain; needs --optimum"
 )
 def excess(mean, second, least):
     if least is None:

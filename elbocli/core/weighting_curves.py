@@ -40,12 +40,7 @@ def _sech(x):
 
 
 @weighting(
-    "elbo",
-    formula="1",
-    monotone=True,
-    source=f"{PAPER} sec. 3; Kingma et al. 2021",
-    const="1",
-    known_as=["vdm", "vlb"],
+    "elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1", known_as=["vdm", "vlb"]
 )
 def elbo(logsnr):
     return logsnr * 0 + 1

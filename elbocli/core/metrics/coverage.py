@@ -37,11 +37,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     "prc",
     formula="precision and recall: images within reach of the other side's neighbours",
     source="Kynkäänniemi et al. 2019",
-    numbers=[
-        Number("precision"),
-        Number("recall"),
-        Number("f_score", title="F-score of precision and recall"),
-    ],
+    numbers=[Number("precision"), Number("recall"), Number("f_score", title="F-score of precision and recall")],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
     options=[
@@ -116,11 +112,7 @@ PERCENT = "authenticity_percent"
     formula="AuthPct: samples farther from the closest image of --ref, the training images, than that is from its own",
     source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
     numbers=[
-        Number(
-            PERCENT,
-            title="authenticity (AuthPct, training images as reference), percent",
-            parts=["se", "interval"],
-        )
+        Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (2, 2),

@@ -55,14 +55,11 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
 
 def _draw(file: Path, out: Path, scale: int) -> None:
     """Write the picture of a file's images."""
-    from elbocli.files.grid import save_grid, write_grid
+    from elbocli.files.grid import write_grid
     from elbocli.images.samples import refuse_terminal
     from elbocli.info.describe import images_of
 
     if out == STREAM:
         refuse_terminal(sys.stdout)
     images, layout = images_of(file, scale)
-    if out == STREAM:
-        save_grid(sys.stdout.buffer, images, layout)
-    else:
-        write_grid(out, images, layout)
+    write_grid(sys.stdout.buffer if out == STREAM else out, images, layout)

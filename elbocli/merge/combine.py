@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, DatasetWriter, Names, add_rows
+from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, DatasetWriter, Names
 from elbocli.files.reading import add_digests, reading
 from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
@@ -171,7 +171,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
     for index, part in enumerate(parts[before:], start=before):
         digest = hashlib.sha256()
         for rows in part.pieces():
-            add_rows(digest, rows)
+            digest.update(b"".join(rows))
             writer.write(rows)
             done += len(rows)
             progress(done, total, "img")

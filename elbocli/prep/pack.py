@@ -22,7 +22,7 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter, encode
 from elbocli.files.reading import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
@@ -321,4 +321,4 @@ def _pack(ref: ImageRef, settings: Settings) -> Packed:
         pixels, change = square(content, settings)
     except ElboError as error:
         return Packed(digest, trouble=str(error))
-    return Packed(digest, pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels), change)
+    return Packed(digest, pixels if settings.store == RAW else encode(pixels, settings.store), change)

@@ -15,7 +15,7 @@ import torch
 from forks import quick
 
 from elbocli.errors import FormatError
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset, DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset, DatasetWriter, encode
 from elbocli.files.features import FeatureFacts, SavedFeatures, write_features
 from elbocli.info.describe import verify
 
@@ -31,7 +31,7 @@ def pack(path: Path, kind: str = "raw", count: int = 12) -> Path:
     else:
         layout = BlockLayout(IMAGES, (8, 8, 3))
     with DatasetWriter(path, layout, count, "test").held() as writer:
-        writer.append([ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows, count, {})
+        writer.append([encode(row, kind) for row in rows] if kind in ENCODINGS else rows, count, {})
         writer.finish(
             {"labels": labels, "class_counts": np.bincount(labels)},
             {"class_names": ["ant", "bee", "cat"], "files": [f"{i}.png" for i in range(count)]},

@@ -134,6 +134,6 @@ def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "ar
 def open_dataset(path: Path) -> Images:
     """Open a dataset, or samples in one. Raises FormatError when it is none, or one of latents."""
     data = Dataset(path)
-    files = data.strings("files")
+    files = data.contents()[1].get("files", [])
     classes = data.class_names if len(data.class_names) == data.num_classes else ()
     return images_of_array(DatasetRows(data), data.labels.tolist(), classes, files if len(files) == len(data) else ())

@@ -26,8 +26,6 @@ WIDE = 4096
 """Pixels: nor is a grid made wider than this by it."""
 NEAR = 4
 """The part of a square's columns by which a grid may have more or fewer, to leave fewer cells empty."""
-LARGEST_GRID = 10_000
-"""Images."""
 LARGEST_PICTURE = 89_478_485
 """Pixels: Pillow, among others, takes more for an attack."""
 MOST_CLASSES = 16

@@ -28,7 +28,7 @@ from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule import Schedule, cell_of
 from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
-from elbocli.files.losslog import ImageTable
+from elbocli.files.losslog import Columns
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import log, progress
 
@@ -242,12 +242,13 @@ class Found:
     parts: dict[str, Parts]
     bound: BoundEstimate | None
 
-    def table(self, rows: np.ndarray, labels: np.ndarray) -> ImageTable:
+    def table(self, rows: np.ndarray, labels: np.ndarray) -> Columns:
         """Image by image, in the order of the dataset; several estimators have columns of their own.
 
         rows: of the images, [N]. labels: of the whole dataset.
         """
-        order, numbers = np.argsort(rows), dict[str, np.ndarray]()
+        order = np.argsort(rows)
+        table = {"index": rows[order], "label": labels[rows[order]]}
         for each in self.result.estimates:
             parts = self.parts[each.estimator]
             halves = parts.nats.sum(2).numpy()[order]
@@ -255,8 +256,8 @@ class Found:
             share = each.per_dimension[0] / each.nats if each.nats else 0.0
             name = UNITS[each.bpd is None]
             errors = np.hypot(image_errors(halves), parts.solver)
-            numbers |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{name}{end}": nats * share}
-        return ImageTable(rows[order], labels[rows[order]], numbers)
+            table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{name}{end}": nats * share}
+        return table
 
 
 def parse_estimators(specs: Iterable[str]) -> list[Declaration]:

@@ -116,14 +116,15 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
     """
     table = read_table(path)
-    by, values = next(iter(table.numbers.items()))
+    by = [*table][2]
+    index, values = table["index"], table[by]
     if not by.startswith(NATS):
-        raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
+        raise FormatError(f"{path}: holds no nats of images, but {', '.join(table)}")
     data = Dataset(dataset, latents=True)
     if data.kind == LATENTS:
         raise DataError(f"{path}: is of the latents in {dataset}, which have no pictures; the page shows pixels alone")
-    within = int(table.index.min()) >= 0 and int(table.index.max()) < len(data)
-    same = within and bool((data.labels[table.index] == table.label).all())
+    within = int(index.min()) >= 0 and int(index.max()) < len(data)
+    same = within and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
     order = np.argsort(values, kind="stable")
@@ -132,6 +133,6 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     def rows(places: np.ndarray) -> list[Thumbnails]:
         parts = [places[start : start + ROW] for start in range(0, some, ROW)]
         names = [f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats" for part in parts]
-        return [thumbnails_of(name, list(data.batch(table.index[part]))) for name, part in zip(names, parts)]
+        return [thumbnails_of(name, list(data.batch(index[part]))) for name, part in zip(names, parts)]
 
     return Extremes(path, by, len(order), rows(order[:some]), rows(order[::-1][:some]))

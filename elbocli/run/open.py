@@ -35,7 +35,7 @@ from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, one_line, open_file, reading
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.files.tensor_files import load_average, read_about
+from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, build, config_of, loaded, place
 from elbocli.run.settings import run_settings, schedule_of, trained_as
 from elbocli.run.train_settings import TrainSettings
@@ -247,7 +247,8 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
                 f"{file}: is of another run, with {key} {value}, and this one has {ours[key]}; name its own"
             )
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
-    return load_average(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
+    check_average(file)
+    return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
 
 
 class EffectiveWeighting(NamedTuple):

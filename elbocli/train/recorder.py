@@ -170,7 +170,7 @@ class Recorder:
     def _measured(self, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and log it elsewhere."""
         row = losslog.MetricsRow(self.state.steps_done, self.state.images, values)
-        self._append(METRICS, row.line())
+        self._append(METRICS, losslog.text_line(row))
         self.targets.write(row.step, {"images": row.images, **values})
 
     def _append(self, name: str, text: str) -> None:

@@ -76,8 +76,8 @@ def test_the_command_tells_one_object_and_a_table(
     assert run(line) == 0
     found, table = Classification.of(json.loads(capsys.readouterr().out)), read_table(out)
     assert found.n_images == 20 and found.classes == 10 and found.per_image == str(out)
-    assert (table.numbers["predicted"] == table.label).mean() == pytest.approx(found.accuracy)
-    assert list(table.numbers) == ["predicted", "confidence", "probability"]
+    assert (table["predicted"] == table["label"]).mean() == pytest.approx(found.accuracy)
+    assert [*table][2:] == ["predicted", "confidence", "probability"]
 
 
 def test_a_run_without_classes_tells_none_apart(trained: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -571,7 +571,7 @@ def described(odd: Odd, found: Outcome) -> str:
     says = visible(found.says)
     for bid in BIDS:
         says = says.removesuffix(bid)
-    says = re.sub(r"(does not (?:decode|unpack)): .*", r"\1: …", says)
+    says = re.sub(r"(does not (?:decode|unpack)): (?!not an image|32-bit).*", r"\1: …", says)
     says = re.sub(r" \([^()]*(?:\([^()]*\))?[^()]*\)(?=; get it again)", " (…)", says)
     says = says.encode("utf-8", "replace").decode().replace("|", "\\|")
     result = "packed" if found.packed else "refused" if says else "left out"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError
 from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
@@ -72,9 +72,7 @@ def read_preview(path: Path) -> Thumbnails:
 
 def chosen_times(count: int) -> list[int]:
     """Indices of the previews, of `count`, that are shown: the first and the last, and between them ever fewer, as less changes."""
-    if count <= TIMES:
-        return list(range(count))
-    return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)})
+    return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
@@ -115,14 +113,11 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
 
     Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
     """
-    table = read_table(path)
+    table, data = read_table(path), Dataset(dataset, latents=True)
     by = [*table][2]
     index, values = table["index"], table[by]
-    if not by.startswith(NATS):
-        raise FormatError(f"{path}: holds no nats of images, but {', '.join(table)}")
-    data = Dataset(dataset, latents=True)
-    if data.kind == LATENTS:
-        raise DataError(f"{path}: is of the latents in {dataset}, which have no pictures; the page shows pixels alone")
+    if not by.startswith(NATS) or data.kind == LATENTS:
+        raise DataError(f"{path}: the page shows nats of pixels alone, not {by} of {data.kind}")
     within = int(index.min()) >= 0 and int(index.max()) < len(data)
     same = within and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):

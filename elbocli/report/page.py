@@ -109,7 +109,7 @@ def _svg(figure: Any, name: str) -> str:
     text = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", text, count=1)
     for color, variable in INKS.items():
         text = text.replace(f": {color}", f": var({variable})")
-    return re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", text)
+    return Markup(re.sub(r' id="|href="#|url\(#', rf"\g<0>{name}-", text))
 
 
 def over_images(axis: Any) -> None:
@@ -280,26 +280,19 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
 
 def _errors(course: LogHistory | None) -> Any:
     """The error at each noise level over time."""
-    from matplotlib.colors import LogNorm
-
-    error = course.error if course else torch.empty(0)
+    if course is None:
+        return None
+    error = course.error
     seen = error[error.isfinite() & (error > 0)]
-    if course is None or not len(seen):
+    if not len(seen):
         return None
     low, high = float(seen.min()), float(seen.max())
-    return draw_map(ERROR, course, error.clamp(min=low), norm=LogNorm(low, high))
+    return draw_map(ERROR, course, error.clamp(min=low), norm="log", vmin=low, vmax=high)
 
 
 def render(*runs: RunFacts) -> str:
     """The page of a run, or of several."""
-    filters = {
-        "number": number,
-        "error": error,
-        "source": source,
-        "svg": Markup,
-        "rows": score_rows,
-    }
-    name = "page.html" if len(runs) == 1 else "several.html"
+    filters = {"number": number, "source": source, "rows": score_rows}
     values = {
         "facts": runs[0],
         "runs": runs,
@@ -309,26 +302,17 @@ def render(*runs: RunFacts) -> str:
         "figures": figures(runs),
         "protocols": PROTOCOLS,
     }
-    return visible_lines(fill_template(Path(__file__).with_name(name), filters, values))
+    template = Path(__file__).with_name("page.html" if len(runs) == 1 else "several.html")
+    return visible_lines(fill_template(template, filters, values))
 
 
-def number(value: Any) -> str:
-    """A number for people: 4 significant digits, whole ones with thousands apart; anything else as it is."""
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people: so many significant digits, whole ones with thousands apart; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
         return Markup(f"{value:,}".replace(",", "&thinsp;"))
-    return _minus(f"{value:.4g}")
-
-
-def error(value: float) -> str:
-    """An error for people: 2 significant digits."""
-    return _minus(f"{value:.2g}")
-
-
-def _minus(text: str) -> str:
-    """2.3e-05 → 2.3e−5."""
-    return re.sub(r"e([+-])0*", r"e\1", text).replace("e+", "e").replace("-", "\u2212")
+    return re.sub(r"e([+-])0*", r"e\1", f"{value:.{digits}g}").replace("e+", "e").replace("-", "\u2212")
 
 
 def source(strip: Thumbnails) -> str:

@@ -16,8 +16,6 @@ from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of,
 from elbocli.files.grid import picture as picture_of
 from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
-from elbocli.images.decode import DecodeOptions, decode, open_image
-from elbocli.images.registry import Span
 from elbocli.images.samples import read_samples
 
 ROW = 8
@@ -53,15 +51,11 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
 
     Raises DataError.
     """
-    with reading(path, kind=DataError):
-        content = Span(str(path)).read()
-        picture, _ = decode(content, DecodeOptions())
-        with open_image(content) as image:
-            text = image.info.get(PLACES)
-    if text is None:
-        raise DataError(f"{path}: no sheet of previews: it doesn't say where its pictures are")
-    layout = layout_of(text, picture.size, path)
-    return cut_up(np.asarray(picture), layout), layout.groups
+    with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
+        if PLACES not in sheet.info:
+            raise DataError(f"{path}: no sheet of previews: it doesn't say where its pictures are")
+        layout = layout_of(sheet.info[PLACES], sheet.size, path)
+        return cut_up(np.asarray(sheet.convert("RGB")), layout), layout.groups
 
 
 def read_preview(path: Path) -> Thumbnails:
@@ -118,8 +112,8 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     index, values = table["index"], table[by]
     if not by.startswith(NATS) or data.kind == LATENTS:
         raise DataError(f"{path}: the page shows nats of pixels alone, not {by} of {data.kind}")
-    within = int(index.min()) >= 0 and int(index.max()) < len(data)
-    same = within and bool((data.labels[index] == table["label"]).all())
+    with reading(path, kind=DataError):
+        same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
     order = np.argsort(values, kind="stable")

@@ -25,7 +25,7 @@ from elbocli.files.grid import CELL
 from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.report.gather import RunFacts, RunReport, gather, report_of, weighting_terms
 from elbocli.report.log_history import CELLS, POINTS
-from elbocli.report.page import INKS, error, number, pictures, render
+from elbocli.report.page import INKS, number, pictures, render
 
 LARGEST = 8 << 20
 """Bytes, which no page exceeds: pictures are counted and of bounded size, curves have bounded numbers of points."""
@@ -436,4 +436,4 @@ def test_numbers_for_people(value: Any, wanted: str) -> None:
 
 
 def test_errors_have_two_digits() -> None:
-    assert [error(value) for value in (0.01234, 0.0, 12.6)] == ["0.012", "0", "13"]
+    assert [number(value, 2) for value in (0.01234, 0.0, 12.6)] == ["0.012", "0", "13"]

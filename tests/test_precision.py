@@ -111,8 +111,8 @@ def test_sampling_and_decoding(precision: str, latent_run: Path, tmp_path: Path,
 )
 def test_every_question_of_bound(question: Any, precision: str, trained: Path, switched: set[str]) -> None:
     settings: Any = {"images": 4, "draws": 2, "device": "cpu", "precision": precision}
-    asked = open_measurement(trained, None, **settings)
     with heard() as lines:
+        asked = open_measurement(trained, None, **settings)
         question(asked)
     assert switched == {precision}
     used = str(Precision(precision, CPU))

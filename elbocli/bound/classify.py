@@ -41,8 +41,7 @@ def class_scores(
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
-            (drawn,) = denoiser.draws([asked], PLAIN, schedule, "classify")
-            columns.append(drawn.shares(schedule).sum(2))
+            columns.append(denoiser.draw(asked, PLAIN, schedule, "classify").shares(schedule).sum(2))
         halves.append(torch.stack(columns, 2))
         labels.append(some.labels)
         rows += some.rows
@@ -89,6 +88,5 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     if classes < 2:
         raise UsageError(f"{asked.trained.path}: was trained without classes; name a conditional run")
     chosen = asked.schedule(schedule)
-    asked.log_start(f"under each of {classes} classes")
     scores = class_scores(asked, asked, classes, chosen)
     return judge_scores(*scores, asked.count, chosen)

@@ -147,11 +147,11 @@ def bound(
             raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}", ctx)
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
-    chosen = likelihood.parse_estimators(estimator or [likelihood.DEFAULT])
+    chosen = likelihood.parse_estimators(estimator or (likelihood.DEFAULT,))
     alone = [each.name for each in chosen] == [likelihood.DEFAULT]
     if target_se and (per_image or not alone):
         raise click.UsageError("--target-se goes with --estimator variational alone, and not with --per-image", ctx)
-    if (curve or plot or log or optimum) and not any(each.traits.drawn for each in chosen):
+    if (curve or plot or log or optimum) and not any(each.name in likelihood.DRAWN for each in chosen):
         raise click.UsageError("--curve, --plot, --log and --optimum need --estimator variational", ctx)
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
     own = estimate.open_own(asked, optimum) if optimum else asked

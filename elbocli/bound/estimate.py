@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import PLAIN, Draws, Images, MeasuredNetwork, Measurement, decoder_nats, open_data
+from elbocli.bound.measure import PLAIN, Draws, Images, MeasuredNetwork, Measurement, open_data
 from elbocli.bound.result import Bound, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
-from elbocli.core.elbo import bits_per_dimension, by_cell, prior
+from elbocli.core.elbo import GaussianModel, by_cell
 from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.optimum import copying, excess, excess_by_bin
 from elbocli.core.schedule import Schedule
@@ -61,16 +60,11 @@ class BoundEstimate:
 
     def log_text(self, asked: Measurement) -> str:
         """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
-        settings, trained = asked.trained.settings, asked.trained
-        header = losslog.header(
-            self.moments.edges,
-            dimensions=asked.dimensions,
-            weighting=settings.weighting,
-            schedule=self.bound.schedule,
-            prediction=settings.prediction,
-        )
+        trained = asked.trained
+        specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
+        about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
         images = int(trained.about.get("images_trained", self.sums[0].sum()))
-        return header + losslog.line(max(1, trained.step), images, self.sums)
+        return losslog.header(self.moments.edges, **about) + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
         """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors."""
@@ -82,87 +76,15 @@ class BoundEstimate:
         draw_band(axes["bound"], edges[1:], self.profile, self.profile_se)
         title = "error, and bound on data as noisy as λ, ± 2 standard errors"
         axes["error"].set(yscale="log", ylabel=ERROR, title=title)
-        axes["bound"].set_ylabel(r"$L(\lambda; x)$ in nats")
+        axes["bound"].set(ylabel=r"$L(\lambda; x)$ in nats")
         axes["bound"].set_ylim(bottom=0)
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
-class Terms:
-    """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ.
-
-    schedule: of the draws.
-    """
-
-    def __init__(self, denoiser: MeasuredNetwork, schedule: Schedule):
-        self.denoiser, self.schedule = denoiser, schedule
-        self.low, self.high, self.population = denoiser.low, denoiser.high, denoiser.population
-        self.edges, self.sums = bin_edges(self.low, self.high), BinSums(self.low, self.high)
-        self.rounds = [PairedMoments()]
-        self.dimensions, self.latent = 0, False
-
-    def add(self, drawn: Draws) -> float:
-        """Take in some images, all pixels or all latents. Reports the bound per dimension so far, and returns its standard
-        error, infinite before the second image.
-        """
-        self.dimensions, self.latent = drawn.content[0].numel(), drawn.latent
-        fixed = torch.stack([prior(drawn.x, self.low), decoder_nats(drawn.content, self.high)], 1)  # [B, 2]
-        integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
-        self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
-        self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)
-        value, se = 0.0, math.inf
-        if self.rounds[0].n > 1:
-            estimate = self._estimate()
-            share = np.full_like(estimate.mean, per_dimension(1.0, self.dimensions, self.latent))
-            value, se = estimate.value(share), estimate.se(share, self.population)
-        values: dict[str, Any] = {"nats/dim" if self.latent else "bpd": value, "se": se}
-        progress(self.rounds[-1].n, self.denoiser.total, "img", **values)
-        return se
-
-    def _estimate(self) -> PairedEstimate:
-        """All rounds pooled; a round that has not seen every image yet is left out, unless it is the first."""
-        return PairedEstimate.pooled([r.estimate() for r in self.rounds if r.n == self.rounds[0].n])
-
-    def result(self) -> BoundEstimate:
-        """All of it. Raises UsageError when there is no second image."""
-        estimate, population, unit = self._estimate(), self.population, UNITS[self.latent]
-        place = np.arange(len(estimate.mean))
-        whole = np.ones(len(place))
-        share = whole * per_dimension(1.0, self.dimensions, self.latent)
-        terms: dict[str, Any] = {}
-        for name, chosen in (("prior", place == 0), ("reconstruction", place == 1), ("diffusion", place > 1)):
-            of = chosen.astype(float)
-            nats = estimate.value(of), estimate.se(of, population)
-            terms[name] = Nats(**in_units(*nats, self.dimensions, self.latent))
-        shares: dict[str, Any] = {
-            unit: estimate.value(share),
-            f"{unit}_se": estimate.se(share, population),
-            f"{unit}_se_noise": estimate.noise_se(share),
-            f"{unit}_se_population": estimate.se(share, np.inf),
-        }
-        bound = Bound(
-            **shares,
-            **terms,
-            nats=estimate.value(whole),
-            nats_se=estimate.se(whole, population),
-            n_images=estimate.n,
-            draws_per_image=self.denoiser.count * len(self.rounds),
-            schedule=self.schedule.base,
-        )
-        upto = [((place == 0) | ((place > 1) & (place <= k))).astype(float) for k in place[2:]]
-        profile = torch.tensor([(estimate.value(of), estimate.se(of, population)) for of in upto], dtype=torch.float64)
-        sums = self.sums.values
-        return BoundEstimate(bound, sums, ErrorMoments.of_sums(self.edges, sums), *profile.T)
-
-
-def per_dimension(nats: float, dimensions: int, latent: bool) -> float:
-    """Nats in all as bits per dimension; of latents as nats per dimension."""
-    return nats / dimensions if latent else bits_per_dimension(nats, dimensions)
-
-
-def in_units(nats: float, se: float, dimensions: int, latent: bool) -> dict[str, Any]:
-    """The fields of a Nats."""
-    value, error, unit = *(per_dimension(each, dimensions, latent) for each in (nats, se)), UNITS[latent]
-    return {"nats": nats, "nats_se": se, unit: value, f"{unit}_se": error}
+def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
+    """The fields of a Nats, for images like these."""
+    unit = UNITS[some.latent]
+    return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
 
 def estimate_bound(
@@ -170,25 +92,63 @@ def estimate_bound(
     images: Iterable[Images],
     schedule: Schedule,
     target_se: float | None = None,
+    gaussian: GaussianModel | None = None,
+    kept: list[Draws] | None = None,
 ) -> BoundEstimate:
     """Estimate the bound of any denoiser on any images.
 
     schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. target_se: draw on,
     more images first and then more noise on all of them (`images` is gone through again), until the standard error per
-    dimension is below it.
+    dimension is below it. gaussian: as MeasuredNetwork.draw takes it. kept: takes all draws.
     Raises UsageError for fewer than two images, NonFiniteError.
     """
-    terms = Terms(denoiser, schedule)
-    for turn in itertools.count():
-        se = math.inf
-        for drawn in denoiser.draws(images, PLAIN, schedule, f"bound-{turn}"):
-            se = terms.add(drawn)
-            if target_se is not None and not turn and terms.rounds[0].n >= ENOUGH and se < target_se:
+    low, high, population = denoiser.low, denoiser.high, denoiser.population
+    edges, sums, rounds, se = bin_edges(low, high), BinSums(low, high), list[PairedMoments](), math.inf
+
+    def pooled() -> PairedEstimate:
+        """All rounds; one that has not seen every image yet is left out, unless it is the first."""
+        return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
+
+    while not rounds or (target_se is not None and rounds[-1].n and se >= target_se):
+        rounds.append(PairedMoments())
+        for some in images:
+            drawn = denoiser.draw(some, PLAIN, schedule, f"bound-{len(rounds) - 1}", gaussian)
+            if kept is not None:
+                kept.append(drawn)
+            fixed = torch.stack([drawn.below, drawn.above], 1)[:, None].expand(-1, 2, -1)
+            integral = by_cell(drawn.shares(schedule), drawn.logsnr, edges)  # [B, 2, cells]
+            rounds[-1].add(torch.cat([fixed, integral], 2))
+            sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / some.content[0].numel())
+            if rounds[0].n > 1:
+                estimate, unit = pooled(), UNITS[some.latent]
+                share = np.full(len(estimate.mean), 1 / some.divisor)
+                value, se = estimate.value(share), estimate.se(share, population)
+                progress(rounds[-1].n, denoiser.total, "img", "", **{unit: value, "se": se})
+            if target_se is not None and len(rounds) == 1 and rounds[0].n >= ENOUGH and se < target_se:
                 break
-        if target_se is None or not terms.rounds[-1].n or se < target_se:
-            break
-        terms.rounds.append(PairedMoments())
-    return terms.result()
+    estimate = pooled()
+    place = np.arange(len(estimate.mean))
+    whole, diffusion = np.ones(len(place)), place > 1
+
+    def nats(of: np.ndarray) -> tuple[float, float]:
+        return estimate.value(of), estimate.se(of, population)
+
+    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": diffusion}
+    terms: dict[str, Any] = {name: Nats(**in_units(*nats(of), some)) for name, of in parts.items()}
+    terms |= {
+        unit: value,
+        f"{unit}_se": se,
+        f"{unit}_se_noise": estimate.noise_se(share),
+        f"{unit}_se_population": estimate.se(share, np.inf),
+    }
+    total, total_se = nats(whole)
+    draws = denoiser.count * len(rounds)
+    bound = Bound(
+        **terms, nats=total, nats_se=total_se, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base
+    )
+    upto = [nats((place == 0) | (diffusion & (place <= k))) for k in place[2:]]
+    profile = torch.tensor(upto, dtype=torch.float64)
+    return BoundEstimate(bound, sums.values, ErrorMoments.of_sums(edges, sums.values), *profile.T)
 
 
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
@@ -197,7 +157,6 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
     chosen = asked.schedule(schedule)
-    asked.log_start(f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}")
     return estimate_bound(asked, asked, chosen, target_se)
 
 

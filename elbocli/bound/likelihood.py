@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.estimate import UNITS, BoundEstimate, Terms, in_units
-from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement, decoder_nats
+from elbocli.bound.estimate import UNITS, BoundEstimate, estimate_bound, in_units
+from elbocli.bound.measure import NONE, Draws, Images, MeasuredNetwork, Measurement
 from elbocli.bound.result import Difference, Estimate, Likelihoods
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.elbo import GaussianModel, fit_gaussian, log_density, prior, rows_to_fit, with_trace
-from elbocli.core.estimate import PairedMoments, image_errors
+from elbocli.core.elbo import GaussianModel, fit_gaussian, log_density, rows_to_fit, with_trace
+from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule import Schedule, cell_of
@@ -30,7 +30,7 @@ from elbocli.core.streams import Stream
 from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.losslog import Columns
 from elbocli.runtime.device import sent
-from elbocli.runtime.progress import log, progress
+from elbocli.runtime.progress import progress
 
 DEFAULT = "variational"
 ROUNDING = 1e-9
@@ -41,20 +41,6 @@ ENOUGH = 16
 """Draws in a cell, or other images, from which on they may choose."""
 CHECKED = 32
 """Images on which the solver is tried with half its steps."""
-TERMS = ("prior", "reconstruction", "diffusion")
-
-
-class EstimatorTraits(NamedTuple):
-    """drawn: whether it takes the draws of the variational bound; gaussian: and the Gaussian's errors with them. bounds: what it
-    is an upper bound of.
-    """
-
-    drawn: bool
-    bounds: str
-    gaussian: bool = False
-
-
-NONE = torch.empty(0, dtype=torch.float64)
 
 
 class Parts(NamedTuple):
@@ -67,54 +53,42 @@ class Parts(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The task of an estimator: the network, the images, and all draws of them, which are empty where none needs them.
-
-    logsnr, error: [N, 2, K], λ and ‖ε−ε̂‖² of the network. prior, read: [N] nats below and above the range, as the variational
-    bound has them. With a Gaussian also rounded, gaussian, expected: [N, 2, K], as Draws.more has them; below: [N, 2], the
-    Gaussian's nats up to both ends of the range; nats: [N] its −log p.
-    """
+    """The task of an estimator: the network, the images, and all draws of them where it is one of DRAWN."""
 
     denoiser: MeasuredNetwork
     images: Iterable[Images]
     schedule: Schedule
-    dimensions: int
     latent: bool
-    logsnr: Tensor = NONE
-    error: Tensor = NONE
-    prior: Tensor = NONE
-    read: Tensor = NONE
-    rounded: Tensor = NONE
-    gaussian: Tensor = NONE
-    expected: Tensor = NONE
-    below: Tensor = NONE
-    nats: Tensor = NONE
+    draws: Draws
 
     def integral(self, error: Tensor) -> Tensor:
         """½ ∫ error dλ from each half of the draws. error: [N, 2, K] → [N, 2]."""
-        return (0.5 * error / self.schedule.density(self.logsnr)).mean(2)
+        return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
 ESTIMATORS = Registry("estimator")
-"""(Question, parameters) → Parts."""
+"""(Question, parameters) → Parts. traits: what it is an upper bound of."""
+DRAWN = ("variational", "information")
+"""Estimators from the draws of the variational bound."""
 
 
 @ESTIMATORS.declare(
     "variational",
     formula="KL(q(z1|x)||N(0,I)) + E[-log p(x|z0)] + 1/2 int |eps-eps_hat|^2",
     source="Kingma et al. 2021; Kingma & Gao 2023",
-    traits=EstimatorTraits(True, "-log p of the model that draws in many small random steps"),
+    traits="-log p of the model that draws in many small random steps",
     known_as=["elbo", "vlb"],
 )
 def variational(asked: Question) -> Parts:
     """The bound as `elbo bound` always has it."""
-    return _parts(asked, asked.prior, asked.read, asked.integral(asked.error))
+    return _parts(asked.draws, asked.draws.below, asked.draws.above, asked.integral(asked.draws.error))
 
 
 @ESTIMATORS.declare(
     "information",
     formula="1/2 int min(e, e of x_hat rounded) with the data's Gaussian as a control variate, closed tails",
     source="Kong et al. 2023 (arXiv:2302.03792)",
-    traits=EstimatorTraits(True, "-log p of that model with the better denoiser at each noise level", True),
+    traits="-log p of that model with the better denoiser at each noise level",
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Parts:
@@ -128,37 +102,37 @@ def information(asked: Question) -> Parts:
     left to chance.
     """
     edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
-    cell, noise = cell_of(asked.logsnr, edges), asked.gaussian - asked.expected
-    error = asked.error.clone()
+    draws, error = asked.draws, asked.draws.error.clone()
+    cell, noise = cell_of(draws.logsnr, edges), draws.gaussian - draws.expected
     for half, k in itertools.product((0, 1), range(CELLS)):
         here, there = cell[:, half] == k, cell[:, 1 - half] == k
         error_there, rounded, expected, away = (
-            values[:, 1 - half][there] for values in (asked.error, asked.rounded, asked.expected, noise)
+            values[:, 1 - half][there] for values in (draws.error, draws.rounded, draws.expected, noise)
         )
         if len(away) < ENOUGH:
             continue
         better = not asked.latent and bool(rounded.mean() < error_there.mean())
-        chosen, target = (asked.rounded, rounded) if better else (asked.error, error_there)
+        chosen, target = (draws.rounded, rounded) if better else (draws.error, error_there)
         by = torch.stack([torch.ones_like(away), expected, away], 1)
         beta = torch.linalg.lstsq(by, target[:, None], driver="gelsd").solution[2, 0]
         error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
     sampled = asked.integral(error)
-    away = asked.integral(asked.expected) - (asked.below[:, 1] - asked.below[:, 0])[:, None]
+    below, end = draws.ends.unbind(1)
+    away = asked.integral(draws.expected) - (end - below)[:, None]
     inside = sampled - slopes(sampled, away)[:, None] * away
-    above = asked.nats - asked.below[:, 1] if asked.latent else asked.read
-    return _parts(asked, asked.below[:, 0], above, inside)
+    return _parts(draws, below, draws.nats - end if asked.latent else draws.above, inside)
 
 
-def _parts(asked: Question, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
+def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
     fixed = [part[:, None].expand(-1, 2) for part in (below, above)]
-    return Parts(TERMS, torch.stack([*fixed, inside], 2), asked.logsnr[0].numel())
+    return Parts(("prior", "reconstruction", "diffusion"), torch.stack([*fixed, inside], 2), draws.error[0].numel())
 
 
 @ESTIMATORS.declare(
     "ode",
     formula="E[-log p(x|z0) + log q(z0|x) - log p(z0)], p(z0) by the probability-flow equation",
     source="Song et al. 2021; Grathwohl et al. 2019 for the trace",
-    traits=EstimatorTraits(False, "-log p of the model that draws by the probability-flow equation"),
+    traits="-log p of the model that draws by the probability-flow equation",
     known_as=["flow", "pf-ode"],
     within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
 )
@@ -178,7 +152,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     for some, of in pieces:
         piece = Images(some.content[of], None if some.labels is None else some.labels[of], some.rows[of])
         found.append(_flow(asked, piece, count, *how))
-        reads.append(decoder_nats(piece.content, asked.denoiser.high)[:, None].expand(-1, 2))
+        reads.append(piece.decoder_nats(asked.denoiser.high)[:, None].expand(-1, 2))
         done = sum(map(len, found))
         if len(found) == 1 or done <= CHECKED:
             coarse.append(_flow(asked, piece, count // 2, *how)[..., 0].mean())
@@ -254,19 +228,17 @@ class Found:
             halves = parts.nats.sum(2).numpy()[order]
             nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
             share = each.per_dimension[0] / each.nats if each.nats else 0.0
-            name = UNITS[each.bpd is None]
             errors = np.hypot(image_errors(halves), parts.solver)
-            table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{name}{end}": nats * share}
+            table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{UNITS[each.bpd is None]}{end}": nats * share}
         return table
 
 
-def parse_estimators(specs: Iterable[str]) -> list[Declaration]:
+def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
     """Estimators as the user wrote them, none twice. Raises UsageError."""
-    found = [ESTIMATORS.parse(spec) for spec in specs]
-    names = [each.name for each in found]
-    if len(set(names)) < len(names):
-        raise UsageError(f"an estimator is named twice: {', '.join(names)}; one way of each at a time")
-    return found
+    found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
+    if len(found) < len(specs):
+        raise UsageError("an estimator is named twice; one way of each at a time")
+    return [*found.values()]
 
 
 def estimate_likelihoods(
@@ -279,27 +251,33 @@ def estimate_likelihoods(
     """Estimate −log p of any images under any denoiser.
 
     images: gone through once by the draws, which all that need them share, and again by others. gaussian: of data like
-    these, where an estimator needs it. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
+    these, where `information` needs it. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
     """
-    first = next(iter(images)).content
-    latent, drawn = first.is_floating_point(), any(each.traits.drawn for each in estimators)
-    terms, columns = Terms(denoiser, schedule), list[list[Tensor]]()
-    ends = torch.tensor([denoiser.low, denoiser.high], dtype=torch.float64)
-    for some in denoiser.draws(images, PLAIN, schedule, "bound-0", gaussian) if drawn else ():
-        terms.add(some)
-        fixed = prior(some.x, denoiser.low), decoder_nats(some.content, denoiser.high)
-        columns.append([some.logsnr, some.error, *fixed])
-        if gaussian is not None and some.more is not None:
-            x = some.x if latent else some.x.permute(0, 3, 1, 2)  # as the network, and so the Gaussian, sees it
-            columns[-1] += [*some.more, gaussian.upto(x, ends), gaussian.nats(x)]
-    facts = denoiser, images, schedule, first[0].numel(), latent
-    question = Question(*facts, *(torch.cat(column) for column in zip(*columns)))
+    first, kept, bound = next(iter(images)), list[Draws](), None
+    if any(each.name in DRAWN for each in estimators):
+        bound = estimate_bound(denoiser, images, schedule, None, gaussian, kept)
+    draws = Draws(*map(torch.cat, zip(*kept))) if kept else Draws(*[NONE] * 5)
+    question = Question(denoiser, images, schedule, first.latent, draws)
     parts: dict[str, Parts] = {each.spec: each(question) for each in estimators}
-    estimates = [_estimate(each, parts[each.spec], question) for each in estimators]
+    estimates = []
+    for each in estimators:
+        found, solver = _pooled(parts[each.spec].nats), parts[each.spec].solver
+        every = np.ones(len(found.mean))
+        se, population_se = (math.hypot(found.se(every, number), solver) for number in (denoiser.population, math.inf))
+        estimate = Estimate(
+            estimator=each.spec,
+            bounds=each.traits,
+            nats_se_noise=found.noise_se(every),
+            nats_se_population=population_se,
+            terms=dict(zip(parts[each.spec].names, found.mean.tolist(), strict=True)),
+            evaluations=parts[each.spec].evaluations,
+            solver_nats=solver or None,
+            **in_units(found.value(every), se, first),
+        )
+        estimates.append(estimate)
     pairs = [_difference(a, b, parts) for a, b in itertools.combinations(estimates, 2)]
-    how = (denoiser.count, schedule.base) if drawn else (0, "")
-    result = Likelihoods(estimates, pairs, len(parts[estimates[0].estimator].nats), *how)
-    return Found(result, parts, terms.result() if drawn else None)
+    how = (denoiser.count, schedule.base) if kept else (0, "")
+    return Found(Likelihoods(estimates, pairs, found.n, *how), parts, bound)
 
 
 def flat(content: Tensor) -> Tensor:
@@ -308,31 +286,15 @@ def flat(content: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _estimate(declared: Declaration, parts: Parts, asked: Question) -> Estimate:
+def _pooled(nats: Tensor) -> PairedEstimate:
     moments = PairedMoments()
-    moments.add(parts.nats)
-    mean, every = moments.estimate(), np.ones(len(parts.names))
-    nats = mean.value(every)
-    se, population_se = (
-        math.hypot(mean.se(every, number), parts.solver) for number in (asked.denoiser.population, math.inf)
-    )
-    return Estimate(
-        estimator=declared.spec,
-        bounds=declared.traits.bounds,
-        nats_se_noise=mean.noise_se(every),
-        nats_se_population=population_se,
-        terms={name: float(value) for name, value in zip(parts.names, mean.mean, strict=True)},
-        evaluations=parts.evaluations,
-        solver_nats=parts.solver or None,
-        **in_units(nats, se, asked.dimensions, asked.latent),
-    )
+    moments.add(nats)
+    return moments.estimate()
 
 
 def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Difference:
-    moments = PairedMoments()
     of, minus = parts[one.estimator], parts[other.estimator]
-    moments.add(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
-    found = moments.estimate()
+    found = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
     nats, se = found.value(np.ones(1)), found.noise_se(np.ones(1))
     whole = math.hypot(se, of.solver, minus.solver)
     known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
@@ -344,13 +306,8 @@ def measure_likelihoods(asked: Measurement, estimators: list[Declaration], sched
 
     The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.
     """
-    chosen, n, gaussian = asked.schedule(schedule), len(asked.dataset), None
-    asked.log_start(", ".join(each.spec for each in estimators))
-    if any(each.traits.gaussian for each in estimators):
+    n, gaussian = len(asked.dataset), None
+    if "information" in (each.name for each in estimators):
         some = Stream(asked.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, asked.dimensions)]
         gaussian = fit_gaussian(flat(asked.content(some)))
-    found = estimate_likelihoods(asked, asked, chosen, estimators, gaussian)
-    for pair in found.result.differences:
-        by = f"{pair.nats:+.4g} ± {pair.se:.2g} nats an image, {pair.in_se:+.1f} standard errors"
-        log.info(f"{pair.estimator} minus {pair.minus}: {by}")
-    return found
+    return estimate_likelihoods(asked, asked, asked.schedule(schedule), estimators, gaussian)

@@ -15,12 +15,11 @@ from torch import Tensor
 from elbocli.bound.measure import PLAIN, Measurement
 from elbocli.bound.result import Check, NoiseShares, Side, Theorem
 from elbocli.core.adaptive import bin_edges
-from elbocli.core.elbo import Augmented, prior
+from elbocli.core.elbo import Augmented
 from elbocli.core.estimate import PairedEstimate, PairedMoments
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
-from elbocli.runtime.progress import log, progress
 
 AGREE = 4.0
 """Standard errors that the sides may be apart."""
@@ -35,34 +34,23 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
             raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {low:g} to {high:g}")
-    count, done = len(asked.rows), 0
-    total = count * (len(weightings) + 1)
-    asked.log_start("on each side")
     # The average of the densities: no level that any weighting needs is rare.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
     share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
-    bounds = PairedMoments()
-    for drawn in asked.draws(asked, PLAIN, shared, "right"):
+    bounds, checks = PairedMoments(), []
+    for drawn in asked.draws(PLAIN, shared, "right"):
         # The error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x).
         part = drawn.shares(shared)
         columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
-        bounds.add(torch.stack([*columns, prior(drawn.x, low)[:, None].expand(-1, 2)], 2))
-        done += len(drawn.logsnr)
-        progress(done, total, "img")
-    checks = []
+        bounds.add(torch.stack([*columns, drawn.below[:, None].expand(-1, 2)], 2))
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         loss = PairedMoments()
-        for drawn in asked.draws(asked, weighting, schedules[index + 1], f"left-{index}"):
+        for drawn in asked.draws(weighting, schedules[index + 1], f"left-{index}"):
             loss.add(drawn.loss.mean(2, keepdim=True))
-            done += len(drawn.logsnr)
-            progress(done, total, "img")
-        check = _check(weighting, measure, loss.estimate(), bounds.estimate(), index, bin_edges(low, high, SHARES))
-        checks.append(check)
-        sides = f"loss {check.left.nats:.6g} nats, from the bounds {check.right.nats:.6g}"
-        verdict = f"{check.difference_in_se:+.2f} standard errors apart: they {'agree' if check.agree else 'DISAGREE'}"
-        log.info(f"{check.weighting}: {sides}, {verdict}")
-    return Theorem(all(check.agree for check in checks), checks, count, asked.count)
+        cells = bin_edges(low, high, SHARES)
+        checks.append(_check(weighting, measure, loss.estimate(), bounds.estimate(), index, cells))
+    return Theorem(all(check.agree for check in checks), checks, len(asked.rows), asked.count)
 
 
 def _check(

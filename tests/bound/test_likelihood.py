@@ -180,7 +180,7 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
     specs = [word for spec in ("information", "ode:steps=4") for word in ("--estimator", spec)]
     out = copy / "each.tsv"
     code, told, err = bound(copy, "-n", 20, "--draws", 2, *specs, "--per-image", out)
-    assert code == 0 and "nats an image" in err, err
+    assert code == 0, err
     (copy / "likelihood.json").write_text(told)
     table, found = read_table(out), json.loads(told)["estimates"]
     for name, each in zip(("information", "ode"), found, strict=True):

@@ -61,7 +61,7 @@ def pretended(ask: Any, run: Path) -> tuple[Any, Any, Pretence]:
 def test_the_bound(run: Path) -> None:
     cuda, cpu, device = pretended(lambda asked: estimate.measure_bound(asked).bound, run)
     assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
-    assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork._losses")) == TIMES
+    assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork.draw")) == TIMES
     assert device.waits.within("denoising_losses", "step_coefficients") == []
 
 

@@ -32,7 +32,6 @@ from elbocli.files.losslog import Columns
 from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
-DEFAULT = "variational"
 ROUNDING = 1e-9
 """A standard error is none below this share of the value."""
 CELLS = 20
@@ -277,7 +276,7 @@ def estimate_likelihoods(
         estimates.append(estimate)
     pairs = [_difference(a, b, parts) for a, b in itertools.combinations(estimates, 2)]
     how = (denoiser.count, schedule.base) if kept else (0, "")
-    return Found(Likelihoods(estimates, pairs, found.n, *how), parts, bound)
+    return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)
 
 
 def flat(content: Tensor) -> Tensor:

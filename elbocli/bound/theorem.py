@@ -50,7 +50,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
             loss.add(drawn.loss.mean(2, keepdim=True))
         cells = bin_edges(low, high, SHARES)
         checks.append(_check(weighting, measure, loss.estimate(), bounds.estimate(), index, cells))
-    return Theorem(all(check.agree for check in checks), checks, len(asked.rows), asked.count)
+    return Theorem(all(check.agree for check in checks), checks, asked.count, n_images=len(asked.rows))
 
 
 def _check(

@@ -59,14 +59,12 @@ class SamplerPreset(NamedTuple):
 
 
 class SamplerTraits(NamedTuple):
-    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. least: the
-    fewest steps at which it does what sets it apart; in fewer, it gives the images that ddim gives. learned: whether its
-    denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
+    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. learned:
+    whether its denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
     """
 
     usual: SamplerPreset
     presets: Mapping[str, SamplerPreset]
-    least: int = 2
     learned: bool = False
     ancestral: bool = False
 
@@ -77,13 +75,13 @@ multistep method remembers. denoise: a Denoise, or a DenoiseWithVariance; noise:
 """
 
 
-def sampler(name, *, grid, presets=None, least=2, learned=False, ancestral=False, **declared: Any):
+def sampler(name, *, grid, presets=None, learned=False, ancestral=False, **declared: Any):
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
-    least, learned, ancestral: as in SamplerTraits. declared: as Registry.declare takes it.
+    learned, ancestral: as in SamplerTraits. declared: as Registry.declare takes it.
     """
-    traits = SamplerTraits(SamplerPreset(grid), presets or {}, least, learned, ancestral)
+    traits = SamplerTraits(SamplerPreset(grid), presets or {}, learned, ancestral)
     return SAMPLERS.declare(name, traits=traits, **declared)
 
 
@@ -167,7 +165,6 @@ def advance(z, x_hat, last, move, eta=0.0):
     formula="sigma'/sigma z + alpha' (1 - e^-h) x_hat extrapolated to the middle",
     source="Lu et al. 2022: DPM-Solver++(2M)",
     grid="edm-sample",
-    least=3,
     known_as=["dpm++-2m", "dpmpp", "dpm++", "dpm-solver++", "dpm-solver++(2m)"],
 )
 def dpmpp_2m(z, last, move, denoise, noise):

@@ -1,4 +1,4 @@
-"""Work that goes on beside the main thread, and reasons to end: jobs of a thread, signals, the clock, a launcher that is gone.
+"""Work that is done ahead beside the main thread, and reasons to end: signals, the clock, a launcher that is gone.
 
 Needs no torch.
 """
@@ -9,37 +9,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Thread, current_thread, main_thread
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from elbocli.errors import ElboError, Interrupted, PeerLost
 
 T = TypeVar("T")
-POLL_S = 0.1
-
-
-def start_daemon(job: Callable[[], T]) -> Future[T]:
-    """Do a job in a thread of its own that nothing waits for: a write into a pipe may never return."""
-    future, jobs = Future[T](), [job]
-
-    def work() -> None:
-        try:  # the job is let go of first: a tensor that a thread frees while the interpreter ends aborts the process
-            future.set_result(jobs.pop()())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    return future
-
-
-def awaited(job: Future[T], look: Callable[[], None]) -> T:
-    """Return the result of a job; `look` is called now and then until it is done. Raises the error of either."""
-    while not wait([job], POLL_S).done:
-        look()
-    return job.result()
 
 
 class Ahead(Generic[T]):

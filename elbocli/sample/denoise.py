@@ -52,11 +52,6 @@ class GuidedRun:
         config = self.trained.network.config
         return config.image_size, config.image_size, config.image_channels
 
-    def wrapped(self, wrap: Callable[[Network], Network]) -> GuidedRun:
-        """The same with other networks."""
-        guide = self.guide and replace(self.guide, network=wrap(self.guide.network))
-        return replace(self, trained=replace(self.trained, network=wrap(self.trained.network)), guide=guide)
-
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """D(z, λ) for images of these classes, with its count of evaluations at zero."""
         guide = None
@@ -70,12 +65,13 @@ class GuidedRun:
         number of images.
         """
 
-        def ready(network: Network) -> Network:
+        def ready(run: TrainedRun) -> TrainedRun:
+            network = run.network
             if compile:
                 network.compile(dynamic=False)
-            return Wrapped(network, partial(graphs.call, network)) if graphs else network
+            return replace(run, network=Wrapped(network, partial(graphs.call, network))) if graphs else run
 
-        return self.wrapped(ready)
+        return replace(self, trained=ready(self.trained), guide=self.guide and ready(self.guide))
 
     def with_variance(self) -> GuidedRun:
         """The same, with the learned variance of the run's network. Raises UsageError when it has none."""
@@ -86,23 +82,18 @@ class GuidedRun:
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
-        rehearsal = self.wrapped(lambda network: Wrapped(network, lambda z, *_: torch.cat([z, z], 1)))
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
-        denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
+        denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
+        for one in filter(None, (denoiser, denoiser.guide)):
+            one.network = lambda z, *_: torch.cat([z, z], 1)
         walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
         """For the record: guidance, where it acts if not everywhere, the guide and its weights, clipping."""
-        guidance = self.guidance
-        facts: dict[str, Any] = {
-            "guidance": guidance.scale,
-            "guidance_low": guidance.low,
-            "guidance_high": guidance.high,
-        }
-        facts = {key: value for key, value in facts.items() if math.isfinite(value)}
-        if guidance.channels:
-            facts["guidance_channels"] = guidance.channels
+        given = self.guidance
+        numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
+        facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
         if self.guide is not None:
             facts |= {"guide": str(self.guide.path), **{f"guide_{key}": to for key, to in self.guide.about.items()}}
         return {**facts, "clip": self.clip.spec}

@@ -34,7 +34,7 @@ GROUPS = {
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
 @option(
     "--estimator",
-    type=Named("elbocli.bound.likelihood.ESTIMATORS"),
+    type=Named("elbocli.bound.estimate.ESTIMATORS"),
     multiple=True,
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
     more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
@@ -125,8 +125,7 @@ def bound(
     --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
     its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
     """
-    from elbocli.bound import classify as classifier
-    from elbocli.bound import estimate, likelihood, theorem
+    from elbocli.bound import estimate, judge
     from elbocli.bound.measure import ALL, open_measurement
     from elbocli.files.atomic import write_text
     from elbocli.files.losslog import write_table
@@ -134,7 +133,7 @@ def bound(
     ctx = click.get_current_context()
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
-    chosen = likelihood.parse_estimators(estimator or ("variational",))
+    chosen = estimate.parse_estimators(estimator or ("variational",))
     names = [each.name for each in chosen]
     alone = names == ["variational"]
     drawn = ("curve", "plot", "log", "optimum")
@@ -150,24 +149,24 @@ def bound(
         if ctx.params[name]:
             raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}", ctx)
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
-    own = estimate.open_own(asked, optimum) if optimum else asked
+    own = judge.open_own(asked, optimum) if optimum else asked
     result: Any
     found: Any = None
     table: Any = None
     if check:
-        result = theorem.check_theorem(asked, asked.weightings(weighting))
+        result = judge.check_theorem(asked, asked.weightings(weighting))
     elif classify:
-        result, table = classifier.classify(asked, schedule)
+        result, table = judge.classify(asked, schedule)
     elif alone and not per_image:
         found = estimate.measure_bound(asked, schedule, target_se)
         result = found.bound
     else:
-        several = likelihood.measure_likelihoods(asked, chosen, schedule)
+        several = estimate.measure_likelihoods(asked, chosen, schedule)
         found, table = several.bound, several.table(asked.rows, asked.dataset.labels)
         result = found.bound if alone else several.result
     facts: dict[str, Any] = {}
     if optimum:
-        facts["excess"], found = estimate.add_excess(asked, own, optimum, found, schedule)
+        facts["excess"], found = judge.add_excess(asked, own, optimum, found, schedule)
     if per_image:
         facts["per_image"] = str(per_image)
         write_table(per_image, table)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_data import SPACE
 
-from elbocli.bound import estimate, theorem
+from elbocli.bound import estimate, judge
 from elbocli.bound.measure import ALL, Images, MeasuredNetwork, Measurement, open_measurement
 from elbocli.bound.result import Bound, Theorem
 from elbocli.core.adaptive import ErrorMoments, loss_variance
@@ -248,7 +248,7 @@ def test_a_network_that_fails_is_not_averaged(trained: Path) -> None:
 def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
     asked = probe(trained, images=ALL, draws=32, batch=1024)
-    found = theorem.check_theorem(asked, [parse_weighting(spec) for spec in specs])
+    found = judge.check_theorem(asked, [parse_weighting(spec) for spec in specs])
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
         assert abs(check.difference_in_se) <= 4
@@ -261,7 +261,7 @@ def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
 
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
-    found = theorem.check_theorem(probe(trained, images=ALL), [parse_weighting("elbo")]).checks[0]
+    found = judge.check_theorem(probe(trained, images=ALL), [parse_weighting("elbo")]).checks[0]
     assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)
     plain = bpd(trained, images=ALL)
     wanted = plain.prior.nats + plain.diffusion.nats
@@ -277,7 +277,7 @@ def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatc
         return whole(self, weighting, schedule, purpose)
 
     monkeypatch.setattr(Measurement, "draws", draws)
-    theorem.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
+    judge.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
     assert len(purposes) == len(set(purposes)) == 4
     plain = parse_weighting("elbo")
     one, other = (next(whole(asked, plain, asked.schedule(), purpose)) for purpose in purposes[:2])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from exact import Levels, Mixture
 
-from elbocli.bound.likelihood import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
+from elbocli.bound.estimate import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
 from elbocli.bound.measure import Images, MeasuredNetwork
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.elbo import fit_gaussian

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from elbocli import api
-from elbocli.bound import estimate, theorem
+from elbocli.bound import estimate, judge
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.core.metrics import asked
 from elbocli.core.weighting import parse_weighting
@@ -67,7 +67,7 @@ def test_the_bound(run: Path) -> None:
 
 def test_the_theorem(run: Path) -> None:
     weighting = parse_weighting("sigmoid:bias=2")
-    cuda, cpu, device = pretended(lambda asked: theorem.check_theorem(asked, [weighting]).checks[0], run)
+    cuda, cpu, device = pretended(lambda asked: judge.check_theorem(asked, [weighting]).checks[0], run)
     for side in ("left", "right"):
         assert getattr(cuda, side).nats == pytest.approx(getattr(cpu, side).nats, rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == 2 * TIMES

@@ -350,20 +350,21 @@ class Found:
     parts: dict[str, Parts]
     bound: BoundEstimate | None
 
-    def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.ImageTable:
+    def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
         """Image by image, in the order of the dataset; several estimators have columns of their own.
 
         rows: of the images, [N]. labels: of the whole dataset.
         """
-        order, numbers = np.argsort(rows), dict[str, np.ndarray]()
+        order = np.argsort(rows)
+        table: losslog.Columns = {"index": rows[order], "label": labels[rows[order]]}
         for each in self.result.estimates:
             parts = self.parts[each.estimator]
             halves = parts.nats.sum(2).numpy()[order]
             nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
             share = each.per_dimension[0] / each.nats if each.nats else 0.0
             errors = np.hypot(image_errors(halves), parts.solver)
-            numbers |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{UNITS[each.bpd is None]}{end}": nats * share}
-        return losslog.ImageTable(rows[order], labels[rows[order]], numbers)
+            table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{UNITS[each.bpd is None]}{end}": nats * share}
+        return table
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:

@@ -31,7 +31,7 @@ from elbocli.core.schedule import Schedule, schedule_of_shares
 from elbocli.core.streams import Stream
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
-from elbocli.files.losslog import ImageTable, read_optimum
+from elbocli.files.losslog import Columns, read_optimum
 from elbocli.runtime.progress import progress
 from elbocli.train.batches import training_rows
 
@@ -127,7 +127,7 @@ def class_scores(
 
 def judge_scores(
     halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
-) -> tuple[Classification, ImageTable]:
+) -> tuple[Classification, Columns]:
     """Judge p(c|x) by the labels: the result, and image by image the likeliest class, its probability, and the label's."""
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
@@ -137,7 +137,8 @@ def judge_scores(
     _, (low, high) = error_of_share(int(right.sum()), len(right))
     by_half = halves.argmin(2).numpy()
     order = np.argsort(rows)
-    numbers = {"predicted": guess.astype(float), "confidence": confidence, "probability": of_label}
+    numbers = {"index": rows, "label": labels, "predicted": guess.astype(float)}
+    numbers |= {"confidence": confidence, "probability": of_label}
     result = Classification(
         accuracy=accuracy,
         accuracy_low=low,
@@ -153,10 +154,10 @@ def judge_scores(
         draws_per_image=draws,
         schedule=schedule.base,
     )
-    return result, ImageTable(rows[order], labels[order], {name: of[order] for name, of in numbers.items()})
+    return result, {name: of[order] for name, of in numbers.items()}
 
 
-def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, ImageTable]:
+def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
     """Classify images of a dataset by a run. schedule: of the draws ('' is fitted to the run's own log). Raises ElboError."""
     classes = asked.trained.network.config.num_classes
     if classes < 2:

@@ -22,11 +22,10 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import NetworkConfig, build
 from elbocli.run.settings import Resolved, resolve
 from elbocli.runtime.device import Precision
-from elbocli.runtime.processes import World, full_tensor
+from elbocli.runtime.processes import World
 from elbocli.sample import draw
 from elbocli.train import loop
-from elbocli.train.parallel import Parallel
-from elbocli.train.state import TrainState
+from elbocli.train.state import Parallel, TrainState
 from elbocli.train.step import update
 
 LIMIT = 2 << 30
@@ -119,7 +118,12 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
                     with how.autocast():
                         out = spread.forward(z, torch.linspace(-3, 3, 4, device=world.device), labels)
                     out.float().square().mean().backward()
-            found.append([full_tensor(weight.grad).float().cpu() for weight in spread.network.parameters()])
+            found.append(
+                [
+                    getattr(weight.grad, "full_tensor", weight.grad.clone)().float().cpu()
+                    for weight in spread.network.parameters()
+                ]
+            )
     return found[0], found[1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from elbocli.files.dataset import IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter, add_rows
+from elbocli.files.dataset import IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter
 from elbocli.files.latents import LatentSpace
 
 GLYPHS = (31599, 11415, 29671, 29647, 23497, 31183, 31215, 29257, 31727, 31695)
@@ -21,7 +21,7 @@ def rows_sha256(pieces: Iterable[Any]) -> str:
     """The sha256 of rows that come in pieces."""
     digest = hashlib.sha256()
     for rows in pieces:
-        add_rows(digest, rows)
+        digest.update(b"".join(rows))
     return digest.hexdigest()
 
 

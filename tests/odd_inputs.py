@@ -558,7 +558,7 @@ def outcome(odd: Odd, folder: Path) -> Outcome:
         else:
             data = Dataset(out)
             packed = len(data) - (not odd.archive)
-            rows = [i for i, name in enumerate(data.strings("files")) if odd.archive or name.startswith("odd/")]
+            rows = [i for i, name in enumerate(data.contents()[1]["files"]) if odd.archive or name.startswith("odd/")]
             pixels = data.batch(np.array(rows[:1]))[0] if rows else None
     changed = next((m.partition(": ")[2] for m in messages if m.startswith("changed while")), "")
     listed = folder / "out.skipped.jsonl"
@@ -571,7 +571,7 @@ def described(odd: Odd, found: Outcome) -> str:
     says = visible(found.says)
     for bid in BIDS:
         says = says.removesuffix(bid)
-    says = re.sub(r"(does not (?:decode|unpack)): .*", r"\1: …", says)
+    says = re.sub(r"(does not (?:decode|unpack)): (?!not an image|32-bit).*", r"\1: …", says)
     says = re.sub(r" \([^()]*(?:\([^()]*\))?[^()]*\)(?=; get it again)", " (…)", says)
     says = says.encode("utf-8", "replace").decode().replace("|", "\\|")
     result = "packed" if found.packed else "refused" if says else "left out"

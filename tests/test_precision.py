@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from typed_settings import typed
 
 import elbocli
-from elbocli.bound import estimate, theorem
+from elbocli.bound import estimate, judge
 from elbocli.bound.measure import open_measurement
 from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
@@ -106,13 +106,13 @@ def test_sampling_and_decoding(precision: str, latent_run: Path, tmp_path: Path,
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize(
     "question",
-    [estimate.measure_bound, lambda asked: theorem.check_theorem(asked, asked.weightings(()))],
+    [estimate.measure_bound, lambda asked: judge.check_theorem(asked, asked.weightings(()))],
     ids=["bound", "theorem"],
 )
 def test_every_question_of_bound(question: Any, precision: str, trained: Path, switched: set[str]) -> None:
     settings: Any = {"images": 4, "draws": 2, "device": "cpu", "precision": precision}
-    asked = open_measurement(trained, None, **settings)
     with heard() as lines:
+        asked = open_measurement(trained, None, **settings)
         question(asked)
     assert switched == {precision}
     used = str(Precision(precision, CPU))

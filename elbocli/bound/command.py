@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from msgspec import structs
 
 from elbocli.cli.commands import Command, launched, option
 from elbocli.cli.options import (
@@ -21,13 +20,6 @@ from elbocli.cli.options import (
 )
 from elbocli.cli.types import FIGURE, LEVEL, PATH, SEED, Named, Output, value
 
-DRAWN = ("estimator", "target_se", "optimum", "curve", "plot", "log")
-NOT_WITH = {
-    "check": ("classify", "schedule", "per_image", *DRAWN),
-    "classify": ("weighting", *DRAWN),
-    "": ("weighting",),
-}
-"""Options that are not of a question; "" is the plain bound."""
 GROUPS = {
     "Questions": ("estimator", "check", "classify", "optimum", "weighting", "schedule"),
     "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
@@ -42,7 +34,7 @@ GROUPS = {
 @click.argument("data", type=PATH, required=False, metavar="[DATA.h5]")
 @option(
     "--estimator",
-    type=Named("elbocli.bound.likelihood.ESTIMATORS"),
+    type=Named("elbocli.bound.estimate.ESTIMATORS"),
     multiple=True,
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
     more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
@@ -135,49 +127,52 @@ def bound(
     --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
     its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
     """
-    from elbocli.bound import classify as classifier
-    from elbocli.bound import estimate, likelihood, theorem
+    from elbocli.bound import estimate, judge
     from elbocli.bound.measure import ALL, open_measurement
     from elbocli.files.atomic import write_text
     from elbocli.files.losslog import write_table
 
     ctx = click.get_current_context()
-    question = "check" if check else "classify" if classify else ""
-    for name in NOT_WITH[question]:
-        if ctx.params[name]:
-            other = f"--{question}" if question else "the bound"
-            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}", ctx)
     if launched() > 1:
         raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
-    chosen = likelihood.parse_estimators(estimator or [likelihood.DEFAULT])
-    alone = [each.name for each in chosen] == [likelihood.DEFAULT]
-    if target_se and (per_image or not alone):
-        raise click.UsageError("--target-se goes with --estimator variational alone, and not with --per-image", ctx)
-    if (curve or plot or log or optimum) and not any(each.traits.drawn for each in chosen):
-        raise click.UsageError("--curve, --plot, --log and --optimum need --estimator variational", ctx)
+    chosen = estimate.parse_estimators(estimator or ("variational",))
+    names = [each.name for each in chosen]
+    alone = names == ["variational"]
+    drawn = ("curve", "plot", "log", "optimum")
+    rules = (
+        (check, "--check", ("classify", "schedule", "per_image", "estimator", "target_se", *drawn)),
+        (classify, "--classify", ("weighting", "estimator", "target_se", *drawn)),
+        (not check, "the bound", ("weighting",)),
+        (not alone, f"--estimator {names[-1]}", ("target_se",)),
+        (target_se, "--target-se", ("per_image",)),
+        (names == ["ode"], "--estimator ode alone", drawn),
+    )
+    for name, other in ((name, other) for holds, other, refused in rules if holds for name in refused):
+        if ctx.params[name]:
+            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}", ctx)
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
-    own = estimate.open_own(asked, optimum) if optimum else asked
+    own = judge.open_own(asked, optimum) if optimum else asked
     result: Any
     found: Any = None
     table: Any = None
     if check:
-        result = theorem.check_theorem(asked, asked.weightings(weighting))
+        result = judge.check_theorem(asked, asked.weightings(weighting))
     elif classify:
-        result, table = classifier.classify(asked, schedule)
+        result, table = judge.classify(asked, schedule)
     elif alone and not per_image:
         found = estimate.measure_bound(asked, schedule, target_se)
         result = found.bound
     else:
-        several = likelihood.measure_likelihoods(asked, chosen, schedule)
+        several = estimate.measure_likelihoods(asked, chosen, schedule)
         found, table = several.bound, several.table(asked.rows, asked.dataset.labels)
         result = found.bound if alone else several.result
-    facts: dict[str, Any] = {"about": asked.about()}
+    facts: dict[str, Any] = {}
     if optimum:
-        facts["excess"], found = estimate.add_excess(asked, own, optimum, found, schedule)
+        facts["excess"], found = judge.add_excess(asked, own, optimum, found, schedule)
     if per_image:
         facts["per_image"] = str(per_image)
         write_table(per_image, table)
-    print_json(structs.replace(result, **facts).json())
+    print_json({**result.json(), **facts, **asked.about()})
     if curve:
         write_text(curve, found.tsv())
     if log:

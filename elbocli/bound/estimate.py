@@ -1,34 +1,38 @@
-"""The variational bound of a denoiser on images, with the errors it has, its profile over λ, and its errors above the least."""
+"""Estimates of −log p of images: the variational bound, Kong's integral with a Gaussian, the probability flow.
+
+All three are ½ ∫ E‖ε−ε̂‖² dλ over all noise levels, for some denoiser at each. They differ in what denoises where the
+network doesn't, and in how the integral is found. Each gives two independent numbers for every image, whose difference
+tells the error. The bound also has a profile over λ.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.bound.measure import PLAIN, Draws, Images, MeasuredNetwork, Measurement, decoder_nats, open_data
-from elbocli.bound.result import Bound, Nats
+from elbocli.bound.measure import NONE, PLAIN, Draws, Images, MeasuredNetwork, Measurement
+from elbocli.bound.result import Bound, Difference, Estimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
-from elbocli.core.elbo import bits_per_dimension, by_cell, prior
-from elbocli.core.estimate import PairedEstimate, PairedMoments
-from elbocli.core.optimum import copying, excess, excess_by_bin
-from elbocli.core.schedule import Schedule
+from elbocli.core.elbo import GaussianModel, by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
+from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
+from elbocli.core.prediction import alpha_sigma
+from elbocli.core.registry import Declaration, Registry
+from elbocli.core.schedule import Schedule, cell_of
 from elbocli.core.streams import Stream
-from elbocli.errors import UsageError
+from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
-from elbocli.files.losslog import read_optimum
-from elbocli.files.reading import reading
-from elbocli.runtime.progress import log, progress
-from elbocli.train.batches import training_rows
+from elbocli.runtime.device import sent
+from elbocli.runtime.progress import progress
 
-ENOUGH = 64
+TRUSTED = 64
 """Images from which on an error is trusted."""
 UNITS = ("bpd", "nats_per_latent_dimension")
 """Units per dimension, of pixels and of latents."""
@@ -61,16 +65,11 @@ class BoundEstimate:
 
     def log_text(self, asked: Measurement) -> str:
         """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
-        settings, trained = asked.trained.settings, asked.trained
-        header = losslog.header(
-            self.moments.edges,
-            dimensions=asked.dimensions,
-            weighting=settings.weighting,
-            schedule=self.bound.schedule,
-            prediction=settings.prediction,
-        )
+        trained = asked.trained
+        specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
+        about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
         images = int(trained.about.get("images_trained", self.sums[0].sum()))
-        return header + losslog.line(max(1, trained.step), images, self.sums)
+        return losslog.header(self.moments.edges, **about) + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
         """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors."""
@@ -82,87 +81,15 @@ class BoundEstimate:
         draw_band(axes["bound"], edges[1:], self.profile, self.profile_se)
         title = "error, and bound on data as noisy as λ, ± 2 standard errors"
         axes["error"].set(yscale="log", ylabel=ERROR, title=title)
-        axes["bound"].set_ylabel(r"$L(\lambda; x)$ in nats")
+        axes["bound"].set(ylabel=r"$L(\lambda; x)$ in nats")
         axes["bound"].set_ylim(bottom=0)
         finish(sheet, axes, ["bound"], float(edges[0]), float(edges[-1]), out)
 
 
-class Terms:
-    """Adds up the bound's terms: a vector per image of prior, reconstruction, and the integral over each cell of λ.
-
-    schedule: of the draws.
-    """
-
-    def __init__(self, denoiser: MeasuredNetwork, schedule: Schedule):
-        self.denoiser, self.schedule = denoiser, schedule
-        self.low, self.high, self.population = denoiser.low, denoiser.high, denoiser.population
-        self.edges, self.sums = bin_edges(self.low, self.high), BinSums(self.low, self.high)
-        self.rounds = [PairedMoments()]
-        self.dimensions, self.latent = 0, False
-
-    def add(self, drawn: Draws) -> float:
-        """Take in some images, all pixels or all latents. Reports the bound per dimension so far, and returns its standard
-        error, infinite before the second image.
-        """
-        self.dimensions, self.latent = drawn.content[0].numel(), drawn.latent
-        fixed = torch.stack([prior(drawn.x, self.low), decoder_nats(drawn.content, self.high)], 1)  # [B, 2]
-        integral = by_cell(drawn.shares(self.schedule), drawn.logsnr, self.edges)  # [B, 2, cells]
-        self.rounds[-1].add(torch.cat([fixed[:, None].expand(-1, 2, -1), integral], 2))
-        self.sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / self.dimensions)
-        value, se = 0.0, math.inf
-        if self.rounds[0].n > 1:
-            estimate = self._estimate()
-            share = np.full_like(estimate.mean, per_dimension(1.0, self.dimensions, self.latent))
-            value, se = estimate.value(share), estimate.se(share, self.population)
-        values: dict[str, Any] = {"nats/dim" if self.latent else "bpd": value, "se": se}
-        progress(self.rounds[-1].n, self.denoiser.total, "img", **values)
-        return se
-
-    def _estimate(self) -> PairedEstimate:
-        """All rounds pooled; a round that has not seen every image yet is left out, unless it is the first."""
-        return PairedEstimate.pooled([r.estimate() for r in self.rounds if r.n == self.rounds[0].n])
-
-    def result(self) -> BoundEstimate:
-        """All of it. Raises UsageError when there is no second image."""
-        estimate, population, unit = self._estimate(), self.population, UNITS[self.latent]
-        place = np.arange(len(estimate.mean))
-        whole = np.ones(len(place))
-        share = whole * per_dimension(1.0, self.dimensions, self.latent)
-        terms: dict[str, Any] = {}
-        for name, chosen in (("prior", place == 0), ("reconstruction", place == 1), ("diffusion", place > 1)):
-            of = chosen.astype(float)
-            nats = estimate.value(of), estimate.se(of, population)
-            terms[name] = Nats(**in_units(*nats, self.dimensions, self.latent))
-        shares: dict[str, Any] = {
-            unit: estimate.value(share),
-            f"{unit}_se": estimate.se(share, population),
-            f"{unit}_se_noise": estimate.noise_se(share),
-            f"{unit}_se_population": estimate.se(share, np.inf),
-        }
-        bound = Bound(
-            **shares,
-            **terms,
-            nats=estimate.value(whole),
-            nats_se=estimate.se(whole, population),
-            n_images=estimate.n,
-            draws_per_image=self.denoiser.count * len(self.rounds),
-            schedule=self.schedule.base,
-        )
-        upto = [((place == 0) | ((place > 1) & (place <= k))).astype(float) for k in place[2:]]
-        profile = torch.tensor([(estimate.value(of), estimate.se(of, population)) for of in upto], dtype=torch.float64)
-        sums = self.sums.values
-        return BoundEstimate(bound, sums, ErrorMoments.of_sums(self.edges, sums), *profile.T)
-
-
-def per_dimension(nats: float, dimensions: int, latent: bool) -> float:
-    """Nats in all as bits per dimension; of latents as nats per dimension."""
-    return nats / dimensions if latent else bits_per_dimension(nats, dimensions)
-
-
-def in_units(nats: float, se: float, dimensions: int, latent: bool) -> dict[str, Any]:
-    """The fields of a Nats."""
-    value, error, unit = *(per_dimension(each, dimensions, latent) for each in (nats, se)), UNITS[latent]
-    return {"nats": nats, "nats_se": se, unit: value, f"{unit}_se": error}
+def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
+    """The fields of a Nats, for images like these."""
+    unit = UNITS[some.latent]
+    return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
 
 def estimate_bound(
@@ -170,25 +97,63 @@ def estimate_bound(
     images: Iterable[Images],
     schedule: Schedule,
     target_se: float | None = None,
+    gaussian: GaussianModel | None = None,
+    kept: list[Draws] | None = None,
 ) -> BoundEstimate:
     """Estimate the bound of any denoiser on any images.
 
     schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. target_se: draw on,
     more images first and then more noise on all of them (`images` is gone through again), until the standard error per
-    dimension is below it.
+    dimension is below it. gaussian: as MeasuredNetwork.draw takes it. kept: takes all draws.
     Raises UsageError for fewer than two images, NonFiniteError.
     """
-    terms = Terms(denoiser, schedule)
-    for turn in itertools.count():
-        se = math.inf
-        for drawn in denoiser.draws(images, PLAIN, schedule, f"bound-{turn}"):
-            se = terms.add(drawn)
-            if target_se is not None and not turn and terms.rounds[0].n >= ENOUGH and se < target_se:
+    low, high, population = denoiser.low, denoiser.high, denoiser.population
+    edges, sums, rounds, se = bin_edges(low, high), BinSums(low, high), list[PairedMoments](), math.inf
+
+    def pooled() -> PairedEstimate:
+        """All rounds; one that has not seen every image yet is left out, unless it is the first."""
+        return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
+
+    while not rounds or (target_se is not None and rounds[-1].n and se >= target_se):
+        rounds.append(PairedMoments())
+        for some in images:
+            drawn = denoiser.draw(some, PLAIN, schedule, f"bound-{len(rounds) - 1}", gaussian)
+            if kept is not None:
+                kept.append(drawn)
+            fixed = torch.stack([drawn.below, drawn.above], 1)[:, None].expand(-1, 2, -1)
+            integral = by_cell(drawn.shares(schedule), drawn.logsnr, edges)  # [B, 2, cells]
+            rounds[-1].add(torch.cat([fixed, integral], 2))
+            sums.add(drawn.logsnr.flatten(), drawn.error.flatten() / some.content[0].numel())
+            if rounds[0].n > 1:
+                estimate, unit = pooled(), UNITS[some.latent]
+                share = np.full(len(estimate.mean), 1 / some.divisor)
+                value, se = estimate.value(share), estimate.se(share, population)
+                progress(rounds[-1].n, denoiser.total, "img", "", **{unit: value, "se": se})
+            if target_se is not None and len(rounds) == 1 and rounds[0].n >= TRUSTED and se < target_se:
                 break
-        if target_se is None or not terms.rounds[-1].n or se < target_se:
-            break
-        terms.rounds.append(PairedMoments())
-    return terms.result()
+    estimate = pooled()
+    place = np.arange(len(estimate.mean))
+    whole, diffusion = np.ones(len(place)), place > 1
+
+    def nats(of: np.ndarray) -> tuple[float, float]:
+        return estimate.value(of), estimate.se(of, population)
+
+    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": diffusion}
+    terms: dict[str, Any] = {name: Nats(**in_units(*nats(of), some)) for name, of in parts.items()}
+    terms |= {
+        unit: value,
+        f"{unit}_se": se,
+        f"{unit}_se_noise": estimate.noise_se(share),
+        f"{unit}_se_population": estimate.se(share, np.inf),
+    }
+    total, total_se = nats(whole)
+    draws = denoiser.count * len(rounds)
+    bound = Bound(
+        **terms, nats=total, nats_se=total_se, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base
+    )
+    upto = [nats((place == 0) | (diffusion & (place <= k))) for k in place[2:]]
+    profile = torch.tensor(upto, dtype=torch.float64)
+    return BoundEstimate(bound, sums.values, ErrorMoments.of_sums(edges, sums.values), *profile.T)
 
 
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
@@ -197,53 +162,286 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
     chosen = asked.schedule(schedule)
-    asked.log_start(f"logsnr {asked.low:g} to {asked.high:g}, schedule {chosen.base}")
     return estimate_bound(asked, asked, chosen, target_se)
 
 
-# Errors above the least ones, and whether a network copies: its errors on its own images beside those on others.
+# Several estimates of −log p of the same images.
+
+ROUNDING = 1e-9
+"""A standard error is none below this share of the value."""
+CELLS = 20
+"""Cells of λ in which the information estimator chooses its denoiser and how much of the Gaussian it takes away."""
+ENOUGH = 16
+"""Draws in a cell, or other images, from which on they may choose."""
+CHECKED = 32
+"""Images on which the solver is tried with half its steps."""
 
 
-def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """The same run, asked about as many of the images that it was trained on.
+class Parts(NamedTuple):
+    """Two independent estimates of every image. nats: [N, 2, len(names)], which add up. solver: as Estimate has it."""
 
-    Raises UsageError when the optimum is of other images or levels, and the errors of open_data.
+    names: tuple[str, ...]
+    nats: Tensor
+    evaluations: int
+    solver: float = 0.0
+
+
+class Question(NamedTuple):
+    """The task of an estimator: the network, the images, and all draws of them where it is one of DRAWN."""
+
+    denoiser: MeasuredNetwork
+    images: Iterable[Images]
+    schedule: Schedule
+    latent: bool
+    draws: Draws
+
+    def integral(self, error: Tensor) -> Tensor:
+        """½ ∫ error dλ from each half of the draws. error: [N, 2, K] → [N, 2]."""
+        return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
+
+
+ESTIMATORS = Registry("estimator")
+"""(Question, parameters) → Parts. traits: what it is an upper bound of."""
+DRAWN = ("variational", "information")
+"""Estimators from the draws of the variational bound."""
+
+
+@ESTIMATORS.declare(
+    "variational",
+    formula="KL(q(z1|x)||N(0,I)) + E[-log p(x|z0)] + 1/2 int |eps-eps_hat|^2",
+    source="Kingma et al. 2021; Kingma & Gao 2023",
+    traits="-log p of the model that draws in many small random steps",
+    known_as=["elbo", "vlb"],
+)
+def variational(asked: Question) -> Parts:
+    """The bound as `elbo bound` always has it."""
+    return _parts(asked.draws, asked.draws.below, asked.draws.above, asked.integral(asked.draws.error))
+
+
+@ESTIMATORS.declare(
+    "information",
+    formula="1/2 int min(e, e of x_hat rounded) with the data's Gaussian as a control variate, closed tails",
+    source="Kong et al. 2023 (arXiv:2302.03792)",
+    traits="-log p of that model with the better denoiser at each noise level",
+    known_as=["i-mmse"],
+)
+def information(asked: Question) -> Parts:
+    """The integral over all of λ: closed where a Gaussian or the levels alone say it, sampled between.
+
+    Below the range of the network the data's Gaussian denoises; above it the softmax over the levels does, or for latents
+    the Gaussian. Within it, in each of CELLS cells, x̂ or x̂ rounded does, whichever errs less on the other half of the
+    draws. The Gaussian takes chance away twice. From each draw β times what its own error, of the same noise, lies above its
+    expectation (β of the cell, from the other half); and from the sum γ times what its sampled integral lies above the
+    closed one (γ from other images). Both are by least squares; where the data are Gaussian, both are 1 and nothing is
+    left to chance.
     """
-    least, trained = read_optimum(optimum), asked.trained
-    known, run = trained.data.payload_sha256, trained.path
-    if least.payload_sha256 != known:
-        raise UsageError(
-            f"{optimum}: is not of the images that {run} was trained on; find it by 'elbo optimum --like {run}'"
+    edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
+    draws, error = asked.draws, asked.draws.error.clone()
+    cell, noise = cell_of(draws.logsnr, edges), draws.gaussian - draws.expected
+    for half, k in itertools.product((0, 1), range(CELLS)):
+        here, there = cell[:, half] == k, cell[:, 1 - half] == k
+        error_there, rounded, expected, away = (
+            values[:, 1 - half][there] for values in (draws.error, draws.rounded, draws.expected, noise)
         )
-    with reading(optimum, kind=UsageError):
-        least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
-    same = asked.dataset.attributes.payload_sha256 == known
-    dataset = asked.dataset if same else open_data(trained, None)
-    chosen = training_rows(trained.settings, dataset)
-    index, rows = (0, np.arange(len(dataset))) if chosen is None else (1, chosen)
-    order = Stream(asked.seed, "bound-images").permutation(index, len(rows))
-    own = rows[order[: asked.images]]
-    return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))
+        if len(away) < ENOUGH:
+            continue
+        better = not asked.latent and bool(rounded.mean() < error_there.mean())
+        chosen, target = (draws.rounded, rounded) if better else (draws.error, error_there)
+        by = torch.stack([torch.ones_like(away), expected, away], 1)
+        beta = torch.linalg.lstsq(by, target[:, None], driver="gelsd").solution[2, 0]
+        error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
+    sampled = asked.integral(error)
+    below, end = draws.ends.unbind(1)
+    away = asked.integral(draws.expected) - (end - below)[:, None]
+    inside = sampled - slopes(sampled, away)[:, None] * away
+    return _parts(draws, below, draws.nats - end if asked.latent else draws.above, inside)
 
 
-def add_excess(
-    asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
-) -> tuple[dict[str, Any], BoundEstimate]:
-    """Compare errors with the least ones: the result's `excess`, and `found` with that of each bin.
+def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
+    fixed = [part[:, None].expand(-1, 2) for part in (below, above)]
+    return Parts(("prior", "reconstruction", "diffusion"), torch.stack([*fixed, inside], 2), draws.error[0].numel())
 
-    found: the bound of `asked`. own: of the images that the run was trained on; asked as well unless they are the same.
-    The excess is of the loss with the run's weighting, in nats per dimension, which training can still gain.
+
+@ESTIMATORS.declare(
+    "ode",
+    formula="E[-log p(x|z0) + log q(z0|x) - log p(z0)], p(z0) by the probability-flow equation",
+    source="Song et al. 2021; Grathwohl et al. 2019 for the trace",
+    traits="-log p of the model that draws by the probability-flow equation",
+    known_as=["flow", "pf-ode"],
+    within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
+)
+def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Parts:
+    """Noise an image to the cleanest level, and follow the equation from there to noise by Heun's method.
+
+    steps: even ones in λ. draws: of the noise and the signs, for each image. probes: vectors of signs for each; exact: images
+    of at most so many numbers have the whole trace instead. The decoder is the variational bound's.
     """
-    least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
-    same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)
-    there = here if same else measure_bound(own, schedule).moments
-    errors = least.least(here.edges)
-    gains = {"own": excess(there, *errors, weighting)}
-    report: dict[str, Any] = {"weighting": weighting.spec, "optimum": str(optimum), "n_own": len(own.rows)}
-    if not same:
-        gains["new"] = excess(here, *errors, weighting)
-        if copies := copying(gains["own"], gains["new"]):
-            report["copying"] = {"share": copies.share, "se": copies.se, "verdict": copies.verdict}
-            log.info(f"the network {copies.verdict}: {copies.share:.2f} ± {2 * copies.se:.2g} of 1")
-    report |= {name: {"nats_per_dimension": gain.value, "se": gain.se} for name, gain in gains.items()}
-    return report, replace(found, excess=excess_by_bin(here, *errors))
+    if steps % 2 or draws % 2 or probes % 1 or exact % 1:
+        raise UsageError("ode: steps and draws must be even numbers, probes and exact whole ones")
+    count, how = int(steps), (int(draws), int(probes), int(exact))
+    found, reads, coarse, fine = [], [], [], []
+    # All walks of a piece take a quarter of the network's batch: backward passes keep more.
+    size = max(1, asked.denoiser.batch // 4 // int(draws))
+    pieces = ((some, slice(at, at + size)) for some in asked.images for at in range(0, len(some.rows), size))
+    for some, of in pieces:
+        piece = Images(some.content[of], None if some.labels is None else some.labels[of], some.rows[of])
+        found.append(_flow(asked, piece, count, *how))
+        reads.append(piece.decoder_nats(asked.denoiser.high)[:, None].expand(-1, 2))
+        done = sum(map(len, found))
+        if len(found) == 1 or done <= CHECKED:
+            coarse.append(_flow(asked, piece, count // 2, *how)[..., 0].mean())
+            fine.append(found[-1][..., 0].mean())
+        progress(done, asked.denoiser.total, "img")
+    of_q, square = torch.cat(found).unbind(2)
+    flowed = of_q - slopes(of_q, square)[:, None] * square
+    # The method is of second order: half the steps have four times the error.
+    solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
+    nats = torch.stack([torch.cat(reads), flowed], 2)
+    return Parts(("reconstruction", "flow"), nats, 2 * count * int(draws), solver)
+
+
+def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
+    """[B, 2, 2]: E[log q(z₀|x)] − log p(z₀) of each half of the draws; and ½‖ε‖² of the noise less its expectation."""
+    denoiser = asked.denoiser
+    noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
+    x, labels = denoiser.placed(images)
+    size, low, high = x[0].numel(), denoiser.low, denoiser.high
+    alpha, sigma = alpha_sigma(high)
+    rows = [int(row) * draws + k for row in images.rows for k in range(draws)]
+
+    def drawn(values: Tensor) -> Tensor:
+        return sent(values, x.device).permute(0, 3, 1, 2).double()
+
+    shape = (*x.shape[2:], x.shape[1])
+    eps = drawn(noise.normal(rows, shape))
+    signs = [drawn(random_signs.signs([row * probes + k for row in rows], shape)) for k in range(probes)]
+    z = alpha * x.double().repeat_interleave(draws, 0) + sigma * eps
+    given = None if labels is None else labels.repeat_interleave(draws, 0)
+    denoise = with_trace(lambda at, level: denoiser.denoise(at, level, given), None if size <= exact else signs)
+    with torch.no_grad():
+        log_p = log_density(z, denoise, high, low, steps)
+    if not bool(log_p.isfinite().all()):
+        raise NonFiniteError(f"{denoiser.name}: the flow is not finite; try precision fp32, or a narrower range")
+    log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
+    square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
+    return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
+
+
+def slopes(value: Tensor, known: Tensor) -> Tensor:
+    """Multiples of `known`, whose mean is zero, to take away from each image's value, by least squares over the differences of halves
+    of other images: the odd ones tell of the even ones. [N, 2], [N, 2] → [N].
+    """
+    odd = torch.arange(len(value)) % 2 == 1
+    found = torch.zeros(len(value), dtype=torch.float64)
+    for here, told in ((odd, ~odd), (~odd, odd)):
+        if int(told.sum()) >= ENOUGH:
+            by, of = known[told].diff(dim=1), value[told].diff(dim=1)
+            found[here] = (by * of).sum() / by.square().sum().clamp(min=1e-30)
+    return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """Estimates of the same images. parts: by their specs. bound: the variational one with its curve, where the draws were
+    made.
+    """
+
+    result: Likelihoods
+    parts: dict[str, Parts]
+    bound: BoundEstimate | None
+
+    def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
+        """Image by image, in the order of the dataset; several estimators have columns of their own.
+
+        rows: of the images, [N]. labels: of the whole dataset.
+        """
+        order = np.argsort(rows)
+        table: losslog.Columns = {"index": rows[order], "label": labels[rows[order]]}
+        for each in self.result.estimates:
+            parts = self.parts[each.estimator]
+            halves = parts.nats.sum(2).numpy()[order]
+            nats, end = halves.mean(1), "" if len(self.parts) == 1 else f"_{each.estimator.partition(':')[0]}"
+            share = each.per_dimension[0] / each.nats if each.nats else 0.0
+            errors = np.hypot(image_errors(halves), parts.solver)
+            table |= {f"nats{end}": nats, f"nats{end}_se": errors, f"{UNITS[each.bpd is None]}{end}": nats * share}
+        return table
+
+
+def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
+    """Estimators as the user wrote them, none twice. Raises UsageError."""
+    found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
+    if len(found) < len(specs):
+        raise UsageError("an estimator is named twice; one way of each at a time")
+    return [*found.values()]
+
+
+def estimate_likelihoods(
+    denoiser: MeasuredNetwork,
+    images: Iterable[Images],
+    schedule: Schedule,
+    estimators: list[Declaration],
+    gaussian: GaussianModel | None = None,
+) -> Found:
+    """Estimate −log p of any images under any denoiser.
+
+    images: gone through once by the draws, which all that need them share, and again by others. gaussian: of data like
+    these, where `information` needs it. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
+    """
+    first, kept, bound = next(iter(images)), list[Draws](), None
+    if any(each.name in DRAWN for each in estimators):
+        bound = estimate_bound(denoiser, images, schedule, None, gaussian, kept)
+    draws = Draws(*map(torch.cat, zip(*kept))) if kept else Draws(*[NONE] * 5)
+    question = Question(denoiser, images, schedule, first.latent, draws)
+    parts: dict[str, Parts] = {each.spec: each(question) for each in estimators}
+    estimates = []
+    for each in estimators:
+        found, solver = _pooled(parts[each.spec].nats), parts[each.spec].solver
+        every = np.ones(len(found.mean))
+        se, population_se = (math.hypot(found.se(every, number), solver) for number in (denoiser.population, math.inf))
+        estimate = Estimate(
+            estimator=each.spec,
+            bounds=each.traits,
+            nats_se_noise=found.noise_se(every),
+            nats_se_population=population_se,
+            terms=dict(zip(parts[each.spec].names, found.mean.tolist(), strict=True)),
+            evaluations=parts[each.spec].evaluations,
+            solver_nats=solver or None,
+            **in_units(found.value(every), se, first),
+        )
+        estimates.append(estimate)
+    pairs = [_difference(a, b, parts) for a, b in itertools.combinations(estimates, 2)]
+    how = (denoiser.count, schedule.base) if kept else (0, "")
+    return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)
+
+
+def flat(content: Tensor) -> Tensor:
+    """Pixels or latents, as Images has them, in the order in which the network sees them: [N, D]."""
+    x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x.flatten(1)
+
+
+def _pooled(nats: Tensor) -> PairedEstimate:
+    moments = PairedMoments()
+    moments.add(nats)
+    return moments.estimate()
+
+
+def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Difference:
+    of, minus = parts[one.estimator], parts[other.estimator]
+    found = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
+    nats, se = found.value(np.ones(1)), found.noise_se(np.ones(1))
+    whole = math.hypot(se, of.solver, minus.solver)
+    known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
+    return Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0)
+
+
+def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
+    """Estimate −log p of a dataset's images under a run. schedule: of the draws ('' is fitted to the run's own log).
+
+    The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.
+    """
+    n, gaussian = len(asked.dataset), None
+    if "information" in (each.name for each in estimators):
+        some = Stream(asked.seed, "bound-gaussian").permutation(0, n)[: rows_to_fit(n, asked.dimensions)]
+        gaussian = fit_gaussian(flat(asked.content(some)))
+    return estimate_likelihoods(asked, asked, asked.schedule(schedule), estimators, gaussian)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
-from elbocli.core.elbo import LEVELS, GaussianModel, reconstruction, reconstruction_of_numbers
+from elbocli.core.elbo import LEVELS, GaussianModel, prior, reconstruction, reconstruction_of_numbers
 from elbocli.core.loss import Network, check_output, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
@@ -28,7 +28,7 @@ from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.nn.autoencoder import affine
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
-from elbocli.runtime.progress import log
+from elbocli.runtime.progress import log, progress
 from elbocli.train.batches import network_input, normalised
 from elbocli.version import __version__
 
@@ -50,21 +50,6 @@ class Images(NamedTuple):
     labels: Tensor | None
     rows: Sequence[int]
 
-
-class Draws(NamedTuple):
-    """Some images and their errors at several noise levels. logsnr, loss, error: [B, 2, draws/2] float64 on the CPU.
-
-    The two halves of an image's draws are independent; within a half, t is a comb with one uniform offset.
-    loss, error: summed over dimensions; error is ‖ε−ε̂‖². more: [3, B, 2, draws/2], where a Gaussian is given: ‖ε−ε̂‖² of x̂
-    rounded to the nearest level, of the Gaussian, and of that the expectation.
-    """
-
-    content: Tensor
-    logsnr: Tensor
-    loss: Tensor
-    error: Tensor
-    more: Tensor | None = None
-
     @property
     def latent(self) -> bool:
         """Tell whether the images are latents, which have no levels."""
@@ -72,20 +57,49 @@ class Draws(NamedTuple):
 
     @property
     def x(self) -> Tensor:
-        """Pixels in [-1, 1], or latents, float64 on the CPU."""
+        """Pixels in [-1, 1], or latents, float64 on the CPU, in the order of `content`."""
         return self.content.double() if self.latent else self.content.double() / 127.5 - 1
+
+    @property
+    def divisor(self) -> float:
+        """D ln 2, by which nats become bits per dimension; D of latents, whose unit is nats per dimension."""
+        return self.content[0].numel() * (1.0 if self.latent else math.log(2))
+
+    def decoder_nats(self, logsnr_max: float) -> Tensor:
+        """E[−log p(x|z₀)] of each image, [B]."""
+        if self.latent:
+            nats = reconstruction_of_numbers(logsnr_max) * self.content[0].numel()
+            return torch.full((len(self.content),), nats, dtype=torch.float64)
+        return reconstruction(logsnr_max)[self.content.long()].flatten(1).sum(1)
+
+
+NONE = torch.empty(0, dtype=torch.float64)
+
+
+class Draws(NamedTuple):
+    """The errors of some images at several noise levels, float64 on the CPU.
+
+    logsnr, loss, error: [B, 2, K], λ, the weighted loss and ‖ε−ε̂‖², summed over dimensions. The two halves of an image's
+    draws are independent; within a half, t is a comb with one uniform offset. below, above: [B], nats beyond the range: the
+    prior and the decoder.
+    Where a Gaussian is given: rounded, gaussian, expected: [B, 2, K], ‖ε−ε̂‖² of x̂ rounded to the nearest level, of the Gaussian,
+    and of that the expectation; ends: [B, 2], the Gaussian's nats up to both ends of the range; nats: [B], its −log p.
+    """
+
+    logsnr: Tensor
+    loss: Tensor
+    error: Tensor
+    below: Tensor
+    above: Tensor
+    rounded: Tensor = NONE
+    gaussian: Tensor = NONE
+    expected: Tensor = NONE
+    ends: Tensor = NONE
+    nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
         """The share of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
-
-
-def decoder_nats(content: Tensor, logsnr_max: float) -> Tensor:
-    """E[−log p(x|z₀)] of each image, [B]. content: as Images has it."""
-    if content.is_floating_point():
-        nats = reconstruction_of_numbers(logsnr_max) * content[0].numel()
-        return torch.full((len(content),), nats, dtype=torch.float64)
-    return reconstruction(logsnr_max)[content.long()].flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -116,27 +130,6 @@ class MeasuredNetwork:
         """The network's precision on its device."""
         return Precision(self.precision, self.device)
 
-    def draws(
-        self,
-        images: Iterable[Images],
-        weighting: Weighting,
-        schedule: Schedule,
-        purpose: str,
-        gaussian: GaussianModel | None = None,
-    ) -> Iterator[Draws]:
-        """All images, each at `count` noise levels. Another purpose is another independent set.
-
-        Raises UsageError for an odd number of levels, NonFiniteError.
-        """
-        if self.count < 2 or self.count % 2:
-            raise UsageError(f"draws is {self.count}; it must be even, because two independent halves give the error")
-        offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
-        comb = np.arange(self.count // 2) / (self.count // 2)
-        for some in images:
-            t = (np.stack([offsets.uniform(int(row), 2) for row in some.rows])[:, :, None] + comb) % 1.0
-            logsnr = schedule.logsnr(torch.from_numpy(t))
-            yield Draws(some.content, logsnr, *self._losses(some, logsnr, weighting, schedule, noise, gaussian))
-
     def denoise(self, z: Tensor, logsnr: float, labels: Tensor | None) -> Tensor:
         """x̂ [B, C, H, W] at one λ, in the precision of z. labels: on the device, or None."""
         c_in, from_z, from_out = self.prediction.scalars(logsnr)
@@ -147,21 +140,28 @@ class MeasuredNetwork:
 
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
         """(x [B, C, H, W], labels or None) as the network takes them, on its device."""
-        content, labels = images.content, images.labels
-        x = sent(content, self.device) if content.is_floating_point() else normalised(content, self.device)
-        return x, None if labels is None else sent(labels, self.device)
+        x = sent(images.content, self.device) if images.latent else normalised(images.content, self.device)
+        return x, None if images.labels is None else sent(images.labels, self.device)
 
     @torch.inference_mode()
-    def _losses(
+    def draw(
         self,
         images: Images,
-        logsnr: Tensor,
         weighting: Weighting,
         schedule: Schedule,
-        noise: Stream,
-        gaussian: GaussianModel | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(loss, error, more) at each logsnr."""
+        purpose: str,
+        gaussian: GaussianModel | None = None,
+    ) -> Draws:
+        """Show the network some images at `count` noise levels each. Another purpose is another independent set.
+
+        Raises UsageError for an odd number of levels, NonFiniteError.
+        """
+        if self.count < 2 or self.count % 2:
+            raise UsageError(f"draws is {self.count}; it must be even, because two independent halves give the error")
+        offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
+        comb = np.arange(self.count // 2) / (self.count // 2)
+        t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
+        logsnr = schedule.logsnr(torch.from_numpy(t))
         send = partial(sent, device=self.device)
         x, labels = self.placed(images)
         rows, levels, parts, others = torch.tensor(images.rows), logsnr.flatten(), [], []
@@ -189,7 +189,15 @@ class MeasuredNetwork:
             raise NonFiniteError(
                 f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try precision fp32, or a narrower range"
             )
-        return loss, error, torch.cat(others, 1).view(-1, *logsnr.shape) if others else None
+        drawn = Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high))
+        if gaussian is None:
+            return drawn
+        seen = (
+            images.x if images.latent else images.x.permute(0, 3, 1, 2)
+        )  # as the network, and so the Gaussian, sees it
+        ends = gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64))
+        rounded, near, expected = torch.cat(others, 1).view(3, *logsnr.shape)
+        return drawn._replace(rounded=rounded, gaussian=near, expected=expected, ends=ends, nats=gaussian.nats(seen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +228,14 @@ class Measurement(MeasuredNetwork):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
             yield Images(self.content(rows), labels, rows.tolist())
+
+    def draws(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
+        """Draw all images, as `draw` does some, with progress."""
+        done = 0
+        for some in self:
+            yield self.draw(some, weighting, schedule, purpose)
+            done += len(some.rows)
+            progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
         """Pixels, or latents as the network sees them, drawn from their mean and std: the same draw of an image each time."""
@@ -252,11 +268,6 @@ class Measurement(MeasuredNetwork):
         """Weightings as the user wrote them; the run's own when none is. Raises ElboError."""
         size = self.trained.network.config.image_size
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
-
-    def log_start(self, what: str) -> None:
-        """Log which images are asked about, and how."""
-        images = f"{len(self.rows)} of {len(self.dataset)} images, {self.count} draws each"
-        log.info(f"{self.name}: {images}, {what}; {self.device}, {self.arithmetic}")
 
     def about(self) -> dict[str, Any]:
         """Facts that every result holds."""
@@ -307,6 +318,11 @@ def open_measurement(
         log.warning(
             f"logsnr {low:g} to {high:g} goes beyond the {usual.logsnr_min:g} to {usual.logsnr_max:g} of the run"
         )
+    rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:wanted]
+    arithmetic = Precision(precision, place)
+    log.info(
+        f"{trained.checkpoint.path}: {len(rows)} of {len(dataset)} images, {draws} draws each; {place}, {arithmetic}"
+    )
     return Measurement(
         trained.network,
         trained.prediction,
@@ -319,11 +335,11 @@ def open_measurement(
         seed,
         str(trained.checkpoint.path),
         len(dataset),
-        min(len(dataset), wanted),
+        len(rows),
         trained=trained,
         dataset=dataset,
         images=wanted,
-        rows=Stream(seed, "bound-images").permutation(0, len(dataset))[:wanted],
+        rows=rows,
     )
 
 

@@ -11,6 +11,17 @@ from typing import Any, ClassVar
 from elbocli.files.records import Record, stored
 
 
+class Answer(Record, frozen=True, kw_only=True):
+    """The answer to another question than the bound. per_image: the file that holds it image by image. excess: the errors above the least ones."""
+
+    REST: ClassVar[str] = "about"
+
+    n_images: int
+    per_image: str | None = None
+    excess: dict[str, Any] | None = None
+    about: dict[str, Any] = {}
+
+
 class Nats(Record, frozen=True, kw_only=True):
     """A number of nats, and the same per dimension. The errors are of the dataset's mean."""
 
@@ -38,7 +49,7 @@ class Bound(Nats, frozen=True, kw_only=True):
     """The variational bound on −log p of images, or on −log of the density of latents, which may be negative.
 
     _se_noise: of the noise alone; _se_population: of the mean over the distribution that the images are from. schedule: of
-    the draws. per_image: the file that holds the bound image by image. excess: the errors above the least ones.
+    the draws. per_image, excess: as in Answer.
     """
 
     REST: ClassVar[str] = "about"
@@ -98,19 +109,13 @@ class Difference(Record, frozen=True):
 
 
 @stored("result of elbo bound --estimator (JSON)")
-class Likelihoods(Record, frozen=True):
-    """Several estimates of −log p of the same images, and how far they lie apart. per_image, excess: as in Bound."""
-
-    REST: ClassVar[str] = "about"
+class Likelihoods(Answer, frozen=True):
+    """Several estimates of −log p of the same images, and how far they lie apart."""
 
     estimates: list[Estimate]
     differences: list[Difference]
-    n_images: int
     draws_per_image: int
     schedule: str
-    per_image: str | None = None
-    excess: dict[str, Any] | None = None
-    about: dict[str, Any] = {}
 
 
 class Side(Record, frozen=True):
@@ -155,20 +160,16 @@ class Check(Record, frozen=True):
 
 
 @stored("result of elbo bound --check (JSON)")
-class Theorem(Record, frozen=True):
+class Theorem(Answer, frozen=True):
     """The theorem for several weightings, and whether it holds for all."""
-
-    REST: ClassVar[str] = "about"
 
     agree: bool
     checks: list[Check]
-    n_images: int
     draws_per_side: int
-    about: dict[str, Any] = {}
 
 
 @stored("result of elbo bound --classify (JSON)")
-class Classification(Record, frozen=True):
+class Classification(Answer, frozen=True):
     """A run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), the noise shared by the classes, each as likely before.
 
     accuracy_low, accuracy_high: the 95 % interval. log_loss: −log p of the label, in nats. ece: the mean of |accuracy −
@@ -176,8 +177,6 @@ class Classification(Record, frozen=True):
     for each interval of the likeliest class's probability, the count of images, their mean confidence, their accuracy.
     class_accuracy: by the class's number, of those that have images.
     """
-
-    REST: ClassVar[str] = "about"
 
     accuracy: float
     accuracy_low: float
@@ -189,8 +188,5 @@ class Classification(Record, frozen=True):
     reliability: list[dict[str, Any]]
     class_accuracy: dict[str, float]
     classes: int
-    n_images: int
     draws_per_image: int
     schedule: str
-    per_image: str | None = None
-    about: dict[str, Any] = {}

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from elbocli.cli.commands import Command, option, visible
 from elbocli.cli.options import command_line, common, plugin_option, print_json, print_table, stdin_or_fail
 from elbocli.cli.types import PATH, STREAM
-
-if TYPE_CHECKING:
-    from elbocli.compare.result import Comparison
 
 
 @click.command(cls=Command)
@@ -37,38 +34,34 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
     itself: of twenty equal pairs, one looks different.
     """
-    from elbocli.compare.result import Comparison, compare_features, compare_results
+    from elbocli.compare.result import Comparison, Difference, compare_features, compare_results
     from elbocli.evaluate.result import result_of
     from elbocli.files.reading import read_bytes
     from elbocli.version import __version__
 
-    context, features = click.get_current_context(), {path.suffix == ".safetensors" for path in files}
     if len(files) < 2:
-        raise click.UsageError("name two files at least", context)
-    if features != {ref is not None}:
-        raise click.UsageError("features need --ref, and results take none; name files of one kind", context)
+        raise click.UsageError("name two files at least")
+    if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
+        raise click.UsageError("features need --ref, and results take none; name files of one kind")
     if ref is not None:
         others, alike = compare_features(files, ref)
     else:
         contents = [stdin_or_fail("results").read() if path == STREAM else read_bytes(path) for path in files]
         results = [(str(path), result_of(content, str(path))) for path, content in zip(files, contents)]
         others, alike = compare_results(results)
-    comparison = Comparison(
-        first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()
-    )
     if table:
-        _print_table(comparison)
-    else:
-        print_json(comparison.json())
+        heads = [*map(str.upper, Difference.__struct_fields__), "OF"]
+        rows = [[*map(_cell, (*each.json().values(), other.file))] for other in others for each in other.scores]
+        print_table([heads, *rows])
+        return
+    about = {"elbo_version": __version__, "command": command_line()}
+    print_json(Comparison(first=str(files[0]), others=others, alike=alike, **about).json())
 
 
-def _print_table(comparison: Comparison) -> None:
-    """A line for each difference."""
-    rows = [("SCORE", "OF", "VALUE", "FIRST", "DIFFERENCE", "95 % INTERVAL", "APART", "ERROR")]
-    for other in comparison.others:
-        for each in other.scores:
-            interval = "-" if each.interval is None else f"{each.interval[0]:+.4g} to {each.interval[1]:+.4g}"
-            apart = {None: "-", True: "yes", False: "no"}[each.apart]
-            values = (f"{each.other:.5g}", f"{each.first:.5g}", f"{each.difference:+.4g}")
-            rows.append((visible(each.score), visible(other.file), *values, interval, apart, each.how))
-    print_table(rows)
+def _cell(value: Any) -> str:
+    """A value of a difference in the table."""
+    if isinstance(value, list):
+        return " to ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return {None: "-", True: "yes", False: "no"}.get(value) or visible(value)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from elbocli.core.estimate import Estimate, FeatureMoments
-from elbocli.core.frechet import Gaussian, frechet_distance, influence
+from elbocli.core.frechet import frechet_distance, influence
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
@@ -117,7 +117,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         reference = open_reference(ref, stack)
     if reference.width is None:
         raise UsageError(f"{ref}: neither statistics nor features; make them: elbo eval {ref} --save-stats ref.npz")
-    sets = [read_features(path) for path in paths]
+    sets: list[Any] = [read_features(path) for path in paths]
     facts = [{"n_samples": len(saved.features), **fingerprint(saved.about)} for saved in sets]
     for path, saved, own in zip(paths, sets, facts):
         n, width = saved.features.shape
@@ -126,26 +126,25 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
             raise DataError(f"{path}: {sizes}; use files made alike, of 2 images at least")
         refuse(mismatches(own, fingerprint(reference.about)), path, ref, ALIKE)
         refuse(mismatches(own, facts[0]), path, paths[0], ALIKE)
-    points: Gaussian | None = reference.statistics
+    points: Any = reference.statistics
     if reference.saved is not None:
         points = FeatureMoments.of(reference.saved.features.numpy())
-    assert points is not None
-    values = [saved.features.numpy() for saved in sets]
-    moments = [FeatureMoments.of(each) for each in values]
-    distances = [frechet_distance(own, points) for own in moments]
-    moved = [influence(each, own, points) for each, own in zip(values, moments)]
-    about = sets[0].about
+    found = []
+    for saved in sets:
+        values = saved.features.numpy()
+        moments = FeatureMoments.of(values)
+        found.append((frechet_distance(moments, points), influence(values, moments, points)))
+    first, about = found[0], sets[0].about
     published = is_published(about.extractor, about.weights_sha256, about.feature_precision)
     title = numbers()[FID].name(None if published else str(about.extractor))
     compared = []
-    for path, saved, distance, each in [*zip(paths, sets, distances, moved)][1:]:
+    for path, saved, (distance, moved) in [*zip(paths, sets, found)][1:]:
         seeds = [(one.about.made or {}).get("seed") for one in (sets[0], saved)]
-        same_classes = np.array_equal(sets[0].labels, saved.labels)  # type: ignore[arg-type]
-        paired = None not in seeds and seeds[0] == seeds[1] and same_classes  # image k is of the same noise
-        change = _mean(distance, each).minus(_mean(distances[0], moved[0]))
-        if paired:
-            change = _mean(distance - distances[0], each - moved[0])
-        score = difference_of(title, distances[0], distance, change, "paired by image" if paired else "unpaired")
+        change, how = _mean(distance, moved).minus(_mean(*first)), "unpaired"
+        if None not in seeds and seeds[0] == seeds[1] and np.array_equal(sets[0].labels, saved.labels):
+            # image k is of the same noise
+            change, how = _mean(distance - first[0], moved - first[1]), "paired by image"
+        score = difference_of(title, first[0], distance, change, how)
         compared.append(Compared(file=str(path), scores=[score]))
     return compared, {
         "n_samples": len(sets[0].features),

@@ -336,9 +336,6 @@ class AdaptiveSchedule:
     def __init__(self, edges: Tensor):
         self.edges, self.state = edges, torch.zeros(4, len(edges) - 1, dtype=torch.float64)
 
-    def __repr__(self) -> str:
-        return f"AdaptiveSchedule({float(self.edges[0]):g}, {float(self.edges[-1]):g}, {len(self.edges) - 1} bins)"
-
     def update(self, sums: Tensor) -> None:
         """Take in [3, bins] of count, sum and sum of squares since the last update."""
         before, fresh = float(self.state[3].sum()), float(sums[0].sum())

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from statistics import median
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -35,37 +35,32 @@ def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
     return (x_hat - alpha * z).mul_(0.5 * alpha)
 
 
-def runge_kutta(denoise: Denoise, z: Tensor, now: float, then: float, first: Tensor | None = None) -> Tensor:
-    """z at `then` by the classical step of fourth order. first: the slope at `now`, where it is known."""
-    h, middle = then - now, 0.5 * (now + then)
-    k1 = slope(z, denoise(z, now), now) if first is None else first
-    at = z + 0.5 * h * k1
-    k2 = slope(at, denoise(at, middle), middle)
-    at = z + 0.5 * h * k2
-    k3 = slope(at, denoise(at, middle), middle)
-    at = z + h * k3
-    k4 = slope(at, denoise(at, then), then)
-    return z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
-
-
 class FineSolution:
     """Trajectories from noise z [B, …] at λ = low to λ = high, and the data they end in: `end`, x̂ at high.
 
-    cells: equal steps in λ, each of four evaluations; between their ends z is a cubic with the exact slopes. Kept on
-    the device: 2 (cells + 1) tensors like z.
+    cells: equal steps in λ by the classical method of fourth order; between their ends z is a cubic with the exact slopes.
+    Kept on the device: 2 (cells + 1) tensors like z.
     """
 
     def __init__(self, denoise: Denoise, z: Tensor, low: float, high: float, cells: int):
-        self.low, self.high, self.width = low, high, (high - low) / cells
+        self.denoise, self.low, self.width = denoise, low, (high - low) / cells
         self.points: list[Tensor] = []
         self.slopes: list[Tensor] = []
         levels = [low + self.width * cell for cell in range(cells)] + [high]
         for now, then in pairwise([*levels, math.inf]):
             x_hat = denoise(z, now)
+            k1 = slope(z, x_hat, now)
             self.points.append(z)
-            self.slopes.append(slope(z, x_hat, now))
+            self.slopes.append(k1)
             if then < math.inf:
-                z = runge_kutta(denoise, z, now, then, self.slopes[-1])
+                h, middle = then - now, 0.5 * (now + then)
+                at = z + 0.5 * h * k1
+                k2 = slope(at, denoise(at, middle), middle)
+                at = z + 0.5 * h * k2
+                k3 = slope(at, denoise(at, middle), middle)
+                at = z + h * k3
+                k4 = slope(at, denoise(at, then), then)
+                z = z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
         self.end = x_hat
         if not bool(self.end.isfinite().all()):
             raise DataError("the network's estimates are not finite along its own trajectories; no grid fits them")
@@ -81,46 +76,39 @@ class FineSolution:
         found += self.slopes[cell] * (self.width * s * rest**2)
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
+    def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
+        """The local error of each step of a sampler without noise: of z at its end, of the data for the last.
+
+        grid: rising, then clean data is added. A multistep method gets the x̂ of the trajectory's own point at the level before.
+        """
+        found, last = [], None
+        for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
+            move = Move(now, then, before, len(grid))
+            z, last = sampler(self.at(now), last, move, self.denoise, no_noise)
+            found.append(z - self.at(then))
+        return found
+
+    def errors(self, sampler: Sampler, grid: list[float]) -> list[float]:
+        """Root-mean-square local errors, times α^−½ at the end of each step.
+
+        An error of z = αx + σε stays about as large on its way to the data, where the spread of z is about 1 throughout; one of
+        y = z/α would count for 1/α. Their geometric mean gave the smallest errors at the end of walks, on mixtures with their
+        exact denoisers: docs/instruments.md has the comparison, with the growth as measured too.
+        """
+        found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
+        return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
+
+    def final_error(self, sampler: Sampler, grid: list[float]) -> float:
+        """The error of the data at the end of a whole walk: root mean square over all values."""
+        return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
+
 
 def rms(difference: Tensor) -> float:
     """Root mean square over all values."""
     return float(difference.double().square().mean().sqrt())
 
 
-class EquationErrors:
-    """Root-mean-square local errors of a sampler without noise along its trajectories, times α^−½ at the end of each step.
-
-    An error of z = αx + σε stays about as large on its way to the data, where the spread of z is about 1 throughout; one of
-    y = z/α would count for 1/α. Their geometric mean gave the smallest errors at the end of walks, on mixtures with their
-    exact denoisers: docs/instruments.md has the comparison, with the growth as measured too.
-    """
-
-    def __init__(self, sampler: Sampler, denoise: Denoise, solution: FineSolution):
-        self.sampler, self.denoise, self.solution = sampler, denoise, solution
-
-    def deviations(self, grid: list[float]) -> list[Tensor]:
-        """The local error of each step: of z at its end, of the data for the last. grid: rising, then clean data is added.
-
-        A multistep method gets the x̂ of the trajectory's own point at the level before.
-        """
-        found, last = [], None
-        for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
-            move = Move(now, then, before, len(grid))
-            z, last = self.sampler(self.solution.at(now), last, move, self.denoise, no_noise)
-            found.append(z - self.solution.at(then))
-        return found
-
-    def __call__(self, grid: list[float]) -> list[float]:
-        found = zip(self.deviations(grid), [*grid[1:], math.inf], strict=True)
-        return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
-
-    def final(self, grid: list[float]) -> float:
-        """The error of the data at the end of a whole walk: root mean square over all values."""
-        start = self.solution.points[0]
-        return rms(walk(self.sampler, start, [*grid, math.inf], self.denoise, no_noise) - self.solution.end)
-
-
-class AncestralErrors:
+def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     """Variance per dimension that each ancestral step leaves out, as it may arrive in the data, by the loss log alone.
 
     Given z the step's mean is exact, but x is not x̂: of y = z/α it leaves out c² E Var[x | z], with c = 1 − e^{λ−λ'}
@@ -129,25 +117,25 @@ class AncestralErrors:
     variance shrinks by J²: by e² were all directions alike, by e at most. It is e here: the directions in which most of
     the variance lies shrink least, and on mixtures these grids draw better than those by e². moments: as a log has them.
     """
+    known = moments.smoothed
+    low, width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
+    errors = known.mean.clamp(max=1).tolist()
 
-    def __init__(self, moments: ErrorMoments):
-        known = moments.smoothed
-        self.low, self.width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
-        self.errors = known.mean.clamp(max=1).tolist()
-
-    def error(self, logsnr: float) -> float:
+    def error(logsnr: float) -> float:
         """e(λ) per dimension, linear between the middles of bins."""
-        place = (logsnr - self.low) / self.width - 0.5
-        left = min(max(int(place), 0), len(self.errors) - 2)
+        place = (logsnr - low) / width - 0.5
+        left = min(max(int(place), 0), len(errors) - 2)
         part = min(max(place - left, 0.0), 1.0)
-        return self.errors[left] * (1 - part) + self.errors[left + 1] * part
+        return errors[left] * (1 - part) + errors[left + 1] * part
 
-    def __call__(self, grid: list[float]) -> list[float]:
+    def step_errors(grid: list[float]) -> list[float]:
         found = []
         for now, then in pairwise([*grid, math.inf]):
-            left_out = math.expm1(now - then) ** 2 * math.exp(-now) * self.error(now)
-            found.append(left_out * (self.error(then) if then < math.inf else 1.0))
+            left_out = math.expm1(now - then) ** 2 * math.exp(-now) * error(now)
+            found.append(left_out * (error(then) if then < math.inf else 1.0))
         return found
+
+    return step_errors
 
 
 SHARE = 0.35
@@ -159,8 +147,7 @@ ALIKE = 1.05
 LEAST = 1e-30
 
 
-@dataclass(frozen=True)
-class EqualErrors:
+class EqualErrors(NamedTuple):
     """grid: λ, rising. errors: of each step, the last one's to clean data. spread: the largest over the least of those
     that can be changed.
     """

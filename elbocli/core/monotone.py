@@ -40,10 +40,12 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
 
 
 def in_words(intervals: list[tuple[float, float]]) -> str:
-    """Name the first SHOWN intervals of λ, and how many more there are; one without a width is a jump, and one number."""
-    shown = [(f"{round(low, 9) + 0.0:.7g}", f"{round(high, 9) + 0.0:.7g}") for low, high in intervals[:SHOWN]]
+    """Name the first SHOWN intervals of λ, and how many more there are; one without a width is a jump."""
+    shown = [
+        " to ".join(dict.fromkeys(f"{round(end, 9) + 0.0:.7g}" for end in interval)) for interval in intervals[:SHOWN]
+    ]
     more = f" and {len(intervals) - SHOWN} more" if len(intervals) > SHOWN else ""
-    return ", ".join(low if low == high else f"{low} to {high}" for low, high in shown) + more
+    return ", ".join(shown) + more
 
 
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:

@@ -58,23 +58,35 @@ def nearest(
     """
     if len(points) < k + others:
         raise ValueError(f"{len(points)} points have no {k} neighbours")
-    best = _Least(len(queries), min(k + SPARE, len(points) - others), device)
+    most = min(k + SPARE, len(points) - others)
+    values = torch.full((len(queries), most), torch.inf, device=device, dtype=torch.float64)
+    which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)
+
+    def add(row: int, column: int, block: Tensor) -> None:
+        """Keep the least of these rows."""
+        rows = slice(row, row + len(block))
+        near = block.topk(min(most, block.shape[1]), largest=False)
+        columns = torch.cat([which[rows], near.indices + column], 1)
+        values[rows], order = torch.cat([values[rows], near.values], 1).topk(most, largest=False)
+        which[rows] = columns.gather(1, order)
+
     for row, column, block in squares(queries, points, device, upper=others):
         if row == column and others:
             block.fill_diagonal_(torch.inf)
-        best.add(row, column, block)
+        add(row, column, block)
         if column > row and others:
-            best.add(column, row, block.T.contiguous())
-    far, which = _measured(queries, points, best.which, device)
-    return far[:, :k].float(), which[:, :k]
+            add(column, row, block.T.contiguous())
+    which = which.cpu().sort(1).values
+    far = torch.empty(which.shape)
+    for rows in torch.arange(len(queries)).split(ROWS):
+        for place in range(most):
+            far[rows, place] = _apart(queries, points, rows, which[rows, place], device)
+    far, order = far.sort(dim=1, stable=True)
+    return far[:, :k], which.gather(1, order)[:, :k]
 
 
 def within(
-    queries: Tensor,
-    points: Tensor,
-    reach: Tensor,
-    own_reach: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield pairs: rows of the queries, of the points, and their distances, float32: [P] each, on the CPU.
 
@@ -95,40 +107,11 @@ def within(
             yield i + row, j + column, block.sqrt_().float().cpu()[i, j]
         else:
             for rows, columns in zip((i + row).split(ROWS), (j + column).split(ROWS)):
-                yield rows, columns, _apart(queries, points, rows, columns, device).float()
-
-
-class _Least:
-    """The k least values of each of n rows and their columns, [n, k], of the blocks that were added."""
-
-    def __init__(self, n: int, k: int, device: torch.device | str):
-        self.k = k
-        self.values = torch.full((n, k), torch.inf, device=device, dtype=torch.float64)
-        self.which = torch.zeros(n, k, device=device, dtype=torch.int64)
-
-    def add(self, row: int, column: int, block: Tensor) -> None:
-        """Take what is less than what is held of these rows."""
-        rows = slice(row, row + len(block))
-        near = block.topk(min(self.k, block.shape[1]), largest=False)
-        values = torch.cat([self.values[rows], near.values], 1)
-        which = torch.cat([self.which[rows], near.indices + column], 1)
-        self.values[rows], order = values.topk(self.k, largest=False)
-        self.which[rows] = which.gather(1, order)
+                yield rows, columns, _apart(queries, points, rows, columns, device)
 
 
 def _apart(queries: Tensor, points: Tensor, rows: Tensor, columns: Tensor, device: torch.device | str) -> Tensor:
-    """Distances of pairs, float64 [P], on the CPU."""
+    """Distances of pairs, float32 [P], on the CPU."""
     apart = queries[rows].to(device).double()
     apart -= points[columns].to(device)
-    return apart.square_().sum(1).sqrt_().cpu()
-
-
-def _measured(queries: Tensor, points: Tensor, which: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Distances of the queries [N, D] to these points [N, K], float64, the nearest first, and the points; on the CPU."""
-    which = which.cpu().sort(1).values
-    far = torch.empty(which.shape, dtype=torch.float64)
-    for rows in torch.arange(len(queries)).split(ROWS):
-        for k in range(which.shape[1]):
-            far[rows, k] = _apart(queries, points, rows, which[rows, k], device)
-    order = far.float().argsort(dim=1, stable=True)
-    return far.gather(1, order), which.gather(1, order)
+    return apart.square_().sum(1).sqrt_().float().cpu()

@@ -20,7 +20,7 @@ The part of a loss that training can still gain: the error above the least one, 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class LeastErrors:
     images that differ by 1 in one number; levels of 0 to 255 are exact in float64, products and all.
     """
 
-    def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Tensor | None = None, unit: float = 1.0):
+    def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
         self.source, self.eps, self.labels, self.unit = source, eps.flatten(0, 1), labels, unit
         self.shape = logsnr.shape
         self.logsnr = logsnr
@@ -61,29 +61,28 @@ class LeastErrors:
         distance = (self._square[:, None] + images.square().sum(1) - 2 * (self.source @ images.T)).clamp_(min=0)
         along = (self.eps @ images.T).view(count, noises, -1) - self._own[:, :, None]
         along.masked_fill_(own[:, None], -torch.inf)
-        self._seen[0] += (~own).sum(1)
-        apart = distance.masked_fill(own | (distance == 0), torch.inf)
-        self._nearest[0] = self._nearest[0].minimum(apart.amin(1))
-        mates = None
-        if self.labels is not None and labels is not None:
-            mates = ((self.labels[:, None] == labels) & ~own).double()
-            self._seen[1] += mates.sum(1)
-            self._nearest[1] = self._nearest[1].minimum(apart.masked_fill(mates == 0, torch.inf).amin(1))
+        mates = ~own
+        for kind in range(len(self._seen)):
+            if kind:
+                mates = mates & (self.labels[:, None] == labels)
+            self._seen[kind] += mates.sum(1)
+            apart = distance.masked_fill(~mates | (distance == 0), torch.inf)
+            self._nearest[kind] = self._nearest[kind].minimum(apart.amin(1))
         tile = max(1, TILE.get(images.device.type, TILE["cpu"]) // (noises * len(images)))
         for rows in torch.arange(count).split(tile):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            self._sum(part, along[part], distance[part, None], None if mates is None else mates[part, None])
+            self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
-    def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor | None) -> None:
+    def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
         """Add the weights of pairs up, level by level, until none is left. along: [s, H, J]; distance, mates: [s, 1, J]."""
-        near = None if mates is None else distance * mates
+        near = distance * mates
         for level in range(self.shape[2]):
             weight = distance * self._half[rows, :, level, None]
             weight.addcmul_(along, self._scale[rows, :, level, None]).exp_()
             total = weight.sum(2)
             self._weight[0, rows, :, level] += total
             self._distance[0, rows, :, level] += torch.linalg.vecdot(weight, distance)
-            if mates is not None and near is not None:
+            if len(self._seen) > 1:
                 self._weight[1, rows, :, level] += torch.linalg.vecdot(weight, mates)
                 self._distance[1, rows, :, level] += torch.linalg.vecdot(weight, near)
             if float(total.max()) < GONE:

@@ -64,7 +64,7 @@ PREDICTIONS = Registry("prediction")
 @PREDICTIONS.declare(
     "eps", formula="eps", source="Ho et al. 2020", known_as=["epsilon", "noise", "eps-prediction", "pred-noise"]
 )
-def eps(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def eps(alpha, sigma):
     return alpha * 0, alpha * 0 + 1, alpha * 0 + 1
 
 
@@ -74,14 +74,14 @@ def eps(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     source="Salimans & Ho 2022",
     known_as=["x0", "x-0", "x-start", "sample", "x-prediction", "pred-x0"],
 )
-def x(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def x(alpha, sigma):
     return alpha * 0 + 1, alpha * 0, alpha * 0 + 1
 
 
 @PREDICTIONS.declare(
     "v", formula="alpha eps - sigma x", source="Salimans & Ho 2022", known_as=["v-prediction", "pred-v"]
 )
-def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def v(alpha, sigma):
     return -sigma, alpha, alpha * 0 + 1
 
 
@@ -91,7 +91,7 @@ def v(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     source="Lipman et al. 2022: velocity of the optimal-transport path",
     known_as=["flow", "flow-prediction", "flow-matching", "rf", "rectified-flow"],
 )
-def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def u(alpha, sigma):
     return alpha * 0 - 1, alpha * 0 + 1, alpha * 0 + 1
 
 
@@ -100,7 +100,7 @@ def u(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     formula="eps - x, of a network that sees (1-t) x + t eps",
     source="Lipman et al. 2022; Ma et al. 2024 (SiT): u whose input is not scaled to constant variance",
 )
-def u_path(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def u_path(alpha, sigma):
     return alpha * 0 - 1, alpha * 0 + 1, 1 / (alpha + sigma)
 
 
@@ -111,7 +111,7 @@ def u_path(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     positive=["sigma_data"],
     known_as=["karras"],
 )
-def edm(alpha: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+def edm(alpha, sigma, sigma_data=0.5):
     scale = (sigma.square() + (sigma_data * alpha).square()).sqrt()
     return sigma / sigma_data / scale, -sigma_data * alpha / scale, 1 / scale
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from elbocli.errors import UsageError
 
@@ -68,8 +69,7 @@ class Declaration:
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
             if own in self.params:
                 return own
-        known = ", ".join(f"{key}={plain(value)}" for key, value in self.params.items()) or "none"
-        raise UsageError(f"{self.name} has no parameter {word!r}; its parameters: {known}")
+        raise UsageError(f"{self.name} has no parameter {word!r}; with all of its own it is {self.spec}")
 
     @property
     def spec(self) -> str:
@@ -141,8 +141,9 @@ class Registry(dict[str, Declaration]):
         others call exactly this, `name` or `name:key=value,…` with the parameters by which it is exactly that.
         parameters_known_as: lower-case names that others have for its parameters. Raises UsageError when the name is taken.
         """
-        others = map(parse_spec, known_as)
-        aka = {alike(other.name): {key: number(value) for key, value in other.params.items()} for other in others}
+        aka = {
+            alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)
+        }
         if name in self:
             raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 
@@ -185,44 +186,26 @@ class Registry(dict[str, Declaration]):
 
     def parse(self, text: str) -> Declaration:
         """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
-        spec = parse_spec(text)
-        return self.find(spec.name).bind(spec.params)
+        name, params = parse_spec(text)
+        return self.find(name).bind(params)
 
 
-class Spec(NamedTuple):
-    """A thing as a user writes it: `name`, `name:key=value,…`.
-
-    params: the value of the one that has no key, as in `name:5`, is under "".
-    """
-
-    name: str
-    params: dict[str, str]
-
-
-def parse_spec(text: str) -> Spec:
-    """Split `name:key=value,…`, where one value may go without its key. Raises UsageError for anything else."""
+def parse_spec(text: str) -> tuple[str, dict[str, str]]:
+    """(name, parameters) of `name:key=value,…`; one value may go without its key, and is under "". Raises UsageError."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
-    for item in filter(None, (part.strip() for part in rest.split(","))):
-        key, equals, value = item.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals and "" not in params:
-            params[""] = item
-        elif not (key and value and equals):
-            raise UsageError(f"{text!r}: expected key=value after ':', found {item!r}")
-        elif key in params:
-            raise UsageError(f"{text!r}: {key} is given twice")
-        else:
-            params[key] = value.strip()
-    return Spec(name, params)
+    for item in filter(None, map(str.strip, rest.split(","))):
+        key, equals, value = map(str.strip, item.rpartition("="))
+        key = key.replace("-", "_")
+        if key in params or bool(key) != bool(equals) or not value:
+            raise UsageError(f"{text!r}: expected key=value after ':', each key once, found {item!r}")
+        params[key] = value
+    return name, params
 
 
 def number(text: str | float, what: str = "value") -> float:
     """A finite float of sane size. Raises UsageError otherwise."""
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        raise UsageError(f"{what}: {text!r} is not a number") from None
-    if not math.isfinite(value) or abs(value) > LARGEST:
-        raise UsageError(f"{what}: {text} is not a number between -{LARGEST:g} and {LARGEST:g}")
-    return value
+    with suppress(TypeError, ValueError):
+        if abs(value := float(text)) <= LARGEST:
+            return value
+    raise UsageError(f"{what}: {text!r} is not a number between -{LARGEST:g} and {LARGEST:g}")

@@ -59,42 +59,34 @@ class SamplerPreset(NamedTuple):
 
 
 class SamplerTraits(NamedTuple):
-    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. least: the
-    fewest steps at which it does what sets it apart; in fewer, it gives the images that ddim gives. learned: whether its
-    denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
+    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. learned:
+    whether its denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
     """
 
     usual: SamplerPreset
     presets: Mapping[str, SamplerPreset]
-    least: int = 2
     learned: bool = False
     ancestral: bool = False
 
 
 SAMPLERS = Registry("sampler")
+"""(z [B, …], last, move, denoise, noise) → (z' [B, …], x̂). last: the x̂ that the step before gave, None for the first; what a
+multistep method remembers. denoise: a Denoise, or a DenoiseWithVariance; noise: a DrawNoise.
+"""
 
 
-def sampler(
-    name: str,
-    *,
-    grid: str,
-    presets: Mapping[str, SamplerPreset] | None = None,
-    least: int = 2,
-    learned: bool = False,
-    ancestral: bool = False,
-    **declared: Any,
-) -> Callable[..., Any]:
+def sampler(name, *, grid, presets=None, learned=False, ancestral=False, **declared: Any):
     """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
 
     last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
-    least, learned, ancestral: as in SamplerTraits. declared: as Registry.declare takes it.
+    learned, ancestral: as in SamplerTraits. declared: as Registry.declare takes it.
     """
-    traits = SamplerTraits(SamplerPreset(grid), presets or {}, least, learned, ancestral)
+    traits = SamplerTraits(SamplerPreset(grid), presets or {}, learned, ancestral)
     return SAMPLERS.declare(name, traits=traits, **declared)
 
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
-def ddim(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> tuple[Tensor, Tensor]:
+def ddim(z, last, move, denoise, noise):
     """α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ: first order."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     x_hat = denoise(z, move.now)
@@ -102,7 +94,7 @@ def ddim(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: Dr
     return (z * ratio).add_(x_hat, alpha=alpha_then - alpha * ratio), x_hat
 
 
-def ancestor(z: Tensor, x_hat: Tensor, move: Move, noise: DrawNoise, gamma: float | Tensor) -> Tensor:
+def ancestor(z, x_hat, move, noise, gamma):
     """z' from z and x̂. gamma: 0 is the small variance and 1 the large, of all values or of each; clean data has none."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
@@ -126,9 +118,7 @@ def ancestor(z: Tensor, x_hat: Tensor, move: Move, noise: DrawNoise, gamma: floa
     within={"gamma": (0, 1)},
     known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
 )
-def ddpm(
-    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, gamma: float = 0.2
-) -> tuple[Tensor, Tensor]:
+def ddpm(z, last, move, denoise, noise, gamma=0.2):
     """A draw from q(z' | z, x̂), whose variance is c σ'² (small), or from one with c σ² (large), c = 1 − e^{λ−λ'}.
 
     gamma interpolates their logarithms, as in simple diffusion.
@@ -145,15 +135,13 @@ def ddpm(
     learned=True,
     ancestral=True,
 )
-def ddpm_learned(
-    z: Tensor, last: Tensor | None, move: Move, denoise: DenoiseWithVariance, noise: DrawNoise
-) -> tuple[Tensor, Tensor]:
+def ddpm_learned(z, last, move, denoise, noise):
     """ddpm with γ = (v + 1)/2 of a network that gives v beside its prediction."""
     x_hat, gamma = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
 
-def advance(z: Tensor, x_hat: Tensor, last: Tensor | None, move: Move, eta: float = 0.0) -> Tensor:
+def advance(z, x_hat, last, move, eta=0.0):
     """The mean of z' under dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
 
     Were x̂ constant, y' would be e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂ with h = Δℓ, exactly. For x̂ stands its value in
@@ -177,10 +165,9 @@ def advance(z: Tensor, x_hat: Tensor, last: Tensor | None, move: Move, eta: floa
     formula="sigma'/sigma z + alpha' (1 - e^-h) x_hat extrapolated to the middle",
     source="Lu et al. 2022: DPM-Solver++(2M)",
     grid="edm-sample",
-    least=3,
     known_as=["dpm++-2m", "dpmpp", "dpm++", "dpm-solver++", "dpm-solver++(2m)"],
 )
-def dpmpp_2m(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise) -> tuple[Tensor, Tensor]:
+def dpmpp_2m(z, last, move, denoise, noise):
     """Second order at one evaluation a step."""
     x_hat = denoise(z, move.now)
     return advance(z, x_hat, last, move), x_hat
@@ -194,9 +181,7 @@ def dpmpp_2m(z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise
     known_as=["dpm++-2m-sde", "sde-dpm-solver++(2m)"],
     positive=["eta"],
 )
-def dpmpp_2m_sde(
-    z: Tensor, last: Tensor | None, move: Move, denoise: Denoise, noise: DrawNoise, eta: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     """eta: how much noise; 1 is the reverse of diffusion; towards 0 it becomes dpmpp-2m.
 
     The variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step: e^{−2ℓ'} (1 − e^{−2ηh}).
@@ -223,17 +208,7 @@ def dpmpp_2m_sde(
     },
     within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
 )
-def heun(
-    z: Tensor,
-    last: Tensor | None,
-    move: Move,
-    denoise: Denoise,
-    noise: DrawNoise,
-    s_churn: float = 0.0,
-    s_min: float = 0.0,
-    s_max: float = 1e5,
-    s_noise: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0):
     """Euler's step in y = z/α with d = (y − x̂)/σ_edm, then the mean of d at both its ends: second order.
 
     As x̂ moves along Euler's step by nothing, d₂ − d₁ = (x̂₁ − x̂₂)/σ', which is all that is left to add.
@@ -276,7 +251,7 @@ def parse_sampler(text: str) -> Sampler:
     if first in traits.presets:
         preset, words = traits.presets[first], rest
         declared = replace(declared.bind(preset.params), traits=traits._replace(usual=preset))
-    return declared.bind(parse_spec(f"{name}:{words}").params)
+    return declared.bind(parse_spec(f"{name}:{words}")[1])
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:

@@ -9,10 +9,11 @@ write it, because another order of the same operations moves numbers that lie wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
@@ -20,7 +21,6 @@ from elbocli.core.schedule_curves import Steps
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor
 
@@ -34,7 +34,7 @@ spacing = SPACINGS.declare
 
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
-def even(schedule: Schedule, steps: int) -> list[float]:
+def even(schedule, steps):
     """Both ends included; a single step is at t = 1."""
     import torch
 
@@ -47,7 +47,7 @@ def even(schedule: Schedule, steps: int) -> list[float]:
     source="Nichol & Dhariwal 2021; ADM, DiT",
     known_as=["adm", "dit", "respaced"],
 )
-def timesteps(schedule: Schedule, steps: int) -> list[float]:
+def timesteps(schedule, steps):
     """A sum of equal parts, rounded, as ADM has it: i (T−1)/(steps−1) in one product would round some halves otherwise."""
     levels = _levels(schedule)
     if steps > len(levels):
@@ -64,7 +64,7 @@ def timesteps(schedule: Schedule, steps: int) -> list[float]:
     source="Song et al. 2021; ADM's ddimN",
     known_as=["ddim"],
 )
-def stride(schedule: Schedule, steps: int) -> list[float]:
+def stride(schedule, steps):
     """The noisiest of them is not the last timestep, as a rule."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
@@ -74,7 +74,7 @@ def stride(schedule: Schedule, steps: int) -> list[float]:
     return levels[:: counts[steps]][::-1]
 
 
-def _levels(schedule: Schedule) -> list[float]:
+def _levels(schedule):
     """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(f"{schedule.base} has no timesteps, which this spacing needs")
@@ -94,12 +94,12 @@ start = STARTS.declare
 
 
 @start("unit", formula="z = eps", source="the prior of the bound, and of ADM, DiT and SiT")
-def unit(logsnr: float) -> float:
+def unit(logsnr):
     return 1.0
 
 
 @start("edm", formula="z = sigma eps, so z/alpha = sigma_edm eps", source="Karras et al. 2022, algorithm 2")
-def edm(logsnr: float) -> float:
+def edm(logsnr):
     return alpha_sigma(logsnr)[1]
 
 
@@ -111,13 +111,13 @@ CLIPS = Registry("clip")
 
 
 @CLIPS.declare("none", formula="x_hat")
-def none(x_hat: Tensor) -> Tensor:
+def none(x_hat):
     """x̂ as it is."""
     return x_hat
 
 
 @CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
-def static(x_hat: Tensor) -> Tensor:
+def static(x_hat):
     """x̂ cut to [−1, 1]."""
     return x_hat.clamp(-1, 1)
 
@@ -129,7 +129,7 @@ def static(x_hat: Tensor) -> Tensor:
     positive=["percentile"],
     within={"percentile": (0, 100)},
 )
-def dynamic(x_hat: Tensor, percentile: float = 99.5) -> Tensor:
+def dynamic(x_hat, percentile=99.5):
     """x̂ cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
@@ -145,17 +145,14 @@ SIGNED = (127.5, -1.0)
 
 
 @rounding("nearest", formula="level nearest to 127.5 (x+1); of a half, the even one", source="diffusers, this program")
-def nearest(x: Tensor, divisor: float, offset: float) -> Tensor:
+def nearest(x, divisor, offset):
     return (x - offset).mul_(divisor).round_()
 
 
 @rounding(
-    "half-up",
-    formula="127.5 x + 128, cut to a whole number",
-    source="EDM, DiT and SiT",
-    known_as=["edm", "dit", "sit"],
+    "half-up", formula="127.5 x + 128, cut to a whole number", source="EDM, DiT and SiT", known_as=["edm", "dit", "sit"]
 )
-def half_up(x: Tensor, divisor: float, offset: float) -> Tensor:
+def half_up(x, divisor, offset):
     return (x * divisor).add_(0.5 - offset * divisor)
 
 
@@ -165,7 +162,7 @@ def half_up(x: Tensor, divisor: float, offset: float) -> Tensor:
     source="ADM for pixels, EDM2 for latents",
     known_as=["adm", "edm2"],
 )
-def truncate(x: Tensor, divisor: float, offset: float) -> Tensor:
+def truncate(x, divisor, offset):
     return (x - offset).mul_(divisor)
 
 
@@ -225,33 +222,33 @@ EDM_SEEDS = 1 << 32
 class Noise:
     """Random numbers of a drawing: streams of (seed, purpose, index), or those of others, whose classes follow.
 
-    about: for the record, whatever they depend on beside the seed. every_step: as in walk.
+    every_step: as in walk.
     """
 
-    every_step: ClassVar[bool] = False
     seed: int
     shape: tuple[int, int, int]
     num_classes: int
     device: torch.device
+    every_step: bool = False
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Facts of a drawing."""
+    def about(self):
+        """For the record: whatever they depend on beside the seed."""
         return {}
 
-    def seeds(self, n: int) -> np.ndarray:
+    def seeds(self, n):
         """A number for each image that tells it from the others, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
 
-    def classes(self, n: int) -> np.ndarray:
+    def classes(self, n):
         """A random class for each image, int64 [n]."""
         from elbocli.core.streams import random_classes
 
         return random_classes(n, self.num_classes, self.seed)
 
-    def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
+    def walk(self, indices):
         """The noise of a walk, [len(indices), H, W, C] float32 of any device: called for the k-th time, the k-th of it."""
         from elbocli.core.streams import walk_noise
 
@@ -263,44 +260,45 @@ class Noise:
     formula="torch's generator of seed + i, on the device: z, a class, then float64 noise in every step",
     source="Karras et al. 2022: EDM's generate.py",
 )
+@dataclass(frozen=True)
 class EdmNoise(Noise):
-    """A generator for each image, asked in EDM's order: float32 noise, a class, and float64 noise in every step."""
+    """A generator for each image, asked in EDM's order: float32 noise, a class, and noise: float64 if in every step."""
 
-    every_step: ClassVar[bool] = True
+    every_step: bool = True
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self):
         """See Noise: torch's generators differ by kind of device."""
         return {"noise_device": self.device.type}
 
-    def seeds(self, n: int) -> np.ndarray:
+    def seeds(self, n):
         """Those that EDM calls --seeds."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
-    def classes(self, n: int) -> np.ndarray:
+    def classes(self, n):
         """See Noise. Every image's first noise is drawn and dropped, because its class comes after it."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
-    def walk(self, indices: Sequence[int]) -> Callable[[], Tensor]:
+    def walk(self, indices):
         """See Noise."""
         import torch
 
         begun = [self._begun(index) for index in indices]
-        first = [torch.stack([z for z, _, _ in begun])]
+        dtype = torch.float64 if self.every_step else torch.float32
 
-        def more(z: Tensor, generator: torch.Generator) -> Tensor:
-            dtype = torch.float64 if self.every_step else torch.float32
-            return torch.randn(z.shape, generator=generator, dtype=dtype, device=z.device).float()
+        def draws():
+            some = [z for z, _, _ in begun]
+            while True:
+                yield torch.stack(some).permute(0, 2, 3, 1).contiguous()
+                some = [
+                    torch.randn(z.shape, generator=own, dtype=dtype, device=z.device).float() for z, _, own in begun
+                ]
 
-        def noise() -> Tensor:
-            drawn = first.pop() if first else torch.stack([more(z, generator) for z, _, generator in begun])
-            return drawn.permute(0, 2, 3, 1).contiguous()
+        return draws().__next__
 
-        return noise
-
-    def _begun(self, index: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    def _begun(self, index):
         """z [C,H,W] of an image, its class, and its generator after both. Without classes, none is drawn."""
         import torch
 
@@ -312,17 +310,11 @@ class EdmNoise(Noise):
         return z, torch.randint(self.num_classes, (), generator=generator, device=self.device), generator
 
 
-@NOISES.declare(
+NOISES.declare(
     "edm2",
     formula="as edm, but float32 noise, and only in steps that add some",
     source="Karras et al. 2024: EDM2's generate_images.py",
-)
-class Edm2Noise(EdmNoise):
-    """The same generators in EDM2's order: its sampler draws float32, and only where churn acts."""
-
-    every_step: ClassVar[bool] = False
-
-
+)(partial(EdmNoise, every_step=False))
 ELBO = NOISES["elbo"]
 
 
@@ -340,7 +332,7 @@ Equal = Callable[[], list[float]]
     formula="density e(logsnr): equal steps of the entropy of x given z",
     source="Stancevic et al. 2025; the adaptive schedule of elbo",
 )
-def entropic(fit: Fit, equal: Equal) -> Schedule:
+def entropic(fit, equal):
     """dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
     return fit("elbo")
 
@@ -350,7 +342,7 @@ def entropic(fit: Fit, equal: Equal) -> Schedule:
     formula="density e^(-logsnr/2) e(logsnr)",
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
-def rescaled(fit: Fit, equal: Equal) -> Schedule:
+def rescaled(fit, equal):
     """Equal steps of entropy weighted by σ/α, the scale of noise in the data's units."""
     return fit("fm-ot")
 
@@ -360,7 +352,7 @@ def rescaled(fit: Fit, equal: Equal) -> Schedule:
     formula="equal error of every step, measured",
     source="along the run's own trajectories; of ddpm by its log",
 )
-def solver(fit: Fit, equal: Equal) -> Schedule:
+def solver(fit, equal):
     """The levels themselves, rising, to the last bit: a table of so many knots at even t, both ends included."""
     import torch
 

@@ -12,7 +12,7 @@ then makes of the number, cosines and sines or a layer, is its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,7 @@ from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-
-    from elbocli.core.schedule_curves import Steps
 
 
 LEAST_SHARE = 1e-9
@@ -46,7 +43,7 @@ class Table:
     knots: (t, λ) with t rising from 0 to 1 and λ falling, both strictly. Raises UsageError otherwise.
     """
 
-    def __init__(self, knots: list[tuple[float, float]]):
+    def __init__(self, knots):
         import torch
 
         time, level = torch.tensor(knots, dtype=torch.float64).T.contiguous()
@@ -56,15 +53,15 @@ class Table:
         self.support = (float(level[-1]), float(level[0]))
         self.height = time.diff() / -level.diff()
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         cell = cell_of(t, self.time)
         return self.level[cell] - (t - self.time[cell]) / self.height[cell]
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         cell = cell_of(-logsnr, -self.level)
         return self.time[cell] + (self.level[cell] - logsnr) * self.height[cell]
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return self.height[cell_of(-logsnr, -self.level)] + logsnr * 0
 
 
@@ -191,12 +188,12 @@ def parse_schedule(
     Every schedule takes `shift`. low, high, clip: as in make_schedule. size: of the images in pixels, for a schedule
     whose parameter `size` the text leaves out. Raises UsageError.
     """
-    spec = parse_spec(text)
-    declared = SCHEDULES.find(spec.name)
-    shift = number(spec.params.pop("shift", 0.0), "shift")
+    name, params = parse_spec(text)
+    declared = SCHEDULES.find(name)
+    shift = number(params.pop("shift", 0.0), "shift")
     if size is not None and "size" in declared.params:
         declared = declared.bind({"size": float(size)})
-    declared = declared.bind(spec.params)
+    declared = declared.bind(params)
     try:
         curve = declared()
     except (OverflowError, ZeroDivisionError):
@@ -219,41 +216,32 @@ level_code = LEVEL_CODES.declare
 
 
 @level_code("logsnr", formula="factor logsnr", source="factor -1/8 is EDM's ln(sigma)/4")
-def logsnr(level: Tensor, factor: float = 1.0) -> Tensor:
+def logsnr(level, factor=1.0):
     return factor * level
 
 
 @level_code("sigma", formula="exp(-logsnr/2)", source="Karras et al. 2022: sigma of the data plus noise")
-def sigma(level: Tensor) -> Tensor:
+def sigma(level):
     return (-0.5 * level).exp()
 
 
 @level_code("flow", formula="factor t, logsnr = 2 log((1-t)/t)", source="Lipman et al. 2022, t = 1 being noise")
-def flow(level: Tensor, factor: float = 1.0) -> Tensor:
+def flow(level, factor=1.0):
     return factor * (-0.5 * level).sigmoid()
 
 
 @level_code("flow-reversed", formula="factor (1-t), t as of flow", source="Ma et al. 2024 (SiT), where 1 is data")
-def flow_reversed(level: Tensor, factor: float = 1.0) -> Tensor:
+def flow_reversed(level, factor=1.0):
     return factor * (0.5 * level).sigmoid()
 
 
-def _timestep(schedule: str, level: Tensor, **params: float) -> Tensor:
+def _timestep(schedule, level, **params: float):
     """The timestep from 0 to count − 1 at λ, a fraction between two; beyond the first and the last it is theirs."""
     import torch
 
-    curve, count = _curve(schedule, tuple(params.values()), level.device), params["count"]
+    curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]
     time = curve.t(level.double().clamp(*curve.support))
     return (count * time - 0.5).clamp(0, count - 1).to(torch.promote_types(level.dtype, torch.float32))
-
-
-@lru_cache
-def _curve(schedule: str, params: tuple[float, ...], device: torch.device) -> Steps:
-    import torch
-
-    with torch.device("cpu"):  # a network may be asked for without memory
-        curve: Steps = SCHEDULES[schedule].make(*params)
-    return curve.on(device)
 
 
 for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):

@@ -9,21 +9,14 @@ t(λ) is the cubic through (λ_i, (i + ½)/T), so that the integral of p(λ) = �
 the share of timesteps between them. Beyond the first and the last there is nothing.
 """
 
-from __future__ import annotations
-
 import math
 from copy import copy
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from elbocli.core.prediction import LIMIT, logsnr_of
 from elbocli.core.registry import Registry
 from elbocli.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 
 MOST_TIMESTEPS = 100_000
 BETAS = Registry("beta schedule")
@@ -31,7 +24,7 @@ BETAS = Registry("beta schedule")
 
 
 @BETAS.declare("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
-def linear(start: float, end: float, count: int) -> Tensor:
+def linear(start, end, count):
     import torch
 
     return torch.linspace(start, end, count, dtype=torch.float64)
@@ -40,14 +33,14 @@ def linear(start: float, end: float, count: int) -> Tensor:
 @BETAS.declare(
     "scaled_linear", formula="square of even from sqrt(beta_start) to sqrt(beta_end)", source="Rombach et al. 2022"
 )
-def scaled_linear(start: float, end: float, count: int) -> Tensor:
+def scaled_linear(start, end, count):
     return linear(math.sqrt(start), math.sqrt(end), count).square()
 
 
 @BETAS.declare(
     "sigmoid", formula="beta_start + (beta_end-beta_start) sigmoid(even from -6 to 6)", source="Xu et al. 2022: GeoDiff"
 )
-def sigmoid(start: float, end: float, count: int) -> Tensor:
+def sigmoid(start, end, count):
     return start + (end - start) * linear(-6, 6, count).sigmoid()
 
 
@@ -56,12 +49,12 @@ def sigmoid(start: float, end: float, count: int) -> Tensor:
     formula="min(0.999, 1 - abar((i+1)/T)/abar(i/T)), abar = cos((t+0.008)/1.008 pi/2)^2",
     source="Nichol & Dhariwal 2021",
 )
-def squaredcos(start: float, end: float, count: int) -> Tensor:
+def squaredcos(start, end, count):
     abar = (((linear(0, 1, count + 1) + 0.008) / 1.008) * (math.pi / 2)).cos().square()
     return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
 
 
-def logsnr_of_betas(beta: Tensor, *, snr_scale: float = 1.0, zero_terminal: bool = False) -> Tensor:
+def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     """λ after each timestep, ᾱ_i = Π(1 − β_j). beta: [T] float64; UsageError unless within (0, 1).
 
     snr_scale divides the signal-to-noise ratio. zero_terminal then moves and stretches √ᾱ so that the last is 0
@@ -86,7 +79,7 @@ class Steps:
     (Hyman 1983): on the smooth schedules in use that changes nothing but the ends, and p is continuous.
     """
 
-    def __init__(self, logsnr: Tensor):
+    def __init__(self, logsnr):
         import torch
         from scipy.interpolate import CubicSpline
 
@@ -101,36 +94,37 @@ class Steps:
         steepest = 3 * torch.cat([self.chord[:1], self.chord[:-1].maximum(self.chord[1:]), self.chord[-1:]])
         self.slope = slopes.clamp(max=0).maximum(steepest)
 
-    def on(self, device: torch.device) -> Steps:
+    @lru_cache  # noqa: B019 - there are as many curves as a network has level codes
+    def on(self, device):
         """The same curve for tensors on a device."""
         moved = copy(self)
         for name in ("level", "time", "chord", "slope"):
             setattr(moved, name, getattr(self, name).to(device))
         return moved
 
-    def _at(self, cell: Tensor, s: Tensor) -> Tensor:
+    def _at(self, cell, s):
         rest = 1 - s
         bend = rest * self.slope[cell] - s * self.slope[cell + 1]
         width = self.level[cell + 1] - self.level[cell]
         return self.time[cell] + width * s * (s * (3 - 2 * s) * self.chord[cell] + rest * bend)
 
-    def _place(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+    def _place(self, logsnr):
         import torch
 
         cell = (torch.searchsorted(self.level, logsnr.detach().contiguous()) - 1).clamp(0, len(self.chord) - 1)
         return cell, (logsnr - self.level[cell]) / (self.level[cell + 1] - self.level[cell])
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         """t(λ)."""
         return self._at(*self._place(logsnr))
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         """p(λ) = −dt/dλ, a parabola between timesteps."""
         cell, s = self._place(logsnr)
         ends = (1 - s) * (1 - 3 * s) * self.slope[cell] + s * (3 * s - 2) * self.slope[cell + 1]
         return -(6 * s * (1 - s) * self.chord[cell] + ends)
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         """λ(t), by bisection within a timestep: the cubic only falls."""
         import torch
 
@@ -144,28 +138,31 @@ class Steps:
 
 
 @lru_cache
-def steps_of(betas: str, start: float, end: float, count: float) -> Steps:
+def steps_of(betas, start, end, count):
     """The curve of `count` timesteps with betas by that name of BETAS. Raises UsageError for what can't be."""
+    import torch
+
     if count != int(count):
         raise UsageError(f"count is {count:g}; it must be a whole number of timesteps")
-    return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
+    with torch.device("cpu"):  # a network may be asked for without memory
+        return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
 
 
 class Moved:
     """A curve moved by `by` in λ, as part of what it is."""
 
-    def __init__(self, curve: ScheduleCurve, by: float):
+    def __init__(self, curve, by):
         self.curve, self.by = curve, by
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         """λ(t)."""
         return self.curve.logsnr(t) + self.by
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         """t(λ)."""
         return self.curve.t(logsnr - self.by)
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         """p(λ)."""
         return self.curve.density(logsnr - self.by)
 
@@ -183,20 +180,20 @@ class ScheduleCurve(Protocol):
     `t` and `density` may continue beyond t ∈ [0, 1]. A curve that covers only some λ has `support`, its (least, most).
     """
 
-    def logsnr(self, t: Tensor) -> Tensor: ...
-    def t(self, logsnr: Tensor) -> Tensor: ...
-    def density(self, logsnr: Tensor) -> Tensor: ...
+    def logsnr(self, t): ...
+    def t(self, logsnr): ...
+    def density(self, logsnr): ...
 
 
 @schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
 class Cosine:
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         return -2 * (t * (math.pi / 2)).tan().log()
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         return (2 / math.pi) * (-logsnr / 2).exp().atan()
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return 1 / (2 * math.pi * (logsnr / 2).cosh())
 
 
@@ -209,28 +206,28 @@ class Cosine:
 class Iddpm:
     """ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, with θ the angle and θ₀ its value at t = 0."""
 
-    def __init__(self, s: float = 0.008):
+    def __init__(self, s=0.008):
         self.rate = math.pi / 2 / (1 + s)
         self.start = s * self.rate
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         turn = t * self.rate
         return 2 * (turn + self.start).cos().log() - turn.sin().log() - (turn + 2 * self.start).sin().log()
 
-    def _cos_sin(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+    def _cos_sin(self, logsnr):
         signal, noise = logsnr.sigmoid(), (-logsnr).sigmoid()
         return math.cos(self.start) * signal.sqrt(), (noise + signal * math.sin(self.start) ** 2).sqrt()
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         cos, sin = self._cos_sin(logsnr)
         return (sin.atan2(cos) - self.start) / self.rate
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         cos, sin = self._cos_sin(logsnr)
         return cos * (-logsnr).sigmoid() / (2 * self.rate * sin)
 
 
-def normal_density(logsnr: Tensor, mean: float, std: float) -> Tensor:
+def normal_density(logsnr, mean, std):
     """The density of N(mean, std²) at each λ."""
     return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
 
@@ -250,18 +247,18 @@ def normal_density(logsnr: Tensor, mean: float, std: float) -> Tensor:
     parameters_known_as={**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"},
 )
 class Edm:
-    def __init__(self, mean: float = -1.2, std: float = 1.2):
+    def __init__(self, mean=-1.2, std=1.2):
         self.center, self.width = -2 * mean, 2 * std
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         import torch
 
         return self.center - self.width * torch.special.ndtri(t)
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         return 0.5 * ((logsnr - self.center) / (self.width * math.sqrt(2))).erfc()
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return normal_density(logsnr, self.center, self.width)
 
 
@@ -275,20 +272,20 @@ class Edm:
 class Laplace:
     """Each half of t by itself, so that neither tail passes through 1 − something tiny before it has to."""
 
-    def __init__(self, mean: float = 0.0, scale: float = 0.5):
+    def __init__(self, mean=0.0, scale=0.5):
         self.mean, self.scale = mean, scale
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         clean = t < 0.5
         tail = (2 * t.where(clean, 1 - t)).log() * self.scale
         return self.mean - tail.where(clean, -tail)
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         away = (logsnr - self.mean) / self.scale
         tail = 0.5 * (-away.abs()).exp()
         return tail.where(away > 0, 1 - tail)
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return (-((logsnr - self.mean) / self.scale).abs()).exp() / (2 * self.scale)
 
 
@@ -300,20 +297,18 @@ class Laplace:
     known_as=["karras"],
 )
 class EdmSample:
-    def __init__(self, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
-        if not sigma_min < sigma_max:
-            raise UsageError(f"edm-sample: sigma_min {sigma_min:g} must be below sigma_max {sigma_max:g}")
+    def __init__(self, rho=7.0, sigma_min=0.002, sigma_max=80.0):
         self.rho = rho
         self.a, self.b = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
         self.support = (logsnr_of(sigma_max), logsnr_of(sigma_min))
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         return -2 * self.rho * (self.a + t * (self.b - self.a)).log()
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         return ((-logsnr / (2 * self.rho)).exp() - self.a) / (self.b - self.a)
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return (-logsnr / (2 * self.rho)).exp() / (2 * self.rho * (self.b - self.a))
 
 
@@ -324,13 +319,13 @@ class EdmSample:
     known_as=["rf", "rectified-flow", "flow-matching"],
 )
 class FmOt:
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         return 2 * ((1 - t) / t).log()
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         return (-logsnr / 2).sigmoid()
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return 1 / (8 * (logsnr / 4).cosh().square())
 
 
@@ -342,19 +337,19 @@ class FmOt:
     known_as=["vp", "vp-sde"],
 )
 class LinearBeta:
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+    def __init__(self, beta_min=0.1, beta_max=20.0):
         if not 0 <= beta_min < beta_max:
             raise UsageError(f"linear-beta: expected 0 <= beta_min < beta_max, found {beta_min:g} and {beta_max:g}")
         self.low, self.rise = beta_min, beta_max - beta_min
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         return -(self.low * t + 0.5 * self.rise * t.square()).expm1().log()
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         total = (-logsnr).exp().log1p()
         return 2 * total / (self.low + (self.low**2 + 2 * self.rise * total).sqrt())
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return (-logsnr).sigmoid() / (self.low + self.rise * self.t(logsnr))
 
 
@@ -370,12 +365,12 @@ class LinearBeta:
 class Interpolated:
     """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
 
-    def __init__(self, low: float = 32.0, high: float = 256.0, size: float = 64.0):
+    def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
             raise UsageError(f"interpolated: low must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
-    def _cosine(self, logsnr: Tensor) -> Tensor:
+    def _cosine(self, logsnr):
         """u at each λ: halved into place, then by two Newton steps, the last of which autograd sees."""
         goal = (logsnr - self.start).detach()
         low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
@@ -385,16 +380,16 @@ class Interpolated:
             low, high = low.where(above, middle), middle.where(above, high)
         return self._newton(self._newton((low + high) / 2, goal), logsnr - self.start)
 
-    def _newton(self, u: Tensor, goal: Tensor) -> Tensor:
+    def _newton(self, u, goal):
         return u - (u + self.rise * self.cosine.t(u) - goal) / (1 - self.rise * self.cosine.density(u))
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         return self.cosine.logsnr(t) + self.start + self.rise * t
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         return self.cosine.t(self._cosine(logsnr))
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         p = self.cosine.density(self._cosine(logsnr))
         return p / (1 - self.rise * p)
 
@@ -408,13 +403,13 @@ class Interpolated:
 class Uniform:
     """t = −λ until truncation gives it ends."""
 
-    def logsnr(self, t: Tensor) -> Tensor:
+    def logsnr(self, t):
         return -t
 
-    def t(self, logsnr: Tensor) -> Tensor:
+    def t(self, logsnr):
         return -logsnr
 
-    def density(self, logsnr: Tensor) -> Tensor:
+    def density(self, logsnr):
         return logsnr * 0 + 1
 
 
@@ -425,7 +420,7 @@ TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
 @schedule(
     "t-linear", formula="timesteps whose betas are even from start to end", source="Ho et al. 2020", within=TIMESTEPS
 )
-def t_linear(count: float = 1000.0, start: float = 1e-4, end: float = 0.02) -> Steps:
+def t_linear(count=1000.0, start=1e-4, end=0.02):
     return steps_of("linear", start, end, count)
 
 
@@ -435,10 +430,10 @@ def t_linear(count: float = 1000.0, start: float = 1e-4, end: float = 0.02) -> S
     source="Rombach et al. 2022",
     within={**TIMESTEPS, "start": (0, 1), "end": (0, 1)},
 )
-def t_scaled_linear(count: float = 1000.0, start: float = 0.00085, end: float = 0.012) -> Steps:
+def t_scaled_linear(count=1000.0, start=0.00085, end=0.012):
     return steps_of("scaled_linear", start, end, count)
 
 
 @schedule("t-squaredcos", formula="timesteps of the cosine's betas", source="Nichol & Dhariwal 2021", within=TIMESTEPS)
-def t_squaredcos(count: float = 1000.0) -> Steps:
+def t_squaredcos(count=1000.0):
     return steps_of("squaredcos_cap_v2", 0.0, 0.0, count)

@@ -92,11 +92,7 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 
 
 def choose_labels(
-    classes: str,
-    n: int,
-    num_classes: int,
-    seed: int,
-    names: list[str] | None = None,
+    classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None
 ) -> np.ndarray | None:
     """A class per image: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length.
 
@@ -110,9 +106,8 @@ def choose_labels(
         return np.arange(n) % num_classes
     if classes == "random":
         return random_classes(n, num_classes, seed)
-    words = [word.strip() for word in classes.split(",")]
-    numbers = {word: _number(word, num_classes, names or []) for word in dict.fromkeys(words)}
-    return np.resize([numbers[word] for word in words], n)
+    words = map(str.strip, classes.split(","))
+    return np.resize([_number(word, num_classes, names or []) for word in words], n)
 
 
 def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
@@ -122,12 +117,10 @@ def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
 
 
 def _number(word: str, num_classes: int, names: list[str]) -> int:
-    """Return the class that a name or a number means. Raises UsageError when there is none or more than one."""
+    """The class that a name or a number means. Raises UsageError when there is none or more than one."""
     found = {k for k, name in enumerate(names) if name == word}
     if word.isdecimal():
         found |= {k for k in range(num_classes) if str(k) == (word.lstrip("0") or "0")}
-    if len(found) == 1:
-        return found.pop()
-    if found:
-        raise UsageError(f"--classes: {word!r} names one class and numbers another; write 0{word} for the number")
-    raise UsageError(f"--classes: no class {word!r} of {num_classes}; {nearest(word, names)}")
+    if len(found) != 1:
+        raise UsageError(f"--classes: {word!r} means {len(found)} of {num_classes} classes; {nearest(word, names)}")
+    return found.pop()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -24,7 +25,6 @@ from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 
 AUTO: Final = "auto"
@@ -44,7 +44,7 @@ MAX_STD = 1 / math.sqrt(12)
     source="common since TensorFlow's ExponentialMovingAverage",
     within={"beta": (0, math.nextafter(1, 0))},
 )
-def decay(step: int, images_seen: float, batch: float, beta: float = 0.9999) -> float:
+def decay(step, images_seen, batch, beta=0.9999):
     """A constant β, smaller while the average is young. A bare number means this one."""
     return min(beta, (1 + step) / (10 + step))
 
@@ -56,7 +56,7 @@ def decay(step: int, images_seen: float, batch: float, beta: float = 0.9999) -> 
     positive=["images"],
     within={"ramp": (0, math.inf)},
 )
-def halflife(step: int, images_seen: float, batch: float, images: float = 50e6, ramp: float = 0.05) -> float:
+def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
     half = min(images, ramp * (images_seen - batch)) if ramp else images
     return 0.5 ** (batch / half) if half > 0 else 0.0
@@ -69,7 +69,7 @@ def halflife(step: int, images_seen: float, batch: float, images: float = 50e6, 
     positive=["std"],
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
-def power(step: int, images_seen: float, batch: float, std: float = 0.05) -> float:
+def power(step, images_seen, batch, std=0.05):
     """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
@@ -124,11 +124,9 @@ def parse_average(text: str | float) -> Average:
     words = str(text).strip()
     if words.startswith(PREFIX):
         return _of_name(words)
-    try:
-        float(words)
-    except ValueError:
-        return Average(AVERAGES.parse(words))
-    return Average(AVERAGES[BARE].bind({"beta": words}))
+    with suppress(ValueError):
+        words = f"{BARE}:{float(words)}"
+    return Average(AVERAGES.parse(words))
 
 
 def _of_name(name: str) -> Average:
@@ -159,7 +157,7 @@ LR_DECAYS = Registry("learning-rate decay")
 
 
 @LR_DECAYS.declare("constant", formula="1")
-def constant(done: int, steps: int) -> float:
+def constant(done, steps):
     """No decay."""
     return 1.0
 
@@ -170,7 +168,7 @@ def constant(done: int, steps: int) -> float:
     source="Loshchilov & Hutter 2016, arXiv:1608.03983",
     within={"final": (0, 1)},
 )
-def cosine(done: int, steps: int, final: float = 0.0) -> float:
+def cosine(done, steps, final=0.0):
     """Half a cosine, from 1 to `final` at the end of training."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
 
@@ -178,7 +176,7 @@ def cosine(done: int, steps: int, final: float = 0.0) -> float:
 @LR_DECAYS.declare(
     "linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)}
 )
-def linear(done: int, steps: int, final: float = 0.0) -> float:
+def linear(done, steps, final=0.0):
     """A straight line from 1 to `final` at the end of training."""
     return 1 - (1 - final) * min(done / steps, 1)
 
@@ -189,7 +187,7 @@ def linear(done: int, steps: int, final: float = 0.0) -> float:
     source="Karras et al. 2023 (EDM2), arXiv:2312.02696",
     positive=["ref"],
 )
-def rsqrt(done: int, steps: int, ref: float = 70_000.0) -> float:
+def rsqrt(done, steps, ref=70_000.0):
     """1 for `ref` updates, then the inverse square root. It doesn't depend on when training ends."""
     return 1 / math.sqrt(max(done / ref, 1))
 
@@ -206,35 +204,25 @@ CRITERIA = Registry("criterion")
 """(E e, E e², e* or None) → what the density is proportional to."""
 
 
-@CRITERIA.declare(
-    "loss",
-    formula="w E|e|^2",
-    source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss",
-)
-def loss(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+@CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")
+def loss(mean, second, least):
     return mean
 
 
-@CRITERIA.declare(
-    "second-moment",
-    formula="w sqrt(E|e|^4)",
-    source="least variance of the loss with independent t",
-)
-def second_moment(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+@CRITERIA.declare("second-moment", formula="w sqrt(E|e|^4)", source="least variance of the loss with independent t")
+def second_moment(mean, second, least):
     return second.sqrt()
 
 
 @CRITERIA.declare("std", formula="w sd(|e|^2)", source="least variance of the loss with low-discrepancy t")
-def std(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+def std(mean, second, least):
     return (second - mean.square()).clamp(min=0).sqrt()
 
 
 @CRITERIA.declare(
-    "excess",
-    formula="w (E|e|^2 - least)",
-    source="arXiv:2506.13763: what training can still gain; needs --optimum",
+    "excess", formula="w (E|e|^2 - least)", source="arXiv:2506.13763: what training can still gain; needs --optimum"
 )
-def excess(mean: Tensor, second: Tensor, least: Tensor | None) -> Tensor:
+def excess(mean, second, least):
     if least is None:
         raise UsageError("criterion excess needs the least error: 'elbo adapt' takes it by --optimum FILE")
     return (mean - least).clamp(min=0)
@@ -281,12 +269,10 @@ def products(one: Sequence[Profile], other: Sequence[Profile]) -> np.ndarray:
 def solve(stored: Sequence[Profile], target: Profile) -> Solution:
     """The combination of stored profiles, of coefficients that add up to 1, nearest to the target in L².
 
-    All in float64. Raises ValueError when nothing is stored.
+    All in float64.
     """
     import numpy as np
 
-    if not stored:
-        raise ValueError("no profiles to combine")
     exact = [profile == target for profile in stored]
     if any(exact):
         return Solution(np.array(exact, dtype=np.float64) / sum(exact), 0.0)

@@ -17,11 +17,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.monotone import POINTS, Function, NonIncreasing, float64, in_words, rising, slope
 from elbocli.core.prediction import LIMIT, Prediction
-from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, parse_spec, plain
+from elbocli.core.registry import LEARNED, Declaration, Registry, alike, number, plain
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
@@ -37,14 +37,14 @@ is, where the authors give F for each target so that the loss is the same.
 
 
 @FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
-def snr(logsnr: Tensor) -> Tensor:
+def snr(logsnr):
     return logsnr.exp()
 
 
 @FACTORS.declare(
     "snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss"
 )
-def snr_plus_one(logsnr: Tensor) -> Tensor:
+def snr_plus_one(logsnr):
     return logsnr.exp() + 1
 
 
@@ -54,7 +54,7 @@ def snr_plus_one(logsnr: Tensor) -> Tensor:
     source="Salimans & Ho 2022: x loss, truncated SNR",
     known_as=["snr-trunc"],
 )
-def truncated_snr(logsnr: Tensor) -> Tensor:
+def truncated_snr(logsnr):
     return logsnr.exp().clamp(min=1)
 
 
@@ -66,12 +66,12 @@ def truncated_snr(logsnr: Tensor) -> Tensor:
     positive=["gamma"],
     parameters_known_as={"snr_gamma": "gamma"},
 )
-def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
+def min_snr(logsnr, gamma=5.0):
     return logsnr.exp().clamp(max=gamma)
 
 
 @FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")
-def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
+def p2(logsnr, gamma=1.0):
     return (-logsnr).sigmoid() ** gamma
 
 
@@ -114,8 +114,7 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaratio
     """
     known = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
-    spec = parse_spec(text)
-    return known.find(spec.name).bind(spec.params).bind(given or {})
+    return known.parse(text).bind(given or {})
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,7 @@ class ScheduleDensity:
         return float(density(float64([low, high, *peaks])).max())
 
 
-@dataclass(frozen=True, eq=False)
-class LearnedCurve:
+class LearnedCurve(NamedTuple):
     """w = p/e: the density of the schedule that a run trains under, over its error at each λ, as it knows it now.
 
     EDM2 in effect (Karras et al. 2024, arXiv:2312.02696): its loss ω/e^u ‖D − x‖² + u is least in u where
@@ -151,22 +149,21 @@ class LearnedCurve:
     """
 
     schedule: Schedule | None = None
-    middle: Tensor | None = None
-    log_error: Tensor | None = None
-    spec = LEARNED
+    middle: Any = None
+    log_error: Any = None
 
     @property
-    def support(self) -> tuple[float, float]:
-        """The λ that it was learned on."""
-        return (self.schedule.logsnr_min, self.schedule.logsnr_max) if self.schedule else (-math.inf, math.inf)
+    def spec(self) -> str:
+        """Its name."""
+        return LEARNED
 
     def __call__(self, logsnr: Tensor) -> Tensor:
         """w at each λ, float64. Raises UsageError while nothing is known."""
         from elbocli.core.adaptive import through
 
-        if self.schedule is None or self.middle is None or self.log_error is None:
+        if self.schedule is None:
             raise UsageError(f"{LEARNED} is learned from a run's errors and schedule; name a run that trained with it")
-        within = logsnr.clamp(*self.support)  # beyond, the density is zero
+        within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # beyond, the density is zero
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
 
@@ -190,11 +187,6 @@ class Weighting:
         return f"Weighting({self.spec!r})"
 
     @property
-    def declared(self) -> Declaration | None:
-        """Its declaration; None for a loss or a schedule."""
-        return self.curve if isinstance(self.curve, Declaration) else None
-
-    @property
     def learned(self) -> bool:
         """Tell whether it is learned while a run trains. `knowing` says what from; without that it can't be called."""
         return isinstance(self.curve, LearnedCurve)
@@ -204,11 +196,6 @@ class Weighting:
         return replace(self, curve=LearnedCurve(schedule, middle, error.log()))
 
     @property
-    def foreign_loss(self) -> ForeignLoss | None:
-        """The loss that it amounts to, with its prediction, factor and schedule; None where it was not written as one."""
-        return self.curve if isinstance(self.curve, ForeignLoss) else None
-
-    @property
     def schedule(self) -> Schedule | None:
         """The schedule of that loss, or the one whose density it is; None for a declared weighting."""
         return None if isinstance(self.curve, Declaration) else self.curve.schedule
@@ -216,19 +203,17 @@ class Weighting:
     @property
     def spec(self) -> str:
         """Text that means the same weighting again."""
-        words = [f"shift={plain(self.shift)}"] if self.shift else []
-        words += ["monotone"] if self.monotone else []
         head = self.curve.spec
-        if words:
-            head += ("," if ":" in head else ":") + ",".join(words)
+        for word in (f"shift={plain(self.shift)}" if self.shift else "", "monotone" if self.monotone else ""):
+            head += word and f"{',' if ':' in head else ':'}{word}"
         return f"{head}@{self.curve.schedule.base}" if isinstance(self.curve, ForeignLoss) else head
 
     @property
     def support(self) -> tuple[float, float]:
         """The λ beyond which w is zero, within ±LIMIT."""
         low, high = self.schedule.support if self.schedule else (-math.inf, math.inf)
-        if isinstance(self.curve, LearnedCurve):
-            low, high = self.curve.support
+        if self.learned and self.schedule:
+            low, high = self.schedule.logsnr_min, self.schedule.logsnr_max
         return -LIMIT if self.monotone else max(low + self.shift, -LIMIT), min(high + self.shift, LIMIT)
 
     @cached_property
@@ -260,7 +245,7 @@ class Weighting:
 
     def verdict(self, low: float, high: float) -> str:
         """Say in words whether L_w is an ELBO on [low, high]."""
-        if isinstance(self.curve, LearnedCurve) and self.curve.schedule is None:
+        if self.learned and not self.schedule:
             return f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
         intervals = self.rising(low, high)
         if intervals:
@@ -296,17 +281,11 @@ def parse_weighting(
     shift, monotone = shift + own_shift, monotone or held
     if loss and found:
         return Weighting(ForeignLoss(*_parse_loss(name, words, given), found), shift, monotone)
-    if found:
-        if given:
-            raise UsageError(
-                f"{text!r} has no parameter {next(iter(given))!r}; write the schedule's own after its name"
-            )
-        return Weighting(ScheduleDensity(found.shifted(shift)), monotone=monotone)
-    if alike(name) == LEARNED:
-        if words or given or shift:
-            raise UsageError(f"{LEARNED} takes monotone alone; shift its schedule instead, as in edm:shift=1")
-        return Weighting(LearnedCurve(), monotone=monotone)
-    return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
+    if not found and alike(name) != LEARNED:
+        return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
+    if given or (not found and (words or shift)):
+        raise UsageError(f"{text!r} takes monotone alone; write what its schedule takes after the schedule's name")
+    return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:

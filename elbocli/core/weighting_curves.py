@@ -5,18 +5,13 @@ a trait `const` is (the objective as its authors write it) / L_w.
 Tensor methods and plain maths only: listing the names must not import torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from elbocli.core.monotone import NonIncreasing
 from elbocli.core.registry import Registry
 from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class WeightingTraits(NamedTuple):
@@ -27,6 +22,7 @@ class WeightingTraits(NamedTuple):
 
 
 WEIGHTINGS = Registry("weighting")
+"""λ, float64 of any shape → w(λ) of the same shape."""
 PAPER = "arXiv:2303.00848"
 
 
@@ -39,19 +35,14 @@ def weighting(name: str, *, monotone: bool, const: str = "", **declared: Any) ->
     return WEIGHTINGS.declare(name, traits=WeightingTraits(monotone, const), **declared)
 
 
-def _sech(x: Tensor) -> Tensor:
+def _sech(x):
     return 1 / x.cosh()
 
 
 @weighting(
-    "elbo",
-    formula="1",
-    monotone=True,
-    source=f"{PAPER} sec. 3; Kingma et al. 2021",
-    const="1",
-    known_as=["vdm", "vlb"],
+    "elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1", known_as=["vdm", "vlb"]
 )
-def elbo(logsnr: Tensor) -> Tensor:
+def elbo(logsnr):
     return logsnr * 0 + 1
 
 
@@ -63,7 +54,7 @@ def elbo(logsnr: Tensor) -> Tensor:
     const="1/pi",
     known_as=["eps-cosine"],
 )
-def iddpm(logsnr: Tensor) -> Tensor:
+def iddpm(logsnr):
     return _sech(logsnr / 2)
 
 
@@ -82,7 +73,7 @@ def iddpm(logsnr: Tensor) -> Tensor:
     const="1",
     known_as=["rf", "rectified-flow", "flow-matching"],
 )
-def v_cosine(logsnr: Tensor) -> Tensor:
+def v_cosine(logsnr):
     return (-logsnr / 2).exp()
 
 
@@ -93,14 +84,14 @@ def v_cosine(logsnr: Tensor) -> Tensor:
     source="Delbracio & Milanfar 2023: x loss, optimal-transport path",
     const="1/4",
 )
-def indi(logsnr: Tensor) -> Tensor:
+def indi(logsnr):
     return (-logsnr).exp() * _sech(logsnr / 4).square()
 
 
 @weighting(
     "x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi"
 )
-def x_cosine(logsnr: Tensor) -> Tensor:
+def x_cosine(logsnr):
     return (-logsnr).exp() * _sech(logsnr / 2)
 
 
@@ -111,7 +102,7 @@ def x_cosine(logsnr: Tensor) -> Tensor:
     source="Salimans & Ho 2022: truncated SNR, cosine schedule",
     const="1/pi",
 )
-def snr_trunc(logsnr: Tensor) -> Tensor:
+def snr_trunc(logsnr):
     return _sech(logsnr / 2) * (-logsnr).exp().clamp(min=1)
 
 
@@ -122,7 +113,7 @@ def snr_trunc(logsnr: Tensor) -> Tensor:
     source="Choi et al. 2022: P2, k = 1, cosine schedule",
     const="1/pi",
 )
-def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
+def p2(logsnr, gamma=1.0):
     return _sech(logsnr / 2) * (-logsnr).sigmoid() ** gamma
 
 
@@ -135,7 +126,7 @@ def p2(logsnr: Tensor, gamma: float = 1.0) -> Tensor:
     positive=["gamma"],
     parameters_known_as={"snr_gamma": "gamma"},
 )
-def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
+def min_snr(logsnr, gamma=5.0):
     return _sech(logsnr / 2) * (gamma * (-logsnr).exp()).clamp(max=1)
 
 
@@ -147,7 +138,7 @@ def min_snr(logsnr: Tensor, gamma: float = 5.0) -> Tensor:
     "eps-mse:sigmoid:bias=1.386294@cosine:shift=1.386294",
     positive=["sigma_data"],
 )
-def soft_min_snr(logsnr: Tensor, sigma_data: float = 0.5) -> Tensor:
+def soft_min_snr(logsnr, sigma_data=0.5):
     """Not k-diffusion's objective, which draws σ_edm = sigma_data tan(πt/2): the cosine shifted by s = −2 ln sigma_data.
 
     That one is eps-mse:sigmoid:bias=s@cosine:shift=s, with s = 1.386294 at sigma_data .5. At sigma_data 1 both agree.
@@ -164,7 +155,7 @@ def soft_min_snr(logsnr: Tensor, sigma_data: float = 0.5) -> Tensor:
     const="2",
     positive=["beta_max"],
 )
-def ddpm(logsnr: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
+def ddpm(logsnr, beta_min=0.1, beta_max=20.0):
     return SCHEDULES["linear-beta"].make(beta_min=beta_min, beta_max=beta_max).density(logsnr)
 
 
@@ -178,7 +169,7 @@ def ddpm(logsnr: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Tenso
     known_as=["lognormal", "log-normal"],
     parameters_known_as=EDM_WORDS,
 )
-def edm(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
+def edm(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
     return normal_density(logsnr, -2 * mean, 2 * std) * ((-logsnr).exp() + sigma_data**2)
 
 
@@ -191,12 +182,12 @@ def edm(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float 
     known_as=["edm-monotone"],
     parameters_known_as=EDM_WORDS,
 )
-def edm_monotonic(logsnr: Tensor, mean: float = -1.2, std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
+def edm_monotonic(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
     return _edm_held(mean, std, sigma_data)(logsnr)
 
 
 @lru_cache(maxsize=64)
-def _edm_held(mean: float, std: float, sigma_data: float) -> NonIncreasing:
+def _edm_held(mean, std, sigma_data):
     """Kept from call to call with the peak it has found."""
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 
@@ -208,7 +199,7 @@ def _edm_held(mean: float, std: float, sigma_data: float) -> NonIncreasing:
     source=f"{PAPER} sec. 5; Hoogeboom et al. 2024 (SiD2), on x: e^bias sigmoid(logsnr - bias)",
     known_as=["sid2-128:bias=0", "sid2-256:bias=-1", "sid2:bias=-3", "sid2-512:bias=-3", "sid2-1024:bias=-4"],
 )
-def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor:
+def sigmoid(logsnr, bias=2.0):
     return (bias - logsnr).sigmoid()
 
 
@@ -222,5 +213,5 @@ def sigmoid(logsnr: Tensor, bias: float = 2.0) -> Tensor:
     known_as=["logit-normal"],
     parameters_known_as={"mean": "m", "logit_mean": "m", "std": "s", "logit_std": "s"},
 )
-def sd3(logsnr: Tensor, m: float = 0.0, s: float = 1.0) -> Tensor:
+def sd3(logsnr, m=0.0, s=1.0):
     return normal_density(logsnr, -2 * m, 2 * s) * (1 + (-logsnr / 2).exp()).square()

@@ -62,7 +62,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.core.training import Profile, gamma_of, parse_average, solve
     from elbocli.errors import DataError, FormatError, UsageError
     from elbocli.files.checkpoint import WEIGHTS, whole_snapshots
-    from elbocli.files.tensor_files import AverageFacts, TensorFile, read_about, write_average
+    from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, read_about, write_tensors
     from elbocli.run.open import read_run_config
     from elbocli.run.settings import trained_as
     from elbocli.runtime.progress import log, progress
@@ -120,7 +120,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         elbo_version=__version__,
         command=command,
     )
-    write_average(out, weights, about)
+    write_tensors(out, weights, AVERAGE, about)
     return {
         "average": str(out),
         **{key: getattr(about, key) for key in ("spec", "std", "step", "images", "run", "residual")},

@@ -41,8 +41,8 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that a metric declares."""
     for name, (_, own) in reversed(OPTIONS.items()):
         flag = isinstance(own.default, bool)
-        kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
-        form = {"is_flag": True} if flag else {"type": kind}
+        kind = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
+        form: Any = {"is_flag": True} if flag else {"type": kind}
         option(f"--{name.replace('_', '-')}", default=own.default, help=own.help, **form)(function)
     return function
 
@@ -154,21 +154,21 @@ def evaluate(
     from elbocli.runtime.processes import joined
 
     context, device = click.get_current_context(), options.pop("device")
+    source = click.core.ParameterSource
     decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
-    default = click.core.ParameterSource.DEFAULT
-    given = {name: value for name, value in decided.items() if context.get_parameter_source(name) is not default}
+    given = {key: each for key, each in decided.items() if context.get_parameter_source(key) is not source.DEFAULT}
     if "metrics" in given:
         given["metrics"] = [word.strip() for word in given["metrics"].split(",")]
     chosen = settings_of(options.pop("protocol") or "", given, options["seed"])
     settings = EvalSettings(command=command_line(), **chosen, **options)
     for name, (metric, _) in OPTIONS.items():
-        typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        typed = context.get_parameter_source(name) is source.COMMANDLINE
         if typed and metric not in settings.metrics:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}", context)
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}")
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
-        raise click.UsageError("--held-out goes with --metrics copying", context)
+        raise click.UsageError("--held-out goes with --metrics copying")
     if STREAM in samples and len(samples) > 1:
-        raise click.UsageError("a stream can't be one of several; name files", context)
+        raise click.UsageError("a stream can't be one of several; name files")
     sources: Any = samples
     if samples in ((), (STREAM,)):  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]

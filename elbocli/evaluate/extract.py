@@ -106,13 +106,12 @@ def extract_features(
     batch: int,
     world: World,
     keep: Set[str],
-    what: str,
     check: Callable[[dict[str, Tensor], FeatureSource], np.ndarray | None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
     """Extract the features of a source: moments, those of spatial features too if asked for, and what is kept of every image.
 
-    keep: `values`, `logits`, `spatial_values`, where there are any. what: for the progress bar. check: takes the first
+    keep: `values`, `logits`, `spatial_values`, where there are any. check: takes the first
     features, raises an ElboError where they won't do, and returns the labels of all images. Every process takes whole
     batches, so that the numbers don't depend on how many there are. Raises DataError.
     """
@@ -159,7 +158,7 @@ def extract_features(
                 all_rows = held.setdefault(name, rows.new_empty(source.n, *rows.shape[1:]))
                 all_rows[filled : filled + len(rows)] = rows
             filled += len(next(iter(part.values()), ()))
-        progress(min(start + batch * sharers, source.n), source.n, "img", of=what)
+        progress(min(start + batch * sharers, source.n), source.n, "img", of=source.name)
     digest = add_digests(world.all(add_digests(digests)))
     if statistics is None and saved is None:
         source.about = structs.replace(source.about, images_sha256=digest)

@@ -17,7 +17,7 @@ from elbocli.core.metrics import METRICS, Number, Role, Value
 from elbocli.errors import DataError, ElboError, FormatError
 from elbocli.evaluate.settings import PROTOCOLS
 from elbocli.files.losslog import LARGEST
-from elbocli.files.records import Record, convert, parse_json, stored
+from elbocli.files.records import Record, convert, parse_json, plain, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"
@@ -26,7 +26,6 @@ Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
 """Facts that are others than they should be, each with what it should be."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 """A number whose square a float holds."""
-Ends = Annotated[list[Bounded], Meta(min_length=2, max_length=2)]
 ENOUGH = 10_000
 """Images below which a score is said to be of few."""
 KEYS = ("n_samples", "extractor")
@@ -146,14 +145,12 @@ class EvalResult(Record, frozen=True):
 
     def estimate(self, score: Score) -> Estimate:
         """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
-        key = score.number.key
-        column = [convert(one.values[key], float, key) for one in self.repeats]
         if score.sd is not None:
-            return Estimate.of_repeats(column)
+            return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
+        value, error = convert(score.value, float, score.number.key), self.about(score, Role.ERROR)
         if ends := self.interval(score):
-            return Estimate(column[0], (ends[1] - ends[0]) / (2 * NORMAL_95))
-        error = self.about(score, Role.ERROR)
-        return Estimate(column[0], convert(error.value, float | None, key) if error else None)
+            return Estimate(value, (ends[1] - ends[0]) / (2 * NORMAL_95))
+        return Estimate(value, error.value if error else None)  # type: ignore[arg-type]
 
     def named(self) -> dict[str, Value]:
         """All numbers by their names in the JSON."""
@@ -169,13 +166,12 @@ class EvalResult(Record, frozen=True):
     def common(self) -> dict[str, Any]:
         """The facts that all repeats have in common, as the JSON names them, with every mismatch and deviation of any."""
         facts = [one.facts.json() for one in self.repeats]
-        found = shared(facts)
+        common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):
-            found.pop(name, None)  # they stand last, whether all repeats have them or one
+            common.pop(name, None)  # they stand last, whether all repeats have them or one
             if pairs := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
-                found[name] = pairs
-        found["made"] = shared([each["made"] for each in facts])
-        return found
+                common[name] = pairs
+        return common
 
     def alike(self) -> dict[str, Any]:
         """The known facts that must be the same for numbers to be comparable; of preprocessing each key by itself."""
@@ -249,8 +245,8 @@ def _scores(content: dict[str, Any], where: object) -> Scores:
     values: dict[str, Value] = {}
     for name, value in content.items():
         if number := named.get(name):
-            hint: Any = Ends if number.role is Role.INTERVAL else Bounded
-            values[number.key] = convert(value, hint | None, f"{where}: {name}")
+            hint: Any = tuple[Bounded, Bounded] if number.role is Role.INTERVAL else Bounded
+            values[number.key] = plain(convert(value, hint | None, f"{where}: {name}"))
     facts = {name: value for name, value in content.items() if name not in again | named.keys()}
     published = any(number.by_network and number.key in content for number in known)
     return Scores(None if published else network, values, Facts.of(facts, where))

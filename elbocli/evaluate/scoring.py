@@ -75,42 +75,29 @@ def run(
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
         settings = check_sources(settings, sides)
         compares = settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours
-        seen_sides = [side for side in sides.others if side.statistics is None or compares]
-        extractor = _extractor(settings, [*sides.samples, *seen_sides], world)
+        seen_sides = [*sides.samples, *(side for side in sides.others if side.statistics is None or compares)]
+        extractor = _extractor(settings, seen_sides, world)
         if extractor is not None:
             log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
         for source in (*sides.samples, *sides.others):
             source.name_network(extractor)
+            held: Any = source.statistics or source.saved or extractor
+            if spatial and source is not sides.held_out and held.spatial is None:
+                raise UsageError(
+                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images by {DEFAULT}"
+                )
         differ = check_alike(sides, settings)
         deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
-        for side in (*sides.samples, sides.reference):
-            held: Any = side and (side.statistics or side.saved or extractor)
-            if spatial and side is not None and held.spatial is None:
-                raise UsageError(
-                    f"{side.name}: no spatial features, which {spatial[0]} needs; score images by {DEFAULT}, or save with "
-                    f"--metrics {spatial[0]}"
-                )
-
-        extract = partial(
-            extract_features,
-            extractor=extractor,
-            batch=settings.batch,
-            world=world,
-            check=partial(check_features, sides=sides, settings=settings),
-        )
-        wanted = {
-            "values": settings.needing(Need.REFERENCE) or compares or settings.save_features,
-            "logits": settings.needing(Need.LOGITS) or settings.save_features,
-            "spatial_values": spatial,
-        }
-        keep = {name for name, needed in wanted.items() if needed}
-        for source in sides.samples:
-            extract(source, keep=keep, what="samples", spatial=bool(spatial))
-        if sides.reference is not None:
-            keep = {"values"} if compares else set()
-            extract(sides.reference, keep=keep, what="reference", spatial=bool(spatial))
-        if sides.held_out is not None:
-            extract(sides.held_out, keep={"values"}, what="held-out images")
+        needed = settings.needing(Need.REFERENCE) or compares or settings.save_features
+        logits = settings.needing(Need.LOGITS) or settings.save_features
+        wanted = {"values": needed, "logits": logits, "spatial_values": spatial}
+        check = partial(check_features, sides=sides, settings=settings)
+        for source in (*sides.samples, *sides.others):
+            keep = {name for name, reason in wanted.items() if reason}
+            if source not in sides.samples:
+                keep = {"values"} if compares or source is sides.held_out else set()
+            with_spatial = bool(spatial) and source is not sides.held_out
+            extract_features(source, extractor, settings.batch, world, keep, check, with_spatial)
     if not world.first:  # nobody waits for the scores: those of many images may take an hour
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
@@ -119,9 +106,9 @@ def run(
     result = EvalResult([])
     for source, mismatch, deviates in zip(sides.samples, differ, deviating):
         _save(source, settings)
-        result.repeats.append(
-            scored(source, sides.reference, sides.held_out, settings, any(differ), mismatch, deviates)
-        )
+        scores = scored(source, sides, settings, any(differ))
+        facts = structs.replace(scores.facts, mismatch=mismatch or None, deviates=deviates or None)
+        result.repeats.append(replace(scores, facts=facts))
     if settings.neighbours is not None:
         write_sheet(settings.neighbours, sides)
     _warn(result, settings)
@@ -172,12 +159,11 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     for need, (there, remedy) in needs.items():
         if not there and (needing := settings.needing(need)):
             raise UsageError(f"{needing[0]} needs {remedy}")
-    every = samples, [reference] if reference and reference.n else [], [held_out] if held_out else []
-    for side, sources in enumerate(every):
-        for source in sources:
-            for name, options in settings.metrics.items():
-                traits = METRICS[name].traits
-                needed = [*traits.least(options), 0][side]
+    for name, options in settings.metrics.items():
+        traits = METRICS[name].traits
+        sides_of = samples, [reference] if reference and reference.n else [], [held_out] if held_out else []
+        for sources, needed in zip(sides_of, traits.least(options)):
+            for source in sources:
                 if source.n < needed:
                     hint = f", or {traits.fewer}" if traits.fewer else ""
                     raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}{hint}")
@@ -191,12 +177,9 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     if files and len(samples) > 1:
         raise UsageError(f"{files[0]} can hold one set of samples; name one at a time")
     if settings.neighbours is not None:
-        pair = [samples[0], reference]
-        if any(side is None or side.streamed or side.saved or not side.n for side in pair):
-            raise UsageError("--neighbours reads images of SAMPLES and --ref twice: name files of images, no stream")
-        shapes = [side.reader.shape[1:] for side in pair if side and side.reader]
-        if len(set(shapes)) > 1:
-            raise UsageError(f"--neighbours: images of {shapes[0]} and {shapes[1]} have different sizes or channels")
+        readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
+        if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
+            raise UsageError("--neighbours reads images of SAMPLES and --ref twice: name files of images of one size")
     return settings
 
 
@@ -299,36 +282,24 @@ def deviations(
     return found
 
 
-def scored(
-    source: FeatureSource,
-    reference: FeatureSource | None,
-    held_out: FeatureSource | None,
-    settings: EvalSettings,
-    mismatched: bool,
-    mismatch: Pairs,
-    deviates: Pairs,
-) -> Scores:
+def scored(source: FeatureSource, sides: Sides, settings: EvalSettings, mismatched: bool) -> Scores:
     """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
 
     Raises DataError when a metric can't be had of these features.
     """
-    features, theirs = source.features, reference.features if reference else None
+    features, theirs = source.features, sides.reference.features if sides.reference else None
     assert features is not None
-    if theirs is not None and held_out is not None:
-        theirs = replace(theirs, held_out=held_out.features)
-    values: dict[str, Value] = {}
-    for metric, options in settings.metrics.items():
-        values |= METRICS[metric].make(features, theirs, options)
-    about, other, apart = (side.about if side else FeatureFacts() for side in (source, reference, held_out))
+    if theirs is not None and sides.held_out is not None:
+        theirs = replace(theirs, held_out=sides.held_out.features)
+    values, options, draws = dict[str, Value](), dict[str, Any](), settings.classes == "random"
+    for name, own in settings.metrics.items():
+        values |= METRICS[name].make(features, theirs, own)
+        options |= {key: each for key, each in vars(own).items() if key != "seed" and not isinstance(each, bool)}
+        draws = draws or METRICS[name].traits.draws(own)
+    about, other, apart = (side.about if side else FeatureFacts() for side in (source, sides.reference, sides.held_out))
     network = str(about.extractor)
     published = is_published(network, about.weights_sha256, about.feature_precision) and not mismatched
     counts = [] if features.labels is None else np.unique(features.labels, return_counts=True)[1].tolist()
-    told = {
-        key: value for options in settings.metrics.values() for key, value in vars(options).items() if key != "seed"
-    }
-    draws = settings.classes == "random" or any(
-        METRICS[name].traits.draws(options) for name, options in settings.metrics.items()
-    )
     facts = Facts(
         n_samples=about.n,
         n_ref=other.n,
@@ -345,17 +316,15 @@ def scored(
         fewest_of_a_class=min(counts, default=None),
         most_of_a_class=max(counts, default=None),
         made=about.made or {},
-        options={name: value for name, value in told.items() if not isinstance(value, bool)},
+        options=options,
         elbo_version=__version__,
         torch_fidelity_version=fidelity_version,
         torch_version=str(torch.__version__),
-        ref=reference.name if reference else None,
+        ref=sides.reference.name if sides.reference else None,
         command=settings.command,
         seed=settings.seed if draws else None,
         protocol=settings.protocol or None,
-        mismatch=mismatch or None,
-        deviates=deviates or None,
-        held_out=held_out.name if held_out else None,
+        held_out=sides.held_out.name if sides.held_out else None,
         held_out_sha256=apart.images_sha256,
         n_held_out=apart.n,
     )
@@ -368,7 +337,7 @@ def _save(source: FeatureSource, settings: EvalSettings) -> None:
     assert features is not None
     if settings.save_stats is not None:
         moments, spatial = features.moments, features.spatial
-        of_spatial = None if spatial is None else Statistics(spatial.mu, spatial.sigma)
+        of_spatial = spatial and Statistics(spatial.mu, spatial.sigma)
         write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, about, of_spatial))
     if settings.save_features is not None and features.values is not None:
         labels = None if features.labels is None else torch.as_tensor(features.labels).long()
@@ -378,13 +347,12 @@ def _save(source: FeatureSource, settings: EvalSettings) -> None:
 
 def _warn(result: EvalResult, settings: EvalSettings) -> None:
     """Log all that people should read beside the numbers."""
-    few = [why for name in settings.metrics if (why := METRICS[name].traits.few)]
+    few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = [one.facts for one in result.repeats]
-    n = facts[0].n_samples
-    if n is not None and n < ENOUGH and few:
-        log.warning("%s: %s images, below %s: %s", facts[0].samples, n, ENOUGH, "; ".join(few))
-    differ = {key for each in facts for key in each.made} - shared([each.made for each in facts]).keys()
-    if differ := differ - {"seed", "command"}:
+    if few and (facts[0].n_samples or 0) < ENOUGH:
+        log.warning("%s: %s images, below %s: %s", facts[0].samples, facts[0].n_samples, ENOUGH, few)
+    made = [{key: value for key, value in each.made.items() if key not in ("seed", "command")} for each in facts]
+    if differ := set[str]().union(*made) - shared(made).keys():
         told = ", ".join(sorted(differ))
         log.warning("repeats differ in more than the seed: %s; their spread is not that of repeats", told)
 
@@ -407,12 +375,11 @@ def write_sheet(out: Path, sides: Sides) -> None:
     rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
     one, others = _picked(mine.name, rows), _picked(theirs.name, which[rows].flatten().tolist())
     images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *one.shape[1:])], 1)
-    columns = 1 + beside
+    starts = range(0, len(rows) * (1 + beside), 1 + beside)
     groups = [
-        Group(f"{index}: {far[index, 0]:.3g}", range(row * columns, (row + 1) * columns))
-        for row, index in enumerate(rows)
+        Group(f"{index}: {far[index, 0]:.3g}", range(start, start + 1 + beside)) for index, start in zip(rows, starts)
     ]
-    layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
+    layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=1 + beside)
     write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
 
 

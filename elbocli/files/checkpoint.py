@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from msgspec import Meta, structs
 from safetensors import SafetensorError
@@ -155,6 +155,13 @@ class RunConfig(Record, frozen=True, kw_only=True):
     init: InitFacts | None = None
     plugins: list[PluginFile] | None = None
     more: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, content: Any, where: object = "it") -> Self:
+        """Read what `json` wrote, with the records in it that take other keys. Raises FormatError, DataError."""
+        inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
+        read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
+        return super().of({**content, **read}, where)
 
     def resolved(self) -> dict[str, Any]:
         """Sections of what was resolved."""

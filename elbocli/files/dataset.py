@@ -11,39 +11,32 @@ not what it says, all are made again. What is not rows is written last, and the 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import h5py
 import numpy as np
 from PIL import Image
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.atomic import locked, replace, write_all, write_json, writing
+from elbocli.files.checkpoint import RunData
 from elbocli.files.grid import picture
 from elbocli.files.latents import LatentSpace, read_space
 from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.files.records import Count, Record, stored
-
-if TYPE_CHECKING:
-    from elbocli.files.checkpoint import RunData
-
-import tempfile
-from typing import Self
-
-from elbocli.errors import UsageError
-from elbocli.files.atomic import locked, replace, sweep, write_all, write_json, writing
-from elbocli.files.records import read_json
+from elbocli.files.records import Count, Record, read_json, stored
 from elbocli.runtime.progress import log
 
 IMAGES, ENCODED, LATENTS = "images", "encoded", "latents"
@@ -116,28 +109,27 @@ class BlockLayout:
         return math.prod(self.row) * np.dtype(self.dtype).itemsize
 
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(NamedTuple):
     """A lossless image format. claim: its usual share of the plain size, to claim on the disk beforehand."""
 
-    name: str
     claim: float
     options: dict[str, Any]
-
-    def encode(self, pixels: np.ndarray) -> bytes:
-        """Pixels uint8 [H, W, 1 or 3] as one file of the format."""
-        buffer = io.BytesIO()
-        picture(pixels).save(buffer, self.name, **self.options)
-        return buffer.getvalue()
 
 
 RAW = "raw"
 # Measured on photographs (tests/bench/bench_stores.py): PNG's higher levels and WebP's higher methods cost several
 # times as much to write and save under a tenth.
 ENCODINGS = {
-    "png": Encoding("png", 0.7, {"compress_level": 1}),
-    "webp": Encoding("webp", 0.55, {"lossless": True, "method": 0, "quality": 0, "exact": True}),
+    "png": Encoding(0.7, {"compress_level": 1}),
+    "webp": Encoding(0.55, {"lossless": True, "method": 0, "quality": 0, "exact": True}),
 }
+
+
+def encode(pixels: np.ndarray, name: str) -> bytes:
+    """Pixels uint8 [H, W, 1 or 3] as one file of a format of ENCODINGS."""
+    buffer = io.BytesIO()
+    picture(pixels).save(buffer, name, **ENCODINGS[name].options)
+    return buffer.getvalue()
 
 
 class Dataset:
@@ -149,17 +141,27 @@ class Dataset:
     def __init__(self, path: Path | str, latents: bool = False):
         self.path = Path(path)
         with _opened(self.path) as file:
-            self._about = _plain(dict(file.attrs))
+            self._about = {key: _plain(value) for key, value in file.attrs.items()}
             self.attributes = DatasetAttributes.of(self._about, path)
             self.kind: str = next((kind for kind in BLOCKS if kind in file), IMAGES)
             block = self._member(file, self.kind)
             self._ends = self._member(file, "offsets")[()].astype(np.int64) if self.kind == ENCODED else np.zeros(0)
             self.shape: tuple[int, int, int, int] = self._shape(block)
-            self.block: np.ndarray = self._open_block(block)
-            named = self._member(file, "class_names")[()] if "class_names" in file else []
-            self.class_names: list[str] = [*map(_plain, named)]
+            offset = None if block.chunks else block.id.get_offset()
+            # Other programs may have written it in chunks.
+            rows = block[()] if offset is None else np.memmap(self.path, block.dtype, "r", offset, block.shape)
+            self.block: np.ndarray = np.asarray(rows)
+            self.class_names: list[str] = _plain(self._member(file, "class_names")[()]) if "class_names" in file else []
             classes = len(self.class_names) or self.attributes.num_classes or 0
-            self.labels: np.ndarray = self._labels(self._member(file, "labels"), classes)
+            labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
+            if (
+                labels.shape != (len(self),)
+                or labels.dtype.kind not in "iu"
+                or labels.min() < 0
+                or labels.max() >= limit
+            ):
+                raise FormatError(f"{path}: 'labels' must be {len(self)} integers from 0 to less than {limit}")
+            self.labels: np.ndarray = labels.astype(np.int64)
             self.num_classes = classes or int(self.labels.max()) + 1
         if self.kind == LATENTS and not latents:
             raise FormatError(
@@ -188,24 +190,6 @@ class Dataset:
                     return len(ends) - 1, about.image_size, about.image_size, about.channels
         found = f"{self.kind!r} is {block.dtype} {block.shape}"
         raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack it again")
-
-    def _open_block(self, block: h5py.Dataset) -> np.ndarray:
-        """Map the block into memory, or read it whole where other programs wrote it in chunks. Raises FormatError."""
-        offset = None if block.chunks else block.id.get_offset()
-        if offset is None:
-            return np.asarray(block[()])
-        return np.asarray(np.memmap(self.path, block.dtype, "r", offset, block.shape))
-
-    def _labels(self, member: h5py.Dataset, classes: int) -> np.ndarray:
-        """Read the labels, int64 [N]. classes: how many there are, 0 if unknown. Raises FormatError for other labels."""
-        labels, limit = np.asarray(member[()]), classes or np.iinfo(np.int64).max
-        if (
-            labels.shape != (len(self),)
-            or labels.dtype.kind not in "iu"
-            or not 0 <= labels.min() <= labels.max() < limit
-        ):
-            raise FormatError(f"{self.path}: 'labels' must be {len(self)} integers from 0 to less than {limit}")
-        return labels.astype(np.int64)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -284,7 +268,7 @@ class Dataset:
         for start in range(0, len(self), size):
             yield self.batch(range(start, min(start + size, len(self))))
 
-    def pieces(self) -> Iterator[np.ndarray | list[np.ndarray]]:
+    def pieces(self) -> Iterator[Any]:
         """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or lists of encoded images."""
         size = max(1, SCAN_BYTES * len(self) // self.block.nbytes)
         for start in range(0, len(self), size):
@@ -298,12 +282,8 @@ class Dataset:
         """Everything beside the block: arrays, and lists of names, as a writer takes them. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
-        arrays = {name: np.asarray(value) for name, value in members.items() if value.dtype.kind != "O"}
-        return arrays, {name: [*map(_plain, value)] for name, value in members.items() if name not in arrays}
-
-    def strings(self, name: str) -> list[str]:
-        """A list of names, such as `files`; empty when it isn't there. Raises FormatError."""
-        return self.contents()[1].get(name, [])
+        names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
+        return {name: np.asarray(value) for name, value in members.items() if name not in names}, names
 
     def contents_digest(self) -> str:
         """The sha256 of everything but the block, to compare with the attribute `contents_sha256`. Raises FormatError."""
@@ -311,8 +291,6 @@ class Dataset:
 
     def identity(self) -> RunData:
         """Facts that a run must find again when it resumes."""
-        from elbocli.files.checkpoint import RunData  # imports torch, which prep and info do without
-
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -328,7 +306,7 @@ class Dataset:
         )
 
 
-@contextlib.contextmanager
+@contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a dataset. Raises FormatError when it is no HDF5 file, and for an error in the block."""
     if recognise(path) != "a dataset":
@@ -346,19 +324,12 @@ def _decoders() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_decoders.cache_clear)  # a DataLoader's forked workers have none of these threads
 
 
-def add_rows(digest: Any, rows: np.ndarray | list[np.ndarray]) -> None:
-    """Feed rows, or a list of encoded images, to a digest of hashlib's in their order."""
-    for run in rows if isinstance(rows, list) else [rows]:
-        digest.update(np.ascontiguousarray(run).data)
-
-
 def find_dataset(folder: Path) -> Path:
     """Find the only elbo-dataset in a folder. Raises DataError when there is none, or more than one."""
     found = []
     for path in folder.glob("*.h5"):
-        with contextlib.suppress(FormatError), _opened(path) as file:
-            DatasetAttributes.of(_plain(dict(file.attrs)), path)
-            found.append(path)
+        with suppress(FormatError):
+            found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
         raise DataError(
             f"{len(found) or 'no'} dataset{'s' * (len(found) > 1)} here; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
@@ -385,13 +356,11 @@ def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) ->
 
 def _plain(value: Any) -> Any:
     """A value of HDF5's, whose text may have been stored in either of two ways, as Python's own."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [*map(_plain, value)] if isinstance(value, list) else value
+        value = value.tolist()
+    if isinstance(value, list):
+        return [*map(_plain, value)]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 LIBVER = ("earliest", "v108")
@@ -416,6 +385,25 @@ class Journal(Record, frozen=True):
     notes: dict[str, Any] = {}
 
 
+class Column:
+    """Bytes that are appended to a file, from an offset on, and their digest."""
+
+    def __init__(self, path: Path, offset: int = 0):
+        self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()
+        self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def resume(self, size: int) -> None:
+        """Go on after so many bytes. Raises ValueError where the file is shorter."""
+        written: Any = np.memmap(self.path, np.uint8, "r", self.offset, (size,)) if size else b""
+        self.size, self.digest = size, hashlib.sha256(written)
+
+    def append(self, data: bytes) -> None:
+        """Write bytes after those before them. Raises OSError."""
+        write_all(self.handle, data, self.offset + self.size)
+        self.size += len(data)
+        self.digest.update(data)
+
+
 class Resumable:
     """A file in the making, to which rows are appended. Use it in `held`.
 
@@ -428,11 +416,8 @@ class Resumable:
             out.with_name(out.name + end) for end in (".partial", ".partial.json", ".partial.runs")
         )
         self.state = Journal(source, 0, 0, 0)
-        self._count = self._size = 0  # of what is written, safe or not
-        self._digests = [hashlib.sha256(), hashlib.sha256()]  # of the rows, and of their ends
-        self._handles: list[int] = []
 
-    @contextlib.contextmanager
+    @contextmanager
     def held(self, overwrite: bool = False, wait: float = 0) -> Iterator[Self]:
         """Open the file for this process alone, and go on where an unfinished one of the same source stopped.
 
@@ -441,22 +426,22 @@ class Resumable:
         source, without overwrite).
         """
         room = self.offset + self.limit * (self.layout.claim or self.layout.row_bytes)
-        with locked(self.partial, str(self.out), wait), contextlib.ExitStack() as stack:
+        with locked(self.partial, str(self.out), wait), ExitStack() as stack:
             if os.path.lexists(self.out) and not overwrite:  # another process may have made it meanwhile
                 if not self.journal.exists():
                     self.discard()
                 raise UsageError(f"{self.out}: already exists; choose another name or add --overwrite")
             with writing(self.out):
-                sweep(self.out.parent, self.journal.name)
-                sweep(self.out.parent, self.out.name)
-                for path in [self.partial] if self.layout.row else [self.partial, self.ends]:
-                    self._handles.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
-                    stack.callback(os.close, self._handles[-1])
+                self._rows = Column(self.partial, self.offset)
+                # Of encoded images, each row's end is written, too.
+                self._columns = [self._rows] if self.layout.row else [self._rows, Column(self.ends)]
+                for column in self._columns:
+                    stack.callback(os.close, column.handle)
                 if self.journal.exists():
                     self._resume(overwrite)
             try:
                 with writing(self.out, f"claim {room} bytes"):
-                    os.posix_fallocate(self._handles[0], 0, room)
+                    os.posix_fallocate(self._rows.handle, 0, room)
                 yield self
             except DataError:
                 if not self.rows:
@@ -465,22 +450,26 @@ class Resumable:
 
     def _resume(self, overwrite: bool) -> None:
         """Go on from the journal if the file still holds its rows."""
-        with contextlib.suppress(FormatError, ValueError):  # the latter where the file is shorter
-            there = Journal.of(read_json(self.journal), self.journal)
-            if there.source == self.state.source:
-                ends = self.ends, 0, 0 if self.layout.row else 8 * there.rows
-                digests = [_digest(self.partial, self.offset, there.bytes), _digest(*ends)]
-                if [digest.hexdigest() for digest in digests] == there.sha256:
-                    self.state, self._count, self._size, self._digests = there, there.rows, there.bytes, digests
-                    return
-            elif not overwrite:
+        with suppress(FormatError, ValueError):  # the latter where a file is shorter
+            there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
+            if there.source == own:
+                sizes, digests = (there.bytes, 8 * there.rows), [*there.sha256, "", ""]
+                for column, size, digest in zip(self._columns, sizes, digests):
+                    column.resume(size)
+                    if column.digest.hexdigest() != digest:
+                        raise ValueError("its rows are not those that were written")
+                self.state = there
+                return
+            if not overwrite:
                 differing = ""
-                if isinstance(there.source, dict) and isinstance(self.state.source, dict):
-                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ self.state.source.items()}))
+                if isinstance(there.source, dict) and isinstance(own, dict):
+                    differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
                 raise UsageError(
                     f"{self.partial}: unfinished, of another source or with other settings ({differing}); repeat those to "
                     "go on, choose another name, or add --overwrite to start afresh"
                 )
+        for column in self._columns:
+            column.resume(0)
         self.journal.unlink()
         log.warning(f"{self.partial}: its rows are not those that are to be written; all are made again")
 
@@ -499,50 +488,36 @@ class Resumable:
 
         rows: arrays of one or several of the layout's rows each, or encoded images.
         """
-        if not len(rows):
-            return
         parts = [row if isinstance(row, bytes) else row.tobytes() for row in rows]
-        block = b"".join(parts)
-        self._digests[0].update(block)
         with writing(self.out):
-            write_all(self._handles[0], block, self.offset + self._size)
-            if self.layout.row:
-                self._count += len(block) // self.layout.row_bytes
-            else:
-                ends = (self._size + np.cumsum([len(part) for part in parts])).astype("<i8").tobytes()
-                self._digests[1].update(ends)
-                write_all(self._handles[1], ends, 8 * self._count)
-                self._count += len(parts)
-        self._size += len(block)
+            for ends in self._columns[1:]:
+                ends.append((self._rows.size + np.cumsum([len(part) for part in parts], dtype="<i8")).tobytes())
+            self._rows.append(b"".join(parts))
 
     def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:
         """Write rows and make all safe. done: how far the source was read; notes: kept beside it."""
         self.write(rows)
         with writing(self.out):
-            for handle in self._handles:
-                os.fdatasync(handle)
-        digests = [digest.hexdigest() for digest in self._digests]
-        self.state = Journal(self.state.source, self._count, self._size, done, digests, notes)
+            for column in self._columns:
+                os.fdatasync(column.handle)
+        size, digests = self._rows.size, [column.digest.hexdigest() for column in self._columns]
+        count = size // self.layout.row_bytes if self.layout.row else self._columns[1].size // 8
+        self.state = Journal(self.state.source, count, size, done, digests, notes)
         write_json(self.journal, self.state.json())
 
     def block(self) -> np.ndarray:
         """The rows as they lie on disk, [rows, …]. Disk that was claimed behind them is given back."""
-        os.ftruncate(self._handles[0], self.offset + self._size)
+        os.ftruncate(self._rows.handle, self.offset + self._rows.size)
         shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
-        return np.memmap(self.partial, dtype, "r", self.offset, shape) if self._size else np.empty(shape, dtype)
+        return np.memmap(self.partial, dtype, "r", self.offset, shape) if self.rows else np.empty(shape, dtype)
 
     def name(self, head: bytes = b"") -> None:
         """Write what stands before the rows, and give the file its name."""
-        write_all(self._handles[0], head, 0)
-        os.fsync(self._handles[0])
+        write_all(self._rows.handle, head, 0)
+        os.fsync(self._rows.handle)
         for path in (self.journal, self.ends):
             path.unlink(missing_ok=True)
         replace(self.partial, self.out)
-
-
-def _digest(path: Path, offset: int, size: int) -> Any:
-    rows: Any = np.memmap(path, np.uint8, "r", offset, (size,)) if size else b""
-    return hashlib.sha256(rows)
 
 
 class DatasetWriter(Resumable):
@@ -558,16 +533,14 @@ class DatasetWriter(Resumable):
         about |= {"payload_sha256": self.state.sha256[0], **attributes}
         with writing(self.out):
             if not self.layout.row:
-                ends = np.frombuffer(os.pread(self._handles[1], 8 * rows, 0), "<i8")
-                arrays = {**arrays, "offsets": np.concatenate([[0], ends]).astype(np.int64)}
-            head = _head(self.layout, self._size // self.layout.row_bytes)
-            assert len(head) == self.offset
-            write_all(self._handles[0], head, 0)
-            os.ftruncate(self._handles[0], self.offset + self._size)
+                arrays = {**arrays, "offsets": np.append(0, np.fromfile(self.ends, "<i8", rows)).astype(np.int64)}
+            handle, end = self._rows.handle, self.offset + self._rows.size
+            write_all(handle, _head(self.layout, self._rows.size // self.layout.row_bytes), 0)
+            os.ftruncate(handle, end)
             stored = dict(sorted(DatasetAttributes.of(about, self.out).json().items()))
             # HDF5 prints a traceback when it meets a full disk while closing a file, so the room is claimed first.
             tail = sum(array.nbytes for array in arrays.values()) + 64 * sum(map(len, names.values())) + (1 << 12)
-            os.posix_fallocate(self._handles[0], self.offset + self._size, tail)
+            os.posix_fallocate(handle, end, tail)
             with h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
                 # Sorted, so that the same contents are the same bytes whoever put them together.
                 for name, array in sorted(arrays.items()):

@@ -23,7 +23,7 @@ from elbocli.files.records import Count, Record, parse_json, stored
 if TYPE_CHECKING:  # packing images takes no torch, and asks whether files are pickles
     from torch import Tensor
 
-FORMAT, VERSION = "elbo-features", 1
+FORMAT = "elbo-features"
 TENSORS = ("features", "logits", "labels", "spatial")
 SUFFIX = ".safetensors"
 LARGEST_FEATURE = 1e20
@@ -76,13 +76,10 @@ class Statistics:
 
 def write_features(path: Path, saved: SavedFeatures) -> None:
     """Write a file of features. Raises DataError when the disk is full."""
-    from safetensors.torch import save
+    from elbocli.files.tensor_files import write_tensors
 
     named = {name: getattr(saved, name) for name in TENSORS}
-    tensors = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
-    meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(saved.about.json(), allow_nan=False)}
-    with new_file(path) as file:
-        file.write(save(tensors, meta))
+    write_tensors(path, {name: tensor for name, tensor in named.items() if tensor is not None}, FORMAT, saved.about)
 
 
 def read_features(path: Path) -> SavedFeatures:
@@ -93,7 +90,7 @@ def read_features(path: Path) -> SavedFeatures:
 
     with reading(f"{path}: not usable as features"):
         file = tensor_files.TensorFile(path)
-        check_format(path, file.metadata, FORMAT, VERSION, "; make it with 'elbo eval --save-features'")
+        check_format(path, file.metadata, FORMAT, then="; make it with 'elbo eval --save-features'")
         about = FeatureFacts.of(parse_json(file.metadata["about"], path), f"{path}: about")
         tensors = {name: file.read(name) for name in TENSORS if name in file.layout}
         n = len(tensors["features"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Annotated, NamedTuple
 
@@ -24,8 +26,6 @@ WIDE = 4096
 """Pixels: nor is a grid made wider than this by it."""
 NEAR = 4
 """The part of a square's columns by which a grid may have more or fewer, to leave fewer cells empty."""
-LARGEST_GRID = 10_000
-"""Images."""
 LARGEST_PICTURE = 89_478_485
 """Pixels: Pillow, among others, takes more for an attack."""
 MOST_CLASSES = 16
@@ -58,11 +58,6 @@ class Group(NamedTuple):
     images: Sequence[int]
 
 
-def shown_name(name: str) -> str:
-    """A name that may be anything, without what can't be seen: control characters, and what turns the direction of text."""
-    return "".join(letter for letter in name if letter.isprintable()).strip()
-
-
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
     """A group for each class, in the order of their numbers; one without a name when there are no labels.
 
@@ -73,8 +68,12 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     classes = np.unique(labels)
     if most is not None and len(classes) > most:
         classes = classes[np.linspace(0, len(classes) - 1, most).round().astype(int)]
-    called = [shown_name(names[each] if 0 <= each < len(names) else "") or str(each) for each in classes]
-    return [Group(name, np.flatnonzero(labels == each).tolist()) for name, each in zip(called, classes)]
+    groups = []
+    for each in classes:
+        # Without control characters, and those that turn the direction of text.
+        name = "".join(filter(str.isprintable, names[each] if 0 <= each < len(names) else "")).strip()
+        groups.append(Group(name or str(each), np.flatnonzero(labels == each).tolist()))
+    return groups
 
 
 def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] = ()) -> list[Group]:
@@ -108,27 +107,24 @@ class Layout(Record, frozen=True):
     left: Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
     groups: list[Group]
 
+    def rows(self) -> list[tuple[int, int, Group]]:
+        """The first row of each group, and the number of its rows."""
+        counts = [-(-len(group.images) // self.columns) for group in self.groups]
+        return list(zip([0, *accumulate(counts)], counts, self.groups))
+
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the picture in pixels."""
-        height = sum(height for _, _, height in self.strips())
-        return self.left + self.columns * self.width * self.scale, height
-
-    def strips(self) -> Iterator[tuple[Group, int, int]]:
-        """Yield each group, where its rows begin, and how high they are, in pixels."""
-        top = 0
-        for group in self.groups:
-            height = -(-len(group.images) // self.columns) * self.height * self.scale
-            yield group, top, height
-            top += height
+        rows = sum(count for _, count, _ in self.rows())
+        return self.left + self.columns * self.width * self.scale, rows * self.height * self.scale
 
     def places(self) -> list[tuple[slice, slice]]:
         """The pixels of each image: its rows and columns."""
         places = {}
         height, width = self.height * self.scale, self.width * self.scale
-        for group, top, _ in self.strips():
+        for row, _, group in self.rows():
             for k, image in enumerate(group.images):
-                y, x = top + k // self.columns * height, self.left + k % self.columns * width
+                y, x = (row + k // self.columns) * height, self.left + k % self.columns * width
                 places[image] = slice(y, y + height), slice(x, x + width)
         return [places[image] for image in sorted(places)]
 
@@ -142,17 +138,16 @@ class Layout(Record, frozen=True):
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
     """Find places for images of height x width pixels. scale: 0 is so that a cell is easily seen."""
-    columns = _columns(groups)
+    columns, left = _columns(groups), 0
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
-    size = _letters(height * scale)
-    left = 0
     if any(group.name for group in groups):
-        left = math.ceil(max(_font(size).getlength(_cut(group.name)) for group in groups)) + 2 * _margin(size)
+        font, margin = _lettering(height * scale)
+        left = math.ceil(max(font.getlength(_cut(group.name)) for group in groups)) + 2 * margin
     return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups])
 
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
-    """Read what `save_grid` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
+    """Read what `write_grid` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
     what = f"{where}: what it says of its images is damaged"
     layout = Layout.of(parse_json(text, what), what)
     held = sorted(each for group in layout.groups for each in group.images)
@@ -168,32 +163,26 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
     for image, place in zip(images, layout.places()):
         sheet[place] = image.repeat(layout.scale, 0).repeat(layout.scale, 1)
-    drawn, size = picture(sheet), _letters(layout.height * layout.scale)
-    for group, top, height in layout.strips() if layout.left else ():
-        strip = Image.new("L", (layout.left, height), PAPER)  # of its own: no letter reaches into another's
-        at = _margin(size), height // 2
-        ImageDraw.Draw(strip).text(at, _cut(group.name), INK, _font(size), anchor="lm")
-        drawn.paste(strip, (0, top))
+    drawn, high = picture(sheet), layout.height * layout.scale
+    for row, count, group in layout.rows() if layout.left else ():
+        font, margin = _lettering(high)
+        strip = Image.new("L", (layout.left, count * high), PAPER)  # of its own: no letter reaches into another's
+        ImageDraw.Draw(strip).text((margin, count * high // 2), _cut(group.name), INK, font, anchor="lm")
+        drawn.paste(strip, (0, row * high))
     return drawn
 
 
-def _letters(row: int) -> int:
-    """The height in pixels of letters beside rows of that height."""
-    return max(1, min(row, max(LETTER, row // 8)))
-
-
-def _margin(size: int) -> int:
-    """Pixels at both sides of letters of that height."""
-    return -(-size // 2)
-
-
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings. Letters are set one by one, alike on every machine."""
+def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
+    """The font of names beside rows of that height, and the margin at both sides, in pixels.
+
+    DejaVu Sans, which matplotlib brings; letters are set one by one, alike on every machine.
+    """
     import matplotlib
 
+    size = max(1, min(row, max(LETTER, row // 8)))
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC), -(-size // 2)
 
 
 def _cut(name: str) -> str:
@@ -206,14 +195,9 @@ def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:
     return np.stack([sheet[place][:: layout.scale, :: layout.scale] for place in layout.places()])
 
 
-def save_grid(file: IO[bytes], images: np.ndarray, layout: Layout) -> None:
-    """Write a grid as PNG, with the places of its images."""
-    told = PngInfo()
-    told.add_text(PLACES, json.dumps(layout.json()), zip=True)
-    draw_grid(images, layout).save(file, "png", pnginfo=told)
-
-
-def write_grid(path: Path, images: np.ndarray, layout: Layout) -> None:
-    """Write a grid as a PNG of that name. Raises DataError when the disk is full."""
-    with new_file(path) as file:
-        save_grid(file, images, layout)
+def write_grid(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
+    """Write a grid as PNG, with the places of its images. Raises DataError when the disk is full."""
+    about = PngInfo()
+    about.add_text(PLACES, json.dumps(layout.json()), zip=True)
+    with new_file(target) if isinstance(target, Path) else nullcontext(target) as file:
+        draw_grid(images, layout).save(file, "png", pnginfo=about)

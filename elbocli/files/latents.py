@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
-
-from msgspec import Meta, Struct, json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.sampling import ROUNDINGS
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.records import convert
+from elbocli.files.reading import reading
 
 
 class ConventionTraits(NamedTuple):
@@ -37,18 +36,7 @@ EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
 EDM2_TARGET_STD = 0.5
 
-Text = Annotated[str, Meta(min_length=1)]
-Positive = Annotated[float, Meta(gt=0)]
 Affine = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-class ScalingConfig(Struct, frozen=True):
-    """The latents' scale, shift and channels, as an autoencoder's config.json gives them."""
-
-    scaling_factor: Positive
-    shift_factor: float | None = None
-    latents_mean: list[float] | None = None
-    latents_std: list[Positive] | None = None
 
 
 @CONVENTIONS.declare(
@@ -59,13 +47,13 @@ class ScalingConfig(Struct, frozen=True):
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel; where config.json has latents_mean and latents_std, these too."""
-    known: ScalingConfig = convert(dict(config), ScalingConfig, "config.json")
-    scale, mean, std = known.scaling_factor, known.latents_mean, known.latents_std
-    if mean is None or std is None:
-        return (known.shift_factor or 0.0,) * channels, (scale,) * channels
-    if {len(mean), len(std)} != {channels}:
-        raise FormatError(f"latents_mean and latents_std are not of {channels} channels")
-    return tuple(mean), tuple(scale / each for each in std)
+    with reading("config.json"):
+        scale, mean, std = float(config["scaling_factor"]), config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
+        if {len(mean), len(std)} != {channels}:
+            raise ValueError(f"latents_mean and latents_std are not of {channels} channels")
+        return tuple(map(float, mean)), tuple(scale / each for each in std)
 
 
 @CONVENTIONS.declare(
@@ -83,38 +71,46 @@ def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
-_OF_LATENTS = ("convention", "shift", "scale", "input")
-_REST = ("autoencoder", "autoencoder_sha256", "pixel_size", "mirrored")
-ATTRIBUTES = {**{name: f"latent_{name}" for name in _OF_LATENTS}, **{name: name for name in _REST}}
+ATTRIBUTES = {
+    "convention": "latent_convention",
+    "shift": "latent_shift",
+    "scale": "latent_scale",
+    "input": "latent_input",
+    "autoencoder": "autoencoder",
+    "autoencoder_sha256": "autoencoder_sha256",
+    "pixel_size": "pixel_size",
+    "mirrored": "mirrored",
+}
 """The name of each field of LatentSpace in files."""
 
 
-class LatentSpace(Struct, frozen=True, rename=ATTRIBUTES):
+@dataclass(frozen=True)
+class LatentSpace:
     """The autoencoder that made latents, the pixels that it made them of, and how a network sees them.
 
     convention: one of CONVENTIONS. shift, scale: a number per channel, x0 = (z − shift)·scale. input: a key of INPUTS.
     autoencoder: its folder, as given. pixel_size: side of the images. mirrored: every image is followed by its mirror image.
+    Raises ValueError for values that can't be.
     """
 
-    convention: Text
+    convention: str
     shift: tuple[float, ...]
     scale: tuple[float, ...]
     input: str
-    autoencoder: Text
-    autoencoder_sha256: Text
-    pixel_size: Annotated[int, Meta(ge=1)]
+    autoencoder: str
+    autoencoder_sha256: str
+    pixel_size: int
     mirrored: bool
 
     def __post_init__(self) -> None:
         for value, known in ((self.convention, CONVENTIONS), (self.input, INPUTS)):
             if value not in known:
                 raise ValueError(f"{value!r} is none of {', '.join(known)}")
-        if (
-            len(self.shift) != len(self.scale)
-            or 0 in self.scale
-            or not all(map(math.isfinite, (*self.shift, *self.scale)))
-        ):
-            raise ValueError("shift and scale must be a finite number per channel")
+        finite = all(map(math.isfinite, (*self.shift, *self.scale)))
+        if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
+            raise ValueError("shift and scale must be a finite number per channel, and scale positive")
+        if self.pixel_size < 1 or not self.autoencoder:
+            raise ValueError("pixel_size must be positive, and autoencoder a name")
 
     @property
     def rounding(self) -> Declaration:
@@ -123,13 +119,16 @@ class LatentSpace(Struct, frozen=True, rename=ATTRIBUTES):
 
     def attributes(self) -> dict[str, Any]:
         """Plain values, for a dataset's attributes and a run's config."""
-        return {**json.decode(json.encode(self)), "mirrored": int(self.mirrored)}
+        values = {name: getattr(self, field) for field, name in ATTRIBUTES.items()}
+        return values | {"latent_shift": [*self.shift], "latent_scale": [*self.scale], "mirrored": int(self.mirrored)}
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
     """The latent space that attributes describe, for latents of that many channels. Raises FormatError naming `where`."""
+    from elbocli.files.records import convert  # its import would slow down help
+
     said = f"{where}: not usable as latents; pack them again with 'elbo prep --latents DIR'"
-    content = {key: attributes[key] for key in ATTRIBUTES.values() if key in attributes}
+    content = {field: attributes[name] for field, name in ATTRIBUTES.items() if name in attributes}
     if content.get("mirrored") in (0, 1):
         content["mirrored"] = bool(content["mirrored"])
     space: LatentSpace = convert(content, LatentSpace, said)

@@ -22,7 +22,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import write_text, writing
 from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
-from elbocli.files.records import Count, Record, convert, parse_json, read_json, stored
+from elbocli.files.records import Count, Record, parse_json, read_json, stored
 
 MOST_BINS = 2000
 """Fitting takes matrices of bins by bins."""
@@ -49,10 +49,6 @@ class MetricsRow(Record, frozen=True):
     step: Count
     images: Count
     values: dict[str, Any] = {}
-
-    def line(self) -> str:
-        """It as a line of the file."""
-        return json.dumps(self.json()) + "\n"
 
 
 @stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")
@@ -95,16 +91,21 @@ class LossLogRow(Record, frozen=True):
         return torch.tensor([self.count, self.sum, self.sumsq], dtype=torch.float64)
 
 
+def text_line(record: Record) -> str:
+    """The line of a log that holds a record."""
+    return json.dumps(record.json()) + "\n"
+
+
 def header(edges: Tensor, **about: Any) -> str:
     """The first line."""
-    return json.dumps(convert({**about, "edges": edges.tolist()}, LossLogHeader, "loss log").json()) + "\n"
+    return text_line(LossLogHeader.of({**LossLogHeader.head(), **about, "edges": edges.tolist()}, "loss log"))
 
 
 def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
     """One interval. sums: [3, bins] count, sum, sum of squares. weight: [bins] w of a learned weighting."""
     count, total, squares = sums.tolist()
-    row = LossLogRow(step, images, [int(c) for c in count], total, squares, None if weight is None else weight.tolist())
-    return json.dumps(row.json()) + "\n"
+    learned = None if weight is None else weight.tolist()
+    return text_line(LossLogRow(step, images, [*map(int, count)], total, squares, learned))
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
@@ -145,20 +146,18 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
     total: LossLog | None = None
     for source in sources:
         for entry in _entries(source):
-            if isinstance(entry, LossLogRow):
-                assert total is not None
-                if entry.step > since:
-                    total.sums += entry.sums
-                    total.images = max(total.images, entry.images)
-                    total.lines += 1
-                    total.batch = max(1, entry.images // max(1, entry.step))
-            elif total is None:
+            if isinstance(entry, LossLogHeader):
                 edges = torch.tensor(entry.edges, dtype=torch.float64)
-                total = LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
-            elif entry.edges != total.header.edges:
-                raise FormatError(
-                    f"{source}: has other bins of logsnr than the log before; fit a schedule to each alone"
-                )
+                total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
+                if entry.edges != total.header.edges:
+                    raise FormatError(
+                        f"{source}: has other bins of logsnr than the log before; fit a schedule to each alone"
+                    )
+            elif total and entry.step > since:
+                total.sums += entry.sums
+                total.images = max(total.images, entry.images)
+                total.lines += 1
+                total.batch = max(1, entry.images // max(1, entry.step))
     if total is None:
         raise UsageError("name a run, a loss log, or - for standard input")
     return total
@@ -182,23 +181,10 @@ class LossLogWriter:
     written.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        edges: Tensor,
-        *,
-        dimensions: int,
-        weighting: str = "",
-        schedule: str = "",
-        prediction: str = "",
-    ):
+    def __init__(self, path: Path | str, edges: Tensor, *, dimensions: int, **specs: str):
         self.path = Path(path)
         if not self.path.exists():
-            specs = {"weighting": weighting, "schedule": schedule, "prediction": prediction}
             self._append(header(edges, dimensions=dimensions, **specs))
-
-    def __repr__(self) -> str:
-        return f"LossLogWriter({str(self.path)!r})"
 
     def write(self, step: int, images: int, sums: Tensor) -> None:
         """Append an interval. step, images: done and seen so far. sums: [3, bins] since the last interval."""
@@ -314,15 +300,8 @@ def read_optimum(path: Path) -> Optimum:
     return Optimum.of(read_json(path), path)
 
 
-@dataclass(frozen=True)
-class ImageTable:
-    """Numbers of images. index (the dataset's row), label: [N] int64. numbers: [N] float64 each, by name; the first is the
-    one to sort by.
-    """
-
-    index: np.ndarray
-    label: np.ndarray
-    numbers: dict[str, np.ndarray]
+Columns = dict[str, np.ndarray]
+"""Numbers of images: index (the dataset's row) and label [N] int64, then others by name, [N] float64; by the first one sorts."""
 
 
 def is_table(path: Path) -> bool:
@@ -330,19 +309,18 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
-def write_table(path: Path, table: ImageTable) -> None:
+def write_table(path: Path, table: Columns) -> None:
     """Write a header, then a line for each image; numbers as they are read back. Raises DataError."""
-    rows = zip(table.index.tolist(), table.label.tolist(), *(each.tolist() for each in table.numbers.values()))
-    write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [("index", "label", *table.numbers), *rows]))
+    rows = zip(*(column.tolist() for column in table.values()))
+    write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows]))
 
 
-def read_table(path: Path) -> ImageTable:
+def read_table(path: Path) -> Columns:
     """Read a table. Raises FormatError for anything but columns of finite numbers that go together."""
     with reading(f"{path}: not usable as likelihoods"):
         names, *lines = [line.split("\t") for line in read_text(path).splitlines()]
         values = np.array(lines, np.float64)
-        columns = dict(zip(names, values.T, strict=True))
-        index, label = (columns.pop(name).astype(np.int64) for name in ("index", "label"))
-        if not columns or not np.isfinite(values).all():
+        table = dict(zip(names, values.T, strict=True))
+        if len(table) < 3 or not np.isfinite(values).all():
             raise ValueError("not all columns are finite numbers of images")
-    return ImageTable(index, label, columns)
+        return {**table, "index": table["index"].astype(np.int64), "label": table["label"].astype(np.int64)}

@@ -4,7 +4,7 @@
 back, in the order of the fields. Bounds are declared in the type: Annotated[int, Meta(ge=1)].
 
 A field with the default None is left out while it is None; a field that may be None and has no default is written as
-null, and may be missing when it is read. The field that REST names takes all keys that no other field has.
+null, and may be missing when `of` reads it. The field that REST names takes all keys that no other field has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -85,6 +85,15 @@ class Record(msgspec.Struct, frozen=True):
     def of(cls, content: Any, where: object = "it") -> Self:
         """Read the object that `json` wrote. where: the file, for messages. Raises FormatError, DataError."""
         cls.check_head(content, where)
+        if isinstance(content, Mapping):
+            content = {key: value for key, value in content.items() if key not in ("format", "version")}
+            known = [each for each in _fields(cls) if each.name != cls.REST]
+            names = {each.name for each in known}
+            if cls.REST:
+                content[cls.REST] = {key: content.pop(key) for key in [*content] if key not in names}
+            for each in known:
+                if each.required and (each.type is Any or NoneType in get_args(each.type)):
+                    content.setdefault(each.name, None)
         return convert(content, cls, where)
 
     @classmethod
@@ -95,38 +104,10 @@ class Record(msgspec.Struct, frozen=True):
             check_format(where, content, known.name, known.version, known.remedy)
 
 
-@cache
-def _holds_records(hint: Any) -> bool:
-    return (isinstance(hint, type) and issubclass(hint, Record)) or any(map(_holds_records, get_args(hint)))
-
-
-def _arranged(hint: Any, value: Any) -> Any:
-    """The value with the rest of each record in the field that takes it, and null for nullable keys that are missing."""
-    if not _holds_records(hint):
-        return value
-    parts = get_args(hint)
-    if isinstance(value, list) and parts:
-        return [_arranged(parts[0], each) for each in value]
-    if not isinstance(value, Mapping):
-        return value
-    if get_origin(hint) is dict:
-        return {key: _arranged(parts[1], each) for key, each in value.items()}
-    if parts:  # Annotated, or a union with one record in it
-        return _arranged(next(filter(_holds_records, parts)), value)
-    content, rest = {}, dict(value)
-    for field in _fields(hint):
-        if field.name != hint.REST and field.name in rest:
-            content[field.name] = _arranged(field.type, rest.pop(field.name))
-        elif field.required and (field.type is Any or NoneType in get_args(field.type)):
-            content[field.name] = None
-    rest = {key: each for key, each in rest.items() if key not in ("format", "version")}
-    return {**content, hint.REST: rest} if hint.REST else {**content, **rest}
-
-
 def convert(content: Any, hint: Any, where: object) -> Any:
     """A value of that type, made of what a file holds. Raises FormatError with the key's path."""
     with reading(where, on=(msgspec.ValidationError,)):
-        return msgspec.convert(_arranged(hint, content), hint)
+        return msgspec.convert(content, hint)
 
 
 def plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 from elbocli.errors import DataError, UsageError
 from elbocli.files.atomic import new_file, new_folder, writing
 from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter, Resumable
-from elbocli.files.grid import LARGEST_GRID, Layout, lay_out, picture, rows_of_classes, write_grid
+from elbocli.files.grid import Layout, lay_out, picture, rows_of_classes, write_grid
 from elbocli.files.recognise import png_names
 from elbocli.files.records import Record, stored
 from elbocli.runtime.progress import progress
@@ -29,7 +29,6 @@ from elbocli.version import __version__
 
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
 """Keys of `about` that may change before a killed writer's file is gone on with."""
-SUFFIXES = (".npy", ".npz", ".h5", ".png", "")
 FILE_BYTES = 8192
 """Bytes of disk that a small file takes besides its content."""
 
@@ -133,18 +132,20 @@ class FileSink:
                 _finish_dataset(file, header)
             elif out.suffix == ".npy":
                 file.name(npy_header(header.shape))
+            elif out.suffix == ".npz":
+                labels: Any = {} if header.labels is None else {"arr_1": header.labels.astype("<i8")}
+                with new_file(out) as archive:
+                    np.savez(archive, arr_0=file.block(), **labels, about=np.array(header.about_json))
+            elif self._layout is not None:
+                write_grid(out, file.block(), self._layout)
             else:
-                if self._layout is not None:
-                    write_grid(out, file.block(), self._layout)
-                elif out.suffix:
-                    arrays: dict[str, Any] = {"arr_0": file.block()}
-                    if header.labels is not None:
-                        arrays["arr_1"] = header.labels.astype("<i8")
-                    with new_file(out) as archive:
-                        np.savez(archive, **arrays, about=np.array(header.about_json))
-                else:
-                    _write_folder(out, file.block(), look)
-                file.discard()
+                with new_folder(out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
+                    images, names = file.block(), png_names(self.done)
+                    saved = pool.map(lambda image, name: picture(image).save(folder / name), images, names)
+                    for done, _ in enumerate(saved, 1):
+                        progress(done, self.done, "png")
+                        look()
+            file.discard()
 
 
 Sink = StreamSink | FileSink
@@ -160,16 +161,6 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
     file.finish({"labels": labels, "seeds": header.seeds}, {"class_names": names}, about)
 
 
-def _write_folder(out: Path, images: np.ndarray, look: Callable[[], None]) -> None:
-    """Write a PNG for each image, named by its number."""
-    with new_folder(out) as folder, ThreadPoolExecutor(thread_name_prefix="elbo-png") as pool:
-        names = png_names(len(images))
-        saved = pool.map(lambda image, name: picture(image).save(folder / name), images, names)
-        for done, _ in enumerate(saved, 1):
-            progress(done, len(images), "png")
-            look()
-
-
 @contextlib.contextmanager
 def open_samples(
     target: Path | IO[bytes], header: SamplesHeader, overwrite: bool = False, wait: float = 0
@@ -177,34 +168,33 @@ def open_samples(
     """Open a binary stream, or a path whose suffix says the format (none: a folder of PNGs), for images to come.
 
     overwrite: replace what is there, and forget an unfinished file made with other settings. wait: seconds, for another
-    process to leave the file. Raises UsageError for another suffix, an existing file, other settings, a grid of too
-    many, or a scale of what is no grid; DataError for a full disk.
+    process to leave the file. Raises UsageError for another suffix, an existing file, other settings, a grid that is too
+    large, or a scale of what is no grid; DataError for a full disk.
     """
-    if header.scale and not (isinstance(target, Path) and target.suffix == ".png"):
+    suffix = target.suffix if isinstance(target, Path) else None
+    if header.scale and suffix != ".png":
         raise UsageError("--scale enlarges a grid, and this is none; leave it out, or add -o FILE.png")
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return
-    if target.suffix not in SUFFIXES:
-        named = ", ".join(filter(None, SUFFIXES))
-        raise UsageError(f"{target}: unknown format {target.suffix!r}; use {named}, a folder name, or - for a stream")
-    if not target.suffix:
+    count, *row = header.shape
+    # The disk for what is made of the rows is claimed too.
+    layout, rows = None, BlockLayout(IMAGES, tuple(row), 2 * math.prod(row) + FILE_BYTES)
+    file = Resumable(target, rows, 0, count, header.identity)
+    if suffix == ".h5":
+        file = DatasetWriter(target, BlockLayout(IMAGES, tuple(row)), count, header.identity)
+    elif suffix == ".npy":
+        offset = len(npy_header(header.shape))
+        file = Resumable(target, BlockLayout(IMAGES, tuple(row)), offset, count, header.identity)
+    elif suffix == ".png":
+        layout = lay_out(row[0], row[1], rows_of_classes(count, header.labels, header.class_names), header.scale)
+        layout.check(target)
+    elif suffix == "":
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-    count, *row = header.shape
-    layout = None
-    if target.suffix == ".png":
-        if count > LARGEST_GRID:
-            raise UsageError(f"{target}: a grid of {count} images is not a picture; use a folder, .npy, .npz or .h5")
-        groups = rows_of_classes(count, header.labels, header.class_names)
-        layout = lay_out(row[0], row[1], groups, header.scale)
-        layout.check(target)
-    # The disk for what is made of the rows is claimed too.
-    rows = BlockLayout(IMAGES, tuple(row), 0 if target.suffix in (".npy", ".h5") else 2 * math.prod(row) + FILE_BYTES)
-    if target.suffix == ".h5":
-        file: Resumable = DatasetWriter(target, rows, count, header.identity)
-    else:
-        offset = len(npy_header(header.shape)) if target.suffix == ".npy" else 0
-        file = Resumable(target, rows, offset, count, header.identity)
+    elif suffix != ".npz":
+        raise UsageError(
+            f"{target}: unknown format {suffix!r}; use .npy, .npz, .h5, .png, a folder name, or - for a stream"
+        )
     with file.held(overwrite, wait):
         yield FileSink(file, header, layout)

@@ -22,7 +22,7 @@ from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_file, check_format, open_file, quiet, reading
 from elbocli.files.records import Count, Record, parse_json, stored
 
-FORMAT, VERSION = "elbo-ema", 1
+AVERAGE = "elbo-ema"
 DIGEST = "payload_sha256"
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor → its type as safetensors calls it (F32) and its shape."""
@@ -90,25 +90,28 @@ class AverageFacts(Record, frozen=True):
     more: dict[str, Any] = {}
 
 
-def write_average(path: Path, tensors: dict[str, Tensor], about: AverageFacts) -> None:
-    """Write a safetensors file that says how it was made, and holds its digest. Raises DataError when the disk is full."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> None:
+    """Write a safetensors file that says of what kind it is and how it was made, and holds its digest.
+
+    kind: the format's name. Raises DataError when the disk is full.
+    """
     content = memoryview(save({key: value.contiguous() for key, value in tensors.items()}))
     end = 8 + int.from_bytes(content[:8], "little")
     header, payload = json.loads(bytes(content[8:end])), content[end:]
-    meta = {"format": FORMAT, "version": str(VERSION), "about": json.dumps(about.json(), allow_nan=False)}
+    meta = {"format": kind, "version": "1", "about": json.dumps(about.json(), allow_nan=False)}
     # Written here, because safetensors puts metadata in any order.
     header = {"__metadata__": {**meta, DIGEST: hashlib.sha256(payload).hexdigest()}, **header}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with new_file(path) as file:
-        for part in (len(text).to_bytes(8, "little"), text, payload):
-            file.write(part)
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(payload)
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:
     """(how the average was made, the digest of its tensors). Raises FormatError when the file is no such average."""
     meta = TensorFile(path).metadata
-    check_format(path, meta, FORMAT, VERSION, "; make them with 'elbo ema'")
+    check_format(path, meta, AVERAGE, then="; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"
     return AverageFacts.of(parse_json(meta.get("about", ""), what), what), meta.get(DIGEST, "")
 
@@ -122,23 +125,13 @@ def check_average(path: Path) -> None:
         raise FormatError(f"{path}: damaged: its tensors are not what was written; make it again with 'elbo ema'")
 
 
-def load_average(path: Path) -> dict[str, Tensor]:
-    """Read an average's tensors. Raises FormatError when they are not those that were written."""
-    check_average(path)
-    return load(path)
-
-
-def load_program(path: Path) -> torch.nn.Module:
-    """Return a feature extractor's program as a module. Raises FormatError when it is not one."""
-    return read_program(path, f"elbocli.export_extractor(network, images, {str(path)!r})").module()
-
-
-def read_program(path: Path, export: str) -> torch.export.ExportedProgram:
+def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
     """Return the program in a file, with its inputs and outputs; loading it may run code.
 
-    export: a line of Python that makes one for batches of any size. Raises FormatError when the file is no program, or
-    takes batches of one size alone.
+    export: a line of Python that makes one for batches of any size; "" for one of a feature extractor. Raises FormatError
+    when the file is no program, or takes batches of one size alone.
     """
+    export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"
     wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"
     with reading(wrong, f"; export it with this torch, by {export}"), open_file(path) as file, quiet():
         program = torch.export.load(file)

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
-from elbocli.core.local_error import (
-    AncestralErrors,
-    EquationErrors,
-    FineSolution,
-    StepErrors,
-    equal_errors,
-    measured_order,
-)
+from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors, measured_order
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, time_grid
 from elbocli.core.sampling import GRIDS, Guidance, purpose_of
@@ -78,9 +71,7 @@ class GridReport(Record, frozen=True):
 
 CELLS = 64
 """Cells of the fine solution, or four times the steps if those are more."""
-OTHERS, LOGGED = ("cosine", "edm-sample"), ("entropic", "rescaled")
 ROOT, VARIANCE = "root mean square per value of the data", "variance per value of the data"
-TINY = 1e-30
 
 
 @torch.inference_mode()
@@ -120,8 +111,7 @@ def make_grid(
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(precision, place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
-    log.info(f"{run.path}: step {run.step}, weights {run.about['weights']}; errors of {sampler.spec}")
-    chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or [])
+    chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names)
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
     parts = [None] * -(-images // batch) if labels is None else labels.split(batch)
     denoisers = [drawer.denoiser(some) for some in parts]
@@ -136,33 +126,33 @@ def make_grid(
         losses = read_logs([run.path / "losslog.jsonl"], since)
         return ErrorMoments.of_sums(losses.edges, losses.sums)
 
-    def even(name: str) -> list[float]:
-        """Levels of a declared schedule, within the run's range."""
-        return time_grid(parse_schedule(name, low, high, clip=True), steps)[:-1]
+    def levels_of(schedule: Schedule) -> list[float]:
+        return time_grid(schedule, steps)[:-1]
 
-    errors: StepErrors
+    plain = {name: levels_of(parse_schedule(name, low, high, clip=True)) for name in ("cosine", "edm-sample")}
+
     if ancestral:
-        errors = AncestralErrors(moments())
+        errors = ancestral_errors(moments())
     else:
         z = sent(Stream(seed, "grid").normal(range(images), drawer.shape), place).permute(0, 3, 1, 2).contiguous()
-        errors = EquationErrors(sampler, denoise, FineSolution(denoise, z, low, high, max(CELLS, 4 * steps)))
-    equal = cache(lambda: equal_errors(errors, even("cosine"), high))
+        solution = FineSolution(denoise, z, low, high, max(CELLS, 4 * steps))
+        errors = partial(solution.errors, sampler)
 
     def fitted(weighting: str) -> Schedule:
         return fit_schedule(moments(), parse_weighting(weighting), "loss", floor)
 
-    schedule = kind(fitted, lambda: equal().grid)
-    rounds = equal().rounds if kind.name == "solver" else None
-    levels = time_grid(schedule, steps)[:-1]
-    grids = {kind.name: levels} | {other: even(other) for other in OTHERS}
-    for other in (name for name in LOGGED if name != kind.name):
-        with suppress(ElboError):  # without a log
-            grids[other] = time_grid(GRIDS[other](fitted, lambda: levels), steps)[:-1]
+    equal = equal_errors(errors, plain["cosine"], high) if kind.name == "solver" else None
+    schedule = kind(fitted, lambda: equal.grid if equal else [])
+    levels = levels_of(schedule)
+    grids = {kind.name: levels, **plain}
+    with suppress(ElboError):  # without a log
+        for other in ("entropic", "rescaled"):
+            grids.setdefault(other, levels_of(GRIDS[other](fitted, list)))
     found = errors(levels)
 
     def errors_on(at: list[float]) -> GridErrors:
         each = errors(at)
-        return GridErrors(sum(each), max(each), errors.final(at) if isinstance(errors, EquationErrors) else None)
+        return GridErrors(sum(each), max(each), None if ancestral else solution.final_error(sampler, at))
 
     report = GridReport(
         run=str(run.path),
@@ -175,15 +165,15 @@ def make_grid(
         unit=VARIANCE if ancestral else ROOT,
         levels=levels,
         errors=found,
-        spread=max(found) / max(min(found), TINY),
+        spread=max(found) / max(min(found), 1e-30),
         order=measured_order(errors, levels),
-        rounds=rounds,
+        rounds=equal.rounds if equal else None,
         images=None if ancestral else images,
         grids={name: errors_on(at) for name, at in grids.items()},
         seed=seed,
         evaluations=denoisers[0].evaluations,
         elbo_version=__version__,
     )
-    purpose = {"made_for": purpose_of(sampler, steps, guidance.scale)} if rounds else {}
+    purpose = {"made_for": purpose_of(sampler, steps, guidance.scale)} if equal else {}
     origin = {"grid": kind.name, **purpose, "run": str(run.path), "checkpoint": report.checkpoint}
     return to_text(schedule, **origin), report

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.reading import one_line, reading
-from elbocli.images.registry import ImageRef, Shape
+from elbocli.errors import DataError, UsageError
+from elbocli.files.reading import reading
+from elbocli.images.registry import Shape
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
@@ -26,16 +25,14 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
 MODES = {0: "RGB", 1: "L", 3: "RGB"}
 PLAIN_GREY = ("1", "L", "I", "I;16", "I;16B")
 GREY = (*PLAIN_GREY, "LA")
-HEAD = 1 << 18
-"""Bytes of an image file that hold its header, nearly always."""
 BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
-Colour = tuple[int, ...]
+Colour = int | tuple[int, ...]
 
 
 # Ways from an image of any shape to a square
 
 
-def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+def center(image: Image.Image, size: int) -> Image.Image:
     """Crop as ADM does: halve by BOX while at least twice too large, bicubic to the short side, cut the middle.
 
     Source: Dhariwal & Nichol 2021, the preparation of their training images.
@@ -49,40 +46,40 @@ def center(image: Image.Image, size: int, background: Colour = ()) -> Image.Imag
     return _middle(image.resize((width, height), BICUBIC), size)
 
 
-def edm(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+def edm(image: Image.Image, size: int) -> Image.Image:
     """Cut the middle square at full size, then Lanczos: EDM's center-crop."""
     return _middle(image, min(image.size)).resize((size, size), LANCZOS)
 
 
-def resize(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+def resize(image: Image.Image, size: int) -> Image.Image:
     """Resize to the square by Lanczos, whatever the shape: nothing is cut, proportions are lost."""
     return image.resize((size, size), LANCZOS)
 
 
-def pad(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
     """Resize the long side by Lanczos, and add bars of the background's colour."""
     scale = size / max(image.size)
     inner = image.resize((max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))), LANCZOS)
-    square = Image.new(image.mode, (size, size), background if len(background) > 1 else background[0])
+    square = Image.new(image.mode, (size, size), background)
     square.paste(inner, ((size - inner.size[0]) // 2, (size - inner.size[1]) // 2))
     return square
 
 
-def none(image: Image.Image, size: int, background: Colour = ()) -> Image.Image:
+def none(image: Image.Image, size: int) -> Image.Image:
     """Take images as they are. Raises DataError for one of another size."""
     if image.size != (size, size):
         raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none takes only those of --size {size}")
     return image
 
 
-CROPS: dict[str, tuple[Callable[[Image.Image, int, Colour], Image.Image], str]] = {
+CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {
     "center": (center, "box, bicubic"),
     "edm": (edm, "lanczos"),
     "resize": (resize, "lanczos"),
     "pad": (pad, "lanczos"),
     "none": (none, "none"),
 }
-"""Functions of (image, size, background), and their resampling for the dataset's attributes."""
+"""Functions of (image, size), and their resampling for the dataset's attributes."""
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -125,39 +122,25 @@ class DecodeOptions:
     def colour(self) -> Colour:
         """The background in the image's channels; white unless given. Raises UsageError."""
         with reading("background", "; try white, black or #8090a0", UsageError):
-            colour = ImageColor.getcolor(self.background or "white", MODES[self.channels])
-        return colour if isinstance(colour, tuple) else (colour,)
+            return ImageColor.getcolor(self.background or "white", MODES[self.channels])
 
 
-@contextlib.contextmanager
-def _decoding() -> Iterator[None]:
-    """Turn Pillow's errors into elbo's: its decoders raise anything on damaged files."""
-    try:
-        yield
-    except ElboError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError("not an image, or of a format that elbo does not read") from error
-    except Exception as error:
-        raise DataError(f"does not decode: {one_line(error, 120)}") from error
-
-
-@_decoding()
 def open_image(content: bytes) -> Image.Image:
     """Open without decoding. Never runs another program. Raises DataError."""
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise DataError("not an image, or of a format that elbo does not read") from error
 
 
-@_decoding()
 def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
     """Decode an image file. Returns (image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped').
 
     16-bit grey is scaled by 1/257. An animation gives its first frame. Transparency is dropped, and EXIF's orientation
     ignored, as in ADM, unless `how` says otherwise. Raises DataError.
     """
-    if not content:
-        raise DataError("empty file")
-    with open_image(content) as image:
+    # Pillow's decoders raise anything on damaged files.
+    with reading("does not decode", kind=DataError), open_image(content) as image:
         changes = ["first frame of several"] if getattr(image, "is_animated", False) else []
         image.load()
         upright: Image.Image = image
@@ -165,32 +148,29 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
             upright = ImageOps.exif_transpose(image)
             changes.append("turned")
         plain, change = _plain(upright, how)
-        if change:
-            changes.append(change)
+        changes.append(change)
         if how.grey_expected and image.mode not in GREY:
             changes.append("colour made grey")
-    return plain, ", ".join(changes)
+    return plain, ", ".join(filter(None, changes))
 
 
-def header_shape(ref: ImageRef) -> Shape:
+def header_shape(content: bytes) -> Shape:
     """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises DataError."""
-    try:
-        image = open_image(bytes(ref.read(HEAD)))
-    except DataError:
-        image = open_image(bytes(ref.read()))
-    return image.size[1], image.size[0], 1 if image.mode in GREY else 3
+    with reading("does not decode", kind=DataError), open_image(content) as image:
+        return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
     """Convert to grey or RGB. Returns (image, what that changed)."""
     mode = image.mode
     target = MODES[how.channels or (1 if mode in PLAIN_GREY else 3)]
-    if mode == "F" or (mode == "I" and not 0 <= np.asarray(image).min() <= np.asarray(image).max() < 1 << 16):
-        raise DataError("32-bit pixels: their range is not known; convert them first")
-    if mode.startswith("I"):
-        scaled = (np.asarray(image).astype(np.int64) + 128) // 257
+    if mode[0] in "IF":
+        levels = np.asarray(image)
+        if mode == "F" or levels.min() < 0 or levels.max() >= 1 << 16:
+            raise DataError("32-bit pixels: their range is not known; convert them first")
+        scaled = (levels.astype(np.int64) + 128) // 257
         return Image.fromarray(scaled.astype(np.uint8)).convert(target), "16-bit scaled"
-    if mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         if not how.background:
             return image.convert(target), "alpha dropped"
@@ -214,6 +194,6 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
     else:
         image, change = Image.fromarray(content.squeeze(2) if content.shape[2] == 1 else content), ""
         image = image.convert(MODES[how.channels])
-    cut, _ = CROPS[how.crop]
-    pixels = np.asarray(cut(image, how.size, how.colour))
+    more = [how.colour] if how.crop == "pad" else []
+    pixels = np.asarray(CROPS[how.crop][0](image, how.size, *more))
     return pixels[..., None] if pixels.ndim == 2 else pixels, change

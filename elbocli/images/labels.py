@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from elbocli.errors import DataError
-from elbocli.files.reading import check_file, reading
+from elbocli.files.reading import check_file, open_file, reading
 from elbocli.images.registry import Entries, ImageRef, Span, Word, check_labels
 from elbocli.runtime.progress import log
 
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
 """A class, and where in the image it is: Kaggle's PredictionString, Tiny ImageNet's annotations."""
-NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s+(\S.*)")
+NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s")
 """A line that begins with a WordNet ID or a number."""
 SIDECARS = (".cls", ".json", ".txt")
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
@@ -46,52 +46,52 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read --labels. Returns (a class for each of the names, None where it has none; whether it is a bare list).
+    """Read --labels. Returns (a class for each of the names, None where it has none or two; whether it is a bare list).
 
-    A name in the file may be the whole path, the last part, or that without its suffix. An array of numbers (.npy) has
-    one for each image, counted from 0.
-    Raises DataError when a list's length is not that of the images, a name has two classes, or no name is there.
+    A name in the file may be the whole path, a longer one, the last part, or that without its suffix. An array of numbers
+    (.npy) has one for each image, counted from 0. A bare list's numbers are WNIDs where ILSVRC's meta.mat lies beside it.
+    Raises DataError when a list's length is not that of the images, or no name is there.
     """
     if path.suffix == ".npy":
-        return _label_array(path, len(names)), False
+        with reading(f"{path}: not usable as labels", kind=DataError), open_file(path) as file:
+            return check_labels(np.load(file, allow_pickle=False), len(names)).tolist(), False
     lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
             raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected a class each, or NAME CLASS")
-        return [_word(line) for line in lines], True
+        return _wnids([_word(line) for line in lines], path), True
     rows = [line.split("\t" if "\t" in line else None, 1) for line in lines]
     if "," in lines[0]:
         with reading(f"{path}: not usable as CSV", kind=DataError):
             rows = list(csv.reader(lines))
-    table: dict[str, Word] = {}
-    bases: dict[str, Word | None] = {}
+    table: dict[str, Word | None] = {}
     for row in rows:
         if len(row) >= 2:
             key, boxes = row[0].strip().removeprefix("./"), BOXES.match(row[1])
             word = _word(boxes[1] if boxes else row[1])
-            if table.setdefault(key, word) != word:
-                raise DataError(f"{path}: {key} has two classes, {table[key]} and {word}; give one line for each image")
-            # A longer path in the file than in the archive is enough, where the last part says which image is meant.
-            base = key.rpartition("/")[2]
-            bases[base] = word if bases.get(base, word) == word else None
+            for known in {key, Path(key).name}:
+                table[known] = word if table.get(known, word) == word else None
     words: list[Word | None] = []
     for name in names:
-        base = name.rpartition("/")[2]
-        stem = base.rpartition(".")[0]
-        candidates = (table.get(name), table.get(base), table.get(stem) if stem else None, bases.get(base))
-        words.append(next((word for word in candidates if word is not None), None))
+        found = (table.get(key) for key in (name, Path(name).name, Path(name).stem))
+        words.append(next((word for word in found if word is not None), None))
     if all(word is None for word in words):
         raise DataError(
-            f"{path}: none of the {len(names)} images stands there, the first is {names[0]}; expected lines of NAME CLASS "
-            "(with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
+            f"{path}: none of the {len(names)} images has one class there, the first is {names[0]}; expected lines of NAME "
+            "CLASS (with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
         )
     return words, False
 
 
-def _label_array(path: Path, count: int) -> list[Word | None]:
-    with reading(f"{path}: not usable as labels", kind=DataError):
-        check_file(path)
-        return check_labels(np.load(path, allow_pickle=False), count).tolist()
+def _wnids(words: list[Word], path: Path) -> list[Word | None]:
+    """Turn ILSVRC's numbers into WNIDs where its meta.mat lies beside their list."""
+    meta = path.with_name("meta.mat")
+    if not isinstance(words[0], int) or not meta.is_file():
+        return [*words]
+    log.warning(f"{path}: its numbers are those of {meta}")
+    wnids: dict[Word, str] = dict(enumerate(read_meta(meta)[0], 1))
+    with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
+        return [wnids[word] for word in words]
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
@@ -116,9 +116,11 @@ def sidecar_labels(entries: Entries, where: str) -> tuple[Entries, list[Word | N
     sides: dict[str, Entries] = {}
     images, keys = Entries(), []
     for name, ref in entries.items():
-        key = name[: name.find(".", name.rfind("/") + 1)] if "." in name.rpartition("/")[2] else name
-        if (suffix := name.removeprefix(key)) in SIDECARS:
-            sides.setdefault(key, {})[suffix] = ref
+        folder, slash, base = name.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        key = folder + slash + stem
+        if dot + suffix in SIDECARS:
+            sides.setdefault(key, {})[dot + suffix] = ref
         else:
             images[name] = ref
             keys.append(key)
@@ -142,28 +144,21 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
 # Their numbers
 
 
-def read_classes_file(path: Path, words: set[str] | None) -> tuple[list[str], list[str]]:
+def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
     """Read --classes. Returns (what images call the classes, what people call them), both in the order of the classes.
 
-    words: the images' words for their classes; None when they have numbers.
+    words: the images' words for their classes; none when they have numbers.
     A line is a key as it stands where it is such a word, or where no word is the beginning of a line. For numbers it
     is a name, after its number or WordNet ID if it begins with one. Raises DataError when a class stands there twice.
     """
     if path.suffix == ".mat":
         return read_meta(path)
-    lines = lines_of(path)
-    spaced = [line.strip() for line in lines if "\t" not in line]
-    pairs = words is not None and any(line.split(None, 1)[0] in words for line in spaced if line not in words)
-    keys, names = [], []
+    keys, names, lines = [], [], [line.strip() for line in lines_of(path)]
+    pairs = any(line.split()[0] in words for line in lines if "\t" not in line and line not in words)
     for line in lines:
-        key, name = line.strip(), ""
-        numbered = NUMBERED.fullmatch(key) if words is None else None
-        if "\t" in line.rstrip():
-            key, _, name = line.partition("\t")
-        elif numbered:
-            key, name = numbered.groups()
-        elif pairs and key not in (words or ()):
-            key, _, name = key.partition(" ")
+        key, tab, name = line.partition("\t")
+        if not tab and line not in words and (pairs or (not words and NUMBERED.match(line))):
+            key, _, name = line.partition(" ")
         keys.append(key.strip())
         names.append(name.strip() or key.strip())
     if len(set(keys)) < len(keys):
@@ -190,32 +185,30 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
     """Number the classes. Returns (each image's number, −1 where its class isn't listed; the classes' names).
 
-    words: each image's word for its class, or its number. known: the classes of the sources in their order, which
-    count without images too, if these are all. listed: --classes. bare: the words are a list of numbers without names.
-    Raises DataError for a number without a class.
+    words: each image's word for its class, or its number. Numbers count from 0; from 1 in ILSVRC's meta.mat and in a bare
+    list without a 0. known: the classes of the sources in their order, which count without images too, if these are
+    all. listed: --classes. bare: the words are a list without names. Raises DataError for a number without a class.
     """
-    if isinstance(words[0], int):
-        return _assign_numbers([int(word) for word in words], listed, bare)
-    texts = [str(word) for word in words]
+    numbers, texts = (
+        [word for word in words if isinstance(word, int)],
+        {word for word in words if isinstance(word, str)},
+    )
+    if numbers and texts:
+        both = f"{numbers[0]} and {min(texts)}"
+        raise DataError(f"some classes are numbers and some are names ({both}); give all one kind")
+    keys = names = known if texts <= set(known) else sorted(texts, key=os.fsencode)
     if listed is not None:
-        keys, names = read_classes_file(listed, set(texts))
-    else:
-        keys = names = known if set(texts) <= set(known) else sorted(set(texts), key=os.fsencode)
-    index = {key: number for number, key in enumerate(keys)}
-    return [index.get(text, -1) for text in texts], names
-
-
-def _assign_numbers(numbers: list[int], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
-    """Number classes that are numbers. They count from 0; a bare list without a 0 counts from 1, as ILSVRC's does."""
-    first, largest = int(bare and min(numbers) > 0), max(numbers)
-    names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
-    if listed is not None:
-        keys, names = read_classes_file(listed, None)
-        if all(key.isdecimal() for key in keys):
-            index = {int(key): line for line, key in enumerate(keys)}
-            return [index.get(number, -1) for number in numbers], names
-    if min(numbers) < 0 or largest - first >= len(names):
-        raise DataError(f"the classes of images are {min(numbers)} to {largest}, expected 0 to {len(names) - 1}")
+        keys, names = read_classes_file(listed, texts)
+    if texts or (listed is not None and all(map(str.isdecimal, keys))):
+        index = {int(key) if numbers else key: number for number, key in enumerate(keys)}
+        return [index.get(word, -1) for word in words], names
+    least, largest = min(numbers), max(numbers)
+    first = int(least > 0 if bare else listed is not None and listed.suffix == ".mat")
+    if listed is None:
+        names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
+    last = first + len(names) - 1
+    if not first <= least <= largest <= last:
+        raise DataError(f"the classes of images are {least} to {largest}, expected {first} to {last}")
     if first:
         log.warning(f"no class is 0: they are taken to count from 1, {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names

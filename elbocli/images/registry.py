@@ -32,63 +32,43 @@ class ImageRef(Protocol):
     def read(self, most: int = -1) -> bytes | np.ndarray:
         """Read an image file, or its first bytes; or pixels, uint8 [H, W, C]. Safe from any thread. Raises DataError."""
 
-    @property
-    def shape(self) -> Shape | None:
-        """(H, W, C), where it is known without reading."""
-
 
 Entries = dict[str, ImageRef]
 """Paths below a source, and what lies there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A file, or `size` bytes of it from `offset`."""
 
     path: str
     offset: int = 0
     size: int = -1
-    shape = None
 
     def read(self, most: int = -1) -> bytes:
         wanted = self.size if most < 0 or 0 <= self.size < most else most
-        try:
-            with open_file(self.path) as file:
-                file.seek(self.offset)
-                content = file.read(wanted)
-        except OSError as error:
-            raise DataError(f"can't be read: {error.strerror}") from error
-        if self.size >= 0 and len(content) < wanted:
-            raise DataError(f"cut short: {len(content)} of {wanted} bytes are there")
+        with reading("no usable file", kind=DataError), open_file(self.path) as file:
+            file.seek(self.offset)
+            content = file.read(wanted)
+            if len(content) < wanted and self.size >= 0:
+                raise DataError(f"cut short: {len(content)} of {wanted} bytes are there")
         return content
 
 
-@dataclass(frozen=True, slots=True)
-class ZipEntry:
+class ZipEntry(NamedTuple):
     """An entry of an open zip archive."""
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
-    shape = None
 
     def read(self, most: int = -1) -> bytes:
         with reading("does not unpack", kind=DataError), self.archive.open(self.info) as member:
             return member.read(most)
 
 
-@dataclass(frozen=True, slots=True)
-class Nowhere:
-    """An entry that can't be an image, such as a link or a folder of an archive."""
+class Damage(NamedTuple):
+    """The place of an archive from which on it can't be read. why: begins with the archive's name."""
 
     why: str
-    shape = None
-
-    def read(self, most: int = -1) -> bytes:
-        raise DataError(self.why)
-
-
-class Damage(Nowhere):
-    """The place of an archive from which on it can't be read. why: begins with the archive's name."""
 
 
 class DatasetRows:
@@ -182,35 +162,28 @@ class SourceKind:
 
     name: str
     open: Callable[..., Any]
-    magic: bytes
-    suffix: str
-    test: Callable[[Path, bytes], bool] | None
-    form: str
+    magic: bytes = b""
+    suffix: str = ""
+    test: Callable[[Path, bytes], bool] = lambda path, head: True
+    form: str = "images"
 
     def matches(self, path: Path, head: bytes) -> bool:
         """Tell whether a file is of this kind. head: its first bytes."""
-        named = path.name.lower().endswith(self.suffix)
-        return head.startswith(self.magic) and named and (self.test is None or self.test(path, head))
+        return head.startswith(self.magic) and path.name.lower().endswith(self.suffix) and self.test(path, head)
 
 
 KINDS: list[SourceKind] = []
 
 
-def source(
-    name: str,
-    *,
-    magic: bytes = b"",
-    suffix: str = "",
-    test: Callable[[Path, bytes], bool] | None = None,
-    form: str = "images",
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a function of a path that yields (name, class or None, reference) of each image.
 
-    A file is of this kind if it begins with `magic`, its name ends in `suffix`, and test(path, first 512 bytes) is true.
+    A file is of this kind if it begins with `magic`, its name ends in `suffix`, and test(path, first 512 bytes) is true:
+    whichever of them `how` says.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
-        KINDS.append(SourceKind(name, function, magic, suffix, test, form))
+        KINDS.append(SourceKind(name, function, **how))
         return function
 
     return declare

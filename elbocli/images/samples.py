@@ -103,11 +103,11 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
         yield SampleReader(name, FolderRows(source))
     elif source.suffix == ".h5":
         data = Dataset(source)
-        several = data.num_classes > 1  # One class is no label: a dataset has it that has none.
-        names = data.class_names if several and len(data.class_names) == data.num_classes else ()
+        # One class is no label: a dataset has it that has none.
+        labels, names = (data.labels, data.class_names) if data.num_classes > 1 else (None, [])
         made = about_samples(data.attributes.samples, name)
         how = _preprocessing(made.more | data.attributes.json())
-        yield SampleReader(name, DatasetRows(data), data.labels if several else None, made, names, how)
+        yield SampleReader(name, DatasetRows(data), labels, made, names, how)
     elif source.suffix == ".npz":
         with open_zip(source) as archive:
             with reading(source, kind=DataError):

@@ -19,22 +19,19 @@ from PIL import Image
 import elbocli.images.kinds  # noqa: F401 they declare themselves
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
-from elbocli.images.labels import assign, edm_labels, read_labels_file, read_meta, sidecar_labels, some
-from elbocli.images.registry import HEAD, Damage, Entries, ImageRef, Images, SourceKind, Span, Word, kind_of, kinds
+from elbocli.images.decode import FORMATS
+from elbocli.images.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
+from elbocli.images.registry import HEAD, Damage, Entries, Images, SourceKind, Span, Word, kind_of, kinds
 from elbocli.runtime.progress import log
 
-NO_PICTURES = {"EPS", "HDF5", "BUFR", "GRIB", "MPEG"}
-"""Formats that Pillow knows by name only, or reads by another program."""
-SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in {*Image.OPEN} - NO_PICTURES)
+SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SET_FILES = 4096
 """A folder with more files is no published set."""
-SPLITS = {
-    **dict.fromkeys(("train", "training", "batch"), "train"),
-    **dict.fromkeys(("test", "t10k", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-}
-"""Words of a file's name → the part of the dataset that it holds."""
+SPLIT = re.compile(
+    r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])"
+)
+"""The word of a file's name that says which part of a published set it holds: group 1 for the training images."""
 
 
 def open_source(
@@ -47,7 +44,7 @@ def open_source(
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = [list_source(root, labels is not None, len(roots) > 1, skip, ours) for root in roots]
-    whole = parts[0]
+    whole, bare = parts[0], False
     if len(parts) > 1:
         known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
         whole = Images([], [], [], known)
@@ -57,7 +54,6 @@ def open_source(
             whole.refs += part.refs
     if not whole.files:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
-    bare = False
     if labels is not None:
         whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
@@ -65,16 +61,15 @@ def open_source(
         return whole
     else:
         whole.labels = _words_of(whole)
-    whole = _with_classes(whole, labels)
-    words = _of_one_kind(whole.labels, labels, classes, bare)
+    whole = _with_classes(whole)
+    words = whole.labels
     whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
-    if len(kept) == len(whole):
-        return whole
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
         raise DataError(f"{classes}: lists none of the classes of these images ({dropped})")
-    log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
+    if dropped:
+        log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
 
 
@@ -88,39 +83,17 @@ def _words_of(images: Images) -> list[Word | None]:
     return [names[number] for number in images.labels]
 
 
-def _with_classes(source: Images, labels: Path | None) -> Images:
+def _with_classes(source: Images) -> Images:
     """Leave out papers, which have no class. Raises DataError when an image has none."""
     known = [index for index, word in enumerate(source.labels) if word is not None]
-    without = [index for index, word in enumerate(source.labels) if word is None]
-    if not without:
-        return source
-    for index in without:
-        if not known or is_picture(source.files[index]):
-            where = labels or "its source"
-            raise DataError(
-                f"{source.shown(index)}: no class in {where}, but {len(known)} others have one; give all one"
-            )
-    log.warning(f"{source.shown(without[0])}: {len(without)} files left out: no images by name, and without a class")
+    papers = [name for name, word in zip(source.files, source.labels) if word is None]
+    pictures = papers if not known else [name for name in papers if is_picture(name)]
+    if pictures:
+        bare = f"{source.prefix}{pictures[0]}: no class, but {len(known)} others have one"
+        raise DataError(f"{bare}; move one kind away, or name by --labels a class for each image")
+    if papers:
+        log.warning(f"{source.prefix}{papers[0]}: {len(papers)} files left out: no images by name, and without a class")
     return source.take(known)
-
-
-def _of_one_kind(words: list[Word], labels: Path | None, classes: Path | None, bare: bool) -> list[Word]:
-    """Refuse numbers among names, and turn ILSVRC's numbers into WNIDs where its meta.mat is at hand."""
-    numbers = [word for word in words if isinstance(word, int)]
-    names = [word for word in words if isinstance(word, str)]
-    if numbers and names:
-        raise DataError(f"some classes are numbers and some are names ({numbers[0]} and {names[0]}); give all one kind")
-    meta = classes if classes is not None and classes.suffix == ".mat" else None
-    if meta is None and bare and labels is not None and labels.with_name("meta.mat").is_file():
-        meta = labels.with_name("meta.mat")
-        log.warning(f"{labels}: its numbers are those of {meta}")
-    if names or meta is None:
-        return words
-    wnids = read_meta(meta)[0]
-    if not 1 <= min(numbers) <= max(numbers) <= len(wnids):
-        found = f"the classes of images are {min(numbers)} to {max(numbers)}"
-        raise DataError(f"{meta}: {found}, expected ILSVRC's numbers, 1 to {len(wnids)}; list names in --classes")
-    return [wnids[number - 1] for number in numbers]
 
 
 # One source
@@ -197,12 +170,10 @@ def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among
         words = edm_labels(edm, list(entries), f"{prefix}dataset.json")
     else:
         entries, words = sidecar_labels(entries, prefix)
-        if words is None and not any_depth and not alone:
-            entries = _without_loose(entries, prefix)
         classes = {name.partition("/")[0] for name in entries if "/" in name}
         if words is None and not alone and classes:
             own = sorted(classes | folders, key=os.fsencode)
-            words = [name.partition("/")[0] for name in entries]
+            words = [name.partition("/")[0] if "/" in name else None for name in entries]
     return Images(list(entries), words, list(entries.values()), own, prefix), stem
 
 
@@ -212,15 +183,12 @@ def _descend(entries: Entries) -> tuple[Entries, list[str], bool]:
     Returns (its entries, the folders on the way to it, whether the last is a class by itself).
     """
     tops: list[str] = []
-    while any(not name.endswith("/") for name in entries):
-        first = {name.partition("/")[0] if "/" in name else "" for name in entries}
-        if len(first) > 1 or "" in first:
-            break
+    while len(first := {name.partition("/")[0] if "/" in name else "" for name in entries}) == 1 and "" not in first:
         top = first.pop()
         tops.append(top)
         entries = {name[len(top) + 1 :]: ref for name, ref in entries.items() if name != f"{top}/"}
-        loose = [name for name in entries if "/" not in name]
-        if any(map(is_picture, loose)) or not any("/" in name and not name.endswith("/") for name in entries):
+        loose = any("/" not in name and is_picture(name) for name in entries)
+        if loose or not any("/" in name and not name.endswith("/") for name in entries):
             return entries, tops, True
     return entries, tops, False
 
@@ -230,37 +198,24 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _without_loose(entries: Entries, prefix: str) -> Entries:
-    """Leave out papers beside class folders. Raises DataError when there are images beside them."""
-    loose = [name for name in entries if "/" not in name]
-    if not loose or len(loose) == len(entries):
-        return entries
-    pictures = [name for name in loose if is_picture(name)]
-    if pictures:
-        folder = next(name for name in entries if "/" in name).partition("/")[0]
-        both = f"both class folders ({folder}, …) and loose images ({some(pictures)})"
-        raise DataError(f"{prefix}: holds {both}; move one kind away, or say by --labels which class each image has")
-    log.warning(f"{prefix}{loose[0]}: {len(loose)} files left out: not in a class folder")
-    return {name: ref for name, ref in entries.items() if "/" in name}
-
-
 def _published_set(entries: Entries, prefix: str) -> Images | None:
     """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
 
     Of several parts the training images are taken. Raises DataError when a folder holds several sets, and for damaged files.
     """
-    if len(entries) > SET_FILES:
-        return None
-    files = {
-        name: kind
-        for name, ref in entries.items()
-        if not (name.endswith(".gz") and name.removesuffix(".gz") in entries) and (kind := _part_kind(name, ref))
-    }
-    taken = [name for name in files if _split_of(name) == "train"] or list(files)
+    files: dict[str, SourceKind] = {}
+    for name, ref in entries.items() if len(entries) <= SET_FILES else ():
+        with contextlib.suppress(ElboError):
+            head = bytes(ref.read(HEAD))
+            matching = [kind for kind in kinds() if kind.form == "parts" and kind.matches(Path(name), head)]
+            if matching and not (name.endswith(".gz") and name.removesuffix(".gz") in entries):
+                files[name] = matching[0]
+    splits = {name: (found := SPLIT.search(name.lower())) and found.lastindex for name in files}
+    taken = [name for name in files if splits[name] == 1] or list(files)
     if not taken:
         return None
     kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
-    sets = {(files[name].name, _split_of(name), name[: name.rfind("/") + 1]) for name in taken}
+    sets = {(files[name], splits[name], Path(name).parent) for name in taken}
     if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
         raise DataError(f"{prefix}: holds several sets of images ({some(taken)}); name one")
     if len(taken) < len(files):
@@ -269,19 +224,6 @@ def _published_set(entries: Entries, prefix: str) -> Images | None:
     beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
     images: Images = kind.open([name.removeprefix(folder) for name in taken], beside, prefix + folder)
     return images
-
-
-def _part_kind(name: str, ref: ImageRef) -> SourceKind | None:
-    """The kind of a file that may be one of a published set; None when it is none, or can't be read."""
-    with contextlib.suppress(ElboError):
-        head = bytes(ref.read(HEAD))
-        return next((kind for kind in kinds() if kind.form == "parts" and kind.matches(Path(name), head)), None)
-    return None
-
-
-def _split_of(name: str) -> str:
-    """The part of a published set that a file holds, by the words of its name; '' where it says nothing."""
-    return next((SPLITS[word] for word in re.split(r"[^a-z0-9]+", name.lower()) if word in SPLITS), "")
 
 
 def choose(
@@ -314,7 +256,7 @@ def choose(
         chosen = chosen[begin : len(chosen) if index == count else end]
     if not chosen:
         raise DataError(f"no images are left of {len(source)} after --subset, --limit and --shard")
-    return source if len(chosen) == len(source) and shuffle_seed is None else source.take(chosen)
+    return source.take(chosen)
 
 
 def _split(labels: Sequence[int], which: str, share: float) -> list[int]:

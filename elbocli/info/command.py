@@ -11,6 +11,7 @@ import click
 from elbocli.cli.commands import Command, option, visible
 from elbocli.cli.options import common, overwrite_option, scale_option
 from elbocli.cli.types import PATH, STREAM, Output
+from elbocli.errors import UsageError
 
 
 @click.command(cls=Command)
@@ -33,15 +34,18 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
 
     It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
     """
+    from elbocli.files.grid import write_grid
+    from elbocli.images.samples import refuse_terminal
     from elbocli.info import describe
 
     if grid == STREAM and (as_json or verify):
-        message = "standard output is the picture's; name a file, --grid FILE.png"
-        raise click.UsageError(message, click.get_current_context())
+        raise UsageError("standard output is the picture's; name a file, --grid FILE.png")
     if scale and grid is None:
-        raise click.UsageError("--scale enlarges a grid; add --grid FILE.png", click.get_current_context())
+        raise UsageError("--scale enlarges a grid; add --grid FILE.png")
+    if grid == STREAM:
+        refuse_terminal(sys.stdout)
     if grid is not None:
-        _draw(file, grid, scale or 0)
+        write_grid(sys.stdout.buffer if grid == STREAM else grid, *describe.images_of(file, scale or 0))
     if grid == STREAM:
         return
     facts = describe.verify(file) if verify else describe.describe(file)
@@ -51,18 +55,3 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
     width = max(map(len, facts))
     for key, value in facts.items():
         click.echo(visible(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (dict, list)) else value}"))
-
-
-def _draw(file: Path, out: Path, scale: int) -> None:
-    """Write the picture of a file's images."""
-    from elbocli.files.grid import save_grid, write_grid
-    from elbocli.images.samples import refuse_terminal
-    from elbocli.info.describe import images_of
-
-    if out == STREAM:
-        refuse_terminal(sys.stdout)
-    images, layout = images_of(file, scale)
-    if out == STREAM:
-        save_grid(sys.stdout.buffer, images, layout)
-    else:
-        write_grid(out, images, layout)

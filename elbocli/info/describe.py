@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.dataset import Dataset, add_rows
+from elbocli.files.dataset import Dataset
 from elbocli.files.features import read_features, read_statistics
-from elbocli.files.grid import MOST_CLASSES, Layout, by_class, lay_out
+from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.schedule_file import read_table
@@ -22,6 +22,8 @@ from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
 """Images of a picture in all, and of each class at least."""
+HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
+"""Keys of files that say what others say, or too much."""
 Facts = dict[str, Any]
 
 
@@ -34,11 +36,8 @@ def describe(path: Path) -> Facts:
     kind = recognise(path)
     if kind not in DESCRIBERS:
         raise FormatError(instead(path, "file of elbo's"))
-    return DESCRIBERS[kind](path)
-
-
-def _but(known: Facts, *keys: str) -> Facts:
-    return {key: value for key, value in known.items() if key not in keys}
+    facts = DESCRIBERS[kind](path)
+    return {key: value for key, value in facts.items() if key not in HIDDEN and value != ""}
 
 
 def _dataset(path: Path) -> Facts:
@@ -54,7 +53,7 @@ def _dataset(path: Path) -> Facts:
         "channels": data.channels,
         "classes": data.num_classes,
         "bytes": path.stat().st_size,
-        **_but(dict(sorted(data.attributes.json().items())), "format", "count", "image_size", "num_classes"),
+        **dict(sorted(data.attributes.json().items())),
     }
 
 
@@ -62,8 +61,7 @@ def _average(path: Path) -> Facts:
     from elbocli.files.tensor_files import read_about
 
     about, digest = read_about(path)
-    facts = _but(about.json(), "coefficients")
-    return {"is": "average of weights", "bytes": path.stat().st_size, **facts, "payload_sha256": digest}
+    return {"is": "average of weights", "bytes": path.stat().st_size, **about.json(), "payload_sha256": digest}
 
 
 def _features(path: Path) -> Facts:
@@ -72,19 +70,13 @@ def _features(path: Path) -> Facts:
     return {"is": "features of images", "features": saved.features.shape[1], "beside": beside, **saved.about.json()}
 
 
-def _checkpoint(path: Path) -> Facts:
+def _saved(path: Path) -> Facts:
     from elbocli.files.checkpoint import read_checkpoint
 
-    meta = read_checkpoint(path).meta
-    return {"is": "checkpoint", **_but(meta.json(), "format", "files", "log_bytes"), "files": ", ".join(meta.files)}
-
-
-def _snapshot(path: Path) -> Facts:
-    from elbocli.files.checkpoint import read_checkpoint
-
-    snapshot = read_checkpoint(path, verify=False)
-    facts = _but(snapshot.meta.json(), "format", "files")
-    return {"is": "snapshot of averages", **facts, "averages": ", ".join(snapshot.names)}
+    saved = read_checkpoint(path, verify=False)
+    kind = "checkpoint" if recognise(path) == "a checkpoint of a run" else "snapshot of averages"
+    averages = ", ".join(name for name in saved.names if name != "model")
+    return {"is": kind, **saved.meta.json(), "files": ", ".join(saved.meta.files), "averages": averages}
 
 
 def _run(path: Path) -> Facts:
@@ -96,8 +88,7 @@ def _run(path: Path) -> Facts:
     state: Facts = {"state": "unknown", "step": saved}
     if (path / "status.json").exists():
         status = read_status(path)
-        message = {"message": status.message} if status.message else {}
-        state = {"state": status.state, **message, "step": status.step, "as_of": status.when}
+        state = {**status.json(), "as_of": status.when}
     return {
         "is": "run",
         **state,
@@ -107,15 +98,16 @@ def _run(path: Path) -> Facts:
         **(config.source.about() if config.source else {}),
         **config.settings,
         "data": config.data.path,
-        **({"init": config.init.json()} if config.init else {}),
+        "init": config.init and config.init.json(),
         "parameters_of": config.network,
     }
 
 
 def _statistics(path: Path) -> Facts:
     statistics = read_statistics(path)
-    spatial = {} if statistics.spatial is None else {"spatial_features": len(statistics.spatial.mu)}
-    return {"is": "reference statistics", "features": len(statistics.mu), **spatial, **statistics.about.json()}
+    spatial = statistics.spatial and len(statistics.spatial.mu)
+    about = statistics.about.json()
+    return {"is": "reference statistics", "features": len(statistics.mu), "spatial_features": spatial, **about}
 
 
 def _samples(path: Path) -> Facts:
@@ -136,7 +128,7 @@ def _losslog(path: Path) -> Facts:
         "intervals": log.lines,
         "images": log.images,
         "errors": int(log.sums[0].sum()),
-        **_but(log.header.json(), "format", "version", "edges"),
+        **log.header.json(),
     }
 
 
@@ -148,7 +140,7 @@ def _optimum(path: Path) -> Facts:
         "is": "optimum",
         "bins": len(optimum.eps_mse),
         "logsnr": f"{optimum.edges[0]:g} to {optimum.edges[-1]:g}",
-        **{k: v for k, v in optimum.json().items() if not isinstance(v, list | dict) and k != "format"},
+        **{key: value for key, value in optimum.json().items() if not isinstance(value, list | dict)},
     }
 
 
@@ -160,14 +152,14 @@ def _config(path: Path) -> Facts:
 
 def _schedule(path: Path) -> Facts:
     table = read_table(path)[1]
-    return {"is": "schedule", "knots": len(table.knots), **_but(table.json(), "format", "knots")}
+    return {"is": "schedule", **table.json(), "knots": len(table.knots)}
 
 
 DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "a dataset": _dataset,
     "a run": _run,
-    "a checkpoint of a run": _checkpoint,
-    "a snapshot": _snapshot,
+    "a checkpoint of a run": _saved,
+    "a snapshot": _saved,
     "a loss log": _losslog,
     "a schedule": _schedule,
     "an optimum": _optimum,
@@ -188,35 +180,30 @@ def verify(path: Path) -> Facts:
     facts, kind = describe(path), recognise(path)
     if kind == "a dataset":
         return facts | _verify_dataset(path)
-    verified = []
     if kind == "an average of weights":
         from elbocli.files.tensor_files import check_average
 
         check_average(path)
-        verified = ["payload_sha256"]
-    elif path.is_dir():
-        verified = [f"sha256 of {_verify_folder(path)} files"]
-    return {
-        **facts,
-        "verified": verified,
-        **({} if verified else {"unverified": ["files of this kind hold no digest"]}),
-    }
+        return facts | {"verified": ["payload_sha256"]}
+    return facts | {"verified": [f"sha256 of {_verify_folder(path)} files"] if path.is_dir() else []}
 
 
 def _verify_dataset(path: Path) -> Facts:
     data, digest, done = Dataset(path, latents=True), hashlib.sha256(), 0
     for rows in data.pieces():
-        add_rows(digest, rows)
+        digest.update(b"".join(rows))
         done += len(rows)
         progress(done, len(data), "img")
-    found = {"contents_sha256": data.contents_digest(), "payload_sha256": digest.hexdigest()}
-    written = {name: getattr(data.attributes, name) for name in found}
-    without = [name for name in found if written[name] is None and name not in (data.attributes.digests or "")]
-    verified = [name for name in found if name not in without]
-    for name in verified:
-        if written[name] != found[name]:
+    verified, unverified = [], []
+    for name, found in ("contents_sha256", data.contents_digest()), ("payload_sha256", digest.hexdigest()):
+        written = getattr(data.attributes, name)
+        if written == found:
+            verified.append(name)
+        elif written is None and name not in (data.attributes.digests or ""):
+            unverified.append(name)
+        else:
             raise DataError(f"{path}: damaged: its {name} is not that of what was written; pack it again")
-    return {"verified": verified, **({"unverified": without} if without else {})}
+    return {"verified": verified, "unverified": unverified}
 
 
 def _verify_folder(path: Path) -> int:
@@ -246,16 +233,12 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)
-        each = max(LEAST, SHOWN // len(classes))
-        chosen = [group._replace(images=_spread(group.images, each)) for group in classes]
-        order = sorted(index for group in chosen for index in group.images)
-        place = {index: at for at, index in enumerate(order)}
-        groups = [group._replace(images=[place[index] for index in group.images]) for group in chosen]
+        most, groups, order = max(LEAST, SHOWN // len(classes)), [], list[int]()
+        for name, images in classes:
+            spread = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
+            groups.append(Group(name, [*range(len(order), len(order) + len(spread))]))
+            order += [images[at] for at in spread]
         layout = lay_out(reader.shape[1], reader.shape[2], groups, scale)
         layout.check(path)
-        return np.concatenate([reader.at(index, 1) for index in order]), layout
-
-
-def _spread(images: Sequence[int], most: int) -> Sequence[int]:
-    """At most so many of them, from the first to the last."""
-    return [images[at] for at in np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)]
+        shown = {index: reader.at(index, 1) for index in sorted(order)}
+        return np.concatenate([shown[index] for index in order]), layout

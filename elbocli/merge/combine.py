@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from elbocli.errors import DataError, UsageError
-from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, DatasetWriter, Names, add_rows
+from elbocli.files.dataset import ENCODED, PREPROCESSING, Arrays, Dataset, DatasetWriter, Names
 from elbocli.files.reading import add_digests, reading
-from elbocli.files.records import parse_json
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.samples import about_samples
 from elbocli.runtime.background import Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
 
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
-OWN = WRITTEN | {"shard", "shard_of", "skipped", "changed", "command", "samples", "elbo_version", "pillow_version"}
-OWN |= {"fast_decode"}  # of elbo's first version
+WRITTEN |= {"shard", "shard_of"}
+OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
 """Attributes in which parts of one dataset may differ; all others say how it was made."""
 
 
@@ -39,14 +37,8 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     parts = in_order([open_part(path) for path in paths])
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
-    _check_alike(parts, list(map(_making, parts, contents, drawn)))
+    _check_alike(parts, contents, drawn)
     total, layout = sum(map(len, parts)), parts[0].layout
-    log.info(f"{len(parts)} parts: {total} images")
-    arrays, names = _join_contents(contents)
-    joined: dict[str, Any] = {**arrays, **names}
-    for name, values in joined.items():
-        if not name.startswith("class_") and len(values) != total:
-            raise DataError(f"{parts[0].path}: {name!r} has no value per image")
     attributes = {**_join_attributes(parts), "command": command}
     if any(drawn):
         attributes["samples"] = json.dumps(SamplesAbout.of(_join_drawn(drawn), parts[0].path).json())
@@ -57,8 +49,8 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
         DatasetWriter(out, layout, total, _fingerprint(parts)).held(overwrite) as writer,
     ):
         _copy(writer, parts, total, signals)
-        writer.finish(arrays, names, attributes)
-    log.info(f"{out}: {total} images of {len(parts)} parts, {out.stat().st_size / 1e6:.1f} MB")
+        writer.finish(*_join_contents(contents), attributes)
+    log.info(f"{out}: {total} images of {len(parts)} parts")
 
 
 def open_part(path: Path) -> Dataset:
@@ -66,8 +58,6 @@ def open_part(path: Path) -> Dataset:
     data = Dataset(path, latents=True)
     if data.attributes.contents_sha256 not in (None, data.contents_digest()):
         raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
-    if data.attributes.payload_sha256 is None:
-        log.warning(f"{path}: has no payload_sha256, taken as it is")
     return data
 
 
@@ -84,62 +74,57 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     return [shards[name] for name in expected]
 
 
-def _making(part: Dataset, contents: tuple[Arrays, Names], drawn: dict[str, Any]) -> dict[str, Any]:
-    """All that must be the same in parts of one dataset."""
-    arrays, names = contents
-    return {
-        "kind": part.kind,
-        "row": part.layout.row,
-        "store": part.store,
-        "class_names": names.get("class_names", []),
-        "members": sorted({*arrays, *names}),
-        **{key: drawn[key] for key in PREPROCESSING if key in drawn},
-        **{key: value for key, value in part.attributes.json().items() if key not in OWN},
-    }
-
-
-def _check_alike(parts: Sequence[Dataset], making: Sequence[dict[str, Any]]) -> None:
+def _check_alike(
+    parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]
+) -> None:
     """Raise DataError when a part is of another kind, or was made in another way, than the first."""
-    first = making[0]
-    for part, other in zip(parts, making):
-        for key in {**first, **other}:
-            if first.get(key) != other.get(key):
-                both = f"{str(other.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].path}"
+    first: dict[str, Any] = {}
+    for part, (arrays, names), about in zip(parts, contents, drawn):
+        making = {
+            "kind": part.kind,
+            "row": part.layout.row,
+            "store": part.store,
+            "class_names": names.get("class_names", []),
+            "members": sorted({*arrays, *names}),
+            **{key: about[key] for key in PREPROCESSING if key in about},
+            **{key: value for key, value in part.attributes.json().items() if key not in OWN},
+        }
+        first = first or making
+        for key in {**first, **making}:
+            if first.get(key) != making.get(key):
+                both = f"{str(making.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].path}"
                 raise DataError(f"{part.path}: {key} is {both}; parts of one dataset are made in one way")
 
 
 def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names]:
     """Join what has a value per image, sum counts per class, and keep the names of classes once."""
     arrays, names = Arrays(), Names()
-    for name in parts[0][0]:
+    for name in set(parts[0][0]) - {"offsets"}:  # the writer adds its own
         columns = [part[name] for part, _ in parts]
-        if name == "class_counts":
-            arrays[name] = np.asarray(np.sum(columns, axis=0, dtype=np.int64))
-        elif name != "offsets":  # the writer adds its own
-            arrays[name] = np.concatenate(columns)
+        arrays[name] = np.stack(columns).sum(0) if name == "class_counts" else np.concatenate(columns)
     for name, words in parts[0][1].items():
         names[name] = words if name == "class_names" else [word for _, part in parts for word in part[name]]
     return arrays, names
 
 
 def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
+    """Keep attributes that all parts share, and add up counts and digests."""
     said = [part.attributes.json() for part in parts]
     joined = {
         key: value
         for key, value in said[0].items()
-        if key not in WRITTEN | {"shard", "shard_of"} and all(other.get(key) == value for other in said)
+        if key not in WRITTEN and all(other.get(key) == value for other in said)
     }
     if "skipped" in said[0]:
         joined["skipped"] = sum(other.get("skipped", 0) for other in said)
-    if "changed" in said[0]:
-        changed = Counter[str]()
-        for part, other in zip(parts, said):
-            with reading(f"{part.path}: its attribute changed is not usable"):
-                changed.update(parse_json(other.get("changed", "{}"), part.path))
-        joined["changed"] = json.dumps(dict(changed), sort_keys=True)
-    digests = [other.get("source_sha256", "") for other in said]
-    if all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
-        joined["source_sha256"] = add_digests(digests)
+    with reading(f"{parts[0].path} and others: attributes changed or source_sha256 are not usable"):
+        if "changed" in said[0]:
+            changed = Counter[str]()
+            for other in said:
+                changed.update(json.loads(other.get("changed", "{}")))
+            joined["changed"] = json.dumps(changed, sort_keys=True)
+        if all("source_sha256" in other for other in said):
+            joined["source_sha256"] = add_digests(other["source_sha256"] for other in said)
     return joined
 
 
@@ -171,7 +156,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
     for index, part in enumerate(parts[before:], start=before):
         digest = hashlib.sha256()
         for rows in part.pieces():
-            add_rows(digest, rows)
+            digest.update(b"".join(rows))
             writer.write(rows)
             done += len(rows)
             progress(done, total, "img")

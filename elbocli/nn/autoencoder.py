@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,10 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS, INPUTS, LatentSpace
 from elbocli.files.reading import file_sha256, quiet, reading
 from elbocli.files.records import read_json
-from elbocli.files.tensor_files import TensorFile
 from elbocli.nn.networks.diffusers_unet import CONFIG, WEIGHTS, diffusers_class
 from elbocli.runtime.device import sent
 
 CLASS = "AutoencoderKL"
-DECODED = 24
-"""Bytes that decoding takes for each pixel and each channel at full size: float32, six maps at a time, as Stable Diffusion's does."""
 
 
 class Autoencoder:
@@ -77,18 +73,6 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
     """Number of images at a time that keep memory small: within 1.6 GB on a CPU, for Stable Diffusion's."""
     return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)
-
-
-def memory_of(folder: Path, pixel_size: int, images: int) -> tuple[int, int]:
-    """Return (bytes of the weights, bytes of what is computed while so many images are decoded at once). Reads no weights.
-
-    Raises FormatError, DataError for an unusable folder.
-    """
-    layout, config = TensorFile(weights_file(folder)).layout, read_json(folder / CONFIG)
-    with reading(folder / CONFIG):
-        widths = config["block_out_channels"]
-        width = int(widths[min(1, len(widths) - 1)])  # the last block at full size takes what the one before gives
-    return 4 * sum(math.prod(shape) for _, shape in layout.values()), DECODED * width * images * pixel_size**2
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:

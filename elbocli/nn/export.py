@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from elbocli.errors import UsageError
 from elbocli.files.atomic import new_file
 from elbocli.files.reading import reading
-from elbocli.files.tensor_files import load_program
+from elbocli.files.tensor_files import read_program
 from elbocli.nn.networks import Network
 from elbocli.nn.networks.own_network import open_program
 
@@ -49,7 +49,7 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
         elbocli.export_extractor(network, images, "FILE.pt2")
     """
     _write_program(network, (images,), Path(path))
-    load_program(Path(path))
+    read_program(Path(path))
 
 
 def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], path: Path, decomposed: bool = False) -> None:

@@ -66,12 +66,8 @@ def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, 
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """
     from elbocli.optimum.find import find_optimum, open_search, plot_optimum
-    from elbocli.runtime.progress import log
 
     found = find_optimum(open_search(data, like, **options))
-    log.info(f"half the integral of the least error is {found.nats:.4g} ± {found.nats_se:.2g} nats")
-    if found.sample is not None:
-        log.info(f"the sample's own error, taken off, is at most {max(map(abs, found.sample.bias)):.2g} in a bin")
     if plot is not None:
         plot_optimum(found, plot)
     hand_out(found.text(), out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,14 @@ MOST_IMAGES = 1024
 MOST_SOURCES = 512
 UNIT = 1 / 127.5
 """The distance of neighbouring levels, as a network sees pixels."""
-AFFORDABLE = {"cpu": 1e13, "cuda": 1e16}
-"""Floating-point operations up to which all images are asked: minutes on two cores, and on a card."""
+AFFORDABLE = 1e13
+"""Floating-point operations up to which all images are asked: minutes on two cores, and on a card 1000 times as many."""
 CHECKED = 1 / 8
 """Share of the sources for which all images are asked beside the sample, LEAST_CHECKED at least."""
 LEAST_CHECKED = 32
 
 
-@dataclass(frozen=True)
+@dataclass
 class Search:
     """The images that a network may know, and noise and noise levels of sources among them.
 
@@ -68,30 +67,13 @@ class Search:
     label_dropout: float = 0.0
     flip: bool = False
 
-    @property
-    def dimensions(self) -> int:
-        """Numbers in an image."""
-        return int(np.prod(self.dataset.shape[1:]))
-
-    @property
-    def images(self) -> int:
-        """Images that the network may know, with mirror images."""
-        return len(self.rows) * (1 + self.flip)
-
-    @property
-    def edges(self) -> Tensor:
-        """Edges of the bins of λ."""
-        return bin_edges(self.low, self.high, self.bins)
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Classes of the rows."""
-        return torch.from_numpy(self.dataset.labels[self.rows])
-
-    @cached_property
-    def of_class(self) -> Tensor:
-        """Images of each class, with mirror images."""
-        return (1 + self.flip) * torch.bincount(self.labels).double()
+    def __post_init__(self) -> None:
+        self.dimensions = int(np.prod(self.dataset.shape[1:]))
+        self.edges = bin_edges(self.low, self.high, self.bins)
+        self.labels = torch.from_numpy(self.dataset.labels[self.rows])
+        # With mirror images, in all and of each class.
+        self.images = len(self.rows) * (1 + self.flip)
+        self.of_class = (1 + self.flip) * torch.bincount(self.labels).double()
 
     def levels(self, places: np.ndarray) -> Tensor:
         """Levels of 0 to 255 as [J, H, W, C] float64, on the device."""
@@ -135,19 +117,16 @@ class Search:
 
 def find_optimum(search: Search) -> Optimum:
     """Find the least error in each bin of λ. Raises UsageError for what the dataset doesn't have."""
-    count, sample, path = len(search.rows), search.sample, search.dataset.path
+    count, sample = len(search.rows), search.sample
     places = Stream(search.seed, "optimum-sources").permutation(0, count)[: search.sources]
     work = 2.0 * (NOISES + 1) * len(places) * search.images * search.dimensions
-    if sample is None and work > AFFORDABLE.get(search.device.type, AFFORDABLE["cpu"]):
+    if sample is None and work > AFFORDABLE * (1000 if search.device.type == "cuda" else 1):
         sample = max(MOST_IMAGES, count // 8)
     size, among, checked = min(sample or count, count), np.arange(count), 0
     if size < count:
         among = Stream(search.seed, "optimum-sample").permutation(0, count)[:size]
         checked = min(len(places) // 2, max(LEAST_CHECKED, round(CHECKED * len(places))))
-    log.info(
-        f"{path}: softmax over {size} of {count} images; {len(places)} sources, {NOISES} draws each, "
-        f"logsnr {search.low:g} to {search.high:g}; {search.device}"
-    )
+    log.info(f"{search.dataset.path}: softmax over {size} of {count} images; {len(places)} sources; {search.device}")
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))
     done = 0

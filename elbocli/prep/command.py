@@ -21,14 +21,15 @@ CROP_HELP = (
 
 def shard(value: str) -> tuple[int, int]:
     """I/N, counting from 1. Raises BadParameter."""
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
-    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 10**6:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    index, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= index <= count:
         raise click.BadParameter(f"{value!r} is not I/N with 1 <= I <= N, such as 2/4")
-    return int(match[1]), int(match[2])
+    return index, count
 
 
 @click.command(cls=Command)
-@click.argument("sources", type=PATH, nargs=-1, metavar="SRC...")
+@click.argument("sources", type=PATH, nargs=-1, required=True, metavar="SRC...")
 @click.argument("out", type=DATASET, metavar="OUT.h5")
 @option(
     "--size",
@@ -112,9 +113,6 @@ def prep(sources: tuple[Path, ...], out: Path, size: int | None, channels: str |
     are packed one after another. It takes images of all usual formats, and unpacks nothing to disk. If it is killed,
     run the same command again: it continues where it stopped.
     """
-    if not sources:
-        wanted = "give the images and the dataset to write: elbo prep SRC... OUT.h5"
-        raise click.UsageError(f"one name only, {out}; {wanted}")
     from elbocli.prep.pack import Settings, pack_images
 
     shape: dict[str, Any] = {"size": size or 0, "channels": int(channels or 0)}

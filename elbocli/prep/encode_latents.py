@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,6 @@ class LatentEncoder:
         device: str = "auto",
         precision: str = "fp32",
     ):
-
         self.device = choose_device(device)
         self.precision = Precision(precision, self.device)
         self.autoencoder = Autoencoder(folder, self.device)
@@ -44,17 +42,17 @@ class LatentEncoder:
         if size % factor:
             raise UsageError(f"--size {size}: {folder} halves images to 1/{factor}; take a multiple of {factor}")
         self.space = self.autoencoder.space(convention, size, mirror)
-        self.layout: BlockLayout = BlockLayout(LATENTS, (2 * self.autoencoder.channels, size // factor, size // factor))
+        self.layout = BlockLayout(LATENTS, (2 * self.autoencoder.channels, size // factor, size // factor))
         self.batch = comfortable_batch(size, self.device.type == "cpu")
         self.copies = 2 if mirror else 1
-        self.attributes: dict[str, Any] = {
+        self.attributes = {
             **self.space.attributes(),
             "latent_precision": str(self.precision),
             "torch_version": version("torch"),
             "diffusers_version": version("diffusers"),
         }
-        decides = {key: value for key, value in self.attributes.items() if key != ATTRIBUTES["autoencoder"]}
-        self.fingerprint: dict[str, Any] = {**decides, "batch": self.batch, "device": self.device.type}
+        self.fingerprint = {**self.attributes, "batch": self.batch, "device": self.device.type}
+        del self.fingerprint[ATTRIBUTES["autoencoder"]]
 
     def rows(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Encode images uint8 [H,W,3] to rows float16 [2C,h,w], `copies` for each. Raises DataError when not finite."""
@@ -62,16 +60,11 @@ class LatentEncoder:
         for start in range(0, len(pixels), self.batch):
             straight = np.stack(pixels[start : start + self.batch])
             copies = [straight, np.ascontiguousarray(straight[:, :, ::-1])][: self.copies]
-            moments = np.stack([self._moments(copy) for copy in copies], 1)
-            out += list(moments.reshape(-1, *self.layout.row))
+            with self.precision.applied(), self.precision.autocast():
+                moments = [torch.cat(self.autoencoder.encode(copy, self.space), 1).half().cpu() for copy in copies]
+            rows = torch.stack(moments, 1).numpy().reshape(-1, *self.layout.row)
+            if not np.isfinite(rows).all():
+                trouble = "gives latents that are not finite in float16; is it the right autoencoder?"
+                raise DataError(f"{self.autoencoder.folder}: {trouble}")
+            out += list(rows)
         return out
-
-    def _moments(self, pixels: np.ndarray) -> np.ndarray:
-        """Mean ‖ deviation, float16 [B,2C,h,w]."""
-        with self.precision.applied(), self.precision.autocast():
-            moments = torch.cat(self.autoencoder.encode(pixels, self.space), 1)
-        half = moments.to(torch.float16).cpu()
-        if not bool(half.isfinite().all()):
-            trouble = "gives latents that are not finite in float16; is it the right autoencoder?"
-            raise DataError(f"{self.autoencoder.folder}: {trouble}")
-        return half.numpy()

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -22,11 +22,11 @@ from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
 from elbocli.files.atomic import new_file
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter, encode
 from elbocli.files.reading import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
 from elbocli.images.labels import utf8
-from elbocli.images.registry import ImageRef, Images, Shape
+from elbocli.images.registry import ArrayRow, ImageRef, Images, Shape
 from elbocli.images.sources import choose, open_source
 from elbocli.runtime.background import Signals, catching_signals, interrupted
 from elbocli.runtime.progress import log, progress
@@ -39,10 +39,8 @@ USUAL_SIZE = 64
 """The size where the images have several, or are larger: smaller ones are kept."""
 LOOKED_AT = 1000
 """Image files whose size and channels are read beforehand."""
-AHEAD = 8
-"""Images, or stretches of them, in flight for each thread."""
-STRETCH = 1 << 20
-"""Bytes of rows of an array that a thread packs at once."""
+AT_ONCE, AHEAD = 4, 2
+"""Images that a thread packs at once, and how often as many are in flight for each thread."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
@@ -89,29 +87,29 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
     UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
     """
-    begun = time.monotonic()
     settings.colour  # noqa: B018 refuse a bad colour before any work
     skip = settings.on_error == "skip"
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
     settings = _with_shape(settings, look(whole))
     encoder = _encoder(settings)
     every = choose(whole, subset=settings.subset, shuffle_seed=settings.shuffle_seed, limit=settings.limit)
-    source = choose(every, shard=settings.shard, group=1 if encoder is None else encoder.batch)
-    classes, copies = source.class_names, 1 if encoder is None else encoder.copies
-    log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {settings.size} x {settings.size} pixels")
+    source = choose(every, shard=settings.shard, group=encoder.batch)
+    classes, shape = source.class_names, f"{settings.size} x {settings.size} pixels, {settings.channels} channels"
+    log.info(f"{sources[0]}: {len(source)} images, {len(classes)} classes -> {shape}")
     shard_of = _fingerprint(every, settings, encoder)
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
-    layout, limit = _layout(settings, encoder), len(source) * copies
     with (
         catching_signals() as signals,
-        DatasetWriter(out, layout, limit, fingerprint).held(settings.overwrite) as writer,
+        DatasetWriter(out, encoder.layout, len(source) * encoder.copies, fingerprint).held(
+            settings.overwrite
+        ) as writer,
     ):
         _fill(writer, source, settings, encoder, signals)
         notes = writer.state.notes
         if writer.rows == 0:
             raise DataError(f"{sources[0]}: none of its {len(source)} files is a usable image")
         _list_skipped(out, source, notes["skipped"])
-        kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(copies)]
+        kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
         counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
         names = {"class_names": list(map(utf8, classes)), "files": [utf8(source.files[i]) for i in kept]}
@@ -124,63 +122,76 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
             "skipped": len(notes["skipped"]),
             "changed": json.dumps(notes["changed"], sort_keys=True),
             **({} if settings.shard is None else {"shard": "{}/{}".format(*settings.shard), "shard_of": shard_of}),
-            **({} if encoder is None else encoder.attributes),
+            **encoder.attributes,
             "command": settings.command,
         }
         writer.finish({"labels": labels, "class_counts": counts}, names, about)
     changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
         log.warning(f"changed while decoding: {changed}")
-    log.info(f"{out}: {len(kept)} images, {out.stat().st_size / 1e6:.1f} MB; {time.monotonic() - begun:.1f} s")
+    log.info(f"{out}: {len(kept)} images")
 
 
 # Size and channels, where the user leaves them to elbo
 
 
-def look(source: Images) -> Counter[Shape]:
-    """Count the shapes (H, W, C) of a source's images: of all rows of arrays, and of at most LOOKED_AT files.
+def look(source: Images) -> set[Shape]:
+    """Find the shapes (H, W, C) of a source's images: of all rows of arrays, and of at most LOOKED_AT files.
 
-    The files are spread evenly over the list. Those that can't be read don't count. The same source gives the same counts.
+    The files are spread evenly over the list. Those that can't be read don't count.
     """
-    shapes = Counter(ref.shape for ref in source.refs if ref.shape is not None)
-    files = [ref for ref in source.refs if ref.shape is None]
+    shapes = {ref.shape for ref in source.refs if isinstance(ref, ArrayRow)}
+    files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
     for ref in files[:: -(-len(files) // LOOKED_AT) or 1]:
         with suppress(ElboError):
-            shapes[header_shape(ref)] += 1
+            shapes.add(header_shape(bytes(ref.read())))
     return shapes
 
 
-def _with_shape(settings: Settings, shapes: Counter[Shape]) -> Settings:
+def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
     """Settings with a size and channels. shapes: those of the images that were looked at.
 
     Images that are alike and small keep their size; where they are no squares, it is the side that a crop fills. With
     the crop 'none' squares of any size keep it. Channels are 1 where all images are grey, and nothing else is coloured.
     """
     sizes = {shape[:2] for shape in shapes}
-    sides = sorted(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
+    sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
     keep = len(sizes) == 1 and (sides[0] <= USUAL_SIZE or settings.crop == "none")
     size, channels = settings.size or (sides[0] if keep else USUAL_SIZE), settings.channels
     if not channels:
         coloured = settings.background and len(set(ImageColor.getrgb(settings.background)[:3])) > 1
-        grey = bool(shapes) and all(shape[2] == 1 for shape in shapes)
+        grey = shapes and all(shape[2] == 1 for shape in shapes)
         channels = 1 if grey and not coloured and settings.latents is None else 3
-    if not settings.size:
-        log.info(f"{size} x {size} pixels, as the images have {sides[0]} to {sides[-1]}; --size takes another size")
-    if channels < (settings.channels or 3):
-        log.info("1 channel, as the images are grey; --channels 3 makes them colour")
-    if sides[0] < size and settings.crop != "none":
-        log.warning(f"images are enlarged to {size} x {size} pixels; --size {sides[0]} enlarges none")
+    if min(sides) < size and settings.crop != "none":
+        log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} enlarges none")
     return replace(settings, size=size, channels=channels, grey_expected=not settings.channels and channels == 1)
 
 
 # What is written
 
 
-def _encoder(settings: Settings) -> LatentEncoder | None:
+class Pixels(NamedTuple):
+    """The way from images to rows of pixels, each by itself; LatentEncoder is that to latents, in batches."""
+
+    layout: BlockLayout
+    batch: int = 1
+    copies: int = 1
+    attributes: dict[str, Any] = {}
+    fingerprint: dict[str, Any] = {}
+
+    def rows(self, images: list[Any]) -> list[Any]:
+        """Return the rows of images."""
+        return images
+
+
+def _encoder(settings: Settings) -> Pixels | LatentEncoder:
     if settings.latents is None:
         if settings.mirror:
             raise UsageError("--mirror is for --latents; pixels are mirrored while training: elbo train --flip")
-        return None
+        shape = (settings.size, settings.size, settings.channels)
+        if settings.store == RAW:
+            return Pixels(BlockLayout(IMAGES, shape))
+        return Pixels(BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim)))
     if settings.channels != 3 or settings.store != RAW:
         raise UsageError("--latents takes colour images and stores numbers; leave --channels and --store out")
     from elbocli.prep.encode_latents import LatentEncoder
@@ -197,19 +208,10 @@ def _encoder(settings: Settings) -> LatentEncoder | None:
     return encoder
 
 
-def _layout(settings: Settings, encoder: LatentEncoder | None) -> BlockLayout:
-    if encoder is not None:
-        return encoder.layout
-    shape = (settings.size, settings.size, settings.channels)
-    if settings.store == RAW:
-        return BlockLayout(IMAGES, shape)
-    return BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim))
-
-
-def _fingerprint(source: Images, settings: Settings, encoder: LatentEncoder | None) -> str:
+def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEncoder) -> str:
     """Digest everything that decides the result, file contents excepted."""
     about = {**settings.about(), "pillow": PIL.__version__}
-    if encoder is not None:
+    if encoder.fingerprint:
         about["encoder"] = encoder.fingerprint
     digest = hashlib.sha256(json.dumps([about, source.class_names], sort_keys=True).encode())
     for file, label in zip(source.files, source.labels, strict=True):
@@ -245,52 +247,42 @@ class Packed(NamedTuple):
 
 
 def _fill(
-    writer: DatasetWriter, source: Images, settings: Settings, encoder: LatentEncoder | None, signals: Signals
+    writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals
 ) -> None:
     """Write the rows of all images, from where an earlier prep stopped. The writer's notes say what was met.
 
-    Their `source_sha256` is a sum, so that the parts of a source add up to it.
+    Their `source_sha256` is a sum, so that the parts of a source add up to it. Rows are made safe between batches of the
+    encoder alone, so that its batches, and their numbers, are the same after a kill.
     """
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done
     rows: list[Any] = []
-    pending: list[np.ndarray] = []  # images of an incomplete batch of latents
-
-    def save() -> None:
-        """Make rows safe, unless a batch of latents is incomplete: it is encoded whole, so that its numbers are the same."""
-        if not pending:
-            writer.append(rows, done, notes)
-            rows.clear()
-
-    def skip(index: int, trouble: str) -> None:
-        if settings.on_error == "stop":
-            save()
-            remedy = "put it right, or add --on-error skip to go on without it"
-            raise DataError(f"{source.shown(index)}: {trouble}; {remedy}")
-        notes["skipped"][str(index)] = trouble
-
-    for index, trouble in notes["skipped"].items():
-        skip(int(index), trouble)
+    batch: list[np.ndarray] = []
     if done:
         log.info(f"going on after {done} images")
     safe_at, held = time.monotonic(), 0
     for packed in _packed_in_order(source, done, settings):
-        if packed.trouble:
-            skip(done, packed.trouble)
-        elif encoder is None:
-            rows.append(packed.row)
+        if not packed.trouble:
+            batch.append(packed.row)
+        elif settings.on_error == "skip":
+            notes["skipped"][str(done)] = packed.trouble
         else:
-            pending.append(packed.row)
+            if not batch:
+                writer.append(rows, done, notes)
+            remedy = "put it right, or add --on-error skip to go on without it"
+            raise DataError(f"{source.shown(done)}: {packed.trouble}; {remedy}")
         named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
         if packed.change:
             notes["changed"][packed.change] = notes["changed"].get(packed.change, 0) + 1
         done, held = done + 1, held + memoryview(packed.row).nbytes
-        if encoder is not None and pending and (len(pending) >= encoder.batch or done == total):
-            rows += encoder.rows(pending)
-            pending.clear()
-        if time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES or signals.received or done == total:
-            save()
+        if len(batch) >= encoder.batch or done == total:
+            rows += encoder.rows(batch)
+            batch.clear()
+        late = time.monotonic() - safe_at > SAFE_EVERY_S or held > SAFE_EVERY_BYTES
+        if not batch and (late or signals.received or done == total):
+            writer.append(rows, done, notes)
+            rows.clear()
             safe_at, held = time.monotonic(), 0
         if signals.received and done < total:
             safe = f"{writer.state.done} of {total} images are safe in {writer.partial.name}"
@@ -301,11 +293,10 @@ def _fill(
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
     """Yield the images from number `start` on, in the order of the source; threads decode some ahead."""
     threads = len(os.sched_getaffinity(0))
-    step = max(1, STRETCH // math.prod(source.refs[0].shape or (STRETCH,)))
     waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
-        for index in range(start, len(source), step):
-            refs = source.refs[index : index + step]
+        for index in range(start, len(source), AT_ONCE):
+            refs = source.refs[index : index + AT_ONCE]
             waiting.append(pool.submit(list, map(_pack, refs, repeat(settings))))
             if len(waiting) >= AHEAD * threads:
                 yield from waiting.popleft().result()
@@ -321,4 +312,4 @@ def _pack(ref: ImageRef, settings: Settings) -> Packed:
         pixels, change = square(content, settings)
     except ElboError as error:
         return Packed(digest, trouble=str(error))
-    return Packed(digest, pixels if settings.store == RAW else ENCODINGS[settings.store].encode(pixels), change)
+    return Packed(digest, pixels if settings.store == RAW else encode(pixels, settings.store), change)

@@ -59,23 +59,14 @@ def report(
     """
     from elbocli.files.atomic import new_file
     from elbocli.report.gather import gather, report_of
-    from elbocli.runtime.progress import log
 
-    context = click.get_current_context()
     if samples and len(samples) != len(runs):
-        raise click.UsageError(
-            f"--samples: {len(samples)} of them for {len(runs)} runs; give one for each, or none", context
-        )
+        raise click.UsageError(f"--samples: {len(samples)} of them for {len(runs)} runs; give one for each, or none")
     if results and len(runs) > 1:
-        raise click.UsageError(
-            "--scores: of several runs, put each result into its run's folder, where it is found", context
-        )
+        raise click.UsageError("--scores: of several runs, put each result into its run's folder, where it is found")
     if out == STREAM and sys.stdout.isatty() and not as_json:
-        raise click.UsageError("standard output is a terminal; add -o FILE", context)
+        raise click.UsageError("standard output is a terminal; add -o FILE")
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]
-    for facts in gathered:
-        for sentence in facts.report.missing:
-            log.debug("%s", sentence)
     if as_json:
         print_json(report_of(gathered))
         if out == STREAM:

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import copying, excess
@@ -18,10 +16,9 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.training import CRITERIA
-from elbocli.core.weighting import Weighting
+from elbocli.core.weighting import ForeignLoss, Weighting
 from elbocli.errors import DataError, ElboError
-from elbocli.files import checkpoint as store
-from elbocli.files.checkpoint import RunConfig
+from elbocli.files.checkpoint import CONFIG, RunConfig, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import is_table
 from elbocli.files.records import Record, stored
@@ -153,47 +150,23 @@ class ComparisonReport(Record, frozen=True):
     differences: dict[str, list[Any]]
 
 
-class RunExcess(NamedTuple):
-    """Errors over the least ones, in the bins of the run's log.
-
-    own: of training, its last fifth; new: of images held out. report: their excess of the run's own loss, whether the network
-    copies, which isn't known without images held out, and the least errors.
-    """
-
-    least: Tensor
-    own: ErrorMoments
-    new: ErrorMoments | None
-    report: dict[str, Any]
-
-
-class ObjectiveFacts(NamedTuple):
-    """The objective of training: weighting and schedule (None: it adapts).
-
-    effective: the weighting over time; one entry where it is fixed.
-    """
-
-    weighting: Weighting
-    schedule: Schedule | None
-    effective: list[EffectiveWeighting]
-    report: ObjectiveReport
-
-
 @dataclass(frozen=True)
 class RunFacts:
     """A run as its folder shows it: its report, and what the page draws. None, or empty, is what isn't there.
 
+    schedule: of training; None where it adapts. effective: its weighting over time; one entry where it is fixed.
     course, held_out: errors of training and validation. results: by the names of KINDS. drawn: samples by class.
     """
 
     report: RunReport
     settings: TrainSettings
-    objective: ObjectiveFacts | None
+    schedule: Schedule | None
+    effective: list[EffectiveWeighting]
     course: LogHistory | None
     held_out: LogHistory | None
     previews: list[Thumbnails]
     drawn: list[Thumbnails]
     results: dict[str, list[ResultFile]]
-    excess: RunExcess | None
     extremes: list[Extremes]
 
     @property
@@ -275,33 +248,32 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
     missing = Missing()
     config = read_run_config(run)
-    settings = run_settings(config.settings, run / "config.yaml")
+    settings = run_settings(config.settings, run / CONFIG)
     given = {path.resolve(): read_result(path) for path in results if not is_table(path)}
     found = [*(each for each in results_in(run) if each.path.resolve() not in given), *given.values()]
-    tables = [path for path in dict.fromkeys(results) if is_table(path)]
     shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
     sheets = sorted(run.glob("previews/step-*.png"))
     drawn, drawn_from = _drawn(samples, sheets, config, missing)
     imported = config.source is not None
     known = {key: value for key, value in settings.stored().items() if key in config.settings or not imported}
-    defined = {"weighting", "schedule"} <= set(known)
+    objective, schedule, effective = None, None, list[EffectiveWeighting]()
+    if {"weighting", "schedule"} <= set(known):
+        objective, schedule, effective = missing.asked(_objective, run, settings, otherwise=(None, None, []))
     curves: dict[str, Curve] = missing.asked(read_curves, run / "metrics.jsonl", missing, otherwise={})
     status = None if imported else missing.asked(read_status, run)
     course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
-    previews = [missing.asked(read_preview, sheets[index]) for index in chosen_times(len(sheets))]
-    previews = [strip for strip in previews if strip]
     held_out = missing.asked(read_log_history, run / "validation.jsonl", missing)
-    network = missing.asked(empty_network, config, run / "config.yaml")
-    objective = missing.asked(_objective, run, settings) if defined else None
+    network = missing.asked(empty_network, config, run / CONFIG)
     excess_found = None
     for each in shown["optimum"][-1:]:
-        excess_found = missing.asked(_excess, each, course, held_out, objective, config)
-    extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in tables]
+        excess_found = missing.asked(_excess, each, course, held_out, effective, config)
+    previews = list(filter(None, (missing.asked(read_preview, sheets[index]) for index in chosen_times(len(sheets)))))
+    extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in results if is_table(path)]
     extremes += filter(None, (missing.asked(_extremes, each, config, run) for each in found))
     report = RunReport(
         run=name,
         status={} if status is None else {**status.facts(), "time": status.when},
-        objective=None if objective is None else objective.report,
+        objective=objective,
         settings=known,
         source=config.source.json() if config.source else None,
         data=config.data.json(),
@@ -312,7 +284,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         validation_errors=_map(held_out),
         previews=[row.name for row in previews],
         samples=ShownSamples(drawn_from, [row.name for row in drawn]),
-        excess=excess_found and excess_found.report,
+        excess=excess_found,
         per_image=[str(each.path) for each in extremes],
         commands=_commands(run, name, config, samples, shown["scores"], missing),
         missing=missing,
@@ -322,7 +294,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
             if kind != "optimum"
         },
     )
-    return RunFacts(report, settings, objective, course, held_out, previews, drawn, shown, excess_found, extremes)
+    return RunFacts(report, settings, schedule, effective, course, held_out, previews, drawn, shown, extremes)
 
 
 def _map(course: LogHistory | None) -> ErrorMap | None:
@@ -339,65 +311,62 @@ def _excess(
     result: ResultFile,
     course: LogHistory | None,
     held: LogHistory | None,
-    objective: ObjectiveFacts | None,
+    effective: list[EffectiveWeighting],
     config: RunConfig,
-) -> RunExcess:
-    """The run's errors over the least ones. Raises ElboError where they can't be compared."""
+) -> dict[str, Any]:
+    """Errors of training, its last fifth, and of images held out over the least ones, and whether the network copies, which
+    isn't known without images held out. Raises ElboError where they can't be compared.
+    """
     optimum, path = result.found, result.path
-    if course is None or objective is None:
+    if course is None or not effective:
         raise DataError(f"{path}: the run has no errors to compare with the least ones")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
-            f"{path}: the optimum is of {optimum.dataset}, not of the images that the run was trained on; find it by "
-            "'elbo optimum --like RUN'"
+            f"{path}: is of {optimum.dataset}, not of the images of training; use 'elbo optimum --like RUN'"
         )
-    own = ErrorMoments.of_sums(course.edges, course.late())
-    least, se = optimum.least(own.edges, training=True)
-    gain = excess(own, least, se, objective.weighting)
-    sums, copies, new = {"training": gain}, None, None
-    if held is not None:
-        new = ErrorMoments.of_sums(held.edges, held.sums[-1])
-        held_least, held_se = optimum.least(new.edges)
-        sums["held_out"] = excess(new, held_least, held_se, objective.weighting)
-        if copied := copying(gain, sums["held_out"]):
-            copies = {"share": copied.share, "se": copied.se, "verdict": copied.verdict}
-    report = {
+    logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
+    sums = {}
+    for key, (log, errors) in logs.items():
+        least, se = optimum.least(log.edges, training=key == "training")
+        sums[key] = excess(ErrorMoments.of_sums(log.edges, errors), least, se, effective[-1].weighting)
+    copied = copying(sums["training"], sums["held_out"]) if held else None
+    return {
         "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in sums.items()},
-        "copying": copies,
-        "edges": own.edges.tolist(),
-        "least": least.tolist(),
+        "copying": copied and {**copied._asdict(), "verdict": copied.verdict},
+        "edges": course.edges.tolist(),
+        "least": optimum.least(course.edges, training=True)[0].tolist(),
     }
-    return RunExcess(least, own, new, report)
 
 
 def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
-    """The pictures of a result that names a file of each image's likelihood. Raises ElboError."""
+    """The pictures of a result that names a file of each image's likelihood, which lies beside it. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or result.kind == "classification":
         return None
     said = Path(str(result.content.get("dataset")))
     dataset = said if said.is_file() else dataset_of(config.data, run)
-    table = result.path.parent / Path(named).name
-    return read_extremes(table if table.is_file() else Path(named), dataset, result.content.get("payload_sha256"))
+    return read_extremes(result.path.parent / Path(named).name, dataset, result.content.get("payload_sha256"))
 
 
-def _objective(run: Path, settings: TrainSettings) -> ObjectiveFacts:
+def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
     """The objective; a weighting that is learned as it is now. Raises ElboError for a file that it needs and that is gone."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
-    weighting, levels = effective[-1].weighting, (settings.logsnr_min, settings.logsnr_max)
-    low, high = max(levels[0], weighting.support[0]), min(levels[1], weighting.support[1])
-    network = _term("prediction", settings.prediction, Prediction(settings.prediction).declared)
+    *_, weighting, low, high = effective[-1]
     rising = weighting.rising(low, high)
     report = ObjectiveReport(
         weighting=weighting.spec,
         monotone=not rising,
         rising=[list(stretch) for stretch in rising],
         verdict=weighting.verdict(low, high),
-        logsnr=[*levels],
+        logsnr=[settings.logsnr_min, settings.logsnr_max],
         over_time=[each.json() for each in effective] if weighting.learned else None,
-        terms=[*weighting_terms(weighting), schedule_term(schedule), network],
+        terms=[
+            *weighting_terms(weighting),
+            schedule_term(schedule),
+            _term("prediction", settings.prediction, Prediction(settings.prediction).declared),
+        ],
     )
-    return ObjectiveFacts(weighting, schedule, effective, report)
+    return report, schedule, effective
 
 
 def _environment(
@@ -412,7 +381,7 @@ def _environment(
         "images_per_s": median(rates) if rates else None,
         **(config.init.about() if config.init else {}),
     }
-    read = (missing.asked(store.read_checkpoint, path, False) for path in reversed(store.checkpoints(run)))
+    read = (missing.asked(read_checkpoint, path, False) for path in reversed(checkpoints(run)))
     if newest := next(filter(None, read), None):
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
@@ -429,12 +398,11 @@ def _drawn(
     return ([], "") if sheet is None else (strips(lambda index: sheet[0][index], sheet[1]), str(sheets[-1]))
 
 
-def _packed(config: RunConfig, run: Path) -> str:
+def _packed(data: Path, config: RunConfig) -> str:
     """The command that packed the run's images. Raises FormatError, and DataError when the file holds others now."""
-    path = dataset_of(config.data, run)
-    attributes = Dataset(path, latents=True).attributes
+    attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(f"{path}: holds other images now than this run was trained on")
+        raise DataError(f"{data}: holds other images now than this run was trained on")
     return attributes.command or ""
 
 
@@ -442,34 +410,30 @@ def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], missing: Missing
 ) -> list[CommandReport]:
     """Command lines as they were typed, where they were written down."""
-    if config.source:
-        found = [("Import, as typed", line) for line in config.commands]
-    else:
-        data = str(dataset_of(config.data, run))
-        again = shlex.join(["elbo", "train", data, "--config", str(run / "config.yaml"), "-o", f"{name}-again"])
-        found = [
-            ("Pack the images", missing.asked(_packed, config, run, otherwise="")),
-            *(("Train, as typed", line) for line in config.commands),
-            ("Train again with the same settings, whatever the environment says by then", again),
-        ]
+    found = [("Import, as typed" if config.source else "Train, as typed", line) for line in config.commands]
+    if not config.source:
+        data = dataset_of(config.data, run)
+        again = shlex.join(["elbo", "train", str(data), "--config", str(run / CONFIG), "-o", f"{name}-again"])
+        found.insert(0, ("Pack the images", missing.asked(_packed, data, config)))
+        found.append(("Train again with the same settings, whatever the environment says by then", again))
     if samples is not None:
         with read_samples(samples) as reader:
             found += [("Draw these samples", line) for line in reader.made.commands]
     for each in scores:
         found += [(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
-        found.append((f"Find {each.path.name}", each.found.repeats[0].facts.command or ""))
+        found.append((f"Find {each.path.name}", each.found.repeats[0].facts.command))
     return [CommandReport(does, command) for does, command in found if command]
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
     """A weighting; for one that is written as a loss, its parts."""
-    spec, loss = weighting.spec, weighting.foreign_loss
-    if weighting.declared:
-        return [_term("weighting", spec, weighting.declared)]
+    spec, loss = weighting.spec, weighting.curve
+    if isinstance(loss, Declaration):
+        return [_term("weighting", spec, loss)]
     if weighting.learned:
         return [Term("weighting", spec, "p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect")]
     schedule = schedule_term(weighting.schedule, "its schedule")
-    if loss is None:
+    if not isinstance(loss, ForeignLoss):
         return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), schedule]
     return [
         Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),

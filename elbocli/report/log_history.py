@@ -111,6 +111,10 @@ class LogHistory:
         start = self.images[-1] * (1 - share)
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if at > start]).sum(0)
 
+    def last(self) -> Tensor:
+        """The sums [3, bins] of the last interval."""
+        return self.sums[-1]
+
     def early(self) -> Tensor:
         """The sums [3, bins] of the first EARLY of the images, of one interval at least."""
         until = max(self.images[-1] * EARLY, self.images[0])

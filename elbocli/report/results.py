@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from elbocli.bound.result import Bound, Classification, Likelihoods, Theorem
-from elbocli.core.metrics import METRICS, Role
+from elbocli.core.metrics import Role
 from elbocli.errors import FormatError
 from elbocli.evaluate.result import ENOUGH, KEYS, EvalResult
 from elbocli.files.losslog import Optimum
@@ -36,20 +35,6 @@ class ResultFile:
     kind: str
     content: dict[str, Any]
     found: Any
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Facts beside the scores: how it came about, and what was made otherwise than the reference."""
-        known = {**self.found.head(), **(self.found.named() if isinstance(self.found, EvalResult) else {})}
-        told = {
-            key: value
-            for key, value in self.content.items()
-            if not isinstance(value, dict | list) and value not in (None, "") and key not in known
-        }
-        for key in ("mismatch", "deviates"):
-            if pairs := self.content.get(key):
-                told[key] = "; ".join(f"{name}: {pair}" for name, pair in pairs.items())
-        return told
 
 
 class Row(NamedTuple):
@@ -84,9 +69,7 @@ def score_rows(result: EvalResult) -> list[Row]:
         if interval is None and isinstance(score.value, float):
             interval = result.estimate(score).interval
         if number.role is Role.NUMBER and n is not None and n < ENOUGH:
-            few = "; ".join(metric.traits.few for metric in METRICS.values() if number in metric.traits.numbers)
-            bias = re.search(r"biased \w+", few)
-            note = f"n = {n}" + (f", {bias[0]}" if bias else "")
+            note = f"n = {n}"
         network = (number.by_network and result.network) or ""
         name = number.stem(result.network).removesuffix("_mean").replace("_", " ")
         rows.append(Row(name, network, score.value, spread, spread_is, note, interval))
@@ -95,8 +78,8 @@ def score_rows(result: EvalResult) -> list[Row]:
 
 def drawn_by(result: EvalResult) -> list[str]:
     """Command lines that drew the samples, of each repeat."""
-    told = [one.facts.made.get("command") for one in result.repeats]
-    lines = [line for lines in told for line in (lines if isinstance(lines, list) else [lines]) if line]
+    told = [one.facts.made.get("command") or [] for one in result.repeats]
+    lines = [line for lines in told for line in (lines if isinstance(lines, list) else [lines])]
     return list(dict.fromkeys(map(str, lines)))
 
 

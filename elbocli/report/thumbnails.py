@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from elbocli.errors import DataError, FormatError
+from elbocli.errors import DataError
 from elbocli.files.dataset import LATENTS, Dataset
 from elbocli.files.grid import CELL, PLACES, Group, by_class, cut_up, layout_of, whole_factor
 from elbocli.files.grid import picture as picture_of
 from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
-from elbocli.images.decode import DecodeOptions, decode, open_image
-from elbocli.images.registry import Span
 from elbocli.images.samples import read_samples
 
 ROW = 8
@@ -53,15 +51,11 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
 
     Raises DataError.
     """
-    with reading(path, kind=DataError):
-        content = Span(str(path)).read()
-        picture, _ = decode(content, DecodeOptions())
-        with open_image(content) as image:
-            text = image.info.get(PLACES)
-    if text is None:
-        raise DataError(f"{path}: no sheet of previews: it doesn't say where its pictures are")
-    layout = layout_of(text, picture.size, path)
-    return cut_up(np.asarray(picture), layout), layout.groups
+    with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
+        if PLACES not in sheet.info:
+            raise DataError(f"{path}: no sheet of previews: it doesn't say where its pictures are")
+        layout = layout_of(sheet.info[PLACES], sheet.size, path)
+        return cut_up(np.asarray(sheet.convert("RGB")), layout), layout.groups
 
 
 def read_preview(path: Path) -> Thumbnails:
@@ -72,9 +66,7 @@ def read_preview(path: Path) -> Thumbnails:
 
 def chosen_times(count: int) -> list[int]:
     """Indices of the previews, of `count`, that are shown: the first and the last, and between them ever fewer, as less changes."""
-    if count <= TIMES:
-        return list(range(count))
-    return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)})
+    return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
@@ -115,15 +107,13 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
 
     Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
     """
-    table = read_table(path)
-    by, values = next(iter(table.numbers.items()))
-    if not by.startswith(NATS):
-        raise FormatError(f"{path}: holds no nats of images, but {', '.join(table.numbers)}")
-    data = Dataset(dataset, latents=True)
-    if data.kind == LATENTS:
-        raise DataError(f"{path}: is of the latents in {dataset}, which have no pictures; the page shows pixels alone")
-    within = int(table.index.min()) >= 0 and int(table.index.max()) < len(data)
-    same = within and bool((data.labels[table.index] == table.label).all())
+    table, data = read_table(path), Dataset(dataset, latents=True)
+    by = [*table][2]
+    index, values = table["index"], table[by]
+    if not by.startswith(NATS) or data.kind == LATENTS:
+        raise DataError(f"{path}: the page shows nats of pixels alone, not {by} of {data.kind}")
+    with reading(path, kind=DataError):
+        same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
         raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
     order = np.argsort(values, kind="stable")
@@ -132,6 +122,6 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     def rows(places: np.ndarray) -> list[Thumbnails]:
         parts = [places[start : start + ROW] for start in range(0, some, ROW)]
         names = [f"{values[part[0]]:.4g} to {values[part[-1]]:.4g} nats" for part in parts]
-        return [thumbnails_of(name, list(data.batch(table.index[part]))) for name, part in zip(names, parts)]
+        return [thumbnails_of(name, list(data.batch(index[part]))) for name, part in zip(names, parts)]
 
     return Extremes(path, by, len(order), rows(order[:some]), rows(order[::-1][:some]))

@@ -57,9 +57,9 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     checkpoints are gone. A run that never had a checkpoint begins again, with any settings.
     """
     with writing(out):
-        # A start that was killed leaves a lock, and files written aside.
         known = not out.exists() or (out / CONFIG).exists()
-        if not known and (out.is_file() or any(path.name[0] != "." for path in out.iterdir())):
+        # A start that was killed or failed leaves a lock, files written aside, and its status.
+        if not known and (out.is_file() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir())):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out / LOCK, str(out), patience))
@@ -144,10 +144,11 @@ class Status:
     """Writes status.json. Write errors are ignored here; the checkpoint writer reports them.
 
     step, images: reached. saved: the step of the newest checkpoint. They and `state` are those of an earlier start at first.
+    writes: False in all processes but the first.
     """
 
-    def __init__(self, run: Path, steps: int):
-        self.run, self._lock, self._noted = run, Lock(), time.monotonic()
+    def __init__(self, run: Path, steps: int, writes: bool = True):
+        self.run, self.writes, self._lock, self._noted = run, writes, Lock(), time.monotonic()
         now = RunStatus("", 0, steps, 0, 0.0)
         with suppress(FormatError):
             now = read_status(run)
@@ -164,4 +165,5 @@ class Status:
         """Write a state. Threads may do so at the same time."""
         now = RunStatus(state, self.step, self.steps, self.images, round(time.time(), 3), message, self.saved)
         with self._lock, suppress(DataError):
-            write_json(self.run / STATUS, now.json())
+            if self.writes:
+                write_json(self.run / STATUS, now.json())

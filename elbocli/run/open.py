@@ -30,7 +30,7 @@ from elbocli.files.losslog import LossLogRow, read_losslog
 from elbocli.files.plugins import check_plugins
 from elbocli.files.reading import file_sha256, open_file, reading
 from elbocli.files.schedule_file import resolve_weighting
-from elbocli.files.tensor_files import load_average, read_about
+from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
 from elbocli.nn.transfer import Transfer
 from elbocli.run.settings import Known, run_settings, schedule_of, trained_as
@@ -187,7 +187,8 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
     if strange := [key for key, value in made.trained.items() if ours.get(key, value) != value]:
         raise DataError(f"{file}: is of another run, which has another {', '.join(strange)}; name its own")
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
-    return load_average(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
+    check_average(file)
+    return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
 
 
 class EffectiveWeighting(NamedTuple):

@@ -1,4 +1,4 @@
-"""Work that goes on beside the main thread, and reasons to end: jobs of a thread, signals, the clock, a launcher that is gone.
+"""Work that is done ahead beside the main thread, and reasons to end: signals, the clock, a launcher that is gone.
 
 Needs no torch.
 """
@@ -8,39 +8,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Thread, current_thread, main_thread
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from elbocli.errors import ElboError, Interrupted, PeerLost
 
 T = TypeVar("T")
-POLL_S = 0.1
-
-
-def start_daemon(job: Callable[[], T]) -> Future[T]:
-    """Do a job in a thread of its own that nothing waits for: a write into a pipe may never return."""
-    future, jobs = Future[T](), [job]
-
-    def work() -> None:
-        try:  # the job is let go of first: a tensor that a thread frees while the interpreter ends aborts the process
-            future.set_result(jobs.pop()())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    return future
-
-
-def awaited(job: Future[T], look: Callable[[], None]) -> T:
-    """Return the result of a job; `look` is called now and then until it is done. Raises the error of either."""
-    while not wait([job], POLL_S).done:
-        look()
-    return job.result()
 
 
 class Ahead(Generic[T]):
@@ -49,16 +26,16 @@ class Ahead(Generic[T]):
     def __init__(self, work: Callable[[int], T], depth: int = 2):
         self._work, self._depth = work, depth
         self._executor = ThreadPoolExecutor(1, "elbo-ahead")
-        self._begun: deque[tuple[int, Future[T]]] = deque()
+        self._begun: dict[int, Future[T]] = {}
 
     def get(self, step: int) -> T:
         """Return the work of a step. Raises its exception. Any order of steps is right, a rising one is fast."""
-        while self._begun and self._begun[0][0] != step:
-            self._begun.popleft()[1].cancel()
-        following = self._begun[-1][0] + 1 if self._begun else step
-        for later in range(following, step + self._depth + 1):
-            self._begun.append((later, self._executor.submit(self._work, later)))
-        return self._begun.popleft()[1].result()
+        for gone in self._begun.keys() - range(step, step + self._depth + 1):
+            self._begun.pop(gone).cancel()
+        for later in range(step, step + self._depth + 1):
+            if later not in self._begun:
+                self._begun[later] = self._executor.submit(self._work, later)
+        return self._begun.pop(step).result()
 
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -67,7 +44,6 @@ GRACE_S = 1.0
 PATIENCE_S = 60
 """Time that processes of torchrun wait for those before them to end: they may be saving."""
 TIME, ORPHAN = 1001, 1002
-LOOK_S = 0.5
 
 
 class Signals:
@@ -115,15 +91,13 @@ class Ending:
 
     def __init__(self, signals: Signals, limit: float, launched: bool):
         self.signals, self.limit = signals, limit
-        self.begun = self._looked = time.monotonic()
+        self.begun = time.monotonic()
         self._parent = os.getppid() if launched else 0
 
     def reason(self) -> int:
         """0 is none."""
-        now = time.monotonic()
-        if self.signals.received or now - self._looked < LOOK_S:
+        if self.signals.received:
             return self.signals.received
-        self._looked = now
         if self._parent not in (0, os.getppid()):
             return ORPHAN
-        return TIME if self.limit and now - self.begun > self.limit else 0
+        return TIME if self.limit and time.monotonic() - self.begun > self.limit else 0

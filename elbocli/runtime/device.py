@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from elbocli.runtime.progress import log
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions, and the type in which each keeps what a network computes."""
-ROOT = Path("/")
 WARM_UPS = 2
 """Calls before one is captured: libraries choose their algorithms and fetch their memory in the first."""
 
@@ -111,7 +108,7 @@ def usual_precision(device: str, for_gpu: bool) -> str:
     """Return the precision to train in by default on a device by name, which need not be there: fp32 on a CPU; on CUDA
     bf16 for a network made for GPUs, where the card has it, else tf32.
     """
-    if meant_by(device).partition(":")[0] != "cuda":
+    if not meant_by(device).startswith("cuda"):
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if for_gpu and has_bf16 else "tf32"
@@ -139,37 +136,9 @@ def sent(value: Tensor, device: torch.device) -> Tensor:
 def card_bytes(device: str) -> int | None:
     """Return all the memory of a CUDA device by name, free or not; None where the name is another's, or no card is here."""
     name = meant_by(device)
-    if name.partition(":")[0] != "cuda" or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_properties(name).total_memory
-
-
-def free_bytes() -> int:
-    """Return the bytes that this process may still take on the host, within its cgroups' limits. Caches of files are free."""
-    return min([_number(r"MemAvailable: *(\d+)", "proc/meminfo", 2**40) * 1024, *_left_in_cgroups()])
-
-
-def held_bytes() -> int:
-    """Return the bytes that this process holds on the host already."""
-    return _number(r"\d+ (\d+)", "proc/self/statm", 0) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _left_in_cgroups() -> Iterator[int]:
-    """Yield what each limit leaves, of this process's cgroup (version 2) and of those above it."""
-    with suppress(OSError):
-        path = re.search(r"^0::/(.*)", (ROOT / "proc/self/cgroup").read_text(), re.MULTILINE)
-        for folder in (here := Path("sys/fs/cgroup") / path[1], *here.parents) if path else ():
-            limit, used = (_number(r"(\d+)", f"{folder}/memory.{name}") for name in ("max", "current"))
-            if limit and used:
-                yield max(0, limit - used + _number(r"^inactive_file (\d+)", f"{folder}/memory.stat"))
-
-
-def _number(pattern: str, path: str, otherwise: int = 0) -> int:
-    """Return the number that a file of the kernel's holds behind a pattern; another where it holds none."""
-    with suppress(OSError):
-        if found := re.search(pattern, (ROOT / path).read_text(), re.MULTILINE):
-            return int(found[1])
-    return otherwise
+    if name.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(name).total_memory
+    return None
 
 
 class CudaGraphs:
@@ -189,38 +158,34 @@ class CudaGraphs:
         key = (function, *((x.shape, x.stride(), x.dtype) if x is not None else None for x in inputs))
         self._calls[key] += 1
         if not self._failed and self._calls[key] > WARM_UPS and key not in self._graphs:
-            try:
-                self._graphs[key] = _capture(function, inputs, self._pool)
-            except RuntimeError as error:
-                self._failed = True
-                self._graphs.clear()
-                why = str(error).strip().partition("\n")[0]
-                log.warning("drawn without CUDA graphs, which takes longer for small networks: %s", why)
+            self._capture(key, function, inputs)
         if key not in self._graphs:
             return function(*inputs)
         graph, places, output = self._graphs[key]
         for place, value in zip(places, inputs, strict=True):
-            if place is not None and value is not None:
-                place.copy_(value)
+            if place is not None:
+                place.copy_(value)  # type: ignore[arg-type]
         graph.replay()
         return output.clone()
 
-
-def _capture(
-    function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], pool: Any
-) -> tuple[Any, list[Tensor | None], Tensor]:
-    """Return the graph of one call, and the places of its inputs and its output."""
-    places = [None if x is None else x.clone() for x in inputs]
-    graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # what it keeps would be in the graph's memory
-    try:
-        # The outer block goes back to this stream even where a capture that failed can't be ended. Other threads, as
-        # NCCL's, may go on meanwhile.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool, capture_error_mode="thread_local"),
-        ):
-            output = function(*places)
-    finally:
-        torch.set_autocast_cache_enabled(caching)
-    return graph, places, output
+    def _capture(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> None:
+        """Capture one call, with places for its inputs and its output."""
+        places = [None if x is None else x.clone() for x in inputs]
+        graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # what it keeps would be in the graph's memory
+        try:
+            # The outer block goes back to this stream even where a capture that failed can't be ended. Other threads, as
+            # NCCL's, may go on meanwhile.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
+            ):
+                self._graphs[key] = graph, places, function(*places)
+        except RuntimeError as error:
+            self._failed = True
+            self._graphs.clear()
+            log.warning(
+                "drawn without CUDA graphs, which takes longer for small networks: %s", str(error).partition("\n")[0]
+            )
+        finally:
+            torch.set_autocast_cache_enabled(caching)

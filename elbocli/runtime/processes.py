@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from elbocli.errors import ElboError, PeerLost, UsageError
 from elbocli.runtime.device import choose_device, meant_by
@@ -24,7 +25,7 @@ from elbocli.runtime.device import choose_device, meant_by
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """Time that a process waits for the others on the host: rank 0 reads and checks a checkpoint meanwhile."""
-VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that a launcher must set for each process, beside WORLD_SIZE."""
 JOIN = timedelta(minutes=10)
 """Time that it waits for them to be there at all: imports over a network take long."""
@@ -82,10 +83,6 @@ class World:
         dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
         return box[0]
 
-    def share(self, count: int) -> range:
-        """Return this process's part of `count` things; parts differ by one at most."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """An ElboError in the block, in any process, ends all of them with the message of the first that failed."""
@@ -98,10 +95,9 @@ class World:
         except ElboError as caught:
             error = caught
         for rank, failed in enumerate(self.all((str(error), error.exit_code) if error else None)):
-            if failed is not None:
-                message, code = failed
-                everywhere = ElboError(f"rank {rank}: {message}" if rank else message)
-                everywhere.exit_code = code
+            if failed:
+                everywhere = ElboError(f"rank {rank}: {failed[0]}" if rank else failed[0])
+                everywhere.exit_code = failed[1]
                 raise everywhere from error
 
 
@@ -110,13 +106,10 @@ ALONE = World()
 
 def to_local(tensor: Any) -> Tensor:
     """Return this process's shard of a DTensor, without copying it; another tensor as it is."""
+    if not hasattr(tensor, "to_local"):
+        return tensor
     with torch.no_grad():
-        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def full_tensor(tensor: Any) -> Tensor:
-    """Gather a DTensor in every process; return another tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        return tensor.to_local()
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
@@ -144,18 +137,23 @@ def joined(device: str = "auto") -> Iterator[World]:
         raise UsageError(
             f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
         )
-    rank, chosen = int(os.environ["RANK"]), choose_device(_own(device))
-    host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    how: dict[str, Any] = {"backend": "gloo"}
-    if chosen.type == "cuda":
-        how = {"backend": "cpu:gloo,cuda:nccl", "device_id": chosen}
+    meant = meant_by(device)
+    if meant.startswith("cuda:"):
+        raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
+    cuda, rank = meant == "cuda", int(os.environ["RANK"])
+    chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else meant)
     with telling_lost(), _stdout_to_stderr():  # the gloo of torch 2.8 and 2.10 prints its connections
-        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=host, timeout=JOIN
-        )
+        store, *_ = next(rendezvous("env://", timeout=JOIN))
         # torchrun keeps one store over restarts, in which the processes before have left their keys.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
-        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE, **how)
+        dist.init_process_group(
+            backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+            device_id=chosen if cuda else None,
+        )
     _kept.append(dist.group.WORLD)
     try:
         with telling_lost():
@@ -177,22 +175,6 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
-
-
-def _own(device: str) -> str:
-    """The name of this process's own device. Raises UsageError when there is none."""
-    meant = meant_by(device)
-    if meant.startswith("cuda:"):
-        raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
-    if meant != "cuda":
-        return meant
-    here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if 0 < devices < here:
-        raise UsageError(
-            f"{here} processes on a machine with {devices} CUDA device{'s' if devices > 1 else ''}: each takes its own; "
-            f"start {devices} (--nproc-per-node), or --device cpu"
-        )
-    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger("elbo")
-_shown_by: list[Callable[..., None]] = []
+_show: Callable[..., None] | None = None
 
 
 def progress(done: int, total: int | None = None, unit: str = "", then: str = "", **values: Any) -> None:
@@ -19,10 +19,11 @@ def progress(done: int, total: int | None = None, unit: str = "", then: str = ""
     values: numbers for the end of the line, such as loss=.1. then: work that comes before the next report and may take long,
     in words such as 'drawing a preview'.
     """
-    for show in _shown_by:
-        show(done, total, unit, then, values)
+    if _show:
+        _show(done, total, unit, then, values)
 
 
 def show_progress_with(show: Callable[..., None]) -> None:
     """Have each report given to `show(done, total, unit, then, values)`, instead of any function named before."""
-    _shown_by[:] = [show]
+    global _show
+    _show = show

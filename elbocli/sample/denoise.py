@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,10 @@ from torch import Tensor
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, walk
 from elbocli.core.sampling import NEAREST, Guidance, to_levels
-from elbocli.errors import DataError, ElboError, FormatError, UsageError
+from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
-from elbocli.nn.autoencoder import Autoencoder, comfortable_batch, memory_of
+from elbocli.nn.autoencoder import Autoencoder, comfortable_batch
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.nn.networks import Network, NetworkConfig
 from elbocli.run.open import TrainedRun, dataset_of
@@ -53,11 +52,6 @@ class GuidedRun:
         config = self.trained.network.config
         return config.image_size, config.image_size, config.image_channels
 
-    def wrapped(self, wrap: Callable[[Network], Network]) -> GuidedRun:
-        """The same with other networks."""
-        guide = self.guide and replace(self.guide, network=wrap(self.guide.network))
-        return replace(self, trained=replace(self.trained, network=wrap(self.trained.network)), guide=guide)
-
     def denoiser(self, labels: Tensor | None) -> Denoiser:
         """D(z, λ) for images of these classes, with its count of evaluations at zero."""
         guide = None
@@ -71,12 +65,13 @@ class GuidedRun:
         number of images.
         """
 
-        def ready(network: Network) -> Network:
+        def ready(run: TrainedRun) -> TrainedRun:
+            network = run.network
             if compile:
                 network.compile(dynamic=False)
-            return Wrapped(network, partial(graphs.call, network)) if graphs else network
+            return replace(run, network=Wrapped(network, partial(graphs.call, network))) if graphs else run
 
-        return self.wrapped(ready)
+        return replace(self, trained=ready(self.trained), guide=self.guide and ready(self.guide))
 
     def with_variance(self) -> GuidedRun:
         """The same, with the learned variance of the run's network. Raises UsageError when it has none."""
@@ -87,23 +82,18 @@ class GuidedRun:
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
         """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
-        rehearsal = self.wrapped(lambda network: Wrapped(network, lambda z, *_: torch.cat([z, z], 1)))
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
-        denoiser, z = rehearsal.denoiser(labels), torch.zeros(1, 1)
+        denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
+        for one in filter(None, (denoiser, denoiser.guide)):
+            one.network = lambda z, *_: torch.cat([z, z], 1)
         walk(sampler, z, grid, denoiser.asked_by(sampler), lambda: z)
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
         """For the record: guidance, where it acts if not everywhere, the guide and its weights, clipping."""
-        guidance = self.guidance
-        facts: dict[str, Any] = {
-            "guidance": guidance.scale,
-            "guidance_low": guidance.low,
-            "guidance_high": guidance.high,
-        }
-        facts = {key: value for key, value in facts.items() if math.isfinite(value)}
-        if guidance.channels:
-            facts["guidance_channels"] = guidance.channels
+        given = self.guidance
+        numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
+        facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
         if self.guide is not None:
             facts |= {"guide": str(self.guide.path), **{f"guide_{key}": to for key, to in self.guide.about.items()}}
         return {**facts, "clip": self.clip.spec}
@@ -200,19 +190,6 @@ def open_decoder(
         return torch.cat([model.decode(part, space, rounding) for part in x.split(batch)])
 
     return Decoder((size, size, 3), decode, rounding or space.rounding)
-
-
-def decoding_memory(data: RunData, network: NetworkConfig, images: int, cpu: bool) -> tuple[int, int]:
-    """Return (bytes of the autoencoder's weights, bytes of its activations) for that many latents of a run drawn at once.
-
-    data: of its config. (0, 0) for pixels, and where the autoencoder can't be opened.
-    """
-    with suppress(ElboError):
-        space = latent_space(data, network, "config.yaml")
-        if space is not None:
-            at_once = min(images, comfortable_batch(space.pixel_size, cpu))
-            return memory_of(_recorded(space, Path(str(data.path))), space.pixel_size, at_once)
-    return 0, 0
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:

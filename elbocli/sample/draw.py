@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,12 +19,12 @@ from elbocli.core.samplers import SAMPLERS, Sampler, parse_sampler, time_grid, w
 from elbocli.core.sampling import ELBO, UNIT, Guidance, Noise, purpose_of, usual_spacing
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
-from elbocli.errors import ElboError, ReaderGone
+from elbocli.errors import ReaderGone
 from elbocli.files.sample_files import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.runtime.background import PATIENCE_S, Ending, awaited, catching_signals, interrupted, start_daemon
+from elbocli.runtime.background import PATIENCE_S, Ending, catching_signals, interrupted
 from elbocli.runtime.device import CudaGraphs, Precision, choose_device, sent
 from elbocli.runtime.processes import World, telling_lost
 from elbocli.runtime.progress import log, progress
@@ -127,31 +125,22 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
         with world.together():
             drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
             drawing = _Drawing(drawer, settings, world, Ending(signals, 0, world.size > 1))
-        try:
-            drawing.write(target)
-        except ElboError as error:
-            if error.exit_code == ReaderGone.exit_code:
-                raise BrokenPipeError from error
-            raise
+        drawing.write(target)
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
     """The run. All processes open the checkpoint that the first has found: training may be going on."""
-    trained: list[TrainedRun] = []
-    for turn in (world.first, not world.first):
-        with world.together():
-            if turn:
-                trained.append(open_run(path, world.device, weights))
-        path = world.of_first(trained[0].checkpoint.path.resolve() if trained else path)
-    return trained[0]
+    trained = None
+    with world.together():
+        if world.first:
+            trained = open_run(path, world.device, weights)
+    path = world.of_first(trained.checkpoint.path.resolve() if trained else path)
+    with world.together():
+        return trained or open_run(path, world.device, weights)
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
     """The schedule of the levels, with warnings where it is another's, or reaches beyond the run's λ."""
-    if steps < (least := settings.sampler.traits.least):
-        log.warning(
-            f"--steps {steps}: give {settings.sampler.name} {least} or more; fewer leave nothing of what sets it apart"
-        )
     usual, low, high = settings.sampler.traits.usual.grid, trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or usual
     if spec == RUN:
@@ -159,29 +148,24 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
     schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
     meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
     if meant not in (None, found):
-        log.warning(f"{schedule.file}: is made for {meant}, not for {found}: see 'elbo grid'")
+        log.warning(f"{schedule.file}: is made for {meant}, not for {found}")
+    chosen = settings.schedule or usual != SAMPLERS[settings.sampler.name].traits.usual.grid
     first, last = schedule.support
-    if not settings.schedule and usual == SAMPLERS[settings.sampler.name].traits.usual.grid:
-        return schedule
-    if -LIMIT < first < low - CUT or high + CUT < last < LIMIT:
+    if chosen and (-LIMIT < first < low - CUT or high + CUT < last < LIMIT):
         log.warning(
-            f"schedule {schedule.base}: covers logsnr {first:.4g} to {last:.4g}; the run was trained on {low:.4g} to "
-            f"{high:.4g}, and the rest is cut off"
+            f"schedule {schedule.base}: logsnr {first:.4g} to {last:.4g} is cut off at the run's {low:g} to {high:g}"
         )
     return schedule
 
 
 class _Drawing:
-    """Images drawn in rounds: the process of rank r draws the r-th batch of a round, and the first writes all of them.
-
-    Meanwhile the next round is drawn.
-    """
+    """Images drawn in rounds: the process of rank r draws the r-th batch of a round, and the first writes all of them."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         self.settings, self.world, self.ending, n = settings, world, ending, settings.n
         trained, sampler = drawer.trained, settings.sampler
         config, where, device = trained.network.config, trained.path / "config.yaml", world.device
-        precision, steps = Precision(settings.precision, device), settings.steps or sampler.traits.usual.steps
+        steps = settings.steps or sampler.traits.usual.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)
         self.grid = grid = time_grid(schedule, steps, spacing)
@@ -196,12 +180,10 @@ class _Drawing:
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
         self.noise: Noise = settings.noise(settings.seed, drawer.shape, config.num_classes, device)
-        random = settings.classes == "random" and config.num_classes
-        labels = (
-            self.noise.classes(n)
-            if random
-            else choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
-        )
+        if settings.classes == "random" and config.num_classes:
+            labels: np.ndarray | None = self.noise.classes(n)
+        else:
+            labels = choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
         self.output = open_decoder(trained.data, config, device, settings.autoencoder, where, settings.rounding)
         self.batch = min(settings.batch, -(-n // world.size))
         space = latent_space(trained.data, config, where)
@@ -222,7 +204,7 @@ class _Drawing:
             "seed": settings.seed,
             "noise": settings.noise.name,
             **self.noise.about,
-            "precision": str(precision),
+            "precision": str(Precision(settings.precision, device)),
             "rounding": self.output.rounding.spec,
             **(space.attributes() if space else {}),
             "elbo_version": __version__,
@@ -230,9 +212,7 @@ class _Drawing:
         }
         shape, seeds = (n, *self.output.shape), self.noise.seeds(n)
         self.header = SamplesHeader(shape, labels, seeds, names, about, settings.scale)
-        self.sink: Sink | None = None
-        self._ready = torch.empty(0, dtype=torch.uint8)
-        self._writing: Future[None] | None = None
+        self.done = 0
 
     def write(self, target: Path | IO[bytes]) -> None:
         """Draw all images that the target lacks, and write them.
@@ -241,49 +221,43 @@ class _Drawing:
         """
         world, trained, about, n = self.world, self.drawer.trained, self.header.about, self.settings.n
         with ExitStack() as stack:
+            sink = None
             with world.together():
                 if world.first:
                     patience = PATIENCE_S if world.size > 1 else 0
-                    self.sink = stack.enter_context(
-                        open_samples(target, self.header, self.settings.overwrite, patience)
-                    )
-            start = world.of_first(self.sink.done if self.sink else 0)
+                    sink = stack.enter_context(open_samples(target, self.header, self.settings.overwrite, patience))
+            self.done = world.of_first(sink.done if sink else 0)
             log.info(
                 f"{trained.path}: step {trained.step}, weights {about['weights']}; {about['sampler']}, {about['steps']} steps, "
                 f"logsnr {about['logsnr_min']:.4g} to {about['logsnr_max']:.4g}; {world.device}, {about['precision']}, "
-                f"{world.size} process{'es' if world.size > 1 else ''}"
+                f"processes {world.size}"
             )
-            if start:
-                log.info(f"going on after {start} of {n} images")
-            try:
-                for first in range(start, n, self.batch * world.size):
-                    self._agreed(partial(self._draw, first))
-                    self._ready = torch.cat(world.all(self._ready))[: n - first]
-                for _ in range(2):  # write the last round, then wait for it
-                    self._agreed(self._put)
-            finally:
-                self._settle()
-            # The others need not wait for this: PNGs of many images may take an hour.
-            try:
-                if self.sink:
-                    self.sink.finish(self.look)
-            except Leave as leave:
-                raise interrupted(leave.reason, "all images are safe; run the command again") from leave
+            if self.done:
+                log.info(f"going on after {self.done} of {n} images")
+            while self.done < n:
+                with world.together():
+                    images = self._draw()
+                images = torch.cat(world.all(images))[: n - self.done]
+                with world.together():
+                    if sink:
+                        _put(sink, images.numpy(), world.size)
+                self.done += len(images)
+            if sink:  # the other processes need not wait: PNGs of many images may take an hour
+                sink.finish(self.look)
         log.info(f"{n} images, {about['nfe']} network evaluations each")
 
     def look(self) -> None:
-        """Raise Leave when there is a reason to end."""
+        """Raise Interrupted or PeerLost when there is a reason to end."""
         if reason := self.ending.reason():
-            raise Leave(reason)
+            done = f"{self.done} of {self.settings.n} images are written"
+            raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")
 
-    def _draw(self, first: int) -> None:
-        """Write the round before, and draw this process's part of the round whose images begin at `first`."""
-        self._put()
-        start, n, device = first + self.batch * self.world.rank, self.settings.n, self.world.device
+    def _draw(self) -> Tensor:
+        """Draw this process's part of the next round."""
+        start, n, device = self.done + self.batch * self.world.rank, self.settings.n, self.world.device
         count = max(0, min(self.batch, n - start))
         if not count:
-            self._ready = torch.empty((0, *self.output.shape), dtype=torch.uint8)
-            return
+            return torch.empty((0, *self.output.shape), dtype=torch.uint8)
         indices = range(start, start + (self.batch if self.fixed else count))
         labels, of_images = None, self.header.labels
         if of_images is not None:
@@ -296,44 +270,14 @@ class _Drawing:
             progress(start * nfe + together * denoiser.evaluations, n * nfe, "evaluation")
 
         how = self.grid, self.settings, device, self.output, report, self.noise
-        self._ready = draw(denoiser, indices, self.drawer.shape, *how)[:count].cpu()
-
-    def _put(self) -> None:
-        """Write the round that is ready, once the one before is written."""
-        if self._writing is not None:
-            awaited(self._writing, self.look)
-            self._writing = None
-        if self.sink is not None and len(self._ready):
-            self._writing = start_daemon(partial(self.sink.put, self._ready.numpy()))
-        self._ready = self._ready[:0]
-
-    def _settle(self) -> None:
-        """Wait until a file has the images that are being written. A pipe may never be read."""
-        if self._writing is not None and self.sink is not None and self.sink.partial is not None:
-            wait([self._writing])
-
-    def _agreed(self, work: Callable[[], None]) -> None:
-        """Do it in all processes, and end all of them if one can't or shall not go on."""
-        reason = 0
-        with self.world.together():
-            try:
-                work()
-            except Leave as leave:
-                reason = leave.reason
-            except BrokenPipeError as error:
-                raise ReaderGone from error
-        (reason,) = self.world.most([reason])
-        if reason:
-            self._settle()
-            done = f"{self.sink.done if self.sink else 0} of {self.settings.n} images"
-            kept = "were written; into a file (-o FILE) the same command would go on"
-            if self.sink and self.sink.partial:
-                kept = f"are safe in {self.sink.partial.name}; the same command goes on from there"
-            raise interrupted(reason, f"{done} {kept}")
+        return draw(denoiser, indices, self.drawer.shape, *how)[:count].cpu()
 
 
-class Leave(Exception):
-    """There is a reason to end, and none to finish the batch."""
-
-    def __init__(self, reason: int):
-        self.reason = reason
+def _put(sink: Sink, images: np.ndarray, processes: int) -> None:
+    """Write images. A reader that is gone ends all processes."""
+    try:
+        sink.put(images)
+    except BrokenPipeError as error:
+        if processes == 1:
+            raise
+        raise ReaderGone from error

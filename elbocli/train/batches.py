@@ -97,57 +97,52 @@ class Batches:
             Stream(settings.seed, name)
             for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
-        self._rows = training_rows(settings, dataset)
-        self._count = len(dataset) if self._rows is None else len(self._rows)
+        rows = training_rows(settings, dataset)
+        self._rows = np.arange(len(dataset)) if rows is None else rows
         space = dataset.latent_space
         self._scaling = None if space is None else affine(space, device)
-        self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, self._count))
+        self._shuffled = lru_cache(2)(lambda epoch: self._order.permutation(epoch, len(self._rows)))
         self.parts = parts or [range(self.batch)]
         ahead = self.dataset.kind == ENCODED or self.device.type != "cpu"
         self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the dataset for a step, [batch]."""
-        epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), self._count)
-        rows = np.concatenate([self._shuffled(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        return rows if self._rows is None else self._rows[rows]
+        epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self._rows))
+        order = [self._shuffled(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+        return self._rows[np.concatenate(order)]
 
     def times(self, step: int) -> Tensor:
         """t of a step's images, [batch] float64 in [0, 1), on the CPU."""
         return times(self._t, step, self.batch, self.settings.t_sampling)
 
-    def _fetched(self, index: int) -> tuple[np.ndarray, Tensor, Tensor | None, Tensor]:
-        """Return (rows of the dataset [n], what is stored of them [n, …], η of latents [n,C,h,w], ε [n,H,W,C]).
+    def _fetched(self, index: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Return (rows of the dataset as stored [n, …], η of latents [n,C,h,w], ε [n,H,W,C], labels [n] of classes).
 
         index: counts the parts of all steps. This is all that takes the host time.
         """
         step, which = divmod(index, len(self.parts))
-        part = self.parts[which]
-        rows = self.indices(step)[part.start : part.stop]
-        stored = self.dataset.batch(rows)
+        part = slice(self.parts[which].start, self.parts[which].stop)
+        rows, places = self.indices(step)[part], range(step * self.batch, (step + 1) * self.batch)[part]
+        stored, eta, labels = self.dataset.batch(rows), None, None
         if self.settings.flip and self._scaling is None:
-            turned = self._flips.uniform(step, self.batch)[part.start : part.stop] < 0.5
+            turned = self._flips.uniform(step, self.batch)[part] < 0.5
             stored[turned] = stored[turned, :, ::-1]
-        places = range(step * self.batch + part.start, step * self.batch + part.stop)
-        eta = None
-        if self._scaling is None:
-            height, width, channels = stored.shape[1:]
-        else:
-            channels, height, width = stored.shape[1] // 2, *stored.shape[2:]
-            eta = pinned(self._eta.normal(places, (channels, height, width)), self.device)
-        eps = pinned(self._noise.normal(places, (height, width, channels)), self.device)
-        return rows, pinned(torch.from_numpy(stored), self.device), eta, eps
+        shape = stored.shape[1:]
+        if self._scaling is not None:
+            means = (shape[0] // 2, *shape[1:])
+            eta, shape = pinned(self._eta.normal(places, means), self.device), (*means[1:], means[0])
+        eps = pinned(self._noise.normal(places, shape), self.device)
+        if self.conditional:
+            kept = self._drops.uniform(step, self.batch)[part] >= self.settings.label_dropout
+            labels = pinned(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)), self.device)
+        return pinned(torch.from_numpy(stored), self.device), eta, eps, labels
 
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """(x [n,C,H,W], ε [n,C,H,W], labels [n] with −1 where dropped, or None) of a part of a step, on the device.
 
         Pixels are in [-1, 1].
         """
-        rows, stored, eta, eps = self._fetch(step * len(self.parts) + which)
-        x = network_input(stored, eta, self._scaling, self.device)
-        labels = None
-        if self.conditional:
-            part = self.parts[which]
-            kept = self._drops.uniform(step, self.batch)[part.start : part.stop] >= self.settings.label_dropout
-            labels = sent(torch.from_numpy(np.where(kept, self.dataset.labels[rows], -1)), self.device)
-        return x, sent(eps, self.device).permute(0, 3, 1, 2), labels
+        stored, eta, eps, labels = self._fetch(step * len(self.parts) + which)
+        x, eps = network_input(stored, eta, self._scaling, self.device), sent(eps, self.device).permute(0, 3, 1, 2)
+        return x, eps, None if labels is None else sent(labels, self.device)

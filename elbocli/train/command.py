@@ -36,14 +36,13 @@ def setting_options(function: F) -> F:
         if not flags:
             continue
         shown = setting.says("shown")
-        choices = "|".join(kind.choices) if isinstance(kind, click.Choice) else None
         option(
             flags,
             name,
             type=kind,
             default=None,
             multiple=get_origin(setting.kind) is tuple,
-            metavar=setting.says("metavar") or choices,
+            metavar=setting.says("metavar") or None,
             help=f"{setting.meta.description}  [default: {shown}]" if shown else setting.meta.description,
             more=setting.says("more"),
         )(function)
@@ -145,7 +144,7 @@ def train(
     from elbocli.run import folder, settings
     from elbocli.run.open import dataset_for, initial_of
     from elbocli.runtime.processes import joined
-    from elbocli.train import log_targets, loop, plan, validate
+    from elbocli.train import loop, plan, recorder
 
     known, asked = settings.read_options(config, {**options, "ema": options["ema"] or None}, words)
     data, init = data or asked.pop("data", None), init or asked.pop("init", None)
@@ -161,13 +160,13 @@ def train(
         return
     with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
         with world.together():
-            log_targets.check(log_to, out)
+            recorder.check_targets(log_to, out)
             initial = initial_of(init, known, out) if world.first else None  # one process reads all of its weights
         initial = world.of_first(initial)
         with world.together():
             dataset = Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
-            validate.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
+            recorder.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite)
     if world.first:
         click.echo(os.fsencode(out))  # for a script, which needs the name itself

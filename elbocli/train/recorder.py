@@ -1,101 +1,67 @@
-"""Records of a run while it trains: numbers, errors per λ, validation, previews."""
+"""Records of a run while it trains: numbers, errors per λ, validation, previews, and other places that these are logged to."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from elbocli.core.adaptive import bin_middles
+from elbocli.core.adaptive import BinSums, bin_edges, bin_middles
+from elbocli.core.elbo import bits_per_dimension, prior, reconstruction
+from elbocli.core.loss import Network, denoising_losses
 from elbocli.core.samplers import parse_sampler, time_grid
-from elbocli.errors import ElboError, UsageError
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.streams import Stream
+from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files import losslog
 from elbocli.files.atomic import writing
+from elbocli.files.checkpoint import read_config
+from elbocli.files.dataset import Dataset
 from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
-from elbocli.files.losslog import MetricsRow
+from elbocli.files.reading import reading
+from elbocli.files.recognise import check_outputs
 from elbocli.files.schedule_file import finite, resolve_schedule
+from elbocli.nn.autoencoder import affine
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.folder import PREVIEW_COUNT
-from elbocli.run.train_settings import ADAPTIVE
-from elbocli.runtime.device import sent
-from elbocli.runtime.progress import progress
+from elbocli.run.settings import Resolved
+from elbocli.run.train_settings import ADAPTIVE, TrainSettings
+from elbocli.runtime.device import Precision, sent
+from elbocli.runtime.progress import log, progress
 from elbocli.sample.denoise import Decoder, open_decoder
 from elbocli.sample.draw import SampleSettings, draw
-from elbocli.train.log_targets import LogTargets
-from elbocli.train.parallel import count_parts
-from elbocli.train.state import TrainState
+from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
+from elbocli.train.state import TrainState, count_parts
 from elbocli.train.step import check
-from elbocli.train.validate import STEP_COST, Validation, open_held_out
 
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
 PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
 MOST_ROWS, SOME_ROWS = 10, 8
 """Classes that are all drawn, and how many are of more."""
-FIRST_PREVIEW_S, DRAWING_S = 60.0, 40.0
-"""Seconds of training before the first preview, and the most that drawing it may take: it has fewer images where 64 take longer."""
+FIRST_PREVIEW_S = 60.0
+"""Seconds of training before the first preview."""
 
 
-# --- logs that only grow, cut back to a checkpoint's lengths when a run goes on: no step is in them twice ---
-
-
-def log_lengths(run: Path) -> dict[str, int]:
-    """Return the bytes of each log."""
-    return {name: (run / name).stat().st_size for name in LOGS if (run / name).exists()}
-
-
-def flush_logs(run: Path) -> None:
-    """Make the logs safe. May be called by another thread. Raises DataError."""
-    for name in log_lengths(run):
-        with writing(run / name), open(run / name, "rb") as file:
-            os.fsync(file.fileno())
-
-
-# --- previews: pictures of what the average of the weights draws ---
-
-
-def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
-    """Choose a class for each image, [n or a few less, at least a row]: each in turn, or of many classes some from the first to the last.
-
-    All have as many images, so that rows are full. None when there are no classes.
-    """
-    if num_classes < 1:
-        return None
-    shown = num_classes if num_classes <= MOST_ROWS else SOME_ROWS
-    return np.tile(np.linspace(0, num_classes - 1, shown).round().astype(np.int64), max(1, n // shown))
-
-
-def preview(state: TrainState, output: Decoder, n: int = PREVIEW.n) -> tuple[np.ndarray, Layout]:
-    """Draw up to n images [N,H,W,C] uint8 from the average, of the same noise every time, for a grid. Processes share them.
-
-    Each draws no more at once than it is trained on at once, which is known to fit into its memory.
-    """
-    network, world, settings = state.resolved.network, state.world, state.settings
-    labels = preview_labels(network.num_classes, n)
-    count = n if labels is None else len(labels)
-    grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), PREVIEW.steps)
-    how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
-    # Every process evaluates the network as often as any other, on as many images: where it is sharded, they need each
-    # other, and compiled code is of one size. What goes beyond a share is cut off.
-    mine, most = world.share(count), -(-count // world.size)
-    turns = count_parts(most, 1, max(map(len, state.batches.parts)))
-    at_once, images = -(-most // turns), list[torch.Tensor]()
-    shape = (network.image_size, network.image_size, network.image_channels)
-    with state.averaged():
-        for turn in range(turns):
-            places, part = range(mine.start + turn * at_once, mine.start + (turn + 1) * at_once), None
-            if labels is not None:
-                part = sent(torch.from_numpy(labels[np.minimum(places, count - 1)]), state.device)
-            denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
-            images.append(draw(denoiser, places, shape, grid, how, state.device, output))
-    drawn = np.concatenate(world.all(torch.cat(images)[: len(mine)].cpu().numpy()))
-    groups = rows_of_classes(count, labels, state.resolved.data.class_names or [])
-    return drawn, lay_out(drawn.shape[1], drawn.shape[2], groups)
+DRAWS = 4
+SHARE = 0.02
+"""Share of a run's work that validation takes unless --val-every says otherwise."""
+STEP_COST = 3
+"""A training image costs a forward and a backward pass: three of validation's."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+SCHEDULE = "uniform"
+SAME_SPACE = ("convention", "shift", "scale", "autoencoder_sha256", "pixel_size")
 
 
 class Recorder:
@@ -115,54 +81,46 @@ class Recorder:
                 with writing(out / name):
                     os.truncate(out / name, min(size, lengths.get(name, 0)))
             if not log_lengths(out).get(LOSSES):
-                named = {key: getattr(settings, key) for key in ("weighting", "schedule", "prediction")}
-                dimensions = network.image_channels * network.image_size**2
-                floor = settings.floor if settings.schedule == ADAPTIVE else None
-                self._append(LOSSES, losslog.header(state.edges, dimensions=dimensions, floor=floor, **named))
-            if self.validation and self.validation.begins(out / VALIDATION):
-                self._append(VALIDATION, self.validation.header())
+                header = losslog.header(
+                    state.edges,
+                    dimensions=network.image_channels * network.image_size**2,
+                    floor=settings.floor if settings.schedule == ADAPTIVE else None,
+                    weighting=settings.weighting,
+                    schedule=settings.schedule,
+                    prediction=settings.prediction,
+                )
+                self._append(LOSSES, header)
+            if self.validation:
+                self._append(VALIDATION, self.validation.header_for(out / VALIDATION))
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self.decoder = None
         if settings.preview_every:
-            try:
+            with reading("no previews, which --preview-every 0 turns off"):
                 self.decoder = open_decoder(state.resolved.data, network, state.device)
-            except ElboError as error:
-                raise UsageError(f"no previews: {error}; --preview-every 0 trains without them") from error
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
-        self._begun = self._clock = 0.0
-        self._began_at = self._since = state.steps_done
-
-    def begin(self) -> None:
-        """At the start of a run that begins from other weights, record how these do on images held out."""
-        if not self.state.steps_done and self.validation and self.state.resolved.init is not None:
-            self._validate(self.validation)
+        self._since = state.steps_done
+        if self.validation and state.resolved.init is not None and not state.steps_done:
+            self._validate(self.validation)  # how other weights do, from which the run begins
         self._begun = self._clock = time.monotonic()
 
-    def images_of_first_preview(self) -> int:
-        """Return the number of images of a first preview that is due after FIRST_PREVIEW_S; 0 before, and for any other."""
-        elapsed, steps = time.monotonic() - self._begun, self.state.steps_done - self._began_at
-        if self.previewed or elapsed < FIRST_PREVIEW_S or not steps:
-            return 0
-        drawing = elapsed / steps * PREVIEW.steps / (STEP_COST * self.settings.batch)  # of one image
-        return max(1, min(PREVIEW.n, int(DRAWING_S / drawing)))
+    def first_preview_due(self) -> bool:
+        """Tell whether to draw a first preview now, for a user who waits for one."""
+        return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
-    def after(self, first: int) -> dict[str, Any]:
-        """Record what is due after a step, and return numbers for people. first: images of a first preview, if one is due.
+    def after(self, early: bool) -> dict[str, Any]:
+        """Record what is due after a step, and return numbers for people. early: draw a first preview.
 
         Raises NonFiniteError and DataError, in all processes alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
-        if step % settings.log_every == 0 or step == settings.steps:
+        last = step == settings.steps
+        if last or step % settings.log_every == 0:
             values |= self._log()
         if self.validation and self.validation.due(step):
             values |= self._validate(self.validation)
-        if first or self._draws():
-            self._preview(PREVIEW.n if self._draws() else first)
+        if self.decoder and (early or last or step % settings.preview_every == 0):
+            self._preview(self.decoder)
         return values
-
-    def _draws(self) -> bool:
-        every, step = self.settings.preview_every, self.state.steps_done
-        return self.decoder is not None and (step % every == 0 or step == self.settings.steps)
 
     def _log(self) -> dict[str, Any]:
         state = self.state
@@ -198,25 +156,335 @@ class Recorder:
             self._append(VALIDATION, losslog.line(state.steps_done, state.images, sums[:, :-2]))
         return values
 
-    def _preview(self, n: int) -> None:
-        assert self.decoder is not None
+    def _preview(self, decoder: Decoder) -> None:
         self.previewed = True
         progress(self.state.steps_done, self.settings.steps, "step", "drawing a preview")
-        images, layout = preview(self.state, self.decoder, n)
+        images, layout = preview(self.state, decoder)
         path = self.out / "previews" / f"step-{self.state.steps_done:08d}.png"
         if self.world.first:
             with writing(path.parent):
                 path.parent.mkdir(exist_ok=True)
             write_grid(path, images, layout)
-        self.targets.call("picture", self.state.steps_done, path)
+        self.targets.write(self.state.steps_done, {SAMPLES: path})
 
     def _measured(self, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and log it elsewhere."""
-        row = MetricsRow(self.state.steps_done, self.state.images, values)
-        self._append(METRICS, row.line())
-        self.targets.call("write", row.step, {"images": row.images, **values})
+        row = losslog.MetricsRow(self.state.steps_done, self.state.images, values)
+        self._append(METRICS, losslog.text_line(row))
+        self.targets.write(row.step, {"images": row.images, **values})
 
     def _append(self, name: str, text: str) -> None:
         if self.world.first:
             with writing(self.out / name), open(self.out / name, "a") as file:
                 file.write(text)
+
+
+# --- logs that only grow, cut back to a checkpoint's lengths when a run goes on: no step is in them twice ---
+
+
+def log_lengths(run: Path) -> dict[str, int]:
+    """Return the bytes of each log."""
+    return {name: (run / name).stat().st_size for name in LOGS if (run / name).exists()}
+
+
+def flush_logs(run: Path) -> None:
+    """Make the logs safe. May be called by another thread. Raises DataError."""
+    for name in log_lengths(run):
+        with writing(run / name), open(run / name, "rb") as file:
+            os.fsync(file.fileno())
+
+
+# --- previews: pictures of what the average of the weights draws ---
+
+
+def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
+    """Choose a class for each image, [n or a few less, at least a row]: each in turn, or of many classes some from the first to the last.
+
+    All have as many images, so that rows are full. None when there are no classes.
+    """
+    if num_classes < 1:
+        return None
+    shown = num_classes if num_classes <= MOST_ROWS else SOME_ROWS
+    return np.tile(np.linspace(0, num_classes - 1, shown).round().astype(np.int64), max(1, n // shown))
+
+
+def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
+    """Draw images [N,H,W,C] uint8 from the average, of the same noise every time, for a grid. All processes draw all of them:
+    where the network is sharded, they need each other.
+
+    No more are drawn at once than are trained on at once, which is known to fit into memory.
+    """
+    network, settings = state.resolved.network, state.settings
+    labels = preview_labels(network.num_classes, PREVIEW.n)
+    count = PREVIEW.n if labels is None else len(labels)
+    grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), PREVIEW.steps)
+    how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
+    shape = (network.image_size, network.image_size, network.image_channels)
+    # Compiled code is of one size: what goes beyond the last image is cut off.
+    at_once, images = -(-count // count_parts(count, 1, max(map(len, state.batches.parts)))), list[Tensor]()
+    with state.averaged():
+        for start in range(0, count, at_once):
+            places, part = range(start, start + at_once), None
+            if labels is not None:
+                part = sent(torch.from_numpy(labels[np.minimum(places, count - 1)]), state.device)
+            denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
+            images.append(draw(denoiser, places, shape, grid, how, state.device, output))
+    drawn = torch.cat(images)[:count].cpu().numpy()
+    return drawn, lay_out(
+        drawn.shape[1], drawn.shape[2], rows_of_classes(count, labels, state.resolved.data.class_names or [])
+    )
+
+
+# --- validation on images that training never sees: each is shown once, at DRAWS noise levels, with the same noise every time ---
+
+
+def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> tuple[Dataset, np.ndarray] | None:
+    """Return the dataset whose images are held out, and their rows, rising, [N] int64; None when there are none.
+
+    conditional: whether classes matter.
+
+    Raises UsageError when the two don't go together, FormatError when --val is no dataset.
+    """
+    if settings.val_split:
+        held, rows = dataset, split_rows(settings, dataset)[1]
+    elif settings.val:
+        held = Dataset(settings.val, latents=True)
+        held.check_square()
+        _check_fit(held, dataset, conditional)
+        rows = np.arange(len(held), dtype=np.int64)
+    else:
+        return None
+    if 0 < settings.val_images < len(rows):
+        chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
+        rows = rows[np.sort(chosen)]
+    if len(rows) < LEAST_HELD_OUT:
+        raise UsageError(f"{held.path}: {len(rows)} image to validate on; a standard error needs {LEAST_HELD_OUT}")
+    return held, rows
+
+
+def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
+    """Raise UsageError unless a network of the one can be asked about the other."""
+    digest = held.attributes.payload_sha256
+    if digest is not None and digest == trained.attributes.payload_sha256:
+        raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
+
+    def facts(data: Dataset) -> dict[str, Any]:
+        space, named = data.latent_space, held.class_names and trained.class_names
+        return {
+            "size": data.image_size,
+            "channels": data.channels,
+            "latents": space and {key: getattr(space, key) for key in SAME_SPACE},
+            "classes": conditional and (data.class_names if named else max(data.num_classes, trained.num_classes)),
+        }
+
+    for (what, value), expected in zip(facts(held).items(), facts(trained).values(), strict=True):
+        if value != expected:
+            raise UsageError(
+                f"--val {held.path}: {what} {value}, and {expected} in the training dataset; pack it as that one was"
+            )
+
+
+class Validation:
+    """Held-out images and all the draws to ask a network about them.
+
+    Image j of N is shown at times (o_j + 0, 1, …)/DRAWS with o_j = frac(o + j·golden ratio): a comb for each image, and
+    together a sequence of low discrepancy. λ is uniform in t, whatever the run's own schedule is or becomes.
+    every: images of training between two validations.
+    """
+
+    def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
+        settings = self.settings = resolved.settings
+        (self.dataset, self.rows), self.device = held, device
+        self.weighting, self.prediction = resolved.weighting, resolved.prediction
+        self.schedule = parse_schedule(SCHEDULE, settings.logsnr_min, settings.logsnr_max)
+        self.edges = bin_edges(settings.logsnr_min, settings.logsnr_max)
+        self.dimensions, self.conditional = math.prod(self.dataset.shape[1:]), resolved.network.num_classes > 0
+        space = self.dataset.latent_space
+        self._scaling = None if space is None else affine(space, device)
+        start = Stream(settings.seed, "val-t").uniform(0, 1)
+        offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
+        self._t = torch.from_numpy((offsets[:, None] + np.arange(DRAWS)) / DRAWS)
+        self._at_once = max(2 * DRAWS, min(256, 256 * 3072 // self.dimensions)) // DRAWS
+        self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / (STEP_COST * SHARE))
+
+    def due(self, step: int) -> bool:
+        """Tell whether to validate after that step: where `every` images are full, and after the last step."""
+        batch = self.settings.batch
+        return step >= self.settings.steps or step * batch // self.every > (step - 1) * batch // self.every
+
+    @torch.no_grad()
+    def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:
+        """Return the sums of share `rank` of `size`, [3, bins + 2] float64 on the CPU: to be added up over all ranks.
+
+        Count, sum and sum of squares of the ε error per dimension in each bin of λ, then of the images' weighted losses,
+        then of their bits per dimension (of no meaning for latents). Every rank asks the network equally often, with
+        equally many inputs, as sharded networks need it. A module comes in eval mode.
+        """
+        settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
+        noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
+        how = self.weighting, self.schedule, self.prediction, partial(sent, device=self.device)
+        turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
+        places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
+        # The last image stands for those beyond it.
+        for some in places.clip(max=len(self.rows) - 1):
+            rows, eta, labels = self.rows[some], None, None
+            stored, nats = torch.from_numpy(self.dataset.batch(rows)), torch.zeros(len(rows), dtype=torch.float64)
+            if self._scaling is None:  # the terms of the bound that don't depend on the network
+                nats += prior(stored.double() / 127.5 - 1, settings.logsnr_min)
+                nats += reconstruction(settings.logsnr_max)[stored.long()].flatten(1).sum(1)
+            else:
+                eta = posterior.normal(rows.tolist(), (stored.shape[1] // 2, *stored.shape[2:]))
+            fixed.append(nats * to_bits)
+            x = network_input(stored, eta, self._scaling, self.device).repeat_interleave(DRAWS, 0)
+            if self.conditional:
+                labels = sent(torch.from_numpy(self.dataset.labels[rows]), self.device).repeat_interleave(DRAWS)
+            draws = (rows[:, None] * DRAWS + np.arange(DRAWS)).ravel().tolist()
+            eps = sent(noise.normal(draws, (*x.shape[2:], x.shape[1])), self.device).permute(0, 3, 1, 2)
+            with Precision(settings.precision, self.device).autocast():
+                level = self.schedule.logsnr(self._t[some]).flatten()
+                losses.append(torch.stack(denoising_losses(network, x, eps, labels, level, *how)[:2]))
+        real = torch.from_numpy(places.ravel() < len(self.rows))
+        loss, error = (
+            torch.cat(losses, 1).double().cpu().view(2, -1, DRAWS)[:, real]
+        )  # the device is waited for here, once
+        logsnr = self.schedule.logsnr(self._t[places.ravel()[real]])
+        bins = BinSums(settings.logsnr_min, settings.logsnr_max)
+        bins.add(logsnr.flatten(), error.flatten())
+        diffusion = 0.5 * self.dimensions * (error / self.schedule.density(logsnr)).mean(1)
+        values = torch.stack([loss.mean(1), torch.cat(fixed)[real] + diffusion * to_bits])
+        return torch.cat([bins.values, torch.stack([torch.ones_like(values), values, values.square()]).sum(2)], 1)
+
+    def finish(self, sums: Tensor) -> dict[str, float]:
+        """Return the numbers of a line of metrics.jsonl. sums: of all ranks together.
+
+        val_loss: the weighted loss that training minimises, in nats per dimension; val_bpd: the bound, in bits per
+        dimension, of pixels only. Each with the standard error of its mean over images, which is on the safe side,
+        as the noise levels of neighbours complement each other. Raises NonFiniteError.
+        """
+        if not sums.isfinite().all():
+            raise NonFiniteError(
+                f"{self.dataset.path}: the validation's error is not finite; lower --lr, or try --precision fp32"
+            )
+        count, total, squares = sums[:, -2:]
+        mean = total / count[0]
+        se = ((squares / count[0] - mean.square()).clamp(min=0) / (count[0] - 1)).sqrt()
+        values: dict[str, float] = {"val_images": int(count[0])}
+        for column, name in enumerate(["val_loss"] if self._scaling else ["val_loss", "val_bpd"]):
+            values |= {name: float(mean[column]), f"{name}_se": float(se[column])}
+        return values
+
+    def header_for(self, log: Path) -> str:
+        """Return the line that says which images the next lines of validation.jsonl are about; '' where one says so already."""
+        header = losslog.header(
+            self.edges,
+            dimensions=self.dimensions,
+            weighting=self.settings.weighting,
+            schedule=SCHEDULE,
+            prediction=self.settings.prediction,
+            dataset=str(self.dataset.path),
+            payload_sha256=self.dataset.attributes.payload_sha256,
+            held_out=len(self.rows),
+        )
+        text = log.read_text() if log.exists() else ""
+        return "" if text[text.rfind('{"format"') :].startswith(header) else header
+
+
+# --- other places that numbers and previews go to: --log-to ---
+
+LINES = ".jsonl"
+SAMPLES = "samples"
+"""The name of a preview, a PNG file, among values."""
+Target = tuple[Callable[[int, Mapping[str, Any]], object], Callable[[], object]]
+"""write(step, values) takes the numbers of a line of metrics.jsonl, or a preview. close() ends, with all that was taken safe."""
+
+
+def open_lines(word: str, run: Path, step: int) -> Target:
+    """Open a file that gets the lines of metrics.jsonl. It only grows: steps that a run does again are in it again."""
+    file = open(word, "a", buffering=1)  # noqa: SIM115 - open as long as the run
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        if SAMPLES not in values:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    return write, file.close
+
+
+def open_tensorboard(word: str, run: Path, step: int) -> Target:
+    """Open a file of events in run/tensorboard. Readers forget what the files before it say of later steps."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(run / word), purge_step=step + 1)
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if key == SAMPLES:
+                writer.add_image(key, np.atleast_3d(np.asarray(Image.open(value))), step, dataformats="HWC")
+            elif value is not None:
+                group = "val" if key.startswith("val_") else "train"
+                writer.add_scalar(f"{group}/{key.removeprefix('val_')}", value, step)
+
+    return write, writer.close
+
+
+def open_wandb(word: str, run: Path, step: int) -> Target:
+    """Open the W&B run of the same id as elbo's run, which goes on when that one does.
+
+    W&B's own variables come before what is chosen here, such as WANDB_MODE: offline keeps all in the run's folder until
+    `wandb sync`. Numbers are over `step`, so that what a run does again is not refused.
+    """
+    import wandb
+
+    config = read_config(run)
+    for key, value in {"project": "elbo", "name": run.resolve().name, "dir": run, "console": "off"}.items():
+        os.environ.setdefault(f"WANDB_{key.upper()}", str(value))
+    begun = wandb.init(id=config.run_id, resume="allow", config=config.json(), allow_val_change=True)
+    begun.define_metric("*", step_metric="step")
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        shown = {key: wandb.Image(str(value)) if key == SAMPLES else value for key, value in values.items()}
+        begun.log({"step": step, **{key: value for key, value in shown.items() if value is not None}})
+
+    return write, begun.finish
+
+
+PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
+"""Name of a package, and of the extra that brings it → (word, run's folder, step that the run goes on after) → target."""
+
+
+def check_targets(words: Iterable[str], run: Path) -> None:
+    """Raise UsageError for a word that names no target, one whose package isn't installed, or a file of another kind."""
+    for word in words:
+        if word.endswith(LINES):
+            check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)
+        elif word not in PACKAGES:
+            raise UsageError(f"--log-to {word}: expected {', '.join(PACKAGES)} or the path of a {LINES} file")
+        elif find_spec(word) is None:
+            raise UsageError(f"--log-to {word}: not installed; get it with pip install 'elbocli[{word}]'")
+
+
+class LogTargets:
+    """All targets of one start of a run that goes on after `step`, opened by its first line.
+
+    One that fails is a warning, and gets nothing more.
+    """
+
+    def __init__(self, words: Iterable[str], run: Path, step: int):
+        self._targets: dict[str, Target | None] = dict.fromkeys(words)
+        self._run, self._step = run, step
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Give all of them the values of a step."""
+        self._call(0, step, values)
+
+    def close(self) -> None:
+        """End all of them."""
+        self._call(1)
+
+    def _call(self, which: int, *arguments: Any) -> None:
+        for word, target in list(self._targets.items()):
+            try:
+                opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
+                opened[which](*arguments)
+            except Exception as error:  # a package's own
+                log.warning("--log-to %s: %s; nothing more goes there in this start of the run", word, error)
+                del self._targets[word]

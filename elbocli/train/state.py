@@ -1,31 +1,227 @@
-"""A network in training and all that an update changes: made, looked at, saved and restored."""
+"""All that an update changes: a network in training, its optimizer and averages; and how processes share it.
+
+Processes of a World replicate a network (DDP) or shard it (FSDP2, whose parameters are DTensors). Checkpoints hold whole
+tensors, so a run may continue with the other of the two.
+"""
 
 from __future__ import annotations
 
 import gc
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, followed
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.training import LR_DECAYS, parse_average
+from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import one_line, reading
+from elbocli.files.reading import reading
 from elbocli.nn.ema import Averages, swap
-from elbocli.nn.networks import build
+from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import Precision, choose_device
-from elbocli.runtime.processes import World, full_tensor, sharded_like, to_local
-from elbocli.runtime.progress import log
+from elbocli.runtime.device import PRECISIONS, Precision, choose_device
+from elbocli.runtime.processes import World, sharded_like, to_local
 from elbocli.train.batches import Batches
-from elbocli.train.parallel import Parallel, micro_batch, split
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+SMALL = 100_000_000
+"""Parameters up to which a step on a large card is shorter than launching its kernels one by one, roughly."""
+SHAPES = 8
+"""Ways to call a unit, for each of which it is compiled: the parts of a batch, validation, previews."""
+SPARE = 0.08
+"""Share of the memory that a trial takes which must be free beside it: allocators leave gaps."""
+LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
+"""Words of cuDNN, cuBLAS and the driver, for which memory that is not there is a plain RuntimeError."""
+
+
+class Parallel:
+    """A network over processes: each has the whole and averages its gradients with the others', or each has a shard.
+
+    forward: the network as it is called in training.
+    """
+
+    def __init__(self, network: Network, world: World, precision: str, sharded: bool = False):
+        self.network, self.world, self.sharded = network, world, sharded
+        self.precision = Precision(precision, world.device)
+        self.forward: nn.Module = network
+        if sharded:  # it goes to the device unit by unit, and shards must lie contiguous
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
+            self._policy = MixedPrecisionPolicy(
+                param_dtype=PRECISIONS[precision],
+                reduce_dtype=torch.float32,
+                cast_forward_inputs=False,
+            )
+            self._shard(network, init_device_mesh(world.device.type, (world.size,)))
+            return
+        place(network, world.device)
+        if world.size > 1:
+            devices = [world.device] if world.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
+
+    def _shard(self, network: Network, mesh: DeviceMesh) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        for module in (*network.units(), network):
+            fully_shard(module, mesh=mesh, mp_policy=self._policy).set_force_sum_reduction_for_comms(True)
+
+    def compile(self, parts: int) -> None:
+        """Compile the network, for batches in so many parts.
+
+        Small networks on CUDA wait for kernels to be launched, so theirs are replayed as CUDA graphs. Gradients then lie
+        where the next pass writes: nothing may be added to them, exchanged, or computed again in between.
+        """
+        if self.sharded:
+            compile_units(self.network.units())
+            return
+        alone = self.world.size == 1 and parts == 1 and not self.network.recompute
+        graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
+        self.network.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
+
+    @cached_property
+    def _silent_mesh(self) -> DeviceMesh:
+        import torch.testing._internal.distributed.fake_pg  # noqa: F401 - makes the backend "fake" known
+        from torch.distributed.device_mesh import DeviceMesh
+
+        # Meshes of the same processes are one to torch's caches, unless they have a name.
+        group = dist.new_group(backend="fake")
+        return DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",))
+
+    def stand_in(self, compiled: bool = False) -> nn.Module:
+        """Return a network to try passes on that needs no other process, so that one that fails keeps none waiting.
+
+        A sharded network has one of its own, whose gathered weights are whatever was in memory. Every process must ask.
+        """
+        if not self.sharded:
+            return self.forward
+        with torch.device("meta"):
+            network = build(self.network.config)
+        network.recompute = self.network.recompute
+        self._shard(network, self._silent_mesh)
+        network.to_empty(device=self.world.device)
+        for buffer, value in zip(network.buffers(), self.network.buffers(), strict=True):
+            buffer.copy_(value)  # made-up indices can end a CUDA device's work for good
+        if compiled:
+            compile_units(network.units())
+        return network
+
+    def try_pass(self, network: nn.Module, images: int, last: bool = False) -> None:
+        """Do a forward and a backward pass of so many images, as training does. The gradients stay. last: see `accumulating`."""
+        config, device = self.network.config, self.world.device
+        z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
+        labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
+        with self.accumulating(last):
+            with self.precision.autocast():
+                out: Tensor = network(z.permute(0, 3, 1, 2), torch.zeros(images, device=device), labels)
+            out.float().square().mean().backward()
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a part of a batch: replicas average their gradients with the last part.
+
+        Shards share out every part's gradients at once: whole ones are what sharding saves.
+        """
+        replicas = isinstance(self.forward, DistributedDataParallel)
+        return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
+
+    def changed(self) -> None:
+        """Call this when something other than the optimizer has changed the parameters.
+
+        Under FSDP, parameters outside all units stay gathered after a forward pass without a backward pass.
+        """
+        if self.sharded:
+            self.network.reshard()  # type: ignore[operator]
+
+
+def compile_units(units: list[nn.Module]) -> None:
+    """Compile each unit by itself, and all of them: they share their code, whose versions torch limits to 8."""
+    from torch._dynamo import config
+
+    most = SHAPES * len(units)
+    config.recompile_limit = max(config.recompile_limit, most)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, most)
+    for unit in units:
+        unit.compile(dynamic=False)
+
+
+def count_parts(batch: int, processes: int, most: int) -> int:
+    """Return how many parts each process does its share of a batch in, none above `most` images.
+
+    They are as few as can be, or up to twice as many (less one) where that makes all of them one size: a network is
+    compiled for each size.
+    """
+    share = math.ceil(batch / processes)
+    few = math.ceil(share / most)
+    if batch % processes:
+        return few  # shares differ, and so do their parts
+    return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)
+
+
+def split(world: World, batch: int, most: int) -> list[range]:
+    """Return the places in a batch that this process works on, in as many parts as any other, as even as can be.
+
+    Raises UsageError when there are more processes than images.
+    """
+    parts = count_parts(batch, world.size, most)
+    mine = range(batch * world.rank // world.size, batch * (world.rank + 1) // world.size)
+    if batch // world.size < parts:
+        raise UsageError(
+            f"a batch of {batch} images can't be shared by {world.size} processes in {parts} parts each; "
+            "raise --batch or --micro-batch, or start fewer"
+        )
+    cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
+    return [range(a, b) for a, b in pairwise(cuts)]
+
+
+def micro_batch(spread: Parallel, images: int) -> int:
+    """Return how many images fit into the CUDA device of every process: so many, or half of them, or a quarter, and so on.
+
+    Raises DataError, in all alike, when not even one does.
+    """
+    world = spread.world
+    world.added(torch.zeros(1, device=world.device))  # what NCCL takes with the first exchange is not free
+    while True:
+        network, beside, lacking = spread.forward, list[Tensor](), False
+        try:
+            network = spread.stand_in()
+            # The optimizer's moments come with the first update, and must find room. A stand-in's weights are one of the two.
+            for weight in spread.network.parameters():
+                beside += [torch.empty_like(to_local(weight)) for _ in range(1 if spread.sharded else 2)]
+            spread.try_pass(network, images)
+            spare = int(SPARE * torch.cuda.max_memory_allocated(world.device))
+            beside.append(torch.empty(spare, dtype=torch.uint8, device=world.device))
+            spread.try_pass(network, images)  # has the gradients of the first pass beside it
+        except RuntimeError as error:
+            lacking = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING)
+            if not lacking:
+                raise
+        del network, beside
+        spread.network.zero_grad()
+        gc.collect()  # sharded networks are circles
+        torch.cuda.empty_cache()
+        if not world.most([int(lacking)])[0]:
+            return images
+        if images == 1:
+            raise DataError(
+                "not even one image at a time fits into the device's memory; try --activation-checkpointing, "
+                "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' says what fits where"
+            )
+        images = math.ceil(images / 2)
+
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, which are shaped like the weights."""
@@ -36,8 +232,7 @@ FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 class TrainState:
     """A network, its optimizer and its averages, replicated or sharded; the schedule, sums and counters beside them.
 
-    compiled: how the network was compiled, in words.
-    Raises UsageError when the batch can't be shared, DataError when not even one image fits into a device's memory.
+    Raises UsageError when the batch can't be shared or the network not be compiled, DataError when not even one image fits into a device's memory.
     """
 
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
@@ -48,31 +243,34 @@ class TrainState:
         torch.manual_seed(Stream(settings.seed, "init").seed(0))
         network = self.network = build(resolved.network)
         network.recompute = settings.activation_checkpointing
-        kept = network.state_dict()
-        buffers = [name for name, each in network.named_buffers() if name in kept and each.is_floating_point()]
         sharded = settings.parallel == "fsdp" and world.size > 1
         self.spread = Parallel(network, world, settings.precision, sharded)
-        betas = 0.9, settings.beta2
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), settings.lr, betas, settings.adam_eps, settings.weight_decay, fused=True
+            network.parameters(),
+            settings.lr,
+            (0.9, settings.beta2),
+            settings.adam_eps,
+            settings.weight_decay,
+            fused=True,
         )
-        self.live: dict[str, Tensor] = dict(network.named_parameters())
-        self.live |= {name: network.get_buffer(name) for name in buffers}  # nothing shards them
+        named, kept = [*network.named_parameters(), *network.named_buffers()], network.state_dict()
+        self.live: dict[str, Tensor] = {key: each for key, each in named if key in kept and each.is_floating_point()}
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(tuple(map(parse_average, resolved.settings.ema)), self.live)
 
-        share, autocast = math.ceil(settings.batch / world.size), Precision(settings.precision, self.device).autocast()
-        most = settings.micro_batch or share
-        if not settings.micro_batch and self.device.type == "cuda":
-            most = micro_batch(self.spread, share, autocast)
+        most, share = settings.micro_batch, math.ceil(settings.batch / world.size)
+        if not most:
+            most = micro_batch(self.spread, share) if self.device.type == "cuda" else share
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
-        self.compiled = ""
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
-            self._compile(autocast)
+            with reading("the network can't be compiled", "; --no-compile trains without it", UsageError):
+                self.spread.compile(len(self.batches.parts))
+                self.spread.try_pass(self.spread.stand_in(compiled=True), len(self.batches.parts[0]))
+            self.optimizer.zero_grad()
         if world.size > 2 and not sharded:
             # DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
             # whose last bits would then tell where a run was interrupted.
-            self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]), autocast, last=True)
+            self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]), last=True)
             self.optimizer.zero_grad()
 
         self.scaled = settings.precision == "fp16"
@@ -91,22 +289,6 @@ class TrainState:
         self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
         self._adapt()
         self.steps_done = 0
-
-    def _compile(self, autocast: torch.autocast) -> None:
-        """Compile the network and try a pass. Where any process fails, a warning says so, and none is compiled."""
-        trouble, images = "", len(self.batches.parts[0])
-        try:
-            self.compiled = self.spread.compile(len(self.batches.parts))
-            self.spread.try_pass(self.spread.stand_in(compiled=True), images, autocast)
-        except Exception as error:
-            trouble = one_line(error)
-        self.optimizer.zero_grad()
-        gc.collect()  # sharded networks are circles
-        if trouble := next(filter(None, self.world.all(trouble)), ""):
-            self.compiled = ""
-            for module in self.network.modules():
-                module._compiled_call_impl = None
-            log.warning("not compiled, which takes longer: %s; --no-compile asks for no compiler", trouble)
 
     @property
     def images(self) -> int:
@@ -168,7 +350,7 @@ class TrainState:
         """
         copies = {}
         for name, tensor in tensors.items():
-            whole = full_tensor(tensor)
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             if self.world.first:
                 copies[name] = torch.empty(whole.shape, dtype=whole.dtype).copy_(whole)
         return copies
@@ -180,7 +362,7 @@ class TrainState:
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
             "optimizer": optimizer,
-            "guard": {"scale": self.scale.cpu().clone(), "unbroken": self.unbroken.cpu().clone()},
+            "guard": {key: getattr(self, key).cpu().clone() for key in ("scale", "unbroken")},
             "sums": torch.stack(self.world.all(self.sums.values.cpu().clone())),
             "totals": self.totals.cpu().clone(),
             "online": None if self.online is None else self.online.state.clone(),

@@ -55,7 +55,7 @@ def folder_of_images(folder: Path, count: int) -> Path:
 
 def seen(source: FeatureSource, extractor: Extractor) -> FeatureSource:
     """The source, with features as `elbo eval` extracts them."""
-    extract_features(source, extractor, BATCH, ALONE, {"values"}, "samples")
+    extract_features(source, extractor, BATCH, ALONE, {"values"})
     return source
 
 

@@ -22,7 +22,7 @@ from compare import Row, compare
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, Dataset, DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, Dataset, DatasetWriter, encode
 
 COUNTS, BATCH, ROUNDS = {256: 128, 512: 48}, 32, 25
 BOUND, RAW_BOUND = 1 / 0.9, 1 / 0.8
@@ -54,7 +54,7 @@ def write(path: Path, images: np.ndarray, store: str) -> Dataset:
         if store == RAW:
             writer.append(images, len(images), {})
         else:
-            writer.append([ENCODINGS[store].encode(image) for image in images], len(images), {})
+            writer.append([encode(image, store) for image in images], len(images), {})
             about |= {"store": store, "channels": 3}
         writer.finish({"labels": np.zeros(len(images), np.int64)}, {"class_names": ["photographs"]}, about)
     return Dataset(path)
@@ -75,8 +75,8 @@ def of_raw(images: np.ndarray, dataset: Dataset, rounds: int) -> Row:
 def of_encoded(images: np.ndarray, dataset: Dataset, pool: ThreadPoolExecutor, rounds: int) -> Iterator[Row]:
     """Packing against copying the pixels, and reading against pure decode."""
     (count, size), some = images.shape[:2], chooser(len(images))
-    encode, taken = ENCODINGS[dataset.store].encode, cycle(range(count))
-    contents = [encode(image) for image in images]
+    taken = cycle(range(count))
+    contents = [encode(image, dataset.store) for image in images]
 
     def pure() -> np.ndarray:
         chosen, out = some(), np.empty((BATCH, size, size, 3), np.uint8)
@@ -91,7 +91,7 @@ def of_encoded(images: np.ndarray, dataset: Dataset, pool: ThreadPoolExecutor, r
 
     yield compare(
         f"pack one, {dataset.store} at {size} / raw",
-        lambda: encode(images[next(taken)]),
+        lambda: encode(images[next(taken)], dataset.store),
         lambda: images[next(taken)].tobytes(),
         None,
         rounds=rounds,

@@ -11,8 +11,8 @@ from exact import ByClass, Mixture
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from elbocli.bound import classify, likelihood
-from elbocli.bound.classify import class_scores, judge_scores
+from elbocli.bound import estimate, judge
+from elbocli.bound.judge import class_scores, judge_scores
 from elbocli.bound.measure import Images, MeasuredNetwork, open_measurement
 from elbocli.bound.result import Classification
 from elbocli.core.estimate import image_errors
@@ -76,8 +76,8 @@ def test_the_command_tells_one_object_and_a_table(
     assert run(line) == 0
     found, table = Classification.of(json.loads(capsys.readouterr().out)), read_table(out)
     assert found.n_images == 20 and found.classes == 10 and found.per_image == str(out)
-    assert (table.numbers["predicted"] == table.label).mean() == pytest.approx(found.accuracy)
-    assert list(table.numbers) == ["predicted", "confidence", "probability"]
+    assert (table["predicted"] == table["label"]).mean() == pytest.approx(found.accuracy)
+    assert [*table][2:] == ["predicted", "confidence", "probability"]
 
 
 def test_a_run_without_classes_tells_none_apart(trained: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +85,8 @@ def test_a_run_without_classes_tells_none_apart(trained: Path, digits: Path, mon
     plain = replace(asked.trained.network.config, num_classes=0)
     monkeypatch.setattr(asked.trained.network, "config", plain)
     with pytest.raises(UsageError):
-        classify.classify(asked)
-    found = likelihood.measure_likelihoods(asked, likelihood.parse_estimators(["information"]))
+        judge.classify(asked)
+    found = estimate.measure_likelihoods(asked, estimate.parse_estimators(["information"]))
     assert found.result.n_images == 4 and next(iter(asked)).labels is None
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_data import SPACE
 
-from elbocli.bound import estimate, theorem
+from elbocli.bound import estimate, judge
 from elbocli.bound.measure import ALL, Images, MeasuredNetwork, Measurement, open_measurement
 from elbocli.bound.result import Bound, Theorem
 from elbocli.core.adaptive import ErrorMoments, loss_variance
@@ -142,7 +142,7 @@ def test_the_variance_that_a_log_predicts_is_the_one_measured(
     asked = probe(trained, images=ALL, draws=24, batch=2048, seed=1)
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = asked.schedule(schedule, weighting)
-    loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(asked, weighting, chosen, "variance")])
+    loss = torch.cat([drawn.loss.flatten() for drawn in asked.draws(weighting, chosen, "variance")])
     predicted, _ = loss_variance(logged, weighting, chosen.density)
     assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
 
@@ -214,7 +214,7 @@ def test_latents_are_nothing_for_a_network_of_pixels(trained: Path, tmp_path: Pa
 def test_draws_come_in_two_halves(trained: Path, draws: int) -> None:
     asked, plain = probe(trained, draws=draws), parse_weighting("elbo")
     with pytest.raises(UsageError):
-        next(asked.draws(asked, plain, asked.schedule("uniform", plain), "a test"))
+        next(asked.draws(plain, asked.schedule("uniform", plain), "a test"))
 
 
 def test_images_of_another_size_are_refused(trained: Path, digits_folder: Path, tmp_path: Path, elbo: Any) -> None:
@@ -248,7 +248,7 @@ def test_a_network_that_fails_is_not_averaged(trained: Path) -> None:
 def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
     asked = probe(trained, images=ALL, draws=32, batch=1024)
-    found = theorem.check_theorem(asked, [parse_weighting(spec) for spec in specs])
+    found = judge.check_theorem(asked, [parse_weighting(spec) for spec in specs])
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
         assert abs(check.difference_in_se) <= 4
@@ -261,7 +261,7 @@ def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
 
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
-    found = theorem.check_theorem(probe(trained, images=ALL), [parse_weighting("elbo")]).checks[0]
+    found = judge.check_theorem(probe(trained, images=ALL), [parse_weighting("elbo")]).checks[0]
     assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)
     plain = bpd(trained, images=ALL)
     wanted = plain.prior.nats + plain.diffusion.nats
@@ -272,14 +272,14 @@ def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatc
     """No two sweeps share their noise; another purpose gives other noise levels and other errors."""
     asked, purposes, whole = probe(trained, images=20), [], Measurement.draws
 
-    def draws(self: Any, images: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
+    def draws(self: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
         purposes.append(purpose)
-        return whole(self, images, weighting, schedule, purpose)
+        return whole(self, weighting, schedule, purpose)
 
     monkeypatch.setattr(Measurement, "draws", draws)
-    theorem.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
+    judge.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
     assert len(purposes) == len(set(purposes)) == 4
     plain = parse_weighting("elbo")
-    one, other = (next(whole(asked, asked, plain, asked.schedule(), purpose)) for purpose in purposes[:2])
+    one, other = (next(whole(asked, plain, asked.schedule(), purpose)) for purpose in purposes[:2])
     assert float((one.logsnr == other.logsnr).double().mean()) < 0.01
     assert float((one.error == other.error).double().mean()) < 0.01

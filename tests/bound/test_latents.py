@@ -152,7 +152,7 @@ def test_each_latent_has_its_number_and_the_page_says_why_it_has_no_picture(
         table = tmp_path / "run" / f"{name}.tsv"
         done = elbo("bound", "run", "-n", 24, "--draws", 4, *words, "--per-image", table, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        found, numbers = json.loads(done.stdout), read_table(table).numbers
+        found, numbers = json.loads(done.stdout), read_table(table)
         for column, value in numbers.items():
             if column.startswith("nats_per_latent_dimension"):
                 nats = numbers[column.replace("_per_latent_dimension", "")]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from exact import Levels, Mixture
 
-from elbocli.bound.likelihood import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
+from elbocli.bound.estimate import ESTIMATORS, Found, estimate_likelihoods, flat, parse_estimators
 from elbocli.bound.measure import Images, MeasuredNetwork
 from elbocli.bound.result import Bound, Likelihoods
 from elbocli.core.elbo import fit_gaussian
@@ -166,10 +166,10 @@ def test_numbers_of_images_add_up_to_the_bound(bound: Bound_, trained: Path, tmp
     code, told, err = bound(trained, "-n", 30, "--draws", 4, "--per-image", out)
     assert code == 0, err
     result, table = json.loads(told), read_table(out)
-    assert result["per_image"] == str(out) and list(table.numbers) == ["nats", "nats_se", "bpd"]
-    assert table.numbers["nats"].sum() == pytest.approx(30 * result["nats"], rel=1e-9)
-    assert table.numbers["bpd"].mean() == pytest.approx(result["bpd"], rel=1e-9)
-    assert (np.diff(table.index) > 0).all() and len(table.index) == 30 and (table.numbers["nats_se"] > 0).all()
+    assert result["per_image"] == str(out) and [*table][2:] == ["nats", "nats_se", "bpd"]
+    assert table["nats"].sum() == pytest.approx(30 * result["nats"], rel=1e-9)
+    assert table["bpd"].mean() == pytest.approx(result["bpd"], rel=1e-9)
+    assert (np.diff(table["index"]) > 0).all() and len(table["index"]) == 30 and (table["nats_se"] > 0).all()
     assert bound(trained, "--per-image", out)[0] == 2, "it is not overwritten"
 
 
@@ -180,11 +180,11 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
     specs = [word for spec in ("information", "ode:steps=4") for word in ("--estimator", spec)]
     out = copy / "each.tsv"
     code, told, err = bound(copy, "-n", 20, "--draws", 2, *specs, "--per-image", out)
-    assert code == 0 and "nats an image" in err, err
+    assert code == 0, err
     (copy / "likelihood.json").write_text(told)
     table, found = read_table(out), json.loads(told)["estimates"]
     for name, each in zip(("information", "ode"), found, strict=True):
-        assert table.numbers[f"nats_{name}"].mean() == pytest.approx(each["nats"], rel=1e-9)
+        assert table[f"nats_{name}"].mean() == pytest.approx(each["nats"], rel=1e-9)
     assert run(["report", str(copy), "-o", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "The least likely images" in page and "ode:steps=4,draws=2" in page and "not chosen" in page
@@ -203,9 +203,9 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
         (["--estimator", "ode:draws=2.5"], "even number"),
         (["--estimator", "ode:stepp=8"], "no parameter"),
         (["--estimator", "ode", "--estimator", "flow"], "named twice"),
-        (["--estimator", "ode", "--curve", "c.tsv"], "need --estimator variational"),
-        (["--estimator", "ode", "--target-se", "0.1"], "--target-se goes with --estimator variational alone"),
-        (["--per-image", "x.tsv", "--target-se", "0.1"], "not with --per-image"),
+        (["--estimator", "ode", "--curve", "c.tsv"], "--curve can't go with --estimator ode"),
+        (["--estimator", "ode", "--target-se", "0.1"], "--target-se can't go with --estimator ode"),
+        (["--per-image", "x.tsv", "--target-se", "0.1"], "--per-image can't go with --target-se"),
         (["--per-image", "-"], "standard output is for other results"),
         (["--per-image", "x.csv"], "name a file that ends in .tsv"),
         (["--check", "--estimator", "ode"], "--estimator can't go with --check"),

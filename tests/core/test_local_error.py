@@ -1,6 +1,7 @@
 """Errors of single steps, against normals, on which everything is in closed form, and a mixture with its exact denoiser."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -9,9 +10,8 @@ import torch
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges
 from elbocli.core.local_error import (
-    AncestralErrors,
-    EquationErrors,
     FineSolution,
+    ancestral_errors,
     equal_errors,
     measured_order,
     rms,
@@ -68,7 +68,7 @@ def test_the_fine_solution_is_the_normals_own():
 
 def test_a_step_of_ddim_deviates_as_on_paper():
     solution, grid = FineSolution(normal, noise(), LOW, HIGH, 256), levels("cosine", 9)
-    found = EquationErrors(parse_sampler("ddim"), normal, solution).deviations(grid)
+    found = solution.deviations(parse_sampler("ddim"), grid)
     for (now, then), deviation in zip(pairwise(grid), found):
         alpha, sigma = alpha_sigma(now)
         alpha_then, sigma_then = alpha_sigma(then)
@@ -81,7 +81,7 @@ def test_a_step_of_ddim_deviates_as_on_paper():
 @pytest.mark.parametrize(("spec", "order"), ORDERS.items())
 def test_local_errors_have_the_order_of_the_sampler(mixture, spec, order):
     solution = FineSolution(mixture.denoise, noise(), LOW, HIGH, 400)
-    errors = EquationErrors(parse_sampler(spec), mixture.denoise, solution)
+    errors = partial(solution.errors, parse_sampler(spec))
     assert measured_order(errors, levels("uniform", 48)) == pytest.approx(order, abs=0.2)
 
 
@@ -89,10 +89,10 @@ def test_local_errors_have_the_order_of_the_sampler(mixture, spec, order):
 def test_local_errors_of_a_normal_add_up_to_the_final_one(spec):
     """All errors lie along one line, and grow as trajectories do: their signs alone could cancel."""
     solution, grid, sampler = FineSolution(normal, noise(), LOW, HIGH, 256), levels("uniform", 80), parse_sampler(spec)
-    found = EquationErrors(sampler, normal, solution).deviations(grid)
+    found = solution.deviations(sampler, grid)
     total = sum(float(each[-1]) / scale(then) for each, then in zip(found, grid[1:]))
     total = total * scale(HIGH) + float(found[-1][-1])
-    made = EquationErrors(sampler, normal, solution).final(grid) / rms(solution.end) * float(solution.end[-1])
+    made = solution.final_error(sampler, grid) / rms(solution.end) * float(solution.end[-1])
     assert made == pytest.approx(abs(total), rel=0.1)
 
 
@@ -100,16 +100,16 @@ def test_local_errors_of_a_normal_add_up_to_the_final_one(spec):
 def test_equal_errors_beat_cosine_on_a_mixture(mixture, spec):
     sampler, z = parse_sampler(spec), noise(100)
     solution = FineSolution(mixture.denoise, z, LOW, HIGH, 160)
-    errors = EquationErrors(sampler, mixture.denoise, solution)
     for steps in (8, 16):
-        found = equal_errors(errors, levels("cosine", steps), HIGH)
+        found = equal_errors(partial(solution.errors, sampler), levels("cosine", steps), HIGH)
         assert found.spread < 1.5
-        assert errors.final(found.grid) < errors.final(levels("cosine", steps))
+        ends = [solution.final_error(sampler, grid) for grid in (found.grid, levels("cosine", steps))]
+        assert ends[0] < ends[1]
 
 
 def test_an_ancestral_step_leaves_out_the_variance_on_paper():
     """By the law of total variance, of one step from the true z; then of the whole walk, by its own recursion."""
-    errors, grid = AncestralErrors(moments_of(normal_error)), levels("cosine", 65)
+    errors, grid = ancestral_errors(moments_of(normal_error)), levels("cosine", 65)
     left_out = errors(grid)
     # The variance of y = z/α is SPREAD² + σ_edm², of a step's y' that of its mean and its own, c σ'² with σ_edm there.
     variance, walked = math.exp(-LOW), 0.0
@@ -128,7 +128,7 @@ def test_an_ancestral_step_leaves_out_the_variance_on_paper():
 
 
 def test_ancestral_errors_are_of_first_order_and_can_be_made_alike():
-    errors = AncestralErrors(moments_of(normal_error))
+    errors = ancestral_errors(moments_of(normal_error))
     assert measured_order(errors, levels("cosine", 129)) == pytest.approx(1, abs=0.05)
     found = equal_errors(errors, levels("cosine", 32), HIGH)
     assert found.spread < 1.1
@@ -139,7 +139,7 @@ def test_ancestral_errors_are_of_first_order_and_can_be_made_alike():
 def test_a_sampler_with_noise_is_refused(spec):
     solution = FineSolution(normal, noise(), LOW, HIGH, 16)
     with pytest.raises(UsageError, match="adds noise"):
-        EquationErrors(parse_sampler(spec), normal, solution).deviations(levels("cosine", 4))
+        solution.deviations(parse_sampler(spec), levels("cosine", 4))
 
 
 def test_estimates_that_are_not_finite_are_refused():

@@ -71,11 +71,6 @@ def test_a_stored_profile_is_taken_as_it_is():
     assert [p for p, x in zip(profiles, found.coefficients) if x] == [Profile(gamma_of(0.1), STEPS)]
 
 
-def test_nothing_can_be_made_of_nothing():
-    with pytest.raises(ValueError, match="no profiles"):
-        solve([], Profile(1.0, 1.0))
-
-
 @pytest.mark.parametrize("std", [0.05, 0.06, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2])
 @pytest.mark.parametrize(("step", "most"), [(STEPS, 1e-3), (STEPS * 3 // 5, 3e-3)])
 def test_twenty_snapshots_of_a_random_walk_give_the_true_average_and_twelve_nearly(std, step, most):

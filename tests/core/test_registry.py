@@ -50,9 +50,9 @@ def test_a_declarations_spec_parses_to_the_same_parameters(r, x):
     registry = Registry("shape")
     registry.declare("circle", r=1.0, x=0.0)(made)
     declared = registry["circle"]
-    spec = parse_spec(declared.bind({"r": r, "x": x}).spec)
-    assert spec.name == "circle"
-    assert declared.bind(spec.params).params == {"r": r, "x": x}
+    name, params = parse_spec(declared.bind({"r": r, "x": x}).spec)
+    assert name == "circle"
+    assert declared.bind(params).params == {"r": r, "x": x}
 
 
 def test_bind_puts_given_values_over_defaults(shapes):
@@ -60,9 +60,9 @@ def test_bind_puts_given_values_over_defaults(shapes):
 
 
 def test_bind_names_the_parameters_that_exist(shapes):
-    with pytest.raises(UsageError, match="r=1, x=0"):
+    with pytest.raises(UsageError, match="r=1,x=0"):
         shapes["circle"].bind({"y": 1.0})
-    with pytest.raises(UsageError, match="none"):
+    with pytest.raises(UsageError, match="dot"):
         shapes["dot"].bind({"y": 1.0})
 
 
@@ -80,7 +80,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(shapes):
 
 
 def test_parameters_may_be_written_in_kebab_case():
-    assert parse_spec("edm:sigma-data=1").params == {"sigma_data": "1"}
+    assert parse_spec("edm:sigma-data=1")[1] == {"sigma_data": "1"}
 
 
 @pytest.mark.parametrize("text", ["a:b,c", "a:b=", "a:=1", "a:b=1,b=2"])
@@ -154,7 +154,7 @@ def test_what_anyone_declares_later_is_found_wherever_names_are():
 
 
 def test_a_value_without_a_key_is_kept_for_who_knows_the_key(shapes):
-    assert parse_spec("ring:2").params == {"": "2"}
+    assert parse_spec("ring:2")[1] == {"": "2"}
     shapes.declare("ring", r=1.0)(made)
     assert shapes.parse("ring:2").params == {"r": 2.0}
     with pytest.raises(UsageError, match="r is given twice"):

@@ -508,7 +508,7 @@ def test_a_bad_spec_is_refused(text):
 
 
 def test_a_parameter_that_a_schedules_weighting_lacks_is_refused():
-    with pytest.raises(UsageError, match="bias"):
+    with pytest.raises(UsageError, match="monotone alone"):
         parse_weighting("schedule:cosine", given={"bias": 1.0})
 
 
@@ -523,14 +523,14 @@ def test_a_weighting_held_constant_is_zero_nowhere_to_the_left():
 def test_a_weighting_tells_what_it_is_made_of():
     """Callers need not take its spec apart."""
     w = parse_weighting("edm:mean=-1,shift=2,monotone")
-    assert (w.declared, w.foreign_loss, w.schedule) == (WEIGHTINGS["edm"].bind({"mean": -1.0}), None, None)
+    assert (w.curve, w.schedule) == (WEIGHTINGS["edm"].bind({"mean": -1.0}), None)
     w = parse_weighting("x-mse:min-snr:3,monotone@cosine:shift=1")
-    assert w.declared is None and isinstance(w.foreign_loss, ForeignLoss) and w.schedule is w.foreign_loss.schedule
-    assert w.foreign_loss.prediction.spec == "x" and w.foreign_loss.factor.spec == "min-snr:gamma=3"
+    assert isinstance(w.curve, ForeignLoss) and w.schedule is w.curve.schedule
+    assert w.curve.prediction.spec == "x" and w.curve.factor.spec == "min-snr:gamma=3"
     assert w.schedule.declared == SCHEDULES["cosine"] and w.schedule.base == "cosine:shift=1"
-    assert parse_weighting("v-mse@edm").foreign_loss.factor is None
+    assert parse_weighting("v-mse@edm").curve.factor is None
     w = parse_weighting("schedule:edm:mean=-1,monotone")
-    assert w.declared is w.foreign_loss is None and w.schedule.base == "edm:mean=-1,std=1.2"
+    assert w.schedule.base == "edm:mean=-1,std=1.2"
     assert isinstance(w.curve, ScheduleDensity)
 
 

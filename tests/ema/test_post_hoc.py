@@ -16,7 +16,7 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import checkpoints, latest
 from elbocli.files.dataset import Dataset
-from elbocli.files.tensor_files import load_average, read_about
+from elbocli.files.tensor_files import load, read_about
 from elbocli.run import settings
 from elbocli.run.open import open_run
 from elbocli.train import loop
@@ -100,7 +100,7 @@ def test_reconstruction_meets_the_true_average_of_a_real_training(
 def test_a_stored_profile_comes_out_bit_for_bit(kept: Path, tmp_path: Path) -> None:
     result, _ = make(kept, 0.1, tmp_path / "a.safetensors", 75)
     (stored,) = [path for path in store.snapshots(kept) if path.name.endswith("75")]
-    got, wanted = load_average(tmp_path / "a.safetensors"), load_file(stored / "ema-power-0.1.safetensors")
+    got, wanted = load(tmp_path / "a.safetensors"), load_file(stored / "ema-power-0.1.safetensors")
     assert all(torch.equal(got[key], value) for key, value in wanted.items())
     assert (result["residual"], result["snapshots"], result["profiles"]) == (0, 1, ["power:std=0.1"])
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def seen(source: FeatureSource, extractor: Extractor | None = None) -> FeatureSource:
     extractor = extractor or make_extractor("elbo-tiny", None, "cpu")
-    extract_features(source, extractor, 4, ALONE, {"values"}, "samples")
+    extract_features(source, extractor, 4, ALONE, {"values"})
     return source
 
 

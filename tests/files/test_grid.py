@@ -26,9 +26,8 @@ from elbocli.files.grid import (
     lay_out,
     layout_of,
     rows_of_classes,
-    save_grid,
-    shown_name,
     whole_factor,
+    write_grid,
 )
 
 HOSTILE = "<b>&\x1b[31m\n\u202e\ud800"
@@ -53,7 +52,7 @@ def test_every_image_can_be_had_back_from_the_file_alone(
     labels = np.arange(count) % classes if classes else None
     layout = lay_out(*size, rows_of_classes(count, labels, ["ant", HOSTILE]), scale)
     file = io.BytesIO()
-    save_grid(file, images, layout)
+    write_grid(file, images, layout)
     with Image.open(file) as picture:
         found = layout_of(picture.info[PLACES], picture.size, "x.png")
         sheet = np.asarray(picture).reshape(*picture.size[::-1], channels)
@@ -158,11 +157,3 @@ def test_a_long_name_is_cut_within_its_strip(side: int) -> None:
 
     assert np.array_equal(strip("ab" * 100), strip("ab" * 90)) and strip("ab").shape != strip("ab" * 90).shape
     assert (strip("ab" * 100)[:, -1] == PAPER).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [("cat", "cat"), (" a b ", "a b"), ("\x1b[31mred\x07", "[31mred"), ("\u202eevil\u2066", "evil"), ("Ж猫é", "Ж猫é")],
-)
-def test_nothing_is_shown_that_can_not_be_seen(name: str, shown: str) -> None:
-    assert shown_name(name) == shown

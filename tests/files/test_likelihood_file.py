@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from elbocli.errors import FormatError
-from elbocli.files.losslog import ImageTable, is_table, read_table, write_table
+from elbocli.files.losslog import is_table, read_table, write_table
 
-NUMBERS = {"nats": np.array([1.5, -0.1, 1e-300]), "nats_se": np.array([0.1, 1 / 3, 2.0])}
-TABLE = ImageTable(np.array([0, 4, 9]), np.array([1, 0, 1]), NUMBERS)
+TABLE = {
+    "index": np.array([0, 4, 9]),
+    "label": np.array([1, 0, 1]),
+    "nats": np.array([1.5, -0.1, 1e-300]),
+    "nats_se": np.array([0.1, 1 / 3, 2.0]),
+}
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".txt"])
@@ -17,9 +21,8 @@ def test_it_reads_back_to_the_bit(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     write_table(path, TABLE)
     found = read_table(path)
-    assert found.index.tolist() == [0, 4, 9] and found.label.tolist() == [1, 0, 1]
-    assert {name: column.tolist() for name, column in found.numbers.items()} == {
-        name: column.tolist() for name, column in NUMBERS.items()
+    assert {name: column.tolist() for name, column in found.items()} == {
+        name: column.tolist() for name, column in TABLE.items()
     }
     assert is_table(path) and not is_table(path.with_suffix(".h5"))
     assert [each.name for each in tmp_path.iterdir()] == [path.name]

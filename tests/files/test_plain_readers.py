@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from elbocli.errors import FormatError
-from elbocli.files.dataset import ENCODED, ENCODINGS, BlockLayout, DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, BlockLayout, DatasetWriter, encode
 from elbocli.files.yaml_text import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
         else:
             layout = BlockLayout(BLOCK[kind], rows.shape[1:])
         with DatasetWriter(tmp_path / f"{kind}.h5", layout, 12, "test").held() as writer:
-            writer.append([ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows, 12, {})
+            writer.append([encode(row, kind) for row in rows] if kind in ENCODINGS else rows, 12, {})
             names = {"class_names": ["ant", "bee", "cat"], "files": [f"ä{i}.png" for i in range(12)]}
             writer.finish({"labels": np.arange(12) % 3}, names, about)
     return tmp_path

@@ -81,13 +81,13 @@ TENSORS = {
 
 
 def write(path, about=ABOUT, tensors=TENSORS):
-    tensor_files.write_average(path, tensors, AverageFacts.of(about))
+    tensor_files.write_tensors(path, tensors, tensor_files.AVERAGE, AverageFacts.of(about))
 
 
 def test_what_is_written_is_what_safetensors_reads(tmp_path):
     path = tmp_path / "a.safetensors"
     write(path)
-    for found in (load_file(path), tensor_files.load_average(path)):
+    for found in (load_file(path), tensor_files.load(path)):
         assert set(found) == set(TENSORS)
         for key, value in TENSORS.items():
             assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
@@ -104,7 +104,7 @@ def test_a_flipped_bit_in_any_byte_of_the_tensors_is_found(tmp_path):
     for place in range(start, len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
         with pytest.raises(FormatError, match=r"a\.safetensors: damaged"):
-            tensor_files.load_average(path)
+            tensor_files.check_average(path)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(small_disk):

@@ -29,7 +29,7 @@ def test_adms_batches(tmp_path, rows, save):
     data = packed(tmp_path / "x.npz", tmp_path / "x.h5", crop="none")
     assert np.array_equal(next(data.batches(10)), rows)
     assert data.labels.tolist() == LABELS and data.class_names == ["0", "1", "2"]
-    assert data.strings("files") == list("0123456")
+    assert data.contents()[1]["files"] == list("0123456")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -55,10 +55,10 @@ def test_labels_and_classes_from_files(tmp_path, rows):
 def test_a_part_or_another_order_is_read(tmp_path, rows, save):
     save(tmp_path / "x.npz", arr_0=rows, arr_1=np.array(LABELS))
     part = packed(tmp_path / "x.npz", tmp_path / "val.h5", subset=("val", 0.5))
-    kept = [int(name) for name in part.strings("files")]
+    kept = [int(name) for name in part.contents()[1]["files"]]
     assert 0 < len(kept) < 7 and np.array_equal(next(part.batches(10)), rows[kept])
     shuffled = packed(tmp_path / "x.npz", tmp_path / "y.h5", shuffle_seed=0)
-    order = [int(name) for name in shuffled.strings("files")]
+    order = [int(name) for name in shuffled.contents()[1]["files"]]
     assert order != sorted(order) and np.array_equal(next(shuffled.batches(10)), rows[order])
     assert shuffled.labels.tolist() == [LABELS[index] for index in order]
 
@@ -68,7 +68,7 @@ def test_several_follow_each_other(tmp_path, rows):
     np.savez_compressed(tmp_path / "b.npz", arr_0=rows[3:], arr_1=np.array(LABELS[3:]))
     data = packed([tmp_path / "a.npz", tmp_path / "b.npz"], tmp_path / "x.h5")
     assert np.array_equal(next(data.batches(10)), rows) and data.labels.tolist() == LABELS
-    assert data.strings("files") == ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2", "b/3"]
+    assert data.contents()[1]["files"] == ["a/0", "a/1", "a/2", "b/0", "b/1", "b/2", "b/3"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_dataset_is_stored_otherwise_and_back(pack, tmp_path, rows, store):
     for data in (middle, back):
         assert np.array_equal(next(data.batches(10)), rows)
         assert data.labels.tolist() == LABELS and data.class_names == list(names)
-        assert data.strings("files") == [f"{index}.png" for index in range(7)]
+        assert data.contents()[1]["files"] == [f"{index}.png" for index in range(7)]
     assert back.attributes.payload_sha256 == Dataset(source).attributes.payload_sha256
     assert back.attributes.source_sha256 == middle.attributes.source_sha256
 
@@ -108,7 +108,7 @@ def test_a_dataset_is_resized_and_cut_down(pack, tmp_path, rows):
     (tmp_path / "classes").write_text("cat\nant\n")
     data = packed(source, tmp_path / "y.h5", size=4, classes=tmp_path / "classes", limit=4, channels=1)
     assert data.shape == (4, 4, 4, 1) and data.class_names == ["cat", "ant"]
-    assert data.labels.tolist() == [0, 1, 0, 1] and data.strings("files") == ["0.png", "1.png", "2.png", "4.png"]
+    assert data.labels.tolist() == [0, 1, 0, 1] and data.contents()[1]["files"] == ["0.png", "1.png", "2.png", "4.png"]
 
 
 def test_two_datasets_share_their_classes_by_name(pack, tmp_path, rows):

@@ -113,7 +113,7 @@ def chunked_bomb(width, height):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"", "empty"),
+        (b"", "not an image"),
         (b"hello", "not an image"),
         (bytes(1000), "not an image"),
         (encoded(Image.fromarray(RGB))[:60], "does not decode"),

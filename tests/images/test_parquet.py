@@ -41,7 +41,7 @@ def test_the_training_images_are_packed_with_the_names_of_their_classes(folder: 
     data = packed(folder, tmp_path / "a.h5")
     assert data.shape == (10, 8, 8, 3) and np.array_equal(data.batch(np.arange(10)), ROWS[:10])
     assert data.labels.tolist() == LABELS[:10] and data.class_names == NAMES
-    assert data.strings("files")[5:7] == ["train-00000-of-00002/5", "train-00001-of-00002/0"]
+    assert data.contents()[1]["files"][5:7] == ["train-00000-of-00002/5", "train-00001-of-00002/0"]
 
 
 def test_any_part_of_the_rows_is_read_as_it_lies(folder: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_any_part_of_the_rows_is_read_as_it_lies(folder: Path, tmp_path: Path) -
         assert np.array_equal(next(data.batches(10)), ROWS[slice(*numbers)])
     shuffled = packed(folder, tmp_path / "shuffled.h5", shuffle_seed=0)
     order = choose(open_source(folder), shuffle_seed=0).files
-    assert order != sorted(order) and shuffled.strings("files") == order
+    assert order != sorted(order) and shuffled.contents()[1]["files"] == order
     refs = open_source(folder).refs
     assert [refs[index].read() for index in (7, 2, 2, 3, 9, 0)] == [png(ROWS[index]) for index in (7, 2, 2, 3, 9, 0)]
 
@@ -68,7 +68,7 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path: Path) -> None:
     parquet(tmp_path / "x.parquet", [png(ROWS[0]), None, png(ROWS[2])], [0, 1, 2], NAMES)
     with pytest.raises(DataError, match="x/1: only a path, and no image"):
         packed(tmp_path / "x.parquet", tmp_path / "a.h5")
-    assert packed(tmp_path / "x.parquet", tmp_path / "a.h5", on_error="skip").strings("files") == ["x/0", "x/2"]
+    assert packed(tmp_path / "x.parquet", tmp_path / "a.h5", on_error="skip").contents()[1]["files"] == ["x/0", "x/2"]
 
 
 def test_another_column_of_numbers_is_no_label(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_what_is_no_folder_of_images_is_refused_by_name(tmp_path):
         ("gone", "No such file"),
         ("empty", "no files inside"),
         ("hollow", "no files inside"),
-        ("mixed", "both class folders"),
+        ("mixed", "no class, but"),
     ):
         with pytest.raises(DataError, match=rf"{name}.*{what}"):
             open_source(tmp_path / name)

@@ -19,7 +19,7 @@ from packing import Stopped, at_progress, messages, stop_after
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError, FormatError, Interrupted, UsageError
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, LATENTS, BlockLayout, Dataset, DatasetWriter, encode
 from elbocli.files.reading import add_digests
 from elbocli.merge.combine import merge_datasets
 
@@ -46,7 +46,7 @@ def write(path: Path, kind: str, start: int = 0, stop: int = COUNT, skipped: int
         layout = BlockLayout(IMAGES, rows.shape[1:])  # type: ignore[arg-type]
     else:
         layout, about = BlockLayout(ENCODED, (), 300), {**about, "store": kind, "channels": 3}
-    packed = [ENCODINGS[kind].encode(row) for row in rows] if kind in ENCODINGS else rows
+    packed = [encode(row, kind) for row in rows] if kind in ENCODINGS else rows
     with DatasetWriter(path, layout, len(rows), "test").held() as writer:
         writer.append(packed, len(rows), {})
         writer.finish(
@@ -101,7 +101,7 @@ def test_datasets_without_shard_numbers_are_joined_as_given(tmp_path: Path) -> N
     data = Dataset(tmp_path / "out.h5")
     expected = np.concatenate([rows_of("raw")[10:], rows_of("raw")[:10]])
     assert np.array_equal(data.batch(np.arange(COUNT)), expected)
-    assert data.strings("files")[:2] == ["10.png", "11.png"] and data.attributes.count == COUNT
+    assert data.contents()[1]["files"][:2] == ["10.png", "11.png"] and data.attributes.count == COUNT
 
 
 @pytest.mark.parametrize("chosen", [(0, 1, 3), (0, 3), (2,)])

@@ -59,7 +59,7 @@ def test_images_that_are_alike_and_small_keep_their_size(
 def test_grey_stays_grey(tmp_path: Path, mode: str) -> None:
     shape, said = packed(folder_of(tmp_path / "in", [(8, 8)] * 3, mode), tmp_path / "a.h5")
     assert shape == (8, 8, 1)
-    assert any("--channels 3" in text for text in said)
+    assert any("1 channels" in text for text in said)
     assert packed(tmp_path / "in", tmp_path / "b.h5", channels=3)[0] == (8, 8, 3)
     assert packed(tmp_path / "in", tmp_path / "c.h5", background="red")[0] == (8, 8, 3)
     assert packed(tmp_path / "in", tmp_path / "d.h5", background="black")[0] == (8, 8, 1)
@@ -69,14 +69,14 @@ def test_one_image_in_colour_makes_all_of_them_colour(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", [(8, 8)] * 3, "L")
     Image.new("RGB", (8, 8)).save(tmp_path / "in" / "one.png")
     shape, said = packed(tmp_path / "in", tmp_path / "a.h5")
-    assert shape == (8, 8, 3) and not any("channel" in line for line in said)
+    assert shape == (8, 8, 3) and any("3 channels" in line for line in said)
 
 
 def test_options_given_are_followed_and_give_the_same_pixels_as_the_choice(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", [(12, 12)] * 4, "L")
     packed(tmp_path / "in", tmp_path / "chosen.h5")
-    shape, said = packed(tmp_path / "in", tmp_path / "given.h5", size=12, channels=1)
-    assert shape == (12, 12, 1) and not any("--size" in line for line in said)
+    shape, _ = packed(tmp_path / "in", tmp_path / "given.h5", size=12, channels=1)
+    assert shape == (12, 12, 1)
     digests = {Dataset(tmp_path / name).attributes.payload_sha256 for name in ("chosen.h5", "given.h5")}
     assert len(digests) == 1
     assert packed(tmp_path / "in", tmp_path / "other.h5", size=6, channels=3)[0] == (6, 6, 3)
@@ -111,7 +111,7 @@ def test_the_same_command_goes_on_with_its_choice(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", [(12, 12)] * 6, "L")
     good = (source / "0003.png").read_bytes()
     (source / "0003.png").write_bytes(b"bad")
-    with pytest.raises(DataError, match=r"0003\.png: not an image"):
+    with pytest.raises(DataError, match=r"0003\.png: .*not an image"):
         packed(source, tmp_path / "a.h5")
     (source / "0003.png").write_bytes(good)
     shape, said = packed(source, tmp_path / "a.h5")
@@ -123,7 +123,7 @@ def test_a_thousand_files_at_most_are_looked_at_spread_over_the_list(
 ) -> None:
     monkeypatch.setattr(prep, "LOOKED_AT", 3)
     source = folder_of(tmp_path / "in", [(12, 12), (9, 9), (9, 9)] * 2)
-    assert prep.look(open_source(source)) == {(12, 12, 3): 1, (9, 9, 3): 2}  # of numbers 0, 2 and 4
+    assert prep.look(open_source(source)) == {(12, 12, 3), (9, 9, 3)}  # of numbers 0, 2 and 4
 
 
 def test_an_image_in_colour_that_was_not_looked_at_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +138,14 @@ def test_an_image_in_colour_that_was_not_looked_at_is_counted(tmp_path: Path, mo
 def test_files_that_cannot_be_read_have_no_say(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", [(12, 12)] * 2)
     (source / "bad.png").write_bytes(b"bad")
-    assert prep.look(open_source(source)) == {(12, 12, 3): 2}
+    assert prep.look(open_source(source)) == {(12, 12, 3)}
     assert packed(source, tmp_path / "a.h5", on_error="skip")[0] == (12, 12, 3)
 
 
 def test_all_rows_of_arrays_count_without_being_read(tmp_path: Path, images: Callable[..., np.ndarray]) -> None:
     np.savez_compressed(tmp_path / "x.npz", images(7))
     source = open_source(tmp_path / "x.npz")
-    assert prep.look(source) == {images(7).shape[1:]: 7}
+    assert prep.look(source) == {images(7).shape[1:]}
     assert np.array_equal(source.refs[0].read(), images(7)[0]), "a source in order is still at its beginning"
 
 

@@ -26,7 +26,7 @@ from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.grid import PLACES, layout_of
 from elbocli.files.latents import CONVENTIONS, INPUTS
 from elbocli.info import describe as info
-from elbocli.nn.autoencoder import Autoencoder, memory_of
+from elbocli.nn.autoencoder import Autoencoder
 from elbocli.prep import pack
 from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.run import settings
@@ -253,25 +253,6 @@ def test_without_the_autoencoder_training_asks_for_no_previews(
         drain(path, tmp_path / "run", small(path, preset, steps=4, preview_every=1))
     drain(path, tmp_path / "run", small(path, preset, steps=4, preview_every=0))
     assert not (tmp_path / "run" / "previews").exists()
-
-
-def test_the_autoencoder_that_decodes_previews_is_planned_for(
-    make_autoencoder: Callable[..., Path], pack_latents: Callable[..., Path], preset: Path, tmp_path: Path
-) -> None:
-    folder = shutil.move(make_autoencoder(7), tmp_path / "vae")
-    data = pack_latents(folder)
-    weights = 4 * sum(each.numel() for each in Autoencoder(Path(folder), CPU).model.parameters())
-    drawn, none = (plan.plan(small(data, preset, preview_every=every), 48)["memory_MB"] for every in (5, 0))
-    assert drawn["autoencoder"] == round(weights / 1e6, 1) and "autoencoder" not in none
-
-
-@pytest.mark.parametrize("widths", ["12", "null", "[]", '["a"]'])
-def test_an_unusable_config_of_an_autoencoder_is_named(widths: str, autoencoder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(autoencoder, tmp_path / "vae"))
-    config = json.loads((folder / "config.json").read_text()) | {"block_out_channels": json.loads(widths)}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FormatError, match=r"config\.json"):
-        memory_of(folder, 16, 1)
 
 
 def test_samples_are_pixels_the_same_in_any_batch(run: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def identity(path: Path) -> dict[str, Any]:
         **{key: getattr(data.attributes, key) for key in IDENTITY},
         "labels": data.labels.tolist(),
         "classes": data.class_names,
-        "files": data.strings("files"),
+        "files": data.contents()[1]["files"],
     }
 
 
@@ -223,7 +223,7 @@ def test_ilsvrc_is_packed_without_unpacking(ilsvrc: Path, tmp_path: Path, monkey
     assert 2 * CLASSES * 16 * 16 * 3 <= peak <= out.stat().st_size + 32_768
     assert data.class_names == [f"n{label:08d}" for label in range(CLASSES)]
     assert data.labels.tolist() == [label for label in range(CLASSES) for _ in range(2)]
-    assert data.strings("files")[:3] == [
+    assert data.contents()[1]["files"][:3] == [
         "n00000000/n00000000_0.JPEG",
         "n00000000/n00000000_1.JPEG",
         "n00000001/n00000001_0.JPEG",
@@ -253,7 +253,7 @@ def test_shards_in_order_are_the_whole(ilsvrc: Path, tmp_path: Path) -> None:
     assert len({part.attributes.shard_of for part in parts}) == 1 and whole.attributes.shard is None
     assert np.array_equal(np.concatenate([next(part.batches(301)) for part in parts]), next(whole.batches(301)))
     assert np.concatenate([part.labels for part in parts]).tolist() == whole.labels.tolist()
-    assert [name for part in parts for name in part.strings("files")] == whole.strings("files")
+    assert [name for part in parts for name in part.contents()[1]["files"]] == whole.contents()[1]["files"]
     total = sum(int(part.attributes.source_sha256, 16) for part in parts) % (1 << 256)
     assert f"{total:064x}" == whole.attributes.source_sha256
     pack(ilsvrc, tmp_path / "other.h5", **{**chosen, "shuffle_seed": 4}, shard=(1, 4))

@@ -36,7 +36,7 @@ def test_a_bad_file_stops_or_is_skipped_and_listed(digits_folder: Path, tmp_path
     for path in sorted((digits_folder / "1").iterdir())[:4]:
         (src / path.name).write_bytes(path.read_bytes())
     (src / "0000-text.png").write_text("not an image")
-    with pytest.raises(DataError, match=r"0000-text\.png: not an image"):
+    with pytest.raises(DataError, match=r"0000-text\.png: .*not an image"):
         pack(src, tmp_path / "a.h5")
     assert not (tmp_path / "a.h5").exists()
     for name in ("a.h5", "b.h5"):  # the first goes on with what is done
@@ -89,7 +89,7 @@ def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(
     for sources, seed in ((["a.npy"], None), (["a.h5"], None), (["a.npy", "b.npy"], None), (["a.npy"], 3)):
         made = []
         for rows_at_once in (1, 7):
-            monkeypatch.setattr(prep, "STRETCH", rows_at_once * rows[0].nbytes)
+            monkeypatch.setattr(prep, "AT_ONCE", rows_at_once)
             out = tmp_path / f"{len(made)}.h5"
             many = [tmp_path / name for name in sources]
             packing.pack(many, out, size=8, crop=crop, channels=3, shuffle_seed=seed, overwrite=True)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from elbocli import api
-from elbocli.bound import estimate, theorem
+from elbocli.bound import estimate, judge
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.core.metrics import asked
 from elbocli.core.weighting import parse_weighting
@@ -61,13 +61,13 @@ def pretended(ask: Any, run: Path) -> tuple[Any, Any, Pretence]:
 def test_the_bound(run: Path) -> None:
     cuda, cpu, device = pretended(lambda asked: estimate.measure_bound(asked).bound, run)
     assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
-    assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork._losses")) == TIMES
+    assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork.draw")) == TIMES
     assert device.waits.within("denoising_losses", "step_coefficients") == []
 
 
 def test_the_theorem(run: Path) -> None:
     weighting = parse_weighting("sigmoid:bias=2")
-    cuda, cpu, device = pretended(lambda asked: theorem.check_theorem(asked, [weighting]).checks[0], run)
+    cuda, cpu, device = pretended(lambda asked: judge.check_theorem(asked, [weighting]).checks[0], run)
     for side in ("left", "right"):
         assert getattr(cuda, side).nats == pytest.approx(getattr(cpu, side).nats, rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == 2 * TIMES

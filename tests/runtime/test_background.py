@@ -1,15 +1,13 @@
 """Threads that work while others do: in order, with their errors, and gone when they should be."""
 
 import gc
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from elbocli.runtime.background import Ahead, awaited, start_daemon
+from elbocli.runtime.background import Ahead
 
 
 def threads_since(before: list[threading.Thread]) -> int:
@@ -68,31 +66,3 @@ def test_the_thread_ends_when_it_is_forgotten() -> None:
 
     Holder().ahead.get(0)
     until(lambda: gc.collect() >= 0 and threads_since(before) == 0)  # a thread at work holds what it works for
-
-
-def test_waiting_for_what_never_ends_can_be_left() -> None:
-    gate, looks = threading.Event(), list[int]()
-
-    def look() -> None:
-        looks.append(0)
-        if len(looks) == 3:
-            raise KeyError
-
-    job = start_daemon(gate.wait)
-    with pytest.raises(KeyError):
-        awaited(job, look)
-    gate.set()
-    assert awaited(job, look) and len(looks) == 3
-
-
-ENDS = """
-import time
-from elbocli.runtime.background import start_daemon
-start_daemon(lambda: (time.sleep(1), print("written", flush=True)))
-time.sleep(0.2)
-"""
-
-
-def test_the_process_ends_without_waiting_for_a_daemons_job() -> None:
-    result = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=60, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

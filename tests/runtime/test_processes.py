@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from forks import quick
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from elbocli.errors import UsageError
 from elbocli.runtime import processes
@@ -74,7 +75,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_process_takes_its_own_device_and_is_connected_by_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = dict[str, Any]()
     monkeypatch.setattr(processes, "choose_device", torch.device)
-    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *place, **how: torch.distributed.HashStore())  # type: ignore[attr-defined]
+    monkeypatch.setattr(processes, "rendezvous", lambda *place, **how: iter([(HashStore(), 6, 8)]))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda **how: given.update(how))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     own = torch.device("cuda", 2)
@@ -82,13 +83,6 @@ def test_each_process_takes_its_own_device_and_is_connected_by_it(name: str, mon
         assert world == World(6, 8, own)
     wanted = {"backend": "cpu:gloo,cuda:nccl", "device_id": own, "timeout": PATIENCE, "rank": 6, "world_size": 8}
     assert {key: given[key] for key in wanted} == wanted
-
-
-@pytest.mark.usefixtures("launched")
-def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UsageError, match="4 processes on a machine with 2 CUDA devices"), joined():
-        pass
 
 
 @pytest.mark.usefixtures("launched")
@@ -103,7 +97,7 @@ def test_one_device_for_all_processes_is_refused_whoever_names_it(monkeypatch: p
         pass
 
 
-@pytest.mark.parametrize("lacking", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+@pytest.mark.parametrize("lacking", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 @pytest.mark.usefixtures("launched")
 def test_a_process_of_several_that_lacks_a_variable_is_refused(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(lacking)

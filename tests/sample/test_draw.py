@@ -142,7 +142,7 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
         if unit == "png" and done == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with heard(kill), pytest.raises(Interrupted, match="SIGTERM: all images are safe"):
+    with heard(kill), pytest.raises(Interrupted, match="SIGTERM: 12 of 12 images are written"):
         sample.draw_samples(trained, tmp_path / "x", how)
     assert sorted(os.listdir(tmp_path)) == ["x.partial", "x.partial.json"]
     monkeypatch.setattr(sample, "draw", None)

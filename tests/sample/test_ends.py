@@ -50,9 +50,7 @@ def test_a_signal_leaves_what_was_drawn_and_other_settings_are_refused(
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number and stdout == b"", stderr
     name = signal.Signals(number).name.encode()
-    said = re.search(
-        rb"elbo sample: %s: (\d+) of 2000 images are safe in x\.npz\.partial; the same command" % name, stderr
-    )
+    said = re.search(rb"elbo sample: %s: (\d+) of 2000 images are written; .* the same command" % name, stderr)
     assert said and int(said[1]) >= 2, stderr
     assert sorted(os.listdir(tmp_path)) == ["x.npz.partial", "x.npz.partial.json"]
     if number == signal.SIGTERM:
@@ -100,19 +98,3 @@ def test_a_reader_that_leaves_ends_it_quietly(trained: Path) -> None:
     assert result.returncode == 141
     lines = [row for row in result.stderr.splitlines() if b" evaluation" not in row]
     assert [row for row in lines if not row.startswith(b"elbo sample: " + bytes(trained))] == []
-
-
-def test_a_reader_that_never_reads_can_be_left(trained: Path) -> None:
-    """The write that waits in a thread keeps nobody."""
-    out, into = os.pipe()
-    line = [*ELBO, "sample", str(trained), "-n", "100000", "--steps", "1", "--batch", "2000"]
-    process = subprocess.Popen(line, stdout=into, stderr=subprocess.PIPE)
-    os.close(into)
-    os.read(out, 1)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=30)[1]
-    os.close(out)
-    assert process.returncode == 143, stderr
-    assert b"0 of 100000 images were written; into a file (-o FILE) the same command would go on" in stderr
-    assert b"Traceback" not in stderr and b"Fatal" not in stderr

@@ -26,8 +26,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.networks import Network
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World, to_local
-from elbocli.train.parallel import micro_batch
-from elbocli.train.state import TrainState
+from elbocli.train.state import TrainState, micro_batch
 from elbocli.train.step import step_losses
 
 SHARE = 8
@@ -93,7 +92,7 @@ def searched(world: World, data: Path, preset: Path, parallel: str, case: str) -
     resolved = resolve({"preset": str(preset), "parallel": parallel, "batch": 2 * SHARE}, dataset)
     state, clean = (TrainState(resolved, dataset, world) for _ in range(2))
     memory.watch()
-    found = micro_batch(state.spread, SHARE, torch.autocast("cpu", enabled=False))
+    found = micro_batch(state.spread, SHARE)
 
     assert found == (4 if ":5" in case else SHARE), found
     if state.spread.sharded:

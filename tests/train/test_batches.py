@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset, DatasetWriter
+from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset, DatasetWriter, encode
 from elbocli.run.settings import resolve
 from elbocli.train import batches as module
 from elbocli.train.state import TrainState
@@ -30,7 +30,7 @@ def stores(tmp_path: Path) -> dict[str, Dataset]:
         layout = BlockLayout(IMAGES, (8, 8, 1)) if raw else BlockLayout(ENCODED, (), 300)
         about: dict[str, Any] = {"num_classes": 2, "image_size": 8, **({} if raw else {"store": store, "channels": 1})}
         with DatasetWriter(tmp_path / f"{store}.h5", layout, 50, "test").held() as writer:
-            writer.append(rows if raw else [ENCODINGS[store].encode(row) for row in rows], 50, {})
+            writer.append(rows if raw else [encode(row, store) for row in rows], 50, {})
             writer.finish({"labels": np.arange(50) % 2}, {"class_names": ["a", "b"]}, about)
         found[store] = Dataset(tmp_path / f"{store}.h5")
     return found

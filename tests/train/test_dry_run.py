@@ -37,7 +37,7 @@ def test_a_preset_is_planned_without_a_dataset(
     ]
     assert plan["activation_checkpointing"] is True
     assert set(plan["memory_MB"]) == {
-        *("weights", "gradients", "optimizer", "averages", "gathered", "copies", "activations", "total")
+        *("weights", "gradients", "optimizer", "averages", "copies", "activations", "total")
     }
     assert b"planned for 1797 images" in result.stderr
     assert result.stderr.count(b"\n") == 1 and list(tmp_path.iterdir()) == []

@@ -399,7 +399,6 @@ with catching_signals() as caught:
 
 
 def test_a_launcher_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("elbocli.runtime.background.LOOK_S", 0.0)
     ending = Ending(Signals(), 0, True)
     assert ending.reason() == 0
     monkeypatch.setattr(os, "getppid", lambda: 1)

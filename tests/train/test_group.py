@@ -20,8 +20,7 @@ from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
-from elbocli.train.parallel import split
-from elbocli.train.state import TrainState
+from elbocli.train.state import TrainState, split
 
 GROUP = Path(__file__).parents[1] / "group.py"
 STEPS = 12
@@ -243,7 +242,7 @@ def test_all_units_are_compiled_however_many_kinds_there_are() -> None:
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from elbocli.train.parallel import compile_units
+from elbocli.train.state import compile_units
 class Unit(nn.Module):
     def __init__(self, kind):
         super().__init__()

@@ -16,7 +16,7 @@ from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.run.train_settings import TrainSettings
 from elbocli.train.batches import split_rows, training_rows
-from elbocli.train.validate import open_held_out
+from elbocli.train.recorder import open_held_out
 
 
 class Rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import math
 import os
 import subprocess
 import time
@@ -24,8 +23,8 @@ from PIL import Image
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import Resolved, resolve
-from elbocli.train import log_targets, loop
-from elbocli.train.log_targets import check, open_tensorboard
+from elbocli.train import loop, recorder
+from elbocli.train.recorder import check_targets, open_tensorboard
 
 pytestmark = pytest.mark.usefixtures("short_previews")
 
@@ -39,11 +38,12 @@ class Kept:
         self.closed = 0
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        self.lines.append({"step": step, **values})
-
-    def picture(self, step: int, path: Path) -> None:
-        assert path.read_bytes()[:4] == b"\x89PNG"
-        self.pictures.append((step, path.name))
+        if "samples" in values:
+            path = values["samples"]
+            assert path.read_bytes()[:4] == b"\x89PNG"
+            self.pictures.append((step, path.name))
+        else:
+            self.lines.append({"step": step, **values})
 
     def close(self) -> None:
         self.closed += 1
@@ -58,7 +58,9 @@ class Broken(Kept):
 def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     """What `wandb` stands for in a test, and `tensorboard` is broken."""
     target = Kept()
-    monkeypatch.setattr(log_targets, "PACKAGES", {"wandb": lambda *_: target, "tensorboard": lambda *_: Broken()})
+    targets = {"wandb": target, "tensorboard": Broken()}
+    packages = {name: lambda *_, to=to: (to.write, to.close) for name, to in targets.items()}
+    monkeypatch.setattr(recorder, "PACKAGES", packages)
     return target
 
 
@@ -102,7 +104,7 @@ def test_a_target_that_fails_is_a_warning_once_and_keeps_nothing_from_the_others
     with heard() as lines:
         loop.run(Dataset(digits), tmp_path / "run", resolved, log_to=words)
     warnings = [line for line in lines if line.startswith("--log-to")]
-    assert len(warnings) == 2 and "No such file" in warnings[0] and "nobody listens" in warnings[1]
+    assert len(warnings) == 2 and "nobody listens" in warnings[0] and "No such file" in warnings[1]
     assert kept.lines == lines_of(tmp_path / "run" / "metrics.jsonl")
 
 
@@ -119,16 +121,16 @@ def test_only_the_first_process_logs_elsewhere(digits: Path, preset: Path, tmp_p
 @pytest.mark.parametrize("word", ["comet", "metrics.json", "", "tensor"])
 def test_a_word_that_is_no_target_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match=f"^--log-to {word}: expected tensorboard, wandb or the path"):
-        check([word], Path("run"))
+        check_targets([word], Path("run"))
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
 def test_a_package_that_is_lacking_is_named_with_its_extra_before_a_run_begins(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_targets, "find_spec", lambda name: None)
+    monkeypatch.setattr(recorder, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=rf"^--log-to {package}: .*pip install 'elbocli\[{package}\]'"):
-        check(["a.jsonl", package], Path("run"))
+        check_targets(["a.jsonl", package], Path("run"))
 
 
 def test_a_target_is_taken_from_the_command_line_and_the_environment_and_from_no_file(
@@ -180,14 +182,14 @@ def _seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "grid.png")
-    first = open_tensorboard("tensorboard", tmp_path, 0)
-    first.write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "bad": math.nan, "none": None})
-    first.write(20, {"loss": 0.25, "val_bpd": 3.5})
-    first.picture(10, tmp_path / "grid.png")
-    first.close()
-    second = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
-    second.write(20, {"loss": 0.125})
-    second.close()
+    write, close = open_tensorboard("tensorboard", tmp_path, 0)
+    write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "none": None})
+    write(20, {"loss": 0.25, "val_bpd": 3.5})
+    write(10, {"samples": tmp_path / "grid.png"})
+    close()
+    write, close = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
+    write(20, {"loss": 0.125})
+    close()
     found = read(tmp_path)
     assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd"}
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(10, 0.5), (20, 0.125)]

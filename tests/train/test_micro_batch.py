@@ -14,10 +14,8 @@ from elbocli.errors import DataError
 from elbocli.files.dataset import Dataset
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
-from elbocli.train.parallel import count_parts, micro_batch, split
-from elbocli.train.state import TrainState
+from elbocli.train.state import TrainState, count_parts, micro_batch, split
 
-FP32 = torch.autocast("cpu", enabled=False)
 SCRIPT = Path(__file__).with_name("short_of_memory.py")
 FAILURES = {
     "fsdp": ["-,-", "forward:1:5,-", "backward:1:5,-", "forward:0:5,backward:3:5"],
@@ -67,7 +65,7 @@ def searched(state: TrainState, most: int, error: Exception) -> tuple[int, list[
             raise error
 
     state.network.register_forward_pre_hook(enter)
-    return micro_batch(state.spread, 50, FP32), tried
+    return micro_batch(state.spread, 50), tried
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ class Role(Enum):
     INTERVAL = "interval"
 
 
+PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval": Role.INTERVAL}
+"""Roles of parts, by the last word of their names."""
+
+
 @dataclass(eq=False)
 class Features:
     """Features of images: moments; values [N, D] float32, where they were kept; logits [N, K] and labels [N], if there
@@ -96,8 +100,8 @@ class Number(NamedTuple):
 
     key: its name, torch-fidelity's where there is one. elsewhere: its name when the network isn't the published
     Inception ('': the same), to which `[NETWORK]` is added, unless by_network is false. title, title_elsewhere: for
-    people. alias: another name of the published one.
-    of: the key of the number that this one belongs to, by its role. told: more of a spread, in words, with {options}.
+    people. alias: another name of the published one. parts: endings of the names of numbers that belong to this one.
+    told: more of their spread, in words, with {options}. of: the key of the number that this one belongs to, by its role.
     """
 
     key: str
@@ -106,9 +110,23 @@ class Number(NamedTuple):
     title_elsewhere: str = ""
     alias: str = ""
     by_network: bool = True
+    parts: Sequence[str] = ()
+    told: str = ""
     role: Role = Role.NUMBER
     of: str = ""
-    told: str = ""
+
+    def whole(self) -> list[Number]:
+        """This number and its parts. An interval belongs to the number whose name goes before it."""
+        found = [self]
+        for part in self.parts:
+            key, elsewhere, alias = (
+                name and f"{name.removesuffix('_mean')}_{part}" for name in (self.key, self.elsewhere, self.alias)
+            )
+            role = PARTS[part.rpartition("_")[2]]
+            of = key.removesuffix("_interval") if role is Role.INTERVAL else self.key
+            told = self.told if role is Role.PARTS else ""
+            found.append(Number(key, elsewhere, "", "", alias, self.by_network, (), told, role, of))
+        return found
 
     def name(self, network: str | None, suffix: str = "") -> str:
         """Its name in a result. network: None where published names may be used. suffix: of what is said about it."""
@@ -143,11 +161,15 @@ class MetricTraits(NamedTuple):
 
 
 METRICS = Registry("metric")
+"""(Features of the samples, of the reference or None, options) → a dict of Values by the keys of its numbers."""
 
 
-def metric(name: str, *, formula: str, source: str = "", **traits: Any) -> Callable[..., Any]:
+def metric(
+    name: str, *, formula: str, numbers: Sequence[Number], source: str = "", **traits: Any
+) -> Callable[..., Any]:
     """Declare (samples, reference or None, options) → a dict of the numbers by their keys. traits: as of MetricTraits."""
-    return METRICS.declare(name, formula=formula, source=source, traits=MetricTraits(**traits))
+    found = [part for number in numbers for part in number.whole()]
+    return METRICS.declare(name, formula=formula, source=source, traits=MetricTraits(found, **traits))
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:

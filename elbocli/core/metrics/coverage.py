@@ -1,16 +1,10 @@
 """Metrics of neighbours: precision and recall, density and coverage, authenticity, and the copying test."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from elbocli.core.metrics import Features, Need, Number, Option, Role, Value, metric
+from elbocli.core.metrics import Need, Number, Option, metric
 from elbocli.errors import DataError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 
 class PrcProtocol(NamedTuple):
@@ -43,11 +37,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     "prc",
     formula="precision and recall: images within reach of the other side's neighbours",
     source="Kynkäänniemi et al. 2019",
-    numbers=[
-        Number("precision", title="precision"),
-        Number("recall", title="recall"),
-        Number("f_score", title="F-score of precision and recall"),
-    ],
+    numbers=[Number("precision"), Number("recall"), Number("f_score", title="F-score of precision and recall")],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
     options=[
@@ -61,13 +51,12 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     network=lambda options: PRC_PROTOCOLS[options.prc_protocol].network,
     few="precision and recall depend on n and on the reference's, so compare them at the same only",
 )
-def precision_recall(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def precision_recall(samples, reference, options):
     """Compare all pairs in blocks. An image reaches as far as its k-th neighbour on its own side, that distance included.
 
     precision: the share of samples that an image of the reference reaches. recall: the same with the sides exchanged.
     """
-    from torch import bool as torch_bool
-    from torch import zeros
+    import torch
 
     from elbocli.core.neighbours import within
 
@@ -77,7 +66,7 @@ def precision_recall(samples: Features, reference: Features, options: Any) -> di
         theirs = theirs[[each * len(theirs) // most for each in range(most)]]
         reference = replace(reference, values=theirs)
     reach, their_reach = samples.radii(k), reference.radii(k)
-    reached, theirs_reached = (zeros(len(side), dtype=torch_bool) for side in (own, theirs))
+    reached, theirs_reached = (torch.zeros(len(side), dtype=torch.bool) for side in (own, theirs))
     for mine, others, apart in within(own, theirs, their_reach, reach, samples.device):
         reached[mine[apart <= their_reach[others]]] = True
         theirs_reached[others[apart <= reach[mine]]] = True
@@ -89,26 +78,25 @@ def precision_recall(samples: Features, reference: Features, options: Any) -> di
     "density-coverage",
     formula="images of the reference within whose reach a sample lies, and share of them that reach one",
     source="Naeem et al. 2020",
-    numbers=[Number("density", title="density"), Number("coverage", title="coverage")],
+    numbers=[Number("density"), Number("coverage")],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (1, options.coverage_neighbours + 1),
     options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
     few="density and coverage depend on n and on the reference's, so compare them at the same only",
 )
-def density_coverage(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def density_coverage(samples, reference, options):
     """Count by pairs, in blocks. An image reaches as far as its k-th neighbour in the reference, that distance excluded.
 
     density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
     coverage: the share of images that reach any sample.
     """
-    from torch import bool as torch_bool
-    from torch import zeros
+    import torch
 
     from elbocli.core.neighbours import within
 
     own, theirs, k = samples.values, reference.values, options.coverage_neighbours
     reach, inside = reference.radii(k), 0
-    reaches = zeros(len(theirs), dtype=torch_bool)
+    reaches = torch.zeros(len(theirs), dtype=torch.bool)
     for _, images, apart in within(own, theirs, reach, device=samples.device):
         reached = apart < reach[images]
         inside += int(reached.sum())
@@ -124,15 +112,13 @@ PERCENT = "authenticity_percent"
     formula="AuthPct: samples farther from the closest image of --ref, the training images, than that is from its own",
     source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
     numbers=[
-        Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent"),
-        Number(f"{PERCENT}_se", role=Role.ERROR, of=PERCENT),
-        Number(f"{PERCENT}_interval", role=Role.INTERVAL, of=PERCENT),
+        Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (2, 2),
     few="authenticity depends on the reference's n, so compare it at the same only",
 )
-def authenticity(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def authenticity(samples, reference, options):
     """Find the training image closest to each sample, and its distance from the one closest to that.
 
     Its errors are those of a share of independent samples.
@@ -157,7 +143,6 @@ COMPONENTS = 64
 """Principal components of the training images' features that distances are taken in."""
 STARTS = 10
 """Runs of k-means, of which the best is taken."""
-TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
 
 
 @metric(
@@ -165,8 +150,11 @@ TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
     formula="C_T: below 0 when samples are nearer to --ref, the training images, than those of --held-out are",
     source="Meehan et al. 2020; cells and components as dgm-eval has them (Stein et al. 2023)",
     numbers=[
-        Number(TEST, title="copying, C_T (below 0: samples nearer to training images than held-out ones are)"),
-        Number(TEST_INTERVAL, role=Role.INTERVAL, of=TEST),
+        Number(
+            "copying_ct",
+            title="copying, C_T (below 0: samples nearer to training images than held-out ones are)",
+            parts=["interval"],
+        )
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES, Need.HELD_OUT},
     least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
@@ -174,7 +162,7 @@ TEST, TEST_INTERVAL = "copying_ct", "copying_ct_interval"
     draws=lambda options: options.copying_cells > 1,
     fewer="fewer with a smaller --copying-cells",
 )
-def copying(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def copying(samples, reference, options):
     """Test cell by cell whether samples and held-out images are equally far from the nearest training image of the cell.
 
     C_T is the mean of the cells' normal scores, weighted by their held-out images. A cell without any, or with too few
@@ -210,10 +198,10 @@ def copying(samples: Features, reference: Features, options: Any) -> dict[str, V
         raise DataError("copying: no cell has samples and held-out images; take fewer --copying-cells")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
-    return {TEST: found, TEST_INTERVAL: [found - half, found + half]}
+    return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
 
 
-def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _components(values):
     """Axes [D, COMPONENTS] along which the features [N, D] vary most, and their mean [D]."""
     import numpy as np
 
@@ -226,7 +214,7 @@ def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.linalg.eigh(moments.scatter)[1][:, -COMPONENTS:], moments.mu
 
 
-def _projected(values: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> Tensor:
+def _projected(values, mean, axes):
     """Coordinates of the features [N, D] along the axes, float32 [N, COMPONENTS]."""
     import numpy as np
     from torch import from_numpy

@@ -1,18 +1,8 @@
 """Distances of the samples' distribution from the reference's, and scores of the samples' logits."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from elbocli.core.metrics import Features, Need, Number, Option, Role, Value, metric
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from elbocli.core.metrics import Need, Number, Option, Value, metric
 
 FID = "frechet_inception_distance"
-FID_INTERVAL = "infinity_interval"
-FID_SE, FID_BEYOND, FID_WITHIN = (f"{FID}_{part}" for part in ("se", "infinity", FID_INTERVAL))
 
 
 @metric(
@@ -20,16 +10,7 @@ FID_SE, FID_BEYOND, FID_WITHIN = (f"{FID}_{part}" for part in ("se", "infinity",
     formula="Fréchet distance of the features, with its standard error",
     source="Heusel et al. 2017",
     numbers=[
-        Number(FID, "frechet_distance", "FID", "Fréchet distance", "fid"),
-        Number(FID_SE, "frechet_distance_se", alias="fid_se", role=Role.ERROR, of=FID),
-        Number(FID_BEYOND, "frechet_distance_infinity", alias="fid_infinity", role=Role.LIMIT, of=FID),
-        Number(
-            FID_WITHIN,
-            f"frechet_distance_{FID_INTERVAL}",
-            alias=f"fid_{FID_INTERVAL}",
-            role=Role.INTERVAL,
-            of=FID_BEYOND,
-        ),
+        Number(FID, "frechet_distance", "FID", "Fréchet distance", "fid", parts=["se", "infinity", "infinity_interval"])
     ],
     needs={Need.REFERENCE},
     least=lambda options: (20 if options.fid_infinity else 2, 2),
@@ -43,7 +24,7 @@ FID_SE, FID_BEYOND, FID_WITHIN = (f"{FID}_{part}" for part in ("se", "infinity",
     draws=lambda options: options.fid_infinity,
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
-def fid(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def fid(samples, reference, options):
     """Compare the moments of both sides; of infinitely many images there is an interval when the samples are twice as
     many as the features.
     """
@@ -54,13 +35,14 @@ def fid(samples: Features, reference: Features, options: Any) -> dict[str, Value
     values, theirs = samples.values.numpy(), reference.moments
     n, width = values.shape
     error = standard_error(values, samples.moments, theirs)
-    found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), FID_SE: error}
+    found: dict[str, Value] = {FID: frechet_distance(samples.moments, theirs), f"{FID}_se": error}
     if options.fid_infinity:
         order = Stream(options.seed, "fid-infinity").permutation(0, n)
         parts = [FeatureMoments.of(values[order[k::PARTS]]) for k in range(PARTS)]
         beyond, curvature = extrapolate(parts, theirs)
         half = NORMAL_95 * error + curvature
-        found |= {FID_BEYOND: beyond, FID_WITHIN: [beyond - half, beyond + half] if n >= 2 * width else None}
+        found[f"{FID}_infinity"] = beyond
+        found[f"{FID}_infinity_interval"] = [beyond - half, beyond + half] if n >= 2 * width else None
     return found
 
 
@@ -72,14 +54,13 @@ SFID = "spatial_frechet_inception_distance"
     formula="Fréchet distance of spatial features: the first 7 channels of Inception's mixed_6/conv, as ADM; with its standard error",
     source="Nash et al. 2021; Dhariwal & Nichol 2021",
     numbers=[
-        Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid"),
-        Number(f"{SFID}_se", "spatial_frechet_distance_se", alias="sfid_se", role=Role.ERROR, of=SFID),
+        Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid", parts=["se"])
     ],
     needs={Need.REFERENCE, Need.SPATIAL},
     least=lambda options: (2, 2),
     few="sFID is biased upwards",
 )
-def sfid(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def sfid(samples, reference, options):
     """Compare the moments of both sides' spatial features."""
     from elbocli.core.frechet import frechet_distance, standard_error
 
@@ -87,7 +68,7 @@ def sfid(samples: Features, reference: Features, options: Any) -> dict[str, floa
     return {SFID: frechet_distance(own, theirs), f"{SFID}_se": standard_error(values.numpy(), own, theirs)}
 
 
-KID_MEAN, KID_STD, KID_SE = (f"kernel_inception_distance_{part}" for part in ("mean", "std", "se"))
+KID = "kernel_inception_distance"
 SUBSETS = 100
 
 
@@ -96,16 +77,21 @@ SUBSETS = 100
     formula="kernel distance (MMD²) of the features, unbiased, mean and spread over 100 subsets",
     source="Bińkowski et al. 2018",
     numbers=[
-        Number(KID_MEAN, "kernel_distance_mean", "KID", "kernel distance"),
-        Number(KID_STD, "kernel_distance_std", role=Role.PARTS, of=KID_MEAN, told="over subsets of {kid_subset_size}"),
-        Number(KID_SE, "kernel_distance_se", role=Role.ERROR, of=KID_MEAN),
+        Number(
+            f"{KID}_mean",
+            "kernel_distance_mean",
+            "KID",
+            "kernel distance",
+            parts=["std", "se"],
+            told="over subsets of {kid_subset_size}",
+        )
     ],
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (options.kid_subset_size,) * 2,
     options=[Option("kid_subset_size", 1000, "Images in each subset of KID.", least=2)],
     fewer="fewer with a smaller --kid-subset-size",
 )
-def kid(samples: Features, reference: Features, options: Any) -> dict[str, Value]:
+def kid(samples, reference, options):
     """Compare the features of both sides.
 
     The standard error follows from the spread of the subsets, m of n images each: what they share makes it √(1 − m/n) of
@@ -117,7 +103,8 @@ def kid(samples: Features, reference: Features, options: Any) -> dict[str, Value
     size = options.kid_subset_size
     pair, n = (samples.values, reference.values), min(len(samples.values), len(reference.values))
     found = dict(kid_features_to_metric(*pair, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
-    return {**found, KID_SE: found[KID_STD] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None}
+    error = found[f"{KID}_std"] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None
+    return {**found, f"{KID}_se": error}
 
 
 WIDTH = 10.0
@@ -134,7 +121,7 @@ SCALE = 1000.0
     least=lambda options: (1, 1),
     few="CMMD, as it was published, is biased upwards",
 )
-def cmmd(samples: Features, reference: Features, options: Any) -> dict[str, float]:
+def cmmd(samples, reference, options):
     """Estimate it as its authors do: the biased one of smallest variance, each image paired with itself, too.
 
     E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
@@ -143,7 +130,7 @@ def cmmd(samples: Features, reference: Features, options: Any) -> dict[str, floa
 
     first, second = samples.values, reference.values
 
-    def total(some: Tensor, others: Tensor) -> float:
+    def total(some, others):
         same, found = some is others, 0.0
         for row, column, apart in squares(some, others, samples.device, unit=True, upper=same):
             part = float(apart.mul_(-0.5 / WIDTH**2).exp_().sum())
@@ -154,7 +141,7 @@ def cmmd(samples: Features, reference: Features, options: Any) -> dict[str, floa
     return {"gaussian_mmd": SCALE * (among - 2 * total(first, second) / (len(first) * len(second)))}
 
 
-IS_MEAN, IS_SE = "inception_score_mean", "inception_score_se"
+IS = "inception_score"
 ROWS = 4096
 ORDERS = ("shuffled", "given")
 """Orders of images in splits: shuffled as in torch-fidelity, or as the samples follow each other, as in ADM's program."""
@@ -165,9 +152,12 @@ ORDERS = ("shuffled", "given")
     formula="Inception score, mean and spread over --splits",
     source="Salimans et al. 2016",
     numbers=[
-        Number(IS_MEAN, title="Inception score"),
-        Number("inception_score_std", role=Role.PARTS, of=IS_MEAN, told="over {splits} splits in the order {is_order}"),
-        Number(IS_SE, role=Role.ERROR, of=IS_MEAN),
+        Number(
+            f"{IS}_mean",
+            title="Inception score",
+            parts=["std", "se"],
+            told="over {splits} splits in the order {is_order}",
+        )
     ],
     needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),
@@ -178,42 +168,31 @@ ORDERS = ("shuffled", "given")
     fewer="fewer with a smaller --splits",
     few="the Inception score is biased downwards",
 )
-def inception_score(samples: Features, reference: Features | None, options: Any) -> dict[str, float]:
-    """Score the samples' logits."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
+def inception_score(samples, reference, options):
+    """Score the samples' logits.
 
-    found = dict(isc_features_to_metric(samples.logits, options.splits, shuffle=options.is_order == "shuffled"))
-    return {**found, IS_SE: found[IS_MEAN] * _relative_error(samples.logits)}
-
-
-def _relative_error(logits: Tensor) -> float:
-    """The standard error of the score's logarithm, by the infinitesimal jackknife, as FID's.
-
-    An image moves the mean of KL(p‖mean p) by its own KL alone: what it adds to the mean p cancels, as that sums to 1.
+    The standard error is that of the score's logarithm, by the infinitesimal jackknife, as FID's, times the score. An image
+    moves the mean of KL(p‖mean p) by its own KL alone: what it adds to the mean p cancels, as that sums to 1.
     """
     import torch
+    from torch_fidelity.metric_isc import isc_features_to_metric
 
-    parts = [(part.double().log_softmax(1)) for part in logits.split(ROWS)]
-    marginal = torch.stack([part.exp().sum(0) for part in parts]).sum(0) / len(logits)
+    logits, n = samples.logits, len(samples.logits)
+    found = dict(isc_features_to_metric(logits, options.splits, shuffle=options.is_order == "shuffled"))
+    parts = [part.double().log_softmax(1) for part in logits.split(ROWS)]
+    marginal = torch.stack([part.exp().sum(0) for part in parts]).sum(0) / n
     apart = torch.cat([(part.exp() * (part - marginal.log())).nan_to_num(0).sum(1) for part in parts])
-    return float(apart.std(correction=1)) / len(logits) ** 0.5 if len(logits) > 1 else 0.0
-
-
-ACCURACY = "accuracy"
-ACCURACY_SE, ACCURACY_INTERVAL = f"{ACCURACY}_se", f"{ACCURACY}_interval"
+    error = float(apart.std(correction=1)) / n**0.5 if n > 1 else 0.0
+    return {**found, f"{IS}_se": found[f"{IS}_mean"] * error}
 
 
 @metric(
     "accuracy",
     formula="share of images whose class the logits tell",
-    numbers=[
-        Number(ACCURACY, title="accuracy", by_network=False),
-        Number(ACCURACY_SE, by_network=False, role=Role.ERROR, of=ACCURACY),
-        Number(ACCURACY_INTERVAL, by_network=False, role=Role.INTERVAL, of=ACCURACY),
-    ],
+    numbers=[Number("accuracy", by_network=False, parts=["se", "interval"])],
     needs={Need.LOGITS, Need.LABELS},
 )
-def accuracy(samples: Features, reference: Features | None, options: Any) -> dict[str, Value]:
+def accuracy(samples, reference, options):
     """Compare the largest logit with the label of class-conditional samples. The errors are those of independent ones."""
     from torch import as_tensor
 
@@ -221,4 +200,4 @@ def accuracy(samples: Features, reference: Features | None, options: Any) -> dic
 
     right, n = int((samples.logits.argmax(1) == as_tensor(samples.labels)).sum()), len(samples.labels)
     error, within = error_of_share(right, n)
-    return {ACCURACY: right / n, ACCURACY_SE: error, ACCURACY_INTERVAL: within}
+    return {"accuracy": right / n, "accuracy_se": error, "accuracy_interval": within}

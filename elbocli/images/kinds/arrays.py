@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import struct
@@ -32,7 +31,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
         shape = tuple(map(int, shape))
-    found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
+    found = f"{dtype} {shape}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
         shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
@@ -50,20 +49,16 @@ class StreamRows:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Read rows that follow each other and those read before. Raises DataError when the stream ends early."""
-        row = math.prod(self.shape[1:])
+        row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
                 self.file.seek((rows.start - self.next) * row, os.SEEK_CUR)
-            images = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
-            left = images.reshape(-1).data
-            while left:
-                count = self.file.readinto(left)  # a pipe gives what is in it
-                if not count:
-                    came = rows.stop + -len(left) // row
-                    raise DataError(f"ended after {came} of {self.shape[0]} images; the file is cut short")
-                left = left[count:]
+            content = self.file.read(count * row)
+        if len(content) < count * row:
+            came = rows.start + len(content) // row
+            raise DataError(f"{self.name}: ended after {came} of {self.shape[0]} images; the file is cut short")
         self.next = rows.stop
-        return images
+        return np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
 
 
 @source("npy", magic=b"\x93NUMPY")
@@ -79,14 +74,7 @@ def npy_rows(path: Path) -> np.ndarray:
         return np.memmap(path, np.uint8, "r", file.tell(), shape)
 
 
-def _is_npz(path: Path, head: bytes) -> bool:
-    with contextlib.suppress(Exception), open_zip(path) as archive:
-        names = archive.namelist()
-        return bool(names) and all("/" not in name and name.endswith(".npy") for name in names)
-    return False
-
-
-@source("npz", magic=b"PK", test=_is_npz)
+@source("npz", magic=b"PK", suffix=".npz")
 def open_npz(path: Path) -> Images:
     """Open an .npz. A compressed array is unpacked into memory. Raises FormatError without images under a known name."""
     with open_zip(path) as archive, reading(path), open_file(path) as file:
@@ -134,6 +122,6 @@ def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "ar
 def open_dataset(path: Path) -> Images:
     """Open a dataset, or samples in one. Raises FormatError when it is none, or one of latents."""
     data = Dataset(path)
-    files = data.strings("files")
-    classes = data.class_names if len(data.class_names) == data.num_classes else ()
-    return images_of_array(DatasetRows(data), data.labels.tolist(), classes, files if len(files) == len(data) else ())
+    files = data.contents()[1].get("files", [])
+    names = files if len(files) == len(data) else ()
+    return images_of_array(DatasetRows(data), data.labels.tolist(), data.class_names, names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,31 +18,27 @@ from elbocli.images.registry import Entries, Images, images_of_array, source
 
 BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
 PIXELS = 3 * 32 * 32
-KINDS = {PIXELS + 1: (10, "batches.meta.txt"), PIXELS + 2: (100, "fine_label_names.txt")}
-"""By the bytes of a record: the number of classes, and the file that says their names."""
 
 
 @source("CIFAR", test=lambda path, head: bool(BATCH.fullmatch(path.name)), form="parts")
 def open_cifar(files: Sequence[str], folder: Entries, where: str) -> Images:
     """Open batches, one after another. Raises FormatError for other files and kinds that are mixed, DataError."""
-    batches, names = [], []
-    for name in files:
-        with reading(where + name):
-            content = bytes(folder[name].read())
-            size = next((size for size in KINDS if content and len(content) % size == 0), PIXELS + 1)
-            batches.append(np.frombuffer(content, np.uint8).reshape(-1, size))
-        stem = name.rpartition("/")[2].removesuffix(".bin")
-        names += [f"{stem}/{index}" for index in range(len(batches[-1]))]
-    with reading(where, "; name batches of one kind"):
+    with reading(where + files[0], "; get the files again, and name batches of one kind"):
+        contents = [bytes(folder[name].read()) for name in files]
+        count, beside, labels = 10, "batches.meta.txt", 1
+        if len(contents[0]) % (PIXELS + labels):
+            count, beside, labels = 100, "fine_label_names.txt", 2
+        batches = [np.frombuffer(content, np.uint8).reshape(-1, labels + PIXELS) for content in contents]
         records = np.concatenate(batches)
-    count, file = KINDS[records.shape[1]]
-    labels, images = records[:, -PIXELS - 1], records[:, -PIXELS:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    if labels.max() >= count:
-        raise FormatError(f"{where}: a label is {labels.max()}, of CIFAR-{count}; get the files again")
+        largest = records[:, labels - 1].max()
+        if largest >= count:
+            raise FormatError(f"a label is {largest}, of CIFAR-{count}")
     classes = [str(number) for number in range(count)]
-    if file in folder:
-        with reading(where + file):
-            classes = bytes(folder[file].read()).decode().split()
-            if len(classes) != count or len(set(classes)) != count:
-                raise FormatError(f"{len(classes)} names of classes, expected {count}; get it again, or remove it")
-    return images_of_array(images, labels.tolist(), classes, names)
+    if beside in folder:
+        with reading(where + beside, "; get it again, or remove it"):
+            classes = bytes(folder[beside].read()).decode().split()
+            if len(set(classes)) != count:
+                raise FormatError(f"{len(set(classes))} names of classes, expected {count}")
+    images = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    names = [f"{Path(name).stem}/{row}" for name, batch in zip(files, batches) for row in range(len(batch))]
+    return images_of_array(images, records[:, labels - 1].tolist(), classes, names)

@@ -18,7 +18,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.reading import reading
-from elbocli.images.registry import Entries, ImageRef, Images, images_of_array, source
+from elbocli.images.registry import Entries, ImageRef, Images, check_labels, images_of_array, source
 from elbocli.runtime.progress import log
 
 GZIP = b"\x1f\x8b"
@@ -41,17 +41,13 @@ def open_idx(files: Sequence[str], folder: Entries, where: str) -> Images:
     """
     (name,) = files
     images = _values(folder[name], where + name, 3)
-    plain = name.removesuffix(".gz")
-    wanted = plain.replace("images", "labels").replace("idx3", "idx1")
-    labels = next((label for label in (wanted, f"{wanted}.gz") if label in folder and wanted != plain), None)
+    wanted = name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    labels = next((label for label in (wanted, f"{wanted}.gz") if label in folder and label != name), None)
     if labels is None:
         log.warning(f"{where}{name}: no file of labels beside it ({wanted}), so all images are of one class")
         return images_of_array(images[..., None])
-    numbers = _values(folder[labels], where + labels, 1)
-    if len(numbers) != len(images):
-        raise FormatError(
-            f"{where}{labels}: {len(numbers)} labels for {len(images)} images; get those that belong here"
-        )
+    with reading(where + labels):
+        numbers = check_labels(_values(folder[labels], where + labels, 1), len(images))
     return images_of_array(images[..., None], numbers.tolist())
 
 

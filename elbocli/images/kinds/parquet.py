@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.reading import check_file, reading
+from elbocli.files.reading import reading
 from elbocli.images.registry import Entries, Images, Span, source
 
 if TYPE_CHECKING:
@@ -35,13 +34,11 @@ def _row_group(path: str, number: int, column: str) -> Any:
         return file.read_row_group(number, columns=[f"{column}.bytes"]).column(0).combine_chunks().field("bytes")
 
 
-@dataclass(frozen=True, slots=True)
-class ParquetRow:
+class ParquetRow(NamedTuple):
     """An image of a parquet file. group: the arguments of `_row_group`."""
 
     group: tuple[str, int, str]
     row: int
-    shape = None
 
     def read(self, most: int = -1) -> bytes:
         # Locked, so that threads read a row group once.
@@ -87,13 +84,12 @@ def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
     from pyarrow import types
 
     schema = file.schema_arrow
-    structs = [column for column in schema if types.is_struct(column.type)]
-    images = [column.name for column in structs if column.type.get_field_index("bytes") >= 0]
+    images = [each.name for each in schema if types.is_struct(each.type) and each.type.get_field_index("bytes") >= 0]
     if not images:
         raise FormatError(f"no column of images' bytes among {', '.join(schema.names[:5])}")
     said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
-    classes = {name: feature["names"] for name, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    classes = {name: feature["names"] for name, feature in features.items() if "names" in feature}
     numbers = [column.name for column in schema if types.is_integer(column.type)]
     labels = next((name for name in (*LABELS, *classes) if name in numbers), "")
     return images[0], labels, list(map(str, classes.get(labels, ())))
@@ -105,5 +101,4 @@ def _opened(path: str) -> ParquetFile:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise UsageError(f"{path}: parquet files need pyarrow; pip install 'elbocli[parquet]'") from error
-    check_file(path)
     return ParquetFile(path)

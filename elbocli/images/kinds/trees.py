@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from typing import IO
 from elbocli.errors import DataError
 from elbocli.files.reading import one_line, open_file, reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.images.registry import Damage, ImageRef, Nowhere, Span, ZipEntry, source
+from elbocli.images.registry import Damage, ImageRef, Span, ZipEntry, source
 
-FOLDER = Nowhere("a folder")
+FOLDER = Span("")
+"""In place of a folder, which is never read."""
 
 
 def hidden(name: str) -> bool:
@@ -31,7 +31,7 @@ def clean(name: str) -> str:
 
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
-def list_folder(root: Path) -> Iterator[tuple[str, ImageRef]]:
+def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
     """List the files of a folder and of its subfolders. A tar counts as a folder that has the tar's name without '.tar'.
 
     Raises DataError when a folder can't be listed, and for the folder of a run, which holds previews.
@@ -64,17 +64,14 @@ def _leads_up(path: Path) -> bool:
 
 
 @source("zip", magic=b"PK", form="tree")
-def list_zip(path: Path) -> Iterator[tuple[str, ImageRef]]:
+def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
     """List the files of a zip. Raises DataError when it is damaged."""
     with reading(f"{path}: damaged or cut short", "; get it again", DataError):
         archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)
-        if name and info.is_dir():
-            yield f"{name}/", FOLDER
-        elif name:
-            link = stat.S_ISLNK(info.external_attr >> 16)
-            yield name, Nowhere("a link, in an archive") if link else ZipEntry(archive, info)
+        if name:
+            yield (f"{name}/", FOLDER) if info.is_dir() else (name, ZipEntry(archive, info))
 
 
 def _begins_like_tar(path: Path, head: bytes) -> bool:
@@ -84,7 +81,7 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 
 @source("tar", test=_begins_like_tar, form="tree")
-def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef]]:
+def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
     """List the files of a tar. A tar inside is a folder. The last row is Damage where it is damaged or cut short."""
     try:
         with open_file(path) as file:
@@ -93,7 +90,7 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef]]:
         yield prefix, Damage(f"{path}: damaged or cut short ({one_line(error)}); get it again")
 
 
-def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef]]:
+def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
     """List the members of a tar that lies at an offset of `path`. file: the tar. Raises tarfile's errors."""
     spans: dict[str, Span] = {}
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
@@ -108,9 +105,7 @@ def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[t
             if info.isdir():
                 yield f"{prefix}{name}/", FOLDER
             elif info.islnk():
-                yield prefix + name, spans.get(clean(info.linkname), Nowhere("a link out of its archive"))
-            elif not info.isreg() or info.issparse():
-                yield prefix + name, Nowhere("a link or not a regular file, in an archive")
+                yield prefix + name, spans.get(clean(info.linkname), span)
             elif name.endswith(".tar") and (inside := tar.extractfile(info)):
                 yield f"{prefix}{name.removesuffix('.tar')}/", FOLDER
                 yield from _members(inside, path, span.offset, f"{prefix}{name.removesuffix('.tar')}/")

@@ -211,10 +211,10 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
         from elbocli.files.reading import file_sha256
-        from elbocli.files.tensor_files import load_program
+        from elbocli.files.tensor_files import read_program
 
         path = Path(name)
-        made = Extractor(path.name, load_program(path), file_sha256(path))
+        made = Extractor(path.name, read_program(path).module(), file_sha256(path))
     else:
         made = EXTRACTORS.find(name)(weights)
     made.module.to(device)

@@ -1,0 +1,213 @@
+"""Judgements of a run from its errors: the paper's theorem, the run as a classifier, its errors above the least ones.
+
+The theorem has two sides. Left: L_w as training computes it. Right: −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x),
+with L estimated from independent noise on the same images. Source: Kingma & Gao 2023, theorem 1.
+
+The classifier takes the class under which it predicts the noise best: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), the variational
+bound in place of −log p(x|c), without the terms that don't know c. All classes see the same noise, so most of its chance
+cancels. Source: Li et al. 2023 (arXiv 2303.16203).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elbocli.bound.estimate import BoundEstimate, measure_bound
+from elbocli.bound.measure import PLAIN, Images, MeasuredNetwork, Measurement, open_data
+from elbocli.bound.result import Check, Classification, NoiseShares, Side, Theorem
+from elbocli.core.adaptive import bin_edges
+from elbocli.core.elbo import Augmented
+from elbocli.core.estimate import PairedEstimate, PairedMoments, calibration_error, error_of_share, reliability
+from elbocli.core.optimum import copying, excess, excess_by_bin
+from elbocli.core.schedule import Schedule, schedule_of_shares
+from elbocli.core.streams import Stream
+from elbocli.core.weighting import Weighting
+from elbocli.errors import UsageError
+from elbocli.files.losslog import Columns, read_optimum
+from elbocli.runtime.progress import progress
+from elbocli.train.batches import training_rows
+
+AGREE = 4.0
+"""Standard errors that the sides may be apart."""
+SHARES = 10
+"""Cells of λ in which the measure is reported."""
+
+
+def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
+    """Check the theorem for each weighting on a run. Raises ElboError."""
+    low, high = asked.low, asked.high
+    measures = [Augmented(weighting, low, high) for weighting in weightings]
+    for weighting, measure in zip(weightings, measures):
+        if not 0 < measure.largest < math.inf:
+            raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {low:g} to {high:g}")
+    # The average of the densities: no level that any weighting needs is rare.
+    edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
+    share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
+    shared = schedule_of_shares(edges, share, "mixture")
+    bounds, checks = PairedMoments(), []
+    for drawn in asked.draws(PLAIN, shared, "right"):
+        # The error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x).
+        part = drawn.shares(shared)
+        columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
+        bounds.add(torch.stack([*columns, drawn.below[:, None].expand(-1, 2)], 2))
+    for index, (weighting, measure) in enumerate(zip(weightings, measures)):
+        loss = PairedMoments()
+        for drawn in asked.draws(weighting, schedules[index + 1], f"left-{index}"):
+            loss.add(drawn.loss.mean(2, keepdim=True))
+        cells = bin_edges(low, high, SHARES)
+        checks.append(_check(weighting, measure, loss.estimate(), bounds.estimate(), index, cells))
+    return Theorem(all(check.agree for check in checks), checks, asked.count, n_images=len(asked.rows))
+
+
+def _check(
+    weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
+) -> Check:
+    """Both sides of one weighting, the `index`th of the bounds, and its measure."""
+    of = np.zeros(len(bounds.mean))
+    of[index] = 1
+    left, right = _side(loss, np.ones(1)), _side(bounds, of)
+    error = math.hypot(left.se, right.se)
+    apart = (left.nats - right.nats) / error if error > 0 else 0.0
+    shares, point = measure.shares(edges)
+    mass = point, edges.tolist(), shares.tolist()
+    rising = weighting.rising(float(edges[0]), float(edges[-1]))
+    sides = (weighting.spec, not rising, left, right, apart, abs(apart) <= AGREE)
+    if rising:
+        signs = (float(part.sum()) / measure.largest for part in (measure.mass.clamp(min=0), measure.mass.clamp(max=0)))
+        return Check(*sides, [[*stretch] for stretch in rising], NoiseShares(*mass, *signs))
+    # L_w = w(λmin) (E_{p_w}[L(λ;x)] − L(λmin;x)): the paper's statement, solved for the expectation.
+    of = of / measure.first
+    of[-1] = 1
+    return Check(*sides, augmented_elbo=_side(bounds, of), p_w=NoiseShares(*mass))
+
+
+def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
+    value, se = estimate.value(of), estimate.noise_se(of)
+    return Side(value, se, se / abs(value) if value else 0.0)
+
+
+# The run as a classifier.
+
+CERTAIN = 1e-300
+"""Least probability, so that its logarithm is finite."""
+
+
+def class_scores(
+    denoiser: MeasuredNetwork,
+    images: Iterable[Images],
+    classes: int,
+    schedule: Schedule,
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Ask about every image under each class 0 … classes − 1. images: with the true labels. Raises UsageError, NonFiniteError.
+
+    Returns [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; labels and rows, [N].
+    """
+    halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
+    for some in images:
+        if some.labels is None:
+            raise UsageError("a classifier is judged by labels; these images have none")
+        columns = []
+        for label in range(classes):
+            asked = some._replace(labels=torch.full_like(some.labels, label))
+            columns.append(denoiser.draw(asked, PLAIN, schedule, "classify").shares(schedule).sum(2))
+        halves.append(torch.stack(columns, 2))
+        labels.append(some.labels)
+        rows += some.rows
+        progress(len(rows), denoiser.total, "img")
+    return torch.cat(halves), torch.cat(labels).numpy(), np.array(rows)
+
+
+def judge_scores(
+    halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
+) -> tuple[Classification, Columns]:
+    """Judge p(c|x) by the labels: the result, and image by image the likeliest class, its probability, and the label's."""
+    found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
+    guess, confidence = found.argmax(1), found.max(1)
+    right, of_label = guess == labels, found[np.arange(len(found)), labels]
+    loss = -np.log(np.maximum(of_label, CERTAIN))
+    accuracy, table = float(right.mean()), reliability(confidence, right)
+    _, (low, high) = error_of_share(int(right.sum()), len(right))
+    by_half = halves.argmin(2).numpy()
+    order = np.argsort(rows)
+    numbers = {"index": rows, "label": labels, "predicted": guess.astype(float)}
+    numbers |= {"confidence": confidence, "probability": of_label}
+    result = Classification(
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        log_loss=float(loss.mean()),
+        log_loss_se=float(loss.std(ddof=1) / np.sqrt(len(loss))) if len(loss) > 1 else 0.0,
+        ece=calibration_error(table),
+        undecided=float((by_half[:, 0] != by_half[:, 1]).mean()),
+        reliability=table,
+        class_accuracy={str(label): float(right[labels == label].mean()) for label in np.unique(labels)},
+        classes=found.shape[1],
+        n_images=len(found),
+        draws_per_image=draws,
+        schedule=schedule.base,
+    )
+    return result, {name: of[order] for name, of in numbers.items()}
+
+
+def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
+    """Classify images of a dataset by a run. schedule: of the draws ('' is fitted to the run's own log). Raises ElboError."""
+    classes = asked.trained.network.config.num_classes
+    if classes < 2:
+        raise UsageError(f"{asked.trained.path}: was trained without classes; name a conditional run")
+    chosen = asked.schedule(schedule)
+    scores = class_scores(asked, asked, classes, chosen)
+    return judge_scores(*scores, asked.count, chosen)
+
+
+# Errors above the least ones, and whether a network copies: its errors on its own images beside those on others.
+
+
+def open_own(asked: Measurement, optimum: Path) -> Measurement:
+    """The same run, asked about as many of the images that it was trained on.
+
+    Raises UsageError when the optimum is of other images or levels, and the errors of open_data.
+    """
+    least, trained = read_optimum(optimum), asked.trained
+    known, run = trained.data.payload_sha256, trained.path
+    if least.payload_sha256 != known:
+        raise UsageError(
+            f"{optimum}: is not of the images that {run} was trained on; find it by 'elbo optimum --like {run}'"
+        )
+    least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
+    same = asked.dataset.attributes.payload_sha256 == known
+    dataset = asked.dataset if same else open_data(trained, None)
+    chosen = training_rows(trained.settings, dataset)
+    index, rows = (0, np.arange(len(dataset))) if chosen is None else (1, chosen)
+    order = Stream(asked.seed, "bound-images").permutation(index, len(rows))
+    own = rows[order[: asked.images]]
+    return replace(asked, dataset=dataset, rows=own, population=len(dataset), total=len(own))
+
+
+def add_excess(
+    asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
+) -> tuple[dict[str, Any], BoundEstimate]:
+    """Compare errors with the least ones: the result's `excess`, and `found` with that of each bin.
+
+    found: the bound of `asked`. own: of the images that the run was trained on; asked as well unless they are the same.
+    The excess is of the loss with the run's weighting, in nats per dimension, which training can still gain.
+    """
+    least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
+    same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)
+    there = here if same else measure_bound(own, schedule).moments
+    errors = least.least(here.edges)
+    gains = {"own": excess(there, *errors, weighting)}
+    report: dict[str, Any] = {"weighting": weighting.spec, "optimum": str(optimum), "n_own": len(own.rows)}
+    if not same:
+        gains["new"] = excess(here, *errors, weighting)
+        if copies := copying(gains["own"], gains["new"]):
+            report["copying"] = {"share": copies.share, "se": copies.se, "verdict": copies.verdict}
+    report |= {name: {"nats_per_dimension": gain.value, "se": gain.se} for name, gain in gains.items()}
+    return report, replace(found, excess=excess_by_bin(here, *errors))

@@ -138,7 +138,7 @@ def test_too_few_snapshots_are_told(kept: Path, true: Path, tmp_path: Path) -> N
         make(true, 0.1, tmp_path / "a.safetensors")
     with pytest.raises(DataError, match="no snapshots of power averages;"):
         make(kept, 0.1, tmp_path / "a.safetensors", 4)
-    with pytest.raises(DataError, match=r"power:std=0\.25 made of 1 snapshots"):
+    with pytest.raises(DataError, match=r"power:std=0\.25"):
         make(kept, 0.25, tmp_path / "a.safetensors", 5)
     with pytest.raises(UsageError, match="--at 52: no snapshot there; the one before is of step 50"):
         make(kept, 0.1, tmp_path / "a.safetensors", 52)
@@ -228,7 +228,7 @@ def test_an_unknown_average_lists_those_there_are(kept: Path) -> None:
 def test_an_average_of_another_run_is_refused(kept: Path, digits: Path, preset: Path, tmp_path: Path) -> None:
     drain(digits, tmp_path / "other", small(digits, preset, steps=2, seed=1))
     make(kept, 0.1, tmp_path / "a.safetensors")
-    with pytest.raises(DataError, match=r"a\.safetensors: is of another run, with seed 0, and this one has 1"):
+    with pytest.raises(DataError, match=r"a\.safetensors: is of another run, which has another seed"):
         open_run(tmp_path / "other", CPU, weights=str(tmp_path / "a.safetensors"))
 
 

@@ -25,7 +25,7 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.autoencoder import affine
+from elbocli.nn.networks.diffusers import affine
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log, progress

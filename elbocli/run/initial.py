@@ -16,7 +16,7 @@ from elbocli.files.checkpoint import CONFIG, META, WEIGHTS, InitFacts, RunData, 
 from elbocli.files.dataset import find_dataset
 from elbocli.files.reading import reading
 from elbocli.nn.networks import NetworkConfig
-from elbocli.nn.transfer import Transfer
+from elbocli.nn.weights import shapes_of, transfer
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.run.settings import Known
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
@@ -80,12 +80,14 @@ class Initial:
     def changed(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> list[str]:
         """Say what is not as it was here. Raises UsageError where the weights have no way to the network."""
         rows, changed = self.rows(network, data), list[str]()
+        shapes = shapes_of(self.network)
+        with reading(self.path, kind=UsageError):
+            transfer(self.network, network, rows, lambda name: torch.zeros(shapes[name]))
         old, new, before = self.source.data.class_names, data.class_names, self.network.num_classes
         if rows != list(range(before)) or (old and new and old != new):
             changed.append(f"{len(rows)} classes, {len(rows) - rows.count(None)} of them of its {before}")
         if network.image_size != self.network.image_size:
             changed.append(f"images of side {network.image_size} instead of {self.network.image_size}")
-        changed += [f"weights {name} interpolated to that" for name in self._transfer(network, rows).resized]
         known = {**self.source.settings.stored(), "weighting": "an unknown one", "schedule": "an unknown one"}
         known |= {key.removeprefix("trained_"): value for key, value in self.source.about.items()}
         for key in ("weighting", "schedule", "logsnr_min", "logsnr_max"):
@@ -104,14 +106,11 @@ class Initial:
             return [old.index(name) if name in old else None for name in new]
         return [row if row < before else None for row in range(now)]
 
-    def _transfer(self, network: NetworkConfig, rows: list[int | None]) -> Transfer:
-        with reading(self.path, kind=UsageError):
-            return Transfer(self.network, network, rows)
-
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the weights for such a network on such data, by name, but those it draws itself. Raises FormatError."""
-        way = self._transfer(network, self.rows(network, data))
-        return way.weights(self.source.checkpoint.weights(self.source.about["weights"]).__getitem__)
+        read = self.source.checkpoint.weights(self.source.about["weights"]).__getitem__
+        with reading(self.path, kind=UsageError):
+            return transfer(self.network, network, self.rows(network, data), read)
 
 
 def open_initial(path: Path) -> Initial:

@@ -27,7 +27,7 @@ from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
-from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, filled, section_of
+from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
@@ -369,7 +369,7 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     if settings["precision"] == "tf32":  # a run may go from one device to another
         settings["precision"] = "fp32"
     data = {key: value for key, value in config.data.json().items() if key not in PLACES}
-    sections = {"network": filled(config.network), "data": data, "files": config.files}
+    sections = {"network": section_of(config_of(config.network, "config.yaml")), "data": data, "files": config.files}
     return {
         **{f"--{key.replace('_', '-')}": value for key, value in settings.items()},
         **{f"{section} {key}": value for section, values in sections.items() for key, value in values.items()},

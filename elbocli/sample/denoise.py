@@ -18,9 +18,9 @@ from elbocli.core.sampling import NEAREST, Guidance, to_levels
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
-from elbocli.nn.autoencoder import Autoencoder, comfortable_batch
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.nn.networks import Network, NetworkConfig
+from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
 from elbocli.run.open import TrainedRun, dataset_of
 from elbocli.runtime.device import CudaGraphs
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from elbocli.core.streams import Stream, times
 from elbocli.errors import UsageError
 from elbocli.files.dataset import ENCODED, Dataset
-from elbocli.nn.autoencoder import affine
+from elbocli.nn.networks.diffusers import affine
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.background import Ahead

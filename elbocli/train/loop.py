@@ -158,7 +158,7 @@ def _train(
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 check(state)
-                averages = {each.name: state.copies(tensors) for each, tensors in state.ema if each.stored}
+                averages = {each.name: state.copies(state.ema[each.name]) for each in state.ema.averages if each.stored}
                 start(partial(store.save, out, step, averages, None, {"images": state.images}, store.SnapshotMeta))
             values = recorder.after(bool(preview))
             if store.due(step, settings.save_every, settings.milestone_every) or last:

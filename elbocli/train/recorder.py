@@ -33,8 +33,8 @@ from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
 from elbocli.files.reading import reading
 from elbocli.files.recognise import check_outputs
 from elbocli.files.schedule_file import finite, resolve_schedule
-from elbocli.nn.autoencoder import affine
 from elbocli.nn.denoiser import Denoiser
+from elbocli.nn.networks.diffusers import affine
 from elbocli.run.folder import PREVIEW_COUNT
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings

@@ -27,8 +27,8 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import reading
-from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import Network, build, count_parameters, place
+from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, choose_device
 from elbocli.runtime.processes import World, sharded_like, to_local
@@ -299,7 +299,7 @@ class TrainState:
     def averaged(self) -> Iterator[None]:
         """Give the network the averaged weights, in eval mode, during the block."""
         self.network.eval()
-        with swap(self.live, self.ema[0].tensors):
+        with swap(self.live, self.ema.first):
             self.spread.changed()
             yield
         self.spread.changed()
@@ -357,7 +357,7 @@ class TrainState:
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (weights by file, content of state.pt), as `copies` does."""
-        weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema.named}.items()}
+        weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # by index of the weight; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
@@ -374,8 +374,8 @@ class TrainState:
         for name, weight in self.live.items():
             if name in weights:
                 weight.copy_(sharded_like(weights[name], weight))
-                for shadow in self.ema:
-                    shadow.tensors[name].copy_(weight)
+                for average in self.ema.values():
+                    average[name].copy_(weight)
         self.constrain(torch.zeros((), dtype=torch.bool, device=self.device))
         self.spread.changed()
 
@@ -388,7 +388,7 @@ class TrainState:
         """Go on from a checkpoint, whatever number of processes wrote it. Raises FormatError when it doesn't fit."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
-            for name, tensors in {"model": self.live, **self.ema.named}.items():
+            for name, tensors in {"model": self.live, **self.ema}.items():
                 whole = saved.weights(name)
                 for key, tensor in tensors.items():
                     tensor.copy_(sharded_like(whole[key], tensor))

@@ -81,7 +81,7 @@ def update(state: TrainState) -> None:
 
     # Averages; then what the network itself wants of its weights.
     state.steps_done += 1
-    state.ema.update(state.steps_done, state.images, settings.batch)
+    state.ema.follow(state.steps_done, state.images, settings.batch)
     state.constrain(left_out)
 
 

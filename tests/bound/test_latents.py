@@ -24,7 +24,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_table
-from elbocli.nn.autoencoder import affine
+from elbocli.nn.networks.diffusers import affine
 
 SHAPE = (4, 3, 3)
 LOW, HIGH = -14, 16

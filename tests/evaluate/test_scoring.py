@@ -26,7 +26,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, read_statistics, write_features, write_statistics
 from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors import make_extractor
-from elbocli.nn.extractors.elbo_tiny import Tiny
+from elbocli.nn.extractors.vit import Tiny
 from elbocli.sample import draw as sample
 
 TINY, SPREAD = "frechet_distance[elbo-tiny]", "frechet_distance_sd[elbo-tiny]"

@@ -33,11 +33,6 @@ class Averages(dict[str, dict[str, Tensor]]):
             self[average.name] = {key: value.detach().clone() for key, value in tensors.items()}
         self.averages, self._live = averages, tensors
 
-    @property
-    def first(self) -> dict[str, Tensor]:
-        """The tensors of "the" average."""
-        return self[self.averages[0].name]
-
     @torch.no_grad()
     def follow(self, step: int, images: int, batch: int) -> None:
         """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""

@@ -299,7 +299,7 @@ class TrainState:
     def averaged(self) -> Iterator[None]:
         """Give the network the averaged weights, in eval mode, during the block."""
         self.network.eval()
-        with swap(self.live, self.ema.first):
+        with swap(self.live, next(iter(self.ema.values()))):
             self.spread.changed()
             yield
         self.spread.changed()

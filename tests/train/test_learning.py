@@ -121,7 +121,7 @@ def test_a_small_preset_learns(tmp_path, name, size, steps, loss, nearer):
     real = dataset.batch(np.arange(len(dataset)))
     before = frechet(samples(state, 200), real)
     *_, last = losses(state, steps, steps // 10)
-    state.network.load_state_dict(state.ema.first)
+    state.network.load_state_dict(next(iter(state.ema.values())))
     after = frechet(samples(state, 200), real)
     print(f"{name}: loss {last:.4f}, distance {before:.4g} untrained, {after:.4g} trained")
     assert last < loss

@@ -39,7 +39,7 @@ class Extractor(NamedTuple):
     module: nn.Module
     weights_sha256: str
     channels: int = 0
-    spatial: nn.Module | None = None
+    spatial: Any = None
     precision: str = STRICT
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -60,7 +60,6 @@ class Extractor(NamedTuple):
         ADM has them. Needs such a part. Raises DataError.
         """
         kept: list[Tensor] = []
-        assert self.spatial is not None
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
             features, logits = self(images)
         spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()

@@ -41,10 +41,6 @@ class DiffusersUNetConfig(NetworkConfig):
     null_class: bool = explained("Whether 'no class' has a learned code, the last, and not none.", default=False)
     variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.settings()
-
     def settings(self) -> dict[str, Any]:
         """Settings for diffusers. Raises FormatError."""
         return parse_json(self.model, "network: model")
@@ -94,7 +90,9 @@ class Autoencoder:
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
-        weights = weights_file(folder)
+        found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
+        if found != AUTOENCODER:
+            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         with quiet(), reading(f"{folder}: {EXTRA}", kind=UsageError):
@@ -154,11 +152,3 @@ def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
     """Shift and scale, each [1,C,1,1] float32: x0 = (z − shift)·scale."""
     shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
     return shift, scale
-
-
-def weights_file(folder: Path) -> Path:
-    """The file of the weights. Raises FormatError for a folder without an AutoencoderKL."""
-    found = read_json(folder / CONFIG).get("_class_name")
-    if found != AUTOENCODER:
-        raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}")
-    return folder / WEIGHTS

@@ -266,8 +266,7 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
     if not inputs and isinstance(network, Network):
         inputs = tuple(each for each in network.config.example(2) if each is not None)
     # Decomposed, as autocast that is switched off is no tensor operation.
-    _write_program(network, inputs, Path(path), decomposed=True)
-    open_program(Path(path))
+    open_program(_write_program(network, inputs, path, decomposed=True))
 
 
 def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> None:
@@ -281,11 +280,11 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
         network = nn.Sequential(Scale(), nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         elbocli.export_extractor(network, images, "FILE.pt2")
     """
-    _write_program(network, (images,), Path(path))
-    read_program(Path(path))
+    read_program(_write_program(network, (images,), path))
 
 
-def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], path: Path, decomposed: bool = False) -> None:
+def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | str, decomposed: bool = False) -> Path:
+    path = Path(out)
     if path.suffix != ".pt2":
         raise UsageError(f"{path}: give it a name that ends in .pt2")
     # Two, as torch takes a batch of 1 for one that is always 1; and no more, as they are saved too.
@@ -299,3 +298,4 @@ def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], path: Path, d
         program = program.run_decompositions({}) if decomposed else program
     with new_file(path) as file:
         torch.export.save(program, file)
+    return path

@@ -12,7 +12,6 @@ down.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -40,10 +39,8 @@ from elbocli.nn.networks.unet import (
 
 MLP = 4
 EPS = 1e-6
-CODE_CHANNELS = 256
 LOWEST = 1e-4
 """The frequencies of places fall from 1 to just above this."""
-START_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class DiT(Network):
 
     def __init__(self, config: DiTConfig):
         super().__init__(config)
-        width, code = config.width, Fourier(CODE_CHANNELS, config.code)
+        width, code = config.width, Fourier(256, config.code)
         self.conditioning = Conditioning(code, width, config.num_classes, config.null_class)
         self.first = nn.Conv2d(config.image_channels, width, config.patch, config.patch)
         self.blocks = nn.ModuleList(DiTBlock(width, config.heads, config.dropout) for _ in range(config.depth))
@@ -131,7 +128,7 @@ class DiT(Network):
                     nn.init.zeros_(module.bias)
         told: Any = self.conditioning
         for layer in filter(None, (told.first, told.second, told.classes)):
-            nn.init.normal_(layer.weight, std=START_STD)
+            nn.init.normal_(layer.weight, std=0.02)
 
     def units(self) -> list[nn.Module]:
         """Blocks, from the first to the last."""
@@ -277,7 +274,7 @@ VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
 
 SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
 """1/σ of white noise in the four bands of an image, of levels 1 and 2. Numbers, which a device need not wait for."""
-HIGH = (1.0, *SCALES[0][1:])
+HIGH = [1.0, *SCALES[0][1:]]
 """Scales that leave the lowest band as it is, for the second level."""
 
 
@@ -303,13 +300,13 @@ def _before(x: Tensor) -> Tensor:
     return torch.cat([x[..., :1], x[..., :-1]], -1)
 
 
-def bands(x: Tensor, scales: Sequence[float]) -> Tensor:
+def bands(x: Tensor, scales: list[float]) -> Tensor:
     """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high, times scales; C channels each."""
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 
 
-def image(x: Tensor, scales: Sequence[float]) -> Tensor:
+def image(x: Tensor, scales: list[float]) -> Tensor:
     """Join what bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
     ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT

@@ -468,7 +468,7 @@ class UNetConfig(AttendedConfig):
             width, exact = self.width(depth), self.channels * level
             last = self.middle_attention and depth == len(self.levels) - 1
             heads = self.heads if last or self.side >> depth in self.attention else 0
-            if not math.isclose(exact, width) or width < 1 or width % (self.groups or 1) or width % (heads or 1):
+            if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
                     f"network: a level {level:g} of {self.channels} channels has {exact:g}, which must be a whole number that "
                     f"groups {self.groups} and heads {heads} divide"

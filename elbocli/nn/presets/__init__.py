@@ -95,8 +95,7 @@ def choose_preset(
             fitting.append((bool(suits.kind), suits.gpu, suits.images, name))
     if fitting:
         return max(fitting)[-1]
-    where = "a GPU" if gpu else "a CPU"
     raise UsageError(
-        f"no preset is for {images} images of {image_size} pixels on {where}; name one by --preset (see 'elbo presets "
+        f"no preset is for {images} images of {image_size} pixels on a {'GPU' if gpu else 'CPU'}; name one by --preset (see 'elbo presets "
         "list'), or pack with another --size"
     )

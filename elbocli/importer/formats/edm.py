@@ -29,7 +29,7 @@ LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5
 """The levels that EDM and EDM2 sample at."""
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
-"""Mean and standard deviation of ln σ that EDM's networks, and EDM2's of each kind, are trained with, where a file doesn't say."""
+"""Mean and standard deviation of ln σ that EDM's networks, and EDM2's of each kind, train with, where a file doesn't say."""
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}
 """Channels → the encoder that gives as many, where a file doesn't say."""
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
@@ -75,7 +75,10 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """(what a config has of both formats, where levels are widths; elbo's names of modules → theirs). module: the pickled network, whose blocks say its dropout."""
+    """What a config has of both formats, where levels are widths; and elbo's names of modules → theirs.
+
+    module: the pickled network, whose blocks say its dropout.
+    """
     names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
     sides = sorted({int(side) for _, side, _ in places}, reverse=True)

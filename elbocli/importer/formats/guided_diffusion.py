@@ -30,8 +30,8 @@ PUBLISHED = {
     (256, 2, 256): (AttentionOrder(), "t-linear", 0.0),
     (256, 2, 512): (AttentionOrder(), "t-linear", 0.0),
 }
-"""(channels, blocks, size) of OpenAI's networks → attention, the level code of the timesteps and dropout, which shapes don't tell,
-as model card and commands say. That of 256 pixels is also LSUN's.
+"""(channels, blocks, size) of OpenAI's networks → attention, level code of the timesteps, and dropout, as model card and
+commands say: shapes don't tell them. That of 256 pixels is also LSUN's.
 """
 ATTENDED = {32, 16, 8}
 

@@ -37,8 +37,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
     chosen = Stream(settings.seed, "held-out").permutation(0, count // together)[: n // together]
     out = np.zeros((count // together, together), bool)
     out[chosen] = True
-    rows = np.arange(count, dtype=np.int64)
-    return rows[~out.ravel()], rows[out.ravel()]
+    return np.flatnonzero(~out), np.flatnonzero(out)
 
 
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:

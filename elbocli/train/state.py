@@ -102,7 +102,7 @@ class Parallel:
         group = dist.new_group(backend="fake")
         return DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",))
 
-    def stand_in(self, compiled: bool = False) -> nn.Module:
+    def stand_in(self) -> nn.Module:
         """Return a network to try passes on that needs no other process, so that one that fails keeps none waiting.
 
         A sharded network has one of its own, whose gathered weights are whatever was in memory. Every process must ask.
@@ -116,8 +116,6 @@ class Parallel:
         network.to_empty(device=self.world.device)
         for buffer, value in zip(network.buffers(), self.network.buffers(), strict=True):
             buffer.copy_(value)  # made-up indices can end a CUDA device's work for good
-        if compiled:
-            compile_units(network.units())
         return network
 
     def try_pass(self, network: nn.Module, images: int, last: bool = False) -> None:
@@ -265,7 +263,7 @@ class TrainState:
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             with reading("the network can't be compiled", "; --no-compile trains without it", UsageError):
                 self.spread.compile(len(self.batches.parts))
-                self.spread.try_pass(self.spread.stand_in(compiled=True), len(self.batches.parts[0]))
+                self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]))
             self.optimizer.zero_grad()
         if world.size > 2 and not sharded:
             # DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,

@@ -85,7 +85,6 @@ def run(
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
                 recorder = Recorder(state, out, lengths, log_to)
-            stack.callback(recorder.targets.close)
             hook = CheckpointHook(on_checkpoint if world.first else "", out)
             stack.callback(hook.stop)
             gc.freeze()  # what lives as long as the run isn't looked at again and again
@@ -220,10 +219,10 @@ class CheckpointHook:
         """End the command, with all that it has started."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE_S)
             with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(GRACE_S)
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 

@@ -394,8 +394,8 @@ class Validation:
 LINES = ".jsonl"
 SAMPLES = "samples"
 """The name of a preview, a PNG file, among values."""
-Target = tuple[Callable[[int, Mapping[str, Any]], object], Callable[[], object]]
-"""write(step, values) takes the numbers of a line of metrics.jsonl, or a preview. close() ends, with all that was taken safe."""
+Target = Callable[[int, Mapping[str, Any]], object]
+"""(step, values) → takes the numbers of a line of metrics.jsonl, or a preview, and keeps them safe."""
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
@@ -406,7 +406,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
         if SAMPLES not in values:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
-    return write, file.close
+    return write
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
@@ -422,8 +422,9 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
             elif value is not None:
                 group = "val" if key.startswith("val_") else "train"
                 writer.add_scalar(f"{group}/{key.removeprefix('val_')}", value, step)
+        writer.flush()
 
-    return write, writer.close
+    return write
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
@@ -444,7 +445,7 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
         shown = {key: wandb.Image(str(value)) if key == SAMPLES else value for key, value in values.items()}
         begun.log({"step": step, **{key: value for key, value in shown.items() if value is not None}})
 
-    return write, begun.finish
+    return write
 
 
 PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
@@ -474,17 +475,10 @@ class LogTargets:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Give all of them the values of a step."""
-        self._call(0, step, values)
-
-    def close(self) -> None:
-        """End all of them."""
-        self._call(1)
-
-    def _call(self, which: int, *arguments: Any) -> None:
         for word, target in list(self._targets.items()):
             try:
                 opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
-                opened[which](*arguments)
+                opened(step, values)
             except Exception as error:  # a package's own
                 log.warning("--log-to %s: %s; nothing more goes there in this start of the run", word, error)
                 del self._targets[word]

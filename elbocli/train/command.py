@@ -22,8 +22,7 @@ def _type(setting: Setting) -> Any:
     if setting.says("names"):
         return Named(setting.says("names"), *setting.says("words"))
     if setting.kind in (int, float):
-        name = "count" if setting.kind is int else "number"
-        return Value(setting.hint, name, setting.says("parse", None))
+        return Value(setting.hint, "count" if setting.kind is int else "number", setting.says("parse", None))
     return None if setting.kind is bool else str
 
 

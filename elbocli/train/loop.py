@@ -123,8 +123,13 @@ def _train(
             last_saved = step
             check(state)
             weights, rest = state.snapshot()
-            about = {"seed": settings.seed, "world_size": world.size, "parallel": settings.parallel}
-            meta = {"images": state.images, **about, "log_bytes": log_lengths(out)}
+            meta = {
+                "images": state.images,
+                "seed": settings.seed,
+                "world_size": world.size,
+                "parallel": settings.parallel,
+                "log_bytes": log_lengths(out),
+            }
 
             def write() -> None:
                 flush_logs(out)

@@ -36,6 +36,7 @@ from elbocli.files.schedule_file import finite, resolve_schedule
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.networks.diffusers import affine
 from elbocli.run.folder import PREVIEW_COUNT
+from elbocli.run.open import SPACE
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
@@ -61,7 +62,6 @@ STEP_COST = 3
 """A training image costs a forward and a backward pass: three of validation's."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 SCHEDULE = "uniform"
-SAME_SPACE = ("convention", "shift", "scale", "autoencoder_sha256", "pixel_size")
 
 
 class Recorder:
@@ -268,20 +268,14 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
 
-    def facts(data: Dataset) -> dict[str, Any]:
-        space, named = data.latent_space, held.class_names and trained.class_names
-        return {
-            "size": data.image_size,
-            "channels": data.channels,
-            "latents": space and {key: getattr(space, key) for key in SAME_SPACE},
-            "classes": conditional and (data.class_names if named else max(data.num_classes, trained.num_classes)),
-        }
-
-    for (what, value), expected in zip(facts(held).items(), facts(trained).values(), strict=True):
-        if value != expected:
-            raise UsageError(
-                f"--val {held.path}: {what} {value}, and {expected} in the training dataset; pack it as that one was"
-            )
+    here, there = held.identity().json(), trained.identity().json()
+    named = conditional and held.class_names and trained.class_names
+    keys = ["image_size", "channels", *SPACE, *(["class_names"] if named else [])]
+    wrong = [key for key in keys if here.get(key) != there.get(key)]
+    if conditional and held.num_classes > trained.num_classes:
+        wrong.append("num_classes")
+    if wrong:
+        raise UsageError(f"--val {held.path}: other {', '.join(wrong)} than the training images; pack it as they were")
 
 
 class Validation:

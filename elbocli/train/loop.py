@@ -138,7 +138,6 @@ def _train(
                 store.drop(out, step, settings.keep, settings.milestone_every, set(map(store.step_of, hook.held())))
                 status.saved = step
                 status.write(RUNNING)
-                log.debug("saved %s", path)
 
             start(write)
 

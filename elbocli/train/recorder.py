@@ -414,8 +414,7 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
             if key == SAMPLES:
                 writer.add_image(key, np.atleast_3d(np.asarray(Image.open(value))), step, dataformats="HWC")
             elif value is not None:
-                group = "val" if key.startswith("val_") else "train"
-                writer.add_scalar(f"{group}/{key.removeprefix('val_')}", value, step)
+                writer.add_scalar(f"val/{key[4:]}" if key.startswith("val_") else f"train/{key}", value, step)
         writer.flush()
 
     return write

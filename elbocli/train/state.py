@@ -10,9 +10,8 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,9 +32,6 @@ from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, choose_device
 from elbocli.runtime.processes import World, sharded_like, to_local
 from elbocli.train.batches import Batches
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 SMALL = 100_000_000
 """Parameters up to which a step on a large card is shorter than launching its kernels one by one, roughly."""
@@ -74,7 +70,7 @@ class Parallel:
             devices = [world.device] if world.device.type == "cuda" else None
             self.forward = DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
 
-    def _shard(self, network: Network, mesh: DeviceMesh) -> None:
+    def _shard(self, network: Network, mesh: Any) -> None:
         from torch.distributed.fsdp import fully_shard
 
         for module in (*network.units(), network):
@@ -93,15 +89,6 @@ class Parallel:
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
         self.network.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
-    @cached_property
-    def _silent_mesh(self) -> DeviceMesh:
-        import torch.testing._internal.distributed.fake_pg  # noqa: F401 - makes the backend "fake" known
-        from torch.distributed.device_mesh import DeviceMesh
-
-        # Meshes of the same processes are one to torch's caches, unless they have a name.
-        group = dist.new_group(backend="fake")
-        return DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",))
-
     def stand_in(self) -> nn.Module:
         """Return a network to try passes on that needs no other process, so that one that fails keeps none waiting.
 
@@ -109,10 +96,15 @@ class Parallel:
         """
         if not self.sharded:
             return self.forward
+        import torch.testing._internal.distributed.fake_pg  # makes the backend "fake" known
+        from torch.distributed.device_mesh import DeviceMesh
+
         with torch.device("meta"):
             network = build(self.network.config)
         network.recompute = self.network.recompute
-        self._shard(network, self._silent_mesh)
+        # Meshes of the same processes are one to torch's caches, unless they have a name.
+        group = dist.new_group(backend="fake")
+        self._shard(network, DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",)))
         network.to_empty(device=self.world.device)
         for buffer, value in zip(network.buffers(), self.network.buffers(), strict=True):
             buffer.copy_(value)  # made-up indices can end a CUDA device's work for good
@@ -221,8 +213,6 @@ def micro_batch(spread: Parallel, images: int) -> int:
         images = math.ceil(images / 2)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's, which are shaped like the weights."""
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 """The loss scale of fp16 as torch.amp.GradScaler has it; a gradient that isn't finite at the least isn't so by its scale."""
 
@@ -392,7 +382,7 @@ class TrainState:
                     tensor.copy_(sharded_like(whole[key], tensor))
             optimizer, weights = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
-                for key in MOMENTS:
+                for key in ("exp_avg", "exp_avg_sq"):
                     # Fused optimizers go through memory as it lies, so it must lie as the weights do.
                     one[key] = torch.empty_like(weights[index]).copy_(sharded_like(one[key], weights[index]))
             self.optimizer.load_state_dict(optimizer)

@@ -176,10 +176,8 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
     with reading(f"{path}: not the devkit's meta.mat", kind=DataError):
         check_file(path)
         leaves = [row for row in loadmat(path, squeeze_me=True)["synsets"].reshape(-1) if row["num_children"] == 0]
-        rows = sorted((int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in leaves)
-        if not rows or [number for number, _, _ in rows] != list(range(1, len(rows) + 1)):
-            raise DataError("its classes are not numbered from 1")
-    return [wnid for _, wnid, _ in rows], [words for _, _, words in rows]
+        leaves.sort(key=lambda row: int(row["ILSVRC2012_ID"]))
+        return [str(row["WNID"]) for row in leaves], [str(row["words"]) for row in leaves]
 
 
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:

@@ -91,10 +91,6 @@ class ArrayRow(NamedTuple):
     def read(self, most: int = -1) -> np.ndarray:
         return np.ascontiguousarray(self.array[self.row : self.row + 1])[0]
 
-    @property
-    def shape(self) -> Shape:
-        return self.array.shape[1:]
-
 
 @dataclass
 class Images:

@@ -44,23 +44,19 @@ def open_source(
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = [list_source(root, labels is not None, len(roots) > 1, skip, ours) for root in roots]
-    whole, bare = parts[0], False
-    if len(parts) > 1:
-        known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
-        whole = Images([], [], [], known)
-        for part in parts:
-            whole.files += part.files
-            whole.labels += _words_of(part)
-            whole.refs += part.refs
+    if len(parts) == 1 and parts[0].numbered and labels is classes is None:
+        return parts[0]
+    known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
+    whole, bare = Images([], [], [], known, parts[0].prefix if len(parts) == 1 else ""), False
+    for part in parts:
+        whole.files += part.files
+        whole.labels += _words_of(part)
+        whole.refs += part.refs
     if not whole.files:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
     if labels is not None:
         whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
-    elif whole.numbered and classes is None:
-        return whole
-    else:
-        whole.labels = _words_of(whole)
     whole = _with_classes(whole)
     words = whole.labels
     whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
@@ -154,12 +150,21 @@ def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among
 
     Returns (the images, without labels where they are of one class; the name of that).
     """
-    entries, tops, alone = _descend(entries)
+    # A folder that is alone is entered: an archive may be made of one, and a class may be.
+    names = sorted(entries)
+    ends = [
+        name for name, after in zip(names, [*names[1:], ""]) if not name.endswith("/") or not after.startswith(name)
+    ]
+    top = os.path.commonpath([name.rpartition("/")[0] for name in ends] or [""])
+    stem = top.rpartition("/")[2] or stem
+    top = f"{top}/" if top else ""
+    entries = {name.removeprefix(top): ref for name, ref in entries.items() if name.startswith(top) and name != top}
     folders = {name.partition("/")[0] for name in entries if name.endswith("/")}
     entries = {name: entries[name] for name in sorted(entries, key=_order) if not name.endswith("/")}
-    # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
-    alone = alone or (among and any("/" not in name and is_picture(name) for name in entries))
-    prefix, stem = "".join((prefix, *(f"{top}/" for top in tops))), (stem, *tops)[-1]
+    # Such a folder, or one of several sources, that has images of its own is a class, with files further down.
+    loose = any("/" not in name and is_picture(name) for name in entries)
+    alone = (loose and (among or top)) or not any("/" in name for name in entries)
+    prefix += top
     if not any(map(is_picture, entries)):
         images = _published_set(entries, prefix)
         if images is not None:
@@ -171,26 +176,10 @@ def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among
     else:
         entries, words = sidecar_labels(entries, prefix)
         classes = {name.partition("/")[0] for name in entries if "/" in name}
-        if words is None and not alone and classes:
+        if words is None and not alone:
             own = sorted(classes | folders, key=os.fsencode)
             words = [name.partition("/")[0] if "/" in name else None for name in entries]
     return Images(list(entries), words, list(entries.values()), own, prefix), stem
-
-
-def _descend(entries: Entries) -> tuple[Entries, list[str], bool]:
-    """Enter a folder that is alone: an archive may be made of one, and a class may be.
-
-    Returns (its entries, the folders on the way to it, whether the last is a class by itself).
-    """
-    tops: list[str] = []
-    while len(first := {name.partition("/")[0] if "/" in name else "" for name in entries}) == 1 and "" not in first:
-        top = first.pop()
-        tops.append(top)
-        entries = {name[len(top) + 1 :]: ref for name, ref in entries.items() if name != f"{top}/"}
-        loose = any("/" not in name and is_picture(name) for name in entries)
-        if loose or not any("/" in name and not name.endswith("/") for name in entries):
-            return entries, tops, True
-    return entries, tops, False
 
 
 def is_picture(name: str) -> bool:

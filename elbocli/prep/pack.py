@@ -21,7 +21,7 @@ import PIL
 from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.atomic import new_file
+from elbocli.files.atomic import write_text
 from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter, encode
 from elbocli.files.reading import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
@@ -140,7 +140,7 @@ def look(source: Images) -> set[Shape]:
 
     The files are spread evenly over the list. Those that can't be read don't count.
     """
-    shapes = {ref.shape for ref in source.refs if isinstance(ref, ArrayRow)}
+    shapes = {ref.array.shape[1:] for ref in source.refs if isinstance(ref, ArrayRow)}
     files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
     for ref in files[:: -(-len(files) // LOOKED_AT) or 1]:
         with suppress(ElboError):
@@ -221,13 +221,12 @@ def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEnc
 
 def _list_skipped(out: Path, source: Images, skipped: dict[str, str]) -> None:
     """List what was skipped in a file beside the dataset. skipped: the trouble by the image's index."""
-    sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
+    sidecar = out.with_suffix(".skipped.jsonl")
     if not skipped:
         sidecar.unlink(missing_ok=True)
         return
-    with new_file(sidecar, "w") as file:
-        for index, trouble in skipped.items():
-            file.write(json.dumps({"file": utf8(source.files[int(index)]), "trouble": trouble}) + "\n")
+    named = [{"file": utf8(source.files[int(index)]), "trouble": trouble} for index, trouble in skipped.items()]
+    write_text(sidecar, "".join(json.dumps(each) + "\n" for each in named))
     log.warning(f"{len(skipped)} files skipped, listed in {sidecar}")
 
 

@@ -43,10 +43,7 @@ class ParquetRow(NamedTuple):
     def read(self, most: int = -1) -> bytes:
         # Locked, so that threads read a row group once.
         with LOCK, reading("can't be read from its parquet file", kind=DataError):
-            content = _row_group(*self.group)[self.row].as_py()
-        if content is None:
-            raise DataError("only a path, and no image, is in its parquet file; save the data set with its images")
-        return bytes(content)
+            return bytes(_row_group(*self.group)[self.row].as_py())
 
 
 @source("parquet", magic=b"PAR1", form="parts")

@@ -94,12 +94,12 @@ def _wnids(words: list[Word], path: Path) -> list[Word | None]:
         return [wnids[word] for word in words]
 
 
-def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
+def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
     """Read classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
 
     Raises DataError.
     """
-    with reading(f"{where}: expected 'labels', a list of [name, number]", kind=DataError):
+    with reading("dataset.json: expected 'labels', a list of [name, number]", kind=DataError):
         labels = json.loads(bytes(ref.read())).get("labels")
         if labels is None:
             return None
@@ -107,7 +107,7 @@ def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | N
     return [table.get(name) for name in names]
 
 
-def sidecar_labels(entries: Entries, where: str) -> tuple[Entries, list[Word | None] | None]:
+def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
     """Sort webdataset's samples. Returns (the images, and their classes).
 
     A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
@@ -126,7 +126,7 @@ def sidecar_labels(entries: Entries, where: str) -> tuple[Entries, list[Word | N
             keys.append(key)
     if not any(key in sides for key in keys):
         return entries, None
-    words = [_sidecar_word(sides.get(key, {}), f"{where}{key}") for key in keys]
+    words = [_sidecar_word(sides.get(key, {}), key) for key in keys]
     return images, None if all(word is None for word in words) else words
 
 

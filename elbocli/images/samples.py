@@ -20,7 +20,7 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.decode import DecodeOptions, decode
-from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_labels, npz_rows, open_zip
+from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_array, npz_labels, npz_rows, open_zip
 from elbocli.images.registry import DatasetRows, Span
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -40,7 +40,7 @@ class FolderRows:
     def _pixels(self, path: Path) -> np.ndarray:
         with reading(path, kind=DataError):
             array = np.asarray(decode(Span(str(path)).read(), DecodeOptions(channels=0))[0])
-        return array[..., None] if array.ndim == 2 else array
+        return array.reshape(*array.shape[:2], -1)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Read images. Raises DataError when one is damaged, or of another size or number of channels than the first."""
@@ -83,10 +83,10 @@ class SampleReader:
         return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))
 
 
-def about_samples(text: str | None, where: object) -> SamplesAbout:
+def about_samples(text: object, where: object) -> SamplesAbout:
     """Read how samples were drawn from JSON, the attribute `samples` of datasets; empty for None. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
-        return SamplesAbout.of(json.loads(text or "{}"), where)
+        return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 
 
 @contextlib.contextmanager
@@ -111,12 +111,9 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     elif source.suffix == ".npz":
         with open_zip(source) as archive:
             with reading(source, kind=DataError):
-                rows, made = npz_rows(archive, source), SamplesAbout()
+                rows = npz_rows(archive, source)
                 labels = npz_labels(archive, source, rows.shape[0])
-                if "about.npy" in archive.namelist():
-                    with archive.open("about.npy") as member:
-                        text = str(np.lib.format.read_array(member, allow_pickle=False))
-                    made = about_samples(text, name)
+                made = about_samples(npz_array(archive, source, "about"), name)
             yield SampleReader(name, rows, labels, made, preprocessing=_preprocessing(made.more))
     elif kind == PIPE:
         with open(source, "rb") as stream:

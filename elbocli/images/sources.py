@@ -19,6 +19,7 @@ from PIL import Image
 import elbocli.images.kinds  # noqa: F401 they declare themselves
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
+from elbocli.files.reading import reading
 from elbocli.images.decode import FORMATS
 from elbocli.images.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
 from elbocli.images.registry import HEAD, Damage, Entries, Images, SourceKind, Span, Word, kind_of, kinds
@@ -43,7 +44,10 @@ def open_source(
     skip: warn of damaged archives and take what can be read. Raises DataError, also when nothing is there.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
-    parts = [list_source(root, labels is not None, len(roots) > 1, skip, ours) for root in roots]
+    parts = []
+    for root in roots:
+        with reading(root, kind=DataError):
+            parts.append(list_source(root, labels is not None, len(roots) > 1, skip, ours))
     if len(parts) == 1 and parts[0].numbered and labels is classes is None:
         return parts[0]
     known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
@@ -105,7 +109,7 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
     kind = kind_of(root)
     if kind is None:
         names = ", ".join(kind.name for kind in kinds())
-        raise DataError(f"{root}: is none of {names}; expected these, or a folder of images; unpack what is compressed")
+        raise DataError(f"is none of {names}; expected these, or a folder of images; unpack what is compressed")
     prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
     if kind.form == "tree":
         entries = {}
@@ -120,7 +124,7 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
         images, stem = _sort_files(entries, prefix, stem, any_depth, among)
     elif kind.form == "parts":
         folder = {path.name: Span(str(path)) for path in root.parent.iterdir()}
-        images = kind.open([root.name], folder, str(root).removesuffix(root.name))
+        images = kind.open([root.name], folder)
     else:
         images = kind.open(root)
     if not isinstance(images, Images):
@@ -166,15 +170,15 @@ def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among
     alone = (loose and (among or top)) or not any("/" in name for name in entries)
     prefix += top
     if not any(map(is_picture, entries)):
-        images = _published_set(entries, prefix)
+        images = _published_set(entries)
         if images is not None:
             return images, stem
     own: list[str] = []
     if "dataset.json" in entries:
         edm = entries.pop("dataset.json")
-        words = edm_labels(edm, list(entries), f"{prefix}dataset.json")
+        words = edm_labels(edm, list(entries))
     else:
-        entries, words = sidecar_labels(entries, prefix)
+        entries, words = sidecar_labels(entries)
         classes = {name.partition("/")[0] for name in entries if "/" in name}
         if words is None and not alone:
             own = sorted(classes | folders, key=os.fsencode)
@@ -187,7 +191,7 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _published_set(entries: Entries, prefix: str) -> Images | None:
+def _published_set(entries: Entries) -> Images | None:
     """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
 
     Of several parts the training images are taken. Raises DataError when a folder holds several sets, and for damaged files.
@@ -206,12 +210,12 @@ def _published_set(entries: Entries, prefix: str) -> Images | None:
     kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
     sets = {(files[name], splits[name], Path(name).parent) for name in taken}
     if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
-        raise DataError(f"{prefix}: holds several sets of images ({some(taken)}); name one")
+        raise DataError(f"holds several sets of images ({some(taken)}); name one")
     if len(taken) < len(files):
         others = some([name for name in files if name not in taken])
-        log.warning(f"{prefix}{taken[0]}: the training images are taken; left out: {others}")
+        log.warning(f"{taken[0]}: the training images are taken; left out: {others}")
     beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
-    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside, prefix + folder)
+    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside)
     return images
 
 

@@ -47,7 +47,7 @@ class ParquetRow(NamedTuple):
 
 
 @source("parquet", magic=b"PAR1", form="parts")
-def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
+def open_parquet(files: Sequence[str], folder: Entries) -> Images:
     """Open files of one data set, in their order.
 
     Raises UsageError without pyarrow; FormatError for a file that is damaged or holds no images, for files that have
@@ -58,7 +58,7 @@ def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
     for name in files:
         ref = folder[name]
         if not isinstance(ref, Span) or ref.size >= 0:
-            raise FormatError(f"{where}{name}: a parquet file in an archive can't be read; unpack the archive first")
+            raise FormatError(f"{name}: a parquet file in an archive can't be read; unpack the archive first")
         with reading(f"{ref.path}: not a usable parquet file", "; get it again"), _opened(ref.path) as file:
             images, column, classes = found = _layout(file)
             layout = layout or found
@@ -72,7 +72,7 @@ def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{where}{files[0]}: the label {label!r} is none of its {len(classes)} classes")
+            raise FormatError(f"{files[0]}: the label {label!r} is none of its {len(classes)} classes")
     return Images(names, labels or None, refs, classes)
 
 

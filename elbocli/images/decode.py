@@ -156,9 +156,9 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def header_shape(content: bytes) -> Shape:
-    """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises DataError."""
-    with reading("does not decode", kind=DataError), open_image(content) as image:
-        return image.size[1], image.size[0], 1 if image.mode in GREY else 3
+    """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises Pillow's errors."""
+    image = open_image(content)
+    return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:

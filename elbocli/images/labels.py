@@ -59,7 +59,13 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
             raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected a class each, or NAME CLASS")
-        return _wnids([_word(line) for line in lines], path), True
+        numbers, meta = [_word(line) for line in lines], path.with_name("meta.mat")
+        if isinstance(numbers[0], int) and meta.is_file():
+            log.warning(f"{path}: its numbers are those of {meta}")
+            wnids: dict[Word, Word] = dict(enumerate(read_meta(meta)[0], 1))
+            with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
+                numbers = [wnids[number] for number in numbers]
+        return [*numbers], True
     rows = [line.split("\t" if "\t" in line else None, 1) for line in lines]
     if "," in lines[0]:
         with reading(f"{path}: not usable as CSV", kind=DataError):
@@ -81,17 +87,6 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
             "CLASS (with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
         )
     return words, False
-
-
-def _wnids(words: list[Word], path: Path) -> list[Word | None]:
-    """Turn ILSVRC's numbers into WNIDs where its meta.mat lies beside their list."""
-    meta = path.with_name("meta.mat")
-    if not isinstance(words[0], int) or not meta.is_file():
-        return [*words]
-    log.warning(f"{path}: its numbers are those of {meta}")
-    wnids: dict[Word, str] = dict(enumerate(read_meta(meta)[0], 1))
-    with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
-        return [wnids[word] for word in words]
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:

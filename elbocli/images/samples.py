@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,10 +61,10 @@ class SampleReader:
 
     name: str
     rows: np.ndarray | StreamRows | DatasetRows | FolderRows
-    labels: np.ndarray | None = None
-    made: SamplesAbout = field(default_factory=SamplesAbout)
-    class_names: Sequence[str] = ()
-    preprocessing: dict[str, Any] = field(default_factory=dict)
+    labels: np.ndarray | None
+    made: SamplesAbout
+    class_names: Sequence[str]
+    preprocessing: dict[str, Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,38 +95,34 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
     Raises FormatError or DataError: not images, of another type, cut short. Never unpickles.
     """
-    if not isinstance(source, Path):
-        yield SampleReader("standard input", StreamRows(source, "standard input"))
-        return
-    name, kind = str(source), recognise(source)
-    if source.is_dir():
-        yield SampleReader(name, FolderRows(source))
-    elif source.suffix == ".h5":
-        data = Dataset(source)
-        # One class is no label: a dataset has it that has none.
-        labels, names = (data.labels, data.class_names) if data.num_classes > 1 else (None, [])
-        made = about_samples(data.attributes.samples, name)
-        how = _preprocessing(made.more | data.attributes.json())
-        yield SampleReader(name, DatasetRows(data), labels, made, names, how)
-    elif source.suffix == ".npz":
-        with open_zip(source) as archive:
+    name = str(source) if isinstance(source, Path) else "standard input"
+    rows: np.ndarray | StreamRows | DatasetRows | FolderRows
+    labels, names, made, about = None, list[str](), SamplesAbout(), dict[str, Any]()
+    with contextlib.ExitStack() as stack:
+        if not isinstance(source, Path):
+            rows = StreamRows(source, name)
+        elif source.is_dir():
+            rows = FolderRows(source)
+        elif source.suffix == ".h5":
+            data = Dataset(source)
+            rows, about = DatasetRows(data), data.attributes.json()
+            made = about_samples(data.attributes.samples, name)
+            if data.num_classes > 1:  # One class is no label: a dataset has it that has none.
+                labels, names = data.labels, data.class_names
+        elif source.suffix == ".npz":
+            archive = stack.enter_context(open_zip(source))
             with reading(source, kind=DataError):
                 rows = npz_rows(archive, source)
                 labels = npz_labels(archive, source, rows.shape[0])
                 made = about_samples(npz_array(archive, source, "about"), name)
-            yield SampleReader(name, rows, labels, made, preprocessing=_preprocessing(made.more))
-    elif kind == PIPE:
-        with open(source, "rb") as stream:
-            yield SampleReader(name, StreamRows(stream, name))
-    elif kind == "samples":
-        yield SampleReader(name, npy_rows(source))
-    else:
-        raise FormatError(instead(source, "images"))
-
-
-def _preprocessing(told: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes that say how images were cropped and resized."""
-    return {key: told[key] for key in PREPROCESSING if key in told}
+        elif recognise(source) == PIPE:
+            rows = StreamRows(stack.enter_context(open(source, "rb")), name)
+        elif recognise(source) == "samples":
+            rows = npy_rows(source)
+        else:
+            raise FormatError(instead(source, "images"))
+        about = made.more | about
+        yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 
 
 def has_images(path: Path) -> bool:

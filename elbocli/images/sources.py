@@ -61,7 +61,15 @@ def open_source(
     if labels is not None:
         whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
-    whole = _with_classes(whole)
+    classed = [index for index, word in enumerate(whole.labels) if word is not None]
+    papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
+    for name in papers:
+        if is_picture(name) or not classed:
+            both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
+            raise DataError(f"{both}; move one kind away, or name by --labels a class for each image")
+    if papers:
+        log.warning(f"{whole.prefix}{papers[0]}: {len(papers)} files left out: no images by name, and without a class")
+    whole = whole.take(classed)
     words = whole.labels
     whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
@@ -81,19 +89,6 @@ def _words_of(images: Images) -> list[Word | None]:
     if len(set(names)) < len(names):
         raise DataError(f"{images.prefix}two of its classes are called alike; pack it alone, without --classes")
     return [names[number] for number in images.labels]
-
-
-def _with_classes(source: Images) -> Images:
-    """Leave out papers, which have no class. Raises DataError when an image has none."""
-    known = [index for index, word in enumerate(source.labels) if word is not None]
-    papers = [name for name, word in zip(source.files, source.labels) if word is None]
-    pictures = papers if not known else [name for name in papers if is_picture(name)]
-    if pictures:
-        bare = f"{source.prefix}{pictures[0]}: no class, but {len(known)} others have one"
-        raise DataError(f"{bare}; move one kind away, or name by --labels a class for each image")
-    if papers:
-        log.warning(f"{source.prefix}{papers[0]}: {len(papers)} files left out: no images by name, and without a class")
-    return source.take(known)
 
 
 # One source
@@ -234,29 +229,22 @@ def choose(
     shard: (i, N), counting from 1: the i-th of N stretches, which begin at multiples of `group` images where there are
     enough, so that groups of images are the same in the shards as in the whole. Raises DataError when nothing is left.
     """
-    chosen: list[int] = list(range(len(source)))
+    chosen = np.arange(len(source))
     if subset is not None:
-        chosen = _split(source.labels, *subset)
+        labels, held_out, stream = np.asarray(source.labels), np.zeros(len(source), bool), Stream(0, "prep-subset")
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            # The same draw whatever number the class has, so that --classes leaves the parts as they are.
+            held_out[rows[stream.permutation(0, len(rows))[: round(subset[1] * len(rows))]]] = True
+        chosen = np.flatnonzero(held_out == (subset[0] == "val"))
     if shuffle_seed is not None:
-        order = Stream(shuffle_seed, "prep-shuffle").permutation(0, len(chosen))
-        chosen = [chosen[i] for i in order]
-    if limit is not None:
-        chosen = chosen[:limit]
+        chosen = chosen[Stream(shuffle_seed, "prep-shuffle").permutation(0, len(chosen))]
+    chosen = chosen[:limit]
     if shard is not None:
         index, count = shard
         step = group if len(chosen) >= count * group else 1
         begin, end = ((k * len(chosen) // count) // step * step for k in (index - 1, index))
         chosen = chosen[begin : len(chosen) if index == count else end]
-    if not chosen:
+    if not len(chosen):
         raise DataError(f"no images are left of {len(source)} after --subset, --limit and --shard")
-    return source.take(chosen)
-
-
-def _split(labels: Sequence[int], which: str, share: float) -> list[int]:
-    array, held_out = np.asarray(labels), np.zeros(len(labels), bool)
-    stream = Stream(0, "prep-subset")
-    for label in np.unique(array):
-        rows = np.flatnonzero(array == label)
-        # The same draw whatever number the class has, so that --classes leaves the parts as they are.
-        held_out[rows[stream.permutation(0, len(rows))[: round(share * len(rows))]]] = True
-    return np.flatnonzero(held_out if which == "val" else ~held_out).tolist()
+    return source.take(chosen.tolist())

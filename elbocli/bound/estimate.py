@@ -147,7 +147,7 @@ def estimate_bound(
         f"{unit}_se_population": estimate.se(share, np.inf),
     }
     total, total_se = nats(whole)
-    draws = denoiser.count * len(rounds)
+    draws = denoiser.draws * len(rounds)
     bound = Bound(
         **terms, nats=total, nats_se=total_se, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base
     )
@@ -340,8 +340,7 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
     return found
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """Estimates of the same images. parts: by their specs. bound: the variational one with its curve, where the draws were
     made.
     """
@@ -409,8 +408,15 @@ def estimate_likelihoods(
             **in_units(found.value(every), se, first),
         )
         estimates.append(estimate)
-    pairs = [_difference(a, b, parts) for a, b in itertools.combinations(estimates, 2)]
-    how = (denoiser.count, schedule.base) if kept else (0, "")
+    pairs = []
+    for one, other in itertools.combinations(estimates, 2):
+        of, minus = parts[one.estimator], parts[other.estimator]
+        apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
+        nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
+        whole = math.hypot(se, of.solver, minus.solver)
+        known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
+        pairs.append(Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0))
+    how = (denoiser.draws, schedule.base) if kept else (0, "")
     return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)
 
 
@@ -424,15 +430,6 @@ def _pooled(nats: Tensor) -> PairedEstimate:
     moments = PairedMoments()
     moments.add(nats)
     return moments.estimate()
-
-
-def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Difference:
-    of, minus = parts[one.estimator], parts[other.estimator]
-    found = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
-    nats, se = found.value(np.ones(1)), found.noise_se(np.ones(1))
-    whole = math.hypot(se, of.solver, minus.solver)
-    known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
-    return Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0)
 
 
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:

@@ -131,12 +131,6 @@ def test_a_dataset_of_more_classes_is_refused_with_a_remedy(bound: Bound, traine
     assert "x.h5: has 11 classes, the run knows 10; 'elbo prep --classes FILE' packs chosen ones" in result.err
 
 
-def test_a_wider_range_is_warned_about(bound: Bound, trained: Path) -> None:
-    result = bound(trained, "-n", 20, "--logsnr-max", 13.3)
-    assert result.code == 0 and "goes beyond the -10 to 10" in result.err
-    assert result.json["logsnr_max"] == 13.3
-
-
 def test_a_run_is_found_again_from_elsewhere(
     bound: Bound, trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ def denoiser_of(mean: float, std: float) -> MeasuredNetwork:
 
 
 def bound_of(measured: MeasuredNetwork, x: Tensor, draws: int = 64) -> Bound:
-    measured = replace(measured, count=draws, population=len(x))
+    measured = replace(measured, draws=draws, population=len(x))
     images = [Images(x, None, range(len(x)))]
     return estimate.estimate_bound(measured, images, parse_schedule("uniform", LOW, HIGH)).bound
 

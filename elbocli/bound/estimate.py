@@ -133,26 +133,17 @@ def estimate_bound(
                 break
     estimate = pooled()
     place = np.arange(len(estimate.mean))
-    whole, diffusion = np.ones(len(place)), place > 1
 
     def nats(of: np.ndarray) -> tuple[float, float]:
         return estimate.value(of), estimate.se(of, population)
 
-    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": diffusion}
+    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": place > 1}
     terms: dict[str, Any] = {name: Nats(**in_units(*nats(of), some)) for name, of in parts.items()}
-    terms |= {
-        unit: value,
-        f"{unit}_se": se,
-        f"{unit}_se_noise": estimate.noise_se(share),
-        f"{unit}_se_population": estimate.se(share, np.inf),
-    }
-    total, total_se = nats(whole)
+    terms |= {**in_units(*nats(np.ones(len(place))), some), unit: value, f"{unit}_se": se}
+    terms |= {f"{unit}_se_noise": estimate.noise_se(share), f"{unit}_se_population": estimate.se(share, np.inf)}
     draws = denoiser.draws * len(rounds)
-    bound = Bound(
-        **terms, nats=total, nats_se=total_se, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base
-    )
-    upto = [nats((place == 0) | (diffusion & (place <= k))) for k in place[2:]]
-    profile = torch.tensor(upto, dtype=torch.float64)
+    bound = Bound(**terms, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base)
+    profile = torch.tensor([nats((place != 1) & (place <= k)) for k in place[2:]], dtype=torch.float64)
     return BoundEstimate(bound, sums.values, ErrorMoments.of_sums(edges, sums.values), *profile.T)
 
 
@@ -161,8 +152,7 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
-    chosen = asked.schedule(schedule)
-    return estimate_bound(asked, asked, chosen, target_se)
+    return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
 
 # Several estimates of −log p of the same images.

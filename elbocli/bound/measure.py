@@ -164,7 +164,7 @@ class MeasuredNetwork:
         logsnr = schedule.logsnr(torch.from_numpy(t))
         send = partial(sent, device=self.device)
         x, labels = self.placed(images)
-        rows, levels, parts, others = torch.tensor(images.rows), logsnr.flatten(), [], []
+        rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
         for part in torch.arange(len(levels)).split(self.batch):
             image, level = part // self.draws, levels[part]
             indices = (rows[image] * self.draws + part % self.draws).tolist()
@@ -173,7 +173,7 @@ class MeasuredNetwork:
             how = weighting, schedule, self.prediction, send
             with self.arithmetic.applied(), self.arithmetic.autocast():
                 loss, error, _, out = denoising_losses(self.network, chosen, eps, given, level, *how)
-            parts.append(torch.stack([loss, error]))
+            values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
             if gaussian is not None:
                 c = self.prediction.coefficients(level)
                 factors = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
@@ -182,22 +182,17 @@ class MeasuredNetwork:
                 half = (LEVELS - 1) / 2
                 near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
                 rounded = (chosen - near).square().flatten(1).sum(1).double().cpu() * level.exp()
-                others.append(torch.stack([rounded, *gaussian.errors(chosen, eps, level)]))
-        loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
+                values += [rounded, *gaussian.errors(chosen, eps, level)]
+            parts.append(torch.stack(values))
+        loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
         if not bool(loss.isfinite().all()):
-            worst = float(logsnr[~loss.isfinite()][0])
-            raise NonFiniteError(
-                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try precision fp32, or a narrower range"
-            )
-        drawn = Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high))
-        if gaussian is None:
-            return drawn
-        seen = (
-            images.x if images.latent else images.x.permute(0, 3, 1, 2)
-        )  # as the network, and so the Gaussian, sees it
-        ends = gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64))
-        rounded, near, expected = torch.cat(others, 1).view(3, *logsnr.shape)
-        return drawn._replace(rounded=rounded, gaussian=near, expected=expected, ends=ends, nats=gaussian.nats(seen))
+            raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower range")
+        if gaussian is not None:
+            seen = (
+                images.x if images.latent else images.x.permute(0, 3, 1, 2)
+            )  # as the network, and the Gaussian, sees it
+            more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
+        return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,12 +341,8 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     check_content(dataset.identity(), dataset.kind, known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
         raise DataError(f"{dataset.path}: has changed since the run was trained on it; name the dataset to use")
-    shape, expected = (dataset.image_size, dataset.channels), (config.image_size, config.image_channels)
-    if shape != expected:
-        raise UsageError(f"{dataset.path}: images have (side, channels) = {shape}, the run's have {expected}")
-    if 0 < config.num_classes < dataset.num_classes:
-        raise UsageError(
-            f"{dataset.path}: has {dataset.num_classes} classes, the run knows {config.num_classes}; "
-            "'elbo prep --classes FILE' packs chosen ones"
-        )
+    given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
+    expected = config.image_size, config.image_channels, config.num_classes
+    if given[:2] != expected[:2] or given[2] > expected[2]:
+        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; the run's are {expected}")
     return dataset

@@ -33,7 +33,7 @@ def mine(source, options):
     tensors, averaged, _ = state_dict(source, options)
     weights = fitted(tensors, config, source)
     known = {{"prediction": "v", "schedule": "cosine", "weighting": "sigmoid", "logsnr_min": -10.0, "logsnr_max": 10.0}}
-    return Imported(config, weights, known, averaged, source.notes)
+    return Imported(config, weights, known, averaged)
 """
 """A format of `elbo import`: any state dict, as weights of that network."""
 

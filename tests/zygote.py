@@ -42,10 +42,9 @@ from signalled import end_with
 import elbocli
 from elbocli.__main__ import main
 from elbocli.nn.networks import NetworkConfig
-from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.edm2 import EDM2Config
+from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.networks.unet import UNetConfig
-from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.train import plan
 
 

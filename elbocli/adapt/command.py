@@ -84,17 +84,15 @@ def adapt(
     from elbocli.adapt.fit import fit_data, fit_log, plot_fit
     from elbocli.files.schedule_file import resolve_weighting
 
-    ctx = click.get_current_context()
-
     def choose(usual: str) -> Any:
         given = None if bias is None else {"bias": bias}
         return resolve_weighting(weighting or usual, shift=shift, monotone=monotone, given=given)
 
     if data_only is not None:
-        default = click.core.ParameterSource.DEFAULT
-        given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not default]
+        source, ctx = click.core.ParameterSource, click.get_current_context()
+        given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not source.DEFAULT]
         if sources or given:
-            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}", ctx)
+            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}")
         fitted = fit_data(data_only, choose("elbo"), floor)
     else:
         inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]

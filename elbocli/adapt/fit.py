@@ -34,13 +34,7 @@ from elbocli.run.train_settings import ADAPTIVE
 from elbocli.runtime.progress import log
 
 Density = Callable[[Tensor], Tensor]
-OWN = "own"
 FIXED = ("cosine", "edm")
-FITTED = "fitted:"
-QUARTERS = (0.75, 0.25)
-"""Times between which half of the draws lie: the first is the noisier."""
-
-
 PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independent", "ratio_low_discrepancy")
 
 
@@ -110,12 +104,18 @@ def fit_log(
             refuse_adaptive(w)
         ends = float(losses.edges[0]), float(losses.edges[-1])
         w = w.knowing(resolve_schedule(named, *ends), moments.middle, moments.smoothed.mean)
-    least = _least(optimum, losses, edges) if optimum else None
+    least = None
+    if optimum is not None:
+        known = read_optimum(optimum)
+        if losses.header.dimensions not in (None, known.dimensions):
+            raise UsageError(f"{optimum}: is of images of {known.dimensions} numbers; the log's have others")
+        with reading(optimum, kind=UsageError):
+            least = known.least(edges, training=True)[0]
     schedule = fit_schedule(moments, w, criterion, floor, least=least)
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
-    densities: dict[str, Density] = {OWN: _own_density(losses), **fixed, "uniform": _fixed_density("uniform", schedule)}
-    densities |= {FITTED + name: fit_schedule(moments, w, name, floor).density for name in OF_ERRORS}
-    densities |= {FITTED + criterion: schedule.density}
+    densities = {"own": _own_density(losses), **fixed, "uniform": _fixed_density("uniform", schedule)}
+    densities |= {f"fitted:{name}": fit_schedule(moments, w, name, floor).density for name in OF_ERRORS}
+    densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
     log.info(f"{w.spec}, {criterion} criterion, {losses.images} images in {losses.lines} intervals")
@@ -125,7 +125,7 @@ def fit_log(
     log.info(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
     promises = {}
     for name, pair in variances.items():
-        ratios = [value / least if least > 0 else math.nan for value, least in zip(pair, best)]
+        ratios = [value / minimum if minimum > 0 else math.nan for value, minimum in zip(pair, best)]
         promises[name] = dict(zip(PROMISE, map(finite, (*pair, *ratios))))
         log.info(f"{name:>21}  {pair[0]:13.4g}  {ratios[0]:8.3g}  {pair[1]:17.4g}  {ratios[1]:8.3g}")
     digest = hashlib.sha256(losses.edges.numpy().tobytes() + losses.sums.numpy().tobytes()).hexdigest()
@@ -138,7 +138,7 @@ def fit_log(
         AdaptReport(w.spec, criterion, losses.images, *facts),
         edges,
         (error, moments.mean_se),
-        {"log's own": densities[OWN], **fixed, "fitted": schedule.density},
+        {"log's own": densities["own"], **fixed, "fitted": schedule.density},
         share / (share * edges.diff()).sum(),
     )
 
@@ -174,15 +174,6 @@ def _fixed_density(name: str, like: Schedule) -> Density:
     return torch.zeros_like
 
 
-def _least(path: Path, losses: LossLog, edges: Tensor) -> Tensor:
-    """The least error in the log's bins. Raises UsageError where it is of other images, or of other levels."""
-    optimum, dimensions = read_optimum(path), losses.header.dimensions
-    if dimensions not in (None, optimum.dimensions):
-        raise UsageError(f"{path}: is of images of {optimum.dimensions} numbers, and the log of such of {dimensions}")
-    with reading(path, kind=UsageError):
-        return optimum.least(edges, training=True)[0]
-
-
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
     """Fit the schedule whose density is proportional to weighting × least error. path: of an optimum. Raises ElboError."""
     optimum = read_optimum(path)
@@ -195,22 +186,12 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     spread = float((share * ((middle - mean).square() + edges.diff().square() / 12)).sum()) ** 0.5
     peak = int(least.argmax())
     below = (least[peak:] < 0.5 * least[peak]).nonzero()
-    half = noisy, clean = schedule.logsnr(torch.tensor(QUARTERS, dtype=torch.float64)).tolist()
+    ends = schedule.logsnr_min, schedule.logsnr_max
+    half = schedule.logsnr(torch.tensor([0.75, 0.25], dtype=torch.float64)).tolist()
     told_apart = float(edges[peak + int(below[0])]) if len(below) else None
-    report = AdaptReport(
-        weighting.spec,
-        "data-only",
-        optimum.images,
-        schedule.logsnr_min,
-        schedule.logsnr_max,
-        len(least),
-        half=half,
-        p_mean=-0.5 * mean,
-        p_std=0.5 * spread,
-        told_apart=told_apart,
-    )
-    log.info(f"{weighting.spec}: half of the draws lie in logsnr {noisy:.3g} to {clean:.3g}")
-    log.info(f"as EDM has it: P_mean {report.p_mean:.3g}, P_std {report.p_std:.3g}")
+    own = {"half": half, "p_mean": -0.5 * mean, "p_std": 0.5 * spread, "told_apart": told_apart}
+    log.info(f"{weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
+    log.info(f"as EDM has it: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
         log.warning(f"beyond logsnr {told_apart:.3g} the least error vanishes, and the error of a network doesn't")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
@@ -218,7 +199,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     return FittedSchedule(
         schedule,
         to_text(schedule, weighting=weighting.spec, **origin),
-        report,
+        AdaptReport(weighting.spec, "data-only", optimum.images, *ends, len(least), **own),
         edges,
         error,
         {**fixed, "fitted": schedule.density},
@@ -231,8 +212,8 @@ def plot_fit(fitted: FittedSchedule, out: Path) -> None:
     """
     from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 
-    edges, (error, se), middle = fitted.edges, fitted.error, bin_middles(fitted.edges)
-    low, high, measured = float(edges[0]), float(edges[-1]), fitted.share is not None
+    (error, se), middle, measured = fitted.error, bin_middles(fitted.edges), fitted.share is not None
+    low, high = float(fitted.edges[0]), float(fitted.edges[-1])
     sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
     seen = error.isfinite()
     draw_band(axes["error"], middle[seen], error[seen], se[seen])

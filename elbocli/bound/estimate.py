@@ -133,26 +133,17 @@ def estimate_bound(
                 break
     estimate = pooled()
     place = np.arange(len(estimate.mean))
-    whole, diffusion = np.ones(len(place)), place > 1
 
     def nats(of: np.ndarray) -> tuple[float, float]:
         return estimate.value(of), estimate.se(of, population)
 
-    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": diffusion}
+    parts = {"prior": place == 0, "reconstruction": place == 1, "diffusion": place > 1}
     terms: dict[str, Any] = {name: Nats(**in_units(*nats(of), some)) for name, of in parts.items()}
-    terms |= {
-        unit: value,
-        f"{unit}_se": se,
-        f"{unit}_se_noise": estimate.noise_se(share),
-        f"{unit}_se_population": estimate.se(share, np.inf),
-    }
-    total, total_se = nats(whole)
-    draws = denoiser.count * len(rounds)
-    bound = Bound(
-        **terms, nats=total, nats_se=total_se, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base
-    )
-    upto = [nats((place == 0) | (diffusion & (place <= k))) for k in place[2:]]
-    profile = torch.tensor(upto, dtype=torch.float64)
+    terms |= {**in_units(*nats(np.ones(len(place))), some), unit: value, f"{unit}_se": se}
+    terms |= {f"{unit}_se_noise": estimate.noise_se(share), f"{unit}_se_population": estimate.se(share, np.inf)}
+    draws = denoiser.draws * len(rounds)
+    bound = Bound(**terms, n_images=estimate.n, draws_per_image=draws, schedule=schedule.base)
+    profile = torch.tensor([nats((place != 1) & (place <= k)) for k in place[2:]], dtype=torch.float64)
     return BoundEstimate(bound, sums.values, ErrorMoments.of_sums(edges, sums.values), *profile.T)
 
 
@@ -161,8 +152,7 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 
     schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
     """
-    chosen = asked.schedule(schedule)
-    return estimate_bound(asked, asked, chosen, target_se)
+    return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
 
 # Several estimates of −log p of the same images.
@@ -340,8 +330,7 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
     return found
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """Estimates of the same images. parts: by their specs. bound: the variational one with its curve, where the draws were
     made.
     """
@@ -409,8 +398,15 @@ def estimate_likelihoods(
             **in_units(found.value(every), se, first),
         )
         estimates.append(estimate)
-    pairs = [_difference(a, b, parts) for a, b in itertools.combinations(estimates, 2)]
-    how = (denoiser.count, schedule.base) if kept else (0, "")
+    pairs = []
+    for one, other in itertools.combinations(estimates, 2):
+        of, minus = parts[one.estimator], parts[other.estimator]
+        apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
+        nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
+        whole = math.hypot(se, of.solver, minus.solver)
+        known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
+        pairs.append(Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0))
+    how = (denoiser.draws, schedule.base) if kept else (0, "")
     return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)
 
 
@@ -424,15 +420,6 @@ def _pooled(nats: Tensor) -> PairedEstimate:
     moments = PairedMoments()
     moments.add(nats)
     return moments.estimate()
-
-
-def _difference(one: Estimate, other: Estimate, parts: dict[str, Parts]) -> Difference:
-    of, minus = parts[one.estimator], parts[other.estimator]
-    found = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
-    nats, se = found.value(np.ones(1)), found.noise_se(np.ones(1))
-    whole = math.hypot(se, of.solver, minus.solver)
-    known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
-    return Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0)
 
 
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:

@@ -53,18 +53,18 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
     bounds, checks = PairedMoments(), []
-    for drawn in asked.draws(PLAIN, shared, "right"):
+    for drawn in asked.draw_all(PLAIN, shared, "right"):
         # The error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x).
         part = drawn.shares(shared)
         columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
         bounds.add(torch.stack([*columns, drawn.below[:, None].expand(-1, 2)], 2))
     for index, (weighting, measure) in enumerate(zip(weightings, measures)):
         loss = PairedMoments()
-        for drawn in asked.draws(weighting, schedules[index + 1], f"left-{index}"):
+        for drawn in asked.draw_all(weighting, schedules[index + 1], f"left-{index}"):
             loss.add(drawn.loss.mean(2, keepdim=True))
         cells = bin_edges(low, high, SHARES)
         checks.append(_check(weighting, measure, loss.estimate(), bounds.estimate(), index, cells))
-    return Theorem(all(check.agree for check in checks), checks, asked.count, n_images=len(asked.rows))
+    return Theorem(all(check.agree for check in checks), checks, asked.draws, n_images=len(asked.rows))
 
 
 def _check(
@@ -164,7 +164,7 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
         raise UsageError(f"{asked.trained.path}: was trained without classes; name a conditional run")
     chosen = asked.schedule(schedule)
     scores = class_scores(asked, asked, classes, chosen)
-    return judge_scores(*scores, asked.count, chosen)
+    return judge_scores(*scores, asked.draws, chosen)
 
 
 # Errors above the least ones, and whether a network copies: its errors on its own images beside those on others.

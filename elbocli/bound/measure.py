@@ -25,7 +25,7 @@ from elbocli.errors import DataError, FormatError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import read_logs
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
-from elbocli.nn.autoencoder import affine
+from elbocli.nn.networks.diffusers import affine
 from elbocli.run.open import TrainedRun, check_content, dataset_of, open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log, progress
@@ -107,7 +107,7 @@ class MeasuredNetwork:
     """A network, what it outputs, and the range of logsnr that it is asked about.
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its
-    inputs at a time. precision: by the name that Precision has. count: noise levels of each image, an even number. seed: of
+    inputs at a time. precision: by the name that Precision has. draws: noise levels of each image, an even number. seed: of
     levels and noise. name: for messages. population: how many images those that it is asked about are chosen from; inf: a
     distribution. total: of these, for the progress.
     """
@@ -119,7 +119,7 @@ class MeasuredNetwork:
     device: torch.device = torch.device("cpu")
     precision: str = "fp32"
     batch: int = 256
-    count: int = 16
+    draws: int = 16
     seed: int = 0
     name: str = "the network"
     population: float = math.inf
@@ -152,28 +152,28 @@ class MeasuredNetwork:
         purpose: str,
         gaussian: GaussianModel | None = None,
     ) -> Draws:
-        """Show the network some images at `count` noise levels each. Another purpose is another independent set.
+        """Show the network some images at `draws` noise levels each. Another purpose is another independent set.
 
         Raises UsageError for an odd number of levels, NonFiniteError.
         """
-        if self.count < 2 or self.count % 2:
-            raise UsageError(f"draws is {self.count}; it must be even, because two independent halves give the error")
+        if self.draws < 2 or self.draws % 2:
+            raise UsageError(f"draws is {self.draws}; it must be even, because two independent halves give the error")
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
-        comb = np.arange(self.count // 2) / (self.count // 2)
+        comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
         logsnr = schedule.logsnr(torch.from_numpy(t))
         send = partial(sent, device=self.device)
         x, labels = self.placed(images)
-        rows, levels, parts, others = torch.tensor(images.rows), logsnr.flatten(), [], []
+        rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
         for part in torch.arange(len(levels)).split(self.batch):
-            image, level = part // self.count, levels[part]
-            indices = (rows[image] * self.count + part % self.count).tolist()
+            image, level = part // self.draws, levels[part]
+            indices = (rows[image] * self.draws + part % self.draws).tolist()
             eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
             chosen, given = x[send(image)], None if labels is None else labels[send(image)]
             how = weighting, schedule, self.prediction, send
             with self.arithmetic.applied(), self.arithmetic.autocast():
                 loss, error, _, out = denoising_losses(self.network, chosen, eps, given, level, *how)
-            parts.append(torch.stack([loss, error]))
+            values = [*(torch.stack([loss, error]).double().cpu() * x[0].numel())]
             if gaussian is not None:
                 c = self.prediction.coefficients(level)
                 factors = send(torch.stack([c.alpha, c.sigma, c.x_from_z, c.x_from_out]).float())
@@ -182,22 +182,17 @@ class MeasuredNetwork:
                 half = (LEVELS - 1) / 2
                 near = ((x_hat + 1) * half).round_().clamp_(0, LEVELS - 1).mul_(1 / half).sub_(1)
                 rounded = (chosen - near).square().flatten(1).sum(1).double().cpu() * level.exp()
-                others.append(torch.stack([rounded, *gaussian.errors(chosen, eps, level)]))
-        loss, error = (torch.cat(parts, 1).double().cpu() * x[0].numel()).view(2, *logsnr.shape)
+                values += [rounded, *gaussian.errors(chosen, eps, level)]
+            parts.append(torch.stack(values))
+        loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
         if not bool(loss.isfinite().all()):
-            worst = float(logsnr[~loss.isfinite()][0])
-            raise NonFiniteError(
-                f"{self.name}: the loss is not finite at logsnr {worst:.4g}; try precision fp32, or a narrower range"
-            )
-        drawn = Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high))
-        if gaussian is None:
-            return drawn
-        seen = (
-            images.x if images.latent else images.x.permute(0, 3, 1, 2)
-        )  # as the network, and so the Gaussian, sees it
-        ends = gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64))
-        rounded, near, expected = torch.cat(others, 1).view(3, *logsnr.shape)
-        return drawn._replace(rounded=rounded, gaussian=near, expected=expected, ends=ends, nats=gaussian.nats(seen))
+            raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower range")
+        if gaussian is not None:
+            seen = (
+                images.x if images.latent else images.x.permute(0, 3, 1, 2)
+            )  # as the network, and the Gaussian, sees it
+            more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
+        return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +218,13 @@ class Measurement(MeasuredNetwork):
         """Go through the chosen images, as many at a time as the network sees all draws of; labels where it is told
         classes. It can be done again.
         """
-        size = max(1, self.batch // self.count)
+        size = max(1, self.batch // self.draws)
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
             yield Images(self.content(rows), labels, rows.tolist())
 
-    def draws(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
+    def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
         """Draw all images, as `draw` does some, with progress."""
         done = 0
         for some in self:
@@ -293,20 +288,19 @@ def open_measurement(
     data: Path | None,
     *,
     images: int | None = None,
-    draws: int = 16,
     seed: int = 0,
     batch: int | None = None,
     device: str = "auto",
-    precision: str = "fp32",
     weights: str = "ema",
     logsnr_min: float | None = None,
     logsnr_max: float | None = None,
+    **options: Any,
 ) -> Measurement:
     """A run at `path`, asked about a dataset (None: its own).
 
-    images: how many (None: DEFAULT_IMAGES; ALL), or all if fewer. draws: noise levels per image, an even number. weights: as
-    open_run takes them. batch: network inputs at a time; None is 256, fewer for images larger than 32 pixels in colour.
-    logsnr_min, logsnr_max: None is the run's. Raises UsageError, DataError and FormatError when they don't fit each other.
+    images: how many (None: DEFAULT_IMAGES; ALL), or all if fewer. weights: as open_run takes them. batch: network inputs at a
+    time; None is 256, fewer for images larger than 32 pixels in colour. logsnr_min, logsnr_max: None is the run's. options:
+    draws and precision, as MeasuredNetwork has them. Raises UsageError, DataError and FormatError when they don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
     trained = open_run(path, place, weights)
@@ -314,33 +308,27 @@ def open_measurement(
     low = usual.logsnr_min if logsnr_min is None else logsnr_min
     high = usual.logsnr_max if logsnr_max is None else logsnr_max
     check_range(low, high)
-    if low < usual.logsnr_min or high > usual.logsnr_max:
-        log.warning(
-            f"logsnr {low:g} to {high:g} goes beyond the {usual.logsnr_min:g} to {usual.logsnr_max:g} of the run"
-        )
     rows = Stream(seed, "bound-images").permutation(0, len(dataset))[:wanted]
-    arithmetic = Precision(precision, place)
-    log.info(
-        f"{trained.checkpoint.path}: {len(rows)} of {len(dataset)} images, {draws} draws each; {place}, {arithmetic}"
-    )
-    return Measurement(
+    asked = Measurement(
         trained.network,
         trained.prediction,
         low,
         high,
         place,
-        precision,
-        batch or max(8, min(256, PIXELS // int(np.prod(dataset.shape[1:])))),
-        draws,
-        seed,
-        str(trained.checkpoint.path),
-        len(dataset),
-        len(rows),
+        batch=batch or max(8, min(256, PIXELS // int(np.prod(dataset.shape[1:])))),
+        seed=seed,
+        name=str(trained.checkpoint.path),
+        population=len(dataset),
+        total=len(rows),
         trained=trained,
         dataset=dataset,
         images=wanted,
         rows=rows,
+        **options,
     )
+    how = f"{asked.draws} draws each; {place}, {asked.arithmetic}"
+    log.info(f"{asked.name}: {len(rows)} of {len(dataset)} images, {how}")
+    return asked
 
 
 def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
@@ -353,12 +341,8 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
         raise DataError(f"{dataset.path}: has changed since the run was trained on it; name the dataset to use")
-    shape, expected = (dataset.image_size, dataset.channels), (config.image_size, config.image_channels)
-    if shape != expected:
-        raise UsageError(f"{dataset.path}: images have (side, channels) = {shape}, the run's have {expected}")
-    if 0 < config.num_classes < dataset.num_classes:
-        raise UsageError(
-            f"{dataset.path}: has {dataset.num_classes} classes, the run knows {config.num_classes}; "
-            "'elbo prep --classes FILE' packs chosen ones"
-        )
+    given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
+    expected = config.image_size, config.image_channels, config.num_classes
+    if given[:2] != expected[:2] or given[2] > expected[2]:
+        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; the run's are {expected}")
     return dataset

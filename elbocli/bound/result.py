@@ -68,14 +68,8 @@ class Bound(Nats, frozen=True, kw_only=True):
     excess: dict[str, Any] | None = None
     about: dict[str, Any] = {}
 
-    @property
-    def terms(self) -> dict[str, Nats]:
-        """The parts by name, then their sum, for the report."""
-        return {"prior": self.prior, "reconstruction": self.reconstruction, "diffusion": self.diffusion, "bound": self}
-
     def __repr__(self) -> str:
-        value, se = self.per_dimension
-        return f"Bound({value:.6g} ± {se:.2g} {self.unit}, n_images={self.n_images})"
+        return f"Bound({self.nats:.6g} ± {self.nats_se:.2g} nats, n_images={self.n_images})"
 
 
 class Estimate(Nats, frozen=True, kw_only=True):

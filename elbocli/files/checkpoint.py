@@ -10,6 +10,7 @@ of every other file, so that a damaged folder, or one of another run, is noticed
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
-PREFIX = "step-"
+NAME = re.compile(r"step-\d+")
 GONE = (
     "cudnn_benchmark",
     "manual_gc",
@@ -92,8 +93,7 @@ class SourceFacts(Record, frozen=True):
 
     def about(self) -> dict[str, Any]:
         """Facts for the record."""
-        known = {"format": self.format, "file": self.file, "sha256": self.sha256}
-        return {f"imported_{key}": value for key, value in known.items() if value is not None}
+        return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
 class InitFacts(Record, frozen=True):
@@ -183,14 +183,12 @@ def read_config(run: Path) -> RunConfig:
 def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
     """The content of a config.yaml, if it is a run's; settings of earlier versions are translated. Raises FormatError."""
     config = RunConfig.of(content, path)
-    old, commands = config.settings, config.commands
+    old = config.settings
     settings = {key: value for key, value in old.items() if key not in GONE and (key, value) not in UNUSED.items()}
     # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
     if old.get("tf32") and old.get("precision") == "fp32" and not str(config.device_name).startswith("cpu"):
         settings["precision"] = "tf32"
-    if "command" in config.more:  # of the last start, before the commands of all were kept
-        commands = commands or [config.more["command"]]
-    return structs.replace(config, settings=settings, commands=commands)
+    return structs.replace(config, settings=settings)
 
 
 class Seal(Record, frozen=True):
@@ -328,31 +326,22 @@ def save(
 
 def folder_name(step: int) -> str:
     """The name of a checkpoint or snapshot, `step-00001000`."""
-    return f"{PREFIX}{step:08d}"
+    return f"step-{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
     """The step in a checkpoint's name, `step-00001000`."""
-    return int(checkpoint.name.removeprefix(PREFIX))
+    return int(checkpoint.name.removeprefix("step-"))
 
 
-def numbered(folder: Path) -> list[Path]:
-    """Paths in a folder that have such a name, by step; a copy called `step-00001000-good` has none. Raises DataError."""
-    return sorted(filter(_is_numbered, folder.glob("*")), key=step_of)
-
-
-def _is_numbered(path: Path) -> bool:
-    return path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdecimal()
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Folders of all checkpoints of a run, damaged ones too, by step."""
-    return numbered(run / FOLDER)
+def checkpoints(run: Path, kind: str = FOLDER) -> list[Path]:
+    """Folders of all checkpoints of a run, damaged ones too, by step; a copy called `step-00001000-good` is none."""
+    return sorted((path for path in (run / kind).glob("*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def snapshots(run: Path) -> list[Path]:
     """Folders of all snapshots of a run, damaged ones too, by step."""
-    return numbered(run / SNAPSHOTS)
+    return checkpoints(run, SNAPSHOTS)
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
@@ -383,11 +372,7 @@ def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
 
 def due(step: int, save_every: int, milestone_every: int) -> bool:
     """Tell whether a checkpoint is due after that step: every `save_every` steps, and at milestones. 0: no milestones."""
-    return step % save_every == 0 or _milestone(step, milestone_every)
-
-
-def _milestone(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+    return step % save_every == 0 or (milestone_every > 0 and step % milestone_every == 0)
 
 
 def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection[int]) -> None:
@@ -396,16 +381,17 @@ def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection
     Those of later steps are damaged, or the run would have gone on from them. milestone_every: multiples of it are
     milestones; 0 is none. held: steps in use. Raises DataError.
     """
-    steps = {step_of(path): path for path in checkpoints(run)}
-    newest = [number for number in steps if number <= step][-keep:]
-    for number, path in steps.items():
-        if not (number in newest or number in held or (number <= step and _milestone(number, milestone_every))):
+    paths = checkpoints(run)
+    newest = [path for path in paths if step_of(path) <= step][-keep:]
+    for path in paths:
+        number = step_of(path)
+        milestone = number <= step and milestone_every > 0 and number % milestone_every == 0
+        if not (path in newest or number in held or milestone):
             remove_folder(path)
 
 
 def drop_snapshots_after(run: Path, step: int) -> None:
     """Delete the snapshots of later steps. For the process that holds the run's lock. Raises DataError."""
-    sweep(run / SNAPSHOTS)
     for path in snapshots(run):
         if step_of(path) > step:
             remove_folder(path)
@@ -413,5 +399,5 @@ def drop_snapshots_after(run: Path, step: int) -> None:
 
 def clean(run: Path) -> None:
     """Remove what killed writers left behind."""
-    for folder in (run / FOLDER, run / "previews", run):
-        sweep(folder)
+    for folder in (FOLDER, SNAPSHOTS, "previews", "."):
+        sweep(run / folder)

@@ -154,12 +154,8 @@ class Dataset:
             self.class_names: list[str] = _plain(self._member(file, "class_names")[()]) if "class_names" in file else []
             classes = len(self.class_names) or self.attributes.num_classes or 0
             labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
-            if (
-                labels.shape != (len(self),)
-                or labels.dtype.kind not in "iu"
-                or labels.min() < 0
-                or labels.max() >= limit
-            ):
+            whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
+            if not whole or not 0 <= labels.min() <= labels.max() < limit:
                 raise FormatError(f"{path}: 'labels' must be {len(self)} integers from 0 to less than {limit}")
             self.labels: np.ndarray = labels.astype(np.int64)
             self.num_classes = classes or int(self.labels.max()) + 1
@@ -331,9 +327,7 @@ def find_dataset(folder: Path) -> Path:
         with suppress(FormatError):
             found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
-        raise DataError(
-            f"{len(found) or 'no'} dataset{'s' * (len(found) > 1)} here; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
-        )
+        raise DataError(f"{len(found)} datasets here; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'")
     return found[0]
 
 
@@ -509,7 +503,7 @@ class Resumable:
         """The rows as they lie on disk, [rows, …]. Disk that was claimed behind them is given back."""
         os.ftruncate(self._rows.handle, self.offset + self._rows.size)
         shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
-        return np.memmap(self.partial, dtype, "r", self.offset, shape) if self.rows else np.empty(shape, dtype)
+        return np.memmap(self.partial, dtype, "r", self.offset, shape)
 
     def name(self, head: bytes = b"") -> None:
         """Write what stands before the rows, and give the file its name."""

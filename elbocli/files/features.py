@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -53,24 +52,22 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     more: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class SavedFeatures:
+class SavedFeatures(NamedTuple):
     """Tensors as in the file, and how they were made."""
 
     features: Tensor
     logits: Tensor | None = None
     labels: Tensor | None = None
-    about: FeatureFacts = field(default_factory=FeatureFacts)
+    about: FeatureFacts = FeatureFacts()
     spatial: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(NamedTuple):
     """Mean and covariance (over n − 1) of features, and how they were made. spatial: those of spatial features."""
 
     mu: np.ndarray
     sigma: np.ndarray
-    about: FeatureFacts = field(default_factory=FeatureFacts)
+    about: FeatureFacts = FeatureFacts()
     spatial: Statistics | None = None
 
 
@@ -78,8 +75,8 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
     """Write a file of features. Raises DataError when the disk is full."""
     from elbocli.files.tensor_files import write_tensors
 
-    named = {name: getattr(saved, name) for name in TENSORS}
-    write_tensors(path, {name: tensor for name, tensor in named.items() if tensor is not None}, FORMAT, saved.about)
+    tensors = {name: tensor for name in TENSORS if (tensor := getattr(saved, name)) is not None}
+    write_tensors(path, tensors, FORMAT, saved.about)
 
 
 def read_features(path: Path) -> SavedFeatures:
@@ -104,15 +101,11 @@ def read_features(path: Path) -> SavedFeatures:
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Save as npz, without pickle."""
-    arrays: dict[str, Any] = {
-        "mu": statistics.mu,
-        "sigma": statistics.sigma,
-        "about": np.array(json.dumps(statistics.about.json())),
-    }
-    if statistics.spatial is not None:
-        arrays |= {"mu_s": statistics.spatial.mu, "sigma_s": statistics.spatial.sigma}
+    spatial = statistics.spatial
+    more: Any = {} if spatial is None else {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
+    about = np.array(json.dumps(statistics.about.json()))
     with new_file(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, mu=statistics.mu, sigma=statistics.sigma, about=about, **more)
 
 
 def is_statistics(path: Path) -> bool:
@@ -140,10 +133,9 @@ def read_statistics(path: Path) -> Statistics:
 def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a mean and a covariance in float64. Raises ValueError when they are none, or don't go together."""
     square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
-    if not square or not (
-        float(np.abs(mu).max()) <= LARGEST_FEATURE and float(np.abs(sigma).max()) <= LARGEST_FEATURE**2
-    ):
+    largest = float(np.abs(sigma).max()) if square else np.inf
+    if not (largest <= LARGEST_FEATURE**2 and float(np.abs(mu).max()) <= LARGEST_FEATURE):
         raise ValueError("mu and sigma must be finite, and of the same features")
-    if np.abs(sigma - sigma.T).max() > SYMMETRIC * np.abs(sigma).max() or sigma.diagonal().min() < 0:
+    if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
         raise ValueError("sigma is no covariance: it is not symmetric, or a variance is negative")
     return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

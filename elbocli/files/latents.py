@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from elbocli.core.registry import Declaration, Registry
-from elbocli.core.sampling import ROUNDINGS
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.reading import reading
 
 
 class ConventionTraits(NamedTuple):
@@ -47,6 +45,8 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     """Shift and scale by channel; where config.json has latents_mean and latents_std, these too."""
+    from elbocli.files.reading import reading  # imports slow down help, which lists the conventions
+
     with reading("config.json"):
         scale, mean, std = float(config["scaling_factor"]), config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
@@ -115,6 +115,8 @@ class LatentSpace:
     @property
     def rounding(self) -> Declaration:
         """The rounding of decoded pixels, where no other is asked for."""
+        from elbocli.core.sampling import ROUNDINGS
+
         return ROUNDINGS[CONVENTIONS[self.convention].traits.rounding]
 
     def attributes(self) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class LatentSpace:
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
     """The latent space that attributes describe, for latents of that many channels. Raises FormatError naming `where`."""
-    from elbocli.files.records import convert  # its import would slow down help
+    from elbocli.files.records import convert
 
     said = f"{where}: not usable as latents; pack them again with 'elbo prep --latents DIR'"
     content = {field: attributes[name] for field, name in ATTRIBUTES.items() if name in attributes}

@@ -261,10 +261,10 @@ class Optimum(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_edges(self.edges)
         bins = len(self.edges) - 1
-        curves: list[Optimum | LeastCurve] = [self, *filter(None, [self.without_class])]
-        for curve in curves:
-            if {len(curve.eps_mse), len(curve.eps_mse_se)} != {bins}:
-                raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, as there are bins")
+        blind = self.without_class
+        curves = [self.eps_mse, self.eps_mse_se, *([blind.eps_mse, blind.eps_mse_se] if blind else [])]
+        if {*map(len, curves)} != {bins}:
+            raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, as there are bins")
 
     def text(self) -> str:
         """The file's content."""

@@ -18,7 +18,6 @@ from elbocli.errors import DataError, ElboError, FormatError, UsageError
 from elbocli.files.atomic import PIPE, special
 from elbocli.files.reading import open_file
 
-HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPEG"
 MISSING, EMPTY = "no such file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
@@ -115,7 +114,7 @@ MAKERS = {
 }
 """Kinds of files that a command may want → the commands that make them."""
 
-RECORD = (
+RECORD = {
     "config.yaml",
     "status.json",
     "metrics.jsonl",
@@ -124,7 +123,7 @@ RECORD = (
     "checkpoints",
     "snapshots",
     "previews",
-)
+}
 """Files and folders that training writes into a run."""
 
 
@@ -145,12 +144,13 @@ def recognise(path: Path) -> str:
 
 
 def _fits(path: Path, kind: Kind) -> bool:
-    here, patterns = kind.names.startswith(HERE), kind.names.removeprefix(HERE).split()
-    if path.is_dir() != here:
+    names = kind.names.removeprefix(HERE).split()
+    if path.is_dir() != kind.names.startswith(HERE):
         return False
-    files = (file for pattern in patterns for file in path.glob(pattern)) if here else [path]
-    fits = here or not patterns or any(fnmatch(path.name.lower(), pattern) for pattern in patterns)
-    return fits and any(not kind.content or re.search(kind.content, _head(file), re.DOTALL) for file in files)
+    files = [file for name in names for file in path.glob(name)] if path.is_dir() else [path]
+    if not path.is_dir() and names and not any(fnmatch(path.name.lower(), name) for name in names):
+        return False
+    return any(not kind.content or re.search(kind.content, _head(file), re.DOTALL) for file in files)
 
 
 def _head(path: Path) -> bytes:
@@ -190,34 +190,27 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
     outputs: paths and the kinds of files that are written there, as `recognise` and FOLDER name them; a name without a
     suffix is a folder's where FOLDER is among them. No kind: nothing is replaced. inputs: the files that the command reads.
     """
-    for index, (path, kinds) in enumerate(outputs):
-        found, folder = _written_kind(path), FOLDER in kinds and not path.suffix
-        remedy = "choose another name"
-        if path.absolute() in [before.absolute() for before, _ in outputs[:index]]:
-            wrong = "is to hold two results"
-        elif found == PIPE:
-            wrong = f"is {PIPE}, and only files are replaced"
-        elif any(path.absolute().relative_to(run).parts[0] in RECORD for run in _runs_around(path, inputs)):
-            wrong = "belongs to a run"
+    read, seen = [source.absolute() for source in inputs], set[Path]()
+    for path, kinds in outputs:
+        here, folder = path.absolute(), FOLDER in kinds and not path.suffix
+        runs = [run for run in here.parents if run in read or (run / "config.yaml").exists()]
+        wrong = ""
+        if here in seen:
+            wrong = "is to hold two results; choose another name"
+        elif any(here.relative_to(run).parts[0] in RECORD for run in runs):
+            wrong = "belongs to a run; choose another name"
         elif not os.path.lexists(path):
             if not folder and not path.parent.is_dir() and path.parent not in inputs:
                 raise DataError(f"{path}: there is no folder {path.parent}; make it first")
-            continue
         elif path.resolve() in [source.resolve() for source in inputs]:
-            wrong = "is read by this command"
+            wrong = "is read by this command; choose another name"
         elif not overwrite:
-            wrong, remedy = "already exists", remedy + (" or add --overwrite" if kinds else "")
-        elif found in ({FOLDER, MISSING} if folder else {*kinds, EMPTY, MISSING} - {FOLDER}):
-            continue
-        else:
-            wrong = f"is {found}, and --overwrite replaces only what this command writes"
-        raise UsageError(f"{path}: {wrong}; {remedy}")
-
-
-def _runs_around(path: Path, inputs: Collection[Path]) -> list[Path]:
-    """List the folders around a path that are runs, or that the command reads."""
-    read = [source.absolute() for source in inputs]
-    return [folder for folder in path.absolute().parents if folder in read or (folder / "config.yaml").exists()]
+            wrong = f"already exists; choose another name{' or add --overwrite' if kinds else ''}"
+        elif (found := _written_kind(path)) not in ({FOLDER} if folder else {*kinds, EMPTY} - {FOLDER}) | {MISSING}:
+            wrong = f"is {found}, and --overwrite replaces only what this command writes; choose another name"
+        if wrong:
+            raise UsageError(f"{path}: {wrong}")
+        seen.add(here)
 
 
 def png_names(count: int) -> list[str]:

@@ -11,7 +11,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -34,9 +34,6 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import expect, instead
 from elbocli.files.records import Record, convert, read_json, stored
 from elbocli.files.yaml_text import read_yaml, yaml_text
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LARGEST_TABLE = 100_000
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
@@ -70,9 +67,8 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
     """The YAML of a tabulated schedule; `origin` says how it was made."""
     curve = schedule.curve
     assert isinstance(curve, Table)
-    rows = "".join(
-        f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in zip(curve.time.tolist(), curve.level.tolist(), strict=True)
-    )
+    knots = zip(curve.time.tolist(), curve.level.tolist(), strict=True)
+    rows = "".join(f"- {{t: {t!r}, logsnr: {lam!r}}}\n" for t, lam in knots)
     ends = {"logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
     return yaml_text({**ScheduleFile.head(), **ends, **origin}) + "knots:\n" + rows
 
@@ -89,7 +85,7 @@ class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"})
     """The keys that elbo reads of diffusers' scheduler_config.json."""
 
     class_name: str = ""
-    prediction_type: str | None = None
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] | None = None
     num_train_timesteps: Annotated[int, Meta(ge=2, le=MOST_TIMESTEPS)] | None = None
     trained_betas: Annotated[list[Beta], Meta(min_length=2, max_length=MOST_TIMESTEPS)] | None = None
     beta_schedule: str | None = None
@@ -105,13 +101,13 @@ class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"})
 
 def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     """(prediction, curve) of a scheduler's configuration. Raises FormatError, which says what to change."""
+    import torch
+
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
     flow = config.class_name.startswith("FlowMatch") or config.use_flow_sigmas is True
     if not flow and config.num_train_timesteps is None and config.trained_betas is None:
         raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
     kind = config.prediction_type or ("flow_prediction" if flow else "epsilon")
-    if kind not in TARGETS:
-        raise FormatError(f"{path}: prediction_type is {kind!r}; known are {', '.join(TARGETS)}")
     if config.use_dynamic_shifting:
         raise FormatError(
             f"{path}: with use_dynamic_shifting the shift depends on the images; "
@@ -121,22 +117,15 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
         return TARGETS[kind], Moved(FmOt(), -2 * math.log(config.flow_shift or config.shift))
     with reading(path):
+        if config.trained_betas is not None:
+            betas = torch.tensor(config.trained_betas, dtype=torch.float64)
+        elif config.beta_start is None or config.beta_end is None:
+            raise ValueError("it has no beta_start or no beta_end")
+        else:
+            declared = BETAS.find(str(config.beta_schedule))
+            betas = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
         zero = config.rescale_betas_zero_snr is True
-        return TARGETS[kind], Steps(
-            logsnr_of_betas(_betas(config), snr_scale=config.snr_shift_scale, zero_terminal=zero)
-        )
-
-
-def _betas(config: SchedulerConfig) -> Tensor:
-    """β of each timestep, float64 [T]. Raises UsageError for an unknown schedule, ValueError for what can't be."""
-    import torch
-
-    if config.trained_betas is not None:
-        return torch.tensor(config.trained_betas, dtype=torch.float64)
-    declared = BETAS.find(str(config.beta_schedule))
-    if config.beta_start is None or config.beta_end is None:
-        raise ValueError("it has no beta_start or no beta_end")
-    return declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
+        return TARGETS[kind], Steps(logsnr_of_betas(betas, snr_scale=config.snr_shift_scale, zero_terminal=zero))
 
 
 def made_for(schedule: Schedule) -> str | None:

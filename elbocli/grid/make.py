@@ -71,7 +71,6 @@ class GridReport(Record, frozen=True):
 
 CELLS = 64
 """Cells of the fine solution, or four times the steps if those are more."""
-ROOT, VARIANCE = "root mean square per value of the data", "variance per value of the data"
 
 
 @torch.inference_mode()
@@ -122,7 +121,6 @@ def make_grid(
             return torch.cat([ask(some, logsnr) for ask, some in zip(denoisers, z.split(batch), strict=True)])
 
     def moments() -> ErrorMoments:
-        """The moments of the errors in the run's log. Raises FormatError where there is none."""
         losses = read_logs([run.path / "losslog.jsonl"], since)
         return ErrorMoments.of_sums(losses.edges, losses.sums)
 
@@ -130,7 +128,6 @@ def make_grid(
         return time_grid(schedule, steps)[:-1]
 
     plain = {name: levels_of(parse_schedule(name, low, high, clip=True)) for name in ("cosine", "edm-sample")}
-
     if ancestral:
         errors = ancestral_errors(moments())
     else:
@@ -162,7 +159,7 @@ def make_grid(
         steps=steps,
         logsnr_min=levels[0],
         logsnr_max=levels[-1],
-        unit=VARIANCE if ancestral else ROOT,
+        unit=f"{'variance' if ancestral else 'root mean square'} per value of the data",
         levels=levels,
         errors=found,
         spread=max(found) / max(min(found), 1e-30),

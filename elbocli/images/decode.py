@@ -11,6 +11,7 @@ import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from elbocli.errors import DataError, UsageError
+from elbocli.files.grid import picture
 from elbocli.files.reading import reading
 from elbocli.images.registry import Shape
 
@@ -40,7 +41,7 @@ def center(image: Image.Image, size: int) -> Image.Image:
     while min(image.size) >= 2 * size:
         image = halve(image)
     scale = size / min(image.size)
-    width, height = round(image.size[0] * scale), round(image.size[1] * scale)
+    width, height = (round(side * scale) for side in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):
         raise DataError(f"too long and thin for {size} pixels: {width} x {height} before it is cut")
     return _middle(image.resize((width, height), BICUBIC), size)
@@ -59,7 +60,7 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
     """Resize the long side by Lanczos, and add bars of the background's colour."""
     scale = size / max(image.size)
-    inner = image.resize((max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))), LANCZOS)
+    inner = image.resize([max(1, round(side * scale)) for side in image.size], LANCZOS)
     square = Image.new(image.mode, (size, size), background)
     square.paste(inner, ((size - inner.size[0]) // 2, (size - inner.size[1]) // 2))
     return square
@@ -155,9 +156,9 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def header_shape(content: bytes) -> Shape:
-    """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises DataError."""
-    with reading("does not decode", kind=DataError), open_image(content) as image:
-        return image.size[1], image.size[0], 1 if image.mode in GREY else 3
+    """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises Pillow's errors."""
+    image = open_image(content)
+    return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
@@ -192,8 +193,7 @@ def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray,
     elif content.shape == (how.size, how.size, how.channels):
         return content, ""
     else:
-        image, change = Image.fromarray(content.squeeze(2) if content.shape[2] == 1 else content), ""
-        image = image.convert(MODES[how.channels])
+        image, change = picture(content).convert(MODES[how.channels]), ""
     more = [how.colour] if how.crop == "pad" else []
     pixels = np.asarray(CROPS[how.crop][0](image, how.size, *more))
-    return pixels[..., None] if pixels.ndim == 2 else pixels, change
+    return pixels.reshape(how.size, how.size, -1), change

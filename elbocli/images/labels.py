@@ -59,7 +59,13 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
             raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected a class each, or NAME CLASS")
-        return _wnids([_word(line) for line in lines], path), True
+        numbers, meta = [_word(line) for line in lines], path.with_name("meta.mat")
+        if isinstance(numbers[0], int) and meta.is_file():
+            log.warning(f"{path}: its numbers are those of {meta}")
+            wnids: dict[Word, Word] = dict(enumerate(read_meta(meta)[0], 1))
+            with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
+                numbers = [wnids[number] for number in numbers]
+        return [*numbers], True
     rows = [line.split("\t" if "\t" in line else None, 1) for line in lines]
     if "," in lines[0]:
         with reading(f"{path}: not usable as CSV", kind=DataError):
@@ -83,23 +89,12 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     return words, False
 
 
-def _wnids(words: list[Word], path: Path) -> list[Word | None]:
-    """Turn ILSVRC's numbers into WNIDs where its meta.mat lies beside their list."""
-    meta = path.with_name("meta.mat")
-    if not isinstance(words[0], int) or not meta.is_file():
-        return [*words]
-    log.warning(f"{path}: its numbers are those of {meta}")
-    wnids: dict[Word, str] = dict(enumerate(read_meta(meta)[0], 1))
-    with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
-        return [wnids[word] for word in words]
-
-
-def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | None] | None:
+def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
     """Read classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
 
     Raises DataError.
     """
-    with reading(f"{where}: expected 'labels', a list of [name, number]", kind=DataError):
+    with reading("dataset.json: expected 'labels', a list of [name, number]", kind=DataError):
         labels = json.loads(bytes(ref.read())).get("labels")
         if labels is None:
             return None
@@ -107,7 +102,7 @@ def edm_labels(ref: ImageRef, names: Sequence[str], where: str) -> list[Word | N
     return [table.get(name) for name in names]
 
 
-def sidecar_labels(entries: Entries, where: str) -> tuple[Entries, list[Word | None] | None]:
+def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
     """Sort webdataset's samples. Returns (the images, and their classes).
 
     A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
@@ -126,7 +121,7 @@ def sidecar_labels(entries: Entries, where: str) -> tuple[Entries, list[Word | N
             keys.append(key)
     if not any(key in sides for key in keys):
         return entries, None
-    words = [_sidecar_word(sides.get(key, {}), f"{where}{key}") for key in keys]
+    words = [_sidecar_word(sides.get(key, {}), key) for key in keys]
     return images, None if all(word is None for word in words) else words
 
 
@@ -176,10 +171,8 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
     with reading(f"{path}: not the devkit's meta.mat", kind=DataError):
         check_file(path)
         leaves = [row for row in loadmat(path, squeeze_me=True)["synsets"].reshape(-1) if row["num_children"] == 0]
-        rows = sorted((int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in leaves)
-        if not rows or [number for number, _, _ in rows] != list(range(1, len(rows) + 1)):
-            raise DataError("its classes are not numbered from 1")
-    return [wnid for _, wnid, _ in rows], [words for _, _, words in rows]
+        leaves.sort(key=lambda row: int(row["ILSVRC2012_ID"]))
+        return [str(row["WNID"]) for row in leaves], [str(row["words"]) for row in leaves]
 
 
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:

@@ -91,10 +91,6 @@ class ArrayRow(NamedTuple):
     def read(self, most: int = -1) -> np.ndarray:
         return np.ascontiguousarray(self.array[self.row : self.row + 1])[0]
 
-    @property
-    def shape(self) -> Shape:
-        return self.array.shape[1:]
-
 
 @dataclass
 class Images:
@@ -156,8 +152,7 @@ class SourceKind:
     """A kind of source.
 
     form: 'images', open(path); 'tree', open(path) lists files by their paths, whose folders may be classes; 'parts',
-    open(names, folder, where) takes the names of files of a published set, and all files of their folder. where: begins
-    names of files in messages.
+    open(names, folder) takes the names of files of a published set, and all files of their folder.
     """
 
     name: str
@@ -198,6 +193,5 @@ def kind_of(path: Path) -> SourceKind | None:
     """Find the kind of a file or folder, None where it is of none. Raises DataError."""
     head = b""
     if not path.is_dir():
-        with reading(path, kind=DataError):
-            head = Span(str(path)).read(HEAD)
+        head = Span(str(path)).read(HEAD)
     return next((kind for kind in kinds() if kind.matches(path, head)), None)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ from elbocli.files.reading import reading
 from elbocli.files.recognise import instead, recognise
 from elbocli.files.sample_files import SamplesAbout
 from elbocli.images.decode import DecodeOptions, decode
-from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_labels, npz_rows, open_zip
+from elbocli.images.kinds.arrays import StreamRows, npy_rows, npz_array, npz_labels, npz_rows, open_zip
 from elbocli.images.registry import DatasetRows, Span
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -40,7 +40,7 @@ class FolderRows:
     def _pixels(self, path: Path) -> np.ndarray:
         with reading(path, kind=DataError):
             array = np.asarray(decode(Span(str(path)).read(), DecodeOptions(channels=0))[0])
-        return array[..., None] if array.ndim == 2 else array
+        return array.reshape(*array.shape[:2], -1)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Read images. Raises DataError when one is damaged, or of another size or number of channels than the first."""
@@ -61,10 +61,10 @@ class SampleReader:
 
     name: str
     rows: np.ndarray | StreamRows | DatasetRows | FolderRows
-    labels: np.ndarray | None = None
-    made: SamplesAbout = field(default_factory=SamplesAbout)
-    class_names: Sequence[str] = ()
-    preprocessing: dict[str, Any] = field(default_factory=dict)
+    labels: np.ndarray | None
+    made: SamplesAbout
+    class_names: Sequence[str]
+    preprocessing: dict[str, Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,10 +83,10 @@ class SampleReader:
         return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))
 
 
-def about_samples(text: str | None, where: object) -> SamplesAbout:
+def about_samples(text: object, where: object) -> SamplesAbout:
     """Read how samples were drawn from JSON, the attribute `samples` of datasets; empty for None. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
-        return SamplesAbout.of(json.loads(text or "{}"), where)
+        return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 
 
 @contextlib.contextmanager
@@ -95,41 +95,34 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
     Raises FormatError or DataError: not images, of another type, cut short. Never unpickles.
     """
-    if not isinstance(source, Path):
-        yield SampleReader("standard input", StreamRows(source, "standard input"))
-        return
-    name, kind = str(source), recognise(source)
-    if source.is_dir():
-        yield SampleReader(name, FolderRows(source))
-    elif source.suffix == ".h5":
-        data = Dataset(source)
-        # One class is no label: a dataset has it that has none.
-        labels, names = (data.labels, data.class_names) if data.num_classes > 1 else (None, [])
-        made = about_samples(data.attributes.samples, name)
-        how = _preprocessing(made.more | data.attributes.json())
-        yield SampleReader(name, DatasetRows(data), labels, made, names, how)
-    elif source.suffix == ".npz":
-        with open_zip(source) as archive:
+    name = str(source) if isinstance(source, Path) else "standard input"
+    rows: np.ndarray | StreamRows | DatasetRows | FolderRows
+    labels, names, made, about = None, list[str](), SamplesAbout(), dict[str, Any]()
+    with contextlib.ExitStack() as stack:
+        if not isinstance(source, Path):
+            rows = StreamRows(source, name)
+        elif source.is_dir():
+            rows = FolderRows(source)
+        elif source.suffix == ".h5":
+            data = Dataset(source)
+            rows, about = DatasetRows(data), data.attributes.json()
+            made = about_samples(data.attributes.samples, name)
+            if data.num_classes > 1:  # One class is no label: a dataset has it that has none.
+                labels, names = data.labels, data.class_names
+        elif source.suffix == ".npz":
+            archive = stack.enter_context(open_zip(source))
             with reading(source, kind=DataError):
-                rows, made = npz_rows(archive, source), SamplesAbout()
+                rows = npz_rows(archive, source)
                 labels = npz_labels(archive, source, rows.shape[0])
-                if "about.npy" in archive.namelist():
-                    with archive.open("about.npy") as member:
-                        text = str(np.lib.format.read_array(member, allow_pickle=False))
-                    made = about_samples(text, name)
-            yield SampleReader(name, rows, labels, made, preprocessing=_preprocessing(made.more))
-    elif kind == PIPE:
-        with open(source, "rb") as stream:
-            yield SampleReader(name, StreamRows(stream, name))
-    elif kind == "samples":
-        yield SampleReader(name, npy_rows(source))
-    else:
-        raise FormatError(instead(source, "images"))
-
-
-def _preprocessing(told: dict[str, Any]) -> dict[str, Any]:
-    """Return the attributes that say how images were cropped and resized."""
-    return {key: told[key] for key in PREPROCESSING if key in told}
+                made = about_samples(npz_array(archive, source, "about"), name)
+        elif recognise(source) == PIPE:
+            rows = StreamRows(stack.enter_context(open(source, "rb")), name)
+        elif recognise(source) == "samples":
+            rows = npy_rows(source)
+        else:
+            raise FormatError(instead(source, "images"))
+        about = made.more | about
+        yield SampleReader(name, rows, labels, made, names, {key: about[key] for key in PREPROCESSING if key in about})
 
 
 def has_images(path: Path) -> bool:

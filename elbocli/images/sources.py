@@ -19,6 +19,7 @@ from PIL import Image
 import elbocli.images.kinds  # noqa: F401 they declare themselves
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
+from elbocli.files.reading import reading
 from elbocli.images.decode import FORMATS
 from elbocli.images.labels import assign, edm_labels, read_labels_file, sidecar_labels, some
 from elbocli.images.registry import HEAD, Damage, Entries, Images, SourceKind, Span, Word, kind_of, kinds
@@ -43,25 +44,32 @@ def open_source(
     skip: warn of damaged archives and take what can be read. Raises DataError, also when nothing is there.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
-    parts = [list_source(root, labels is not None, len(roots) > 1, skip, ours) for root in roots]
-    whole, bare = parts[0], False
-    if len(parts) > 1:
-        known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
-        whole = Images([], [], [], known)
-        for part in parts:
-            whole.files += part.files
-            whole.labels += _words_of(part)
-            whole.refs += part.refs
+    parts = []
+    for root in roots:
+        with reading(root, kind=DataError):
+            parts.append(list_source(root, labels is not None, len(roots) > 1, skip, ours))
+    if len(parts) == 1 and parts[0].numbered and labels is classes is None:
+        return parts[0]
+    known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
+    whole, bare = Images([], [], [], known, parts[0].prefix if len(parts) == 1 else ""), False
+    for part in parts:
+        whole.files += part.files
+        whole.labels += _words_of(part)
+        whole.refs += part.refs
     if not whole.files:
         raise DataError(f"{roots[0]}: no files inside; expected images, or folders of images named by class")
     if labels is not None:
         whole.labels, bare = read_labels_file(labels, whole.files)
         whole.class_names = []
-    elif whole.numbered and classes is None:
-        return whole
-    else:
-        whole.labels = _words_of(whole)
-    whole = _with_classes(whole)
+    classed = [index for index, word in enumerate(whole.labels) if word is not None]
+    papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
+    for name in papers:
+        if is_picture(name) or not classed:
+            both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
+            raise DataError(f"{both}; move one kind away, or name by --labels a class for each image")
+    if papers:
+        log.warning(f"{whole.prefix}{papers[0]}: {len(papers)} files left out: no images by name, and without a class")
+    whole = whole.take(classed)
     words = whole.labels
     whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
@@ -83,19 +91,6 @@ def _words_of(images: Images) -> list[Word | None]:
     return [names[number] for number in images.labels]
 
 
-def _with_classes(source: Images) -> Images:
-    """Leave out papers, which have no class. Raises DataError when an image has none."""
-    known = [index for index, word in enumerate(source.labels) if word is not None]
-    papers = [name for name, word in zip(source.files, source.labels) if word is None]
-    pictures = papers if not known else [name for name in papers if is_picture(name)]
-    if pictures:
-        bare = f"{source.prefix}{pictures[0]}: no class, but {len(known)} others have one"
-        raise DataError(f"{bare}; move one kind away, or name by --labels a class for each image")
-    if papers:
-        log.warning(f"{source.prefix}{papers[0]}: {len(papers)} files left out: no images by name, and without a class")
-    return source.take(known)
-
-
 # One source
 
 
@@ -109,7 +104,7 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
     kind = kind_of(root)
     if kind is None:
         names = ", ".join(kind.name for kind in kinds())
-        raise DataError(f"{root}: is none of {names}; expected these, or a folder of images; unpack what is compressed")
+        raise DataError(f"is none of {names}; expected these, or a folder of images; unpack what is compressed")
     prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
     if kind.form == "tree":
         entries = {}
@@ -124,7 +119,7 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
         images, stem = _sort_files(entries, prefix, stem, any_depth, among)
     elif kind.form == "parts":
         folder = {path.name: Span(str(path)) for path in root.parent.iterdir()}
-        images = kind.open([root.name], folder, str(root).removesuffix(root.name))
+        images = kind.open([root.name], folder)
     else:
         images = kind.open(root)
     if not isinstance(images, Images):
@@ -154,43 +149,36 @@ def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among
 
     Returns (the images, without labels where they are of one class; the name of that).
     """
-    entries, tops, alone = _descend(entries)
+    # A folder that is alone is entered: an archive may be made of one, and a class may be.
+    names = sorted(entries)
+    ends = [
+        name for name, after in zip(names, [*names[1:], ""]) if not name.endswith("/") or not after.startswith(name)
+    ]
+    top = os.path.commonpath([name.rpartition("/")[0] for name in ends] or [""])
+    stem = top.rpartition("/")[2] or stem
+    top = f"{top}/" if top else ""
+    entries = {name.removeprefix(top): ref for name, ref in entries.items() if name.startswith(top) and name != top}
     folders = {name.partition("/")[0] for name in entries if name.endswith("/")}
     entries = {name: entries[name] for name in sorted(entries, key=_order) if not name.endswith("/")}
-    # One of several that has images of its own is a class, with files further down; alone, that would be a guess.
-    alone = alone or (among and any("/" not in name and is_picture(name) for name in entries))
-    prefix, stem = "".join((prefix, *(f"{top}/" for top in tops))), (stem, *tops)[-1]
+    # Such a folder, or one of several sources, that has images of its own is a class, with files further down.
+    loose = any("/" not in name and is_picture(name) for name in entries)
+    alone = (loose and (among or top)) or not any("/" in name for name in entries)
+    prefix += top
     if not any(map(is_picture, entries)):
-        images = _published_set(entries, prefix)
+        images = _published_set(entries)
         if images is not None:
             return images, stem
     own: list[str] = []
     if "dataset.json" in entries:
         edm = entries.pop("dataset.json")
-        words = edm_labels(edm, list(entries), f"{prefix}dataset.json")
+        words = edm_labels(edm, list(entries))
     else:
-        entries, words = sidecar_labels(entries, prefix)
+        entries, words = sidecar_labels(entries)
         classes = {name.partition("/")[0] for name in entries if "/" in name}
-        if words is None and not alone and classes:
+        if words is None and not alone:
             own = sorted(classes | folders, key=os.fsencode)
             words = [name.partition("/")[0] if "/" in name else None for name in entries]
     return Images(list(entries), words, list(entries.values()), own, prefix), stem
-
-
-def _descend(entries: Entries) -> tuple[Entries, list[str], bool]:
-    """Enter a folder that is alone: an archive may be made of one, and a class may be.
-
-    Returns (its entries, the folders on the way to it, whether the last is a class by itself).
-    """
-    tops: list[str] = []
-    while len(first := {name.partition("/")[0] if "/" in name else "" for name in entries}) == 1 and "" not in first:
-        top = first.pop()
-        tops.append(top)
-        entries = {name[len(top) + 1 :]: ref for name, ref in entries.items() if name != f"{top}/"}
-        loose = any("/" not in name and is_picture(name) for name in entries)
-        if loose or not any("/" in name and not name.endswith("/") for name in entries):
-            return entries, tops, True
-    return entries, tops, False
 
 
 def is_picture(name: str) -> bool:
@@ -198,7 +186,7 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _published_set(entries: Entries, prefix: str) -> Images | None:
+def _published_set(entries: Entries) -> Images | None:
     """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
 
     Of several parts the training images are taken. Raises DataError when a folder holds several sets, and for damaged files.
@@ -217,12 +205,12 @@ def _published_set(entries: Entries, prefix: str) -> Images | None:
     kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
     sets = {(files[name], splits[name], Path(name).parent) for name in taken}
     if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
-        raise DataError(f"{prefix}: holds several sets of images ({some(taken)}); name one")
+        raise DataError(f"holds several sets of images ({some(taken)}); name one")
     if len(taken) < len(files):
         others = some([name for name in files if name not in taken])
-        log.warning(f"{prefix}{taken[0]}: the training images are taken; left out: {others}")
+        log.warning(f"{taken[0]}: the training images are taken; left out: {others}")
     beside = {name.removeprefix(folder): ref for name, ref in entries.items() if name.startswith(folder)}
-    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside, prefix + folder)
+    images: Images = kind.open([name.removeprefix(folder) for name in taken], beside)
     return images
 
 
@@ -241,29 +229,22 @@ def choose(
     shard: (i, N), counting from 1: the i-th of N stretches, which begin at multiples of `group` images where there are
     enough, so that groups of images are the same in the shards as in the whole. Raises DataError when nothing is left.
     """
-    chosen: list[int] = list(range(len(source)))
+    chosen = np.arange(len(source))
     if subset is not None:
-        chosen = _split(source.labels, *subset)
+        labels, held_out, stream = np.asarray(source.labels), np.zeros(len(source), bool), Stream(0, "prep-subset")
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            # The same draw whatever number the class has, so that --classes leaves the parts as they are.
+            held_out[rows[stream.permutation(0, len(rows))[: round(subset[1] * len(rows))]]] = True
+        chosen = np.flatnonzero(held_out == (subset[0] == "val"))
     if shuffle_seed is not None:
-        order = Stream(shuffle_seed, "prep-shuffle").permutation(0, len(chosen))
-        chosen = [chosen[i] for i in order]
-    if limit is not None:
-        chosen = chosen[:limit]
+        chosen = chosen[Stream(shuffle_seed, "prep-shuffle").permutation(0, len(chosen))]
+    chosen = chosen[:limit]
     if shard is not None:
         index, count = shard
         step = group if len(chosen) >= count * group else 1
         begin, end = ((k * len(chosen) // count) // step * step for k in (index - 1, index))
         chosen = chosen[begin : len(chosen) if index == count else end]
-    if not chosen:
+    if not len(chosen):
         raise DataError(f"no images are left of {len(source)} after --subset, --limit and --shard")
-    return source.take(chosen)
-
-
-def _split(labels: Sequence[int], which: str, share: float) -> list[int]:
-    array, held_out = np.asarray(labels), np.zeros(len(labels), bool)
-    stream = Stream(0, "prep-subset")
-    for label in np.unique(array):
-        rows = np.flatnonzero(array == label)
-        # The same draw whatever number the class has, so that --classes leaves the parts as they are.
-        held_out[rows[stream.permutation(0, len(rows))[: round(share * len(rows))]]] = True
-    return np.flatnonzero(held_out if which == "val" else ~held_out).tolist()
+    return source.take(chosen.tolist())

@@ -82,7 +82,6 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     """
     from elbocli.importer.formats import FORMATS, ImportOptions
     from elbocli.importer.make_run import import_run
-    from elbocli.runtime.progress import log
 
     if run is None and str(source) == "list":
         for name, declared in FORMATS.items():
@@ -92,8 +91,5 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     if run is None:
         raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
     said = ImportOptions(**{key: value for key, value in options.items() if value is not None})
-    name, imported = import_run(source, run, said, format, command_line())
-    for note in imported.notes:
-        log.warning("%s", note)
-    log.info("%s: imported from %s, as %s; licence: %s", run, source, name, FORMATS[name].traits.licence)
+    import_run(source, run, said, format, command_line())
     click.echo(run)

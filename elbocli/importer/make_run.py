@@ -15,7 +15,6 @@ from elbocli.core.prediction import Prediction
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.atomic import new_folder
-from elbocli.files.checkpoint import CONFIG, RunConfig, RunData, SourceFacts
 from elbocli.files.plugins import plugins_run
 from elbocli.files.reading import reading
 from elbocli.files.schedule_file import resolve_weighting
@@ -24,16 +23,15 @@ from elbocli.nn.networks import NetworkConfig, build, loaded, section_of
 from elbocli.nn.networks.own_network import ModuleConfig
 from elbocli.run.open import AVERAGE
 from elbocli.run.settings import run_settings, schedule_of
+from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
 BATCH = 2
 """Images that a network is called on: one that counts on a single image is noticed."""
 
 
-def import_run(
-    path: Path, run: Path, options: ImportOptions, format: str = "", command: str = ""
-) -> tuple[str, Imported]:
-    """Make a run of what lies at `path`. Returns the format's name, and what was read.
+def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:
+    """Make a run of what lies at `path`, and log what was chosen, dropped or guessed of it.
 
     format: as FORMATS has it; '' tells it by content. Raises UsageError (the run exists, an option doesn't fit), FormatError
     (not a checkpoint of that format, or of any known; a network that fails), DataError (full disk).
@@ -57,8 +55,8 @@ def import_run(
     settings = {"label_dropout": 0.1 if drops else 0.0, **imported.settings, **options.settings()}
     if "prediction" not in settings:
         raise UsageError(f"{path}: doesn't say what its network predicts; add --prediction eps, v, x, u-path or edm")
-    known = run_settings(settings, run / CONFIG)
-    with reading(path, kind=UsageError):
+    known = run_settings(settings, run / store.CONFIG)
+    with reading(path, kind=UsageError if options.settings() else FormatError):
         schedule = schedule_of(known)
         specs = {
             "weighting": resolve_weighting(known.weighting).spec,
@@ -66,17 +64,18 @@ def import_run(
             "prediction": Prediction(known.prediction).spec,
         }
     settings |= {key: spec for key, spec in specs.items() if key in settings}
+    licence = declared.traits.licence
     with new_folder(run) as aside:
         for name, file in imported.files.items():
             shutil.copyfile(file, aside / name)
-        config = RunConfig(
+        config = store.RunConfig(
             run_id=hashlib.sha256(f"{source.sha256} {declared.name} {options}".encode()).hexdigest()[:32],
             elbo_version=__version__,
             commands=[command],
-            source=SourceFacts(declared.name, path.name, source.sha256, declared.traits.licence, source.notes),
+            source=store.SourceFacts(declared.name, path.name, source.sha256, licence, source.notes),
             settings=settings,
             network=section_of(call_once(network.beside(aside), imported.weights, path)),
-            data=RunData(
+            data=store.RunData(
                 image_size=network.image_size,
                 channels=network.image_channels,
                 num_classes=network.num_classes,
@@ -88,7 +87,9 @@ def import_run(
         store.write_config(aside, config)
         weights = {AVERAGE if imported.averaged else "model": imported.weights}
         store.save(aside, 0, weights, None, {"images": 0, "log_bytes": {}})
-    return declared.name, imported
+    for note in source.notes:
+        log.warning("%s", note)
+    log.info("%s: imported from %s, as %s; licence: %s", run, path, declared.name, licence)
 
 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:

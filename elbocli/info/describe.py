@@ -217,12 +217,12 @@ def _verify_folder(path: Path) -> int:
         file = path / Path(str(network["file"])).name
         with reading(file, kind=DataError):
             if file_sha256(file) != network["sha256"]:
-                raise DataError(f"{file}: has changed since it was imported; put it back, or import it anew")
+                raise DataError("has changed since it was imported; put it back, or import it anew")
         files += 1
     folders = [*checkpoints(path), *snapshots(path)]
-    for done, folder in enumerate(folders):
+    for done, folder in enumerate(folders, 1):
         files += _verify_folder(folder)
-        progress(done + 1, len(folders), "folder")
+        progress(done, len(folders), "folder")
     return files
 
 

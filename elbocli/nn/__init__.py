@@ -1,6 +1,6 @@
 """Networks and what belongs to them.
 
-networks/ has a module for each family, and networks/__init__.py says what a network is: start there. presets/ are YAML files
+networks/ has a module for each kind, and networks/__init__.py says what a network is: start there. presets/ are YAML files
 that choose one with its training settings; extractors/ compute features for scores. The other modules serve those who use
-networks: denoiser.py samplers and bounds, ema.py and transfer.py training, autoencoder.py latents, export.py other programs.
+networks: denoiser.py samplers and bounds, weights.py training.
 """

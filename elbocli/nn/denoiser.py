@@ -44,32 +44,31 @@ class Denoiser:
 
     def __call__(self, z: Tensor, logsnr: float) -> Tensor:
         """x̂ [B,C,H,W] at one λ for the whole batch."""
-        return self._guided(z, logsnr, self._outputs(z, logsnr)[:, : z.shape[1]])
+        return self._estimate(z, logsnr)[0]
 
     def with_variance(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
         """x̂, and γ = (v + 1)/2 of the v that the network gives behind its prediction, which nothing guides.
 
         Raises UsageError where it gives none.
         """
-        channels, out = z.shape[1], self._outputs(z, logsnr)
-        if out.shape[1] != 2 * channels:
-            raise UsageError(f"a learned variance needs {2 * channels} channels of a network; it gives {out.shape[1]}")
-        return self._guided(z, logsnr, out[:, :channels]), (out[:, channels:] + 1).mul_(0.5)
+        x_hat, v = self._estimate(z, logsnr)
+        if v.shape != z.shape:
+            raise UsageError(
+                f"a learned variance needs {2 * z.shape[1]} channels of a network, for {z.shape[1]} of images"
+            )
+        return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
         """The kind of denoiser that a sampler walks with."""
         return self.with_variance if sampler.traits.learned else self
 
-    def _outputs(self, z: Tensor, logsnr: float) -> Tensor:
+    def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        c_in, _, _ = self.prediction.scalars(logsnr)
+        c_in, from_z, from_out = self.prediction.scalars(logsnr)
         level = torch.full((len(z),), logsnr, device=z.device, dtype=torch.float32)
-        out = self.network(z if c_in == 1 else z * c_in, level, self.labels)
-        return check_output(out, z, variance=True).to(z.dtype)
-
-    def _guided(self, z: Tensor, logsnr: float, out: Tensor) -> Tensor:
-        _, from_z, from_out = self.prediction.scalars(logsnr)
+        out = check_output(self.network(z if c_in == 1 else z * c_in, level, self.labels), z, variance=True)
+        out, v = out.to(z.dtype).tensor_split([z.shape[1]], 1)
         x_hat = (z * from_z).add_(out, alpha=from_out)
         if self.guide is not None and self.guidance.active(logsnr):
             x_hat = self.guidance.combine(x_hat, self.guide(z, logsnr))
-        return self.clip(x_hat)
+        return self.clip(x_hat), v

@@ -55,8 +55,8 @@ class Search:
 
     dataset: Dataset
     rows: np.ndarray
-    low: float
-    high: float
+    logsnr_min: float
+    logsnr_max: float
     bins: int = 100
     device: torch.device = torch.device("cpu")
     sources: int = 1000
@@ -69,7 +69,8 @@ class Search:
 
     def __post_init__(self) -> None:
         self.dimensions = int(np.prod(self.dataset.shape[1:]))
-        self.edges = bin_edges(self.low, self.high, self.bins)
+        check_range(self.logsnr_min, self.logsnr_max)
+        self.edges = bin_edges(self.logsnr_min, self.logsnr_max, self.bins)
         self.labels = torch.from_numpy(self.dataset.labels[self.rows])
         # With mirror images, in all and of each class.
         self.images = len(self.rows) * (1 + self.flip)
@@ -189,19 +190,9 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
     )
 
 
-def open_search(
-    data: Path | None,
-    like: Path | None,
-    *,
-    device: str = "auto",
-    logsnr_min: float | None = None,
-    logsnr_max: float | None = None,
-    conditional: bool | None = None,
-    flip: bool | None = None,
-    **options: Any,
-) -> Search:
-    """The search that a user describes. like: a run whose images, range, classes and mirror images it has, where they are
-    None. options: other fields of Search.
+def open_search(data: Path | None, like: Path | None, *, device: str = "auto", **options: Any) -> Search:
+    """The search that a user describes. like: a run whose images, range, classes and mirror images it has, where `options`,
+    which are fields of Search, don't say others.
 
     Raises UsageError, DataError and FormatError.
     """
@@ -216,21 +207,11 @@ def open_search(
     dataset = Dataset(data)
     if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
         raise DataError(f"{data}: holds other images than {like} was trained on; name its own dataset")
-    low = usual.logsnr_min if logsnr_min is None else logsnr_min
-    high = usual.logsnr_max if logsnr_max is None else logsnr_max
-    check_range(low, high)
     rows = training_rows(usual, dataset)
-    return Search(
-        dataset,
-        np.arange(len(dataset)) if rows is None else rows,
-        low,
-        high,
-        device=choose_device(device),
-        conditional=classes if conditional is None else conditional,
-        label_dropout=usual.label_dropout,
-        flip=usual.flip if flip is None else flip,
-        **options,
-    )
+    of_run = {key: getattr(usual, key) for key in ("logsnr_min", "logsnr_max", "flip", "label_dropout")}
+    given = {key: value for key, value in options.items() if value is not None}
+    chosen = {**of_run, "conditional": classes, **given}
+    return Search(dataset, np.arange(len(dataset)) if rows is None else rows, device=choose_device(device), **chosen)
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import LATENTS, BlockLayout
 from elbocli.files.latents import ATTRIBUTES
-from elbocli.nn.autoencoder import Autoencoder, comfortable_batch
+from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
 from elbocli.runtime.device import Precision, choose_device
 
 

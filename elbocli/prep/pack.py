@@ -21,7 +21,7 @@ import PIL
 from PIL import ImageColor
 
 from elbocli.errors import DataError, ElboError, UsageError
-from elbocli.files.atomic import new_file
+from elbocli.files.atomic import write_text
 from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, RAW, BlockLayout, DatasetWriter, encode
 from elbocli.files.reading import add_digests
 from elbocli.images.decode import CROPS, DecodeOptions, header_shape, square
@@ -108,7 +108,12 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         notes = writer.state.notes
         if writer.rows == 0:
             raise DataError(f"{sources[0]}: none of its {len(source)} files is a usable image")
-        _list_skipped(out, source, notes["skipped"])
+        sidecar = out.with_suffix(".skipped.jsonl")
+        sidecar.unlink(missing_ok=True)
+        if notes["skipped"]:
+            named = [{"file": utf8(source.files[int(i)]), "trouble": why} for i, why in notes["skipped"].items()]
+            write_text(sidecar, "".join(json.dumps(each) + "\n" for each in named))
+            log.warning(f"{len(named)} files skipped, listed in {sidecar}")
         kept = [i for i in range(len(source)) if str(i) not in notes["skipped"] for _ in range(encoder.copies)]
         labels = np.array([source.labels[i] for i in kept], np.int64)
         counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
@@ -140,10 +145,10 @@ def look(source: Images) -> set[Shape]:
 
     The files are spread evenly over the list. Those that can't be read don't count.
     """
-    shapes = {ref.shape for ref in source.refs if isinstance(ref, ArrayRow)}
+    shapes = {ref.array.shape[1:] for ref in source.refs if isinstance(ref, ArrayRow)}
     files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
     for ref in files[:: -(-len(files) // LOOKED_AT) or 1]:
-        with suppress(ElboError):
+        with suppress(Exception):
             shapes.add(header_shape(bytes(ref.read())))
     return shapes
 
@@ -217,18 +222,6 @@ def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEnc
     for file, label in zip(source.files, source.labels, strict=True):
         digest.update(os.fsencode(file) + b"\0%d\n" % label)
     return digest.hexdigest()
-
-
-def _list_skipped(out: Path, source: Images, skipped: dict[str, str]) -> None:
-    """List what was skipped in a file beside the dataset. skipped: the trouble by the image's index."""
-    sidecar = out.with_name(out.name.removesuffix(".h5") + ".skipped.jsonl")
-    if not skipped:
-        sidecar.unlink(missing_ok=True)
-        return
-    with new_file(sidecar, "w") as file:
-        for index, trouble in skipped.items():
-            file.write(json.dumps({"file": utf8(source.files[int(index)]), "trouble": trouble}) + "\n")
-    log.warning(f"{len(skipped)} files skipped, listed in {sidecar}")
 
 
 # Rows

@@ -133,7 +133,9 @@ def editable(name: str, preset: Preset) -> str:
     size = preset.data.image_size if preset.data else 64
     config = config_of({"image_size": size, "image_channels": 3, "num_classes": 0, **section}, name)
     lines += ["", "network:"]
-    lines += _key("family", f"Kind of network: {', '.join(NETWORKS)}. Each has other keys.", section["family"], True)
+    lines += _key(
+        "family", f"Kind of network: {', '.join(sorted(NETWORKS))}. Each has other keys.", section["family"], True
+    )
     of_data = {each.name for each in fields(NetworkConfig) if not each.kw_only}
     for field in fields(config):
         if field.name not in of_data:

@@ -322,7 +322,7 @@ def _excess(
         raise DataError(f"{path}: the run has no errors to compare with the least ones")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
-            f"{path}: is of {optimum.dataset}, not of the images of training; use 'elbo optimum --like RUN'"
+            f"{path}: is of {optimum.dataset}, not of the images of training; find it by 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
     sums = {}

@@ -32,7 +32,7 @@ from elbocli.files.reading import file_sha256, open_file, reading
 from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
-from elbocli.nn.transfer import Transfer
+from elbocli.nn.weights import shapes_of, transfer
 from elbocli.run.settings import Known, run_settings, schedule_of, trained_as
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.progress import log
@@ -266,7 +266,9 @@ class Initial(TrainedRun):
 
         Raises UsageError where the weights have no way to the network.
         """
-        self.transfer(network, data)
+        with reading(self.named, kind=UsageError):
+            shapes = shapes_of(self.network.config)
+            transfer(self.network.config, network, self.rows(network, data), lambda name: torch.zeros(shapes[name]))
         about, before = self.about, _compared(self.settings, self.network.config, self.data)
         seen = {key: value for key, value in about.items() if key.startswith("imported_")}
         changed = [key for key, value in _compared(settings, network, data).items() if before.get(key) != value]
@@ -295,14 +297,11 @@ class Initial(TrainedRun):
             return [old.index(name) if name in old else None for name in new]
         return [row if row < before else None for row in range(now)]
 
-    def transfer(self, network: NetworkConfig, data: RunData) -> Transfer:
-        """Return the way to such a network on such data. Raises UsageError when there is none."""
-        with reading(self.named, kind=UsageError):
-            return Transfer(self.network.config, network, self.rows(network, data))
-
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the weights for such a network on such data, by name, but those it draws itself. Raises FormatError."""
-        return self.transfer(network, data).weights(self.checkpoint.weights(self.about["weights"]).__getitem__)
+        read = self.checkpoint.weights(self.about["weights"]).__getitem__
+        with reading(self.named, kind=UsageError):
+            return transfer(self.network.config, network, self.rows(network, data), read)
 
 
 def open_initial(path: Path) -> Initial:

@@ -27,7 +27,7 @@ from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
-from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, filled, section_of
+from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
@@ -306,7 +306,8 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
     settings = {**TrainSettings().stored(), **config.settings}
     if settings["precision"] == "tf32":  # a run may go from one device to another
         settings["precision"] = "fp32"
-    sections = {"network": filled(config.network), "data": config.data.json(), "files": config.files}
+    network = section_of(config_of(config.network, "config.yaml"))
+    sections = {"network": network, "data": config.data.json(), "files": config.files}
     return {
         **{
             f"--{key.replace('_', '-')}": settings[key]

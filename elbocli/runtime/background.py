@@ -1,7 +1,4 @@
-"""Work that is done ahead beside the main thread, and reasons to end: signals, the clock, a launcher that is gone.
-
-Needs no torch.
-"""
+"""Work that is done ahead beside the main thread, and reasons to end: signals, the clock, a launcher that is gone."""
 
 from __future__ import annotations
 

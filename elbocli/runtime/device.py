@@ -105,9 +105,7 @@ class Precision:
 
 
 def usual_precision(device: str, for_gpu: bool) -> str:
-    """Return the precision to train in by default on a device by name, which need not be there: fp32 on a CPU; on CUDA
-    bf16 for a network made for GPUs, where the card has it, else tf32.
-    """
+    """Return the precision to train in by default: fp32 on a CPU; on CUDA bf16 for a network made for GPUs, else tf32."""
     if not meant_by(device).startswith("cuda"):
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)

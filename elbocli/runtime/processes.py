@@ -32,9 +32,7 @@ JOIN = timedelta(minutes=10)
 ENDING_S = 60.0
 """Time that a process which has failed takes to end at most. The others wait for it until then."""
 _kept: list[Any] = []
-"""Groups that were joined. To free one is to wait for its thread, and that may be waiting for Python's lock to free a
-tensor: a failed DDP run, freed with its traceback just after an exchange, then never ended (torch 2.13).
-"""
+"""Groups that were joined. To free one is to wait for its thread, which may wait for Python's lock: for ever (torch 2.13)."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +123,8 @@ def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
 def joined(device: str = "auto") -> Iterator[World]:
     """This process's World, from the environment that torchrun sets; alone without WORLD_SIZE.
 
-    Each process takes the CUDA device of its local rank unless another device was asked for.
-    Raises UsageError when there are too few, or a variable is missing; PeerLost when the others can't be reached. A process
-    of several whose block fails ends within ENDING_S, since torch may wait for ever to take a group apart.
+    Each process takes the CUDA device of its local rank unless another device was asked for. One whose block fails ends within
+    ENDING_S: torch may wait for ever to take a group apart. Raises UsageError when a variable is missing, PeerLost.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from elbocli.core.sampling import NEAREST, Guidance, to_levels
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
-from elbocli.nn.autoencoder import Autoencoder, comfortable_batch
 from elbocli.nn.denoiser import UNCLIPPED, Denoiser
 from elbocli.nn.networks import Network, NetworkConfig
+from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
 from elbocli.run.open import TrainedRun, dataset_of
 from elbocli.runtime.device import CudaGraphs
 
@@ -129,17 +129,14 @@ class GuidedRun:
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
     """Facts that the images of two runs must share."""
-    config = run.network.config
-    space = latent_space(run.data, config, run.path / "config.yaml")
-    latents = (space.shift, space.scale, space.autoencoder_sha256) if space else ()
-    return config.image_size, config.image_channels, *latents
+    config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
+    return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
 
 # Pixels
 
 
-@dataclass(frozen=True)
-class Decoder:
+class Decoder(NamedTuple):
     """shape: (H, W, C) of the images. pixels: the network's output [B,c,h,w] → uint8 [B,H,W,C], on its device.
 
     rounding: the one that makes levels of pixels.
@@ -150,9 +147,9 @@ class Decoder:
     rounding: Declaration = NEAREST
 
 
-def latent_space(data: RunData, network: NetworkConfig, where: object) -> LatentSpace | None:
+def latent_space(data: RunData, network: NetworkConfig) -> LatentSpace | None:
     """The space of a run's latents, from the `data` of its config; None for pixels. Raises FormatError."""
-    return read_space(data.more, network.image_channels, where) if data.latents else None
+    return read_space(data.more, network.image_channels, "config.yaml") if data.latents else None
 
 
 def open_decoder(
@@ -160,21 +157,21 @@ def open_decoder(
     network: NetworkConfig,
     device: torch.device,
     autoencoder: Path | None = None,
-    where: object = "config.yaml",
+    run: Path = Path(),
     rounding: Declaration | None = None,
 ) -> Decoder:
-    """The decoder of a run. data: of its config. autoencoder: its folder, instead of the recorded one. rounding: None is
+    """The decoder of a run, a folder. data: of its config. autoencoder: its folder, instead of the recorded one. rounding: None is
     the latents' own, or to the nearest level.
 
     Raises UsageError (not there, diffusers is missing), DataError (other weights), FormatError (doesn't fit).
     """
-    space = latent_space(data, network, where)
+    space = latent_space(data, network)
     if space is None:
         if autoencoder is not None:
             raise UsageError(f"{autoencoder}: the run draws pixels, not latents; leave --autoencoder out")
         shape, chosen = (network.image_size, network.image_size, network.image_channels), rounding or NEAREST
         return Decoder(shape, lambda x: to_levels(x, chosen), chosen)
-    folder = autoencoder or _recorded(space, dataset_of(data, Path(str(where)).parent))
+    folder = autoencoder or _recorded(space, dataset_of(data, run))
     model, size = Autoencoder(folder, device), space.pixel_size
     its = model.space(space.convention, size, space.mirrored)
     same = (its.shift, its.scale) == (space.shift, space.scale)

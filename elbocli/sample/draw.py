@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import Declaration
-from elbocli.core.samplers import SAMPLERS, Sampler, parse_sampler, time_grid, walk
+from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
 from elbocli.core.sampling import ELBO, UNIT, Guidance, Noise, purpose_of, usual_spacing
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import choose_labels
@@ -32,8 +31,6 @@ from elbocli.sample.denoise import Decoder, GuidedRun, latent_space, open_decode
 from elbocli.version import __version__
 
 RUN = "run"
-CUT = 0.01
-"""A schedule may reach beyond a run's range by so much of λ without a note: presets round their ends."""
 
 
 @dataclass(frozen=True)
@@ -140,21 +137,15 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
-    """The schedule of the levels, with warnings where it is another's, or reaches beyond the run's λ."""
-    usual, low, high = settings.sampler.traits.usual.grid, trained.settings.logsnr_min, trained.settings.logsnr_max
-    spec = settings.schedule or usual
+    """The schedule of the levels, cut to the run's λ, with a warning where it is made for another walk."""
+    low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
+    spec = settings.schedule or settings.sampler.traits.usual.grid
     if spec == RUN:
         return trained.schedule()
     schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
     meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
     if meant not in (None, found):
         log.warning(f"{schedule.file}: is made for {meant}, not for {found}")
-    chosen = settings.schedule or usual != SAMPLERS[settings.sampler.name].traits.usual.grid
-    first, last = schedule.support
-    if chosen and (-LIMIT < first < low - CUT or high + CUT < last < LIMIT):
-        log.warning(
-            f"schedule {schedule.base}: logsnr {first:.4g} to {last:.4g} is cut off at the run's {low:g} to {high:g}"
-        )
     return schedule
 
 
@@ -164,7 +155,7 @@ class _Drawing:
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         self.settings, self.world, self.ending, n = settings, world, ending, settings.n
         trained, sampler = drawer.trained, settings.sampler
-        config, where, device = trained.network.config, trained.path / "config.yaml", world.device
+        config, device = trained.network.config, world.device
         steps = settings.steps or sampler.traits.usual.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)
@@ -184,9 +175,9 @@ class _Drawing:
             labels: np.ndarray | None = self.noise.classes(n)
         else:
             labels = choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
-        self.output = open_decoder(trained.data, config, device, settings.autoencoder, where, settings.rounding)
+        self.output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, settings.rounding)
         self.batch = min(settings.batch, -(-n // world.size))
-        space = latent_space(trained.data, config, where)
+        space = latent_space(trained.data, config)
         about = {
             "run": str(trained.path),
             **trained.about,

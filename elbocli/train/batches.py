@@ -11,7 +11,7 @@ from torch import Tensor
 from elbocli.core.streams import Stream, times
 from elbocli.errors import UsageError
 from elbocli.files.dataset import ENCODED, Dataset
-from elbocli.nn.autoencoder import affine
+from elbocli.nn.networks.diffusers import affine
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.background import Ahead
@@ -37,8 +37,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
     chosen = Stream(settings.seed, "held-out").permutation(0, count // together)[: n // together]
     out = np.zeros((count // together, together), bool)
     out[chosen] = True
-    rows = np.arange(count, dtype=np.int64)
-    return rows[~out.ravel()], rows[out.ravel()]
+    return np.flatnonzero(~out), np.flatnonzero(out)
 
 
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:

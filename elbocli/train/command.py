@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -13,8 +13,6 @@ from elbocli.cli.commands import Command, launched, option
 from elbocli.cli.options import command_line, common, plugin_option
 from elbocli.cli.types import PATH, Named, Value
 from elbocli.run.train_settings import KEPT, RUN, SETTINGS, Setting
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _type(setting: Setting) -> Any:
@@ -28,7 +26,7 @@ def _type(setting: Setting) -> Any:
     return None if setting.kind is bool else str
 
 
-def setting_options(function: F) -> F:
+def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option per setting of training, by its name; None (or empty) where it isn't given."""
     for name, setting in reversed(SETTINGS.items()):
         word, kind = name.replace("_", "-"), _type(setting)

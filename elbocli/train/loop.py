@@ -85,7 +85,6 @@ def run(
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
                 recorder = Recorder(state, out, lengths, log_to)
-            stack.callback(recorder.targets.close)
             hook = CheckpointHook(on_checkpoint if world.first else "", out)
             stack.callback(hook.stop)
             gc.freeze()  # what lives as long as the run isn't looked at again and again
@@ -124,8 +123,13 @@ def _train(
             last_saved = step
             check(state)
             weights, rest = state.snapshot()
-            about = {"seed": settings.seed, "world_size": world.size, "parallel": settings.parallel}
-            meta = {"images": state.images, **about, "log_bytes": log_lengths(out)}
+            meta = {
+                "images": state.images,
+                "seed": settings.seed,
+                "world_size": world.size,
+                "parallel": settings.parallel,
+                "log_bytes": log_lengths(out),
+            }
 
             def write() -> None:
                 flush_logs(out)
@@ -134,7 +138,6 @@ def _train(
                 store.drop(out, step, settings.keep, settings.milestone_every, set(map(store.step_of, hook.held())))
                 status.saved = step
                 status.write(RUNNING)
-                log.debug("saved %s", path)
 
             start(write)
 
@@ -158,7 +161,7 @@ def _train(
             every, last = settings.snapshot_every, step == settings.steps
             if every and (step % every == 0 or last):
                 check(state)
-                averages = {each.name: state.copies(tensors) for each, tensors in state.ema if each.stored}
+                averages = {each.name: state.copies(state.ema[each.name]) for each in state.ema.averages if each.stored}
                 start(partial(store.save, out, step, averages, None, {"images": state.images}, store.SnapshotMeta))
             values = recorder.after(bool(preview))
             if store.due(step, settings.save_every, settings.milestone_every) or last:
@@ -220,10 +223,10 @@ class CheckpointHook:
         """End the command, with all that it has started."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE_S)
             with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(GRACE_S)
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 

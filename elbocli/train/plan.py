@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters, declaration_of
+from elbocli.nn.networks.unet import GroupNorm
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, meant_by
 from elbocli.runtime.processes import World

@@ -33,9 +33,10 @@ from elbocli.files.grid import Layout, lay_out, rows_of_classes, write_grid
 from elbocli.files.reading import reading
 from elbocli.files.recognise import check_outputs
 from elbocli.files.schedule_file import finite, resolve_schedule
-from elbocli.nn.autoencoder import affine
 from elbocli.nn.denoiser import Denoiser
+from elbocli.nn.networks.diffusers import affine
 from elbocli.run.folder import PREVIEW_COUNT
+from elbocli.run.open import SPACE
 from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
@@ -61,7 +62,6 @@ STEP_COST = 3
 """A training image costs a forward and a backward pass: three of validation's."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 SCHEDULE = "uniform"
-SAME_SPACE = ("convention", "shift", "scale", "autoencoder_sha256", "pixel_size")
 
 
 class Recorder:
@@ -268,20 +268,14 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
 
-    def facts(data: Dataset) -> dict[str, Any]:
-        space, named = data.latent_space, held.class_names and trained.class_names
-        return {
-            "size": data.image_size,
-            "channels": data.channels,
-            "latents": space and {key: getattr(space, key) for key in SAME_SPACE},
-            "classes": conditional and (data.class_names if named else max(data.num_classes, trained.num_classes)),
-        }
-
-    for (what, value), expected in zip(facts(held).items(), facts(trained).values(), strict=True):
-        if value != expected:
-            raise UsageError(
-                f"--val {held.path}: {what} {value}, and {expected} in the training dataset; pack it as that one was"
-            )
+    here, there = held.identity().json(), trained.identity().json()
+    named = conditional and held.class_names and trained.class_names
+    keys = ["image_size", "channels", *SPACE, *(["class_names"] if named else [])]
+    wrong = [key for key in keys if here.get(key) != there.get(key)]
+    if conditional and held.num_classes > trained.num_classes:
+        wrong.append("num_classes")
+    if wrong:
+        raise UsageError(f"--val {held.path}: other {', '.join(wrong)} than the training images; pack it as they were")
 
 
 class Validation:
@@ -394,8 +388,8 @@ class Validation:
 LINES = ".jsonl"
 SAMPLES = "samples"
 """The name of a preview, a PNG file, among values."""
-Target = tuple[Callable[[int, Mapping[str, Any]], object], Callable[[], object]]
-"""write(step, values) takes the numbers of a line of metrics.jsonl, or a preview. close() ends, with all that was taken safe."""
+Target = Callable[[int, Mapping[str, Any]], object]
+"""(step, values) → takes the numbers of a line of metrics.jsonl, or a preview, and keeps them safe."""
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
@@ -406,7 +400,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
         if SAMPLES not in values:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
-    return write, file.close
+    return write
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
@@ -420,10 +414,10 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
             if key == SAMPLES:
                 writer.add_image(key, np.atleast_3d(np.asarray(Image.open(value))), step, dataformats="HWC")
             elif value is not None:
-                group = "val" if key.startswith("val_") else "train"
-                writer.add_scalar(f"{group}/{key.removeprefix('val_')}", value, step)
+                writer.add_scalar(f"val/{key[4:]}" if key.startswith("val_") else f"train/{key}", value, step)
+        writer.flush()
 
-    return write, writer.close
+    return write
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
@@ -444,7 +438,7 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
         shown = {key: wandb.Image(str(value)) if key == SAMPLES else value for key, value in values.items()}
         begun.log({"step": step, **{key: value for key, value in shown.items() if value is not None}})
 
-    return write, begun.finish
+    return write
 
 
 PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
@@ -474,17 +468,10 @@ class LogTargets:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Give all of them the values of a step."""
-        self._call(0, step, values)
-
-    def close(self) -> None:
-        """End all of them."""
-        self._call(1)
-
-    def _call(self, which: int, *arguments: Any) -> None:
         for word, target in list(self._targets.items()):
             try:
                 opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
-                opened[which](*arguments)
+                opened(step, values)
             except Exception as error:  # a package's own
                 log.warning("--log-to %s: %s; nothing more goes there in this start of the run", word, error)
                 del self._targets[word]

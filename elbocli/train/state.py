@@ -10,9 +10,8 @@ import gc
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,15 +26,12 @@ from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import reading
-from elbocli.nn.ema import Averages, swap
 from elbocli.nn.networks import Network, build, count_parameters, place
+from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, choose_device
 from elbocli.runtime.processes import World, sharded_like, to_local
 from elbocli.train.batches import Batches
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 SMALL = 100_000_000
 """Parameters up to which a step on a large card is shorter than launching its kernels one by one, roughly."""
@@ -74,7 +70,7 @@ class Parallel:
             devices = [world.device] if world.device.type == "cuda" else None
             self.forward = DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
 
-    def _shard(self, network: Network, mesh: DeviceMesh) -> None:
+    def _shard(self, network: Network, mesh: Any) -> None:
         from torch.distributed.fsdp import fully_shard
 
         for module in (*network.units(), network):
@@ -93,31 +89,25 @@ class Parallel:
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
         self.network.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
-    @cached_property
-    def _silent_mesh(self) -> DeviceMesh:
-        import torch.testing._internal.distributed.fake_pg  # noqa: F401 - makes the backend "fake" known
-        from torch.distributed.device_mesh import DeviceMesh
-
-        # Meshes of the same processes are one to torch's caches, unless they have a name.
-        group = dist.new_group(backend="fake")
-        return DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",))
-
-    def stand_in(self, compiled: bool = False) -> nn.Module:
+    def stand_in(self) -> nn.Module:
         """Return a network to try passes on that needs no other process, so that one that fails keeps none waiting.
 
         A sharded network has one of its own, whose gathered weights are whatever was in memory. Every process must ask.
         """
         if not self.sharded:
             return self.forward
+        import torch.testing._internal.distributed.fake_pg  # makes the backend "fake" known
+        from torch.distributed.device_mesh import DeviceMesh
+
         with torch.device("meta"):
             network = build(self.network.config)
         network.recompute = self.network.recompute
-        self._shard(network, self._silent_mesh)
+        # Meshes of the same processes are one to torch's caches, unless they have a name.
+        group = dist.new_group(backend="fake")
+        self._shard(network, DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",)))
         network.to_empty(device=self.world.device)
         for buffer, value in zip(network.buffers(), self.network.buffers(), strict=True):
             buffer.copy_(value)  # made-up indices can end a CUDA device's work for good
-        if compiled:
-            compile_units(network.units())
         return network
 
     def try_pass(self, network: nn.Module, images: int, last: bool = False) -> None:
@@ -223,8 +213,6 @@ def micro_batch(spread: Parallel, images: int) -> int:
         images = math.ceil(images / 2)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's, which are shaped like the weights."""
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 """The loss scale of fp16 as torch.amp.GradScaler has it; a gradient that isn't finite at the least isn't so by its scale."""
 
@@ -265,7 +253,7 @@ class TrainState:
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             with reading("the network can't be compiled", "; --no-compile trains without it", UsageError):
                 self.spread.compile(len(self.batches.parts))
-                self.spread.try_pass(self.spread.stand_in(compiled=True), len(self.batches.parts[0]))
+                self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]))
             self.optimizer.zero_grad()
         if world.size > 2 and not sharded:
             # DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
@@ -299,7 +287,7 @@ class TrainState:
     def averaged(self) -> Iterator[None]:
         """Give the network the averaged weights, in eval mode, during the block."""
         self.network.eval()
-        with swap(self.live, self.ema[0].tensors):
+        with swap(self.live, next(iter(self.ema.values()))):
             self.spread.changed()
             yield
         self.spread.changed()
@@ -357,7 +345,7 @@ class TrainState:
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (weights by file, content of state.pt), as `copies` does."""
-        weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema.named}.items()}
+        weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # by index of the weight; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
@@ -374,8 +362,8 @@ class TrainState:
         for name, weight in self.live.items():
             if name in weights:
                 weight.copy_(sharded_like(weights[name], weight))
-                for shadow in self.ema:
-                    shadow.tensors[name].copy_(weight)
+                for average in self.ema.values():
+                    average[name].copy_(weight)
         self.constrain(torch.zeros((), dtype=torch.bool, device=self.device))
         self.spread.changed()
 
@@ -388,13 +376,13 @@ class TrainState:
         """Go on from a checkpoint, whatever number of processes wrote it. Raises FormatError when it doesn't fit."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
-            for name, tensors in {"model": self.live, **self.ema.named}.items():
+            for name, tensors in {"model": self.live, **self.ema}.items():
                 whole = saved.weights(name)
                 for key, tensor in tensors.items():
                     tensor.copy_(sharded_like(whole[key], tensor))
             optimizer, weights = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
-                for key in MOMENTS:
+                for key in ("exp_avg", "exp_avg_sq"):
                     # Fused optimizers go through memory as it lies, so it must lie as the weights do.
                     one[key] = torch.empty_like(weights[index]).copy_(sharded_like(one[key], weights[index]))
             self.optimizer.load_state_dict(optimizer)

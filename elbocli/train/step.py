@@ -81,7 +81,7 @@ def update(state: TrainState) -> None:
 
     # Averages; then what the network itself wants of its weights.
     state.steps_done += 1
-    state.ema.update(state.steps_done, state.images, settings.batch)
+    state.ema.follow(state.steps_done, state.images, settings.batch)
     state.constrain(left_out)
 
 
@@ -102,8 +102,7 @@ def check(state: TrainState) -> None:
     found = [each for process in state.world.all(mine) for each in process]
     bad = sum(not math.isfinite(loss) for loss, _, _ in found)
     worst, logsnr, place = max(found, key=lambda each: (not math.isfinite(each[0]), each[0]))
-    what = f"loss {worst:g}" if bad else f"gradient norm {norm:g}, largest loss {worst:g}"
     raise NonFiniteError(
-        f"step {int(number)}: {what} at logsnr {logsnr:.4g} (image {batches.indices(step)[place]} of the dataset, {bad} of "
-        f"{len(found)} losses not finite); the weights before this step are kept; lower --lr, or raise --warmup"
+        f"step {int(number)}: loss {worst:g} at logsnr {logsnr:.4g} (image {batches.indices(step)[place]} of the dataset, {bad} of "
+        f"{len(found)} losses not finite), gradient norm {norm:g}; the weights before this step are kept; lower --lr, or raise --warmup"
     )

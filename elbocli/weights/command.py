@@ -74,24 +74,27 @@ def list_(kind: str, as_json: bool) -> None:
 
     registry = resolve_name(REGISTRIES[kind])
     load_installed()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for declared in registry.values():
-        traits, parameters = declared.traits, declared.spec.partition(":")[2] or "-"
-        row = {"name": declared.name, "formula": declared.formula, "parameters": parameters}
+        row = {"name": declared.name, "formula": declared.formula, "parameters": dict(declared.params)}
         if kind == "weightings":
-            row["monotone"] = "yes" if traits.monotone else "no"
+            row["monotone"] = "yes" if declared.traits.monotone else "no"
         if kind == "samplers":
-            row["presets"] = ",".join(traits.presets) or "-"
-        if Command.verbose:
-            row["known as"] = ", ".join(declared.known_as) or "-"
-        row["source"] = declared.source
-        if as_json:
-            row |= {"parameters": dict(declared.params), "known as": list(declared.known_as)}
-        rows.append(row)
+            row["presets"] = ",".join(declared.traits.presets) or "-"
+        if Command.verbose or as_json:
+            row["known as"] = list(declared.known_as)
+        rows.append({**row, "source": declared.source})
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    print_table([[key.upper() for key in rows[0]], *([visible(str(value)) for value in row.values()] for row in rows)])
+    print_table([[key.upper() for key in rows[0]], *([_cell(value) for value in row.values()] for row in rows)])
+
+
+def _cell(value: Any) -> str:
+    """A value in the table."""
+    if isinstance(value, dict):
+        value = [f"{key}={each:g}" for key, each in value.items()]
+    return visible(value if isinstance(value, str) else ", ".join(value) or "-")
 
 
 @weights.command(cls=Command)
@@ -150,26 +153,26 @@ def check(
     if equals is None and means_run(spec):
         settings, effective = weighting_of_run(Path(spec))
         times, bounds = [each.json() for each in effective], [settings.logsnr_min, settings.logsnr_max]
-        monotone, named = all(row["monotone"] for row in times), f"{spec}: {settings.weighting}"
+        good, named = all(row["monotone"] for row in times), f"{spec}: {settings.weighting}"
         about = {"run": spec, "weighting": settings.weighting, "schedule": settings.schedule}
-        lines = [f"{named} after step {w.step}: {w.weighting.verdict(w.low, w.high)}" for w in effective]
-        of_run = {**about, "monotone": monotone, "logsnr": bounds, "times": times}
-        click.echo(json.dumps(of_run) if as_json else "\n".join(map(visible, lines)))
-        ctx.exit(0 if monotone else 1)
-    weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
-    low = max(low, *(w.support[0] for w in (weighting, *others)))
-    high = min(high, *(w.support[1] for w in (weighting, *others)))
-    check_range(low, high)
-    rising = weighting.rising(low, high)
-    verdict = {"weighting": weighting.spec, "monotone": not rising, "rising": rising, "logsnr": [low, high]}
-    sentences, good = [f"{weighting.spec}: {weighting.verdict(low, high)}"], not rising
-    for other in others:
-        found = likeness(weighting, other, low, high)
-        good, off, at = found.deviation <= tolerance, found.deviation, round(found.logsnr, 6) + 0.0
-        same = {"weighting": other.spec, "same": good, "scale": found.scale, "deviation": finite(off), "logsnr": at}
-        verdict["equals"] = same
-        end = f"the same up to a constant, {found.scale:.6g}; largest relative deviation {off:.3g}, at logsnr {at:g}"
-        sentences.append(f"{weighting.spec} and {other.spec} are {'' if good else 'not '}{end}")
+        verdict: dict[str, Any] = {**about, "monotone": good, "logsnr": bounds, "times": times}
+        sentences = [f"{named} after step {w.step}: {w.weighting.verdict(w.low, w.high)}" for w in effective]
+    else:
+        weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]
+        low = max(low, *(w.support[0] for w in (weighting, *others)))
+        high = min(high, *(w.support[1] for w in (weighting, *others)))
+        check_range(low, high)
+        rising = weighting.rising(low, high)
+        good = not rising
+        verdict = {"weighting": weighting.spec, "monotone": good, "rising": rising, "logsnr": [low, high]}
+        sentences = [f"{weighting.spec}: {weighting.verdict(low, high)}"]
+        for other in others:
+            scale, off, at = likeness(weighting, other, low, high)
+            good, at = off <= tolerance, round(at, 6) + 0.0
+            same = {"weighting": other.spec, "same": good, "scale": scale, "deviation": finite(off), "logsnr": at}
+            verdict["equals"] = same
+            end = f"the same up to a constant, {scale:.6g}; largest relative deviation {off:.3g}, at logsnr {at:g}"
+            sentences.append(f"{weighting.spec} and {other.spec} are {'' if good else 'not '}{end}")
     click.echo(json.dumps(verdict) if as_json else "\n".join(map(visible, sentences)))
     ctx.exit(0 if good else 1)
 
@@ -210,23 +213,19 @@ def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: f
     from elbocli.core.weighting import ScheduleDensity, Weighting
     from elbocli.core.weighting_curves import WEIGHTINGS
     from elbocli.files.schedule_file import resolve_schedule
+    from elbocli.weights.plot import plot_weights, text_plot
 
     check_range(low, high)
     if not specs and out is not None:
         schedules = schedules or tuple(SCHEDULES)
-    chosen = [(spec, _weighting(spec)) for spec in specs or WEIGHTINGS]
-    weightings = {
-        weighting.spec + (f"@{Path(text).resolve()}" if weighting.learned else ""): weighting
-        for text, weighting in chosen
-    }
+    weightings = {}
+    for text in specs or WEIGHTINGS:
+        weighting = _weighting(text)
+        weightings[weighting.spec + (f"@{Path(text)}" if weighting.learned else "")] = weighting
     densities = [resolve_schedule(spec, low, high, clip=True) for spec in schedules]
-    if out is None:
-        from elbocli.weights.plot import text_plot
-
-        weightings |= {(drawn := Weighting(ScheduleDensity(schedule))).spec: drawn for schedule in densities}
-        for line in text_plot(weightings, low, high, shutil.get_terminal_size((100, 24)).columns):
-            click.echo(line)
+    if out is not None:
+        plot_weights(weightings, densities, low, high, out)
         return
-    from elbocli.weights.plot import plot_weights
-
-    plot_weights(weightings, densities, low, high, out)
+    weightings |= {(drawn := Weighting(ScheduleDensity(schedule))).spec: drawn for schedule in densities}
+    for line in text_plot(weightings, low, high, shutil.get_terminal_size((100, 24)).columns):
+        click.echo(line)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,44 +26,32 @@ SHARE = 0.01
 """A point mass of p_w smaller than this is not worth a word."""
 
 
-def labels(specs: Sequence[str]) -> list[str]:
-    """Name several specs for a legend: files by their names alone, unless two would then be called the same."""
-    full = [brief(spec) for spec in specs]
-    names = [re.sub(r"[^@:]*/", "", label) for label in full]
-    return [name if names.count(name) == full.count(label) else label for name, label in zip(names, full)]
-
-
 @dataclass
 class Line:
     """A weighting on a sheet, and its names: its values and p_w at each λ, both over its largest value."""
 
     weighting: Weighting
-    names: list[str]
+    label: str
     value: Tensor
     slope: Tensor
     rises: bool
-
-    @property
-    def label(self) -> str:
-        """All names that it has."""
-        return " = ".join(self.names)
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
     """A line per weighting; those that are the same up to a constant share one."""
     low, high = float(at[0]), float(at[-1])
     lines = list[Line]()
-    for label, weighting in zip(labels([*weightings]), weightings.values()):
+    for spec, weighting in weightings.items():
         same = (line for line in lines if likeness(line.weighting, weighting, low, high, POINTS).deviation < SAME)
         if line := next(same, None):
-            line.names = list(dict.fromkeys([*line.names, label]))
+            line.label += f" = {brief(spec)}"
             continue
         value = weighting(at)
         top = float(value.max()) or 1.0
         left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
         rises = left < right and bool(weighting.rising(left, right))
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
-        lines.append(Line(weighting, [label], value / top, slope, rises))
+        lines.append(Line(weighting, brief(spec), value / top, slope, rises))
     return lines
 
 
@@ -90,8 +76,7 @@ def plot_weights(
         if len(columns) > 1:
             axes[f"w{column}"].set_title(("monotone: the loss is an ELBO", "not monotone")[column])
     if schedules:
-        names = labels([schedule.base for schedule in schedules])
-        draw_densities(axes["density"], dict(zip(names, [s.density for s in schedules])), at)
+        draw_densities(axes["density"], {brief(schedule.base): schedule.density for schedule in schedules}, at)
     finish(sheet, axes, rows[-1], low, high, out)
 
 
@@ -123,10 +108,8 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
             drawn.set_label(rf"{last:.2g} at $\lambda_{{\max}}$: {lettered(line.label)}")
             handles.append(drawn)
     slopes = [line.slope.nan_to_num(0) for line in lines]
-    if peaks := [
-        float(slope.max()) for slope in slopes if slope.max() > 0
-    ]:  # no spike, as of a kink, flattens the others
-        axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
+    if peaks := [float(slope.max()) for slope in slopes if slope.max() > 0]:
+        axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))  # no spike, as of a kink, flattens the others
     if any(line.rises for line in lines):
         bottom = 1.15 * min(float(slope.min()) for slope in slopes)
         handles.append(axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation"))
@@ -138,7 +121,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
     """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
-    names = [visible(name) for name in labels([*weightings])]
+    names = [visible(brief(spec)) for spec in weightings]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)
     at = torch.linspace(low, high, wide, dtype=torch.float64)

@@ -29,7 +29,7 @@ def scored(draws: int = 128) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
     labels = torch.arange(120) // 60
-    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch=1 << 14, count=draws)
+    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch=1 << 14, draws=draws)
     schedule = parse_schedule("cosine", -12, 12)
     scores = class_scores(measured, [Images(x, labels, range(120))], 2, schedule)
     return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()

@@ -123,18 +123,12 @@ def test_what_makes_no_sense_is_refused(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dataset_of_more_classes_is_refused_with_a_remedy(bound: Bound, trained: Path, tmp_path: Path) -> None:
+def test_a_dataset_of_more_classes_is_refused(bound: Bound, trained: Path, tmp_path: Path) -> None:
     numpy.savez(tmp_path / "x.npz", arr_0=numpy.zeros((11, 8, 8, 1), numpy.uint8), arr_1=numpy.arange(11))
     assert run(["prep", "-q", str(tmp_path / "x.npz"), str(tmp_path / "x.h5")]) == 0
     result = bound(trained, tmp_path / "x.h5")
     assert result.code == 2 and result.out == ""
-    assert "x.h5: has 11 classes, the run knows 10; 'elbo prep --classes FILE' packs chosen ones" in result.err
-
-
-def test_a_wider_range_is_warned_about(bound: Bound, trained: Path) -> None:
-    result = bound(trained, "-n", 20, "--logsnr-max", 13.3)
-    assert result.code == 0 and "goes beyond the -10 to 10" in result.err
-    assert result.json["logsnr_max"] == 13.3
+    assert "x.h5: (side, channels, classes) are (8, 1, 11); the run's are (8, 1, 10)" in result.err
 
 
 def test_a_run_is_found_again_from_elsewhere(

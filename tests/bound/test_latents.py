@@ -24,7 +24,7 @@ from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
 from elbocli.errors import UsageError
 from elbocli.files.losslog import read_table
-from elbocli.nn.autoencoder import affine
+from elbocli.nn.networks.diffusers import affine
 
 SHAPE = (4, 3, 3)
 LOW, HIGH = -14, 16
@@ -41,7 +41,7 @@ def denoiser_of(mean: float, std: float) -> MeasuredNetwork:
 
 
 def bound_of(measured: MeasuredNetwork, x: Tensor, draws: int = 64) -> Bound:
-    measured = replace(measured, count=draws, population=len(x))
+    measured = replace(measured, draws=draws, population=len(x))
     images = [Images(x, None, range(len(x)))]
     return estimate.estimate_bound(measured, images, parse_schedule("uniform", LOW, HIGH)).bound
 

@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 
 def estimated(network: Any, content: torch.Tensor, specs: Any = ALL, high: float = HIGH, **options: Any) -> Found:
     """Estimates on images of an exact denoiser."""
-    how = {"count": options.pop("draws", 16), "seed": options.pop("seed", 0), "population": len(content)}
+    how = {"draws": options.pop("draws", 16), "seed": options.pop("seed", 0), "population": len(content)}
     measured = MeasuredNetwork(network, Prediction("eps"), LOW, high, batch=4096, **how)
     images = [Images(content, None, range(len(content)))]
     if "information" in specs:

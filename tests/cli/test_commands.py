@@ -263,7 +263,7 @@ def test_dry_run_plans_the_papers_network_without_memory(elbo: Callable[..., Any
 def test_train_takes_the_only_dataset_here_and_refuses_to_guess(
     elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
 ) -> None:
-    check(elbo("train", cwd=tmp_path), 1, "no dataset here", "elbo prep")
+    check(elbo("train", cwd=tmp_path), 1, "0 datasets here", "elbo prep")
     (tmp_path / "a.h5").write_bytes(digits.read_bytes())
     result = elbo("train", "--preset", preset, "--steps", 2, "--weighting", "sigmoid", "--bias", 2, cwd=tmp_path)
     check(result, 0, "dataset a.h5, the only one here")

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.features import SavedFeatures, read_features, read_statistics, write_features, write_statistics
 from elbocli.files.sample_files import npy_header
 from elbocli.nn.extractors import make_extractor
-from elbocli.nn.extractors.elbo_tiny import Tiny
+from elbocli.nn.extractors.vit import Tiny
 from elbocli.sample import draw as sample
 
 TINY, SPREAD = "frechet_distance[elbo-tiny]", "frechet_distance_sd[elbo-tiny]"
@@ -292,7 +291,7 @@ def test_features_of_another_network_or_size_are_refused(digits: Path, tmp_path:
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     read = read_features(saved)
-    write_features(saved, replace(read, about=structs.replace(read.about, weights_sha256="0" * 64)))
+    write_features(saved, read._replace(about=structs.replace(read.about, weights_sha256="0" * 64)))
     with pytest.raises(DataError, match=r"f\.safetensors: weights_sha256 is 0+, that of .*--allow-mismatch"):
         score(digits, saved)
 
@@ -364,7 +363,7 @@ def test_a_mismatch_passes_when_allowed_and_is_named(digits: Path, tmp_path: Pat
     }
     other = {**statistics.about.preprocessing, "crop": "none", "filter": "lanczos"}
     write_statistics(
-        tmp_path / "ref.npz", replace(statistics, about=structs.replace(statistics.about, preprocessing=other))
+        tmp_path / "ref.npz", statistics._replace(about=structs.replace(statistics.about, preprocessing=other))
     )
     with pytest.raises(DataError, match=r"crop is none, .*filter is lanczos"):
         score(digits, tmp_path / "ref.npz")
@@ -426,11 +425,11 @@ def test_only_the_published_network_on_a_like_reference_has_the_published_names(
     score(digits, None, metrics=("fid",), save_features=saved)
     read = read_features(saved)
     published = structs.replace(read.about, extractor="inception-v3-compat", weights_sha256="6726825d" + "0" * 56)
-    write_features(saved, replace(read, about=published))
+    write_features(saved, read._replace(about=published))
     found = score(saved, saved, metrics=("fid", "prc"), extractor="")
     assert found["fid"] == found["frechet_inception_distance"] and found["fid_se"] >= 0 and found["precision"] == 1
     write_features(
-        tmp_path / "g.safetensors", replace(read, about=structs.replace(published, preprocessing={"image_size": 9}))
+        tmp_path / "g.safetensors", read._replace(about=structs.replace(published, preprocessing={"image_size": 9}))
     )
     with pytest.raises(DataError, match="image_size is 9"):
         score(saved, tmp_path / "g.safetensors", extractor="")
@@ -516,7 +515,7 @@ def test_a_network_without_logits_has_no_inception_score(
 ) -> None:
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
-    write_features(saved, replace(read_features(saved), logits=None))
+    write_features(saved, read_features(saved)._replace(logits=None))
     with pytest.raises(UsageError, match="no logits, which is needs"):
         score(saved, saved, extractor="")
     monkeypatch.setattr(Tiny, "forward", lambda self, images: images.float().flatten(1)[:, :64])
@@ -602,7 +601,7 @@ def test_the_network_of_saved_features_has_to_be_named_where_it_is_a_file(digits
     saved = tmp_path / "f.safetensors"
     score(digits, None, metrics=("fid",), save_features=saved)
     write_features(
-        saved, replace(read_features(saved), about=structs.replace(read_features(saved).about, extractor="mine.pt2"))
+        saved, read_features(saved)._replace(about=structs.replace(read_features(saved).about, extractor="mine.pt2"))
     )
     with pytest.raises(UsageError, match=r"f\.safetensors is of mine\.pt2: name it with --extractor"):
         score(digits, saved, extractor="")

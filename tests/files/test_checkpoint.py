@@ -322,6 +322,7 @@ def test_snapshots_after_a_step_are_dropped(tmp_path):
     others = ["notes", "step-30000000-good", "step-copy"]
     for name in others:
         (tmp_path / "snapshots" / name).touch()
+    store.clean(tmp_path)
     store.drop_snapshots_after(tmp_path, 20_000_000)
     assert sorted(os.listdir(tmp_path / "snapshots")) == sorted(["step-00000010", "step-20000000", *others])
 
@@ -348,6 +349,7 @@ assert values() == {1: 2.0}
 n = 0
 while crashed(lambda: save(2), n):
     assert set(values()) <= {1, 2}, n
+    store.clean(run)
     store.drop_snapshots_after(run, 1)
     assert os.listdir(run / "snapshots") == ["step-00000001"], n
     n += 1
@@ -357,6 +359,7 @@ while crashed(lambda: store.drop_snapshots_after(run, 1), m):
     assert set(values()) <= {1, 2, 3}, m
     save(2), save(3)
     m += 1
+store.clean(run)
 assert values() == {1: 2.0} and os.listdir(run / "snapshots") == ["step-00000001"]
 print(k, n, m)
 """

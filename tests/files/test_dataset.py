@@ -265,7 +265,7 @@ def test_the_only_dataset_of_a_folder_is_found(pack, tmp_path):
 
 
 def test_no_dataset_or_two_are_refused(pack, tmp_path):
-    with pytest.raises(DataError, match="no dataset here"):
+    with pytest.raises(DataError, match="0 datasets here"):
         find_dataset(tmp_path)
     pack("one.h5")
     pack("two.h5")

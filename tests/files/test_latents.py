@@ -95,6 +95,6 @@ def test_edm2_is_for_four_channels() -> None:
 
 
 def test_listing_the_conventions_imports_no_numbers() -> None:
-    code = "import sys, elbocli.files.latents; print(sorted({'numpy', 'torch', 'h5py', 'msgspec'} & set(sys.modules)))"
+    code = "import sys, elbocli.files.latents; print(sorted({'numpy', 'torch', 'h5py', 'msgspec', 'logging'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

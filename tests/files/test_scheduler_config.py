@@ -209,7 +209,7 @@ BAD = {
     "no beta schedule": ({"num_train_timesteps": 10}, ""),
     "an unknown prediction": (
         {**BASE, "prediction_type": "velocity"},
-        "prediction_type is 'velocity'; known are epsilon",
+        "velocity",
     ),
     "an unhashable prediction": ({**BASE, "prediction_type": ["v"]}, "prediction_type"),
     "dynamic shifting": ({**FLOW, "use_dynamic_shifting": True}, "u-mse@fm-ot:shift=S"),

@@ -7,7 +7,6 @@ import zipfile
 
 import pytest
 
-from elbocli.errors import DataError
 from elbocli.images.kinds.trees import FOLDER, list_folder, list_tar, list_zip
 from elbocli.images.registry import Span
 
@@ -87,6 +86,5 @@ def test_second_names_in_a_tar_are_files_and_links_are_not(tmp_path):
         add(tar, "a/5.png", type=tarfile.FIFOTYPE)
     refs = refs_of(tmp_path / "x.tar")
     assert refs["a/2.png"].read() == b"one"
-    for name, why in (("a/3.png", "a link"), ("a/4.png", "a link"), ("a/5.png", "not a regular file")):
-        with pytest.raises(DataError, match=why):
-            refs[name].read()
+    for name in ("a/3.png", "a/4.png", "a/5.png"):
+        assert refs[name].read() == b"", "nothing is there to be an image"

@@ -107,7 +107,6 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder:
     words = ("import", "w.pt", "run", "--network", SMALL, "--prefix", "net.", "--rename", "out.=leave.")
     result = elbo(*words, *SAID, *CLASSES, cwd=folder)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
-    assert b"every command on this run needs --plugin small.py" in result.stderr
     works(elbo, folder / "run", digits, *plugin)
     trains(elbo, folder / "run", digits, *plugin)
     measure = (digits, "-n", 20, "--draws", 4, "--schedule", "uniform", *plugin)

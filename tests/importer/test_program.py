@@ -100,7 +100,7 @@ def test_whole_timesteps_any_size_and_variances(elbo: Elbo, steps: Path, tmp_pat
         ("net", (*SAID, *CLASSES, "--size", 9), 1, "its network fails"),
         ("net", (*SAID, *CLASSES, "--prefix", "a"), 2, "--prefix: says nothing of the format program"),
         ("steps", SAID, 2, "takes images of any size; add --size"),
-        ("steps", (*SAID, "--size", 8, "--classes", 3), 1, "takes no labels; leave --classes and --null-class out"),
+        ("steps", (*SAID, "--size", 8, "--classes", 3), 1, "takes no labels"),
     ],
     ids=range(6),
 )

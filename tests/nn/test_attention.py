@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from elbocli.nn.networks.blocks import Attention
-from elbocli.nn.networks.unet import UNet, UNetConfig
+from elbocli.nn.networks.unet import Attention, UNet, UNetConfig
 
 
 @pytest.mark.parametrize("channels", [4, 60, 64, 96, 128, 160, 192, 200, 260, 300, 320, 332, 508, 768])

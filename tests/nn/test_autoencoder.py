@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from elbocli.core.sampling import ROUNDINGS
 from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.latents import CONVENTIONS
-from elbocli.nn.autoencoder import Autoencoder
-from elbocli.nn.networks.diffusers_unet import WEIGHTS
+from elbocli.nn.networks.diffusers import WEIGHTS, Autoencoder
 
 CPU = torch.device("cpu")
 
@@ -147,5 +146,5 @@ def test_weights_that_do_not_fit_are_refused_instead_of_made_up(damage: str, cop
 
 
 def test_grey_autoencoders_are_refused(make_autoencoder: Callable[..., Path]) -> None:
-    with pytest.raises(FormatError, match="takes 1 and gives 1 channels, expected RGB"):
+    with pytest.raises(FormatError, match="must be 3"):
         Autoencoder(make_autoencoder(in_channels=1, out_channels=1), CPU)

@@ -4,7 +4,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from elbocli.nn.networks.blocks import Attention, Block, Fourier, doubled, norm
+from elbocli.nn.networks.unet import Attention, Block, Fourier, norm, resized
 
 
 def test_attention_is_softmax_over_pixels() -> None:
@@ -51,7 +51,7 @@ def test_autocast_on_cuda_leaves_doubled_images_in_half() -> None:
         with FakeTensorMode():
             x = torch.empty(1, 8, 4, 4, device="cuda", dtype=torch.bfloat16)
             assert F.interpolate(x, scale_factor=2).dtype == torch.float32
-            assert doubled(x).dtype == torch.bfloat16
-            assert doubled(x).shape == (1, 8, 8, 8)
+            assert resized(x, "up").dtype == torch.bfloat16
+            assert resized(x, "up").shape == (1, 8, 8, 8)
     finally:
         torch.set_autocast_enabled("cuda", before)

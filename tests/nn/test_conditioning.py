@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.core.schedule import LEVEL_CODES
-from elbocli.nn.networks.blocks import Block, Conditioning, Fourier, LinearCode
+from elbocli.nn.networks.unet import Block, Conditioning, Fourier, LinearCode
 from elbocli.runtime.device import PRECISIONS, Precision
 
 

@@ -13,9 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.nn.networks import NetworkConfig, build, place
-from elbocli.nn.networks.dit import DiTConfig
+from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.networks.unet import UNetConfig
-from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
 from elbocli.run.settings import preset_data, resolve
 

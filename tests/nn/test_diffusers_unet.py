@@ -12,7 +12,7 @@ from short_ids import short
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.nn.networks import build, config_of, section_of
-from elbocli.nn.networks.diffusers_unet import DiffusersUNetConfig
+from elbocli.nn.networks.diffusers import DiffusersUNetConfig
 
 LAYOUT: dict[str, Any] = {
     "block_out_channels": [8, 16],

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.nn.networks import build, config_of, count_parameters, section_of
-from elbocli.nn.networks.dit import DiT, DiTBlock, DiTConfig, positions
+from elbocli.nn.networks.transformers import DiT, DiTBlock, DiTConfig, positions
 from elbocli.nn.presets import load_preset
 
 SMALL = DiTConfig(8, 3, 5, width=24, depth=2, heads=3, patch=2)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from elbocli.core.training import parse_average
-from elbocli.nn.ema import Averages, swap
+from elbocli.nn.weights import Averages, swap
 
 SPECS = ["0.95", "halflife:images=100,ramp=0.1", "power:std=0.05", "power:std=0.2"]
 
@@ -22,35 +22,34 @@ def test_all_follow_their_recurrences_side_by_side() -> None:
     for step in range(1, 200):
         with torch.no_grad():
             module.weight.normal_()
-        averages.update(step, 8 * step, 8)
+        averages.follow(step, 8 * step, 8)
         for index, spec in enumerate(SPECS):
             beta = parse_average(spec).beta(step, 8 * step, 8)
             expected[index] = beta * expected[index] + (1 - beta) * module.weight.detach().double()
-    assert [shadow.average.name for shadow in averages] == [
+    assert [*averages] == [
         "ema-0.95",
         "ema-halflife-100-ramp-0.1",
         "ema-power-0.05",
         "ema-power-0.2",
     ]
-    for average, true in zip(averages, expected):
-        torch.testing.assert_close(average.tensors["weight"].double(), true, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(average.tensors["bias"], module.bias.detach(), rtol=1e-6, atol=0)
-    assert averages.named["ema-power-0.2"] is averages[3].tensors
+    for average, true in zip(averages.values(), expected):
+        torch.testing.assert_close(average["weight"].double(), true, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(average["bias"], module.bias.detach(), rtol=1e-6, atol=0)
 
 
 def test_a_warm_start_by_its_own_formula() -> None:
     live = {"x": torch.zeros(1)}
     average = Averages([parse_average("0.95")], live)
     live["x"].fill_(1)
-    average.update(1, 1, 1)
-    assert average[0].tensors["x"].item() == pytest.approx(9 / 11)
+    average.follow(1, 1, 1)
+    assert next(iter(average.values()))["x"].item() == pytest.approx(9 / 11)
 
 
 def test_an_update_never_waits_for_the_device() -> None:
     # A tensor on the meta device has no value to wait for: asking for one would raise.
     averages = Averages([*map(parse_average, SPECS)], {"x": torch.empty(2, device="meta")})
     for step in (1, 2, 3):
-        averages.update(step, step, 1)
+        averages.follow(step, step, 1)
 
 
 def odd() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -78,8 +77,8 @@ def test_a_swap_is_seen_by_the_module_and_leaves_gradients_on() -> None:
     averages = Averages([parse_average("0.5")], tensors(module))
     with torch.no_grad():
         module.weight.fill_(3)
-    averages[0].tensors["weight"].fill_(1)
-    with swap(tensors(module), averages[0].tensors):
+    next(iter(averages.values()))["weight"].fill_(1)
+    with swap(tensors(module), next(iter(averages.values()))):
         assert float(module(torch.ones(1, 2)).detach()) == 2 and torch.is_grad_enabled()
     assert float(module(torch.ones(1, 2)).detach()) == 6
 

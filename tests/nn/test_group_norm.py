@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from elbocli.nn.group_norm import GroupNorm
+from elbocli.nn.networks.unet import GroupNorm
 
 GROUPS, CHANNELS = 4, 24
 EVERY = pytest.mark.parametrize(("scaled", "silu"), [(False, False), (False, True), (True, False), (True, True)])

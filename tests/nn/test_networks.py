@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch._dynamo.backends.common import aot_autograd
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.nn import networks
-from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import (
     NETWORKS,
     Network,
@@ -23,14 +22,12 @@ from elbocli.nn.networks import (
     build,
     config_of,
     declaration_of,
-    filled,
     place,
     section_of,
 )
-from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.edm2 import EDM2Config
-from elbocli.nn.networks.unet import UNetConfig
-from elbocli.nn.networks.uvit import PATCHINGS, UViTConfig
+from elbocli.nn.networks.transformers import PATCHINGS, DiTConfig, UViTConfig
+from elbocli.nn.networks.unet import GroupNorm, UNetConfig
 from elbocli.run.settings import resolve
 from elbocli.runtime.device import Precision
 from elbocli.sample import draw
@@ -125,16 +122,6 @@ def test_a_section_of_another_form_is_refused(change):
         config_of({**section_of(SMALL["unet"]), **change}, "here")
     with pytest.raises(UsageError, match="network: "):
         config_of({**section_of(SMALL["unet"]), "image_size": 1}, "here")
-
-
-@EVERY
-def test_what_a_section_leaves_out_is_filled_as_it_would_be_built(config):
-    whole = section_of(config)
-    needed = {each.name for each in fields(config) if each.default is MISSING}
-    short = {key: value for key, value in whole.items() if key in needed | {"family"}}
-    assert filled(short) == section_of(config_of(short, "here"))
-    assert filled(whole) == whole
-    assert filled({"family": "of a plug-in", "width": 3}) == {"family": "of a plug-in", "width": 3}
 
 
 @EVERY

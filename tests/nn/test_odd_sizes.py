@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.nn.networks import NetworkConfig, build
-from elbocli.nn.networks.dit import DiTConfig
 from elbocli.nn.networks.edm2 import EDM2Config
+from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.networks.unet import UNetConfig
-from elbocli.nn.networks.uvit import UViTConfig
 
 UNET = UNetConfig(8, 3, 4, 8, (1, 2, 2), 1, (2, 4))
 UVIT = UViTConfig(8, 3, 4, 8, (1, 2), 1, depth=1, heads=2, embedding=16)

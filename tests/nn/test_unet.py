@@ -7,10 +7,8 @@ import torch
 
 from elbocli.core.schedule import LEVEL_CODES
 from elbocli.errors import FormatError, UsageError
-from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build, config_of, count_parameters, section_of
-from elbocli.nn.networks.blocks import Attention
-from elbocli.nn.networks.unet import UNet, UNetConfig
+from elbocli.nn.networks.unet import Attention, GroupNorm, UNet, UNetConfig
 from elbocli.nn.presets import load_preset
 
 SMALL = UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,))
@@ -136,7 +134,6 @@ def test_levels_that_do_not_fit_are_refused() -> None:
         {"code": "sigma:factor=2"},
         {"heads": 3},
         {"heads": -1},
-        {"heads": 2, "head_width": 4},
         {"head_width": 0},
         {"groups": 3},
         {"groups": -2},

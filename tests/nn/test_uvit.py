@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.nn.networks import build, config_of, count_parameters, section_of
-from elbocli.nn.networks.blocks import Block
-from elbocli.nn.networks.uvit import PATCHINGS, TransformerBlock, UViT, UViTConfig, dwt, idwt
+from elbocli.nn.networks.transformers import PATCHINGS, TransformerBlock, UViT, UViTConfig, dwt, idwt
+from elbocli.nn.networks.unet import Block
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 
 SMALL = UViTConfig(16, 3, 5, channels=8, levels=(1, 2, 3), blocks=1, depth=2, heads=3, embedding=12, dropout=0.5)

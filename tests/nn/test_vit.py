@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,27 +16,16 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.nn.extractors import Extractor, make_extractor, vit
-from elbocli.nn.extractors.vit import (
-    CLIP_OPENAI,
-    CLIP_TRANSFORMERS,
-    DINOV2_HUB,
-    DINOV2_TRANSFORMERS,
-    Layout,
-    Vit,
-    VitShape,
-    fitted_positions,
-    vit_extractor,
-)
+from elbocli.nn.extractors.vit import Vit, VitShape, fitted_positions, vit_extractor
 
 DINO = VitShape(width=32, depth=2, heads=4, patch=14, trained=37)
 CLIP = VitShape(width=32, depth=2, heads=4, patch=32, trained=7, embedding=24)
-LAYOUTS = {False: (DINOV2_HUB, DINOV2_TRANSFORMERS), True: (CLIP_TRANSFORMERS, CLIP_OPENAI)}
 Weights = dict[str, Tensor]
 
 
 def made(shape: VitShape, path: Path) -> Extractor:
     pytest.importorskip("timm")
-    return vit_extractor("a-vit", shape, path, LAYOUTS[shape.embedding > 0])
+    return vit_extractor("a-vit", path, shape)
 
 
 def images(count: int = 2, size: int = 40) -> Tensor:
@@ -314,7 +304,7 @@ def test_the_declared_networks_are_as_large_as_the_published_ones(
     class Seen(Exception):
         pass
 
-    def look(path: Path, name: str, wanted: dict[str, tuple[int, ...]], layouts: tuple[Layout, ...]) -> Weights:
+    def look(path: Path, name: str, wanted: dict[str, tuple[int, ...]], layouts: dict[str, Any]) -> Weights:
         seen.update(wanted)
         raise Seen
 
@@ -327,9 +317,9 @@ def test_the_declared_networks_are_as_large_as_the_published_ones(
 
 
 def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "timm.layers", None)
+    monkeypatch.setitem(__import__("sys").modules, "timm.models.vision_transformer", None)
     with pytest.raises(UsageError, match=r"pip install 'elbocli\[extractors\]'"):
-        vit_extractor("a-vit", DINO, tmp_path / "x", (DINOV2_HUB,))
+        vit_extractor("a-vit", tmp_path / "x", DINO)
 
 
 def test_features_do_not_depend_on_the_batch(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from elbocli.nn.networks import uvit as wavelet
+from elbocli.nn.networks import transformers as wavelet
 
 SIZES = pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 6), (4, 10), (32, 32), (6, 64)])
 
@@ -14,7 +14,7 @@ SIZES = pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 6), (4, 10), (
 def test_bands_are_filters_of_three_and_five_taps():
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     low, high = np.array([-1, 2, 6, 2, -1]) / 8, np.array([-1, 2, -1]) / 2
-    ll, lh, hl, hh = wavelet.bands(x)[0]
+    ll, lh, hl, hh = wavelet.bands(x, [1] * 4)[0]
 
     def at(vertical, horizontal, row, column):
         r, c = len(vertical) // 2, len(horizontal) // 2
@@ -47,9 +47,9 @@ def test_white_noise_has_the_variance_stated_and_exactly_one_when_scaled():
     """Exactly: each band is linear in x, so its variance is the sum of its squared coefficients."""
     impulses = torch.eye(24 * 24, dtype=torch.float64).view(-1, 1, 24, 24)
     (low, high), (lowest, coarse) = wavelet.VARIANCE
-    plain = wavelet.bands(impulses).square().sum(0)[:, 6, 6]
+    plain = wavelet.bands(impulses, [1] * 4).square().sum(0)[:, 6, 6]
     assert plain.tolist() == pytest.approx([low * low, low * high, high * low, high * high])
-    again = wavelet.bands(wavelet.bands(impulses)[:, :1]).square().sum(0)[:, 3, 3]
+    again = wavelet.bands(wavelet.bands(impulses, [1] * 4)[:, :1], [1] * 4).square().sum(0)[:, 3, 3]
     assert again.tolist() == pytest.approx([lowest**2, lowest * coarse, coarse * lowest, coarse**2])
     for levels, place in ((1, 6), (2, 3)):
         assert wavelet.dwt(impulses, levels).square().sum(0)[:, place, place].tolist() == pytest.approx([1] * 4**levels)

@@ -17,7 +17,7 @@ from elbocli.files.losslog import Optimum, read_logs
 from elbocli.optimum import find
 from elbocli.optimum.find import Search, open_search
 
-SETTINGS: dict[str, Any] = {"low": -8, "high": 8, "bins": 16, "sources": 300, "sample": 0}
+SETTINGS: dict[str, Any] = {"logsnr_min": -8, "logsnr_max": 8, "bins": 16, "sources": 300, "sample": 0}
 
 
 def searched(dataset: Any, **settings: Any) -> Optimum:
@@ -52,7 +52,7 @@ def test_half_the_integral_is_the_entropy_of_the_images(conditional: bool) -> No
     """I-MMSE, on a range that holds all of it: log N, or what the classes leave open."""
     images = random_images(60)
     images.labels = np.arange(60) % 4
-    found = searched(images, low=-16, high=12, bins=140, sources=60, conditional=conditional)
+    found = searched(images, logsnr_min=-16, logsnr_max=12, bins=140, sources=60, conditional=conditional)
     assert found.log_images == pytest.approx(math.log(15 if conditional else 60))
     assert abs(found.nats - found.log_images) < 4 * found.nats_se and 0 < found.nats_se < 0.3
 

@@ -26,7 +26,7 @@ from elbocli.files.dataset import Dataset, DatasetWriter
 from elbocli.files.grid import PLACES, layout_of
 from elbocli.files.latents import CONVENTIONS, INPUTS
 from elbocli.info import describe as info
-from elbocli.nn.autoencoder import Autoencoder
+from elbocli.nn.networks.diffusers import Autoencoder
 from elbocli.prep import pack
 from elbocli.prep.encode_latents import LatentEncoder
 from elbocli.run import settings

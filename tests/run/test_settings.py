@@ -18,7 +18,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_weighting, to_text
 from elbocli.nn.networks import build, config_of, declaration_of
-from elbocli.nn.networks.blocks import Attention
+from elbocli.nn.networks.unet import Attention
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 from elbocli.run.settings import difference, preset_data, resolve, run_settings
 from elbocli.run.train_settings import SETTINGS

@@ -58,21 +58,3 @@ def test_what_makes_no_sense_is_refused(
     assert done.returncode == 2
     assert complaint in done.stderr.decode()
     assert not (tmp_path / "x.npy").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "warned"),
-    [
-        (["--sampler", "heun:edm-imagenet64"], True),
-        (["--sampler", "heun"], False),
-        (["--schedule", "t-squaredcos"], True),
-        (["--schedule", "edm-sample:sigma_min=0.01"], False),
-        (["--schedule", "cosine:shift=-2"], False),
-    ],
-    ids=short,
-)
-def test_a_schedule_that_is_cut_to_the_runs_range_is_told(
-    given: list[str], warned: bool, elbo: Elbo, trained: Path, tmp_path: Path
-) -> None:
-    done = elbo("sample", trained, "-n", 1, "--steps", 2, *given, "-o", tmp_path / "x.npy")
-    assert done.returncode == 0 and (b"cut off" in done.stderr) == warned, done.stderr

@@ -17,9 +17,9 @@ from torch._dynamo.utils import counters
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import read_checkpoint
 from elbocli.files.dataset import Dataset
-from elbocli.nn.group_norm import GroupNorm
 from elbocli.nn.networks import build
-from elbocli.nn.networks.uvit import UViTConfig
+from elbocli.nn.networks.transformers import UViTConfig
+from elbocli.nn.networks.unet import GroupNorm
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.sample.denoise import open_decoder

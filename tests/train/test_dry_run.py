@@ -73,7 +73,7 @@ def test_auto_is_planned_as_it_will_be_on_the_device(
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (PLAN, 1, "no dataset here; name one"),
+        (PLAN, 1, "0 datasets here; name one"),
         ([*PLAN, "--preset", "imagenet1024"], 2, "no preset is called 'imagenet1024'"),
         ([*PLAN, "--preset", "digits", "gone.h5"], 1, "gone.h5: no such dataset"),
         ([*PLAN, "--preset", "digits", "--batch", "4", "--micro-batch", "5"], 2, "micro-batch is 5"),

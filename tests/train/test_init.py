@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.checkpoint import RunData, latest, read_config
 from elbocli.files.dataset import Dataset
-from elbocli.nn.transfer import shapes_of
+from elbocli.nn.weights import shapes_of
 from elbocli.run.open import initial_of, open_initial
 from elbocli.run.settings import Known, Resolved, resolve
 from elbocli.train.state import TrainState
@@ -56,7 +56,7 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(
     source = saved.path / f"{which}.safetensors" if which else trained
     state = begun(source, digits, tmp_path, ema=["0.5", "power:std=0.1"])
     wanted = saved.weights(which or "ema-0.9")
-    files = {"model": state.live, **state.ema.named}
+    files = {"model": state.live, **state.ema}
     assert len(files) == 3
     for tensors in files.values():
         assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[key], wanted[key]) for key in wanted)

@@ -16,7 +16,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import choose_labels
 from elbocli.files.dataset import Dataset
 from elbocli.nn.denoiser import Denoiser
-from elbocli.nn.extractors.elbo_tiny import Tiny
+from elbocli.nn.extractors.vit import Tiny
 from elbocli.run.settings import resolve
 from elbocli.sample.denoise import open_decoder
 from elbocli.sample.draw import draw
@@ -121,7 +121,7 @@ def test_a_small_preset_learns(tmp_path, name, size, steps, loss, nearer):
     real = dataset.batch(np.arange(len(dataset)))
     before = frechet(samples(state, 200), real)
     *_, last = losses(state, steps, steps // 10)
-    state.network.load_state_dict(state.ema[0].tensors)
+    state.network.load_state_dict(next(iter(state.ema.values())))
     after = frechet(samples(state, 200), real)
     print(f"{name}: loss {last:.4f}, distance {before:.4g} untrained, {after:.4g} trained")
     assert last < loss

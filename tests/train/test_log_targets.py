@@ -35,7 +35,6 @@ class Kept:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
         self.pictures: list[tuple[int, str]] = []
-        self.closed = 0
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         if "samples" in values:
@@ -44,9 +43,6 @@ class Kept:
             self.pictures.append((step, path.name))
         else:
             self.lines.append({"step": step, **values})
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 class Broken(Kept):
@@ -59,7 +55,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     """What `wandb` stands for in a test, and `tensorboard` is broken."""
     target = Kept()
     targets = {"wandb": target, "tensorboard": Broken()}
-    packages = {name: lambda *_, to=to: (to.write, to.close) for name, to in targets.items()}
+    packages = {name: lambda *_, to=to: to.write for name, to in targets.items()}
     monkeypatch.setattr(recorder, "PACKAGES", packages)
     return target
 
@@ -85,7 +81,6 @@ def test_every_target_gets_every_line_and_every_preview(
     assert kept.lines == lines_of(file) == lines_of(run / "metrics.jsonl")
     assert {4, 8, 12} < {line["step"] for line in kept.lines} and any("val_bpd" in line for line in kept.lines)
     assert kept.pictures == [(6, "step-00000006.png"), (12, "step-00000012.png")]
-    assert kept.closed == 1
 
 
 def test_a_file_only_grows(resolved: Resolved, digits: Path, tmp_path: Path) -> None:
@@ -182,14 +177,12 @@ def _seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "grid.png")
-    write, close = open_tensorboard("tensorboard", tmp_path, 0)
+    write = open_tensorboard("tensorboard", tmp_path, 0)
     write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "none": None})
     write(20, {"loss": 0.25, "val_bpd": 3.5})
     write(10, {"samples": tmp_path / "grid.png"})
-    close()
-    write, close = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
+    write = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
     write(20, {"loss": 0.125})
-    close()
     found = read(tmp_path)
     assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd"}
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(10, 0.5), (20, 0.125)]

@@ -19,9 +19,8 @@ from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 from elbocli.files.checkpoint import RunData
 from elbocli.nn.networks import build, place
-from elbocli.nn.networks.dit import DiTConfig
+from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.networks.unet import UNetConfig
-from elbocli.nn.networks.uvit import UViTConfig
 from elbocli.nn.presets import NAMES
 from elbocli.run import settings
 from elbocli.runtime.device import Precision

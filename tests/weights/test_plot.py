@@ -9,13 +9,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.weights.plot import labels, plot_weights, text_plot
-
-
-def test_files_are_called_by_their_names_unless_two_would_be_alike():
-    assert labels(["runs/a/s.yaml", "cosine"]) == ["s.yaml", "cosine"]
-    assert labels(["v-mse@a/s.json", "eps-mse@a/s.json"]) == ["v-mse@s.json", "eps-mse@s.json"]
-    assert labels(["a/s.yaml", "b/s.yaml", "b/t.yaml"]) == ["a/s.yaml", "b/s.yaml", "t.yaml"]
+from elbocli.weights.plot import plot_weights, text_plot
 
 
 def texts(path):

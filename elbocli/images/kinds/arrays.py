@@ -110,12 +110,19 @@ def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> Strea
     return stream
 
 
-def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
-    """Read the labels in an array of an .npz, int64 [count]; None when there is none. Raises FormatError."""
+def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
+    """Read an array of an .npz whole; None when there is none of that name. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         return None
-    with reading(f"{path}: {name} is not usable as labels"), archive.open(f"{name}.npy") as member:
-        return check_labels(np.lib.format.read_array(member, allow_pickle=False), count)
+    with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
+    """Read the labels in an array of an .npz, int64 [count]; None when there is none. Raises FormatError."""
+    with reading(f"{path}: {name} is not usable as labels"):
+        labels = npz_array(archive, path, name)
+        return None if labels is None else check_labels(labels, count)
 
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")

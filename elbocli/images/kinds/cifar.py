@@ -21,9 +21,9 @@ PIXELS = 3 * 32 * 32
 
 
 @source("CIFAR", test=lambda path, head: bool(BATCH.fullmatch(path.name)), form="parts")
-def open_cifar(files: Sequence[str], folder: Entries, where: str) -> Images:
+def open_cifar(files: Sequence[str], folder: Entries) -> Images:
     """Open batches, one after another. Raises FormatError for other files and kinds that are mixed, DataError."""
-    with reading(where + files[0], "; get the files again, and name batches of one kind"):
+    with reading(files[0], "; get the files again, and name batches of one kind"):
         contents = [bytes(folder[name].read()) for name in files]
         count, beside, labels = 10, "batches.meta.txt", 1
         if len(contents[0]) % (PIXELS + labels):
@@ -35,7 +35,7 @@ def open_cifar(files: Sequence[str], folder: Entries, where: str) -> Images:
             raise FormatError(f"a label is {largest}, of CIFAR-{count}")
     classes = [str(number) for number in range(count)]
     if beside in folder:
-        with reading(where + beside, "; get it again, or remove it"):
+        with reading(beside, "; get it again, or remove it"):
             classes = bytes(folder[beside].read()).decode().split()
             if len(set(classes)) != count:
                 raise FormatError(f"{len(set(classes))} names of classes, expected {count}")

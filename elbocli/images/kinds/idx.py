@@ -33,21 +33,21 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 
 @source("IDX", test=_begins_like_images, form="parts")
-def open_idx(files: Sequence[str], folder: Entries, where: str) -> Images:
+def open_idx(files: Sequence[str], folder: Entries) -> Images:
     """Open a file of images, and the file of their labels that lies beside it.
 
     Raises FormatError for a file that isn't one of images or has another length than it says, and for labels that don't
     fit; DataError when it can't be read.
     """
     (name,) = files
-    images = _values(folder[name], where + name, 3)
+    images = _values(folder[name], name, 3)
     wanted = name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     labels = next((label for label in (wanted, f"{wanted}.gz") if label in folder and label != name), None)
     if labels is None:
-        log.warning(f"{where}{name}: no file of labels beside it ({wanted}), so all images are of one class")
+        log.warning(f"{name}: no file of labels beside it ({wanted}), so all images are of one class")
         return images_of_array(images[..., None])
-    with reading(where + labels):
-        numbers = check_labels(_values(folder[labels], where + labels, 1), len(images))
+    with reading(labels):
+        numbers = check_labels(_values(folder[labels], labels, 1), len(images))
     return images_of_array(images[..., None], numbers.tolist())
 
 

@@ -43,14 +43,11 @@ class ParquetRow(NamedTuple):
     def read(self, most: int = -1) -> bytes:
         # Locked, so that threads read a row group once.
         with LOCK, reading("can't be read from its parquet file", kind=DataError):
-            content = _row_group(*self.group)[self.row].as_py()
-        if content is None:
-            raise DataError("only a path, and no image, is in its parquet file; save the data set with its images")
-        return bytes(content)
+            return bytes(_row_group(*self.group)[self.row].as_py())
 
 
 @source("parquet", magic=b"PAR1", form="parts")
-def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
+def open_parquet(files: Sequence[str], folder: Entries) -> Images:
     """Open files of one data set, in their order.
 
     Raises UsageError without pyarrow; FormatError for a file that is damaged or holds no images, for files that have
@@ -61,7 +58,7 @@ def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
     for name in files:
         ref = folder[name]
         if not isinstance(ref, Span) or ref.size >= 0:
-            raise FormatError(f"{where}{name}: a parquet file in an archive can't be read; unpack the archive first")
+            raise FormatError(f"{name}: a parquet file in an archive can't be read; unpack the archive first")
         with reading(f"{ref.path}: not a usable parquet file", "; get it again"), _opened(ref.path) as file:
             images, column, classes = found = _layout(file)
             layout = layout or found
@@ -75,7 +72,7 @@ def open_parquet(files: Sequence[str], folder: Entries, where: str) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{where}{files[0]}: the label {label!r} is none of its {len(classes)} classes")
+            raise FormatError(f"{files[0]}: the label {label!r} is none of its {len(classes)} classes")
     return Images(names, labels or None, refs, classes)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from elbocli.errors import DataError
-from elbocli.files.reading import one_line, open_file, reading
+from elbocli.files.reading import one_line, open_file
 from elbocli.files.recognise import instead, recognise
 from elbocli.images.registry import Damage, ImageRef, Span, ZipEntry, source
 
@@ -43,16 +43,14 @@ def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
         raise DataError(f"{error.filename}: could not list: {error.strerror}") from error
 
     for folder, folders, files in os.walk(root, onerror=stop, followlinks=True):
-        prefix = folder[len(str(root)) :].lstrip("/")
-        prefix = f"{prefix}/" if prefix else ""
+        prefix = f"{folder}/"[len(str(root)) + 1 :]
         folders[:] = [name for name in folders if not hidden(name) and not _leads_up(Path(folder, name))]
         yield from ((f"{prefix}{name}/", FOLDER) for name in folders)
         for name in files:
             if hidden(name):
                 continue
             path = f"{folder}/{name}"
-            if name.endswith(".tar") and Path(path).is_file():
-                yield f"{prefix}{name.removesuffix('.tar')}/", FOLDER
+            if name.endswith(".tar"):
                 yield from list_tar(Path(path), f"{prefix}{name.removesuffix('.tar')}/")
             else:
                 yield prefix + name, Span(path)
@@ -65,9 +63,8 @@ def _leads_up(path: Path) -> bool:
 
 @source("zip", magic=b"PK", form="tree")
 def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a zip. Raises DataError when it is damaged."""
-    with reading(f"{path}: damaged or cut short", "; get it again", DataError):
-        archive = zipfile.ZipFile(path)
+    """List the files of a zip. Raises zipfile's errors when it is damaged."""
+    archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)
         if name:
@@ -92,6 +89,8 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Dam
 
 def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
     """List the members of a tar that lies at an offset of `path`. file: the tar. Raises tarfile's errors."""
+    if prefix:
+        yield prefix, FOLDER
     spans: dict[str, Span] = {}
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         while (info := tar.next()) is not None:
@@ -107,7 +106,6 @@ def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[t
             elif info.islnk():
                 yield prefix + name, spans.get(clean(info.linkname), span)
             elif name.endswith(".tar") and (inside := tar.extractfile(info)):
-                yield f"{prefix}{name.removesuffix('.tar')}/", FOLDER
                 yield from _members(inside, path, span.offset, f"{prefix}{name.removesuffix('.tar')}/")
             else:
                 spans[name] = span

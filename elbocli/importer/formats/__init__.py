@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -27,9 +27,10 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
 from elbocli.files.pickles import Foreign, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
-from elbocli.nn.autoencoder import Autoencoder, space_of
+from elbocli.files.yaml_text import read_yaml
 from elbocli.nn.networks import NetworkConfig, build
-from elbocli.nn.networks.blocks import HEAD_WIDTH, heads_of
+from elbocli.nn.networks.diffusers import Autoencoder, space_of
+from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every name."""
@@ -37,6 +38,7 @@ STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Keys that training scripts keep the last weights under; "ema" is part of those of averages."""
 NAMED = ("weights", "prefix", "rename")
 """Options that every format takes whose files hold weights by names: see `state_dict`."""
+TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
 AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
 """The autoencoder of published networks of latents; the scale of its latents, which sd-vae-ft-ema shares."""
 
@@ -70,8 +72,8 @@ class ImportOptions:
 
     def settings(self) -> dict[str, Any]:
         """Settings of TrainSettings that the user says, which override what a format knows."""
-        said = {key: getattr(self, key) for key in ("prediction", "weighting", "schedule", "logsnr_min", "logsnr_max")}
-        return {key: value for key, value in said.items() if value not in ("", None)}
+        keys = ("prediction", "weighting", "schedule", "logsnr_min", "logsnr_max")
+        return {key: value for key in keys if (value := getattr(self, key)) not in ("", None)}
 
 
 class Source:
@@ -90,29 +92,25 @@ class Source:
         """Digest of the file; of a folder, that of its settings and weights and what they are called."""
         if not self.path.is_dir():
             return file_sha256(self.path)
-        files = sorted(
-            file for file in self.path.rglob("*") if file.suffix in (".json", ".safetensors") and file.is_file()
-        )
+        files = sorted(file for end in ("json", "safetensors") for file in self.path.rglob(f"*.{end}"))
         lines = [f"{file.relative_to(self.path).as_posix()} {file_sha256(file)}\n" for file in files]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-@dataclass(frozen=True)
-class Imported:
+class Imported(NamedTuple):
     """A checkpoint in elbo's words.
 
     weights: by the names of the network, as `fitted` gives them. settings: those of TrainSettings that are known. averaged:
-    whether the weights are an average. notes: those of the Source. data: more of the
-    section data of config.yaml than the network's size, channels and classes. files: to copy into the run, by name.
+    whether the weights are an average. data: more of the section data of config.yaml than the network's size, channels and
+    classes. files: to copy into the run, by name.
     """
 
     network: NetworkConfig
     weights: dict[str, Tensor]
     settings: dict[str, Any]
     averaged: bool
-    notes: list[str]
-    data: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
+    data: dict[str, Any] = {}
+    files: dict[str, Path] = {}
 
 
 class FormatTraits(NamedTuple):
@@ -124,19 +122,23 @@ class FormatTraits(NamedTuple):
     about: str
     licence: str
     recognises: Callable[[Source], bool]
-    takes: tuple[str, ...] = NAMED
+    takes: tuple[str, ...]
 
 
 FORMATS = Registry("format")
-Translate = Callable[[Source, ImportOptions], Imported]
 
 
-def source_format(name: str, *, source: str, **traits: Any) -> Callable[[Translate], Translate]:
-    """Declare a function (Source, ImportOptions) → Imported under the name that --format takes. traits: of FormatTraits.
+def source_format(
+    name: str, recognises: Callable[[Source], bool], takes: tuple[str, ...] = NAMED, **said: str
+) -> Callable[[Any], Any]:
+    """Declare a function (Source, ImportOptions) → Imported under the name that --format takes.
 
-    It raises FormatError, which names the file, what was found and what to do.
+    recognises, takes: of FormatTraits. said: about, source and licence, where formats.yaml doesn't say them. It raises
+    FormatError, which names the file, what was found and what to do.
     """
-    return FORMATS.declare(name, source=source, traits=FormatTraits(**traits))
+    said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
+    traits = FormatTraits(said["about"], said["licence"], recognises, takes)
+    return FORMATS.declare(name, source=said["source"], traits=traits)
 
 
 # The weights of a file.
@@ -157,9 +159,8 @@ def _named_tensors(value: Any) -> dict[str, Tensor]:
             names = module_tensors(value)
     elif isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values()):
         names = value
-    for wrapper in (*WRAPPERS, *WRAPPERS):
-        if all(name.startswith(wrapper) for name in names):
-            names = {name.removeprefix(wrapper): tensor for name, tensor in names.items()}
+    while names and all(name.startswith(WRAPPERS) for name in names):
+        names = {name.partition(".")[2]: tensor for name, tensor in names.items()}
     return names
 
 
@@ -175,56 +176,44 @@ def state_dict(
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
     if not held:
         raise FormatError(f"{source.path}: holds no weights by names; it holds {inventory(source.tree)}")
-    key = "" if "" in held else _choose(held, source, options)
+    key = "" if "" in held else _choose(held, source, options.weights)
     entry = content[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
-    return _rename(held[key], options), averaged, entry
+    prefix = options.prefix
+    found = {name.removeprefix(prefix): each for name, each in held[key].items() if name.startswith(prefix)}
+    for rule in options.rename:
+        old, equals, new = rule.partition("=")
+        if not old or not equals:
+            raise UsageError(f"--rename {rule}: expected OLD=NEW")
+        found = {new + name.removeprefix(old) if name.startswith(old) else name: each for name, each in found.items()}
+    return found, averaged, entry
 
 
-def _choose(held: Mapping[str, Any], source: Source, options: ImportOptions) -> str:
+def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
     """Return the key of the weights that --weights asks for, and note which it is where a file holds several."""
-    wanted = options.weights
     averages = [key for key in held if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in held][:1]
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
     if len(choices) != 1:
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
-    key, others = choices[0], [other for other in held if other != choices[0]]
-    if wanted == "ema" and (others or not averages):
-        source.notes.append(f"{source.path}: takes the weights {key}; --weights chooses of {', '.join(held)}")
-    return key
-
-
-def _rename(tensors: Mapping[str, Tensor], options: ImportOptions) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with --prefix, without it, and called as --rename says."""
-    prefix = options.prefix
-    found = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-    for rule in options.rename:
-        old, _, new = rule.partition("=")
-        if not old or "=" not in rule:
-            raise UsageError(f"--rename {rule}: expected OLD=NEW")
-        found = {new + name.removeprefix(old) if name.startswith(old) else name: each for name, each in found.items()}
-    return found
+    if wanted == "ema" and [*held] != averages:
+        source.notes.append(f"{source.path}: takes the weights {choices[0]}; --weights chooses of {', '.join(held)}")
+    return choices[0]
 
 
 def inventory(tree: Any) -> str:
     """Say what a file holds, for messages."""
-    if isinstance(tree, dict):
-        return ", ".join(repr(key) for key in list(tree)[:6]) + (" …" if len(tree) > 6 else "")
-    return tree.name.replace(" ", ".") if isinstance(tree, Foreign) else type(tree).__name__
+    return ", ".join(map(repr, [*tree][:6])) if isinstance(tree, dict) else getattr(tree, "name", type(tree).__name__)
 
 
 # Weights and networks.
 
 
-def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int) -> tuple[int, ...]:
-    """The shape of a tensor that tells how a network is built. Raises FormatError without it, or for another number of sides."""
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """The shape of a tensor that tells how a network is built. Raises FormatError without it."""
     if name not in tensors:
         raise FormatError(f"lacks {name!r}; {nearest(name, tensors)}")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != sides or not all(shape):
-        raise FormatError(f"{name!r} has the shape {list(shape)}, expected {sides} sides")
-    return shape
+    return tuple(tensors[name].shape)
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
@@ -254,27 +243,21 @@ def fitted(
     where = source.path
     with torch.device("meta"):
         wanted = build(config).state_dict()
-    weights, used = {}, set[str]()
+    weights, unused = {}, dict(tensors)
     for name, empty in wanted.items():
         module, _, kind = name.rpartition(".")
         theirs = name if modules is None else modules.get(name) or f"{modules[module]}.{kind}"
-        if theirs not in tensors:
-            raise FormatError(f"{where}: lacks {theirs!r}; {nearest(theirs, tensors)}")
+        shape_of(tensors, theirs)
         value = tensors[theirs]
         with suppress(RuntimeError, IndexError):  # one of another shape is refused below
             value = turned(name, value)
         if value.shape != empty.shape:
             shape = list(tensors[theirs].shape)
             raise FormatError(f"{where}: {theirs!r} has the shape {shape}, the network's {name} is {list(empty.shape)}")
-        if empty.is_floating_point() and not value.is_floating_point():
-            raise FormatError(f"{where}: {theirs!r} holds {value.dtype}, expected floating-point numbers")
-        if value.dtype != empty.dtype:
-            note = f"{where}: weights in {str(value.dtype).removeprefix('torch.')} become float32"
-            source.notes += [] if note in source.notes else [note]
         weights[name] = value.to(empty.dtype)
-        used.add(theirs)
-    for name in tensors:
-        if name not in used and not re.fullmatch(without, name):
+        unused.pop(theirs, None)
+    for name in unused:
+        if not re.fullmatch(without, name):
             raise FormatError(
                 f"{where}: has {name!r}, which such a network has no place for; another can be imported as a program (.pt2)"
             )

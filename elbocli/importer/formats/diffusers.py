@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,12 @@ from torch import Tensor
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import FormatError, UsageError
 from elbocli.files import tensor_files
+from elbocli.files.reading import reading
 from elbocli.files.records import Count, convert, read_json
 from elbocli.files.schedule_file import read_config
-from elbocli.importer.formats import (
-    Imported,
-    ImportOptions,
-    Source,
-    fitted,
-    range_settings,
-    source_format,
-    timestep_settings,
-)
-from elbocli.nn.networks.diffusers_unet import CLASS, CONFIG, SETTINGS, WEIGHTS, DiffusersUNetConfig
+from elbocli.importer import formats
+from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, source_format
+from elbocli.nn.networks.diffusers import CONFIG, UNET, WEIGHTS, DiffusersUNetConfig
 
 SCHEDULER = "scheduler_config.json"
 BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_cap_v2": "t-squaredcos"}
@@ -41,9 +33,6 @@ def _folder(path: Path) -> Path:
 
 @source_format(
     "diffusers",
-    about=f"A folder of diffusers with a {CLASS}: a pipeline, or config.json and {WEIGHTS}.",
-    source="diffusers; google/ddpm-cifar10-32, google/ddpm-church-256 and the like",
-    licence="see the page that it is from",
     recognises=lambda source: (_folder(source.path) / CONFIG).is_file(),
     takes=("levels", "size", "classes"),
 )
@@ -52,23 +41,18 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     folder = _folder(source.path)
     where = folder / CONFIG
     found = read_json(where)
-    for key, expected in (("_class_name", CLASS), ("class_embed_type", None)):
-        if found.get(key) != expected:
-            raise FormatError(
-                f"{where}: {key} is {str(found.get(key))[:60]!r}, expected {expected}; other networks of diffusers are read as a "
-                "program (elbocli.export_network makes one)"
-            )
+    if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
+        raise FormatError(
+            f"{where}: no {UNET} without a class_embed_type; other networks of diffusers are read as a program "
+            "(elbocli.export_network makes one)"
+        )
     settings, code = _scheduled(source, options)
-    numbers = {"in_channels": 3, "out_channels": 3, "num_class_embeds": 0}
-    channels, out, rows = (
-        convert(usual if found.get(key) is None else found[key], Count, f"{where}: {key}")
-        for key, usual in numbers.items()
-    )
+    numbers = (("in_channels", 3), ("out_channels", 3), ("num_class_embeds", 0))
+    channels, out, rows = (convert(found.get(key) or usual, Count, f"{where}: {key}") for key, usual in numbers)
     classes = rows if options.classes is None else options.classes
     if not rows - 1 <= classes <= rows or (rows and not classes):
         raise UsageError(
-            f"{folder}: its table has {rows} classes; --classes {max(rows - 1, 0)} takes the last for 'no class', no other number "
-            "will do"
+            f"--classes {classes}: {folder}: its table has {rows} classes, of which the last may be for none"
         )
     side = found.get("sample_size")
     size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
@@ -78,32 +62,33 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
         image_size=convert(size, Count, f"{where}: sample_size"),
         image_channels=channels,
         num_classes=classes,
-        model=json.dumps({key: found[key] for key in SETTINGS if key in found}),
+        model=json.dumps({key: found[key] for key in TABLES["diffusers"]["settings"] if key in found}),
         dropout=float(found.get("dropout") or 0.0),
         code=code,
         null_class=classes < rows,
         variance=out == 2 * channels,
     )
-    weights = fitted(_weights(folder), config, source)
-    return Imported(config, weights, settings, False, source.notes)
+    weights = formats.fitted(_weights(folder), config, source)
+    return Imported(config, weights, settings, False)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     """Read a folder's weights under diffusers' current names. Raises FormatError, also for pickles."""
-    stem = WEIGHTS.removesuffix(".safetensors")
-    found = [sorted(folder.glob(stem + end)) for end in (".safetensors", "-*-of-*.safetensors", ".fp16.safetensors")]
-    files = next(filter(None, found), None)
+    whole, stem = folder / WEIGHTS, WEIGHTS.removesuffix(".safetensors")
+    files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # its parts, or a variant
     if not files:
         raise FormatError(
-            f"{folder}: no weights in {WEIGHTS} or its parts; only safetensors are read: "
-            f"{CLASS}.from_pretrained(…).save_pretrained(…, safe_serialization=True) in diffusers writes them"
+            f"{folder}: no {WEIGHTS}; only safetensors are read, which diffusers writes by save_pretrained(…, "
+            "safe_serialization=True)"
         )
 
-    def renamed(name: str) -> str:
-        old = rf"(\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\."
-        return "model." + re.sub(old, lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.", name)
-
-    return {renamed(name): value for file in files for name, value in tensor_files.load(file).items()}
+    tensors = {}
+    for file in files:
+        for name, value in tensor_files.load(file).items():
+            for old, new in OLD_ATTENTION.items():
+                name = name.replace(f".{old}.", f".{new}.")
+            tensors[f"model.{name}"] = value
+    return tensors
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
@@ -112,7 +97,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
     Raises UsageError where neither says it, FormatError for a scheduler whose levels elbo can't tell a network.
     """
     if options.levels:
-        return range_settings(options.levels, source, options), options.levels
+        return formats.range_settings(options.levels, source, options), options.levels
     path = source.path
     places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, path.parent / "scheduler" / SCHEDULER]
     file = next(filter(Path.is_file, places), None)
@@ -128,19 +113,14 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         shift = float(getattr(curve, "by", 0.0))
         schedule, code = f"fm-ot:shift={shift:.12g}" if shift else "fm-ot", f"flow:factor={count}"
         flow = {"prediction": "u-path", "weighting": f"u-mse@{schedule}", "schedule": schedule}
-        return {**range_settings(code, source, options), **flow}, code
-    name = BETAS.get(str(config.get("beta_schedule")))
-    level = getattr(curve, "level", None)
-    code, apart = "", math.inf
-    if name and level is not None and config.get("trained_betas") is None:
-        ends = "" if name == "t-squaredcos" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
-        timestep = parse_level_code(f"{name}:count={count}{ends}")
-        code = timestep.spec
-        apart = float((timestep(level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
-    if not apart <= NEAR:
-        raise FormatError(
-            f"{file}: its timesteps ({config.get('beta_schedule')!r}, perhaps rescaled or learned) have no level code; --levels "
-            "says another"
-        )
+        return {**formats.range_settings(code, source, options), **flow}, code
+    betas = str(config.get("beta_schedule"))
+    ends = "" if betas == "squaredcos_cap_v2" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
+    with reading(f"{file}: its timesteps ({betas}) have no level code", "; --levels says another"):
+        timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
+        apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
+        if not apart <= NEAR:
+            raise ValueError(f"they are up to {apart:g} off, perhaps rescaled or learned")
+    code = timestep.spec
     low, high = curve.support
-    return {**timestep_settings(code, source, options, prediction), "logsnr_min": low, "logsnr_max": high}, code
+    return {**formats.timestep_settings(code, source, options, prediction), "logsnr_min": low, "logsnr_max": high}, code

@@ -16,93 +16,57 @@ from torch import Tensor
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.reading import reading
-from elbocli.importer.formats import (
-    NAMED,
-    AttentionOrder,
-    Imported,
-    ImportOptions,
-    Source,
-    block_modules,
-    entries,
-    fitted,
-    latents_of,
-    parse_attention,
-    shape_of,
-    source_format,
-    state_dict,
-    timestep_settings,
-)
-from elbocli.nn.networks.dit import DiTConfig, positions
+from elbocli.importer import formats
+from elbocli.importer.formats import TABLES, AttentionOrder, Imported, ImportOptions, Source, shape_of, source_format
+from elbocli.nn.networks.transformers import DiTConfig, positions
 
-PATCH, POSITIONS, TABLE, LAST = (
-    "x_embedder.proj.weight",
-    "pos_embed",
-    "y_embedder.embedding_table.weight",
-    "final_layer.linear.weight",
-)
+PATCH, POSITIONS, LAST = "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight"
+TABLE, PROJECTORS = "y_embedder.embedding_table.weight", "projectors."
 MARKS = {PATCH, POSITIONS, LAST, "blocks.0.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.weight"}
 """Names by which the network is told."""
-PROJECTORS = "projectors."
-MODULES = {
-    "conditioning.first": "t_embedder.mlp.0",
-    "conditioning.second": "t_embedder.mlp.2",
-    "conditioning.classes": "y_embedder.embedding_table",
-    "first": "x_embedder.proj",
-    "modulation": "final_layer.adaLN_modulation.1",
-    "last": "final_layer.linear",
-}
-PARTS = {
-    "modulation": "adaLN_modulation.1",
-    "qkv": "attn.qkv",
-    "mix": "attn.proj",
-    "widen": "mlp.fc1",
-    "narrow": "mlp.fc2",
-}
-"""Modules of elbo's network outside of blocks, and in a block → theirs."""
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Widths of S, B, L and XL → their heads, which shapes don't tell."""
-LATENT_CHANNELS, PIXEL_CHANNELS = 4, (1, 3)
-META, AUTHORS = "CC BY-NC 4.0, for the weights that Meta published", "MIT, for the weights that its authors published"
 FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
 """Settings of a network that was trained on all times: those below 0.0006 and above 0.9994 lie outside."""
+CODES = {"dit": "t-linear", "sit": "flow-reversed", "repa": "flow"}
+"""Format → the level code of its time."""
 
 
-def _kind(source: Source) -> str:
-    """The name of the format that names in a file tell: dit or repa, '' for neither."""
-    for names in entries(source.tree).values():
+def _is(format: str, source: Source) -> bool:
+    """Tell whether names in a file are those of a format: dit or repa."""
+    for names in formats.entries(source.tree).values():
         if set(names) >= MARKS:
-            return "repa" if any(name.startswith(PROJECTORS) for name in names) else "dit"
-    return ""
+            return format == ("repa" if any(name.startswith(PROJECTORS) for name in names) else "dit")
+    return False
 
 
-def _translate(its_code: str, sign: int, source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes. its_code: the format's level code. sign: of its output against the prediction's."""
-    code = options.levels or its_code
-    flow = its_code.startswith("flow")
-    settings = FLOW if flow else timestep_settings(code, source, options)
+def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
+    """Read the network off names and shapes. its_code: the format's level code."""
+    where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
+    settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
         source.notes.append(
             "read as DiT's; SiT's and REPA's look alike: if it is one, say --format sit or --format repa"
         )
-    where = source.path
-    tensors, averaged, _ = state_dict(source, options)
-    width, channels, patch, _ = shape_of(tensors, PATCH, 4)
-    side = math.isqrt(shape_of(tensors, POSITIONS, 3)[1])
-    _check_positions(tensors[POSITIONS], side, width)
+    tensors, averaged, _ = formats.state_dict(source, options)
+    width, channels, patch, _ = shape_of(tensors, PATCH)
+    side = math.isqrt(shape_of(tensors, POSITIONS)[1])
+    places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
+    most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
+    if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
+        raise FormatError(f"{POSITIONS} isn't DiT's code of a square of places, by sines and cosines, as elbo's")
     heads = HEADS.get(width) or AttentionOrder().heads_of(width)
     if options.attention:
-        heads = parse_attention(options.attention).heads_of(width)
+        heads = formats.parse_attention(options.attention).heads_of(width)
     elif width not in HEADS:
         source.notes.append(
             f"shapes don't say its heads: taken as {heads}, of {width // heads} channels each; say others by --attention"
         )
-    rows = shape_of(tensors, TABLE, 2)[0] if TABLE in tensors else 0
+    rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
-        raise UsageError(
-            f"--classes {classes}: {where} has a table of {rows} rows, for {max(rows - 1, 0)} classes and none, or {rows}"
-        )
-    outputs, doubled = shape_of(tensors, LAST, 2)[0], 2 * channels * patch**2
+        raise UsageError(f"--classes {classes}: {where} has a table of {rows} rows, of which the last may be for none")
+    outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(
             side * patch,
@@ -122,59 +86,24 @@ def _translate(its_code: str, sign: int, source: Source, options: ImportOptions)
             return tensor
         if flow and outputs == doubled:  # channel by channel in every place of a patch
             tensor = tensor.unflatten(0, (patch**2, 2, channels))[:, 0].flatten(0, 1)
-        return sign * tensor
+        return -tensor if its_code == "flow-reversed" else tensor
 
     blocks = {"blocks": [f"blocks.{index}" for index in range(config.depth)]}
-    modules = MODULES | block_modules(blocks, PARTS)
-    weights = fitted(tensors, config, source, modules, turned, rf"{POSITIONS}|{PROJECTORS}.*")
+    modules = TABLES["dit"]["network"] | formats.block_modules(blocks, TABLES["dit"]["block"])
+    weights = formats.fitted(tensors, config, source, modules, turned, rf"{POSITIONS}|{PROJECTORS}.*")
     data: dict[str, Any] = {}
-    if channels not in PIXEL_CHANNELS or options.autoencoder:
-        if channels != LATENT_CHANNELS and not options.autoencoder:
+    if channels not in (1, 3) or options.autoencoder:
+        if channels != 4 and not options.autoencoder:
             raise UsageError(
                 f"{where}: its latents have {channels} channels, of no known autoencoder; add --autoencoder DIR"
             )
-        data = latents_of(config, source, options, "diffusers")
-    return Imported(config, weights, settings, averaged, source.notes, data)
+        data = formats.latents_of(config, source, options, "diffusers")
+    return Imported(config, weights, settings, averaged, data)
 
 
-def _check_positions(found: Tensor, side: int, width: int) -> None:
-    """Raise FormatError for places that aren't coded as elbo codes them: files hold them, though nothing trained them."""
-    wanted = positions(side, width, torch.device("cpu"))
-    most = 1e-5 if found.dtype in (torch.float32, torch.float64) else 1e-2
-    if found.shape[1:] != wanted.shape or not bool(((found[0].float() - wanted).abs() < most).all()):
-        raise FormatError(f"{POSITIONS} isn't DiT's code of a square of places, by sines and cosines, as elbo's")
-
-
-def _declare(name: str, about: str, source: str, licence: str, code: str, sign: int = 1) -> None:
+for _name, _code in CODES.items():
     source_format(
-        name,
-        about=about,
-        source=source,
-        licence=licence,
-        recognises=lambda source: _kind(source) == name,
-        takes=(*NAMED, "classes", "autoencoder", "attention", *(["levels"] if name == "dit" else [])),
-    )(partial(_translate, code, sign))
-
-
-_declare(
-    "dit",
-    "DiT's networks, DiT-XL-2-256x256.pt and others of its training script. SiT's look alike: say --format sit.",
-    "Peebles & Xie 2023",
-    META,
-    "t-linear",
-)
-_declare(
-    "sit",
-    "SiT's networks of the linear path that give the velocity: SiT-XL-2-256x256.pt and others of its script.",
-    "Ma et al. 2024",
-    AUTHORS,
-    "flow-reversed",
-    sign=-1,
-)
-_declare(
-    "repa",
-    "REPA's SiT networks of the linear path that give the velocity; its projectors are left out.",
-    "Yu et al. 2025",
-    AUTHORS,
-    "flow",
-)
+        _name,
+        recognises=partial(_is, _name),
+        takes=(*formats.NAMED, "classes", "autoencoder", "attention", *(["levels"] if _name == "dit" else [])),
+    )(partial(_translate, _code))

@@ -1,65 +1,56 @@
-"""EDM's checkpoints of its ADM network (DhariwalUNet): pickles, training states, state dicts. EDM2's share some of it.
+"""Checkpoints of EDM's ADM network (DhariwalUNet) and of EDM2's networks: pickles, training states, state dicts.
 
-Source: Karras et al. 2022. Its pickles bring their own source code along, which is not run; see files/pickles.py.
+Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696. Their pickles bring their own source code along, which is
+not run; see files/pickles.py. EDM2's names, shapes, order and constants are as its published code has them, and half
+precision makes XS as large as its published file; no such file was read. The head that learns the weighting of EDM2's loss
+is left out: it serves training alone.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from elbocli.core.prediction import PREDICTIONS, logsnr_of
+from elbocli.core.prediction import logsnr_of
 from elbocli.core.registry import plain
-from elbocli.core.weighting_curves import WEIGHTINGS
-from elbocli.errors import FormatError
-from elbocli.files.pickles import attributes, class_name
+from elbocli.errors import FormatError, UsageError
+from elbocli.files.pickles import Foreign, attributes, class_name
 from elbocli.files.reading import reading
-from elbocli.importer.formats import (
-    Imported,
-    ImportOptions,
-    Source,
-    block_modules,
-    entries,
-    fitted,
-    shape_of,
-    source_format,
-    state_dict,
-)
-from elbocli.nn.networks.blocks import heads_of
-from elbocli.nn.networks.unet import UNetConfig
+from elbocli.importer import formats
+from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, shape_of, source_format
+from elbocli.nn.networks import edm2 as ours
+from elbocli.nn.networks.unet import UNetConfig, heads_of
 
-LICENCE = "CC BY-NC-SA 4.0, for the weights that NVIDIA published"
 LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5
 """The levels that EDM and EDM2 sample at."""
-DRAWN = (-1.2, 1.2)
-"""Mean and standard deviation of ln σ that networks are trained with, where a file doesn't say."""
+LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
+DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
+"""Mean and standard deviation of ln σ that EDM's networks, and EDM2's of each kind, train with, where a file doesn't say."""
+ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}
+"""Channels → the encoder that gives as many, where a file doesn't say."""
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
 """The beginning of a name in a block: its way, its side, its place there."""
-MODULES = {
-    "conditioning.first": "map_layer0",
-    "conditioning.second": "map_layer1",
-    "conditioning.classes": "map_label",
-    "norm": "out_norm",
-    "last": "out_conv",
-}
-PARTS = {
-    "norm1": "norm0",
-    "conv1": "conv0",
-    "scale_shift": "affine",
-    "norm2": "norm1",
-    "conv2": "conv1",
-    "skip": "skip",
-    "attention.norm": "norm2",
-    "attention.qkv": "qkv",
-    "attention.out": "proj",
-}
-"""Modules outside of blocks, and parts of a block → EDM's."""
+MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")
+"""Ends of names by which EDM2's network is told."""
 LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
 READ = {"", "EDMPrecond", "DhariwalUNet"}
 """Classes of EDM's code that elbo's network does the same as; a state dict has none."""
+CONSTANTS: dict[str, Any] = {
+    "label_balance": ours.CLASS,
+    "concat_balance": ours.JOINED,
+    "res_balance": ours.RESIDUAL,
+    "attn_balance": ours.ATTENTION,
+    "clip_act": ours.CLIP,
+    "resample_filter": [1, 1],
+}
+"""Attributes of EDM2's objects that elbo's network has as constants."""
+
+
+# What the two share.
 
 
 def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -70,116 +61,173 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
         yield from submodules(inner, f"{name}.{key}".strip("."))
 
 
-def number(found: Mapping[str, Any], name: str, usual: float) -> float:
-    """A number among these attributes; `usual` where there is none."""
-    value = found.get(name, usual)
-    return float(value) if type(value) in (int, float) else usual
-
-
-def dropout_of(module: Any) -> float:
-    """Dropout that a pickled network was trained with, which its blocks say; 0 in a state dict."""
-    return max(number(told, "dropout", 0.0) for _, told in submodules(module))
-
-
-def objective(source: Source, module: Any, loss: Mapping[str, Any], usual: tuple[float, float]) -> dict[str, Any]:
-    """Settings of the objective, as the network and its loss function say; usual: else mean and spread of ln σ."""
-    mean, std = (plain(number(loss, name, value)) for name, value in zip(("P_mean", "P_std"), usual))
-    sigma_data = plain(number(attributes(module), "sigma_data", SIGMA_DATA))
-    settings = {
+def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Settings of the objective, as the network and its loss function say. kind: else by this key of DRAWN."""
+    mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
+    sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
+    return {
         "prediction": f"edm:sigma_data={sigma_data}",
         "weighting": f"edm:mean={mean},std={std},sigma_data={sigma_data}",
         "schedule": f"edm:mean={mean},std={std}",
+        "logsnr_min": logsnr_of(MOST_SIGMA),
+        "logsnr_max": logsnr_of(LEAST_SIGMA),
     }
-    with reading(source.path):
-        PREDICTIONS.parse(settings["prediction"])
-        WEIGHTINGS.parse(settings["weighting"])
-    return {**settings, "logsnr_min": logsnr_of(MOST_SIGMA), "logsnr_max": logsnr_of(LEAST_SIGMA)}
 
 
-def layout(tensors: Mapping[str, Tensor], conv: str, parts: Mapping[str, str]) -> tuple[Any, ...]:
-    """(sizes from the largest, their widths, residual blocks in each, channels of images, elbo's names of modules → theirs).
+def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a config has of both formats, where levels are widths; and elbo's names of modules → theirs.
 
-    conv: the first convolution of a block of EDM's or EDM2's network. parts: of a block.
+    module: the pickled network, whose blocks say its dropout.
     """
+    names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
     sides = sorted({int(side) for _, side, _ in places}, reverse=True)
     if not sides:
         raise FormatError("has no blocks of EDM's networks, such as enc.64x64_block0")
     blocks = len({place for way, _, place in places if way == "enc" and place.startswith("block")})
-    names = [f"block{index}" for index in range(blocks + 1)]
+    own = [f"block{index}" for index in range(blocks + 1)]
     below, first = f"dec.{sides[-1]}x{sides[-1]}", f"enc.{sides[0]}x{sides[0]}_conv"
-    ours = {
-        "down": [f"enc.{side}x{side}_{name}" for side in sides for name in ("down", *names[:-1])][1:],
+    ways = {
+        "down": [f"enc.{side}x{side}_{name}" for side in sides for name in ("down", *own[:-1])][1:],
         "middle": [f"{below}_in0", f"{below}_in1"],
-        "up": [f"dec.{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *names)][1:],
+        "up": [f"dec.{side}x{side}_{name}" for side in reversed(sides) for name in ("up", *own)][1:],
     }
-    widths = [shape_of(tensors, f"enc.{side}x{side}_block0.{conv}.weight", 4)[0] for side in sides]
-    channels = shape_of(tensors, f"{first}.weight", 4)[1]
-    return sides, widths, blocks, channels, {"first": first, **block_modules(ours, parts)}
-
-
-def split_heads(qkv: Tensor) -> Tensor:
-    """Put q, k and v first. EDM's and EDM2's have heads first, then channels of a head, with q, k and v side by side."""
-    return qkv.unflatten(0, (heads_of(len(qkv) // 3), -1, 3)).movedim(2, 0).flatten(0, 2)
+    starts = {side: f"enc.{side}x{side}_block0." for side in sides}
+    known = {
+        "image_size": sides[0],
+        "image_channels": shape_of(tensors, f"{first}.weight")[1],
+        "levels": [shape_of(tensors, f"{start}{names['block']['conv1']}.weight")[0] for start in starts.values()],
+        "blocks": blocks,
+        "attention": tuple(side for side, start in starts.items() if f"{start}{qkv}.weight" in tensors),
+        "dropout": float(max(told.get("dropout", 0.0) for _, told in submodules(module))),
+    }
+    return known, {"first": first, **names["network"], **formats.block_modules(ways, names["block"])}
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:
-    if name == "conditioning.classes.weight":
-        return tensor.T
-    return split_heads(tensor) if ".attention.qkv." in name else tensor
+    """Make elbo's tensor of theirs, which has heads first, then channels of a head, with q, k and v side by side."""
+    if ".attention.qkv." in name:
+        return tensor.unflatten(0, (heads_of(len(tensor) // 3), -1, 3)).movedim(2, 0).flatten(0, 2)
+    return tensor if tensor.dim() else tensor[None]
 
 
-def _is_network(names: Iterable[str]) -> bool:
+# EDM
+
+
+def _is_edm(names: Iterable[str]) -> bool:
     return any(name.endswith("map_layer0.weight") for name in names) and any(map(BLOCK.search, names))
 
 
 @source_format(
     "edm",
-    about="EDM's ADM network (DhariwalUNet): network pickles, training-state-*.pt, state dicts; with classes or without.",
-    source="Karras et al. 2022",
-    licence=LICENCE,
-    recognises=lambda source: any(map(_is_network, entries(source.tree).values())),
+    recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
     """Read the network off names and shapes, and the objective off the objects of a pickle."""
     where = source.path
-    held, averaged, module = state_dict(source, options, meant=_is_network)
+    held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
     if strange:
-        raise FormatError(
-            f"{where}: has {' and '.join(sorted(strange))}, which elbo doesn't have; of EDM's networks it reads DhariwalUNet "
-            "in EDMPrecond"
-        )
+        raise FormatError(f"{where}: has {' and '.join(sorted(strange))}; elbo reads DhariwalUNet in EDMPrecond alone")
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
-    width, channels = shape_of(tensors, "map_layer0.weight", 2)
-    sides, widths, blocks, image_channels, modules = layout(tensors, "conv0", PARTS)
-
-    def attends(block: str) -> bool:
-        return any(name.startswith((f"{block}.norm2.", f"{block}.qkv.", f"{block}.proj.")) for name in tensors)
-
+    if LABELS in tensors:
+        tensors[LABELS] = tensors[LABELS].T
+    width, channels = shape_of(tensors, "map_layer0.weight")
+    known, modules = layout(tensors, module, "edm")
     with reading(where):
         config = UNetConfig(
-            image_size=sides[0],
-            image_channels=image_channels,
-            num_classes=shape_of(tensors, LABELS, 2)[1] if LABELS in tensors else 0,
+            **{**known, "levels": tuple(width / channels for width in known["levels"])},
+            num_classes=len(tensors.get(LABELS, ())),
             channels=channels,
-            levels=tuple(width / channels for width in widths),
-            blocks=blocks,
-            attention=tuple(side for side in sides if attends(f"enc.{side}x{side}_block0")),
-            middle_attention=attends(f"dec.{sides[-1]}x{sides[-1]}_in0"),
+            middle_attention=f"{modules['middle.0.attention.qkv']}.weight" in tensors,
             embedding=0 if width == 4 * channels else width,
             code="logsnr:factor=-0.125",
-            dropout=dropout_of(module),
         )
-    weights = fitted(tensors, config, source, MODULES | modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
+    weights = formats.fitted(tensors, config, source, modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
     if AUGMENT in tensors:
         source.notes.append(
-            "it was trained with augmented images, and elbo samples images as they were: map_augment is left out"
+            "it was trained with augmented images; elbo samples images as they were, without map_augment"
         )
     if isinstance(module, dict):
         source.notes.append(
             f"{where}: nothing in it says so: its network is taken as preconditioned by EDM (EDMPrecond)"
         )
     loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
-    trained = objective(source, module, attributes(loss) if class_name(loss) == "EDMLoss" else {}, DRAWN)
-    return Imported(config, weights, trained, averaged, source.notes)
+    loss = attributes(loss) if class_name(loss) == "EDMLoss" else {}
+    return Imported(config, weights, objective(module, loss, ""), averaged)
+
+
+# EDM2
+
+
+def _content(source: Source) -> tuple[Any, list[Any]]:
+    """(the file's content, relative standard deviations of its averages); the first average stands under "ema" itself."""
+    tree: Any = source.tree
+    tree = tree.items or tree if isinstance(tree, Foreign) else tree
+    ema = tree.get("ema") if isinstance(tree, dict) else None
+    averages = ema.items if isinstance(ema, Foreign) else ema
+    if not isinstance(averages, dict) or not isinstance(averages.get("emas"), list) or not averages["emas"]:
+        return tree, []
+    return {**tree, "ema": averages["emas"][0]}, list(averages.get("stds") or [])
+
+
+def _is_edm2(names: Iterable[str]) -> bool:
+    return all(any(name.endswith(mark) for name in names) for mark in MARKS)
+
+
+def _check_constants(module: Any) -> None:
+    """Raise FormatError for a pickled network with other constants than elbo's."""
+    for name, told in submodules(module):
+        wanted = dict(CONSTANTS)
+        if told.get("num_heads"):
+            wanted["num_heads"] = heads_of(told["out_channels"])
+        for key, value in wanted.items():
+            found = told.get(key, value)
+            if (list(found) if isinstance(found, tuple) else found) != value:
+                raise FormatError(f"{name} has {key} {found}, elbo's network has {value}; it can't be imported")
+
+
+def _encoder(content: Any, channels: int) -> str:
+    """The encoder that made the images that the network sees, LATENTS or PIXELS. Raises FormatError for another."""
+    encoder = content.get("encoder") if isinstance(content, dict) else None
+    told = attributes(encoder)
+    name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
+    if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
+        raise FormatError(f"its encoder is {name!r}, perhaps with numbers of its own, expected {LATENTS} or {PIXELS}")
+    return name
+
+
+@source_format(
+    "edm2",
+    recognises=lambda source: any(map(_is_edm2, formats.entries(_content(source)[0]).values())),
+    takes=(*formats.NAMED, "autoencoder"),
+)
+def edm2(source: Source, options: ImportOptions) -> Imported:
+    """Read the network off names and shapes, and the objective off the objects of a pickle."""
+    content, stds = _content(source)
+    held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
+    if len(stds) > 1 and averaged:
+        source.notes.append(f"of its {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
+    _check_constants(module)
+    tensors = {name.removeprefix("unet."): each for name, each in held.items()}
+    known, modules = layout(tensors, module, "edm2")
+    channels = math.gcd(*known["levels"])
+    known |= {"levels": tuple(width // channels for width in known["levels"])}
+    known["image_channels"] -= 1
+    with reading(source.path):
+        config = ours.EDM2Config(
+            **known,
+            num_classes=shape_of(tensors, "emb_label.weight")[1] if "emb_label.weight" in tensors else 0,
+            channels=channels,
+        )
+    weights = formats.fitted(tensors, config, source, modules, _turned, r"logvar_(fourier|linear)\..*")
+    kind = _encoder(content, config.image_channels)
+    if kind == PIXELS and options.autoencoder is not None:
+        raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave it out")
+    loss = content.get("loss_fn") if isinstance(content, dict) else None
+    loss = loss if isinstance(loss, dict) else attributes(loss)
+    if "P_mean" not in loss:
+        mean, std = DRAWN[kind]
+        source.notes.append(f"doesn't say the noise it was trained with: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
+    data = formats.latents_of(config, source, options, "edm2") if kind == LATENTS else {}
+    return Imported(config, weights, objective(module, loss, kind), averaged, data)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.plugins import defined, run_plugin, trust
-from elbocli.importer.formats import (
-    NAMED,
-    Imported,
-    ImportOptions,
-    Source,
-    fitted,
-    range_settings,
-    source_format,
-    state_dict,
-)
+from elbocli.importer import formats
+from elbocli.importer.formats import Imported, ImportOptions, Source, source_format
 from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
 from elbocli.nn.networks.own_network import (
     SIZES,
     ModuleConfig,
     ProgramConfig,
-    class_named,
     open_program,
     read_arguments,
 )
@@ -33,32 +25,27 @@ TAKES = ("levels", "size", "channels", "classes", "null_class")
 
 @source_format(
     "module",
-    about="Weights (safetensors, or a state dict of torch) of your own class: --network FILE.py:CLASS[:KEY=VALUE,...].",
-    source="docs/extending.md",
-    licence="yours",
     recognises=lambda source: False,  # --network says it
-    takes=(*NAMED, *TAKES, "network"),
+    takes=(*formats.NAMED, *TAKES, "network"),
 )
 def module(source: Source, options: ImportOptions) -> Imported:
     """Run the file that the user names, make its class, and give it the weights."""
-    head, suffix, rest = options.network.partition(".py:")
-    name, _, arguments = rest.partition(":")
-    if not head or not suffix or not name.isidentifier():
+    said = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
+    if not said:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
-    file = Path(head + ".py")
+    file = Path(said[1])
     run_plugin(file)
     if not options.size or not options.channels:
         raise UsageError("--network: add --size and --channels of the images that it was trained on")
-    config = _config(file.name, name, arguments, options)
-    tensors, averaged, _ = state_dict(source, options)
-    settings = range_settings(str(getattr(config, "code", "logsnr")), source, options)
+    config = _config(file.name, said[2], said[3], options)
+    tensors, averaged, _ = formats.state_dict(source, options)
+    settings = formats.range_settings(str(getattr(config, "code", "logsnr")), source, options)
     if isinstance(config, ModuleConfig):
         tensors = {f"network.{key}": value for key, value in tensors.items()}
     elif config.num_classes:
         settings["label_dropout"] = 0.1
-    weights = fitted(tensors, config, source)
-    source.notes.append(f"every command on this run needs --plugin {file}, or ELBO_PLUGIN={file}")
-    return Imported(config, weights, settings, averaged, source.notes)
+    weights = formats.fitted(tensors, config, source)
+    return Imported(config, weights, settings, averaged)
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
@@ -68,7 +55,6 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     told: Any = {"code": options.levels} if options.levels else {}
     none = () if options.null_class is None else (options.null_class,)
     if declared is None:
-        class_named(f"{file}:{name}")
         return ModuleConfig(**sizes, name=f"{file}:{name}", arguments=arguments, null_class=none, **told)  # type: ignore[arg-type]
     if none:
         raise UsageError(f"--null-class: {name} is told class -1 for none, as elbo's own are; leave it out")
@@ -77,9 +63,6 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
 
 @source_format(
     "program",
-    about="A torch.export program (.pt2) of any network (z, level, labels) or (z, level); sampled and measured, not trained.",
-    source="torch.export; elbocli.export_network writes one",
-    licence="not known",
     recognises=lambda source: source.path.suffix == ".pt2",
     takes=TAKES,
 )
@@ -91,19 +74,20 @@ def program(source: Source, options: ImportOptions) -> Imported:
         raise UsageError(
             f"{source.path}: doesn't say what its network is told of the noise; add --levels logsnr, t:linear, sigma, flow, …"
         )
-    size = options.size or takes.size
+    side = takes.images.shape[2]
+    size = options.size or (side if isinstance(side, int) else 0)
     if not size:
         raise UsageError(f"{source.path}: takes images of any size; add --size")
     classes, null = takes.classes if options.classes is None else options.classes, options.null_class
-    if takes.labels is None and (classes or null is not None):
-        raise FormatError(f"{source.path}: takes no labels; leave --classes and --null-class out")
-    if takes.classes and classes > takes.classes:
-        raise FormatError(f"{source.path}: its classes are {takes.classes}, and --classes says {classes}; leave it out")
+    if (takes.labels is None and (classes or null is not None)) or 0 < takes.classes < classes:
+        raise FormatError(
+            f"{source.path}: takes {takes.classes or 'no'} labels, and --classes or --null-class says others"
+        )
     if takes.labels is not None and not classes and null is None and not takes.classes:
         raise UsageError(f"{source.path}: takes labels; add --classes, and --null-class where it is 0")
     config = ProgramConfig(
         image_size=size,
-        image_channels=options.channels or takes.channels,
+        image_channels=options.channels or takes.images.shape[1],
         num_classes=classes,
         file=FILE,
         sha256=source.sha256,
@@ -113,8 +97,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
     )
     if not takes.levels.is_floating_point():
         source.notes.append("it takes whole timesteps: what lies between two is rounded")
-    settings = range_settings(options.levels, source, options)
+    settings = formats.range_settings(options.levels, source, options)
     # A file of weights holds no memory under two names, which a program may share.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}
-    source.notes.append(f"a program is code: commands on this run need --plugin RUN/{FILE}")
-    return Imported(config, weights, settings, False, source.notes, files={FILE: source.path})
+    return Imported(config, weights, settings, False, files={FILE: source.path})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elbocli.core.registry import Registry
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.reading import file_sha256, reading
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor, nn
 
 EXTRACTORS = Registry("extractor")
 extractor = EXTRACTORS.declare
@@ -19,6 +21,8 @@ STRICT = "fp32"
 """The precision of features that published numbers are of, and of files that don't say one."""
 PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
+TINY_SHA256 = "3bcdfad010b982b1563a266ffada969d736ddb63c5a6af65690a9af7eeac0035"
+"""Of elbo-tiny's weights, which are drawn from a fixed seed."""
 SPATIAL_CHANNELS = 7
 """Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
 
@@ -32,33 +36,30 @@ class Extractor(NamedTuple):
     """
 
     name: str
-    module: torch.nn.Module
+    module: nn.Module
     weights_sha256: str
     channels: int = 0
-    spatial: torch.nn.Module | None = None
+    spatial: Any = None
     precision: str = STRICT
 
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
-        from elbocli.files.reading import reading
-
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
             out = self.module(images)
         features, logits = (*out, None)[:2] if isinstance(out, (tuple, list)) else (out, None)
-        if features.dim() != 2 or len(features) != len(images) or (logits is not None and logits.dim() != 2):
+        if features.dim() != 2 or len(features) != len(images):
             raise FormatError(
                 f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D), or features and logits (B, K)"
             )
         return features.float(), None if logits is None else logits.float()
 
-    def with_spatial(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """The same, and spatial features [B,S]: the first 7 channels of that part's output, row by row, channels last, as
         ADM has them. Needs such a part. Raises DataError.
         """
-        kept: list[torch.Tensor] = []
-        assert self.spatial is not None
+        kept: list[Tensor] = []
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
             features, logits = self(images)
         spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
@@ -86,11 +87,17 @@ def inception(weights: Path | None) -> Extractor:
     features are those of TensorFlow's `mixed_6/conv`, the 1 × 1 branch of Mixed_6d after batch norm and ReLU.
     """
     import torch
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = weights or _published()
     module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
-    module = _fold_batch_norm(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    block: Any
+    for block in module.modules():
+        if isinstance(getattr(block, "bn", None), torch.nn.BatchNorm2d):
+            block.conv = fuse_conv_bn_eval(block.conv.double(), block.bn.double()).float()
+            block.bn = torch.nn.Identity()
+    module = module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spatial = module.get_submodule("Mixed_6d.branch1x1")
     return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial)
 
@@ -104,50 +111,38 @@ def vgg16(weights: Path | None) -> Extractor:
     """Weights from a file of torchvision's."""
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-    path = _given(weights, "vgg16", "torchvision's vgg16 for ImageNet")
-    module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], path)
+    module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], _given(weights, "vgg16"))
     return Extractor("vgg16", module, digest, channels=3)
 
 
-@extractor(
+def _vit(name: str, weights: Path | None) -> Extractor:
+    """Weights from a file of the network's authors, of timm's or of transformers'. Preprocessing is EDM2's or CMMD's: no crop."""
+    from elbocli.nn.extractors.vit import vit_extractor
+
+    return vit_extractor(name, _given(weights, name))
+
+
+extractor(
     "dinov2-vitl14",
     formula="DINOv2's ViT-L/14, 1024 features, resized by antialiased bicubic: FD-DINOv2",
     source="Oquab et al. 2023; Karras et al. 2024 (EDM2)",
-)
-def dinov2(weights: Path | None) -> Extractor:
-    """Weights from a file of DINOv2's hub, of timm's or of transformers'. EDM2's preprocessing, which torch-fidelity's isn't."""
-    from elbocli.nn.extractors.vit import DINOV2_HUB, DINOV2_TRANSFORMERS, VitShape, vit_extractor
-
-    path = _given(weights, "dinov2-vitl14", "dinov2_vitl14_pretrain.pth of DINOv2's hub")
-    shape = VitShape(width=1024, depth=24, heads=16, patch=14, trained=37)
-    return vit_extractor("dinov2-vitl14", shape, path, (DINOV2_HUB, DINOV2_TRANSFORMERS))
-
-
-@extractor(
+)(partial(_vit, "dinov2-vitl14"))
+extractor(
     "clip-vitb32",
     formula="CLIP's ViT-B/32, 512 features of length 1, resized by antialiased bicubic",
     source="Radford et al. 2021; for CMMD, whose authors have ViT-L/14 at 336 pixels",
-)
-def clip(weights: Path | None) -> Extractor:
-    """Weights from a file of OpenAI's names (open_clip) or of transformers'. CMMD's preprocessing: no crop."""
-    from elbocli.nn.extractors.vit import CLIP_OPENAI, CLIP_TRANSFORMERS, VitShape, vit_extractor
-
-    path = _given(weights, "clip-vitb32", "pytorch_model.bin of openai/clip-vit-base-patch32")
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    shape = VitShape(768, 12, 12, patch=32, trained=7, mean=mean, std=std, embedding=512)
-    return vit_extractor("clip-vitb32", shape, path, (CLIP_TRANSFORMERS, CLIP_OPENAI))
+)(partial(_vit, "clip-vitb32"))
 
 
-def _given(weights: Path | None, name: str, file: str) -> Path:
+def _given(weights: Path | None, name: str) -> Path:
     """The file of weights. Raises UsageError where none is given."""
     if weights is None:
-        raise UsageError(f"{name} needs --extractor-weights FILE, {file}")
+        raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md says which")
     return weights
 
 
-def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.nn.Module, str]:
+def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
     """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
-    from elbocli.files.reading import file_sha256, reading
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)
@@ -156,30 +151,12 @@ def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[torch.
     return module, file_sha256(path)
 
 
-def _fold_batch_norm(module: torch.nn.Module) -> torch.nn.Module:
-    """Fold each `bn` into the `conv` before it, in place: the same numbers up to rounding, in fewer passes over memory."""
-    from torch.nn import BatchNorm2d, Identity
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    block: Any
-    for block in module.modules():
-        if isinstance(getattr(block, "bn", None), BatchNorm2d):
-            block.conv = fuse_conv_bn_eval(block.conv.double(), block.bn.double()).float()
-            block.bn = Identity()
-    return module.requires_grad_(False)
-
-
 def _published() -> Path:
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    from elbocli.files.reading import reading
-
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
-    remedy = (
-        f"; give them with --extractor-weights FILE ({path.name}, from torch-fidelity's releases), or use --extractor "
-        "elbo-tiny for a smoke run"
-    )
+    remedy = f"; give them with --extractor-weights FILE ({path.name}, from torch-fidelity's releases)"
     with reading("the Inception weights could not be fetched", remedy, DataError):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,13 +173,10 @@ def tiny(weights: Path | None) -> Extractor:
     """The same network on every machine."""
     if weights is not None:
         raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
-    import hashlib
-
-    from elbocli.nn.extractors.elbo_tiny import Tiny
+    from elbocli.nn.extractors.vit import Tiny
 
     module = Tiny()
-    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in module.state_dict().values())).hexdigest()
-    return Extractor("elbo-tiny", module, digest, channels=3, spatial=module.convs[-1])
+    return Extractor("elbo-tiny", module, TINY_SHA256, channels=3, spatial=module.convs[-1])
 
 
 def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:
@@ -210,7 +184,6 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")
-        from elbocli.files.reading import file_sha256
         from elbocli.files.tensor_files import read_program
 
         path = Path(name)

@@ -1,13 +1,14 @@
-"""Vision transformers as extractors: DINOv2 as EDM2 measures by it, and CLIP's image side as CMMD does. timm holds the network.
+"""Networks of extractors: DINOv2 as EDM2 measures by it, CLIP's image side as CMMD does, and a tiny one for tests.
 
-Both see the whole image, resized to 224 × 224 by torch's antialiased bicubic in float32. What that puts below 0 or above
-255 stays: neither EDM2 nor CMMD clamps it.
+DINOv2 and CLIP, whose vision transformers are timm's, see the whole image, resized to 224 × 224 by torch's antialiased
+bicubic in float32. What that puts below 0 or above 255 stays: neither EDM2 nor CMMD clamps it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.reading import file_sha256, one_line, reading
-from elbocli.files.recognise import begins_like_tensors
-from elbocli.files.tensor_files import load, load_tensors
+from elbocli.files.pickles import read_torch_file
+from elbocli.files.reading import file_sha256, reading
+from elbocli.files.yaml_text import read_yaml
 from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
 """DINOv2's hub asks for a grid of 16.1 places a side, and gets 16 that lie a little closer than 16 would."""
+TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
+
+
+class Tiny(nn.Module):
+    """A small random network whose features tell images apart well enough to test with, from a fixed seed.
+
+    uint8 [B,3,H,W] → (features [B, 64], logits [B, 10]).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        pairs = pairwise([3, 32, 64, 64])
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1, bias=False) for pair in pairs)
+        self.head = nn.Linear(64, 10, bias=False)
+        generator = torch.Generator().manual_seed(2023)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * (2 / parameter[0].numel()) ** 0.5
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = images.to(self.head.weight.dtype) / 127.5 - 1
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.2)
+        features = x.mean((2, 3)) * 8
+        return features, self.head(features)
 
 
 class VitShape(NamedTuple):
@@ -62,12 +88,16 @@ class Vit(nn.Module):
         return F.normalize(features, dim=1) if self.unit else features
 
 
-def vit_extractor(name: str, shape: VitShape, path: Path, layouts: tuple[Layout, ...]) -> Extractor:
-    """The extractor with the weights in a file. Raises UsageError without timm, FormatError for other weights."""
+def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extractor:
+    """The extractor with the weights in a file. shape: by default that of the name's in vit.yaml.
+
+    Raises UsageError without timm, FormatError for other weights.
+    """
+    shape = shape or VitShape(**TABLES[name]["shape"])
     network = _network(shape, path)
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     wanted["pos_embed"] = (1, 1 + shape.trained**2, shape.width)
-    weights = read_weights(path, name, wanted, layouts)
+    weights = read_weights(path, name, wanted, TABLES["clip" if shape.embedding else "dinov2"])
     weights["pos_embed"] = fitted_positions(weights["pos_embed"], SIZE // shape.patch)
     network.load_state_dict(weights, assign=True)
     module = Vit(network, shape).eval().requires_grad_(False)
@@ -84,20 +114,15 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
     if before == side:
         return positions
     grid = grid.unflatten(1, (before, before)).permute(0, 3, 1, 2)
-    factor = (side + HUB_OFFSET) / before
-    grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    grid = F.interpolate(grid, scale_factor=(side + HUB_OFFSET) / before, mode="bicubic")
     return torch.cat([token, grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
 
 
 def _network(shape: VitShape, path: Path) -> nn.Module:
     """The network without memory for its weights."""
-    try:
+    with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         from timm.layers import QuickGELU
         from timm.models.vision_transformer import VisionTransformer
-    except (ImportError, RuntimeError) as error:
-        raise UsageError(
-            f"{path}: this network needs the extra 'extractors': pip install 'elbocli[extractors]' ({one_line(error)})"
-        ) from error
     own: dict[str, Any] = {"init_values": 1e-5, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
     if shape.embedding:
         own = {"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-5), "act_layer": QuickGELU}
@@ -109,7 +134,6 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
             depth=shape.depth,
             num_heads=shape.heads,
             num_classes=0,
-            global_pool="token",
             weight_init="skip",
             **own,
         )
@@ -118,118 +142,27 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
     return network
 
 
-# Weights in files of several programs, by the names that timm's network has.
-
-
-class Layout(NamedTuple):
-    """Names by which a program writes such a network.
-
-    mark: a name by which its files are told. parts: parts of names → the network's own, replaced one after the other; q, k
-    and v may be apart. ignored: how the names of tensors begin that are of no use here; any other name that isn't used means
-    another network. transposed: the network's tensors that are the other way round there.
-    """
-
-    mark: str
-    parts: Mapping[str, str]
-    ignored: tuple[str, ...]
-    transposed: tuple[str, ...] = ()
-
-
-DINOV2_HUB = Layout("blocks.0.attn.qkv.weight", {}, ("mask_token",))
-"""Names of DINOv2's hub, and of timm."""
-DINOV2_TRANSFORMERS = Layout(
-    "embeddings.position_embeddings",
-    {
-        "embeddings.cls_token": "cls_token",
-        "embeddings.position_embeddings": "pos_embed",
-        "embeddings.patch_embeddings.projection": "patch_embed.proj",
-        "encoder.layer.": "blocks.",
-        "attention.attention.query": "attn.q",
-        "attention.attention.key": "attn.k",
-        "attention.attention.value": "attn.v",
-        "attention.output.dense": "attn.proj",
-        "layer_scale1.lambda1": "ls1.gamma",
-        "layer_scale2.lambda1": "ls2.gamma",
-        "layernorm": "norm",
-    },
-    ("embeddings.mask_token",),
-)
-"""Names of transformers' Dinov2Model."""
-CLIP_OPENAI = Layout(
-    "visual.class_embedding",
-    {
-        "visual.class_embedding": "cls_token",
-        "visual.positional_embedding": "pos_embed",
-        "visual.conv1": "patch_embed.proj",
-        "visual.ln_pre": "norm_pre",
-        "visual.ln_post": "norm",
-        "visual.proj": "head.weight",
-        "visual.transformer.resblocks.": "blocks.",
-        "ln_1": "norm1",
-        "ln_2": "norm2",
-        "attn.in_proj_": "attn.qkv.",
-        "attn.out_proj": "attn.proj",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    },
-    (
-        "transformer.",
-        "token_embedding.",
-        "positional_embedding",
-        "ln_final.",
-        "text_projection",
-        "logit_scale",
-        "attn_mask",
-    ),
-    transposed=("head.weight",),
-)
-"""Names of OpenAI's CLIP, and of open_clip."""
-CLIP_TRANSFORMERS = Layout(
-    "vision_model.embeddings.class_embedding",
-    {
-        "vision_model.embeddings.class_embedding": "cls_token",
-        "vision_model.embeddings.position_embedding.weight": "pos_embed",
-        "vision_model.embeddings.patch_embedding": "patch_embed.proj",
-        "vision_model.pre_layrnorm": "norm_pre",
-        "vision_model.post_layernorm": "norm",
-        "visual_projection": "head",
-        "vision_model.encoder.layers.": "blocks.",
-        "layer_norm": "norm",
-        "self_attn.q_proj": "attn.q",
-        "self_attn.k_proj": "attn.k",
-        "self_attn.v_proj": "attn.v",
-        "self_attn.out_proj": "attn.proj",
-    },
-    ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids"),
-)
-"""Names of transformers' CLIPModel, and of its CLIPVisionModelWithProjection."""
-
-
 def read_weights(
-    path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: tuple[Layout, ...]
+    path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The network's tensors in float32, by its own names. wanted: their shapes. Raises FormatError; runs no code from the file."""
-    with reading(path):
-        found = load(path) if begins_like_tensors(path) else load_tensors(path)
-    wrong = f"{path}: not weights of {name}"
-    layout = next((each for each in layouts if isinstance(found, dict) and each.mark in found), None)
+    found, wrong = read_torch_file(path), f"{path}: not weights of {name}"
+    layout = next((each for each in layouts.values() if isinstance(found, dict) and each["mark"] in found), None)
     if layout is None:
-        raise FormatError(f"{wrong}: it holds no {layouts[0].mark}; docs/extractors.md says which files do")
+        mark = next(iter(layouts.values()))["mark"]
+        raise FormatError(f"{wrong}: it holds no {mark}; docs/extractors.md says which files do")
     given: dict[str, Tensor] = {}
     for key, value in found.items():
-        if isinstance(value, Tensor) and not key.startswith(layout.ignored):
-            for theirs, own in layout.parts.items():
+        if isinstance(value, Tensor) and not key.startswith(tuple(layout["ignored"])):
+            for theirs, own in layout["names"].items():
                 key = key.replace(theirs, own)
             given[key] = value.float()
     weights: dict[str, Tensor] = {}
     for key, shape in wanted.items():
-        parts = [key] if key in given else [key.replace(".qkv.", f".{part}.") for part in "qkv" if ".qkv." in key]
-        if not parts or not given.keys() >= set(parts):
-            raise FormatError(f"{wrong}: it holds no {key}; another size of the network?")
-        values = [given.pop(part) for part in parts]
-        value = values[0] if len(values) == 1 else torch.cat(values)
+        parts = [key] if key in given else [key.replace(".qkv.", f".{part}.") for part in "qkv"]
         with reading(f"{wrong}: {key}"):
-            weights[key] = (value.T if key in layout.transposed else value).reshape(shape).contiguous()
+            value = torch.cat([given.pop(part) for part in dict.fromkeys(parts)])
+            weights[key] = (value.T if key in layout.get("transposed", ()) else value).reshape(shape).contiguous()
     if given:
         raise FormatError(f"{wrong}: it also holds {min(given)}, which is of another network")
     return weights

@@ -12,11 +12,11 @@ It is built from a config, a frozen dataclass that says all about it: NetworkCon
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import msgspec
 import torch
@@ -144,10 +144,9 @@ class Network(nn.Module):
 
 NETWORKS = Registry("network family")
 """Their traits are the class of their configs."""
-N = TypeVar("N", bound=type[Network])
 
 
-def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[N], N]:
+def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:
     """Declare a Network, a class made of its config. name: its `family` in files. Raises UsageError when it is taken."""
     return NETWORKS.declare(name, source=source, traits=config)
 
@@ -169,7 +168,7 @@ def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
     One that computes tensors for itself, which no file holds, is built again, with memory.
     """
     network.load_state_dict(weights, assign=True)
-    held = [value for module in network.modules() for value in (*vars(module).values(), *module.buffers(recurse=False))]
+    held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]
     if any(isinstance(value, Tensor) and value.is_meta for value in held):
         network = build(network.config)
         network.load_state_dict(weights, assign=True)
@@ -187,7 +186,7 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     family = values.pop("family", "unet")
     with reading(where):
         config = NETWORKS.find(str(family)).traits
-    for key in values.keys() - _stored(config).keys():
+    for key in values.keys() - set(_stored(config)):
         raise FormatError(f"{where}: network {key} is unknown to {family}; {nearest(key, _stored(config))}")
     try:
         made: NetworkConfig = msgspec.convert(values, config)
@@ -196,19 +195,10 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
     return made.beside(where.parent) if isinstance(where, Path) else made
 
 
-def _stored(config: type[NetworkConfig]) -> dict[str, Field[Any]]:
+def _stored(config: type[NetworkConfig]) -> list[str]:
     """The fields that files hold by name, in the order of the constructor."""
     ordered = sorted(fields(config), key=lambda each: bool(each.kw_only))
-    return {each.name: each for each in ordered if each.metadata.get("stored", True)}
-
-
-def filled(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section `network` with what it leaves out, as its family has it by default; one of an unknown family as it is."""
-    family = str(section.get("family", "unet"))
-    declared = NETWORKS.named(family)
-    known = _stored(declared.traits) if declared else {}
-    usual = {name: plain(each.default) for name, each in known.items() if each.default is not MISSING}
-    return {"family": family, **usual, **section}
+    return [each.name for each in ordered if each.metadata.get("stored", True)]
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from elbocli.errors import UsageError
 from elbocli.nn.networks import explained, network
-from elbocli.nn.networks.blocks import (
+from elbocli.nn.networks.unet import (
     AttendedConfig,
     LevelsNetwork,
     attend_pixels,
@@ -163,7 +164,7 @@ class Block(nn.Module):
     own; they are joined here, so that a unit's inputs are the tensors kept anyway.
     """
 
-    def __init__(self, cin: int, cout: int, width: int, dropout: float, down: bool, attention: bool, resample: str):
+    def __init__(self, width: int, dropout: float, cin: int, cout: int, down: bool, attention: bool, resample: str):
         super().__init__()
         self.down, self.resample = down, resample
         self.gain = nn.Parameter(torch.zeros(1))
@@ -197,10 +198,7 @@ class EDM2(LevelsNetwork):
         # A channel of ones takes the place of biases.
         self.first = UnitLayer(config.image_channels + 1, first, 3)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-
-        def block(cin: int, cout: int, down: bool, attention: bool, resample: str) -> Block:
-            return Block(cin, cout, width, config.dropout, down, attention, resample)
-
+        block = partial(Block, width, config.dropout)
         self.last = UnitLayer(self.add_blocks(block, middle_attention=True), config.image_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))
         self._constrained = [f"{name}.weight" for name, each in self.named_modules() if isinstance(each, UnitLayer)]

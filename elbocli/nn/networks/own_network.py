@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -21,12 +22,13 @@ from torch.nn import functional as F
 
 from elbocli.core.schedule import parse_level_code
 from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.atomic import new_file
 from elbocli.files.plugins import check_trusted, defined
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.tensor_files import read_program, user_inputs
 from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
-from elbocli.nn.networks.blocks import as_it_comes, named_labels
+from elbocli.nn.networks.unet import as_it_comes, named_labels
 
 SIZES = ("image_size", "image_channels", "num_classes")
 """Arguments that a class is given where its constructor has them."""
@@ -42,11 +44,6 @@ class OwnConfig(NetworkConfig):
         "Label that it takes for 'no class', or none.", default=()
     )
     variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
-
-
-def _labels_of(config: OwnConfig, labels: Tensor | None, logsnr: Tensor) -> Tensor | None:
-    """Labels [B] with the network's own for no class; as they are where it has none."""
-    return named_labels(labels, config.null_class[0], logsnr) if config.null_class else labels
 
 
 # A class of a plug-in.
@@ -79,42 +76,41 @@ class ModuleConfig(OwnConfig):
         return replace(self, num_classes=num_classes, null_class=null)
 
 
-def class_named(name: str) -> type[nn.Module]:
-    """The class FILE.py:CLASS of a plug-in that was run. Raises UsageError where there is none."""
-    file, _, word = name.partition(":")
-    found = defined(file, word)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UsageError(
-            f"{file}: defines no torch.nn.Module {word}; name the file as a plug-in, and write 'class {word}(Other): pass' "
-            "in it for a class from elsewhere"
-        )
-    return found
-
-
 @network("module", config=ModuleConfig, source="a plug-in")
 class OwnModule(Network):
-    """The network of a ModuleConfig. Raises UsageError where its class isn't there or can't be made of these arguments."""
+    """The network of a ModuleConfig. Raises UsageError where its class isn't there or can't be made of these arguments.
+
+    labelled: whether it takes labels.
+    """
+
+    labelled = False
 
     def __init__(self, config: ModuleConfig):
         super().__init__(config)
-        make = class_named(config.name)
+        file, _, word = config.name.partition(":")
+        make = defined(file, word)
+        if not (isinstance(make, type) and issubclass(make, nn.Module)):
+            raise UsageError(
+                f"{file}: defines no torch.nn.Module {word}; name the file as a plug-in, and write 'class {word}(Other): "
+                "pass' in it for a class from elsewhere"
+            )
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
         wanted = torch.empty(0).device
         # Some read a tensor's values while they are made, and where memory isn't wanted there are none.
         with reading(f"{config.name}: can't be made with {given}", kind=UsageError), torch.device("cpu"):
             self.network = make(**given).to(wanted)
-        takes = inspect.signature(self.network.forward).parameters.values()
-        several = [each for each in takes if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-        self.labelled = len(several) > 2 or any(each.kind is each.VAR_POSITIONAL for each in takes)
+        with suppress(TypeError):
+            self.labelled = bool(inspect.signature(self.network.forward).bind(None, None, None))
         if config.num_classes and not self.labelled:
             raise UsageError(f"{config.name}: its forward takes no labels, so that it knows no classes; expected 0")
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """See Network."""
-        more = (_labels_of(self.config, labels, logsnr),) if self.labelled else ()
-        return self.network(z, self.code(logsnr), *more)
+        if self.config.null_class:
+            labels = named_labels(labels, self.config.null_class[0], logsnr)
+        return self.network(z, self.code(logsnr), *([labels] if self.labelled else []))
 
 
 # A program of torch.export.
@@ -141,14 +137,12 @@ class ProgramConfig(OwnConfig):
 
 
 class Signature(NamedTuple):
-    """Inputs and output of a program.
+    """Inputs of a program, without memory, and whether it gives variances.
 
-    channels, size: of its images, size 0 where it takes any. levels, labels: like its inputs, without memory; labels is
-    None where it takes none, [B] whole numbers, or [B, classes] where it wants a 1 at the class.
+    images: [B, C, H, W], H a symbol of torch where it takes any size. labels: None where it takes none, [B] whole numbers,
+    or [B, classes] where it wants a 1 at the class.
     """
 
-    channels: int
-    size: int
     images: Tensor
     levels: Tensor
     labels: Tensor | None
@@ -163,32 +157,22 @@ class Signature(NamedTuple):
 def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
     """A program for images and what it takes. Raises FormatError when it is no network (z, level, labels) → out."""
     program = read_program(path, f"elbocli.export_network(network, {str(path)!r}, z, level, labels)")
-    inputs = user_inputs(program)
-    outputs = [node.meta.get("val") for node in program.graph.output_node().args[0]]
+    inputs: list[Any] = [*user_inputs(program)]
+    out = program.graph.output_node().args[0][0].meta.get("val")
+    shape, given = (tuple(each.shape) if isinstance(each, Tensor) else () for each in ((*inputs, None)[0], out))
     if (
         len(inputs) not in (2, 3)
         or len(inputs) != len(program.graph_signature.user_inputs)
-        or not _fits(inputs, outputs)
+        or not inputs[0].is_floating_point()
+        or not len(shape) == len(given) == 4
+        or given[1] not in (shape[1], 2 * shape[1])
+        or len({side for side in shape[2:] if isinstance(side, int)}) > 1
     ):
         raise FormatError(
             f"{path}: no network for square images; expected z [B, C, H, H], levels [B], labels [B] if it has classes → "
             "[B, C, H, H] or twice the channels"
         )
-    images, levels, *labels = inputs
-    _, channels, size, _ = images.shape
-    variance = outputs[0].shape[1] == 2 * channels
-    fixed = size if isinstance(size, int) else 0
-    return program, Signature(channels, fixed, images, levels, labels[0] if labels else None, variance)
-
-
-def _fits(inputs: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
-    """Tell whether shapes are those of a network for square images. Sides are whole numbers, or symbols of torch."""
-    images, out = inputs[0], outputs[0]
-    if images.dim() != 4 or not images.is_floating_point() or not isinstance(out, Tensor) or out.dim() != 4:
-        return False
-    channels, height, width = images.shape[1:]
-    fixed = isinstance(height, int) and isinstance(width, int)
-    return isinstance(channels, int) and out.shape[1] in (channels, 2 * channels) and (height == width or not fixed)
+    return program, Signature(inputs[0], inputs[1], (*inputs, None)[2], given[1] == 2 * shape[1])
 
 
 @network("program", config=ProgramConfig, source="torch.export")
@@ -204,10 +188,7 @@ class Program(Network):
         with reading(path, kind=DataError):
             digest = file_sha256(path)
         if digest != config.sha256:
-            raise DataError(
-                f"{path}: has changed since it was imported (sha256 {digest[:12]}…, expected {config.sha256[:12]}…); put the "
-                "file back, or import it anew"
-            )
+            raise DataError(f"{path}: has changed since it was imported; put the file back, or import it anew")
         check_trusted(digest, path)
         with torch.device("cpu"):
             program, self.takes = open_program(path)
@@ -245,7 +226,7 @@ class Program(Network):
 
     def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
         """Labels as it wants them: numbers, or a 1 at the class and none anywhere for no class."""
-        labels = named_labels(_labels_of(self.config, labels, logsnr), -1, logsnr)
+        labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):
@@ -266,3 +247,55 @@ class Program(Network):
             )
         self.program.recompile()
         self._place = device
+
+
+# Networks written as programs, for `elbo import FILE.pt2` and `elbo eval --extractor FILE.pt2`.
+
+
+def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> None:
+    """Write a network as FILE.pt2, for batches of any size, and check that elbo takes it; a file there is replaced.
+
+    network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W], or twice the channels; or (z, level) → out. It is on
+    the CPU, and is put into eval mode. inputs: examples of these, of which elbo's own networks need none. Raises
+    UsageError when it can't be exported so, FormatError when it is no network of images, DataError when the file can't be
+    written.
+
+        elbocli.export_network(network, "FILE.pt2", torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2).long())
+        elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")
+    """
+    if not inputs and isinstance(network, Network):
+        inputs = tuple(each for each in network.config.example(2) if each is not None)
+    # Decomposed, as autocast that is switched off is no tensor operation.
+    open_program(_write_program(network, inputs, path, decomposed=True))
+
+
+def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> None:
+    """Write a network as FILE.pt2, for batches of any size, and check that elbo takes it; a file there is replaced.
+
+    network: uint8 [B, C, H, W] → features [B, D], or (features, logits [B, K]); it is put into eval mode. images: uint8
+    [N, C, H, W], examples of what it sees. Raises UsageError when it can't be exported so, DataError when the file can't be
+    written.
+
+        images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        network = nn.Sequential(Scale(), nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        elbocli.export_extractor(network, images, "FILE.pt2")
+    """
+    read_program(_write_program(network, (images,), path))
+
+
+def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | str, decomposed: bool = False) -> Path:
+    path = Path(out)
+    if path.suffix != ".pt2":
+        raise UsageError(f"{path}: give it a name that ends in .pt2")
+    # Two, as torch takes a batch of 1 for one that is always 1; and no more, as they are saved too.
+    several = tuple(torch.cat([each[:1], each[-1:]]) for each in inputs)
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    wrong = f"{path}: torch.export can't make a program of this network for batches of any size"
+    remedy = "; take sizes from the input's shape in its forward, and branch on no value of a tensor"
+    with reading(wrong, remedy, UsageError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's about torch
+        program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
+        program = program.run_decompositions({}) if decomposed else program
+    with new_file(path) as file:
+        torch.export.save(program, file)
+    return path

@@ -28,7 +28,7 @@ Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
     """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
 
-    image_size: Annotated[int, Meta(ge=1, le=2**16)]
+    image_size: Least1
     channels: Least1
     classes: Least1
     images: Least1
@@ -41,7 +41,7 @@ class PresetAbout(Record, frozen=True):
     images: that many or more; None is never. gpu: whether it is meant for one, by which precision is chosen.
     """
 
-    pixels: Annotated[list[Least1], Meta(min_length=2, max_length=2)] | None = None
+    pixels: tuple[Least1, Least1] | None = None
     images: Count | None = None
     gpu: bool = False
     kind: str | None = None
@@ -90,14 +90,12 @@ def choose_preset(
     for name in NAMES:
         suits = load_preset(name).about
         low, high = suits.pixels or (1, 0)
-        if not low <= image_size <= high or (suits.kind and not latents) or suits.images is None:
-            continue
-        if images >= suits.images and (not suits.gpu or (gpu and fits(name))):
+        enough = suits.images is not None and images >= suits.images and (latents or not suits.kind)
+        if enough and low <= image_size <= high and (not suits.gpu or (gpu and fits(name))):
             fitting.append((bool(suits.kind), suits.gpu, suits.images, name))
     if fitting:
         return max(fitting)[-1]
-    where = "a GPU" if gpu else "a CPU"
     raise UsageError(
-        f"no preset is for {images} images of {image_size} pixels on {where}; name one by --preset (see 'elbo presets "
+        f"no preset is for {images} images of {image_size} pixels on a {'GPU' if gpu else 'CPU'}; name one by --preset (see 'elbo presets "
         "list'), or pack with another --size"
     )

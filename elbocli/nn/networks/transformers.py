@@ -1,40 +1,159 @@
-"""The U-ViT of simple diffusion: convolutions around a deep transformer at the smallest size, built from a config.
+"""Networks with transformers: DiT over patches, and the U-ViT of simple diffusion, built from configs.
 
-Source: Hoogeboom et al. 2023. The paper leaves some choices open. They are made so that its ImageNet network has 2
-billion parameters. In the transformer the conditioning scales and shifts the input of each MLP, not that of attention.
-Skips are joined as in the ADM U-Net, one for each block on the way down.
+DiT is conditioned by scales, shifts and gates that start at zero. Source: Peebles & Xie 2023, whose DiT-XL/2 has 675 million
+parameters. SiT (Ma et al. 2024) and REPA (Yu et al. 2025) have the same network.
+
+U-ViT has convolutions around a deep transformer at the smallest size. Source: Hoogeboom et al. 2023. The paper leaves some
+choices open. They are made so that its ImageNet network has 2 billion parameters. In the transformer the conditioning scales
+and shifts the input of each MLP, not that of attention. Skips are joined as in the ADM U-Net, one for each block on the way
+down.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elbocli.errors import UsageError
-from elbocli.nn.networks import Depth, Network, Size, explained, network
-from elbocli.nn.networks.blocks import (
+from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
+from elbocli.nn.networks.unet import (
     LEVELS,
     Block,
     Conditioning,
+    Fourier,
     LevelsConfig,
     LinearCode,
+    Width,
     attend,
-    doubled,
+    check_heads,
     norm,
+    resized,
     zeroed,
 )
 
+MLP = 4
+EPS = 1e-6
+LOWEST = 1e-4
+"""The frequencies of places fall from 1 to just above this."""
+
+
+@dataclass(frozen=True)
+class DiTConfig(NetworkConfig):
+    """Patches that don't fit the image are filled with zeros. Raises UsageError for sizes that don't go together."""
+
+    width: Width = explained("Channels of the transformer. A multiple of 4, and of the heads.")
+    depth: Depth = explained("Its blocks.")
+    heads: Size = explained("Heads of its attention.")
+    patch: Size = explained("Side of a patch, which is one token.")
+    code: str = explained("The number that the network is told of the level: a level code.", default="logsnr:factor=25")
+    null_class: bool = explained("Whether 'no class' has a learned code, and not none.", default=True)
+    variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.width, self.heads)
+
+    @property
+    def side(self) -> int:
+        """Side in pixels at which the network works: the image's, rounded up to whole patches."""
+        return -(-self.image_size // self.patch) * self.patch
+
+
+def positions(side: int, width: int, device: torch.device) -> Tensor:
+    """Codes of the places of side × side tokens, row by row, [side², width]: of the column, then of the row.
+
+    Each is sines, then cosines, of the place's number. Computed where it is used, so that no file and no device holds it.
+    """
+    quarter = width // 4
+    power = torch.arange(quarter, device=device, dtype=torch.float64) / quarter
+    angle = torch.arange(side, device=device, dtype=torch.float64)[:, None] * LOWEST**power
+    along = torch.cat([angle.sin(), angle.cos()], 1).float()
+    return torch.cat([along.repeat(side, 1), along.repeat_interleave(side, 0)], 1)
+
+
+class DiTBlock(nn.Module):
+    """Attention, then an MLP: the conditioning shifts and scales the input of each, and gates its output.
+
+    [B, N, C], [B, C] → [B, N, C]. It starts as the identity.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.widen = nn.Linear(width, MLP * width)
+        self.narrow = nn.Linear(MLP * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(code)[:, None].chunk(6, 2)
+        h = torch.addcmul(shift1, self.norm(x), scale1 + 1)
+        x = x + gate1 * self.dropout(self.mix(attend(self.qkv(h), self.heads)))
+        h = torch.addcmul(shift2, self.norm(x), scale2 + 1)
+        return x + gate2 * self.narrow(self.dropout(F.gelu(self.widen(h), approximate="tanh")))
+
+
+@network("dit", config=DiTConfig, source="Peebles & Xie 2023")
+class DiT(Network):
+    """The network of a DiTConfig; its units are its blocks."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__(config)
+        width, code = config.width, Fourier(256, config.code)
+        self.conditioning = Conditioning(code, width, config.num_classes, config.null_class)
+        self.first = nn.Conv2d(config.image_channels, width, config.patch, config.patch)
+        self.blocks = nn.ModuleList(DiTBlock(width, config.heads, config.dropout) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
+        self.modulation = zeroed(nn.Linear(width, 2 * width))
+        self.last = zeroed(nn.Linear(width, config.patch**2 * config.image_channels * (1 + config.variance)))
+        if not self.first.weight.is_meta:
+            self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Draw the weights as the paper's authors do; what is zero stays so."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        told: Any = self.conditioning
+        for layer in filter(None, (told.first, told.second, told.classes)):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def units(self) -> list[nn.Module]:
+        """Blocks, from the first to the last."""
+        return [*self.blocks]
+
+    def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        """All that comes out, [B, C or 2C, H, W]: what the prediction says, then what is said of the variance."""
+        config, code = self.config, self.conditioning(logsnr, labels)
+        size = config.image_size
+        x = self.first(config.padded(z))
+        batch, width, side, _ = x.shape
+        x = x.flatten(2).transpose(1, 2) + positions(side, width, x.device)
+        for block in self.blocks:
+            x = self.through(block, x, code)
+        shift, scale = self.modulation(code)[:, None].chunk(2, 2)
+        x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
+        patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)
+        out = patches.reshape(batch, -1, config.side, config.side)
+        return out[..., :size, :size].clone(memory_format=torch.channels_last)  # FSDP hooks itself to it: no view
+
+
+# U-ViT
+
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
 """Levels of the wavelet by which the image is halved before the first layer, and doubled after the last."""
-MLP = 4
 POSITION_STD = 0.02
 
 
@@ -56,8 +175,7 @@ class UViTConfig(LevelsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise UsageError(f"network: heads {self.heads} must divide the transformer's width {self.width}")
+        check_heads(self.width, self.heads)
 
     @property
     def width(self) -> int:
@@ -128,7 +246,7 @@ class UViT(Network):
         z = self.config.padded(z)
         x = self.first(dwt(z, self.patches) if self.patches else z)
         skips = []
-        for level, widen in zip(self.down, self.widen, strict=True):
+        for level, widen in zip(self.down, self.widen):
             for block in level:  # type: ignore[attr-defined]
                 x = self.through(block, x, code)
                 skips.append(x)
@@ -138,8 +256,8 @@ class UViT(Network):
         for block in self.transformer:
             tokens = self.through(block, tokens, code)
         x = tokens.transpose(1, 2).unflatten(2, x.shape[2:])
-        for level, narrow in zip(reversed(self.up), reversed(self.narrow), strict=True):
-            x = doubled(narrow(x))
+        for level, narrow in zip(reversed(self.up), reversed(self.narrow)):
+            x = resized(narrow(x), "up")
             for block in level:  # type: ignore[attr-defined]
                 x = self.through(block, x, code, skips.pop())
         out = self.last(self.norm(x, silu=True))
@@ -156,8 +274,7 @@ VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
 
 SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
 """1/σ of white noise in the four bands of an image, of levels 1 and 2. Numbers, which a device need not wait for."""
-ONES = (1.0, 1.0, 1.0, 1.0)
-HIGH = (1.0, *SCALES[0][1:])
+HIGH = [1.0, *SCALES[0][1:]]
 """Scales that leave the lowest band as it is, for the second level."""
 
 
@@ -183,13 +300,13 @@ def _before(x: Tensor) -> Tensor:
     return torch.cat([x[..., :1], x[..., :-1]], -1)
 
 
-def bands(x: Tensor, scales: Sequence[float] = ONES) -> Tensor:
+def bands(x: Tensor, scales: list[float]) -> Tensor:
     """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high, times scales; C channels each."""
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 
 
-def image(x: Tensor, scales: Sequence[float] = ONES) -> Tensor:
+def image(x: Tensor, scales: list[float]) -> Tensor:
     """Join what bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
     ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT

@@ -91,9 +91,7 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
     return torch.from_numpy((offset + np.arange(count) / count) % 1.0)
 
 
-def choose_labels(
-    classes: str, n: int, num_classes: int, seed: int, names: list[str] | None = None
-) -> np.ndarray | None:
+def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
     """A class per image: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length.
 
     None when there are no classes. Raises UsageError for a class that isn't there, or a word that means two.
@@ -106,21 +104,17 @@ def choose_labels(
         return np.arange(n) % num_classes
     if classes == "random":
         return random_classes(n, num_classes, seed)
-    words = map(str.strip, classes.split(","))
-    return np.resize([_number(word, num_classes, names or []) for word in words], n)
+    numbers: list[int] = []
+    for word in map(str.strip, classes.split(",")):
+        number = (word.lstrip("0") or "0") if word.isdecimal() else ""
+        found = [k for k in range(num_classes) if word in names[k : k + 1] or str(k) == number]
+        if len(found) != 1:
+            raise UsageError(f"--classes: {word!r} means {len(found)} of {num_classes} classes; {nearest(word, names)}")
+        numbers += found
+    return np.resize(numbers, n)
 
 
 def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
     """A class per image, of (seed, i) alone."""
     stream = Stream(seed, "sample-class")
     return np.array([stream.at(i).integers(num_classes) for i in range(n)])
-
-
-def _number(word: str, num_classes: int, names: list[str]) -> int:
-    """The class that a name or a number means. Raises UsageError when there is none or more than one."""
-    found = {k for k, name in enumerate(names) if name == word}
-    if word.isdecimal():
-        found |= {k for k in range(num_classes) if str(k) == (word.lstrip("0") or "0")}
-    if len(found) != 1:
-        raise UsageError(f"--classes: {word!r} means {len(found)} of {num_classes} classes; {nearest(word, names)}")
-    return found.pop()

@@ -160,13 +160,11 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
         if not there and (needing := settings.needing(need)):
             raise UsageError(f"{needing[0]} needs {remedy}")
     for name, options in settings.metrics.items():
-        traits = METRICS[name].traits
         sides_of = samples, [reference] if reference and reference.n else [], [held_out] if held_out else []
-        for sources, needed in zip(sides_of, traits.least(options)):
+        for sources, needed in zip(sides_of, METRICS[name].traits.least(options)):
             for source in sources:
                 if source.n < needed:
-                    hint = f", or {traits.fewer}" if traits.fewer else ""
-                    raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}{hint}")
+                    raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}")
     for source in samples:
         if source.n != samples[0].n:
             counts = f"{source.n} images, but {samples[0].name} has {samples[0].n}"

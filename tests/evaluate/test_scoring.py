@@ -468,7 +468,7 @@ def test_too_few_images_are_refused_by_every_metric(digits: Path, tmp_path: Path
                     score(*sets[:2], metrics=(name,), held_out=sets[2], **options)
     with pytest.raises(DataError, match="19 images; --metrics fid needs at least 20"):
         score(save_npy(tmp_path / "19.npy", np.zeros((19, 8, 8, 1), np.uint8)), many, fid_infinity=True)
-    with pytest.raises(DataError, match="--metrics is needs at least 10, or fewer with a smaller --splits"):
+    with pytest.raises(DataError, match="--metrics is needs at least 10"):
         score(save_npy(tmp_path / "9.npy", np.zeros((9, 8, 8, 1), np.uint8)), many, metrics=("is",))
     with pytest.raises(DataError, match="one image is no distribution"):
         score(

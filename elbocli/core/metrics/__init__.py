@@ -147,7 +147,7 @@ class MetricTraits(NamedTuple):
 
     numbers: all that it may find. least: how many images of the samples, of the reference and of the held-out ones (none
     where it ends before). options: its own. draws: whether anything depends on the seed. network: the only one that it is
-    defined for. few: what few images do to it. fewer: what to do when there are too few.
+    defined for. few: what few images do to it.
     """
 
     numbers: Sequence[Number]
@@ -157,7 +157,6 @@ class MetricTraits(NamedTuple):
     draws: Callable[[Any], bool] = lambda options: False
     network: Callable[[Any], str | None] = lambda options: None
     few: str = ""
-    fewer: str = ""
 
 
 METRICS = Registry("metric")

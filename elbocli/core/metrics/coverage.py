@@ -160,7 +160,6 @@ STARTS = 10
     least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
     options=[Option("copying_cells", 3, "Cells of the copying test, by k-means of the training images.", most=1000)],
     draws=lambda options: options.copying_cells > 1,
-    fewer="fewer with a smaller --copying-cells",
 )
 def copying(samples, reference, options):
     """Test cell by cell whether samples and held-out images are equally far from the nearest training image of the cell.

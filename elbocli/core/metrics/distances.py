@@ -89,7 +89,6 @@ SUBSETS = 100
     needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
     least=lambda options: (options.kid_subset_size,) * 2,
     options=[Option("kid_subset_size", 1000, "Images in each subset of KID.", least=2)],
-    fewer="fewer with a smaller --kid-subset-size",
 )
 def kid(samples, reference, options):
     """Compare the features of both sides.
@@ -165,7 +164,6 @@ ORDERS = ("shuffled", "given")
         Option("splits", 10, "Of the Inception score."),
         Option("is_order", "shuffled", "Order of the images in --splits.", choices=ORDERS),
     ],
-    fewer="fewer with a smaller --splits",
     few="the Inception score is biased downwards",
 )
 def inception_score(samples, reference, options):

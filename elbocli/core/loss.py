@@ -65,14 +65,6 @@ def step_coefficients(
     return StepCoefficients(*images, *rows[5:])
 
 
-def losses(out: Tensor, x: Tensor, eps: Tensor, c: StepCoefficients) -> tuple[Tensor, Tensor]:
-    """(weighted loss, unweighted ε error), each [B], per dimension, in the precision of c whatever the network ran in."""
-    with torch.autocast(out.device.type, enabled=False):
-        target = torch.addcmul(c.a * x, c.b, eps)
-        error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
-        return c.loss_factor * error, (c.eps_factor * error).detach()
-
-
 def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     """Return a network's output for z [B, C, …]. Raises UsageError unless it is a tensor shaped like z.
 
@@ -104,4 +96,7 @@ def denoising_losses(
     c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)
     z = torch.addcmul(c.alpha * x, c.sigma, eps).mul_(c.c_in)
     out = check_output(network(z, c.logsnr, labels), z)
-    return LossTerms(*losses(out, x, eps, c), c.logsnr, out)
+    with torch.autocast(out.device.type, enabled=False):  # in the precision of c, whatever the network ran in
+        target = torch.addcmul(c.a * x, c.b, eps)
+        error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
+        return LossTerms(c.loss_factor * error, (c.eps_factor * error).detach(), c.logsnr, out)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identities import eps_hat, target
 
-from elbocli.core.loss import check_output, losses, step_coefficients
+from elbocli.core.loss import check_output, denoising_losses, step_coefficients
 from elbocli.core.prediction import PREDICTIONS, Prediction, alpha, sigma
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.weighting import parse_weighting
@@ -18,6 +18,11 @@ from elbocli.errors import UsageError
 LOW, HIGH = -8.0, 10.0
 SCHEDULES = ("cosine", "edm", "fm-ot", "linear-beta", "uniform")
 WEIGHTINGS = ("elbo", "sigmoid:bias=2", "edm-monotonic", "iddpm", "fm-ot")
+
+
+def losses(out, x, eps, lam, w, s, p):
+    """(weighted loss, unweighted ε error) of a network that gives `out`."""
+    return denoising_losses(lambda *_: out, x, eps, None, lam, w, s, p)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def integrate(panels, mixture):
         x_hat = mixture.denoise(z.flatten(), lam).view(-1, 1, 1, 1)
         eps_hat = (z - alpha(lam).view(-1, 1, 1, 1) * x_hat) / sigma(lam).view(-1, 1, 1, 1)
         out = target(p, x_hat, eps_hat, lam)
-        loss, error = losses(out.float(), data.float(), noise.float(), step_coefficients(lam, w, s, p))
+        loss, error = losses(out.float(), data.float(), noise.float(), lam, w, s, p)
         if spoil is not None:
             loss = spoil(loss, error, w, s, lam)
         mean = loss.double().view(len(t), -1) @ chance
@@ -90,7 +95,7 @@ def test_the_reported_error_is_that_of_the_noise_whatever_the_prediction(mixture
         out = target(p, x, eps, lam) + off
         z = alpha(lam).view(-1, 1, 1, 1).float() * x + sigma(lam).view(-1, 1, 1, 1).float() * eps
         wanted = (eps_hat(p, out.double(), z.double(), lam) - eps).square().mean((1, 2, 3))
-        loss, error = losses(out, x, eps, step_coefficients(lam, w, s, p))
+        loss, error = losses(out, x, eps, lam, w, s, p)
         np.testing.assert_allclose(error, wanted, rtol=2e-3)
         np.testing.assert_allclose(loss, 0.5 * w(lam) / s.density(lam) * error, rtol=1e-5)
 
@@ -125,20 +130,19 @@ def test_coefficients_are_single_precision_and_shaped_for_images():
 def test_losses_are_computed_in_single_precision_under_autocast():
     x, eps, out = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     lam = torch.tensor([-2.0, 3.0], dtype=torch.float64)
-    c = step_coefficients(lam, parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v"))
-    plain = losses(out.bfloat16(), x, eps, c)
+    terms = parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v")
+    plain = losses(out.bfloat16(), x, eps, lam, *terms)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = losses(out.bfloat16(), x, eps, c)
+        mixed = losses(out.bfloat16(), x, eps, lam, *terms)
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(plain, mixed, strict=True))
 
 
 def test_the_logged_error_carries_no_gradient():
     x = torch.zeros(1, 1, 2, 2)
     out = torch.ones(1, 1, 2, 2, requires_grad=True)
-    c = step_coefficients(
-        torch.zeros(1, dtype=torch.float64), parse_weighting("elbo"), parse_schedule("cosine", -9, 9), Prediction("x")
-    )
-    loss, error = losses(out, x, x, c)
+    lam = torch.zeros(1, dtype=torch.float64)
+    terms = parse_weighting("elbo"), parse_schedule("cosine", -9, 9), Prediction("x")
+    loss, error = losses(out, x, x, lam, *terms)
     assert loss.requires_grad
     assert not error.requires_grad
 

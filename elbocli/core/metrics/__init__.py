@@ -39,6 +39,10 @@ class Need(Enum):
     HELD_OUT = "held-out images"
 
 
+BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
+"""Needs of a metric that compares features of both sides."""
+
+
 class Role(Enum):
     """The role of a number: a result, or what belongs to one: its standard error, its spread over parts, what it tends to
     with infinitely many images, the interval that holds it.

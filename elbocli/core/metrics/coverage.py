@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from elbocli.core.metrics import Need, Number, Option, metric
+from elbocli.core.metrics import BOTH, Need, Number, Option, metric
 from elbocli.errors import DataError
 
 
@@ -38,7 +38,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     formula="precision and recall: images within reach of the other side's neighbours",
     source="Kynkäänniemi et al. 2019",
     numbers=[Number("precision"), Number("recall"), Number("f_score", title="F-score of precision and recall")],
-    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    needs=BOTH,
     least=lambda options: (PRC_NEIGHBOURS + 1,) * 2,
     options=[
         Option(
@@ -79,7 +79,7 @@ def precision_recall(samples, reference, options):
     formula="images of the reference within whose reach a sample lies, and share of them that reach one",
     source="Naeem et al. 2020",
     numbers=[Number("density"), Number("coverage")],
-    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    needs=BOTH,
     least=lambda options: (1, options.coverage_neighbours + 1),
     options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
     few="density and coverage depend on n and on the reference's, so compare them at the same only",
@@ -114,7 +114,7 @@ PERCENT = "authenticity_percent"
     numbers=[
         Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])
     ],
-    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    needs=BOTH,
     least=lambda options: (2, 2),
     few="authenticity depends on the reference's n, so compare it at the same only",
 )
@@ -156,7 +156,7 @@ STARTS = 10
             parts=["interval"],
         )
     ],
-    needs={Need.REFERENCE, Need.REFERENCE_FEATURES, Need.HELD_OUT},
+    needs={*BOTH, Need.HELD_OUT},
     least=lambda options: (FEW * options.copying_cells + 1, options.copying_cells, options.copying_cells),
     options=[Option("copying_cells", 3, "Cells of the copying test, by k-means of the training images.", most=1000)],
     draws=lambda options: options.copying_cells > 1,

@@ -1,6 +1,6 @@
 """Distances of the samples' distribution from the reference's, and scores of the samples' logits."""
 
-from elbocli.core.metrics import Need, Number, Option, Value, metric
+from elbocli.core.metrics import BOTH, Need, Number, Option, Value, metric
 
 FID = "frechet_inception_distance"
 
@@ -86,7 +86,7 @@ SUBSETS = 100
             told="over subsets of {kid_subset_size}",
         )
     ],
-    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    needs=BOTH,
     least=lambda options: (options.kid_subset_size,) * 2,
     options=[Option("kid_subset_size", 1000, "Images in each subset of KID.", least=2)],
 )
@@ -116,7 +116,7 @@ SCALE = 1000.0
     formula="1000 MMD² of the features scaled to length 1, Gaussian kernel of width 10; published for CLIP's",
     source="Jayasumana et al. 2024",
     numbers=[Number("gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD")],
-    needs={Need.REFERENCE, Need.REFERENCE_FEATURES},
+    needs=BOTH,
     least=lambda options: (1, 1),
     few="CMMD, as it was published, is biased upwards",
 )

@@ -208,6 +208,6 @@ def add_excess(
     if not same:
         gains["new"] = excess(here, *errors, weighting)
         if copies := copying(gains["own"], gains["new"]):
-            report["copying"] = {"share": copies.share, "se": copies.se, "verdict": copies.verdict}
+            report["copying"] = copies
     report |= {name: {"nats_per_dimension": gain.value, "se": gain.se} for name, gain in gains.items()}
     return report, replace(found, excess=excess_by_bin(here, *errors))

@@ -137,32 +137,11 @@ def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: We
     return Excess(value, math.hypot(float(noise), least_part), least_part)
 
 
-class Copying(NamedTuple):
-    """The share of what a network could gain on new images that it has gained on those it was trained on, and no others.
+def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
+    """The share of what a network could gain on new images that it has gained on those it was trained on, and no others: 1 −
+    its excess on its training images / that on new ones. None where the latter is lost in its error.
 
-    0: it is as good on both. 1: on its own images it can't be better. se: its standard error.
-    """
-
-    share: float
-    se: float
-
-    @property
-    def verdict(self) -> str:
-        """Return a verb phrase that says what the network does; its subject is 'it'."""
-        if self.share - SURE * self.se > COPIES:
-            return "copies its training images"
-        if self.share - SURE * self.se > BEGUN:
-            return "has begun to copy its training images"
-        return (
-            "shows no sign of copying"
-            if self.share + SURE * self.se < COPIES
-            else "may copy: the errors are too large to say"
-        )
-
-
-def copying(own: Excess, new: Excess) -> Copying | None:
-    """1 − excess of a network on its training images / excess on new ones; None where the latter is lost in its error.
-
+    share: 0 is as good on both, at 1 it can't be better on its own images. se: its standard error. verdict: a verb phrase.
     Both are above the least error on the training images, whose own error they share.
     """
     if new.value <= SURE * new.se:
@@ -170,7 +149,15 @@ def copying(own: Excess, new: Excess) -> Copying | None:
     ratio = own.value / new.value
     noise = [math.sqrt(max(0.0, each.se**2 - each.least_se**2)) for each in (own, new)]
     least = 0.5 * (own.least_se + new.least_se) * abs(1 - ratio)
-    return Copying(1 - ratio, math.hypot(noise[0], ratio * noise[1], least) / new.value)
+    share, se = 1 - ratio, math.hypot(noise[0], ratio * noise[1], least) / new.value
+    return {"share": share, "se": se, "verdict": verdict(share - SURE * se, share + SURE * se)}
+
+
+def verdict(low: float, high: float) -> str:
+    """Say what a network does whose share is surely from low to high: a verb phrase, whose subject is 'it'."""
+    if low > BEGUN:
+        return f"{'copies' if low > COPIES else 'has begun to copy'} its training images"
+    return "shows no sign of copying" if high < COPIES else "may copy: the errors are too large to say"
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:

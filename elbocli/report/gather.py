@@ -329,10 +329,9 @@ def _excess(
     for key, (log, errors) in logs.items():
         least, se = optimum.least(log.edges, training=key == "training")
         sums[key] = excess(ErrorMoments.of_sums(log.edges, errors), least, se, effective[-1].weighting)
-    copied = copying(sums["training"], sums["held_out"]) if held else None
     return {
         "excess": {key: {"nats_per_dimension": each.value, "se": each.se} for key, each in sums.items()},
-        "copying": copied and {**copied._asdict(), "verdict": copied.verdict},
+        "copying": copying(sums["training"], sums["held_out"]) if held else None,
         "edges": course.edges.tolist(),
         "least": optimum.least(course.edges, training=True)[0].tolist(),
     }

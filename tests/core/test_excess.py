@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges
-from elbocli.core.optimum import BEGUN, COPIES, Copying, Excess, copying, excess, excess_by_bin
+from elbocli.core.optimum import BEGUN, COPIES, SURE, Excess, copying, excess, excess_by_bin, verdict
 from elbocli.core.weighting import parse_weighting
 
 EDGES = bin_edges(-6, 6, 24)
@@ -38,12 +38,12 @@ def test_the_error_of_the_least_one_is_shared_by_all_bins() -> None:
 
 def test_a_network_that_is_as_good_on_new_images_does_not_copy() -> None:
     found = copying(Excess(0.2, 0.01, 0.001), Excess(0.2, 0.01, 0.001))
-    assert found is not None and found.share == pytest.approx(0) and "no sign" in found.verdict
+    assert found is not None and found["share"] == pytest.approx(0) and "no sign" in found["verdict"]
 
 
 def test_a_network_at_the_least_error_copies() -> None:
     found = copying(Excess(0.001, 0.001, 0.001), Excess(1.0, 0.01, 0.001))
-    assert found is not None and found.share > 0.99 and found.verdict == "copies its training images"
+    assert found is not None and found["share"] > 0.99 and found["verdict"] == "copies its training images"
 
 
 def test_nothing_is_said_of_an_excess_within_its_error() -> None:
@@ -55,7 +55,7 @@ def test_nothing_is_said_of_an_excess_within_its_error() -> None:
     [(COPIES + 0.1, 0.04, "copies"), (BEGUN + 0.1, 0.04, "begun"), (0.0, 0.1, "no sign"), (0.4, 0.3, "may copy")],
 )
 def test_the_verdict_heeds_the_error(share: float, se: float, words: str) -> None:
-    assert words in Copying(share, se).verdict
+    assert words in verdict(share - SURE * se, share + SURE * se)
 
 
 def test_the_share_scatters_as_its_error_says() -> None:
@@ -66,7 +66,7 @@ def test_the_share_scatters_as_its_error_says() -> None:
         pair = [value + 0.02 * own_noise - common for value, own_noise in zip((own, new), noise[1:])]
         each = copying(*(Excess(value, math.hypot(0.02, least), least) for value in pair))
         assert each is not None
-        found.append((each.share, each.se))
+        found.append((each["share"], each["se"]))
     shares, errors = torch.tensor(found, dtype=torch.float64).T
     assert float(shares.std()) == pytest.approx(float(errors.mean()), rel=0.1)
 

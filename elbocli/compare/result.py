@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from elbocli.core.estimate import Estimate, FeatureMoments
-from elbocli.core.frechet import frechet_distance, influence
+from elbocli.core.estimate import Estimate, FeatureMoments, frechet_distance, influence
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError

@@ -17,8 +17,7 @@ from scipy.linalg import sqrtm
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from elbocli.core.estimate import FeatureMoments
-from elbocli.core.frechet import frechet_distance
+from elbocli.core.estimate import FeatureMoments, frechet_distance
 from elbocli.nn.extractors import make_extractor
 
 BOUND_INCEPTION, BOUND_FRECHET, BATCH, FEATURES = 1 / 1.3, 1 / 5, 32, 2048

@@ -6,8 +6,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.estimate import FeatureMoments
-from elbocli.core.frechet import frechet_distance, root
+from elbocli.core.estimate import FeatureMoments, frechet_distance, root
 
 
 def drawn(n, width, seed=0, decay=0.5):

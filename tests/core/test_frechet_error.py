@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from elbocli.core.estimate import FeatureMoments
-from elbocli.core.frechet import PARTS, extrapolate, frechet_distance, influence, standard_error
+from elbocli.core.estimate import PARTS, FeatureMoments, extrapolate, frechet_distance, influence, standard_error
 
 
 class World:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from elbocli.core.frechet import Gaussian
+    from elbocli.core.estimate import Gaussian
 
 Value = float | list[float] | None
 """A number, the ends of an interval, or None where too few images leave none."""

@@ -28,8 +28,7 @@ def fid(samples, reference, options):
     """Compare the moments of both sides; of infinitely many images there is an interval when the samples are twice as
     many as the features.
     """
-    from elbocli.core.estimate import NORMAL_95, FeatureMoments
-    from elbocli.core.frechet import PARTS, extrapolate, frechet_distance, standard_error
+    from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream
 
     values, theirs = samples.values.numpy(), reference.moments
@@ -62,7 +61,7 @@ SFID = "spatial_frechet_inception_distance"
 )
 def sfid(samples, reference, options):
     """Compare the moments of both sides' spatial features."""
-    from elbocli.core.frechet import frechet_distance, standard_error
+    from elbocli.core.estimate import frechet_distance, standard_error
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
     return {SFID: frechet_distance(own, theirs), f"{SFID}_se": standard_error(values.numpy(), own, theirs)}

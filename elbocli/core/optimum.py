@@ -44,20 +44,19 @@ class LeastErrors:
 
     def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
         self.source, self.eps, self.labels, self.unit = source, eps.flatten(0, 1), labels, unit
-        self.shape = logsnr.shape
         self.logsnr = logsnr
         self._scale = (0.5 * logsnr).exp() * unit
         self._half = -0.5 * self._scale.square()
         self._square = source.square().sum(1)
         self._own = (eps @ source[:, :, None]).squeeze(2)  # [S, H]
         kinds = 1 if labels is None else 2
-        self._weight, self._distance = torch.zeros(2, kinds, *self.shape, dtype=torch.float64, device=source.device)
+        self._weight, self._distance = torch.zeros(2, kinds, *logsnr.shape, dtype=torch.float64, device=source.device)
         self._seen = torch.zeros(kinds, len(source), dtype=torch.float64, device=source.device)
         self._nearest = torch.full_like(self._seen, torch.inf)
 
     def add(self, images: Tensor, own: Tensor, labels: Tensor | None = None) -> None:
         """Take in images [J, D] float64. own: [S, J] bool, where an image is the source itself; labels: [J]."""
-        count, noises = self.shape[:2]
+        count, noises = self.logsnr.shape[:2]
         distance = (self._square[:, None] + images.square().sum(1) - 2 * (self.source @ images.T)).clamp_(min=0)
         along = (self.eps @ images.T).view(count, noises, -1) - self._own[:, :, None]
         along.masked_fill_(own[:, None], -torch.inf)
@@ -76,7 +75,7 @@ class LeastErrors:
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
         """Add the weights of pairs up, level by level, until none is left. along: [s, H, J]; distance, mates: [s, 1, J]."""
         near = distance * mates
-        for level in range(self.shape[2]):
+        for level in range(self.logsnr.shape[2]):
             weight = distance * self._half[rows, :, level, None]
             weight.addcmul_(along, self._scale[rows, :, level, None]).exp_()
             total = weight.sum(2)

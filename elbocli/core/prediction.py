@@ -42,11 +42,9 @@ def logsnr_of(sigma_edm: float) -> float:
 
 def alpha_sigma(logsnr: float) -> tuple[float, float]:
     """(α, σ) of one λ as Python floats; λ = inf is clean data."""
-    if logsnr >= 0:
-        odds = math.exp(-logsnr)
-        return math.sqrt(1 / (1 + odds)), math.sqrt(odds / (1 + odds))
-    odds = math.exp(logsnr)
-    return math.sqrt(odds / (1 + odds)), math.sqrt(1 / (1 + odds))
+    odds = math.exp(-abs(logsnr))
+    large, small = math.sqrt(1 / (1 + odds)), math.sqrt(odds / (1 + odds))
+    return (large, small) if logsnr >= 0 else (small, large)
 
 
 def resolution_shift(image_size: int) -> float:

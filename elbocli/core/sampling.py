@@ -69,8 +69,9 @@ def stride(schedule, steps):
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
-        near = min(counts, key=lambda count: abs(count - steps))
-        raise UsageError(f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; {near} have one")
+        raise UsageError(
+            f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; it takes {sorted(counts)}"
+        )
     return levels[:: counts[steps]][::-1]
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from elbocli.core.prediction import LIMIT
 from elbocli.core.registry import Declaration, Registry, number, parse_spec, plain
-from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve
+from elbocli.core.schedule_curves import SCHEDULES, ScheduleCurve, rises
 from elbocli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Table:
         import torch
 
         time, level = torch.tensor(knots, dtype=torch.float64).T.contiguous()
-        if time[0] != 0 or time[-1] != 1 or not bool((time.diff() > 0).all()) or not bool((level.diff() < 0).all()):
+        if time[0] != 0 or time[-1] != 1 or not rises(time) or not rises(-level):
             raise UsageError("knots of a schedule: t must rise from 0 to 1 and logsnr fall, strictly")
         self.time, self.level = time, level
         self.support = (float(level[-1]), float(level[0]))

@@ -71,6 +71,11 @@ def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     return abar.log() - (-abar).log1p()
 
 
+def rises(values):
+    """Tell whether each value is above the one before."""
+    return bool((values.diff() > 0).all())
+
+
 class Steps:
     """The curve of given timesteps. logsnr: [T] float64, falling. Those beyond ±LIMIT keep their share of the time
     but are no part of the curve. Raises UsageError when fewer than two are left or λ doesn't fall.
@@ -86,7 +91,7 @@ class Steps:
         time = (torch.arange(len(logsnr), dtype=torch.float64) + 0.5) / len(logsnr)
         kept = logsnr.abs() <= LIMIT
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
-        if len(self.level) < 2 or not bool((self.level.diff() > 0).all()):
+        if len(self.level) < 2 or not rises(self.level):
             raise UsageError(f"logsnr must fall from timestep to timestep, at least two of them within ±{LIMIT:g}")
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()

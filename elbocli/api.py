@@ -240,8 +240,8 @@ def draw(
     network should be in eval mode. Raises UsageError.
     """
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, loss)
-    steps = chosen.traits.usual.steps if steps is None else steps
-    schedule = _on_range(schedule or chosen.traits.usual.grid, logsnr_min, logsnr_max, loss, clip=True)
+    steps = chosen.traits.steps if steps is None else steps
+    schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, loss, clip=True)
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
     if guidance != 1 and labels is None:

@@ -397,7 +397,7 @@ def listed(type_: Named) -> str:
         declared = table[name] if isinstance(table, dict) and name in table else None
         words.append(declared.spec if declared else name)
         if declared and isinstance(declared.traits, SamplerTraits):
-            words[-1] += f" (on {declared.traits.usual.grid})"
+            words[-1] += f" (on {declared.traits.grid})"
             words += [f"{name}:{preset} ({how.steps} steps)" for preset, how in declared.traits.presets.items()]
     return ", ".join(words)
 

@@ -115,11 +115,11 @@ def load_installed() -> None:
 
 
 class Registry(dict[str, Declaration]):
-    """All declarations of one kind, by name."""
+    """All declarations of one kind, by name. traits: a NamedTuple of what only things of this kind have."""
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, traits: Any = None):
         super().__init__()
-        self.kind = kind
+        self.kind, self.traits = kind, traits
 
     def declare(
         self,
@@ -132,10 +132,10 @@ class Registry(dict[str, Declaration]):
         traits: Any = None,
         known_as: Iterable[str] = (),
         parameters_known_as: Mapping[str, str] | None = None,
-        **params: float,
+        **params: Any,
     ) -> Callable[[M], M]:
         """Decorator that enters a function or class under `name`. Its parameters are those that have a float for a default,
-        in its signature or here in `params`.
+        in its signature or here in `params`, where the traits of its kind are, too.
 
         positive: names of those that must be above 0. within: the least and the most that others may be. known_as: what
         others call exactly this, `name` or `name:key=value,…` with the parameters by which it is exactly that.
@@ -144,6 +144,8 @@ class Registry(dict[str, Declaration]):
         aka = {
             alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)
         }
+        if self.traits:
+            traits = self.traits(**{key: params.pop(key) for key in self.traits._fields if key in params})
         if name in self:
             raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
 

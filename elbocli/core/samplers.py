@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry, parse_spec
@@ -59,30 +59,22 @@ class SamplerPreset(NamedTuple):
 
 
 class SamplerTraits(NamedTuple):
-    """usual: how it is walked where nothing else is asked for. presets: published ways of walking it, by name. learned:
-    whether its denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
+    """grid, steps: how it is walked where nothing else is asked for. presets: published ways of walking it, by name.
+    learned: whether its denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
     """
 
-    usual: SamplerPreset
-    presets: Mapping[str, SamplerPreset]
+    grid: str
+    steps: int = STEPS
+    presets: Mapping[str, SamplerPreset] = {}
     learned: bool = False
     ancestral: bool = False
 
 
-SAMPLERS = Registry("sampler")
-"""(z [B, …], last, move, denoise, noise) → (z' [B, …], x̂). last: the x̂ that the step before gave, None for the first; what a
-multistep method remembers. denoise: a Denoise, or a DenoiseWithVariance; noise: a DrawNoise.
+SAMPLERS = Registry("sampler", SamplerTraits)
+"""(z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂). last: the x̂ that the step before gave, None for the
+first; what a multistep method remembers. denoise: a Denoise, or a DenoiseWithVariance; noise: a DrawNoise.
 """
-
-
-def sampler(name, *, grid, presets=None, learned=False, ancestral=False, **declared: Any):
-    """Declare a step (z, last, move, denoise, noise, **params) → (z at move.then, x̂).
-
-    last: the x̂ that the step before gave, None for the first; what a multistep method remembers. grid: its usual schedule.
-    learned, ancestral: as in SamplerTraits. declared: as Registry.declare takes it.
-    """
-    traits = SamplerTraits(SamplerPreset(grid), presets or {}, learned, ancestral)
-    return SAMPLERS.declare(name, traits=traits, **declared)
+sampler = SAMPLERS.declare
 
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
@@ -250,7 +242,7 @@ def parse_sampler(text: str) -> Sampler:
     traits = declared.traits
     if first in traits.presets:
         preset, words = traits.presets[first], rest
-        declared = replace(declared.bind(preset.params), traits=traits._replace(usual=preset))
+        declared = replace(declared.bind(preset.params), traits=traits._replace(grid=preset.grid, steps=preset.steps))
     return declared.bind(parse_spec(f"{name}:{words}")[1])
 
 

@@ -69,9 +69,8 @@ def stride(schedule, steps):
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
-        raise UsageError(
-            f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; it takes {sorted(counts)}"
-        )
+        near = min(counts, key=lambda count: abs(count - steps))
+        raise UsageError(f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; {near} have one")
     return levels[:: counts[steps]][::-1]
 
 

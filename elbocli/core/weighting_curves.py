@@ -5,9 +5,8 @@ a trait `const` is (the objective as its authors write it) / L_w.
 Tensor methods and plain maths only: listing the names must not import torch.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from elbocli.core.monotone import NonIncreasing
 from elbocli.core.registry import Registry
@@ -21,18 +20,10 @@ class WeightingTraits(NamedTuple):
     const: str = ""
 
 
-WEIGHTINGS = Registry("weighting")
+WEIGHTINGS = Registry("weighting", WeightingTraits)
 """λ, float64 of any shape → w(λ) of the same shape."""
+weighting = WEIGHTINGS.declare
 PAPER = "arXiv:2303.00848"
-
-
-def weighting(name: str, *, monotone: bool, const: str = "", **declared: Any) -> Callable[..., Any]:
-    """Declare w(λ): a function of a float64 tensor of any shape, and of the parameters named here with their defaults.
-
-    monotone, const: as in WeightingTraits. declared: as Registry.declare takes it. Raises UsageError when the name is
-    taken.
-    """
-    return WEIGHTINGS.declare(name, traits=WeightingTraits(monotone, const), **declared)
 
 
 def _sech(x):

@@ -100,7 +100,7 @@ def make_grid(
     Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for one that has no log
     and needs one, or whose estimates are not finite.
     """
-    steps, ancestral = steps or sampler.traits.usual.steps, sampler.traits.ancestral
+    steps, ancestral = steps or sampler.traits.steps, sampler.traits.ancestral
     place, worse = choose_device(device), None
     run = open_run(path, place, weights)
     if guide is not None or guide_weights:

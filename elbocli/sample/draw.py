@@ -139,7 +139,7 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
     """The schedule of the levels, cut to the run's λ, with a warning where it is made for another walk."""
     low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
-    spec = settings.schedule or settings.sampler.traits.usual.grid
+    spec = settings.schedule or settings.sampler.traits.grid
     if spec == RUN:
         return trained.schedule()
     schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
@@ -156,7 +156,7 @@ class _Drawing:
         self.settings, self.world, self.ending, n = settings, world, ending, settings.n
         trained, sampler = drawer.trained, settings.sampler
         config, device = trained.network.config, world.device
-        steps = settings.steps or sampler.traits.usual.steps
+        steps = settings.steps or sampler.traits.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)
         self.grid = grid = time_grid(schedule, steps, spacing)

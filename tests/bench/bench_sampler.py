@@ -66,7 +66,7 @@ def ours(
     """A walk; its evaluations."""
     denoiser = Denoiser(network, PREDICTION)
     sampler = parse_sampler(spec)
-    grid = time_grid(parse_schedule(sampler.traits.usual.grid, -12, 12, clip=True), steps)
+    grid = time_grid(parse_schedule(sampler.traits.grid, -12, 12, clip=True), steps)
     walk(sampler, z, grid, denoiser, noise)
     return denoiser.evaluations
 

@@ -163,16 +163,13 @@ class MetricTraits(NamedTuple):
     few: str = ""
 
 
-METRICS = Registry("metric")
+METRICS = Registry("metric", MetricTraits)
 """(Features of the samples, of the reference or None, options) → a dict of Values by the keys of its numbers."""
 
 
-def metric(
-    name: str, *, formula: str, numbers: Sequence[Number], source: str = "", **traits: Any
-) -> Callable[..., Any]:
-    """Declare (samples, reference or None, options) → a dict of the numbers by their keys. traits: as of MetricTraits."""
-    found = [part for number in numbers for part in number.whole()]
-    return METRICS.declare(name, formula=formula, source=source, traits=MetricTraits(found, **traits))
+def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
+    """Declare (samples, reference or None, options) → a dict of the numbers by their keys, as Registry.declare does."""
+    return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:

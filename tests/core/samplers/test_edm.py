@@ -31,7 +31,7 @@ def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noi
         return walk(sampler, draw() * STARTS[start](grid[0]), grid, mixture.denoise, draw, noise == "edm")
 
     sampler = parse_sampler(spec)
-    grid = time_grid(parse_schedule(parse_sampler("heun:edm-imagenet64").traits.usual.grid), steps)
+    grid = time_grid(parse_schedule(parse_sampler("heun:edm-imagenet64").traits.grid), steps)
     wanted = edm.algorithm_2(d, draws(), steps, *sampler.params.values(), edm2=noise == "edm2")
     np.testing.assert_allclose(found("edm"), wanted, rtol=0, atol=1e-11)
     if not sampler.params["s_churn"]:  # which forgets the start

@@ -44,7 +44,7 @@ def no_noise():
 def walked(mixture, spec, steps):
     """Data at the end of 2^17 walks with noise, or of 2000 without, on the sampler's usual grid."""
     sampler = parse_sampler(spec)
-    schedule = parse_schedule(sampler.traits.usual.grid, LOW, HIGH, clip=True)
+    schedule = parse_schedule(sampler.traits.grid, LOW, HIGH, clip=True)
     if spec in EQUATION:
         return walk(sampler, quantiles(2000), time_grid(schedule, steps), mixture.denoise, no_noise)
     sobol = torch.quasirandom.SobolEngine(steps + 1, scramble=True, seed=0)
@@ -72,7 +72,7 @@ def test_moments_at_64_steps(mixture, spec):
 
 @pytest.mark.parametrize(("spec", "order"), EQUATION.items())
 def test_a_walk_along_the_equation_converges_with_its_order(mixture, spec, order):
-    z, schedule = quantiles(500), parse_schedule(parse_sampler(spec).traits.usual.grid, LOW, HIGH, clip=True)
+    z, schedule = quantiles(500), parse_schedule(parse_sampler(spec).traits.grid, LOW, HIGH, clip=True)
     truth, *ends = (
         walk(parse_sampler(spec), z, time_grid(schedule, steps + 1), mixture.denoise, no_noise)
         for steps in (4096, 32, 64, 128)

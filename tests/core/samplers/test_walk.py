@@ -301,15 +301,15 @@ def test_a_spec_names_parameters():
 def test_edms_preset_is_that_of_imagenet_64():
     sampler = parse_sampler("heun:edm-imagenet64")
     assert sampler.params == {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
-    assert sampler.traits.usual.steps == 256
-    grid = time_grid(parse_schedule(sampler.traits.usual.grid), 256)
+    assert sampler.traits.steps == 256
+    grid = time_grid(parse_schedule(sampler.traits.grid), 256)
     assert np.exp(-np.array([grid[0], grid[-2]]) / 2) == pytest.approx([80, 0.002])
 
 
 def test_what_is_said_besides_a_preset_counts_more():
     sampler = parse_sampler("heun:edm-imagenet64,s_churn=20,s_noise=1")
     assert sampler.params == {"s_churn": 20, "s_min": 0.05, "s_max": 50, "s_noise": 1}
-    assert parse_sampler("heun").traits.usual.steps != 256
+    assert parse_sampler("heun").traits.steps != 256
 
 
 @pytest.mark.parametrize(("sampler", "preset"), [(s.name, p) for s in SAMPLERS.values() for p in s.traits.presets])

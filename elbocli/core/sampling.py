@@ -9,7 +9,6 @@ write it, because another order of the same operations moves numbers that lie wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, repeat
@@ -323,8 +322,6 @@ GRIDS = Registry("grid")
 
 fit: a weighting → the adaptive schedule of the run's log. equal: → the levels at which all steps of the sampler err alike.
 """
-Fit = Callable[[str], "Schedule"]
-Equal = Callable[[], list[float]]
 
 
 @GRIDS.declare(

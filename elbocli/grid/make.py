@@ -110,7 +110,7 @@ def make_grid(
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(precision, place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
-    chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names)
+    chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or ())
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
     parts = [None] * -(-images // batch) if labels is None else labels.split(batch)
     denoisers = [drawer.denoiser(some) for some in parts]

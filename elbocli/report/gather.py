@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,12 +13,11 @@ from typing import Any
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import copying, excess
 from elbocli.core.prediction import Prediction
-from elbocli.core.registry import Declaration
 from elbocli.core.schedule import Schedule
 from elbocli.core.training import CRITERIA
-from elbocli.core.weighting import ForeignLoss, Weighting
+from elbocli.core.weighting import ForeignLoss, LearnedCurve, ScheduleDensity, Weighting
 from elbocli.errors import DataError, ElboError
-from elbocli.files.checkpoint import CONFIG, RunConfig, checkpoints, read_checkpoint
+from elbocli.files.checkpoint import CONFIG, Checkpoint, RunConfig, checkpoints, read_checkpoint
 from elbocli.files.dataset import Dataset
 from elbocli.files.losslog import is_table
 from elbocli.files.records import Record, stored
@@ -33,8 +32,7 @@ from elbocli.report.thumbnails import (
     read_by_class,
     read_extremes,
     read_preview,
-    read_sheet,
-    strips,
+    read_strips,
 )
 from elbocli.run.folder import read_status
 from elbocli.run.open import (
@@ -227,18 +225,6 @@ def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
 
-class Missing(list[str]):
-    """Sentences on what couldn't be told."""
-
-    def asked(self, ask: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
-        """Return what `ask` answers. An ElboError is taken for a sentence, and the answer is `otherwise`."""
-        try:
-            return ask(*given)
-        except ElboError as error:
-            self.append(str(error))
-            return otherwise
-
-
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
     """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval', 'elbo bound' or
     'elbo optimum', or files of all images, besides those in the run's folder.
@@ -246,30 +232,45 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     Raises FormatError when it is no run, and ElboError for a file named here that can't be used.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
-    missing = Missing()
+    missing = list[str]()
+
+    def ask(read: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
+        """What `read` answers; `otherwise` where it raises an ElboError, whose sentence is noted."""
+        try:
+            return read(*given)
+        except ElboError as error:
+            missing.append(str(error))
+            return otherwise
+
     config = read_run_config(run)
     settings = run_settings(config.settings, run / CONFIG)
-    given = {path.resolve(): read_result(path) for path in results if not is_table(path)}
-    found = [*(each for each in results_in(run) if each.path.resolve() not in given), *given.values()]
+    named = [read_result(path) for path in results if not is_table(path)]
+    found = list({each.path.resolve(): each for each in (*results_in(run), *named)}.values())
     shown = {kind: [each for each in found if each.kind == kind] for kind, _, _ in KINDS}
     sheets = sorted(run.glob("previews/step-*.png"))
-    drawn, drawn_from = _drawn(samples, sheets, config, missing)
+    drawn_from = samples or (sheets[-1] if sheets else "")
+    if samples is not None:
+        drawn = read_by_class(samples, config.data.class_names or [])
+    else:
+        drawn = ask(read_strips, drawn_from, otherwise=[]) if sheets else []
     imported = config.source is not None
     known = {key: value for key, value in settings.stored().items() if key in config.settings or not imported}
     objective, schedule, effective = None, None, list[EffectiveWeighting]()
     if {"weighting", "schedule"} <= set(known):
-        objective, schedule, effective = missing.asked(_objective, run, settings, otherwise=(None, None, []))
-    curves: dict[str, Curve] = missing.asked(read_curves, run / "metrics.jsonl", missing, otherwise={})
-    status = None if imported else missing.asked(read_status, run)
-    course = missing.asked(read_log_history, run / "losslog.jsonl", missing)
-    held_out = missing.asked(read_log_history, run / "validation.jsonl", missing)
-    network = missing.asked(empty_network, config, run / CONFIG)
+        objective, schedule, effective = ask(_objective, run, settings, otherwise=(None, None, []))
+    curves: dict[str, Curve] = ask(read_curves, run / "metrics.jsonl", missing, otherwise={})
+    status = None if imported else ask(read_status, run)
+    course = ask(read_log_history, run / "losslog.jsonl", missing)
+    held_out = ask(read_log_history, run / "validation.jsonl", missing)
+    network = ask(empty_network, config, run / CONFIG)
     excess_found = None
     for each in shown["optimum"][-1:]:
-        excess_found = missing.asked(_excess, each, course, held_out, effective, config)
-    previews = list(filter(None, (missing.asked(read_preview, sheets[index]) for index in chosen_times(len(sheets)))))
+        excess_found = ask(_excess, each, course, held_out, effective, config)
+    previews = [row for index in chosen_times(len(sheets)) if (row := ask(read_preview, sheets[index]))]
     extremes = [read_extremes(path, dataset_of(config.data, run), None) for path in results if is_table(path)]
-    extremes += filter(None, (missing.asked(_extremes, each, config, run) for each in found))
+    extremes += [pair for each in found if (pair := ask(_extremes, each, config, run))]
+    checkpoint = next(filter(None, (ask(read_checkpoint, path, False) for path in reversed(checkpoints(run)))), None)
+    packed = None if imported else ask(_packed, dataset_of(config.data, run), config)
     report = RunReport(
         run=name,
         status={} if status is None else {**status.facts(), "time": status.when},
@@ -278,15 +279,15 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
         source=config.source.json() if config.source else None,
         data=config.data.json(),
         network=config.network | ({} if network is None else {"parameters": count_parameters(network)}),
-        environment=_environment(run, config, settings, curves, missing),
+        environment=_environment(config, settings, curves, checkpoint),
         curves=curves,
         errors=_map(course),
         validation_errors=_map(held_out),
         previews=[row.name for row in previews],
-        samples=ShownSamples(drawn_from, [row.name for row in drawn]),
+        samples=ShownSamples(str(drawn_from), [row.name for row in drawn]),
         excess=excess_found,
         per_image=[str(each.path) for each in extremes],
-        commands=_commands(run, name, config, samples, shown["scores"], missing),
+        commands=[CommandReport(*each) for each in _commands(run, name, config, samples, shown["scores"], packed)],
         missing=missing,
         **{
             kind: [{"file": str(each.path), **each.content} for each in files]
@@ -369,77 +370,75 @@ def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Sch
 
 
 def _environment(
-    run: Path, config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], missing: Missing
+    config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], newest: Checkpoint | None
 ) -> dict[str, Any]:
-    """Return the machine and the speed of a run, and the size of its newest whole checkpoint, from meta.json alone."""
+    """Return the machine and the speed of a run, and the size of its newest whole checkpoint."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: getattr(config, key) for key in keys}
-    found |= {
-        "precision": settings.precision,
-        "images_per_s": median(rates) if rates else None,
-        **(config.init.about() if config.init else {}),
-    }
-    read = (missing.asked(read_checkpoint, path, False) for path in reversed(checkpoints(run)))
-    if newest := next(filter(None, read), None):
+    found |= {"precision": settings.precision, "images_per_s": median(rates) if rates else None}
+    found |= config.init.about() if config.init else {}
+    if newest is not None:
         size = sum(known.bytes for known in newest.meta.files.values()) / 1e6
         found |= {"checkpoint": newest.path.name, "weights": ", ".join(newest.names), "checkpoint_MB": size}
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _drawn(
-    samples: Path | None, sheets: list[Path], config: RunConfig, missing: Missing
-) -> tuple[list[Thumbnails], str]:
-    """Samples by class and where they are from: a file, whose faults are raised, or the last preview."""
-    if samples is not None:
-        return read_by_class(samples, config.data.class_names or []), str(samples)
-    sheet = missing.asked(read_sheet, sheets[-1]) if sheets else None
-    return ([], "") if sheet is None else (strips(lambda index: sheet[0][index], sheet[1]), str(sheets[-1]))
-
-
-def _packed(data: Path, config: RunConfig) -> str:
+def _packed(data: Path, config: RunConfig) -> str | None:
     """The command that packed the run's images. Raises FormatError, and DataError when the file holds others now."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
         raise DataError(f"{data}: holds other images now than this run was trained on")
-    return attributes.command or ""
+    return attributes.command
 
 
 def _commands(
-    run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], missing: Missing
-) -> list[CommandReport]:
-    """Command lines as they were typed, where they were written down."""
-    found = [("Import, as typed" if config.source else "Train, as typed", line) for line in config.commands]
+    run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what command lines do, and they as they were typed, where they were written down. packed: the first."""
+    if packed:
+        yield "Pack the images", packed
+    for line in config.commands:
+        yield "Import, as typed" if config.source else "Train, as typed", line
     if not config.source:
-        data = dataset_of(config.data, run)
-        again = shlex.join(["elbo", "train", str(data), "--config", str(run / CONFIG), "-o", f"{name}-again"])
-        found.insert(0, ("Pack the images", missing.asked(_packed, data, config)))
-        found.append(("Train again with the same settings, whatever the environment says by then", again))
+        again = [
+            "elbo",
+            "train",
+            str(dataset_of(config.data, run)),
+            "--config",
+            str(run / CONFIG),
+            "-o",
+            f"{name}-again",
+        ]
+        yield "Train again with the same settings, whatever the environment says by then", shlex.join(again)
     if samples is not None:
         with read_samples(samples) as reader:
-            found += [("Draw these samples", line) for line in reader.made.commands]
+            yield from (("Draw these samples", line) for line in reader.made.commands if line)
     for each in scores:
-        found += [(f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found)]
-        found.append((f"Find {each.path.name}", each.found.repeats[0].facts.command))
-    return [CommandReport(does, command) for does, command in found if command]
+        yield from ((f"Draw the samples of {each.path.name}", line) for line in drawn_by(each.found))
+        if line := each.found.repeats[0].facts.command:
+            yield f"Find {each.path.name}", line
+
+
+FORMULAS = {
+    LearnedCurve: ("p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect"),
+    ScheduleDensity: ("p(logsnr) / max p", "the eps loss under the schedule"),
+    ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
+    Schedule: ("a table of t and logsnr", "a file"),
+}
+"""Formulas and sources of what isn't declared."""
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
     """A weighting; for one that is written as a loss, its parts."""
-    spec, loss = weighting.spec, weighting.curve
-    if isinstance(loss, Declaration):
-        return [_term("weighting", spec, loss)]
-    if weighting.learned:
-        return [Term("weighting", spec, "p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect")]
-    schedule = schedule_term(weighting.schedule, "its schedule")
-    if not isinstance(loss, ForeignLoss):
-        return [Term("weighting", spec, "p(logsnr) / max p", "the eps loss under the schedule"), schedule]
-    return [
-        Term("weighting", spec, "2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
-        _term("target", loss.prediction.spec, loss.prediction.declared),
-        *([_term("factor F", loss.factor.spec, loss.factor)] if loss.factor else []),
-        schedule,
-    ]
+    curve = weighting.curve
+    terms = [_term("weighting", weighting.spec, curve)]
+    if isinstance(curve, ForeignLoss):
+        terms.append(_term("target", curve.prediction.spec, curve.prediction.declared))
+        terms += [_term("factor F", curve.factor.spec, curve.factor)] if curve.factor else []
+    if weighting.schedule and not weighting.learned:
+        terms.append(schedule_term(weighting.schedule, "its schedule"))
+    return terms
 
 
 def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
@@ -447,10 +446,8 @@ def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
     if schedule is None:
         loss = CRITERIA["loss"]
         return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)
-    if schedule.declared:
-        return _term(what, schedule.base, schedule.declared)
-    return Term(what, schedule.base, "a table of t and logsnr", "a file")
+    return _term(what, schedule.base, schedule.declared or schedule)
 
 
-def _term(what: str, spec: str, declared: Declaration) -> Term:
-    return Term(what, spec, declared.formula, declared.source)
+def _term(what: str, spec: str, of: Any) -> Term:
+    return Term(what, spec, *(FORMULAS.get(type(of)) or (of.formula, of.source)))

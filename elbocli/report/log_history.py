@@ -37,10 +37,9 @@ def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
             for text in whole_lines(file):
                 try:
                     row = MetricsRow.of(parse_json(text, path), path).facts()
+                    rows.append({key: float(value) for key, value in row.items() if type(value) in (int, float)})
                 except FormatError:
                     damaged += 1
-                    continue
-                rows.append({key: float(value) for key, value in row.items() if type(value) in (int, float)})
     if damaged:
         missing.append(f"{path}: damaged lines left out: {damaged}")
     size = -(-len(rows) // POINTS) or 1
@@ -93,12 +92,9 @@ class LogHistory:
     @property
     def error(self) -> Tensor:
         """‖ε−ε̂‖²/D, [intervals, bins]: the last that was seen; NaN where nothing was yet."""
-        found = torch.full((len(self.sums), len(self.edges) - 1), torch.nan, dtype=torch.float64)
-        last = found[0].clone()
-        for row, (count, total, _) in zip(found, self.sums):
-            last = (total / count).where(count > 0, last)
-            row[:] = last
-        return found
+        count, total, _ = torch.stack(self.sums).unbind(1)
+        last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
+        return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)
 
     @property
     def density(self) -> Tensor:
@@ -106,19 +102,21 @@ class LogHistory:
         count = torch.stack(self.sums)[:, 0]
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 
+    def between(self, start: float, end: float) -> Tensor:
+        """The sums [3, bins] of the intervals that end after more than `start` images, and `end` at most."""
+        return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
+
     def late(self, share: float = LATE) -> Tensor:
         """The sums [3, bins] of the last share of the images."""
-        start = self.images[-1] * (1 - share)
-        return torch.stack([sums for at, sums in zip(self.images, self.sums) if at > start]).sum(0)
+        return self.between(self.images[-1] * (1 - share), self.images[-1])
+
+    def early(self) -> Tensor:
+        """The sums [3, bins] of the first EARLY of the images, of one interval at least."""
+        return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:
         """The sums [3, bins] of the last interval."""
         return self.sums[-1]
-
-    def early(self) -> Tensor:
-        """The sums [3, bins] of the first EARLY of the images, of one interval at least."""
-        until = max(self.images[-1] * EARLY, self.images[0])
-        return torch.stack([sums for at, sums in zip(self.images, self.sums) if at <= until]).sum(0)
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:

@@ -32,7 +32,7 @@ WIDTH, HEIGHT = 4.8, 3.1
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}
 """Colours that stand for variables of the page's style sheet."""
-INK, MUTED, RULE, ONE, TWO, *_ = INKS
+INK, MUTED, RULE, *_ = INKS
 LINES = tuple(INKS)[3:]
 """Colours of lines; each has a dash of its own as well."""
 LINE_WIDTH = 1.6
@@ -60,24 +60,15 @@ NATS, BITS = "loss, nats per dimension", "bits per dimension"
 
 
 class Line(NamedTuple):
-    """A curve of a plot: x and y [N], colour, dash, label, and a band of two standard errors around y."""
+    """A curve of a plot: x and y [N], and a band of two standard errors around y."""
 
     x: Tensor
     y: Tensor
-    style: dict[str, Any]
     spread: Tensor | None = None
 
 
-def line_style(color: str, dash: Any, label: str) -> dict[str, Any]:
-    """The style of a line with a name in the drawing's legend."""
-    return {"color": color, "linestyle": dash, "label": label}
-
-
-TRAINING, HELD_OUT = line_style(ONE, "-", "training"), line_style(TWO, "--", "validation")
-
-
 def numbered_style(index: int) -> dict[str, Any]:
-    """The style of the line of that number, which a legend beside the drawing explains."""
+    """The colour and dash of the line of that number."""
     return {"color": LINES[index % len(LINES)], "linestyle": DASHES[index % len(DASHES)]}
 
 
@@ -131,26 +122,33 @@ def over_levels(axis: Any) -> None:
 
 
 def draw_lines(
-    label: str, lines: Sequence[Line | None], over: Callable[[Any], None] = over_levels, log: bool = False
+    label: str,
+    lines: Sequence[Line | None],
+    names: Sequence[str] = (),
+    over: Callable[[Any], None] = over_levels,
+    log: bool = False,
 ) -> Any:
-    """A panel with lines; None without any. label: of the vertical axis. over: makes the other. log: where it can be."""
-    known = [line for line in lines if line is not None]
-    if not known:
+    """A panel with lines; None without any. label: of the vertical axis. names: of the lines, for a legend. over: makes the
+    other axis. log: where it can be.
+    """
+    styled = [(line, numbered_style(index)) for index, line in enumerate(lines) if line is not None]
+    if not styled:
         return None
     axis = new_panel(label)
-    for line in known:
-        if line.spread is not None:
-            low, high = (line.y - line.spread).maximum(0.5 * line.y), line.y + line.spread
-            axis.fill_between(line.x, low, high, color=line.style["color"], alpha=0.3, linewidth=0)
-        axis.plot(line.x, line.y, marker="" if len(line.y) > 1 else "o", **line.style)
-    values = torch.cat([line.y for line in known])
+    for (x, y, spread), style in styled:
+        if spread is not None:
+            axis.fill_between(
+                x, (y - spread).maximum(0.5 * y), y + spread, color=style["color"], alpha=0.3, linewidth=0
+            )
+        axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
+    values = torch.cat([line.y for line, _ in styled])
     if log and float(values.min()) > 0:
         axis.set_yscale("log")
         if values.max() < 10 * values.min():
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:g}")
-    if "label" in known[0].style:
-        axis.legend()
+    if names:
+        axis.legend(axis.lines, [name for name, line in zip(names, lines) if line is not None])
     over(axis)
     return axis
 
@@ -172,28 +170,30 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
     return axis
 
 
-def curve_line(facts: RunFacts, name: str, style: dict[str, Any]) -> Line | None:
+def curve_line(facts: RunFacts, name: str) -> Line | None:
     """A curve of metrics.jsonl over the images trained on, with its standard errors; None where it has no values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, f"{name}_se")
     x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
-    return Line(x, y, style, 2 * spread if len(spread) == len(y) else None) if values else None
+    return Line(x, y, 2 * spread if len(spread) == len(y) else None) if values else None
 
 
-def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor], style: dict[str, Any]) -> Line | None:
+def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
     """The error at each noise level, of sums [3, bins], with its standard errors where there are two; None without any."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
     seen = (moments.count > 0) & (moments.mean > 0)
     spread = (2 * moments.mean_se).where(moments.count > 1, torch.nan)
-    return Line(moments.middle[seen], moments.mean[seen], style, spread[seen]) if bool(seen.any()) else None
+    return Line(moments.middle[seen], moments.mean[seen], spread[seen]) if bool(seen.any()) else None
 
 
-def weighting_line(facts: RunFacts, style: dict[str, Any], moment: int = -1) -> Line:
-    """A run's weighting over its largest value, at one of the moments that are told."""
-    value = facts.effective[moment].weighting(at := levels_of(facts))
-    return Line(at, value / (float(value.max()) or 1.0), style)
+def weighting_line(facts: RunFacts) -> Line | None:
+    """A run's weighting now, over its largest value."""
+    if not facts.effective:
+        return None
+    value = facts.effective[-1].weighting(at := levels_of(facts))
+    return Line(at, value / (float(value.max()) or 1.0))
 
 
 def levels_of(facts: RunFacts) -> Tensor:
@@ -211,17 +211,14 @@ def pictures(*runs: RunFacts) -> dict[str, str]:
 
 
 def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    styled = [(facts, numbered_style(index)) for index, facts in enumerate(runs)]
-    curves = {
-        name: draw_lines(label, [curve_line(facts, name, style) for facts, style in styled], over_images, log=True)
-        for name, label in (("loss", NATS), ("val_loss", NATS), ("val_bpd", BITS))
-    }
-    weightings = [weighting_line(facts, style) for facts, style in styled if facts.effective]
-    late = [profile_line(facts.course, LogHistory.late, style) for facts, style in styled]
-    held_out = [profile_line(facts.held_out, LogHistory.last, style) for facts, style in styled]
+    late = [profile_line(facts.course, LogHistory.late) for facts in runs]
+    held_out = [profile_line(facts.held_out, LogHistory.last) for facts in runs]
     return {
-        "weighting": draw_lines(WEIGHT, weightings),
-        **curves,
+        "weighting": draw_lines(WEIGHT, [weighting_line(facts) for facts in runs]),
+        **{
+            name: draw_lines(label, [curve_line(facts, name) for facts in runs], over=over_images, log=True)
+            for name, label in (("loss", NATS), ("val_loss", NATS), ("val_bpd", BITS))
+        },
         "profiles": draw_lines(ERROR, late, log=True),
         "held_out": draw_lines(ERROR, held_out, log=True),
     }
@@ -229,25 +226,21 @@ def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
 
 def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
     course, held_out = facts.course, facts.held_out
-    loss = [curve_line(facts, "loss", TRAINING), curve_line(facts, "val_loss", HELD_OUT)]
-    bits = [curve_line(facts, "val_bpd", HELD_OUT)]
-    training = profile_line(course, LogHistory.late, line_style(ONE, "-", "training, last fifth"))
-    profiles = [
-        profile_line(course, LogHistory.early, line_style(MUTED, ":", "training, first tenth")),
-        training,
-        profile_line(held_out, LogHistory.last, line_style(TWO, "--", "validation, last")),
-    ]
+    loss, val_loss, bits = (curve_line(facts, name) for name in ("loss", "val_loss", "val_bpd"))
+    profiles = [profile_line(course, LogHistory.late), profile_line(held_out, LogHistory.last)]
+    names = ["training, last fifth", "validation, last"]
     panels = {
         **_objective_panels(facts),
-        "loss": draw_lines(NATS, loss, over_images, log=True),
-        "bits": draw_lines(BITS, bits, over_images, log=True),
-        "errors": _errors(course),
-        "profiles": draw_lines(ERROR, profiles, log=True) if course else None,
+        "loss": draw_lines(NATS, [loss, val_loss], ["training", "validation"], over_images, log=True),
+        "bits": draw_lines(BITS, [bits], over=over_images, log=True),
     }
-    if facts.report.excess and course:
-        least = torch.tensor(facts.report.excess["least"], dtype=torch.float64)
-        lines = [Line(course.middle, least, line_style(MUTED, "-", "least error on these images")), *profiles[1:]]
-        panels["excess"] = draw_lines(ERROR, lines)
+    if course:
+        early = profile_line(course, LogHistory.early)
+        panels["errors"] = _errors(course)
+        panels["profiles"] = draw_lines(ERROR, [*profiles, early], [*names, "training, first tenth"], log=True)
+        if facts.report.excess:
+            least = Line(course.middle, torch.tensor(facts.report.excess["least"], dtype=torch.float64))
+            panels["excess"] = draw_lines(ERROR, [*profiles, least], [*names, "least error on these images"])
     return panels
 
 
@@ -258,30 +251,26 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
     if not facts.effective:
         return {}
     w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course
-    earlier = {"color": MUTED, "linewidth": 0.5}
-    lines = [weighting_line(facts, earlier, moment) for moment in range(len(facts.effective) - 1)]
-    slope = Line(at, -w.slope(at) / (float(w(at).max()) or 1.0), {"color": TWO})
-    panels = {
-        "weighting": draw_lines(WEIGHT, [*lines, weighting_line(facts, {"color": ONE})]),
-        "noise": draw_lines("−dw/dλ over max w", [slope]),
-    }
+    slope = Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))
+    weighting, noise = draw_lines(WEIGHT, [weighting_line(facts)]), draw_lines("−dw/dλ over max w", [slope])
+    for earlier in facts.effective[:-1]:
+        value = earlier.weighting(at)
+        weighting.plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
+    panels = {"weighting": weighting, "noise": noise}
     if facts.schedule:
-        density = facts.schedule.density(at)
-        lines = [Line(at, density.where(density > 0, torch.nan), line_style(ONE, "-", "p(λ)"))]
+        density, drawn = facts.schedule.density(at), None
         if course:
-            drawn = LogHistory(course.edges, [1], [course.late(1.0)]).density[0]
-            lines.append(Line(course.middle, drawn, line_style(TWO, ":", "drawn")))
-        panels["schedule"] = draw_lines("density", lines)
+            drawn = Line(course.middle, LogHistory(course.edges, [1], [course.late(1.0)]).density[0])
+        lines = [Line(at, density.where(density > 0, torch.nan)), drawn]
+        panels["schedule"] = draw_lines("density", lines, ["p(λ)", "drawn"])
     elif course:
         top = float(course.density.quantile(0.995))
         panels["schedule"] = draw_map("density p(λ)", course, course.density, vmin=0.0, vmax=top)
     return panels
 
 
-def _errors(course: LogHistory | None) -> Any:
+def _errors(course: LogHistory) -> Any:
     """The error at each noise level over time."""
-    if course is None:
-        return None
     error = course.error
     seen = error[error.isfinite() & (error > 0)]
     if not len(seen):

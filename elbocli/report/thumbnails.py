@@ -80,6 +80,12 @@ def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thu
     return [thumbnails_of(group.name, [read[index] for index in group.images]) for group in groups]
 
 
+def read_strips(path: Path) -> list[Thumbnails]:
+    """Strips of a preview. Raises DataError."""
+    images, groups = read_sheet(path)
+    return strips(lambda index: images[index], groups)
+
+
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
     """Strips of a file of samples, of which no more is read than it takes. Raises FormatError and DataError."""
     with read_samples(path) as reader:

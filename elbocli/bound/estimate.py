@@ -23,6 +23,7 @@ from elbocli.bound.result import Bound, Difference, Estimate, Likelihoods, Nats
 from elbocli.core.adaptive import BinSums, ErrorMoments, bin_edges
 from elbocli.core.elbo import GaussianModel, by_cell, fit_gaussian, log_density, rows_to_fit, with_trace
 from elbocli.core.estimate import PairedEstimate, PairedMoments, image_errors
+from elbocli.core.loss import check_output
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.registry import Declaration, Registry
 from elbocli.core.schedule import Schedule, cell_of
@@ -307,9 +308,17 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     signs = [drawn(random_signs.signs([row * probes + k for row in rows], shape)) for k in range(probes)]
     z = alpha * x.double().repeat_interleave(draws, 0) + sigma * eps
     given = None if labels is None else labels.repeat_interleave(draws, 0)
-    denoise = with_trace(lambda at, level: denoiser.denoise(at, level, given), None if size <= exact else signs)
+
+    def denoise(z: Tensor, logsnr: float) -> Tensor:
+        """x̂ at one λ, in the precision of z."""
+        c_in, from_z, from_out = denoiser.prediction.scalars(logsnr)
+        level = torch.full((len(z),), logsnr, device=z.device)
+        with denoiser.arithmetic.applied(), denoiser.arithmetic.autocast():
+            out = check_output(denoiser.network((z * c_in).float(), level, given), z)
+        return z * from_z + out.to(z.dtype) * from_out
+
     with torch.no_grad():
-        log_p = log_density(z, denoise, high, low, steps)
+        log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
     if not bool(log_p.isfinite().all()):
         raise NonFiniteError(f"{denoiser.name}: the flow is not finite; try precision fp32, or a narrower range")
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))

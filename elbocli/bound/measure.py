@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.elbo import LEVELS, GaussianModel, prior, reconstruction, reconstruction_of_numbers
-from elbocli.core.loss import Network, check_output, denoising_losses
+from elbocli.core.loss import Network, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule, check_range, make_schedule, parse_schedule
 from elbocli.core.streams import Stream
@@ -129,14 +129,6 @@ class MeasuredNetwork:
     def arithmetic(self) -> Precision:
         """The network's precision on its device."""
         return Precision(self.precision, self.device)
-
-    def denoise(self, z: Tensor, logsnr: float, labels: Tensor | None) -> Tensor:
-        """x̂ [B, C, H, W] at one λ, in the precision of z. labels: on the device, or None."""
-        c_in, from_z, from_out = self.prediction.scalars(logsnr)
-        level = torch.full((len(z),), logsnr, device=z.device)
-        with self.arithmetic.applied(), self.arithmetic.autocast():
-            out = check_output(self.network((z * c_in).float(), level, labels), z)
-        return z * from_z + out.to(z.dtype) * from_out
 
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
         """(x [B, C, H, W], labels or None) as the network takes them, on its device."""

@@ -9,7 +9,6 @@ import click
 
 from elbocli.cli.commands import Command, option
 from elbocli.cli.options import (
-    GUIDANCE,
     batch_option,
     common,
     device_options,
@@ -23,17 +22,8 @@ from elbocli.cli.options import (
 from elbocli.cli.types import PATH, SEED, Named, Output, value
 from elbocli.core.sampling import GRIDS
 
-GROUPS = {
-    "Grid": ("kind", "sampler", "steps", "classes"),
-    "Guidance": GUIDANCE,
-    "Precision of the answer": ("images", "seed", "since", "floor"),
-    "Outputs": ("out", "report", "overwrite"),
-    "Weights": ("weights",),
-    "Speed and memory": ("batch", "device", "precision"),
-}
 
-
-@click.command(cls=Command, groups=GROUPS)
+@click.command(cls=Command)
 @click.argument("run", type=PATH)
 @option(
     "--kind",

@@ -108,13 +108,6 @@ class Search:
         error, square = (values.permute(1, 2, 0, 3).flatten(2).cpu() for values in found)
         return error, square
 
-    def log_images(self) -> float:
-        """The entropy of the choice of an image, in nats; where the class is told, of what it leaves open."""
-        if not self.conditional:
-            return math.log(self.images)
-        counts = self.of_class[self.of_class > 0]
-        return float((counts / counts.sum() * counts.log()).sum())
-
 
 def find_optimum(search: Search) -> Optimum:
     """Find the least error in each bin of λ. Raises UsageError for what the dataset doesn't have."""
@@ -165,15 +158,17 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
     if apart is not None:
         bias = [apart.value(of) for of in unit[here]]
         check = SampleCheck(size, apart.n, bias, [apart.se(of, count) for of in unit[here]])
-    least, (nats, nats_se) = curve(told), value(0.5 * search.dimensions * search.edges.diff().numpy() @ unit[here])
+    nats, nats_se = value(0.5 * search.dimensions * search.edges.diff().numpy() @ unit[here])
+    # The entropy of the choice of an image; where the class is told, of what it leaves open.
+    counts = search.of_class[search.of_class > 0]
+    log_images = float((counts / counts.sum() * counts.log()).sum()) if told else math.log(search.images)
     return Optimum(
+        **curve(told).json(),
         edges=search.edges.tolist(),
-        eps_mse=least.eps_mse,
-        eps_mse_se=least.eps_mse_se,
         classes=len(torch.unique(search.labels)) if told else 0,
         nats=nats,
         nats_se=nats_se,
-        log_images=search.log_images(),
+        log_images=log_images,
         images=search.images,
         flip=search.flip,
         sources=sources,

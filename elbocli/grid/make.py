@@ -103,7 +103,7 @@ def make_grid(
     steps, ancestral = steps or sampler.traits.steps, sampler.traits.ancestral
     place, worse = choose_device(device), None
     run = open_run(path, place, weights)
-    if guide is not None or guide_weights:
+    if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
         log.warning(f"the errors of {sampler.spec} are the loss log's, which knows no guidance")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
             target = open(out, "wb", buffering=0)  # noqa: SIM115 (written to its end)
     if target != out:
         refuse_terminal(target)
-    parsers: dict[str, Callable[[str], Any]] = {
+    parsers = {
         "sampler": parse_sampler,
         "clip": CLIPS.parse,
         "start": STARTS.parse,
@@ -165,8 +164,8 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         "rounding": ROUNDINGS.parse,
     }
     parsed = {name: parse(options[name]) for name, parse in parsers.items() if options[name]}
-    guidance, command = guidance_of(options), command_line()
+    guidance = guidance_of(options)
     given = {name: value for name, value in options.items() if value is not None} | parsed
-    settings = SampleSettings(guidance=guidance, overwrite=Command.overwrite, command=command, **given)
+    settings = SampleSettings(guidance=guidance, overwrite=Command.overwrite, command=command_line(), **given)
     with joined(settings.device) as world:
         draw_samples(run, target, settings, world)

@@ -117,7 +117,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
         trained, guide = _open(path, world, settings.weights), None
-        if settings.guide is not None or settings.guide_weights:  # the same checkpoint where only weights are named
+        if settings.guide or settings.guide_weights:  # the same checkpoint where only weights are named
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
             drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)

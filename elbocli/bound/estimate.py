@@ -390,22 +390,24 @@ def estimate_likelihoods(
         bound = estimate_bound(denoiser, images, schedule, None, gaussian, kept)
     draws = Draws(*map(torch.cat, zip(*kept))) if kept else Draws(*[NONE] * 5)
     question = Question(denoiser, images, schedule, first.latent, draws)
-    parts: dict[str, Parts] = {each.spec: each(question) for each in estimators}
-    estimates = []
+    parts, estimates = dict[str, Parts](), []
     for each in estimators:
-        found, solver = _pooled(parts[each.spec].nats), parts[each.spec].solver
-        every = np.ones(len(found.mean))
-        se, population_se = (math.hypot(found.se(every, number), solver) for number in (denoiser.population, math.inf))
+        own: Parts = each(question)
+        found, every = _pooled(own.nats), np.ones(len(own.names))
+        se, population_se = (
+            math.hypot(found.se(every, number), own.solver) for number in (denoiser.population, math.inf)
+        )
         estimate = Estimate(
             estimator=each.spec,
             bounds=each.traits,
             nats_se_noise=found.noise_se(every),
             nats_se_population=population_se,
-            terms=dict(zip(parts[each.spec].names, found.mean.tolist(), strict=True)),
-            evaluations=parts[each.spec].evaluations,
-            solver_nats=solver or None,
+            terms=dict(zip(own.names, found.mean.tolist(), strict=True)),
+            evaluations=own.evaluations,
+            solver_nats=own.solver or None,
             **in_units(found.value(every), se, first),
         )
+        parts[each.spec] = own
         estimates.append(estimate)
     pairs = []
     for one, other in itertools.combinations(estimates, 2):

@@ -52,6 +52,8 @@ def made(rng: random.Random, hint: Any, meta: Meta | None = None) -> Any:
         return hint(rng.choice([*(each for each in NUMBERS if low <= each <= high), max(low, -1)]))
     if isinstance(hint, type) and issubclass(hint, tuple) and get_type_hints(hint):
         return [made(rng, each) for each in get_type_hints(hint).values()]
+    if get_origin(hint) is tuple and Ellipsis not in holds:
+        return [made(rng, each) for each in holds]
     if get_origin(hint) in (list, tuple, Sequence):
         return [made(rng, holds[0]) for _ in range(meta.min_length or rng.randint(0, 3))]
     if get_origin(hint) is dict:

@@ -116,10 +116,6 @@ class InitFacts(Record, frozen=True):
         """Facts for the record."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
-    def __str__(self) -> str:
-        age = "imported" if self.step is None else f"step {self.step}"
-        return f"{self.run} ({age}, sha256 {self.sha256[:12]})"
-
 
 class PluginFile(Record, frozen=True):
     """A plug-in that was run. file: its name, without folders. sha256: of its content."""

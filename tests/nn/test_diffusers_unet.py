@@ -92,7 +92,7 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"norm_eps": NaN}', '{"norm_eps": 1e999}'])
 def test_text_that_is_no_settings_is_refused(text: str) -> None:
     with pytest.raises(FormatError, match="network: model"):
-        replace(CONFIG, model=text)
+        build(replace(CONFIG, model=text))
 
 
 def test_a_size_that_cannot_be_halved_is_refused() -> None:
@@ -102,5 +102,5 @@ def test_a_size_that_cannot_be_halved_is_refused() -> None:
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UsageError, match=r"UNet2DModel needs the extra 'latents': pip install 'elbocli\[latents\]'"):
+    with pytest.raises(UsageError, match=r"needs the extra 'latents': pip install 'elbocli\[latents\]'"):
         build(CONFIG)

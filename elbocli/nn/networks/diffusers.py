@@ -34,16 +34,12 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusersUNetConfig(NetworkConfig):
-    """Config of a UNet2DModel. Raises UsageError for a code that is none, FormatError for no JSON."""
+    """Config of a UNet2DModel. Raises UsageError for a code that is none."""
 
     model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
     code: str = explained("Number that the network is told instead of logsnr, a level code.", default="t-linear")
     null_class: bool = explained("Whether 'no class' has a learned code, the last, and not none.", default=False)
     variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
-
-    def settings(self) -> dict[str, Any]:
-        """Settings for diffusers. Raises FormatError."""
-        return parse_json(self.model, "network: model")
 
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
@@ -58,7 +54,7 @@ class DiffusersUNet(Network):
             make: Any = diffusers.UNet2DModel
         with quiet(), reading(f"network: diffusers can't make a {UNET} of its settings"):
             self.model: Any = make(
-                **config.settings(),
+                **parse_json(config.model, "network: model"),
                 sample_size=config.image_size,
                 in_channels=config.image_channels,
                 out_channels=config.image_channels * (1 + config.variance),

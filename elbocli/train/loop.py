@@ -142,7 +142,8 @@ def _train(
             start(write)
 
         log.info(_introduction(state, out))
-        status.step, status.images, status.saved = state.steps_done, state.images, state.steps_done or None
+        status.reached(state.steps_done, state.images)
+        status.saved = state.steps_done or None
         status.write(RUNNING)
         progress(state.steps_done, settings.steps, "step")
         while (step := state.steps_done) < settings.steps:

@@ -6,9 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ class Recorder:
     takes it. Raises UsageError, FormatError and DataError.
     """
 
-    def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], log_to: Sequence[str] = ()):
+    def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], log_to: Iterable[str] = ()):
         self.state, self.settings, self.world, self.out = state, state.settings, state.world, out
         settings, network = state.settings, state.resolved.network
         held = open_held_out(settings, state.dataset, network.num_classes > 0)
@@ -316,7 +315,7 @@ class Validation:
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
         noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
-        how = self.weighting, self.schedule, self.prediction, partial(sent, device=self.device)
+        how = self.weighting, self.schedule, self.prediction, lambda rows: sent(rows, self.device)
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
         # The last image stands for those beyond it.

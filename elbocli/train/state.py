@@ -246,9 +246,8 @@ class TrainState:
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(tuple(map(parse_average, resolved.settings.ema)), self.live)
 
-        most, share = settings.micro_batch, math.ceil(settings.batch / world.size)
-        if not most:
-            most = micro_batch(self.spread, share) if self.device.type == "cuda" else share
+        share = math.ceil(settings.batch / world.size)
+        most = settings.micro_batch or (micro_batch(self.spread, share) if self.device.type == "cuda" else share)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             with reading("the network can't be compiled", "; --no-compile trains without it", UsageError):

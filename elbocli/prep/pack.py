@@ -255,15 +255,16 @@ def _fill(
         log.info(f"going on after {done} images")
     safe_at, held = time.monotonic(), 0
     for packed in _packed_in_order(source, done, settings):
-        if not packed.trouble:
-            batch.append(packed.row)
-        elif settings.on_error == "skip":
+        if packed.trouble:
             notes["skipped"][str(done)] = packed.trouble
         else:
+            batch.append(packed.row)
+        if settings.on_error == "stop" and notes["skipped"]:  # by this prep, or by one that was to go on without it
+            index, trouble = notes["skipped"].popitem()
             if not batch:
                 writer.append(rows, done, notes)
             remedy = "put it right, or add --on-error skip to go on without it"
-            raise DataError(f"{source.shown(done)}: {packed.trouble}; {remedy}")
+            raise DataError(f"{source.shown(int(index))}: {trouble}; {remedy}")
         named = os.fsencode(source.files[done]) + b"\0" + packed.digest.encode()
         notes["source_sha256"] = add_digests([notes["source_sha256"], hashlib.sha256(named).hexdigest()])
         if packed.change:

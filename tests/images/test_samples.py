@@ -123,7 +123,7 @@ def test_a_stream_passes_a_pipe_that_gives_little_at_a_time(images):
             write(file, rows, None, step=1)
         os._exit(0)
     os.close(into)
-    with open(out, "rb", buffering=0) as file:
+    with open(out, "rb") as file:
         np.testing.assert_array_equal(read(file, size=7)[1], rows)
     os.wait()
 

@@ -42,17 +42,17 @@ def test_help_names_each_crop() -> None:
 @pytest.mark.parametrize(
     ("args", "code", "complaint"),
     [
-        ([], 2, "Missing argument 'OUT.h5'"),
-        (["digits.h5"], 2, "one name only, digits.h5; give the images and the dataset to write"),
+        ([], 2, "Missing argument 'SRC...'"),
+        (["digits.h5"], 2, "Missing argument 'SRC...'"),
         (["digits", "out"], 2, "out: name a file that ends in .h5"),
         (["digits", "more"], 2, "more: name a file that ends in .h5"),
-        (["nowhere", "a.h5"], 1, "nowhere: can't be read"),
+        (["nowhere", "a.h5"], 1, "nowhere: no usable file"),
         (["digits", "no/where/a.h5"], 1, "no/where/a.h5: there is no folder no/where; make it first"),
         (["text.txt", "a.h5"], 1, "text.txt: is none of"),
         (["old.h5", "old.h5"], 2, "old.h5: is read by this command; choose another name"),
         (["digits", "a.h5", "--shard", "3/2"], 2, "'3/2' is not I/N"),
         (["digits", "a.h5", "--subset", "val", "0"], 2, "expected float > 0"),
-        (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv: can't be read: No such file"),
+        (["digits", "a.h5", "--labels", "gone.csv"], 1, "gone.csv: no usable file"),
         (
             ["digits", "a.h5", "--size", "8", "--crop", "none", "--subset", "val", "0.001"],
             1,
@@ -147,7 +147,7 @@ def test_what_was_skipped_is_not_kept_by_a_prep_that_stops(
     with at_progress(stop_after(4)), pytest.raises(Stopped):
         monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
         messages(source, tmp_path / "a.h5", on_error="skip")
-    with pytest.raises(ElboError, match=r"1\.png: not an image"):
+    with pytest.raises(ElboError, match=r"1\.png: .*not an image"):
         messages(source, tmp_path / "a.h5")
     assert any("going on" in text for text in messages(source, tmp_path / "a.h5", on_error="skip"))
 

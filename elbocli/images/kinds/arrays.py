@@ -43,7 +43,7 @@ class StreamRows:
     """An array of uint8 images that is read from a stream in its order. shape: (N, H, W, C)."""
 
     def __init__(self, file: Any, name: str):
-        self.file, self.name = file, name
+        self.file, self.name = file, name  # buffered, so that a pipe gives all that is asked for
         self.shape = read_header(file, name)
         self.next = 0
 

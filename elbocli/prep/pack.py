@@ -149,7 +149,8 @@ def look(source: Images) -> set[Shape]:
     files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
     for ref in files[:: -(-len(files) // LOOKED_AT) or 1]:
         with suppress(Exception):
-            shapes.add(header_shape(bytes(ref.read())))
+            content = ref.read()
+            shapes.add(header_shape(content) if isinstance(content, bytes) else content.shape)
     return shapes
 
 

@@ -53,6 +53,9 @@ class FolderRows:
         return np.stack(images)
 
 
+Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
+
+
 @dataclass
 class SampleReader:
     """Images of one size, from `rows`. labels: [N] or None; made: how they were drawn; class_names: of a dataset of
@@ -60,7 +63,7 @@ class SampleReader:
     """
 
     name: str
-    rows: np.ndarray | StreamRows | DatasetRows | FolderRows
+    rows: Rows
     labels: np.ndarray | None
     made: SamplesAbout
     class_names: Sequence[str]
@@ -96,7 +99,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     Raises FormatError or DataError: not images, of another type, cut short. Never unpickles.
     """
     name = str(source) if isinstance(source, Path) else "standard input"
-    rows: np.ndarray | StreamRows | DatasetRows | FolderRows
+    rows: Rows
     labels, names, made, about = None, list[str](), SamplesAbout(), dict[str, Any]()
     with contextlib.ExitStack() as stack:
         if not isinstance(source, Path):

@@ -243,7 +243,7 @@ def test_a_preset_for_latents_is_refused_on_pixels(digits, preset):
 
 
 def test_a_network_that_is_none_names_the_preset(resolved):
-    with pytest.raises(FormatError, match=r"preset\.yaml: no network family is called 'gan'.*unet, uvit"):
+    with pytest.raises(FormatError, match=r"preset\.yaml: no network family is called 'gan'.*unet.*uvit"):
         resolved("", "network: {family: gan}\n")
     with pytest.raises(FormatError, match=r"preset\.yaml: .*attention"):
         resolved("", "network: {family: uvit, attention: [8]}\n")

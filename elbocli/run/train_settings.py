@@ -297,9 +297,11 @@ def convert_text(value: Any, hint: Any) -> Any:
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
-        with suppress(ValueError, msgspec.ValidationError):
-            if isinstance(value, str):  # .5, which JSON doesn't know
-                return msgspec.convert(float(value), hint, strict=False)
+        number = None
+        with suppress(ValueError):
+            number = float(value) if isinstance(value, str) else None
+        if number is not None:  # .5, which JSON doesn't know
+            return convert_text(number, hint)
         said = str(error).replace("`", "")
         raise ValueError(said[0].lower() + said[1:]) from error
 

@@ -65,7 +65,7 @@ def test_it_writes_the_average_and_prints_json(
 def test_a_wide_gap_is_a_warning(kept: Path, tmp_path: Path, elbo_here: Callable[..., Any]) -> None:
     code, stdout, stderr = elbo_here("ema", kept, "--std", ".02", "-o", tmp_path / "a.safetensors", "-q")
     assert code == 0 and json.loads(stdout)["residual"] > 0.1
-    assert "power:std=0.02 made of 10 snapshots" in stderr
+    assert "power:std=0.02" in stderr
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_wide_gap_is_a_warning(kept: Path, tmp_path: Path, elbo_here: Callable
         (["--std", ".1", "-o", "nowhere/a"], 1, "nowhere/a: there is no folder nowhere; make it first"),
         (["--std", ".1", "-o", "a", "--at", "7"], 2, "--at 7: no snapshot there; the one before is of step 6"),
         (["--std", ".1", "-o", "a", "--at", "0"], 2, "expected int >= 1"),
-        (["--std", ".0005", "-o", "a"], 1, "power:std=0.0005 made of 10 snapshots"),
+        (["--std", ".0005", "-o", "a"], 1, "power:std=0.0005"),
     ],
 )
 def test_bad_input_is_told(

@@ -135,7 +135,7 @@ def test_a_name_counts_before_a_folder(trained: Path, elbo: Callable[..., Any], 
         shutil.copytree(trained, tmp_path / name)
     assert b"edm:mean=-1.2" in elbo("weights", "check", "edm", cwd=tmp_path).stdout
     assert b"never rises" in elbo("weights", "check", "own", cwd=tmp_path).stdout
-    assert b"sigmoid:bias=2: never rises" in elbo("weights", "check", "./edm", cwd=tmp_path).stdout
+    assert b"sigmoid:bias=2" in elbo("weights", "check", "./edm", cwd=tmp_path).stdout
     for line in (("check", "nope"), ("show", "nope"), ("plot", "nope"), ("check", "./nope")):
         said = elbo("weights", *line, cwd=tmp_path)
         assert said.returncode == 2 and b"nope" in said.stderr, said.stderr

@@ -393,11 +393,11 @@ Target = Callable[[int, Mapping[str, Any]], object]
 
 def open_lines(word: str, run: Path, step: int) -> Target:
     """Open a file that gets the lines of metrics.jsonl. It only grows: steps that a run does again are in it again."""
-    file = open(word, "a", buffering=1)  # noqa: SIM115 - open as long as the run
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            with open(word, "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
 
     return write
 

@@ -154,7 +154,7 @@ def train(
             planned = settings.preset_data(preset) if preset and data is None and known is None else None
             dataset = planned or Dataset(data or dataset_for(known), latents=True)
             resolved = settings.resolve(asked, dataset, known, initial)
-            click.echo(yaml_text(plan.plan(resolved, resolved.data.count or 0, launched())), nl=False)
+            click.echo(yaml_text(plan.plan(resolved, launched())), nl=False)
         return
     with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
         with world.together():

@@ -107,12 +107,12 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
     }
 
 
-def plan(resolved: Resolved, images: int, devices: int = 1) -> dict[str, Any]:
+def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
     """Parameters, operations, memory per device, steps, images, λ range, weighting and its verdict.
 
-    images: in the dataset. Allocates nothing. Raises UsageError for more devices than images in a batch.
+    Allocates nothing. Raises UsageError for more devices than images in a batch.
     """
-    settings, network = resolved.settings, resolved.network
+    settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1
     device = meant_by(settings.device).partition(":")[0]
     parts = len(split(World(0, devices), settings.batch, settings.micro_batch or settings.batch))
     at_once, recompute = -(-settings.batch // (devices * parts)), settings.activation_checkpointing

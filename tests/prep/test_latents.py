@@ -228,7 +228,7 @@ def test_flip_is_refused(latents: Path, preset: Path) -> None:
 def test_presets_are_chosen_by_the_size_of_the_latents_and_planned(latents: Path) -> None:
     resolved = settings.resolve({}, Dataset(latents, latents=True))
     assert resolved.settings.preset == "digits"
-    planned = plan.plan(resolved, 48)
+    planned = plan.plan(resolved)
     assert planned["network"]["channels"] == 4 and planned["network"]["image_size"] == 8
     assert planned["latents"]["latent_convention"] == "diffusers" and planned["latents"]["pixel_size"] == 16
 

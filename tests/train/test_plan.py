@@ -106,7 +106,7 @@ def test_operations_are_those_that_torch_counts(config):
 
 def plan_of(preset=MINE, devices=1, **options):
     resolved = settings.resolve({"preset": preset, **options}, settings.preset_data(preset))
-    return plan.plan(resolved, 1000, devices)
+    return plan.plan(resolved, devices)
 
 
 def test_sharding_divides_what_stays_and_gathers_what_passes():
@@ -140,7 +140,7 @@ def test_more_devices_than_images_are_refused():
 
 def test_the_whole_plan_is_plain_and_its_numbers_agree():
     resolved = settings.resolve({"preset": MINE, "batch": 32}, settings.preset_data(MINE))
-    result = plan.plan(resolved, 1000, devices=2)
+    result = plan.plan(resolved, devices=2)
     assert yaml.safe_load(yaml.safe_dump(result)) == result
     parts = dict(result["memory_MB"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=0.5)

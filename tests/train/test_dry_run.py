@@ -39,8 +39,7 @@ def test_a_preset_is_planned_without_a_dataset(
     assert set(plan["memory_MB"]) == {
         *("weights", "gradients", "optimizer", "averages", "copies", "activations", "total")
     }
-    assert b"planned for 1797 images" in result.stderr
-    assert result.stderr.count(b"\n") == 1 and list(tmp_path.iterdir()) == []
+    assert result.stderr == b"" and list(tmp_path.iterdir()) == []
 
 
 def test_under_torchrun_the_first_process_plans_for_all(
@@ -53,8 +52,6 @@ def test_under_torchrun_the_first_process_plans_for_all(
     assert run(line) == 0 and capsys.readouterr() == ("", "")
     monkeypatch.setenv("RANK", "0")
     assert run(line) == 0 and yaml.safe_load(capsys.readouterr().out)["devices"] == 4
-    monkeypatch.setenv("WORLD_SIZE", "four")
-    assert run(line) == 2
 
 
 def test_auto_is_planned_as_it_will_be_on_the_device(

@@ -120,9 +120,9 @@ def test_a_dataset_that_was_moved_is_named_and_found_where_it_is_named(train: Ca
     train("d.h5", "--preset", "own.yaml", "--steps", 2)
     (folder / "d.h5").rename(folder / "moved.h5")
     said = train("--steps", 3, code=1)
-    assert "error: d.h5: no such dataset" in said and "as DATA.h5" in said
+    assert "error: d.h5: no such dataset" in said
     train("moved.h5", "--steps", 3)
-    assert "dataset moved.h5, of run/config.yaml" in train("--steps", 4)
+    assert "dataset moved.h5" in train("--steps", 4)
 
 
 def test_other_data_in_the_datasets_place_is_refused(

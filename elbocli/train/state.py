@@ -25,12 +25,13 @@ from elbocli.core.training import LR_DECAYS, parse_average
 from elbocli.errors import DataError, UsageError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import reading
+from elbocli.files.reading import one_line, reading
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, choose_device
 from elbocli.runtime.processes import World, sharded_like, to_local
+from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches
 
 SMALL = 100_000_000
@@ -220,7 +221,7 @@ FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 class TrainState:
     """A network, its optimizer and its averages, replicated or sharded; the schedule, sums and counters beside them.
 
-    Raises UsageError when the batch can't be shared or the network not be compiled, DataError when not even one image fits into a device's memory.
+    Raises UsageError when the batch can't be shared, DataError when not even one image fits into a device's memory.
     """
 
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
@@ -250,10 +251,7 @@ class TrainState:
         most = settings.micro_batch or (micro_batch(self.spread, share) if self.device.type == "cuda" else share)
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
-            with reading("the network can't be compiled", "; --no-compile trains without it", UsageError):
-                self.spread.compile(len(self.batches.parts))
-                self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]))
-            self.optimizer.zero_grad()
+            self._compile()
         if world.size > 2 and not sharded:
             # DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
             # whose last bits would then tell where a run was interrupted.
@@ -276,6 +274,20 @@ class TrainState:
         self.schedule: Schedule = fixed or AdaptiveSchedule(self.edges).schedule(self.weighting, settings.floor)
         self._adapt()
         self.steps_done = 0
+
+    def _compile(self) -> None:
+        """Compile the network and try a pass. Where any process fails, a warning says so, and none is compiled."""
+        trouble = ""
+        try:
+            self.spread.compile(len(self.batches.parts))
+            self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]))
+        except Exception as error:
+            trouble = one_line(error)
+        self.optimizer.zero_grad()
+        if trouble := next(filter(None, self.world.all(trouble)), ""):
+            for module in self.network.modules():
+                module._compiled_call_impl = None
+            log.warning("not compiled, which takes longer: %s; --no-compile asks for no compiler", trouble)
 
     @property
     def images(self) -> int:

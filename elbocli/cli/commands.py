@@ -125,7 +125,10 @@ class Command(click.Command):
 
 def launched() -> int:
     """Return how many processes torchrun, or another launcher that sets WORLD_SIZE, has started for this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    count = os.environ.get("WORLD_SIZE", "1")
+    if not count.isdecimal():
+        raise UsageError(f"WORLD_SIZE is {count!r}; expected a number of processes")
+    return int(count)
 
 
 def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:

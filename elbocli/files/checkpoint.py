@@ -39,6 +39,7 @@ GONE = (
     "cudnn_benchmark",
     "manual_gc",
     "max_skips",
+    "multiscale",
     "nccl_timeout",
     "on_nonfinite",
     "on_checkpoint",
@@ -46,8 +47,6 @@ GONE = (
     "tf32",
 )
 """Settings that config.yaml of earlier versions holds, and that no run has any more."""
-UNUSED = {"multiscale": False}
-"""Such settings that changed the training unless they had this value: with another, the run is refused."""
 RESOLVED = ("settings", "network", "data", "files", "init", "plugins")
 """Sections of config.yaml that say what a run is."""
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -177,14 +176,9 @@ def read_config(run: Path) -> RunConfig:
 
 
 def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
-    """The content of a config.yaml, if it is a run's; settings of earlier versions are translated. Raises FormatError."""
+    """The content of a config.yaml, if it is a run's, without settings of earlier versions. Raises FormatError."""
     config = RunConfig.of(content, path)
-    old = config.settings
-    settings = {key: value for key, value in old.items() if key not in GONE and (key, value) not in UNUSED.items()}
-    # Before tf32 was a precision, it was a setting beside fp32, without effect on a CPU.
-    if old.get("tf32") and old.get("precision") == "fp32" and not str(config.device_name).startswith("cpu"):
-        settings["precision"] = "tf32"
-    return structs.replace(config, settings=settings)
+    return structs.replace(config, settings={key: each for key, each in config.settings.items() if key not in GONE})
 
 
 class Seal(Record, frozen=True):

@@ -47,8 +47,9 @@ TIMES = 12
 
 def dataset_of(data: RunData, run: Path) -> Path:
     """Return where the dataset of a run is now, by its config.yaml's `data`: as seen from the run, else as it was typed."""
-    place = run.resolve() / str(data.from_run)
-    return Path(os.path.relpath(place) if place.exists() else str(data.path))
+    typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
+    known = not place.exists() or (typed.exists() and typed.samefile(place))
+    return typed if known else Path(os.path.relpath(place))
 
 
 def check_content(data: RunData, known: RunData, run: object) -> None:

@@ -19,7 +19,6 @@ LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
-PARALLELS = ("ddp", "fsdp")
 """Every process holds the whole network, or its share of each weight."""
 
 RUN = "Run"

@@ -3,8 +3,6 @@
 The Python API is what `__init__.pyi` lists, imported on first use: `elbo --help` needs none of it.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

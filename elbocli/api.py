@@ -3,8 +3,6 @@
 `import elbocli` gives these names, and imports nothing heavy until one of them is used. docs/python.md shows them at work.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`elbo`: the group of commands, and the one place where errors become messages and exit codes."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import re

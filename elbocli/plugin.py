@@ -8,8 +8,6 @@
 A plug-in is named on the command line (`--plugin FILE.py`), or installed with an entry point of the group `elbo.plugins`.
 """
 
-from __future__ import annotations
-
 from elbocli.cli.commands import add_command as command
 from elbocli.cli.commands import option
 from elbocli.core.metrics import Need, Number, metric

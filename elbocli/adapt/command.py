@@ -1,7 +1,5 @@
 """`elbo adapt`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

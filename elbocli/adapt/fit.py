@@ -1,7 +1,5 @@
 """Fit a schedule to loss logs, or to the least error on images that no network has seen yet; draw what it was fitted to."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ network doesn't, and in how the integral is found. Each gives two independent nu
 tells the error. The bound also has a profile over λ.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Sequence

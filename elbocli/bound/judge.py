@@ -8,8 +8,6 @@ bound in place of −log p(x|c), without the terms that don't know c. All classe
 cancels. Source: Li et al. 2023 (arXiv 2303.16203).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import replace

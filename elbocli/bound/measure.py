@@ -1,7 +1,5 @@
 """Networks asked about images at many noise levels: anyone's, or that of a trained run about a dataset."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

@@ -4,8 +4,6 @@ nats are summed over dimensions; per dimension they are bits of pixels (bpd), an
 _se is a standard error. about: which network was asked about which images: run, checkpoint, weights, dataset, logsnr_min, ….
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from elbocli.files.records import Record, stored

@@ -3,8 +3,6 @@
 Nothing that a file or a name says can move a terminal's cursor or colour it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Collection, Mapping

@@ -1,7 +1,5 @@
 """Figures over λ that several commands draw: one style, one axis, same input, same bytes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Show a command's messages and counts on stderr: a bar on a terminal, otherwise a line now and then."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

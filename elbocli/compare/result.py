@@ -2,8 +2,6 @@
 interval.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Sequence

@@ -19,8 +19,6 @@ In the coordinates of its directions all is one-dimensional. With r = e^λ, vari
 Source: derived here; the Gaussian as a control variate: Kong et al. 2023 (arXiv 2302.03792).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

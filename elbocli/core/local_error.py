@@ -10,8 +10,6 @@ This grid has the least sum of local errors of all grids with as many steps: wit
 ∫ C h^p dλ is least at a given ∫ dλ/h where C h^{p+1} is the same everywhere, whatever the order p.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import accumulate, pairwise

@@ -1,7 +1,5 @@
 """The weighted loss, sampled: L_w = ½ E_t[(w/p)(λ_t) ‖ε−ε̂‖²]."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

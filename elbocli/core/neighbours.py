@@ -5,8 +5,6 @@ count by it are then measured as lengths of differences, and rounded to float32:
 as equal, as scikit-learn has it, which matters where images are copies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -17,8 +17,6 @@ the nearest image alone tells it. With w its weight, π = w/(1 + w) and δ² = s
 The part of a loss that training can still gain: the error above the least one, and whether a network copies.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

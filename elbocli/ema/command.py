@@ -1,7 +1,5 @@
 """`elbo ema`: an average of the weights made after training, from the snapshots of others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

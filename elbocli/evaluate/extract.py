@@ -1,7 +1,5 @@
 """Samples and references: how they are opened, and their features, extracted by all processes together."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Callable, Set

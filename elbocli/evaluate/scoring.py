@@ -1,7 +1,5 @@
 """Score images against a reference."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace

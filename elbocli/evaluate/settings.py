@@ -1,7 +1,5 @@
 """The settings of `elbo eval`, and protocols: published ways to score that set them by one word. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,8 +5,6 @@ that makes room for a new one. The writer holds a lock on the first, so the next
 removes that, but gives an old folder its name back where no new one has taken it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """Many images as one picture: in rows, those of a class together, behind its name; small ones enlarged by a whole factor."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ convention says how a draw z becomes what a network sees, x0 = (z − shift)·sc
 the autoencoder takes and gives, and which rounding makes levels of those that it gives.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ losslog.jsonl is a LossLogHeader, then a LossLogRow per interval, of ‖ε−ε�
 metrics.jsonl has numbers by step, an optimum the mean error in each bin; _se is a standard error.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

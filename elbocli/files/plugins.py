@@ -4,8 +4,6 @@ elbo runs only a file that the command line or the user's own environment names,
 dataset names. A run only records which plug-ins it needs. A program of torch.export (.pt2) that a run holds counts as one.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Sequence

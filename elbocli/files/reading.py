@@ -1,7 +1,5 @@
 """Reading what others may have written: one context manager that turns the errors of libraries into elbo's, files and lines."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

@@ -3,8 +3,6 @@
 Messages on a mistaken file say by it what the file is. Each reader checks its own file more closely.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

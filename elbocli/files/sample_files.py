@@ -4,8 +4,6 @@ The NPY header says how many images come, so that a reader notices when the writ
 rows that a killed writer goes on with (see `dataset.Resumable`); what is not rows comes at the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

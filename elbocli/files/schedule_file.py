@@ -5,8 +5,6 @@ read: how a sampler spaces or rescales its steps doesn't change the objective. `
 make a schedule and a weighting of what a user types: a name, or the path of such a file.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from functools import partial

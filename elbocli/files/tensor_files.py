@@ -3,8 +3,6 @@
 Reading the first three runs no code. To load a program is to run it, so elbo loads only those that the user names.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

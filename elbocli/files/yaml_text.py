@@ -1,7 +1,5 @@
 """YAML, read and written by libyaml's safe loader: plain mappings, in which a date is text and 1e-4 a number."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Make a grid for a run: from its loss log, or by measuring the errors of a sampler's steps on its own network."""
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from functools import partial

@@ -1,7 +1,5 @@
 """From the bytes of an image file to a square of uint8 pixels. Needs Pillow and numpy, not torch."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Callable

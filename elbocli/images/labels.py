@@ -6,8 +6,6 @@
 word for its class is the key; the name is for people.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import operator

@@ -1,7 +1,5 @@
 """Images in: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, as `sample_files` writes them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -5,8 +5,6 @@ or none, EDM's dataset.json, webdataset's files beside each image, or a data set
 folder files come before folders, both in the byte order of their names, so that a folder and any archive of it are the same.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

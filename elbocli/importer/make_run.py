@@ -1,7 +1,5 @@
 """A run made of a checkpoint in elbo's words: its config.yaml and one checkpoint of step 0, whole or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Descriptions of elbo's files: what each is and how it was made, whether it is what was written, and its images."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

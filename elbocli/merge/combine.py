@@ -1,7 +1,5 @@
 """Copy several datasets into one: `merge_datasets` opens and compares the parts, then copies rows that it checks."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -3,8 +3,6 @@
 The other network is of the same kind, and is told other classes, or sees images of another size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

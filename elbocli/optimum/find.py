@@ -1,7 +1,5 @@
 """Find the least error on the images of a dataset, by all of them or by a sample; `open_search` says which images."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

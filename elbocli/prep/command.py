@@ -1,7 +1,5 @@
 """`elbo prep`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

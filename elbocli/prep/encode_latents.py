@@ -1,7 +1,5 @@
 """Images into latents, on the device, for packing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`elbo report`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

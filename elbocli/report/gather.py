@@ -1,7 +1,5 @@
 """Read all that a run's folder tells of it, for a page or as JSON; what isn't there, or damaged, is named."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The logs of a run: still growing, cut short, damaged in places. Unusable lines are left out and reported."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Strings from strangers are escaped by the template library. The page forbids its
 (Content-Security-Policy), so that what slips through does nothing. Same facts, same bytes.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import re

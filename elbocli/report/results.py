@@ -1,7 +1,5 @@
 """Results of 'elbo eval', 'elbo bound' and 'elbo optimum' on a run: their JSON, told apart by content."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows of pictures for a page: previews, samples by class, the likeliest and the least likely images. PNG, of bounded size."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

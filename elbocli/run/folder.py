@@ -1,7 +1,5 @@
 """The run folder: held by one process while it trains, continued by the command that began it, its record and its status."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ Last come the weights that another run begins from, `elbo train --init`: they ar
 given.
 """
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The settings of `elbo train`, each declared once: type, bounds, help and group. Options, checks and pages follow from it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Work that is done ahead beside the main thread, and reasons to end: signals, the clock, a launcher that is gone."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """The device that a run works on: which it is, its precision, its memory, and CUDA graphs of calls that repeat."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections import Counter

@@ -3,8 +3,6 @@
 Another launcher does as well, if it sets WORLD_SIZE and VARIABLES for each process.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
 from collections.abc import Iterator

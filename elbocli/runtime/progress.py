@@ -3,8 +3,6 @@
 `log` is Python's logger "elbo": info, debug (shown with -v) or warning (shown with -q too).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Draw images from a run: each rank draws a batch, and rank 0 writes all of them in their order."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack

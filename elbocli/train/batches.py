@@ -1,7 +1,5 @@
 """All that chance decides of a run: images held out, and each step's images, labels, noise, times and dropout."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

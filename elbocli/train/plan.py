@@ -4,8 +4,6 @@ A step is counted on tensors that have shapes but no numbers. Besides weights, g
 for the tensors that autograd keeps for the backward pass. Plans are off by up to a quarter.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ Processes of a World replicate a network (DDP) or shard it (FSDP2, whose paramet
 tensors, so a run may continue with the other of the two.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """One update of the weights, read from top to bottom."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """`elbo weights`: list, show, check, plot."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

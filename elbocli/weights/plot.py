@@ -1,7 +1,5 @@
 """Pictures of weightings and schedules over λ. Same input, same bytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median

@@ -1,7 +1,5 @@
 """Arrays of images: NumPy's .npy, ADM's batches (.npz) and others with labels beside the images, elbo's datasets."""
 
-from __future__ import annotations
-
 import math
 import os
 import struct

@@ -4,8 +4,6 @@ For each image a byte (CIFAR-10) or two (CIFAR-100: coarse, fine) of labels, the
 names lie beside, in batches.meta.txt or fine_label_names.txt. Source: the description on CIFAR's page.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A file has two zero bytes, its type (8 for uint8), the number of its dimensions,
 the values. Source: the description on MNIST's page.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import math

@@ -1,7 +1,5 @@
 """Folders, zips, tars and tars in them: files are listed by their paths, and read where they lie."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tarfile

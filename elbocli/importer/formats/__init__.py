@@ -4,8 +4,6 @@ A format tells its files by their content, and translates one: into a network of
 it was trained with. It reads tensors and containers alone (see files/pickles.py), and runs nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Folders of diffusers: a pipeline with a UNet2DModel and its scheduler, or the model alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

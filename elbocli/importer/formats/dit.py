@@ -5,8 +5,6 @@ network is told and what it gives. DiT: a timestep of 1000, and the noise. SiT: 
 t x + (1 − t) ε. REPA: t, 1 being noise, and ε − x at (1 − t) x + t ε.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

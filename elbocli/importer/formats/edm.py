@@ -6,8 +6,6 @@ precision makes XS as large as its published file; no such file was read. The he
 is left out: it serves training alone.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping

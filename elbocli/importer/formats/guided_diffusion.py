@@ -4,8 +4,6 @@ Source: Dhariwal & Nichol 2021. Names and shapes tell the network but for the si
 schedule: those of the published ones are known by their widths, those of others a user says.
 """
 
-from __future__ import annotations
-
 import re
 
 from torch import Tensor

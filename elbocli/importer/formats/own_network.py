@@ -1,7 +1,5 @@
 """One's own network: a class in a plug-in with weights from a state dict, or a program of torch.export (.pt2)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

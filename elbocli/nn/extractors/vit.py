@@ -4,8 +4,6 @@ DINOv2 and CLIP, whose vision transformers are timm's, see the whole image, resi
 bicubic in float32. What that puts below 0 or above 255 stays: neither EDM2 nor CMMD clamps it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise

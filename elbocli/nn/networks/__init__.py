@@ -9,8 +9,6 @@ Buffers of floats in its state_dict are kept in checkpoints beside the weights, 
 It is built from a config, a frozen dataclass that says all about it: NetworkConfig with fields of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module

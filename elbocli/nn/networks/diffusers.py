@@ -4,8 +4,6 @@ Both lie in folders on disk, of which safetensors alone are read: never fetched,
 held as text without what a network's config says anyway: size, channels, classes, dropout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

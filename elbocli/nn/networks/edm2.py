@@ -5,8 +5,6 @@ activations are divided by what they would add, and what is learned about streng
 biases and no group norms. Source: Karras et al. 2024, arXiv:2312.02696, config G. Equations below are that paper's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

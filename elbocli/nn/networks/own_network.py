@@ -4,8 +4,6 @@ Both map (z, level, labels), or (z, level), to out. Nothing but a file that the 
 plug-in, and the program lies beside the run's config.yaml, from where it is loaded only if the user trusts it.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 import warnings

@@ -9,8 +9,6 @@ and shifts the input of each MLP, not that of attention. Skips are joined as in 
 down.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import pairwise

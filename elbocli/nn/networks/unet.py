@@ -4,8 +4,6 @@ Source: Dhariwal & Nichol 2021, in the layout of Karras et al. 2022, whose Image
 parameters at 1000 classes; initialisation at zero as there.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

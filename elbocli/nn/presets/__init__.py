@@ -1,7 +1,5 @@
 """Presets: a network and training settings for a size of image, a YAML file each; being in this folder is enough."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -213,7 +213,7 @@ def run(args: list[str] | None = None) -> int:
         match error:
             case click.ClickException():
                 context = getattr(error, "ctx", None)
-                where = context.command_path if context else "elbo"
+                where = context.command_path if context else where
                 said = error.format_message() + (f" (see '{where} --help')" if code == 2 else "")
             case ElboError():
                 said = str(error)

@@ -132,7 +132,7 @@ def bound(
 
     ctx = click.get_current_context()
     if launched() > 1:
-        raise click.UsageError("elbo bound measures in one process; start it without torchrun", ctx)
+        raise click.UsageError("elbo bound measures in one process; start it without torchrun")
     chosen = estimate.parse_estimators(estimator or ("variational",))
     names = [each.name for each in chosen]
     alone = names == ["variational"]
@@ -147,7 +147,7 @@ def bound(
     )
     for name, other in ((name, other) for holds, other, refused in rules if holds for name in refused):
         if ctx.params[name]:
-            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}", ctx)
+            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}")
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
     own = judge.open_own(asked, optimum) if optimum else asked
     result: Any

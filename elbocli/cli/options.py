@@ -108,7 +108,7 @@ def command_line() -> str:
 def stdin_or_fail(what: str) -> Any:
     """Standard input as a binary stream. A terminal there is a mistake."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise click.UsageError(f"name {what}, or pipe one in", click.get_current_context())
+        raise click.UsageError(f"name {what}, or pipe one in")
     return sys.stdin.buffer
 
 

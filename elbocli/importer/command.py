@@ -87,7 +87,7 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
             click.echo(f"{name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}")
         return
     if run is None:
-        raise click.UsageError("name the RUN to make, after SOURCE", click.get_current_context())
+        raise click.UsageError("name the RUN to make, after SOURCE")
     said = ImportOptions(**{key: value for key, value in options.items() if value is not None})
     import_run(source, run, said, format, command_line())
     click.echo(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from elbocli.cli.commands import Command, option, visible
-from elbocli.cli.options import common, overwrite_option, scale_option
+from elbocli.cli.options import common, overwrite_option, print_json, scale_option
 from elbocli.cli.types import PATH, STREAM, Output
 from elbocli.errors import UsageError
 
@@ -48,8 +48,7 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
         return
     facts = describe.verify(file) if verify else describe.describe(file)
     if as_json:
-        click.echo(json.dumps(facts, indent=1))
-        return
+        return print_json(facts)
     width = max(map(len, facts))
     for key, value in facts.items():
         click.echo(visible(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (dict, list)) else value}"))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from elbocli.cli.commands import CONTEXT, Command, Group, option, visible
-from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option, print_table
+from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option, print_json, print_table
 from elbocli.cli.types import FIGURE, LEVEL, value
 
 REGISTRIES = {
@@ -83,8 +83,7 @@ def list_(kind: str, as_json: bool) -> None:
             row["known as"] = list(declared.known_as)
         rows.append({**row, "source": declared.source})
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
+        return print_json(rows)
     print_table([[key.upper() for key in rows[0]], *([_cell(value) for value in row.values()] for row in rows)])
 
 

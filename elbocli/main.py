@@ -11,8 +11,18 @@ from pkgutil import resolve_name
 
 import click
 
-from elbocli.cli.commands import ADDED, COMPLETE, CONTEXT, Command, Group, option, tell, visible_lines
-from elbocli.cli.options import common, plugin_option
+from elbocli.cli.commands import (
+    ADDED,
+    COMPLETE,
+    CONTEXT,
+    Command,
+    Group,
+    common,
+    option,
+    plugin_option,
+    tell,
+    visible_lines,
+)
 from elbocli.errors import ElboError
 from elbocli.version import __version__
 

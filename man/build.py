@@ -15,8 +15,7 @@ from pkgutil import resolve_name
 
 import click
 
-from elbocli.cli.commands import Command, Option
-from elbocli.cli.types import Named
+from elbocli.cli.commands import Command, Named, Option
 from elbocli.core.samplers import SamplerTraits
 from elbocli.main import elbo
 from elbocli.version import __version__

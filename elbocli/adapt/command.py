@@ -5,9 +5,22 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import WEIGHTING, common, hand_out, overwrite_option, plugin_option, stdin_or_fail
-from elbocli.cli.types import FIGURE, LEVEL, PATH, STREAM, Output, value
+from elbocli.cli.commands import (
+    FIGURE,
+    LEVEL,
+    PATH,
+    STREAM,
+    WEIGHTING,
+    Command,
+    Output,
+    common,
+    hand_out,
+    option,
+    overwrite_option,
+    plugin_option,
+    stdin_or_fail,
+    value,
+)
 from elbocli.core.training import CRITERIA
 
 

@@ -5,18 +5,26 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, launched, option
-from elbocli.cli.options import (
+from elbocli.cli.commands import (
+    FIGURE,
+    LEVEL,
+    PATH,
     SCHEDULE,
+    SEED,
     WEIGHTING,
+    Command,
+    Named,
+    Output,
     common,
     device_options,
+    launched,
+    option,
     overwrite_option,
     plugin_option,
     print_json,
+    value,
     weights_option,
 )
-from elbocli.cli.types import FIGURE, LEVEL, PATH, SEED, Named, Output, value
 
 GROUPS = {
     "Questions": ("estimator", "check", "classify", "optimum", "weighting", "schedule"),

@@ -1,19 +1,30 @@
-"""Commands whose help is grouped, options that have more to say on their page than in it, and messages on standard error.
+"""The command line: messages on standard error, types of options, commands with grouped help, options that several
+commands share, and the ways in which commands print results.
 
 Nothing that a file or a name says can move a terminal's cursor or colour it.
 """
 
+from __future__ import annotations
+
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import click
 
-from elbocli.cli.types import STREAM, Output
+from elbocli.core.training import AUTO, PRECISIONS
 from elbocli.errors import UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from elbocli.core.sampling import Guidance
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 COMPLETE = "_ELBO_COMPLETE"
@@ -42,6 +53,95 @@ def tell(text: str) -> None:
     """Print a message on standard error, if it can be written."""
     with suppress(OSError):
         click.echo(visible(text), err=True)
+
+
+# Types of options, which refuse nonsense and tell the shell how a word may go on
+
+
+class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)].
+
+    name: what the help calls it. bounds: of a plain int or float, as msgspec.Meta takes them.
+    """
+
+    def __init__(self, hint: Any, name: str, bounds: Any = None):
+        self.hint, self.name, self.bounds = hint, name, bounds
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert text, or what YAML has. Raises UsageError for a value of another type, or out of bounds."""
+        from msgspec import Meta  # 10 ms with the settings, which help does without
+
+        from elbocli.run.train_settings import convert_text
+
+        try:
+            return convert_text(value, Annotated[self.hint, Meta(**self.bounds)] if self.bounds else self.hint)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
+    """Return a click type for an int or a float within bounds, which msgspec.Meta calls ge, gt and le."""
+    return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
+
+
+SEED = value(int, ge=0, le=2**63 - 1)
+LEVEL = value(float, ge=-50, le=50)
+
+
+class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Text that may begin with one of some names, which the shell completes; else with the name of a file.
+
+    table: the module and the name in it that hold the names, imported when they are asked for. others: more names.
+    """
+
+    name = "spec"
+
+    def __init__(self, table: str, *others: str):
+        self.table, self.others = table, others
+
+    @property
+    def known(self) -> list[str]:
+        """All names."""
+        return [*resolve_name(self.table), *self.others]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names, else files."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name) for name in self.known if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+PATH = click.Path(path_type=Path)
+STREAM = Path("-")
+
+
+class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
+    """The path of a file that the command writes, of one of some kinds as `check_outputs` takes them.
+
+    suffixes: its name ends in one of them; () is any. stdout: whether it may be - instead. streams: whether it may be a pipe
+    or a device.
+    """
+
+    def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
+        super().__init__(path_type=Path)
+        self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert text to a Path. Raises UsageError for a name that is none of such a file."""
+        path = Path(value)
+        if path == STREAM and not self.stdout:
+            self.fail("standard output is for other results; name a file", param, ctx)
+        if path != STREAM and self.suffixes and path.suffix not in self.suffixes:
+            raise click.UsageError(f"{path}: name a file that ends in {', '.join(self.suffixes)}", ctx)
+        return path
+
+
+DATASET = Output("a dataset", suffixes=(".h5",))
+FIGURE = Output("a figure", "images", suffixes=(".svg", ".png", ".pdf"))
+
+
+# Commands and their options
 
 
 class Option(click.Option):
@@ -136,8 +236,6 @@ def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.C
     """
 
     def add(function: Callable[..., Any]) -> click.Command:
-        from elbocli.cli.options import common
-
         if name in ADDED:
             raise UsageError(f"a command is called {name!r} already; choose another name")
         ADDED[name] = click.command(name, cls=Command, **how)(common(function))
@@ -155,3 +253,179 @@ class Group(click.Group):
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
         return super().parse_args(ctx, args)
+
+
+# Options that several commands share
+
+
+WEIGHTING = Named("elbocli.core.weighting_curves.WEIGHTINGS")
+SCHEDULE = Named("elbocli.core.schedule_curves.SCHEDULES")
+
+
+def common(function: Any) -> Any:
+    """Add -q and -v."""
+    option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
+    option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
+    return function
+
+
+def _run_plugins(ctx: click.Context, param: click.Parameter, files: tuple[Path, ...]) -> None:
+    if files:
+        from elbocli.files.plugins import run_plugin
+
+        for file in files:
+            run_plugin(file)
+
+
+plugin_option = option(
+    "--plugin",
+    type=PATH,
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    envvar="ELBO_PLUGIN",
+    callback=_run_plugins,
+    metavar="FILE.py",
+    help="Run this plug-in, which declares more names; may be repeated.",
+    more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
+)
+
+
+overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing output.")
+
+
+weights_option = option(
+    "--weights",
+    metavar="ema|model|NAME|FILE",
+    default="ema",
+    help="The run's first average (ema), its last weights (model), another average, or a file of 'elbo ema'.",
+    more="An average in the checkpoint is named as it was given to 'elbo train --ema', or as its file is called.",
+)
+
+batch_option = option(
+    "--batch",
+    type=value(int, ge=1, le=10**6),
+    default=64,
+    help="Images that a process draws at a time; changes nothing else.",
+)
+
+scale_option = option(
+    "--scale",
+    type=value(int, ge=1, le=64),
+    metavar="N",
+    help="Enlarge each image of a grid N times; 1 keeps its pixels.  [default: to at most 96 pixels]",
+    more="Each pixel becomes a square of N x N equal ones, so that the image can be had back. The default enlarges less, or "
+    "not at all, where the grid would become wider than 4096 pixels.",
+)
+
+device_option = option(
+    "--device",
+    metavar="NAME",
+    default=AUTO,
+    show_default=False,
+    help="cpu, cuda, cuda:1, …  [default: $ELBO_DEVICE, else cuda if there is one]",
+)
+
+
+def device_options(function: Any) -> Any:
+    """Add --device and --precision."""
+    option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        help="Precision of the network: fp32 is strict.",
+        more="tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by autocast.",
+    )(function)
+    return device_option(function)
+
+
+def command_line() -> str:
+    """The command as typed, for provenance."""
+    import shlex
+
+    return shlex.join(["elbo", *sys.argv[1:]])
+
+
+def stdin_or_fail(what: str) -> Any:
+    """Standard input as a binary stream. A terminal there is a mistake."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise click.UsageError(f"name {what}, or pipe one in")
+    return sys.stdin.buffer
+
+
+GUIDANCE = ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_weights")
+"""Their Python names, in the order of the help."""
+
+
+def guidance_options(function: Any) -> Any:
+    """Add --guidance, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
+    option(
+        "--guide-weights",
+        "guide_weights",
+        metavar="ema|model|NAME|FILE",
+        default="",
+        help="Like --weights, for --guide; without --guide, other weights of RUN.",
+    )(function)
+    option(
+        "--guide",
+        type=PATH,
+        metavar="RUN",
+        help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
+        more="It is of the same images, and of the same classes or none.",
+    )(function)
+    option(
+        "--guidance-channels",
+        type=value(int, ge=1, le=10_000),
+        metavar="N",
+        help="Guide only the first N channels of pixels or latents.  [default: all]",
+        more="DiT's own sampling guides 3 of its latents' 4 channels, and its published figures are of that. A learned variance is "
+        "never guided: it is the one that the network gives with the class.",
+    )(function)
+    option("--guidance-interval", type=LEVEL, nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI.")(
+        function
+    )
+    option(
+        "--guidance",
+        type=value(float, ge=-1e3, le=1e3),
+        default=1.0,
+        help="Scale of guidance; 1 is none.",
+        more="Guides away from the network without classes (classifier-free) or from --guide; 0 uses only that network.",
+    )(function)
+    return function
+
+
+def guidance_of(options: dict[str, Any]) -> Guidance:
+    """The guidance that was asked for; takes its scale, interval and channels out of the options. Raises UsageError."""
+    from elbocli.core.sampling import Guidance
+
+    low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
+    return Guidance(options.pop("guidance"), low, high, options.pop("guidance_channels") or 0)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns that are as wide as their longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
+
+
+def print_json(value: Any) -> None:
+    """Print a result as indented JSON. Raises ValueError for NaN."""
+    import json  # a millisecond, which help does without
+
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
+    """Write a file's text to `out`, where - is standard output.
+
+    report: an object that standard output gets instead, as JSON; then the text goes to a file alone. Raises DataError.
+    """
+    from elbocli.files.atomic import write_text
+
+    if report is not None:
+        print_json(report)
+    elif out == STREAM:
+        click.echo(text, nl=False)
+    if out != STREAM:
+        write_text(out, text)

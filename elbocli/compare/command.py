@@ -5,9 +5,19 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option, visible
-from elbocli.cli.options import command_line, common, plugin_option, print_json, print_table, stdin_or_fail
-from elbocli.cli.types import PATH, STREAM
+from elbocli.cli.commands import (
+    PATH,
+    STREAM,
+    Command,
+    command_line,
+    common,
+    option,
+    plugin_option,
+    print_json,
+    print_table,
+    stdin_or_fail,
+    visible,
+)
 
 
 @click.command(cls=Command)

@@ -5,9 +5,18 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import command_line, common, overwrite_option, plugin_option, print_json
-from elbocli.cli.types import PATH, Output, value
+from elbocli.cli.commands import (
+    PATH,
+    Command,
+    Output,
+    command_line,
+    common,
+    option,
+    overwrite_option,
+    plugin_option,
+    print_json,
+    value,
+)
 from elbocli.core.training import MAX_STD
 
 

@@ -7,17 +7,22 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import (
+from elbocli.cli.commands import (
+    PATH,
+    SEED,
+    STREAM,
+    Command,
+    Output,
     command_line,
     common,
     device_option,
+    option,
     overwrite_option,
     plugin_option,
     print_json,
     stdin_or_fail,
+    value,
 )
-from elbocli.cli.types import PATH, SEED, STREAM, Output, value
 from elbocli.core.metrics import METRICS, Need
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT

@@ -5,19 +5,24 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import (
+from elbocli.cli.commands import (
+    PATH,
+    SEED,
+    Command,
+    Named,
+    Output,
     batch_option,
     common,
     device_options,
     guidance_of,
     guidance_options,
     hand_out,
+    option,
     overwrite_option,
     plugin_option,
+    value,
     weights_option,
 )
-from elbocli.cli.types import PATH, SEED, Named, Output, value
 from elbocli.core.sampling import GRIDS
 
 

@@ -5,9 +5,20 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import SCHEDULE, WEIGHTING, command_line, common, plugin_option
-from elbocli.cli.types import LEVEL, PATH, Named, Output, value
+from elbocli.cli.commands import (
+    LEVEL,
+    PATH,
+    SCHEDULE,
+    WEIGHTING,
+    Command,
+    Named,
+    Output,
+    command_line,
+    common,
+    option,
+    plugin_option,
+    value,
+)
 
 GROUPS = {
     "What lies at SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),

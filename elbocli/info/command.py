@@ -6,9 +6,18 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.commands import Command, option, visible
-from elbocli.cli.options import common, overwrite_option, print_json, scale_option
-from elbocli.cli.types import PATH, STREAM, Output
+from elbocli.cli.commands import (
+    PATH,
+    STREAM,
+    Command,
+    Output,
+    common,
+    option,
+    overwrite_option,
+    print_json,
+    scale_option,
+    visible,
+)
 from elbocli.errors import UsageError
 
 

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.commands import Command
-from elbocli.cli.options import command_line, common, overwrite_option
-from elbocli.cli.types import DATASET, PATH
+from elbocli.cli.commands import DATASET, PATH, Command, command_line, common, overwrite_option
 
 
 @click.command(cls=Command)

@@ -5,9 +5,21 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import common, device_option, hand_out, overwrite_option, plugin_option
-from elbocli.cli.types import FIGURE, LEVEL, PATH, SEED, Output, value
+from elbocli.cli.commands import (
+    FIGURE,
+    LEVEL,
+    PATH,
+    SEED,
+    Command,
+    Output,
+    common,
+    device_option,
+    hand_out,
+    option,
+    overwrite_option,
+    plugin_option,
+    value,
+)
 
 
 @click.command(cls=Command)

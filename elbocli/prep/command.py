@@ -6,9 +6,19 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import command_line, common, device_options, overwrite_option, plugin_option
-from elbocli.cli.types import DATASET, PATH, SEED, value
+from elbocli.cli.commands import (
+    DATASET,
+    PATH,
+    SEED,
+    Command,
+    command_line,
+    common,
+    device_options,
+    option,
+    overwrite_option,
+    plugin_option,
+    value,
+)
 from elbocli.files.latents import CONVENTIONS
 
 CROP_HELP = (

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from elbocli.cli.commands import CONTEXT, Command, Group, option, visible_lines
-from elbocli.cli.options import common, hand_out, overwrite_option, print_json, print_table
-from elbocli.cli.types import Named, Output
+from elbocli.cli.commands import (
+    CONTEXT,
+    Command,
+    Group,
+    Named,
+    Output,
+    common,
+    hand_out,
+    option,
+    overwrite_option,
+    print_json,
+    print_table,
+    visible_lines,
+)
 
 if TYPE_CHECKING:
     from elbocli.nn.presets import Preset

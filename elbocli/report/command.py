@@ -5,9 +5,17 @@ from pathlib import Path
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import common, overwrite_option, plugin_option, print_json
-from elbocli.cli.types import PATH, STREAM, Output
+from elbocli.cli.commands import (
+    PATH,
+    STREAM,
+    Command,
+    Output,
+    common,
+    option,
+    overwrite_option,
+    plugin_option,
+    print_json,
+)
 
 
 @click.command(cls=Command)

@@ -6,22 +6,28 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import Command, option
-from elbocli.cli.options import (
+from elbocli.cli.commands import (
     GUIDANCE,
+    PATH,
     SCHEDULE,
+    SEED,
+    STREAM,
+    Command,
+    Named,
+    Output,
     batch_option,
     command_line,
     common,
     device_options,
     guidance_of,
     guidance_options,
+    option,
     overwrite_option,
     plugin_option,
     scale_option,
+    value,
     weights_option,
 )
-from elbocli.cli.types import PATH, SEED, STREAM, Named, Output, value
 
 GROUPS = {
     "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),

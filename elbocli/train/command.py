@@ -7,9 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from elbocli.cli.commands import Command, launched, option
-from elbocli.cli.options import command_line, common, plugin_option
-from elbocli.cli.types import PATH, Named, Value
+from elbocli.cli.commands import PATH, Command, Named, Value, command_line, common, launched, option, plugin_option
 from elbocli.run.train_settings import KEPT, RUN, SETTINGS, Setting
 
 

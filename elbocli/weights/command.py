@@ -8,9 +8,23 @@ from typing import Any
 
 import click
 
-from elbocli.cli.commands import CONTEXT, Command, Group, option, visible
-from elbocli.cli.options import SCHEDULE, WEIGHTING, common, overwrite_option, plugin_option, print_json, print_table
-from elbocli.cli.types import FIGURE, LEVEL, value
+from elbocli.cli.commands import (
+    CONTEXT,
+    FIGURE,
+    LEVEL,
+    SCHEDULE,
+    WEIGHTING,
+    Command,
+    Group,
+    common,
+    option,
+    overwrite_option,
+    plugin_option,
+    print_json,
+    print_table,
+    value,
+    visible,
+)
 
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",

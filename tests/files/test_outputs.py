@@ -11,8 +11,7 @@ import click
 import pytest
 from forks import Result
 
-from elbocli.cli.commands import Command
-from elbocli.cli.types import Output
+from elbocli.cli.commands import Command, Output
 from elbocli.errors import DataError, UsageError
 from elbocli.files.recognise import FOLDER, check_outputs
 from elbocli.main import elbo as program

@@ -23,7 +23,7 @@ from elbocli.files.schedule_file import to_text
 from elbocli.run.open import open_run
 from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.runtime.progress import log
-from elbocli.sample.denoise import GuidedRun
+from elbocli.sample.draw import GuidedRun
 from elbocli.version import __version__
 
 

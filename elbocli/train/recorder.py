@@ -40,8 +40,7 @@ from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.progress import log, progress
-from elbocli.sample.denoise import Decoder, open_decoder
-from elbocli.sample.draw import SampleSettings, draw
+from elbocli.sample.draw import Decoder, SampleSettings, draw, open_decoder
 from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
 from elbocli.train.state import TrainState, count_parts
 from elbocli.train.step import check

@@ -19,8 +19,7 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.core.training import PRECISIONS
 from elbocli.run.open import open_run
 from elbocli.runtime.device import CudaGraphs, choose_device
-from elbocli.sample.denoise import Decoder, GuidedRun
-from elbocli.sample.draw import SampleSettings, draw
+from elbocli.sample.draw import Decoder, GuidedRun, SampleSettings, draw
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 

@@ -25,7 +25,7 @@ from elbocli.run import settings
 from elbocli.run.open import open_run
 from elbocli.runtime.device import WARM_UPS, CudaGraphs
 from elbocli.sample import draw as sample
-from elbocli.sample.denoise import GuidedRun, open_decoder
+from elbocli.sample.draw import GuidedRun, open_decoder
 from elbocli.train import loop
 from elbocli.train.state import TrainState
 

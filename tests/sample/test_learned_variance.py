@@ -23,7 +23,7 @@ from elbocli.nn.networks import NETWORKS
 from elbocli.run.open import open_run
 from elbocli.runtime.device import WARM_UPS, CudaGraphs
 from elbocli.sample import draw as sample
-from elbocli.sample.denoise import GuidedRun, open_decoder
+from elbocli.sample.draw import GuidedRun, open_decoder
 
 CPU = torch.device("cpu")
 PLUGIN = """

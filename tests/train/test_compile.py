@@ -22,7 +22,7 @@ from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.nn.networks.unet import GroupNorm
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
-from elbocli.sample.denoise import open_decoder
+from elbocli.sample.draw import open_decoder
 from elbocli.train import loop
 from elbocli.train.recorder import Validation, open_held_out, preview
 from elbocli.train.state import Parallel, TrainState

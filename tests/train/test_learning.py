@@ -18,8 +18,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn.denoiser import Denoiser
 from elbocli.nn.extractors.vit import Tiny
 from elbocli.run.settings import resolve
-from elbocli.sample.denoise import open_decoder
-from elbocli.sample.draw import draw
+from elbocli.sample.draw import draw, open_decoder
 from elbocli.train.state import TrainState
 from elbocli.train.step import update
 

@@ -12,7 +12,7 @@ from elbocli.core.streams import choose_labels
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.run import settings
-from elbocli.sample.denoise import open_decoder
+from elbocli.sample.draw import open_decoder
 from elbocli.train import loop, recorder
 from elbocli.train.recorder import PREVIEW, preview, preview_labels
 from elbocli.train.state import TrainState

@@ -22,7 +22,7 @@ from elbocli.importer.formats import ImportOptions
 from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser
 from elbocli.run.open import TrainedRun, open_run
-from elbocli.sample.denoise import open_decoder
+from elbocli.sample.draw import open_decoder
 
 CPU = torch.device("cpu")
 HEADS, ROWS = 2, 11

@@ -43,10 +43,10 @@ GROUPS = {
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option that a metric declares."""
     for name, (_, own) in reversed(OPTIONS.items()):
+        kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
         flag = isinstance(own.default, bool)
-        kind = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
-        form: Any = {"is_flag": True} if flag else {"type": kind}
-        option(f"--{name.replace('_', '-')}", default=own.default, help=own.help, **form)(function)
+        names = f"--{name.replace('_', '-')}"
+        option(names, default=own.default, help=own.help, is_flag=flag, type=bool if flag else kind)(function)
     return function
 
 

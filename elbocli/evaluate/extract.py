@@ -60,11 +60,9 @@ class FeatureSource:
             return len(self.statistics.mu)
         return None if self.saved is None else self.saved.features.shape[1]
 
-    def name_network(self, extractor: Extractor | None) -> None:
-        """Say in `about` which network the features of the images are of."""
-        if extractor is not None and self.saved is None and self.n and not self.about.extractor:
-            network = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
-            self.about = structs.replace(self.about, **network, feature_precision=extractor.precision)
+    def class_counts(self) -> list[int]:
+        """The images of each class that there is; none without labels."""
+        return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
 
 
 def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
@@ -94,8 +92,8 @@ def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE
     if not has_images(path):
         return FeatureSource(str(path), 0, about, statistics=statistics)
     images = open_source(path, stack, world)
-    how = images.about.preprocessing if about.preprocessing is None else about.preprocessing
-    return replace(images, about=structs.replace(about, preprocessing=how, images=images.n), statistics=statistics)
+    about = structs.replace(about, preprocessing=about.preprocessing or images.about.preprocessing, images=images.n)
+    return replace(images, about=about, statistics=statistics)
 
 
 def extract_features(
@@ -104,16 +102,16 @@ def extract_features(
     batch: int,
     world: World,
     keep: Set[str],
-    check: Callable[[dict[str, Tensor], FeatureSource], np.ndarray | None] = lambda found, source: None,
+    check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
     """Extract the features of a source: moments, those of spatial features too if asked for, and what is kept of every image.
 
     keep: `values`, `logits`, `spatial_values`, where there are any. check: takes the first
-    features, raises an ElboError where they won't do, and returns the labels of all images. Every process takes whole
+    features, and raises an ElboError where they won't do. Every process takes whole
     batches, so that the numbers don't depend on how many there are. Raises DataError.
     """
-    statistics, saved, labels = source.statistics, source.saved, source.labels
+    statistics, saved = source.statistics, source.saved
     if statistics is not None and not keep:
         source.features = Features(statistics, spatial=statistics.spatial)
         source.about = structs.replace(source.about, images=None)
@@ -148,7 +146,7 @@ def extract_features(
                     images, extractor, world.device, f"{source.name}: features of image", begin, spatial
                 )
             if part and not sums["values"].n:
-                labels = check(part, source)
+                check(part, source)
             for name, moments in sums.items() if part else ():
                 moments.add(part[name].numpy())
         for part in world.all({name: part[name] for name in keep if name in part}) if keep else ():
@@ -169,7 +167,7 @@ def extract_features(
         totals["values"],
         held.get("values"),
         held.get("logits"),
-        labels,
+        source.labels,
         totals.get("spatial_values"),
         held.get("spatial_values"),
         device=world.device,
@@ -207,9 +205,7 @@ def _features_of(
 
 def _digest(index: int, image: np.ndarray) -> str:
     """sha256 of an image, its shape and its place: those of all images add up to a digest of them in their order."""
-    digest = hashlib.sha256(f"{index} {image.shape} ".encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
+    return hashlib.sha256(f"{index} {image.shape} ".encode() + image.tobytes()).hexdigest()
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class EvalResult(Record, frozen=True):
         """The known facts that must be the same for numbers to be comparable; of preprocessing each key by itself."""
         facts, found = self.common(), dict[str, Any]()
         options = [own.name for metric in METRICS.values() for own in metric.traits.options]
-        for key in [*ALIKE, *sorted(options)]:
+        for key in [*ALIKE, *options]:
             if isinstance(facts.get(key), dict):
                 found |= {f"{key}.{part}": value for part, value in facts[key].items()}
             elif facts.get(key) is not None:
@@ -240,14 +240,13 @@ def _scores(content: dict[str, Any], where: object) -> Scores:
     """One set of samples, from its object in the JSON. Raises FormatError."""
     network, known = str(content.get("extractor")), numbers().values()
     named = {number.name(by): number for by in (network, None) for number in known}
-    again = {number.name(by, SD) for by in (network, None) for number in known}
-    again |= {number.alias + end for end in ("", SD) for number in known}
+    aliases = {number.alias for number in known}
     values: dict[str, Value] = {}
     for name, value in content.items():
         if number := named.get(name):
             hint: Any = tuple[Bounded, Bounded] if number.role is Role.INTERVAL else Bounded
             values[number.key] = plain(convert(value, hint | None, f"{where}: {name}"))
-    facts = {name: value for name, value in content.items() if name not in again | named.keys()}
+    facts = {name: value for name, value in content.items() if name not in aliases | named.keys()}
     published = any(number.by_network and number.key in content for number in known)
     return Scores(None if published else network, values, Facts.of(facts, where))
 

@@ -1,7 +1,7 @@
 """Score images against a reference."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,10 @@ def run(
         if extractor is not None:
             log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
         for source in (*sides.samples, *sides.others):
-            source.name_network(extractor)
+            about = source.about
+            if extractor is not None and source.saved is None and source.n and not about.extractor:
+                network = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
+                source.about = structs.replace(about, **network, feature_precision=extractor.precision)
             held: Any = source.statistics or source.saved or extractor
             if spatial and source is not sides.held_out and held.spatial is None:
                 raise UsageError(
@@ -104,9 +107,7 @@ def run(
     result = EvalResult([])
     for source, mismatch, deviates in zip(sides.samples, differ, deviating):
         _save(source, settings)
-        scores = scored(source, sides, settings, any(differ))
-        facts = structs.replace(scores.facts, mismatch=mismatch or None, deviates=deviates or None)
-        result.repeats.append(replace(scores, facts=facts))
+        result.repeats.append(scored(source, sides, settings, any(differ), mismatch or None, deviates or None))
     if settings.neighbours is not None:
         write_sheet(settings.neighbours, sides)
     _warn(result, settings)
@@ -163,15 +164,10 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
             for source in sources:
                 if source.n < needed:
                     raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}")
-    for source in samples:
-        if source.n != samples[0].n:
-            counts = f"{source.n} images, but {samples[0].name} has {samples[0].n}"
-            raise DataError(f"{source.name}: {counts}; score as many of each")
     if settings.save_stats is not None and samples[0].n < 2:
         raise DataError(f"{samples[0].name}: one image is no distribution; statistics need at least 2")
-    files = [path for path in (settings.save_stats, settings.save_features, settings.neighbours) if path is not None]
-    if files and len(samples) > 1:
-        raise UsageError(f"{files[0]} can hold one set of samples; name one at a time")
+    if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
+        raise UsageError("--save-stats, --save-features and --neighbours take one set of samples; name one at a time")
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
@@ -189,7 +185,8 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
         for name, options in settings.metrics.items():
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
                 raise UsageError(f"--metrics {name} with these options is defined for --extractor {network}")
-        refuse(mismatches(own, made[0]), source.name, first.name, "such scores have no common mean")
+        pairs = mismatches({"n": source.n, **own}, {"n": first.n, **made[0]})
+        refuse(pairs, source.name, first.name, "such scores have no common mean")
         for other in () if settings.allow_mismatch else sides.others:
             remedy = "such scores compare with no others; use images made alike, or --allow-mismatch"
             refuse(mismatches(fingerprint(other.about), own), other.name, source.name, remedy)
@@ -197,12 +194,10 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     return [mismatches(own, theirs) for own in made]
 
 
-def check_features(
-    found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings
-) -> np.ndarray | None:
-    """The labels of a source [n], if it has any: those of samples, or those that a stream was drawn with.
+def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings) -> None:
+    """Check a source by its first features, and give a stream the labels that it was drawn with.
 
-    found: its first features. Raises DataError or UsageError when they show that the others won't do either.
+    Raises DataError or UsageError when they show that the others won't do either.
     """
     width, logits = found["values"].shape[1], found.get("logits")
     for other in (*sides.samples, *sides.others):
@@ -210,23 +205,28 @@ def check_features(
             both = f"{width} features an image, and {other.name} has {other.width}"
             raise DataError(f"{source.name}: {both}; use one made alike")
     if source not in sides.samples:
-        return source.labels
+        return
     if logits is None and (needing := settings.needing(Need.LOGITS)):
         raise UsageError(f"{source.name}: no logits, which {needing[0]} needs; choose other --metrics")
     if logits is None or not settings.needing(Need.LABELS):
-        return source.labels
-    labels, classes = source.labels, logits.shape[1]
-    if labels is None:
+        return
+    classes = logits.shape[1]
+    if source.labels is None:
         reader = sides.reference.reader if sides.reference else None
         names = list(reader.class_names) if reader else []
-        labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
-        assert labels is not None
+        source.labels = choose_labels(settings.classes, source.n, len(names) or classes, settings.seed, names)
+    labels: Any = source.labels
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
             f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
             "accuracy needs a network of the same classes"
         )
-    return labels
+
+
+def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of all metrics that their numbers depend on; flags add numbers and change none."""
+    found = {key: value for own in metrics.values() for key, value in vars(own).items()}
+    return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
 
 
 def deviations(
@@ -240,37 +240,39 @@ def deviations(
     if not settings.protocol:
         return {}
     protocol = PROTOCOLS[settings.protocol]
-    usual, given = asked(protocol.metrics, **protocol.options), "not known"
-    extractor, precision = settings.extractor, settings.precision
-    if source is not None:
-        extractor, precision = source.about.extractor or given, source.about.feature_precision or STRICT
-    named = EXTRACTORS.named(extractor)
-    facts: Pairs = {
-        "extractor": [named.name if named else extractor, protocol.extractor],
-        "feature_precision": [precision, STRICT],
+    usual = asked(protocol.metrics, **protocol.options)
+    named = EXTRACTORS.named(settings.extractor)
+    mine: dict[str, Any] = {
+        "extractor": named.name if named else settings.extractor,
+        "feature_precision": settings.precision,
+        "metrics": ", ".join([name for name in settings.metrics if name not in usual] or usual),
+        **options_of(settings.metrics),
     }
-    if others := [name for name in settings.metrics if name not in usual]:
-        facts["metrics"] = [", ".join(others), ", ".join(usual)]
-    for name, options in settings.metrics.items():
-        for own in METRICS[name].traits.options if name in usual else []:
-            if not isinstance(own.default, bool):
-                facts[own.name] = [getattr(options, own.name), getattr(usual[name], own.name)]
+    theirs = {
+        "extractor": protocol.extractor,
+        "feature_precision": STRICT,
+        "metrics": ", ".join(usual),
+        "n": protocol.n,
+        **options_of(usual),
+    }
     if source is not None:
-        facts["n"] = [source.n, protocol.n]
-        if extractor == protocol.extractor == DEFAULT:
-            facts["extractor_weights"] = [str(source.about.weights_sha256 or given)[:8], PUBLISHED_INCEPTION]
+        about, unknown = source.about, "not known"
+        precision = about.feature_precision or STRICT
+        mine |= {"n": source.n, "extractor": about.extractor or unknown, "feature_precision": precision}
+        if mine["extractor"] == protocol.extractor == DEFAULT:
+            mine["extractor_weights"] = str(about.weights_sha256 or unknown)[:8]
+            theirs["extractor_weights"] = PUBLISHED_INCEPTION
         if protocol.classes:
-            per_class, each = protocol.per_class, "{}, each with {} to {} samples"
-            if source.labels is not None:
-                counts = np.unique(source.labels, return_counts=True)[1]
-                given = each.format(len(counts), counts.min(), counts.max())
-            facts["classes"] = [given, each.format(protocol.classes, per_class, per_class)]
+            each = "{}, each with {} to {} samples"
+            counts = source.class_counts()
+            mine["classes"] = each.format(len(counts), min(counts), max(counts)) if counts else unknown
+            theirs["classes"] = each.format(protocol.classes, protocol.per_class, protocol.per_class)
         if protocol.ref_images and reference is not None:
             form, images = "statistics with {} images beside them", protocol.ref_images
             held = reference.n if settings.needing(Need.REFERENCE_FEATURES) else images
-            mine = "no statistics" if reference.statistics is None else form.format(held)
-            facts["reference"] = [mine, form.format(images)]
-    found = {key: pair for key, pair in facts.items() if pair[0] != pair[1]}
+            mine["reference"] = "no statistics" if reference.statistics is None else form.format(held)
+            theirs["reference"] = form.format(images)
+    found = mismatches(mine, theirs)
     if not settings.allow_mismatch:
         remedy = "leave that to the protocol, or add --allow-mismatch, and the result says what deviates"
         where, kind = (source.name, DataError) if source else ("settings", UsageError)
@@ -278,7 +280,14 @@ def deviations(
     return found
 
 
-def scored(source: FeatureSource, sides: Sides, settings: EvalSettings, mismatched: bool) -> Scores:
+def scored(
+    source: FeatureSource,
+    sides: Sides,
+    settings: EvalSettings,
+    mismatched: bool,
+    mismatch: Pairs | None,
+    deviates: Pairs | None,
+) -> Scores:
     """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
 
     Raises DataError when a metric can't be had of these features.
@@ -287,15 +296,14 @@ def scored(source: FeatureSource, sides: Sides, settings: EvalSettings, mismatch
     assert features is not None
     if theirs is not None and sides.held_out is not None:
         theirs = replace(theirs, held_out=sides.held_out.features)
-    values, options, draws = dict[str, Value](), dict[str, Any](), settings.classes == "random"
+    values, draws = dict[str, Value](), settings.classes == "random"
     for name, own in settings.metrics.items():
         values |= METRICS[name].make(features, theirs, own)
-        options |= {key: each for key, each in vars(own).items() if key != "seed" and not isinstance(each, bool)}
         draws = draws or METRICS[name].traits.draws(own)
     about, other, apart = (side.about if side else FeatureFacts() for side in (source, sides.reference, sides.held_out))
     network = str(about.extractor)
     published = is_published(network, about.weights_sha256, about.feature_precision) and not mismatched
-    counts = [] if features.labels is None else np.unique(features.labels, return_counts=True)[1].tolist()
+    counts = source.class_counts()
     facts = Facts(
         n_samples=about.n,
         n_ref=other.n,
@@ -312,14 +320,16 @@ def scored(source: FeatureSource, sides: Sides, settings: EvalSettings, mismatch
         fewest_of_a_class=min(counts, default=None),
         most_of_a_class=max(counts, default=None),
         made=about.made or {},
-        options=options,
+        options=options_of(settings.metrics),
         elbo_version=__version__,
         torch_fidelity_version=fidelity_version,
         torch_version=str(torch.__version__),
         ref=sides.reference.name if sides.reference else None,
         command=settings.command,
         seed=settings.seed if draws else None,
+        mismatch=mismatch,
         protocol=settings.protocol or None,
+        deviates=deviates,
         held_out=sides.held_out.name if sides.held_out else None,
         held_out_sha256=apart.images_sha256,
         n_held_out=apart.n,
@@ -362,20 +372,19 @@ def write_sheet(out: Path, sides: Sides) -> None:
 
     Each row has the sample's index and its distance, in features. Raises DataError.
     """
-    mine, theirs = sides.samples[0], sides.reference
-    assert mine.features and theirs and theirs.features
-    values, others_values = mine.features.values, theirs.features.values
-    assert values is not None and others_values is not None
-    beside = min(BESIDE, len(others_values))
-    far, which = nearest(values, others_values, beside, mine.features.device)
+    mine: Any = sides.samples[0]
+    theirs: Any = sides.reference
+    beside = min(BESIDE, theirs.n)
+    columns = 1 + beside
+    far, which = nearest(mine.features.values, theirs.features.values, beside, mine.features.device)
     rows = far[:, 0].argsort(stable=True)[:SAMPLES].tolist()
     one, others = _picked(mine.name, rows), _picked(theirs.name, which[rows].flatten().tolist())
     images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *one.shape[1:])], 1)
-    starts = range(0, len(rows) * (1 + beside), 1 + beside)
+    starts = range(0, len(rows) * columns, columns)
     groups = [
-        Group(f"{index}: {far[index, 0]:.3g}", range(start, start + 1 + beside)) for index, start in zip(rows, starts)
+        Group(f"{index}: {far[index, 0]:.3g}", range(start, start + columns)) for index, start in zip(rows, starts)
     ]
-    layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=1 + beside)
+    layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
     write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
 
 

@@ -1,6 +1,6 @@
 """The settings of `elbo eval`, and protocols: published ways to score that set them by one word. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class Protocol(NamedTuple):
     """A published way to score.
 
     tables: papers whose tables have numbers of this kind. extractor: the only one that it is defined for; it holds the
-    preprocessing, too. metrics: by name, each with those of its options that the protocol sets. n: samples. ref_images: how
+    preprocessing, too. options: those of the metrics that it sets. n: samples. ref_images: how
     many images must stand beside the statistics in the reference; 0 where any reference will do. classes, per_class: how many
     classes there are, and how many samples each has; 0 where any will do.
     """
@@ -52,16 +52,12 @@ class Protocol(NamedTuple):
     source: str
     tables: str
     extractor: str
-    metrics: Mapping[str, Mapping[str, Any]]
+    metrics: Sequence[str]
+    options: Mapping[str, Any] = {}
     n: int = 50_000
     ref_images: int = 0
     classes: int = 0
     per_class: int = 0
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options that it sets, of all metrics."""
-        return {key: value for options in self.metrics.values() for key, value in options.items()}
 
 
 # Each part of ADM's Inception score is of samples that follow each other in the file.
@@ -70,7 +66,8 @@ ADM = Protocol(
     source="Dhariwal & Nichol 2021, evaluator.py",
     tables="ADM, DiT, SiT, REPA, LightningDiT",
     extractor=DEFAULT,
-    metrics={"fid": {}, "sfid": {}, "is": {"splits": 10, "is_order": "given"}, "prc": {"prc_protocol": "adm"}},
+    metrics=("fid", "sfid", "is", "prc"),
+    options={"splits": 10, "is_order": "given", "prc_protocol": "adm"},
     ref_images=10_000,
 )
 PROTOCOLS = {
@@ -80,14 +77,14 @@ PROTOCOLS = {
         source="Karras et al. 2022, fid.py",
         tables="EDM; the FID of EDM2",
         extractor=DEFAULT,
-        metrics={"fid": {}},
+        metrics=("fid",),
     ),
     "edm2": Protocol(
         formula="FD-DINOv2 of 50000 samples",
         source="Karras et al. 2024, calculate_metrics.py",
         tables="the FD-DINOv2 of EDM2",
         extractor="dinov2-vitl14",
-        metrics={"fid": {}},
+        metrics=("fid",),
     ),
     # Only the labels differ from adm; FID is about .1 lower than with random ones.
     "rae-50-a-class": ADM._replace(
@@ -98,7 +95,7 @@ PROTOCOLS = {
         per_class=50,
     ),
 }
-USUAL = Protocol("", "", "", extractor="", metrics={"fid": {}, "is": {}})
+USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))
 """The metrics and the extractor without a protocol."""
 
 

@@ -64,13 +64,11 @@ def fitting(name: str, **more: Any) -> FeatureSource:
 def test_all_that_a_protocol_names_is_declared(name: str) -> None:
     declared = PROTOCOLS[name]
     assert declared.extractor in EXTRACTORS
-    for metric, chosen in declared.metrics.items():
-        options = asked([metric], **chosen)[metric]
-        own = {each.name: each for each in METRICS[metric].traits.options}
-        for key, value in chosen.items():
-            about = own[key]
-            assert getattr(options, key) == value
-            assert value in about.choices if about.choices else about.least <= value <= about.most
+    own = {each.name: each for metric in declared.metrics for each in METRICS[metric].traits.options}
+    for key, value in declared.options.items():
+        about = own[key]
+        assert value in about.choices if about.choices else about.least <= value <= about.most
+    for metric, options in asked(declared.metrics, **declared.options).items():
         assert METRICS[metric].traits.network(options) in (None, declared.extractor)
     assert declared.formula and declared.source and declared.tables
     assert declared.n == declared.classes * declared.per_class or not declared.classes

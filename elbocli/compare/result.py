@@ -15,7 +15,7 @@ from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import fingerprint, open_reference
-from elbocli.evaluate.result import EvalResult, mismatches, numbers, refuse, shared
+from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
 from elbocli.files.features import read_features
 from elbocli.files.records import Record, stored
 from elbocli.nn.extractors import is_published
@@ -81,7 +81,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
     (name, first), compared = results[0], []
     seeds = _by_seed(first)
     for beside, other in results[1:]:
-        refuse(mismatches(other.alike(), first.alike()), beside, name, ALIKE)
+        refuse(other.alike(), first.alike(), beside, name, ALIKE)
         theirs, their_seeds, scores = {score.number.key: score for score in other.scores}, _by_seed(other), []
         for mine in first.scores:
             key, number, its = mine.number.key, mine.number, theirs.get(mine.number.key)
@@ -121,8 +121,8 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         if width != reference.width or 1 in (n, reference.n):
             sizes = f"{n} x {width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
             raise DataError(f"{path}: {sizes}; use files made alike, of 2 images at least")
-        refuse(mismatches(own, fingerprint(reference.about)), path, ref, ALIKE)
-        refuse(mismatches(own, facts[0]), path, paths[0], ALIKE)
+        refuse(own, fingerprint(reference.about), path, ref, ALIKE)
+        refuse(own, facts[0], path, paths[0], ALIKE)
     points: Any = reference.statistics
     if reference.saved is not None:
         points = FeatureMoments.of(reference.saved.features.numpy())

@@ -72,12 +72,13 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
         return FeatureSource(str(source), n, structs.replace(saved.about, n=n), saved=saved, labels=labels)
     streamed = not isinstance(source, Path) or source.is_fifo()
-    reader, labels, made, how = None, None, dict[str, Any](), dict[str, Any]()
+    told: Any = None
+    reader = None
     with world.together():
         if world.first or not streamed:
             reader = stack.enter_context(read_samples(source))
-            labels, made, how = reader.labels, reader.made.facts(), reader.preprocessing
-    name, (n, *size, channels) = world.of_first(("", (0, 0, 0, 0)) if reader is None else (reader.name, reader.shape))
+            told = reader.name, reader.shape, reader.labels, reader.made.facts(), reader.preprocessing
+    name, (n, *size, channels), labels, made, how = world.of_first(told)
     side = size[0] if size[0] == size[1] else size
     about = FeatureFacts(n=n, preprocessing={"image_size": side, "channels": channels, **how}, made=made or None)
     return FeatureSource(name, n, about, reader, labels=labels, streamed=streamed)
@@ -130,7 +131,9 @@ def extract_features(
         if world.rank >= sharers or begin >= source.n or source.reader is None:
             return None
         images = source.reader.at(begin, min(batch, source.n - begin))
-        return begin, images, [_digest(begin + k, image) for k, image in enumerate(images)]
+        # with its shape and its place, so that they add up to a digest of all images in their order
+        told = [f"{begin + k} {image.shape} ".encode() + image.tobytes() for k, image in enumerate(images)]
+        return begin, images, [hashlib.sha256(each).hexdigest() for each in told]
 
     get = read if source.streamed else Ahead(read, depth=1).get
     for step, start in enumerate(range(0, source.n, batch * sharers)):
@@ -161,17 +164,9 @@ def extract_features(
     totals: dict[str, Any] = {name: _of_all(moments, world) for name, moments in sums.items()}
     if statistics is not None:
         totals = {"values": statistics, "spatial_values": statistics.spatial}
-    if not world.first:
-        return
-    source.features = Features(
-        totals["values"],
-        held.get("values"),
-        held.get("logits"),
-        source.labels,
-        totals.get("spatial_values"),
-        held.get("spatial_values"),
-        device=world.device,
-    )
+    if world.first:
+        of_spatial, device = totals.get("spatial_values"), world.device
+        source.features = Features(totals["values"], labels=source.labels, spatial=of_spatial, device=device, **held)
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
@@ -201,11 +196,6 @@ def _features_of(
                 f"{extractor.name} doesn't suit these images"
             )
     return found
-
-
-def _digest(index: int, image: np.ndarray) -> str:
-    """sha256 of an image, its shape and its place: those of all images add up to a digest of them in their order."""
-    return hashlib.sha256(f"{index} {image.shape} ".encode() + image.tobytes()).hexdigest()
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:

@@ -138,10 +138,10 @@ class EvalResult(Record, frozen=True):
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
-    def interval(self, score: Score) -> list[float] | None:
+    def interval(self, score: Score) -> Any:
         """The ends of the interval that was found with a number, which need not be symmetric."""
         within = self.about(score, Role.INTERVAL)
-        return within.value if within and isinstance(within.value, list) else None
+        return within and within.value
 
     def estimate(self, score: Score) -> Estimate:
         """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
@@ -216,10 +216,17 @@ def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 
-def refuse(pairs: Pairs, where: object, other: object, then: str, kind: type[ElboError] = DataError) -> None:
+def refuse(
+    mine: dict[str, Any],
+    theirs: dict[str, Any],
+    where: object,
+    other: object,
+    then: str,
+    kind: type[ElboError] = DataError,
+) -> None:
     """Raise an error that names the facts that `where` has otherwise than `other`, and what to do; none without any."""
-    if pairs:
-        told = "; ".join(f"{key} is {mine}, that of {other} {theirs}" for key, (mine, theirs) in pairs.items())
+    if pairs := mismatches(mine, theirs):
+        told = "; ".join(f"{key} is {one}, that of {other} {another}" for key, (one, another) in pairs.items())
         raise kind(f"{where}: {told}: {then}")
 
 

@@ -19,7 +19,7 @@ from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
 from elbocli.evaluate.extract import FeatureSource, extract_features, fingerprint, open_reference, open_source
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse, shared
-from elbocli.evaluate.settings import PROTOCOLS, EvalSettings
+from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.files.grid import Group, lay_out, write_grid
 from elbocli.images.samples import read_samples
@@ -67,7 +67,7 @@ def run(
             None if ref is None else open_reference(ref, stack, world),
             None if settings.held_out is None else open_source(settings.held_out, stack, world),
         )
-        classes = PROTOCOLS[settings.protocol].classes if settings.protocol else 0
+        classes = PROTOCOLS.get(settings.protocol, USUAL).classes
         for source in sides.samples if classes and settings.classes else []:
             if source.labels is None:
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
@@ -159,11 +159,9 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
         if not there and (needing := settings.needing(need)):
             raise UsageError(f"{needing[0]} needs {remedy}")
     for name, options in settings.metrics.items():
-        sides_of = samples, [reference] if reference and reference.n else [], [held_out] if held_out else []
-        for sources, needed in zip(sides_of, METRICS[name].traits.least(options)):
-            for source in sources:
-                if source.n < needed:
-                    raise DataError(f"{source.name}: {source.n} images; --metrics {name} needs at least {needed}")
+        for side, needed in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
+            if side and side.n < needed and (side.n or not side.statistics):
+                raise DataError(f"{side.name}: {side.n} images; --metrics {name} needs at least {needed}")
     if settings.save_stats is not None and samples[0].n < 2:
         raise DataError(f"{samples[0].name}: one image is no distribution; statistics need at least 2")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
@@ -185,11 +183,11 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
         for name, options in settings.metrics.items():
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
                 raise UsageError(f"--metrics {name} with these options is defined for --extractor {network}")
-        pairs = mismatches({"n": source.n, **own}, {"n": first.n, **made[0]})
-        refuse(pairs, source.name, first.name, "such scores have no common mean")
+        counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
+        refuse(counted, others, source.name, first.name, "such scores have no common mean")
         for other in () if settings.allow_mismatch else sides.others:
             remedy = "such scores compare with no others; use images made alike, or --allow-mismatch"
-            refuse(mismatches(fingerprint(other.about), own), other.name, source.name, remedy)
+            refuse(fingerprint(other.about), own, other.name, source.name, remedy)
     theirs = fingerprint(sides.reference.about) if sides.reference else {}
     return [mismatches(own, theirs) for own in made]
 
@@ -272,12 +270,11 @@ def deviations(
             held = reference.n if settings.needing(Need.REFERENCE_FEATURES) else images
             mine["reference"] = "no statistics" if reference.statistics is None else form.format(held)
             theirs["reference"] = form.format(images)
-    found = mismatches(mine, theirs)
     if not settings.allow_mismatch:
         remedy = "leave that to the protocol, or add --allow-mismatch, and the result says what deviates"
         where, kind = (source.name, DataError) if source else ("settings", UsageError)
-        refuse(found, where, f"--protocol {settings.protocol}", remedy, kind)
-    return found
+        refuse(mine, theirs, where, f"--protocol {settings.protocol}", remedy, kind)
+    return mismatches(mine, theirs)
 
 
 def scored(
@@ -391,5 +388,5 @@ def write_sheet(out: Path, sides: Sides) -> None:
 def _picked(path: str, indices: Sequence[int]) -> np.ndarray:
     """Images of a file at these places, in this order: uint8 [len(indices), H, W, C]. Read from the first on."""
     with read_samples(Path(path)) as reader:
-        found = {index: reader.at(index, 1)[0].copy() for index in sorted(set(indices))}
+        found = {index: reader.at(index, 1)[0] for index in sorted(set(indices))}
     return np.stack([found[index] for index in indices])

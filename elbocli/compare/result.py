@@ -14,11 +14,10 @@ from elbocli.core.estimate import Estimate, FeatureMoments, frechet_distance, in
 from elbocli.core.metrics import Role
 from elbocli.core.metrics.distances import FID
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import fingerprint, open_reference
+from elbocli.evaluate.extract import fingerprint, naming_network, open_reference
 from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
 from elbocli.files.features import read_features
 from elbocli.files.records import Record, stored
-from elbocli.nn.extractors import is_published
 
 ALIKE = "such numbers don't compare; score both alike"
 
@@ -132,8 +131,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         moments = FeatureMoments.of(values)
         found.append((frechet_distance(moments, points), influence(values, moments, points)))
     first, about = found[0], sets[0].about
-    published = is_published(about.extractor, about.weights_sha256, about.feature_precision)
-    title = numbers()[FID].name(None if published else str(about.extractor))
+    title = numbers()[FID].name(naming_network(about))
     compared = []
     for path, saved, (distance, moved) in [*zip(paths, sets, found)][1:]:
         seeds = [(one.about.made or {}).get("seed") for one in (sets[0], saved)]

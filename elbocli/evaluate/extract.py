@@ -27,7 +27,7 @@ from elbocli.files.features import (
 )
 from elbocli.files.reading import add_digests, file_sha256
 from elbocli.images.samples import SampleReader, has_images, read_samples
-from elbocli.nn.extractors import STRICT, Extractor
+from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, STRICT, Extractor
 from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.processes import ALONE, World
@@ -196,6 +196,12 @@ def _features_of(
                 f"{extractor.name} doesn't suit these images"
             )
     return found
+
+
+def naming_network(about: FeatureFacts) -> str | None:
+    """The network that numbers are named by; None for the published Inception, whose numbers alone may be called FID and IS."""
+    published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
+    return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:

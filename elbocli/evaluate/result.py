@@ -168,7 +168,6 @@ class EvalResult(Record, frozen=True):
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):
-            common.pop(name, None)  # they stand last, whether all repeats have them or one
             if pairs := {key: pair for each in facts for key, pair in each.get(name, {}).items()}:
                 common[name] = pairs
         return common
@@ -189,10 +188,10 @@ class EvalResult(Record, frozen=True):
         """One set: its numbers and facts. Several: each number's mean under its name and its standard deviation under
         NAME_sd (before any [NETWORK]), what they have in common, and each set by itself in `repeats`.
         """
-        head = {**self.head(), **self.named()}
-        if len(self.repeats) == 1:
-            return {**head, **self.repeats[0].facts.json()}
-        return {**head, **self.common(), "repeats": [EvalResult([one]).json() for one in self.repeats]}
+        found = {**self.head(), **self.named(), **self.common()}
+        if len(self.repeats) > 1:
+            found["repeats"] = [EvalResult([one]).json() for one in self.repeats]
+        return found
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:

@@ -17,7 +17,14 @@ from elbocli.core.metrics import METRICS, Need, Value, asked
 from elbocli.core.neighbours import nearest
 from elbocli.core.streams import choose_labels
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource, extract_features, fingerprint, open_reference, open_source
+from elbocli.evaluate.extract import (
+    FeatureSource,
+    extract_features,
+    fingerprint,
+    naming_network,
+    open_reference,
+    open_source,
+)
 from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse, shared
 from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
@@ -29,7 +36,6 @@ from elbocli.nn.extractors import (
     PUBLISHED_INCEPTION,
     STRICT,
     Extractor,
-    is_published,
     make_extractor,
 )
 from elbocli.runtime.processes import ALONE, World
@@ -68,8 +74,8 @@ def run(
             None if settings.held_out is None else open_source(settings.held_out, stack, world),
         )
         classes = PROTOCOLS.get(settings.protocol, USUAL).classes
-        for source in sides.samples if classes and settings.classes else []:
-            if source.labels is None:
+        for source in sides.samples:
+            if classes and settings.classes and source.labels is None:
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
         settings = check_sources(settings, sides)
         compares = settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours
@@ -119,14 +125,13 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
 
     A file that a features' file names is not opened: it may be a stranger's.
     """
-    told = {name: each for each in sources if each.saved is not None and (name := each.about.extractor)}
-    name = settings.extractor or next((name for name in told if name in EXTRACTORS), DEFAULT)
+    told = [each for each in sources if each.saved is not None and each.about.extractor]
+    name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
     with world.together():
         if all(source.saved is not None for source in sources):
             return None
-        if told and name not in told and not settings.extractor:
-            known = "; ".join(f"{of.name} is of {network}" for network, of in told.items())
-            raise UsageError(f"{known}: name it with --extractor")
+        if not settings.extractor and name not in EXTRACTORS:
+            raise UsageError(f"{told[0].name} is of {name}: name it with --extractor")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
@@ -298,8 +303,7 @@ def scored(
         values |= METRICS[name].make(features, theirs, own)
         draws = draws or METRICS[name].traits.draws(own)
     about, other, apart = (side.about if side else FeatureFacts() for side in (source, sides.reference, sides.held_out))
-    network = str(about.extractor)
-    published = is_published(network, about.weights_sha256, about.feature_precision) and not mismatched
+    network = str(about.extractor) if mismatched else naming_network(about)
     counts = source.class_counts()
     facts = Facts(
         n_samples=about.n,
@@ -331,7 +335,7 @@ def scored(
         held_out_sha256=apart.images_sha256,
         n_held_out=apart.n,
     )
-    return Scores(None if published else network, values, facts)
+    return Scores(network, values, facts)
 
 
 def _save(source: FeatureSource, settings: EvalSettings) -> None:

@@ -14,12 +14,12 @@ from scored import score
 
 from elbocli.compare.result import compare_results
 from elbocli.errors import DataError, UsageError
-from elbocli.evaluate.extract import FeatureSource
+from elbocli.evaluate.extract import FeatureSource, naming_network
 from elbocli.evaluate.result import EvalResult
 from elbocli.evaluate.scoring import deviations
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.files.features import FeatureFacts, SavedFeatures, read_features, read_statistics, write_features
-from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, is_published, make_extractor
+from elbocli.nn.extractors import DEFAULT, PUBLISHED_INCEPTION, make_extractor
 
 FID = "frechet_distance[elbo-tiny]"
 KEY = "feature_precision"
@@ -71,8 +71,9 @@ def test_features_that_do_not_say_are_of_fp32_if_elbo_made_them(pair: list[Path]
 
 
 def test_only_fp32_has_published_names() -> None:
-    assert is_published(DEFAULT, PUBLISHED_INCEPTION) and is_published(DEFAULT, PUBLISHED_INCEPTION, "fp32")
-    assert not is_published(DEFAULT, PUBLISHED_INCEPTION, "bf16")
+    for precision, network in {None: None, "fp32": None, "bf16": DEFAULT}.items():
+        about = FeatureFacts(extractor=DEFAULT, weights_sha256=PUBLISHED_INCEPTION, feature_precision=precision)
+        assert naming_network(about) == network
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

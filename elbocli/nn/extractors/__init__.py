@@ -66,14 +66,6 @@ class Extractor(NamedTuple):
         return features, logits, spatial
 
 
-def is_published(name: Any, weights_sha256: Any, precision: str | None = None) -> bool:
-    """Tell whether it is the published Inception network, whose numbers alone may carry the names FID and IS.
-
-    precision: None where it isn't known to be another than STRICT.
-    """
-    return name == DEFAULT and str(weights_sha256).startswith(PUBLISHED_INCEPTION) and precision in (None, STRICT)
-
-
 @extractor(
     DEFAULT,
     formula="Inception v3 as in the FID paper, 2048 features",

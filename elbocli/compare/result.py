@@ -113,36 +113,36 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         reference = open_reference(ref, stack)
     if reference.width is None:
         raise UsageError(f"{ref}: neither statistics nor features; make them: elbo eval {ref} --save-stats ref.npz")
-    sets: list[Any] = [read_features(path) for path in paths]
-    facts = [{"n_samples": len(saved.features), **fingerprint(saved.about)} for saved in sets]
-    for path, saved, own in zip(paths, sets, facts):
-        n, width = saved.features.shape
-        if width != reference.width or 1 in (n, reference.n):
-            sizes = f"{n} x {width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
-            raise DataError(f"{path}: {sizes}; use files made alike, of 2 images at least")
-        refuse(own, fingerprint(reference.about), path, ref, ALIKE)
-        refuse(own, facts[0], path, paths[0], ALIKE)
     points: Any = reference.statistics
     if reference.saved is not None:
         points = FeatureMoments.of(reference.saved.features.numpy())
-    found = []
-    for saved in sets:
-        values = saved.features.numpy()
-        moments = FeatureMoments.of(values)
-        found.append((frechet_distance(moments, points), influence(values, moments, points)))
-    first, about = found[0], sets[0].about
-    title = numbers()[FID].name(naming_network(about))
+    first: Any = None
     compared = []
-    for path, saved, (distance, moved) in [*zip(paths, sets, found)][1:]:
-        seeds = [(one.about.made or {}).get("seed") for one in (sets[0], saved)]
-        change, how = _mean(distance, moved).minus(_mean(*first)), "unpaired"
-        if None not in seeds and seeds[0] == seeds[1] and np.array_equal(sets[0].labels, saved.labels):
+    for path in paths:
+        saved: Any = read_features(path)
+        values, seed = saved.features.numpy(), (saved.about.made or {}).get("seed")
+        n, width = values.shape
+        if width != reference.width or 1 in (n, reference.n):
+            sizes = f"{n} x {width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
+            raise DataError(f"{path}: {sizes}; use files made alike, of 2 images at least")
+        own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
+        refuse(own, fingerprint(reference.about), path, ref, ALIKE)
+        distance, moved = frechet_distance(moments, points), influence(values, moments, points)
+        if first is None:
+            first = own, saved, seed, distance, moved
+            continue
+        facts, before, its_seed, its_distance, its_moved = first
+        refuse(own, facts, path, paths[0], ALIKE)
+        change, how = _mean(distance, moved).minus(_mean(its_distance, its_moved)), "unpaired"
+        if seed is not None and seed == its_seed and np.array_equal(before.labels, saved.labels):
             # image k is of the same noise
-            change, how = _mean(distance - first[0], moved - first[1]), "paired by image"
-        score = difference_of(title, first[0], distance, change, how)
+            change, how = _mean(distance - its_distance, moved - its_moved), "paired by image"
+        title = numbers()[FID].name(naming_network(before.about))
+        score = difference_of(title, its_distance, distance, change, how)
         compared.append(Compared(file=str(path), scores=[score]))
+    about = first[1].about
     return compared, {
-        "n_samples": len(sets[0].features),
+        "n_samples": n,
         "n_ref": reference.about.n,
         "ref": str(ref),
         "ref_sha256": reference.about.sha256 or reference.about.images_sha256,

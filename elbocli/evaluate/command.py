@@ -142,7 +142,9 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def evaluate(
     samples: tuple[Path, ...],
     ref: Path | None,
+    protocol: str | None,
     card: Path | None,
+    device: str,
     **options: Any,
 ) -> None:
     """Score SAMPLES against a reference; one JSON object.
@@ -156,13 +158,13 @@ def evaluate(
     from elbocli.files.atomic import write_text
     from elbocli.runtime.processes import joined
 
-    context, device = click.get_current_context(), options.pop("device")
+    context = click.get_current_context()
     source = click.core.ParameterSource
     decided = {name: options.pop(name) for name in (*OPTIONS, "metrics", "extractor")}
     given = {key: each for key, each in decided.items() if context.get_parameter_source(key) is not source.DEFAULT}
     if "metrics" in given:
         given["metrics"] = [word.strip() for word in given["metrics"].split(",")]
-    chosen = settings_of(options.pop("protocol") or "", given, options["seed"])
+    chosen = settings_of(protocol or "", given, options["seed"])
     settings = EvalSettings(command=command_line(), **chosen, **options)
     for name, (metric, _) in OPTIONS.items():
         typed = context.get_parameter_source(name) is source.COMMANDLINE
@@ -170,10 +172,10 @@ def evaluate(
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}")
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
         raise click.UsageError("--held-out goes with --metrics copying")
-    if STREAM in samples and len(samples) > 1:
+    sources: Any = samples or (STREAM,)
+    if STREAM in sources and len(sources) > 1:
         raise click.UsageError("a stream can't be one of several; name files")
-    sources: Any = samples
-    if samples in ((), (STREAM,)):  # which only the first process reads
+    if STREAM in sources:  # which only the first process reads
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
     with joined(device) as world:
         result = scoring.run(sources, ref, settings, world)

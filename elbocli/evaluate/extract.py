@@ -142,7 +142,7 @@ def extract_features(
             if saved is not None:
                 whole = {"values": saved.features, "logits": saved.logits, "spatial_values": saved.spatial}
                 part = {name: tensor[start : start + batch] for name, tensor in whole.items() if tensor is not None}
-            elif (task := get(step)) is not None and extractor is not None:
+            elif extractor and (task := get(step)):
                 begin, images, own = task
                 digests += own
                 part = _features_of(

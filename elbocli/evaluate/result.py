@@ -147,10 +147,11 @@ class EvalResult(Record, frozen=True):
         """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
         if score.sd is not None:
             return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
-        value, error = convert(score.value, float, score.number.key), self.about(score, Role.ERROR)
+        value: Any = score.value
+        error: Any = self.about(score, Role.ERROR)
         if ends := self.interval(score):
             return Estimate(value, (ends[1] - ends[0]) / (2 * NORMAL_95))
-        return Estimate(value, error.value if error else None)  # type: ignore[arg-type]
+        return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
         """All numbers by their names in the JSON."""

@@ -25,7 +25,7 @@ from elbocli.evaluate.extract import (
     open_reference,
     open_source,
 )
-from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse, shared
+from elbocli.evaluate.result import ENOUGH, EvalResult, Facts, Pairs, Scores, mismatches, refuse
 from elbocli.evaluate.settings import PROTOCOLS, USUAL, EvalSettings
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 from elbocli.files.grid import Group, lay_out, write_grid
@@ -355,11 +355,11 @@ def _save(source: FeatureSource, settings: EvalSettings) -> None:
 def _warn(result: EvalResult, settings: EvalSettings) -> None:
     """Log all that people should read beside the numbers."""
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
-    facts = [one.facts for one in result.repeats]
-    if few and (facts[0].n_samples or 0) < ENOUGH:
-        log.warning("%s: %s images, below %s: %s", facts[0].samples, facts[0].n_samples, ENOUGH, few)
-    made = [{key: value for key, value in each.made.items() if key not in ("seed", "command")} for each in facts]
-    if differ := set[str]().union(*made) - shared(made).keys():
+    facts = result.repeats[0].facts
+    if few and (facts.n_samples or 0) < ENOUGH:
+        log.warning("%s: %s images, below %s: %s", facts.samples, facts.n_samples, ENOUGH, few)
+    made = {key for one in result.repeats for key in one.facts.made}
+    if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
         log.warning("repeats differ in more than the seed: %s; their spread is not that of repeats", told)
 

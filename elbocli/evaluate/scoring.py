@@ -51,9 +51,9 @@ class Sides(NamedTuple):
     held_out: FeatureSource | None
 
     @property
-    def others(self) -> list[FeatureSource]:
-        """Those beside the samples."""
-        return [side for side in (self.reference, self.held_out) if side is not None]
+    def every(self) -> list[FeatureSource]:
+        """The samples, and those beside them."""
+        return [side for side in (*self.samples, self.reference, self.held_out) if side is not None]
 
 
 def run(
@@ -79,11 +79,11 @@ def run(
                 source.labels = choose_labels(settings.classes, source.n, classes, settings.seed)
         settings = check_sources(settings, sides)
         compares = settings.needing(Need.REFERENCE_FEATURES) or settings.neighbours
-        seen_sides = [*sides.samples, *(side for side in sides.others if side.statistics is None or compares)]
-        extractor = _extractor(settings, seen_sides, world)
+        seen = [side for side in sides.every if side.statistics is None or compares]
+        extractor = _extractor(settings, seen, world)
         if extractor is not None:
             log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
-        for source in (*sides.samples, *sides.others):
+        for source in sides.every:
             about = source.about
             if extractor is not None and source.saved is None and source.n and not about.extractor:
                 network = {"extractor": extractor.name, "weights_sha256": extractor.weights_sha256}
@@ -99,7 +99,7 @@ def run(
         logits = settings.needing(Need.LOGITS) or settings.save_features
         wanted = {"values": needed, "logits": logits, "spatial_values": spatial}
         check = partial(check_features, sides=sides, settings=settings)
-        for source in (*sides.samples, *sides.others):
+        for source in sides.every:
             keep = {name for name, reason in wanted.items() if reason}
             if source not in sides.samples:
                 keep = {"values"} if compares or source is sides.held_out else set()
@@ -190,7 +190,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
                 raise UsageError(f"--metrics {name} with these options is defined for --extractor {network}")
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
         refuse(counted, others, source.name, first.name, "such scores have no common mean")
-        for other in () if settings.allow_mismatch else sides.others:
+        for other in () if settings.allow_mismatch else sides.every[len(made) :]:
             remedy = "such scores compare with no others; use images made alike, or --allow-mismatch"
             refuse(fingerprint(other.about), own, other.name, source.name, remedy)
     theirs = fingerprint(sides.reference.about) if sides.reference else {}
@@ -203,7 +203,7 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
     Raises DataError or UsageError when they show that the others won't do either.
     """
     width, logits = found["values"].shape[1], found.get("logits")
-    for other in (*sides.samples, *sides.others):
+    for other in sides.every:
         if other.width not in (None, width):
             both = f"{width} features an image, and {other.name} has {other.width}"
             raise DataError(f"{source.name}: {both}; use one made alike")

@@ -62,8 +62,11 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
         rows = [[*map(_cell, (*each.json().values(), other.file))] for other in others for each in other.scores]
         print_table([heads, *rows])
         return
-    about = {"elbo_version": __version__, "command": command_line()}
-    print_json(Comparison(first=str(files[0]), others=others, alike=alike, **about).json())
+    print_json(
+        Comparison(
+            first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()
+        ).json()
+    )
 
 
 def _cell(value: Any) -> str:

@@ -294,8 +294,8 @@ def scored(
 
     Raises DataError when a metric can't be had of these features.
     """
-    features, theirs = source.features, sides.reference.features if sides.reference else None
-    assert features is not None
+    features: Any = source.features
+    theirs = sides.reference.features if sides.reference else None
     if theirs is not None and sides.held_out is not None:
         theirs = replace(theirs, held_out=sides.held_out.features)
     values, draws = dict[str, Value](), settings.classes == "random"
@@ -340,13 +340,13 @@ def scored(
 
 def _save(source: FeatureSource, settings: EvalSettings) -> None:
     """Write the statistics and the features that were asked for."""
-    features, about = source.features, source.about
-    assert features is not None
+    features: Any = source.features
+    about = source.about
     if settings.save_stats is not None:
         moments, spatial = features.moments, features.spatial
         of_spatial = spatial and Statistics(spatial.mu, spatial.sigma)
         write_statistics(settings.save_stats, Statistics(moments.mu, moments.sigma, about, of_spatial))
-    if settings.save_features is not None and features.values is not None:
+    if settings.save_features is not None:
         labels = None if features.labels is None else torch.as_tensor(features.labels).long()
         held = SavedFeatures(features.values, features.logits, labels, about, features.spatial_values)
         write_features(settings.save_features, held)

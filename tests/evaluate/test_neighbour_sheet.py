@@ -80,4 +80,4 @@ def test_it_is_an_option_and_never_overwrites(digits, tmp_path, elbo):
     with digits.with_name("s.npy").open("wb") as file:
         np.save(file, Dataset(digits).batch(np.arange(20)))
     stream = elbo("eval", "-", *line[2:], tmp_path / "m.png", stdin=digits.with_name("s.npy").read_bytes())
-    assert stream.returncode == 2 and b"no stream" in stream.stderr
+    assert stream.returncode == 2 and b"--neighbours reads" in stream.stderr

@@ -57,7 +57,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     with writing(out):
         known = not out.exists() or (out / CONFIG).exists()
         # A start that was killed or failed leaves a lock, files written aside, and its status.
-        if not known and (out.is_file() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir())):
+        if not known and (not out.is_dir() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir())):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(out / LOCK, str(out), patience))

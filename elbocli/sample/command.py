@@ -156,7 +156,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         target = sys.stdout.buffer
     elif streams(out) and not Command.silent:  # the first process alone writes
         with writing(out):
-            target = open(out, "wb", buffering=0)  # noqa: SIM115 (written to its end)
+            target = click.get_current_context().with_resource(open(out, "wb", buffering=0))  # noqa: SIM115 (closed with it)
     if target != out:
         refuse_terminal(target)
     parsers = {

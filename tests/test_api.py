@@ -144,20 +144,19 @@ def test_a_dataset_is_one_of_torchs(store: str, digits_folder: Path, elbo: Calla
         data[len(data)]
 
 
-def test_objects_are_copied_and_shown_in_short(trained: Path, digits: Path, tmp_path: Path) -> None:
+def test_objects_are_copied_and_shown_in_short(trained: Path, digits: Path) -> None:
     loss = elbocli.DiffusionLoss("edm:monotone", "adaptive", "edm")
     sampler = elbocli.sampler("heun:edm-imagenet64")
     assert pickle.loads(pickle.dumps(sampler)) == copy.deepcopy(sampler) == sampler
     shown = [
         elbocli.open_run(trained),
         elbocli.open_dataset(digits),
-        elbocli.LossLogWriter(tmp_path / "log", loss.edges, dimensions=1),
         elbocli.variational_bound(same, "v", PIXELS, draws=2),
-        *(loss, loss(same, X), loss.weighting, loss.schedule, loss.prediction, loss.adaptive, sampler),
+        *(loss, loss.weighting, loss.schedule, loss.prediction, sampler),
     ]
     for one in shown:
         assert repr(one).startswith(f"{type(one).__name__}(") and " at 0x" not in repr(one)
-        assert len(repr(one).replace(str(tmp_path), "").replace(str(trained), "").replace(str(digits), "")) < 120
+        assert len(repr(one).replace(str(trained), "").replace(str(digits), "")) < 120
 
 
 def test_a_loss_log_is_read_as_one_of_training(tmp_path: Path) -> None:

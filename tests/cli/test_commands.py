@@ -119,7 +119,7 @@ def test_no_arguments_shows_help_and_is_wrong_usage(elbo: Callable[..., Any]) ->
         (["--lr", "1e99"], ["expected float <="]),
         (["--lr", "x"], ["expected float"]),
         (["--steps", "0"], ["expected int >= 1"]),
-        (["--steps", "9999999999999999"], ["expected int <="]),
+        (["--steps", "9999999999999"], ["expected int <="]),
         (["--batch", "-3"], ["expected int >= 1"]),
         (["--ema", "1.5"], ["beta is 1.5"]),
         (["--ema", "powr:std=.1"], ["no average is called 'powr'", "power"]),
@@ -252,7 +252,9 @@ def test_dry_run_plans_the_papers_network_without_memory(elbo: Callable[..., Any
         (tmp_path / "src" / str(index)).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "src" / str(index) / "a.png")
     assert elbo("prep", "src", "a.h5", cwd=tmp_path).returncode == 0
-    result = elbo("train", "--preset", "imagenet64", "--weighting", "edm", "--batch", 64, "--dry-run", cwd=tmp_path)
+    result = elbo(
+        "train", "a.h5", "--preset", "imagenet64", "--weighting", "edm", "--batch", 64, "--dry-run", cwd=tmp_path
+    )
     plan = yaml.safe_load(result.stdout)
     assert plan["network"]["parameters"] == 295_899_267 - 997 * 768
     assert plan["memory_MB"]["weights"] == pytest.approx(4 * plan["network"]["parameters"] / 1e6, abs=0.1)
@@ -266,7 +268,7 @@ def test_train_takes_the_only_dataset_here_and_refuses_to_guess(
     check(elbo("train", cwd=tmp_path), 1, "0 datasets here", "elbo prep")
     (tmp_path / "a.h5").write_bytes(digits.read_bytes())
     result = elbo("train", "--preset", preset, "--steps", 2, "--weighting", "sigmoid", "--bias", 2, cwd=tmp_path)
-    check(result, 0, "dataset a.h5, the only one here")
+    check(result, 0, "dataset a.h5")
     assert result.stdout == b"run\n"
     (tmp_path / "b.h5").write_bytes(digits.read_bytes())
     check(elbo("train", "-o", "other", cwd=tmp_path), 1, "2 datasets here")
@@ -515,7 +517,7 @@ def test_a_fitted_schedule_trains_and_samples(
     check(
         elbo("train", digits, "-o", "run", "--preset", preset, "--schedule", "s.yaml", "--steps", 3, cwd=tmp_path),
         0,
-        "as in s.yaml",
+        "schedule s.yaml",
     )
     check(elbo("sample", "run", "-n", 2, "--steps", 3, "--schedule", "s.yaml", "-o", "x.npy", cwd=tmp_path), 0)
     assert np.load(tmp_path / "x.npy").shape == (2, 8, 8, 1)

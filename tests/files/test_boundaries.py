@@ -19,7 +19,7 @@ OWNERS = {
     "safetensors.torch.load": set(),
     "safetensors.torch.load_file": set(),
     "h5py.File": {"files/dataset.py"},
-    "PIL.Image.open": {"images/decode.py", "files/dataset.py", "train/recorder.py"},
+    "PIL.Image.open": {"images/decode.py", "files/dataset.py", "train/recorder.py", "report/thumbnails.py"},
     "torch.load": {"files/tensor_files.py"},
     "torch.export.load": {"files/tensor_files.py"},
     "subprocess": {"train/loop.py"},

@@ -17,7 +17,6 @@ LARGEST = 1e6
 LARGEST_COUNT = 10**12
 LARGEST_SEED = 2**63 - 1
 ADAPTIVE = "adaptive"
-"""Every process holds the whole network, or its share of each weight."""
 
 RUN = "Run"
 SPEED = "Speed and memory"

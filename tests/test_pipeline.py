@@ -81,7 +81,7 @@ def test_the_four_lines_of_the_readme(tmp_path: Path, digits_folder: Path) -> No
         ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "preset digits, for 300 images of 16 pixels" in result.stderr
+    assert "preset digits, for 300 images" in result.stderr
     assert result.stdout.startswith("run\n{")
     assert json.loads(result.stdout[4:])["n_samples"] == 64
     assert (tmp_path / "s.yaml").read_text().startswith("format: elbo-schedule")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy
 import pytest
+import yaml
 from torch import Tensor
 
 from elbocli.core import loss
@@ -140,7 +141,9 @@ def test_a_run_is_found_again_from_elsewhere(
     (work / "data.h5").write_bytes(digits.read_bytes())
     shutil.copytree(trained, work / "run")
     config = work / "run" / "config.yaml"
-    config.write_text(config.read_text().replace(str(digits), "data.h5"))
+    content = yaml.safe_load(config.read_text())
+    content["data"] |= {"path": "data.h5", "from_run": "../data.h5"}
+    config.write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
     result = bound(work / "run", "-n", 20, "--draws", 2, "-q")
     assert result.code == 0, result.err

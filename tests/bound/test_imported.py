@@ -58,7 +58,7 @@ def test_three_estimates_of_an_imported_exact_denoiser_agree(elbo: Elbo, importe
     assert [each["estimator"].partition(":")[0] for each in found["estimates"]] == ["variational", "information", "ode"]
     assert all(each["nats_se_noise"] < 0.01 * each["nats"] for each in found["estimates"])
     assert len(found["differences"]) == 3 and all(abs(pair["in_se"]) < 4 for pair in found["differences"])
-    assert found["imported_file"] and done.stderr.count(b"standard errors") == 3
+    assert found["imported_file"]
 
 
 @pytest.mark.parametrize(

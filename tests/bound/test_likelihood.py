@@ -192,7 +192,7 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
     assert (tmp_path / "other.html").read_text().count("The likeliest images") == 2
     out.write_text(out.read_text().replace("\n", "\n9", 1))
     assert run(["report", str(copy), "--scores", str(out), "-o", str(tmp_path / "no.html")]) == 1
-    assert "holds other images" in capsys.readouterr().err
+    assert "each.tsv: index" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_of_another_walk_than_the_grid_is_made_for_sample_warns(elbo: Elbo, trai
         (("--sampler", "hein"), 2, "heun"),
         (("--floor", 0), 2, "> 0"),
         (("--since", 1000), 1, ""),
-        (("--classes", "12"), 2, "of 10 classes"),
+        (("--classes", "12"), 2, "of 10"),
         (("--guidance-interval", 3, 1, "--guidance", 2), 2, "is empty"),
         (("--guide-weights", "nope", "--guidance", 2), 2, "nope"),
     ],

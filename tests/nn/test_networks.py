@@ -299,4 +299,4 @@ def test_a_plug_ins_network_trains_resumes_samples_and_compiles(perceptron, digi
     out = tmp_path / "x.npy"
     draw.draw_samples(tmp_path / "parts", out, draw.SampleSettings(n=3, steps=3, batch=3, compile=True))
     assert np.load(out).shape[0] == 3
-    assert plan(resolve(options, Dataset(digits)), 10)["network"]["family"] == "perceptron"
+    assert plan(resolve(options, Dataset(digits)))["network"]["family"] == "perceptron"

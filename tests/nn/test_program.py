@@ -201,7 +201,7 @@ def test_a_file_that_changed_or_is_gone_is_refused(config: ProgramConfig, tmp_pa
     with pytest.raises(DataError, match=r"net\.pt2"):
         build(copy)
     elbocli.export_network(Net(classes=6), tmp_path / "net.pt2", images(2), torch.zeros(2), torch.zeros(2).long())
-    with pytest.raises(DataError, match=r"net\.pt2: has changed since it was imported \(sha256 .*import it anew"):
+    with pytest.raises(DataError, match=r"net\.pt2: has changed since it was imported; .*import it anew"):
         build(copy)
 
 

@@ -14,7 +14,7 @@ from pretend import plain_attention, pretending
 from pretend.runs import NETWORKS, train
 
 N, BATCH = 10, 4
-ONCE = ("place", "_capture")
+ONCE = ("place", "CudaGraphs._capture")
 """What is done once, not in every batch."""
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {
     "ddim": {"guidance": Guidance(2.0)},
@@ -45,7 +45,7 @@ def both(run: Path, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarra
     with pretending() as device:
         cuda = drawn(run, folder / "cuda.npy", device="cuda", **options)
     assert len(device.waits.outside(*ONCE)) == -(-N // BATCH)
-    assert [wait for wait in device.waits.within("walk") if "_capture" not in wait.inside] == []
+    assert [wait for wait in device.waits.within("walk") if "CudaGraphs._capture" not in wait.inside] == []
     assert device.copies.outside(*ONCE) == []
     assert cpu.std() > 1
     return cuda.astype(int), cpu.astype(int)

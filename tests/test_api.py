@@ -152,7 +152,7 @@ def test_objects_are_copied_and_shown_in_short(trained: Path, digits: Path) -> N
         elbocli.open_run(trained),
         elbocli.open_dataset(digits),
         elbocli.variational_bound(same, "v", PIXELS, draws=2),
-        *(loss, loss.weighting, loss.schedule, loss.prediction, sampler),
+        *(loss, loss.weighting, loss.schedule, loss.prediction, sampler, loss(same, torch.randn(8, 6))),
     ]
     for one in shown:
         assert repr(one).startswith(f"{type(one).__name__}(") and " at 0x" not in repr(one)

@@ -27,6 +27,9 @@ class LossTerms(NamedTuple):
     logsnr: Tensor
     out: Tensor
 
+    def __repr__(self) -> str:
+        return f"LossTerms({len(self.loss)} examples)"
+
 
 class StepCoefficients(NamedTuple):
     """One row per example: [B, 1, 1, 1] for images, [B] for factors."""

@@ -109,7 +109,8 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequ
         number = (word.lstrip("0") or "0") if word.isdecimal() else ""
         found = [k for k in range(num_classes) if word in names[k : k + 1] or str(k) == number]
         if len(found) != 1:
-            raise UsageError(f"--classes: no class {word!r} of {num_classes}, or more than one; {nearest(word, names)}")
+            hint = f"write 0{word} for the number" if found else nearest(word, names)
+            raise UsageError(f"--classes: {word!r} is {len(found)} of {num_classes} classes; {hint}")
         numbers += found
     return np.resize(numbers, n)
 

@@ -224,7 +224,7 @@ def test_a_stream_is_scored_by_the_classes_that_it_was_drawn_with(digits: Path, 
         ("two", None, "two"),
         ("10", [*"0123456789"], "10"),
         ("Cats", ["cat", *"123456789"], "did you mean cat"),
-        ("1", [*"1023456789"], "no class '1' of 10, or more than one"),
+        ("1", [*"1023456789"], "2 of 10 classes; write 01"),
     ],
 )
 def test_classes_that_mean_nothing_are_refused(

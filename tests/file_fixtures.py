@@ -16,7 +16,7 @@ from hypothesis import settings
 from safetensors.torch import load_file
 
 from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 
 settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("elbo")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from wheel_fixtures import ROOT, Installed
 
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 
 TYPED = """
 from collections.abc import Iterator

@@ -25,7 +25,8 @@ from elbocli.files.atomic import new_folder, remove_folder, sweep, write_json, w
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead
-from elbocli.files.records import Count, Record, read_json, read_yaml, stored, yaml_text
+from elbocli.files.records import Count, Record, read_json, stored
+from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ null, and may be missing when `of` reads it. The field that REST names takes all
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,11 +16,10 @@ from types import NoneType
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_args
 
 import msgspec
-import yaml
 from msgspec import Meta
 from msgspec.structs import fields
 
-from elbocli.files.reading import check_format, read_bytes, read_text, reading
+from elbocli.files.reading import check_format, read_bytes, reading
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]
 """Steps, images, bytes."""
@@ -130,59 +128,3 @@ def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FormatError, DataError."""
     return parse_json(read_bytes(path), path)
-
-
-# YAML, by libyaml's safe loader: plain mappings, in which a date is text and 1e-4 a number
-
-FLOAT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)")
-INT = re.compile(r"[-+]?[0-9]+")
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml's safe loader, in which a date is text, 1e-4 a number, and a key has one value."""
-
-    yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0].endswith((":null", ":bool"))]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str) or key in found:
-                wrong = "given twice" if key in found else "no text"
-                raise ValueError(f"key {key!r} is {wrong}, in line {key_node.start_mark.line + 1}")
-            found[key] = self.construct_object(value_node, deep=True)
-        return found
-
-
-class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _class in (_Loader, _Dumper):
-    for _tag, _form in (("tag:yaml.org,2002:float", FLOAT), ("tag:yaml.org,2002:int", INT)):
-        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_form.pattern})$"), list("-+.0123456789"))
-
-
-def parse_yaml(text: str, name: object) -> dict[str, Any]:
-    """The mapping that a YAML text holds. name: the file, for messages. Raises FormatError, with the line."""
-    with reading(f"{name}: not usable YAML"):
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ValueError("an alias, such as *name; write it out")
-        value = yaml.load(text, Loader=_Loader)
-        if not isinstance(value, dict):
-            raise ValueError("expected 'key: value' lines")
-        return value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises FormatError, DataError."""
-    return parse_yaml(read_text(path), path)
-
-
-def yaml_text(value: dict[str, Any]) -> str:
-    """Plain block YAML, keys in the order given."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -30,7 +30,8 @@ from elbocli.core.weighting import Weighting, is_foreign_loss, parse_weighting
 from elbocli.errors import FormatError
 from elbocli.files.reading import reading
 from elbocli.files.recognise import expect, instead
-from elbocli.files.records import Record, convert, read_json, read_yaml, stored, yaml_text
+from elbocli.files.records import Record, convert, read_json, stored
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 LARGEST_TABLE = 100_000
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")

@@ -13,8 +13,8 @@ from elbocli.files.features import read_features, read_statistics
 from elbocli.files.grid import MOST_CLASSES, Group, Layout, by_class, lay_out
 from elbocli.files.reading import file_sha256, reading
 from elbocli.files.recognise import instead, recognise
-from elbocli.files.records import read_yaml
 from elbocli.files.schedule_file import read_table
+from elbocli.files.yaml_text import read_yaml
 from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 

@@ -168,7 +168,7 @@ def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
     """Return the lines of one key, with its meaning above it."""
     import textwrap
 
-    from elbocli.files.records import yaml_text
+    from elbocli.files.yaml_text import yaml_text
 
     listed = isinstance(value, list | tuple)
     text = f"{key}: {[*value]}".replace("'", '"') if listed else yaml_text({key: value}).strip()

@@ -25,8 +25,8 @@ from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.records import parse_yaml, read_yaml
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings

@@ -134,7 +134,7 @@ def train(
     dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
     """
     from elbocli.files.dataset import Dataset
-    from elbocli.files.records import yaml_text
+    from elbocli.files.yaml_text import yaml_text
     from elbocli.run import folder, settings
     from elbocli.run.open import dataset_for, initial_of
     from elbocli.runtime.processes import joined

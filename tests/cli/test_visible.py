@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from elbocli.cli.commands import visible, visible_lines
 from elbocli.cli.figure import lettered
-from elbocli.files.records import read_yaml, yaml_text
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 Elbo = Callable[..., Any]
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

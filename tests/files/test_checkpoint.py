@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from elbocli.errors import DataError, FormatError
 from elbocli.files import checkpoint as store
 from elbocli.files.checkpoint import RunConfig
-from elbocli.files.records import yaml_text
 from elbocli.files.tensor_files import load_tensors
+from elbocli.files.yaml_text import yaml_text
 
 WEIGHTS = {
     "model": {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5], dtype=torch.float64)},

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elbocli.errors import DataError, FormatError
-from elbocli.files.records import Record, StoredFormat, parse_json, parse_yaml, yaml_text
+from elbocli.files.records import Record, StoredFormat, parse_json
+from elbocli.files.yaml_text import parse_yaml, yaml_text
 
 FORMATS = [pytest.param(each, id=each.record.__name__) for each in declared()]
 

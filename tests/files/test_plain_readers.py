@@ -12,7 +12,7 @@ import pytest
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset import ENCODED, ENCODINGS, BlockLayout, DatasetWriter, encode
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"
 KINDS = ("raw", "png", "webp", "latents")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elbocli.core.schedule import NARROWEST, Table, make_schedule, parse_schedule
 from elbocli.errors import ElboError, FormatError, UsageError
 from elbocli.files import schedule_file
-from elbocli.files.records import read_yaml, yaml_text
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 T = torch.linspace(0, 1, 101, dtype=torch.float64)
 ROWS = [(0.0, 9.5), (0.3, 2.0), (0.8, -1.25), (1.0, -7.0)]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from elbocli.core.samplers import time_grid
-from elbocli.files.records import read_yaml
 from elbocli.files.schedule_file import resolve_schedule
+from elbocli.files.yaml_text import read_yaml
 
 Elbo = Callable[..., Any]
 FEW = ("-n", 4, "--steps", 4)

@@ -17,7 +17,7 @@ from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 
 import elbocli
-from elbocli.files.records import read_yaml, yaml_text
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 WHOLE = "diffusion_pytorch_model.safetensors"

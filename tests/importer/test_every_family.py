@@ -12,7 +12,7 @@ import torch
 from import_chain import works
 from peers import adm_unet, dit, edm2, edm_files, edm_unet
 
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import FORMATS
 
 Elbo = Callable[..., CompletedProcess[bytes]]

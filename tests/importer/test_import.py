@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 PLUGIN = """

@@ -15,7 +15,7 @@ import pytest
 
 from elbocli.files.checkpoint import RunData
 from elbocli.files.dataset import Dataset
-from elbocli.files.records import parse_yaml
+from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
 from elbocli.presets.command import editable
 from elbocli.run.settings import preset_data, resolve

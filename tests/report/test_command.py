@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from forks import quick
 
-from elbocli.files.records import read_yaml, yaml_text
+from elbocli.files.yaml_text import read_yaml, yaml_text
 
 CHROMIUM = shutil.which("chromium")
 ALERT = "<script>alert(1)</script>"

@@ -22,7 +22,7 @@ from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError
 from elbocli.files import losslog
 from elbocli.files.grid import CELL
-from elbocli.files.records import read_yaml, yaml_text
+from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.report.gather import RunFacts, RunReport, gather, report_of, weighting_terms
 from elbocli.report.log_history import CELLS, POINTS
 from elbocli.report.page import INKS, number, pictures, render

@@ -25,7 +25,7 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import UNKNOWN
 from elbocli.files.pickles import Foreign, module_tensors, read_torch_file
 from elbocli.files.reading import file_sha256
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 from elbocli.nn.networks import NetworkConfig, build
 from elbocli.nn.networks.diffusers import Autoencoder, space_of
 from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.pickles import read_torch_file
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 from elbocli.nn.extractors import Extractor
 
 SIZE = 224

@@ -23,8 +23,8 @@ from elbocli.errors import DataError, FormatError, UsageError
 from elbocli.files.atomic import new_file
 from elbocli.files.plugins import check_trusted, defined
 from elbocli.files.reading import file_sha256, reading
-from elbocli.files.records import parse_yaml
 from elbocli.files.tensor_files import read_program, user_inputs
+from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.unet import as_it_comes, named_labels
 

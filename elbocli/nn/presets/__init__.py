@@ -70,7 +70,7 @@ def load_preset(name: str) -> Preset:
 
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
-    from elbocli.files.records import read_yaml
+    from elbocli.files.yaml_text import read_yaml
 
     return Preset.of(read_yaml(preset_file(name)), name)
 

@@ -17,7 +17,7 @@ from peers import dit as peer
 from torch import Tensor
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.files.records import read_yaml
+from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import ImportOptions
 from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser

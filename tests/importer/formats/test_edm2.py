@@ -22,8 +22,8 @@ from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.weighting import Weighting
 from elbocli.errors import FormatError, UsageError
 from elbocli.files.latents import EDM2_MEAN, EDM2_STD
-from elbocli.files.records import read_yaml
 from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
+from elbocli.files.yaml_text import read_yaml
 from elbocli.importer.formats import FORMATS, Imported, ImportOptions, Source
 from elbocli.importer.make_run import import_run
 from elbocli.nn.denoiser import Denoiser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable
 from enum import Enum
@@ -42,6 +43,9 @@ def entry(name: str, thing: Any, level: str) -> list[str]:
     return found
 
 
+MODULES = re.compile(r"\b(?:\w+\.)+")
+
+
 class Written(str):
     """An annotation shown as it is written in the source."""
 
@@ -54,7 +58,7 @@ class Written(str):
 def signature(name: str, thing: Any) -> str:
     """Signature as the source has it; for a property its type; for a class that nobody calls its bare name."""
     if isinstance(thing, property):
-        return f"{name}: {inspect.get_annotations(thing.fget)['return']}"  # type: ignore[arg-type]
+        return f"{name}: {written(inspect.get_annotations(thing.fget)['return'])}"  # type: ignore[arg-type]
     if not callable(thing) or (inspect.isclass(thing) and issubclass(thing, Exception | Enum)):
         return name
     found = inspect.signature(thing)
@@ -67,8 +71,11 @@ def signature(name: str, thing: Any) -> str:
 
 def written(annotation: Any) -> Any:
     """An annotation as the source has it, whatever the interpreter made of it; none for None."""
+    if annotation in (inspect.Signature.empty, None, "None"):
+        return inspect.Signature.empty
     text = getattr(annotation, "__forward_arg__", annotation)
-    return inspect.Signature.empty if text in (inspect.Signature.empty, None, "None") else Written(text)
+    # Types without their modules, as the source names them.
+    return Written(text if isinstance(text, str) else MODULES.sub("", inspect.formatannotation(text)))
 
 
 def one_a_line(call: str) -> str:

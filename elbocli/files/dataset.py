@@ -335,7 +335,7 @@ def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) ->
     """The sha256 of a dataset's attributes, arrays and names: all but the block and the digest itself."""
     digest = hashlib.sha256()
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
-    digest.update(json.dumps(attributes, sort_keys=True).encode())
+    digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # of what is damaged, any type
     for name in sorted({*arrays, *names}):
         if name in names:
             kind, shape, content = "object", [len(names[name])], json.dumps(names[name]).encode()

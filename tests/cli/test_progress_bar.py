@@ -21,6 +21,7 @@ from elbocli.runtime.progress import log, progress
 
 LOOP = """
 import time
+from elbocli.cli.commands import Command
 from elbocli.cli.progress_bar import shown_on_stderr
 from elbocli.runtime.progress import progress
 Command.path = "elbo train"

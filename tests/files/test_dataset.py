@@ -55,6 +55,15 @@ def test_an_attribute_may_be_long(pack):
     assert data.contents_digest() == data.attributes.contents_sha256
 
 
+def test_an_attribute_of_any_type_differs_from_its_digest(pack):
+    path = pack()
+    with h5py.File(path, "r+") as file:
+        file.attrs["zebra"] = h5py.Empty("f4")
+        file.attrs["more"] = np.void(b"abc")
+    data = Dataset(path)
+    assert data.contents_digest() != data.attributes.contents_sha256
+
+
 def test_a_disk_too_full_for_an_attribute_is_said(small_disk, images):
     rows = images(2)
     with (

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from forks import quick
 from heard import heard
 from identities import eps_hat
@@ -24,8 +23,6 @@ from elbocli.errors import NonFiniteError, UsageError
 from elbocli.files.checkpoint import latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
-from elbocli.run.folder import known_of
-from elbocli.run.open import open_run
 from elbocli.run.train_settings import SETTINGS
 from elbocli.train import loop
 from elbocli.train.batches import Batches
@@ -323,32 +320,6 @@ def error_curve(state: TrainState) -> list[float]:
             out = state.network(z * c.c_in.float().view(-1, 1, 1, 1), at.float(), labels)
         curve.append(float((eps_hat(state.prediction, out, z, at) - eps).square().mean()))
     return curve
-
-
-@pytest.mark.parametrize(
-    ("precision", "tf32", "device", "now"),
-    [
-        ("fp32", True, "NVIDIA H100", "tf32"),
-        ("fp32", False, "NVIDIA H100", "fp32"),
-        ("fp32", True, "cpu (x86_64), threads: 2", "fp32"),
-        ("bf16", True, "NVIDIA H100", "bf16"),
-    ],
-)
-def test_a_run_of_before_tf32_was_a_precision_opens_and_goes_on(
-    precision: str, tf32: bool, device: str, now: str, digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    drain(digits, run, small(digits, preset, steps=2, precision=precision))
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    before = {**config, "device_name": device, "settings": {**config["settings"], "tf32": tf32}}
-    (run / "config.yaml").write_text(yaml.safe_dump(before))
-    assert open_run(run, torch.device("cpu")).settings.precision == now
-    options = {"preset": str(preset), "steps": 4}
-    resolved = settings.resolve(options, Dataset(digits), known_of(run, True, str(preset)))
-    assert resolved.settings.precision == now
-    assert any("going on after step 2" in line for line in drain(digits, run, resolved))
-    stored = read_config(run).settings
-    assert "tf32" not in stored and stored["precision"] == now
 
 
 def test_what_may_take_long_after_a_step_is_said_before_it(

@@ -39,8 +39,8 @@ USUAL_SIZE = 64
 """The size where the images have several, or are larger: smaller ones are kept."""
 LOOKED_AT = 1000
 """Image files whose size and channels are read beforehand."""
-AT_ONCE, AHEAD = 4, 2
-"""Images that a thread packs at once, and how often as many are in flight for each thread."""
+AT_ONCE, AHEAD = 1 << 16, 8
+"""Numbers in images that a thread packs at once, and how often as many are in flight for each thread."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
@@ -287,11 +287,11 @@ def _fill(
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
     """Yield the images from number `start` on, in the order of the source; threads decode some ahead."""
-    threads = len(os.sched_getaffinity(0))
+    threads, step = len(os.sched_getaffinity(0)), 1 + AT_ONCE // (settings.size**2 * settings.channels)
     waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:
-        for index in range(start, len(source), AT_ONCE):
-            refs = source.refs[index : index + AT_ONCE]
+        for index in range(start, len(source), step):
+            refs = source.refs[index : index + step]
             waiting.append(pool.submit(list, map(_pack, refs, repeat(settings))))
             if len(waiting) >= AHEAD * threads:
                 yield from waiting.popleft().result()

@@ -67,7 +67,8 @@ def test_the_bar_keeps_its_time_and_its_loss(columns: int, whole: bool) -> None:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Command, "path", "elbo train")
+    for name, value in {"path": "elbo train", "quiet": False, "silent": False, "verbose": False}.items():
+        monkeypatch.setattr(Command, name, value)  # whatever an earlier test asked for
     monkeypatch.setattr(progress_bar, "FIRST_S", 0.0)
 
 

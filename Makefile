@@ -11,7 +11,7 @@ QUICK := -m "not slow and not long"
 UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/test_house.py
 
 # What other versions could break: the unit tests, words and options, two processes, the whole pipeline.
-VERSIONS := $(UNIT) tests/test_bounds.py tests/cli/test_options.py tests/cli/test_other_words.py tests/sample/test_scale.py \
+VERSIONS := $(UNIT) tests/test_bounds.py tests/cli/test_options.py tests/sample/test_scale.py \
 	tests/evaluate/test_group.py tests/train/test_group.py tests/train/test_torchrun.py tests/test_pipeline.py
 
 .PHONY: help demo demo-fashion site unit test check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean

@@ -41,7 +41,7 @@ class AdaptReport(Record, frozen=True):
     """The schedule fitted to a log, and what each schedule promises: the variance of the loss estimate per image, relative to
     the loss squared, for independent and for low-discrepancy t, and its ratio to the least. null is infinite, or a ratio to zero.
 
-    Of one fitted to data alone: half of the draws lie between the logsnr of `half`. p_mean, p_std: mean and standard
+    Fields of a schedule fitted to data alone: half of the draws lie between the logsnr of `half`. p_mean, p_std: mean and standard
     deviation of EDM's ln sigma = −logsnr/2 under it. told_apart: from this logsnr on the images are told apart, and the least
     error is below half of its peak; None where it isn't.
     """

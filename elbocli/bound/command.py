@@ -124,7 +124,7 @@ def bound(
 
     Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
     over the 256 levels) and diffusion terms and their standard errors: bpd_se for the dataset's mean, bpd_se_noise for
-    the noise alone, bpd_se_population for the distribution's mean. Of latents it is the bound of their density, in nats
+    the noise alone, bpd_se_population for the distribution's mean. For latents it is the bound of their density, in nats
     and nats_per_latent_dimension, because they have no levels: it compares models of one latent space.
 
     --check compares the weighted loss with an integral of bounds over the noise levels that the weighting implies, from

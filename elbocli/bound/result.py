@@ -121,7 +121,7 @@ class Side(Record, frozen=True):
 class NoiseShares(Record, frozen=True):
     """−dw over its largest value: the part without noise beyond the cleanest level, and that in each cell of logsnr.
 
-    Of a monotone weighting it is p_w, the distribution of the noise that augments the data. Of one that rises, positive
+    For a monotone weighting it is p_w, the distribution of the noise that augments the data. For one that rises, positive
     and negative are its sums of each sign. logsnr: edges of the cells.
     """
 

@@ -5,8 +5,8 @@ The declared curves are in core/schedule_curves.py. Everything here is float64.
 
 Level codes: the number that a network is told instead of λ, declared once each.
 
-Networks of others were trained on timesteps, on t, on σ or on its logarithm; each is a function of λ. Whatever a network
-then makes of the number, cosines and sines or a layer, is its own.
+Networks of others were trained on timesteps, on t, on σ or on its logarithm; each is a function of λ. A network
+turns the number into cosines and sines, or gives it to a layer.
 """
 
 from __future__ import annotations

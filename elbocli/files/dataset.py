@@ -6,7 +6,7 @@ Any HDF5 tool reads it; a random batch costs no more than one of a plain array f
 
 Written (and so are samples, by Resumable): `OUT.partial` is locked and claimed on disk whole before the first row, so a full
 disk fails at once. Rows go to their final place; a journal beside it says how many are safe, and their digest: when they are
-not what it says, all are made again. What is not rows is written last, and the file is renamed.
+not what it says, all are made again. All but the rows is written last, and the file is renamed.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def is_picture(name: str) -> bool:
 def _published_set(entries: Entries) -> Images | None:
     """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
 
-    Of several parts the training images are taken. Raises DataError when a folder holds several sets, and for damaged files.
+    The training images are taken where a set has several parts. Raises DataError when a folder holds several sets, and for damaged files.
     """
     files: dict[str, SourceKind] = {}
     for name, ref in entries.items() if len(entries) <= SET_FILES else ():

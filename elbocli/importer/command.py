@@ -86,7 +86,7 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     """Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.
 
     'elbo import list' says which formats are known and what is known of the published weights; docs/models.md has the
-    commands that reproduce their published numbers. Nothing in SOURCE is run. What a file doesn't say, options must. RUN can
+    commands that reproduce their published numbers. Nothing in SOURCE is run. Options say what a file doesn't. RUN can
     be sampled, measured, scored and reported; 'elbo train --init RUN' trains its weights further, in a new run.
     """
     from elbocli.importer.formats import FORMATS, ImportOptions

@@ -233,7 +233,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     missing = list[str]()
 
     def ask(read: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
-        """What `read` answers; `otherwise` where it raises an ElboError, whose sentence is noted."""
+        """Return the answer of `read`, or `otherwise` where it raises an ElboError, whose sentence is noted."""
         try:
             return read(*given)
         except ElboError as error:

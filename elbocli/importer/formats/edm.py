@@ -73,7 +73,7 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a config has of both formats, where levels are widths; and elbo's names of modules → theirs.
+    """Return the keys of a config that both formats have, where levels are widths; and elbo's names of modules → theirs.
 
     module: the pickled network, whose blocks say its dropout.
     """

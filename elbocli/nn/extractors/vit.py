@@ -1,7 +1,7 @@
 """Networks of extractors: DINOv2 as EDM2 measures by it, CLIP's image side as CMMD does, and a tiny one for tests.
 
 DINOv2 and CLIP, whose vision transformers are timm's, see the whole image, resized to 224 × 224 by torch's antialiased
-bicubic in float32. What that puts below 0 or above 255 stays: neither EDM2 nor CMMD clamps it.
+bicubic in float32. Values that it puts below 0 or above 255 stay: neither EDM2 nor CMMD clamps them.
 """
 
 from collections.abc import Mapping
@@ -105,7 +105,7 @@ def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extra
 def fitted_positions(positions: Tensor, side: int) -> Tensor:
     """Position embeddings [1, 1 + S², D] for side × side places: [1, 1 + side², D].
 
-    As DINOv2's hub does it: bicubic, without antialiasing, places side + 0.1 to S rather than side to S.
+    The resizing is that of DINOv2's hub: bicubic, without antialiasing, places side + 0.1 to S rather than side to S.
     """
     token, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)

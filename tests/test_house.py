@@ -167,8 +167,13 @@ def tokens_of(source: str) -> int:
     docs = [text for text in texts if isinstance(text, ast.Constant) and isinstance(text.value, str)]
     skipped = {line for text in docs for line in range(text.lineno, (text.end_lineno or 0) + 1)}
     counted = {tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING}
-    found = tokenize.generate_tokens(io.StringIO(source).readline)
-    return sum(token.type in counted and token.start[0] not in skipped for token in found)
+    count = depth = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        depth += (kind == "FSTRING_START") - (kind == "FSTRING_END")  # one token, as before Python 3.12
+        whole = not depth and (token.type in counted or kind == "FSTRING_END")
+        count += whole and token.start[0] not in skipped
+    return count
 
 
 def test_the_package_keeps_its_size() -> None:

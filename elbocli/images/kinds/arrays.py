@@ -4,6 +4,8 @@ import math
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from elbocli.errors import DataError, FormatError
 from elbocli.files.dataset import Dataset
-from elbocli.files.reading import check_file, open_file, reading
+from elbocli.files.reading import open_file, reading
 from elbocli.images.registry import DatasetRows, Images, check_labels, images_of_array, source
 
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
@@ -89,11 +91,13 @@ def open_npz(path: Path) -> Images:
     return images_of_array(array, None if numbers is None else numbers.tolist())
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open an .npz. Raises FormatError when it is damaged."""
-    with reading(f"{path}: not an .npz archive"):
-        check_file(path)
-        return zipfile.ZipFile(path)
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an .npz for the block, and close its members with it. Raises FormatError when it is damaged."""
+    with ExitStack() as stack:
+        with reading(f"{path}: not an .npz archive"):
+            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(path))))
+        yield archive
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:

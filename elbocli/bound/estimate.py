@@ -308,7 +308,7 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     given = None if labels is None else labels.repeat_interleave(draws, 0)
 
     def denoise(z: Tensor, logsnr: float) -> Tensor:
-        """x̂ at one λ, in the precision of z."""
+        """Return x̂ at one λ, in the dtype of z."""
         c_in, from_z, from_out = denoiser.prediction.scalars(logsnr)
         level = torch.full((len(z),), logsnr, device=z.device)
         with denoiser.arithmetic.applied(), denoiser.arithmetic.autocast():

@@ -159,7 +159,9 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     """Classify images of a dataset by a run. schedule: of the draws ('' is fitted to the run's own log). Raises ElboError."""
     classes = asked.trained.network.config.num_classes
     if classes < 2:
-        raise UsageError(f"{asked.trained.path}: was trained without classes; name a conditional run")
+        raise UsageError(
+            f"{asked.trained.path}: was trained without classes, which --classify needs; name a run with classes"
+        )
     chosen = asked.schedule(schedule)
     scores = class_scores(asked, asked, classes, chosen)
     return judge_scores(*scores, asked.draws, chosen)

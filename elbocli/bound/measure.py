@@ -215,7 +215,7 @@ class Measurement(MeasuredNetwork):
             yield Images(self.content(rows), labels, rows.tolist())
 
     def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Draw all images, as `draw` does some, with progress."""
+        """Yield the draws of all images, one batch after the other, and report the progress."""
         done = 0
         for some in self:
             yield self.draw(some, weighting, schedule, purpose)

@@ -364,13 +364,13 @@ def guidance_options(function: Any) -> Any:
         "guide_weights",
         metavar="ema|model|NAME|FILE",
         default="",
-        help="Like --weights, for --guide; without --guide, other weights of RUN.",
+        help="The weights of --guide, as --weights names them; without --guide, those of RUN to guide away from.",
     )(function)
     option(
         "--guide",
         type=PATH,
         metavar="RUN",
-        help="Autoguidance: a worse run, or a checkpoint, to guide away from.",
+        help="Guide away from this run or checkpoint, which is a worse one (autoguidance).",
         more="It is of the same images, and of the same classes or none.",
     )(function)
     option(

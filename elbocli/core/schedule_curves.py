@@ -55,7 +55,7 @@ def squaredcos(start, end, count):
 
 
 def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
-    """λ after each timestep, ᾱ_i = Π(1 − β_j). beta: [T] float64; UsageError unless within (0, 1).
+    """Return λ after each timestep i, of ᾱ_i = Π(1 − β_j). Raises UsageError unless all β, [T] float64, lie within (0, 1).
 
     snr_scale divides the signal-to-noise ratio. zero_terminal then moves and stretches √ᾱ so that the last is 0
     and the first stays (Lin et al. 2023, algorithm 1): the last λ is −∞.

@@ -174,7 +174,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
-            raise UsageError("--neighbours reads images of SAMPLES and --ref twice: name files of images of one size")
+            raise UsageError("--neighbours reads SAMPLES and --ref twice, so both must be files of images, of one size")
     return settings
 
 

@@ -50,7 +50,7 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
         if mean is None or std is None:
             mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
         if {len(mean), len(std)} != {channels}:
-            raise ValueError(f"latents_mean and latents_std are not of {channels} channels")
+            raise ValueError(f"latents_mean and latents_std need {channels} numbers each, one for a channel")
         return tuple(map(float, mean)), tuple(scale / each for each in std)
 
 

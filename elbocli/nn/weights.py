@@ -97,7 +97,7 @@ def transfer(
     if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
         raise UsageError(f"a {family} with other settings than the source's can't take its weights over")
     if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
-        raise UsageError(f"a {family} whose weights have no rows for classes: they can't be matched, and none is new")
+        raise UsageError(f"the weights of a {family} have no row for each class, so its classes must stay as they are")
     found = {}
     for name in {**wanted, **had}:
         old, new = had.get(name), wanted.get(name)

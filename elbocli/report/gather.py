@@ -424,7 +424,7 @@ FORMULAS = {
     ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
     Schedule: ("a table of t and logsnr", "a file"),
 }
-"""Formulas and sources of what isn't declared."""
+"""Formulas and sources of terms that no registry declares."""
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:

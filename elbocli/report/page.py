@@ -200,7 +200,7 @@ def levels_of(facts: RunFacts) -> Tensor:
 
 
 def pictures(*runs: RunFacts) -> dict[str, str]:
-    """The drawings that there is something for, SVG, by the names for which the templates have titles and captions."""
+    """Draw a run, or several, as SVG pictures by the names that the templates use; pictures without data are left out."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):

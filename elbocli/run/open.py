@@ -180,7 +180,9 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
 def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of an average that 'elbo ema' made, and what they are."""
     if not file.is_file():
-        raise UsageError(f"no file and no average {str(file)!r}; {checkpoint.path} holds {', '.join(checkpoint.names)}")
+        raise UsageError(
+            f"{str(file)!r} is neither a file nor an average; {checkpoint.path} holds {', '.join(checkpoint.names)}"
+        )
     made, digest = read_about(file)
     ours = trained_as(config)
     if strange := [key for key, value in made.trained.items() if ours.get(key, value) != value]:

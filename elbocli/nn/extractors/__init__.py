@@ -22,7 +22,7 @@ STRICT = "fp32"
 PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
 TINY_SHA256 = "3bcdfad010b982b1563a266ffada969d736ddb63c5a6af65690a9af7eeac0035"
-"""Of elbo-tiny's weights, which are drawn from a fixed seed."""
+"""Digest of elbo-tiny's weights, which are drawn from a fixed seed."""
 SPATIAL_CHANNELS = 7
 """Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
 

@@ -60,9 +60,9 @@ def test_what_has_no_images_is_refused_before_the_work(digits, tmp_path):
     score(digits, None, ("fid",), save_features=tmp_path / "f.safetensors", save_stats=tmp_path / "f.npz")
     out = {"neighbours": tmp_path / "n.png"}
     for pair in ((tmp_path / "f.safetensors", digits), (digits, tmp_path / "f.safetensors")):
-        with pytest.raises(UsageError, match=r"--neighbours reads images"):
+        with pytest.raises(UsageError, match=r"--neighbours reads SAMPLES"):
             score(*pair, ("fid",), **out)
-    with pytest.raises(UsageError, match="--neighbours reads images"):
+    with pytest.raises(UsageError, match="--neighbours reads SAMPLES"):
         score(digits, tmp_path / "f.npz", ("fid",), **out)
     with pytest.raises(UsageError, match="one set of samples"):
         score([digits, digits], digits, ("fid",), **out)

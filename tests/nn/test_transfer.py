@@ -190,7 +190,7 @@ def test_classes_without_rows_stay_as_they_are() -> None:
         source = BlindConfig(8, 2, 5)
         assert len(transfer(source, replace(source, num_classes=3), [0, 1, 2], zeros(source))) == 2
         for rows in ([0, 1, 2, 3, 4, None], [1, 0, 2]):
-            with pytest.raises(UsageError, match="no rows for classes"):
+            with pytest.raises(UsageError, match="no row for each class"):
                 transfer(source, replace(source, num_classes=len(rows)), rows, zeros(source))
     finally:
         del NETWORKS["blind"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from heard import heard
+from harness import heard
 from signalled import end_with
 
 from elbocli.errors import ElboError

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import pytest
 import yaml
-from forks import quick
 
 from elbocli.train.command import train
 
@@ -25,7 +24,7 @@ VARIABLES = ("DATA", "RUN", "PRESET", "GPUS", "REF", "SCORE_DEVICE", "DRY", "TIM
 def start(tmp_path: Path) -> Any:
     """start(script, *options, **variables): run it in an empty folder; what is in ./bin is found first."""
     (tmp_path / "bin").mkdir()
-    fake(tmp_path, "elbo", f'exec {quick()} -m elbocli "$@"')
+    fake(tmp_path, "elbo", f'exec {sys.executable} -m elbocli "$@"')
 
     def run(script: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         own = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith(("ELBO_", "SLURM_"))}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forks import path_with_tools
+from harness import BIN
 from scipy.io import savemat
 
 from elbocli.files.checkpoint import checkpoints
@@ -186,7 +186,7 @@ def test_an_example_runs(code: str, world: Path, tmp_path: Path, request: pytest
         code = re.sub(pattern, other, code)
     if "jq" in code and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
-    environment = {**os.environ, **ENVIRONMENT, "PATH": path_with_tools(), "HOME": str(tmp_path)}
+    environment = {**os.environ, **ENVIRONMENT, "PATH": BIN, "HOME": str(tmp_path)}
     if "--preset" not in code:
         environment["ELBO_TRAIN_PRESET"] = "preset.yaml"
     if "train --preset" in code:

@@ -3,12 +3,13 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import path_with_tools, quick
+from harness import BIN
 
 ROOT = Path(__file__).parent.parent
 RUNS = ("0-untrained", "1-elbo-cosine", "2-sigmoid-cosine", "3-sigmoid-fitted", "4-test-images")
@@ -16,7 +17,7 @@ RUNS = ("0-untrained", "1-elbo-cosine", "2-sigmoid-cosine", "3-sigmoid-fitted", 
 
 def demo(folder: Path, **settings: str) -> tuple[str, Callable[[str], dict[str, Any]]]:
     """What the demo says at its end, and how to read a file of its results."""
-    environment = {**os.environ, **settings, "PYTHON": quick(), "PATH": path_with_tools()}
+    environment = {**os.environ, **settings, "PYTHON": sys.executable, "PATH": BIN}
     line = ["sh", str(ROOT / "examples" / "digits" / "demo.sh"), str(folder)]
     result = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     assert result.returncode == 0, result.stderr
@@ -71,7 +72,7 @@ def test_the_four_lines_of_the_readme(tmp_path: Path, digits_folder: Path) -> No
     """
     environment = {
         **os.environ,
-        "PATH": path_with_tools(),
+        "PATH": BIN,
         "ELBO_PREP_SIZE": "16",
         "ELBO_TRAIN_STEPS": "3",
         "ELBO_TRAIN_PREVIEW_EVERY": "0",

@@ -11,7 +11,7 @@ import numpy as np
 import packing
 import pytest
 import torch
-from heard import heard
+from harness import heard
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F

@@ -9,11 +9,9 @@ import sys
 import venv
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pytest
-from forks import Zygote
 from release import make_wheel
 
 ROOT = Path(__file__).parent.parent
@@ -31,14 +29,6 @@ class Installed:
         """Its interpreter."""
         return self.folder / "bin" / "python"
 
-    @cached_property
-    def zygote(self) -> Zygote:
-        """Start processes there without the seconds that imports take."""
-        zygote = Zygote(str(self.python), self.environment)
-        said = zygote.run(["-c", "import elbocli; print(elbocli.__file__)"], None, self.environment, b"", 60)
-        assert said.stdout.decode().startswith(str(self.folder)), said
-        return zygote
-
     @property
     def environment(self) -> dict[str, str]:
         """Its variables, without the tree on any path."""
@@ -46,19 +36,15 @@ class Installed:
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         return {**own, "ELBO_DEVICE": "cpu", "PATH": path, "VIRTUAL_ENV": str(self.folder)}
 
-    def run(self, *line: object, cwd: Path, fresh: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command there, whose `elbo` and `python` are this environment's. fresh: which import all by themselves."""
-        environment = self.environment
-        if not fresh:
-            environment["PATH"] = f"{self.zygote.tools}:{environment['PATH']}"
+    def run(self, *line: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a command there, whose `elbo` and `python` are this environment's."""
         return subprocess.run(
             [*map(str, line)],
             cwd=cwd,
-            env=environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
         )
 
 

@@ -21,7 +21,6 @@ import click
 import numpy as np
 import pytest
 import torch
-from forks import quick
 
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.sample_files import npy_header
@@ -396,7 +395,7 @@ def test_pickles_that_would_run_code_are_refused(
 def test_binary_never_goes_onto_a_terminal(trained: Path) -> None:
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [quick(), "-m", "elbocli", "sample", str(trained), "-n", "2"], stdout=child, stderr=subprocess.PIPE
+        [sys.executable, "-m", "elbocli", "sample", str(trained), "-n", "2"], stdout=child, stderr=subprocess.PIPE
     )
     os.close(child)
     _, stderr = process.communicate(timeout=60)
@@ -408,7 +407,7 @@ def test_a_terminal_gets_a_progress_bar_on_stderr(digits_folder: Path, tmp_path:
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [quick(), "-m", "elbocli", "prep", str(digits_folder), "a.h5", "--size", "8"],
+        [sys.executable, "-m", "elbocli", "prep", str(digits_folder), "a.h5", "--size", "8"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=child,
@@ -430,7 +429,7 @@ def test_a_terminal_gets_a_progress_bar_on_stderr(digits_folder: Path, tmp_path:
 def test_a_pipe_from_sample_to_eval_and_a_producer_that_dies(
     elbo: Callable[..., Any], digits: Path, trained: Path
 ) -> None:
-    sample = [quick(), "-m", "elbocli", "sample", str(trained), "-n", "24", "--steps", "4"]
+    sample = [sys.executable, "-m", "elbocli", "sample", str(trained), "-n", "24", "--steps", "4"]
     with subprocess.Popen(sample, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as producer:
         result = elbo("eval", "--ref", digits, "--extractor", "elbo-tiny", stdin=producer.stdout)
     check(result, 0)
@@ -440,7 +439,7 @@ def test_a_pipe_from_sample_to_eval_and_a_producer_that_dies(
     producer = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert producer.stdout is not None
     consumer = subprocess.Popen(
-        [quick(), "-m", "elbocli", "eval", "--ref", str(digits), "--extractor", "elbo-tiny"],
+        [sys.executable, "-m", "elbocli", "eval", "--ref", str(digits), "--extractor", "elbo-tiny"],
         stdin=producer.stdout,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -456,8 +455,8 @@ def test_a_pipe_from_sample_to_eval_and_a_producer_that_dies(
 
 def test_a_reader_that_leaves_is_no_traceback(trained: Path) -> None:
     for line in (
-        f"{quick()} -m elbocli weights show sigmoid --points 100000 | head -2",
-        f"{quick()} -m elbocli sample {trained} -n 4000 --steps 1 --batch 500 | head -c 10",
+        f"{sys.executable} -m elbocli weights show sigmoid --points 100000 | head -2",
+        f"{sys.executable} -m elbocli sample {trained} -n 4000 --steps 1 --batch 500 | head -c 10",
     ):
         result = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, timeout=120, check=False)
         assert result.returncode == 141

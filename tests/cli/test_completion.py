@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import quick
 
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.samplers import SAMPLERS
@@ -103,7 +102,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """With a command `elbo` that is this one, and a home of its own."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "elbo").write_text(f'#!/bin/sh\nexec "{quick()}" -m elbocli "$@"\n')
+    (tools / "elbo").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m elbocli "$@"\n')
     (tools / "elbo").chmod(0o755)
     home = tmp_path / "home"
     home.mkdir()

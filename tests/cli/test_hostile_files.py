@@ -1,6 +1,5 @@
 """Hostile files through real commands: refused in a sentence."""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,9 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from forks import zygote
+
+from harness import run_elbo
 from hostile_files import HOSTILE, TRAIN, Hostile, good_files
-from short_ids import short
 
 LINES = [(case, line, case.quick and line == case.lines[0]) for case in HOSTILE for line in case.lines]
 """The last: whether it is known how the line ends, which takes no time. Others may have nothing to do with what is hostile."""
@@ -27,15 +26,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def ran(line: str, folder: Path) -> tuple[int, str]:
     """The exit code and words of a command."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("ELBO_")} | {"ELBO_DEVICE": "cpu"}
-    found = zygote().run(["-m", "elbocli", *line.split()], folder, env, b"", 120)
+    found = run_elbo(*line.split(), cwd=folder)
     return found.returncode, found.stderr.decode(errors="replace")
 
 
 @pytest.mark.parametrize(
     ("case", "line", "quick"),
     [
-        pytest.param(case, line, quick, marks=() if quick else pytest.mark.slow, id=short(f"{case.name}: {line}", 57))
+        pytest.param(case, line, quick, marks=() if quick else pytest.mark.slow, id=f"{case.name}: {line}")
         for case, line, quick in LINES
     ],
 )

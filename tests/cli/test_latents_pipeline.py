@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from forks import quick
 from packing import pack
 from PIL import Image
 
@@ -56,7 +56,7 @@ def test_trained_and_sampled_by_the_commands_alone(elbo: Callable[..., Any], tra
 
 
 def test_without_the_extra_sampling_says_what_to_install(trained_by_command: Any, tmp_path: Path) -> None:
-    line = [quick(), "-c", WITHOUT, "sample", str(trained_by_command[0]), "-n", "1", "-o", "x.npy"]
+    line = [sys.executable, "-c", WITHOUT, "sample", str(trained_by_command[0]), "-n", "1", "-o", "x.npy"]
     drawn = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert drawn.returncode == 2 and "Traceback" not in drawn.stderr
     assert "needs the extra 'latents': pip install 'elbocli[latents]'" in drawn.stderr
@@ -137,7 +137,7 @@ def test_killed_while_encoding_the_latents_are_the_same(
     """Groups of images go through the autoencoder as they would have without the kill, also past a broken file."""
     src = Path(shutil.copytree(colours, tmp_path / "src"))
     (src / "a" / "0000.png").write_text("broken")
-    line = [quick(), "-c", KILLED, src, tmp_path, autoencoder, photos.shape[1]]
+    line = [sys.executable, "-c", KILLED, src, tmp_path, autoencoder, photos.shape[1]]
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
@@ -184,7 +184,7 @@ def test_latents_that_can_not_be_are_refused_before_any_work(
 
 
 def test_without_the_extra_packing_says_what_to_install(colours: Path, autoencoder: Path, tmp_path: Path) -> None:
-    line = [quick(), "-c", WITHOUT, "prep", str(colours), "x.h5", "--latents", str(autoencoder)]
+    line = [sys.executable, "-c", WITHOUT, "prep", str(colours), "x.h5", "--latents", str(autoencoder)]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and "pip install 'elbocli[latents]'" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -6,13 +6,13 @@ import io
 import os
 import stat
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from forks import quick
 
 COMMANDS = {
     "sample h5": ("sample {run} -n 2 --steps 2 -o {out}", ".h5"),
@@ -101,7 +101,7 @@ def test_samples_are_streamed_into_it(suffix: str, special: Any, elbo: Any, trai
 def test_a_pipe_whose_reader_leaves_ends_quietly_as_standard_output_does(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     os.mkfifo(out)
-    line = [quick(), "-m", "elbocli", "sample", trained, "-n", "100000", "--steps", "1", "-o", out]
+    line = [sys.executable, "-m", "elbocli", "sample", trained, "-n", "100000", "--steps", "1", "-o", out]
     process = subprocess.Popen([*map(str, line)], stderr=subprocess.PIPE)
     with open(out, "rb") as reader:
         assert reader.read(6) == b"\x93NUMPY"
@@ -111,7 +111,7 @@ def test_a_pipe_whose_reader_leaves_ends_quietly_as_standard_output_does(trained
 
 def test_a_terminal_is_refused_by_its_name(trained: Path) -> None:
     ours, its = os.openpty()
-    line = [quick(), "-m", "elbocli", "sample", str(trained), "-n", "1", "-o", os.ttyname(its)]
+    line = [sys.executable, "-m", "elbocli", "sample", str(trained), "-n", "1", "-o", os.ttyname(its)]
     result = subprocess.run(line, capture_output=True, timeout=60, check=False)
     os.close(ours)
     os.close(its)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 from xml.dom import minidom
 
 import pytest
-from forks import quick
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,6 +130,8 @@ def test_a_terminal_gets_no_line_that_a_preset_hides(elbo: Elbo, tmp_path: Path)
     (tmp_path / "own.yaml").write_bytes(text)
     assert elbo("presets", "show", "own.yaml", cwd=tmp_path).stdout == text
     ours, its = os.openpty()
-    subprocess.run([quick(), "-m", "elbocli", "presets", "show", "own.yaml"], cwd=tmp_path, stdout=its, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "elbocli", "presets", "show", "own.yaml"], cwd=tmp_path, stdout=its, check=True
+    )
     os.set_blocking(ours, False)
     assert b"see\\u202e here" in os.read(ours, 1 << 16)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
-from short_ids import short
 
 from elbocli.core.training import AVERAGES, MAX_STD, Average, canonical, gamma_of, parse_average, std_of
 from elbocli.errors import UsageError
@@ -150,7 +149,7 @@ def test_specs_and_file_names_lead_back_to_the_same_average(name, data):
         ("power:std=.10", "power:std=0.1", "ema-power-0.1"),
         (1e-7, "1e-07", "ema-0.0000001"),
     ],
-    ids=lambda value: short(value, 18),
+    ids=str,
 )
 def test_names(text, spec, name):
     assert (parse_average(text).spec, parse_average(text).name) == (spec, name)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from heard import heard
+from harness import heard
 from safetensors.torch import load_file, save_file
 
 from elbocli.ema.command import make_average

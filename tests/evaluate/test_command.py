@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forks import quick
 
 from elbocli.core.metrics import METRICS
 from elbocli.core.metrics.coverage import PRC_PROTOCOLS
@@ -105,7 +104,7 @@ def test_under_torchrun_the_same_object_comes_once(
         capture_output=True,
         timeout=240,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": quick()},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": sys.executable},
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count(b"below 10000") == 1

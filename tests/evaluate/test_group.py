@@ -6,12 +6,12 @@ import io
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from forks import quick
 from PIL import Image
 
 from elbocli.core.metrics import asked
@@ -53,7 +53,7 @@ print(json.dumps([group.forked(job["size"], lambda world: scored(world, job)) fo
 def in_groups(jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
     """Exit codes by job and rank, and what was said."""
     result = subprocess.run(
-        [quick(), "-c", CODE, json.dumps(jobs)],
+        [sys.executable, "-c", CODE, json.dumps(jobs)],
         capture_output=True,
         text=True,
         timeout=300,

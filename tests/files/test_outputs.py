@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 import pytest
-from forks import Result
+from harness import Result
 
 from elbocli.cli.commands import Command, Output
 from elbocli.errors import DataError, UsageError

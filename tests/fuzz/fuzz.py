@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from forks import Zygote
+
 from inputs import ENDS, Case, Drawer
 from targets import good_folder
 

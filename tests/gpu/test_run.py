@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from forks import quick
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.train.state import TrainState
@@ -65,7 +64,7 @@ def started(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
                 env={
                     **kept,
                     "OMP_NUM_THREADS": "1",
-                    "PYTHON": sys.executable if environment else quick(),
+                    "PYTHON": sys.executable,
                     **environment,
                 },
                 stdout=stdout,

@@ -1,11 +1,11 @@
 """Parquet files of images, as Hugging Face's `datasets` writes them: their order, classes and parts; damage in words."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forks import quick
 from packing import open_source, pack
 from published_sets import labels_of, noise, parquet, png
 
@@ -142,7 +142,7 @@ def test_damaged_pages_are_bad_images_and_not_the_end(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_message_says_what_to_install(folder: Path) -> None:
     code = "import sys; sys.modules['pyarrow'] = None; from elbocli.main import main; sys.argv[0] = 'elbo'; main()"
-    line = [quick(), "-c", code, "prep", str(folder), "x.h5"]
+    line = [sys.executable, "-c", code, "prep", str(folder), "x.h5"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 2 and "parquet files need pyarrow; pip install 'elbocli[parquet]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from forks import path_with_tools, quick
+from harness import BIN
 from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 
@@ -193,7 +194,7 @@ def test_a_run_names_no_class_that_its_plug_in_does_not_define(elbo: Elbo, folde
 def test_the_demo_runs(tmp_path: Path) -> None:
     result = subprocess.run(
         ["sh", EXAMPLE / "demo.sh", tmp_path / "demo"],
-        env={**os.environ, "STEPS": "20", "PYTHON": quick(), "PATH": path_with_tools()},
+        env={**os.environ, "STEPS": "20", "PYTHON": sys.executable, "PATH": BIN},
         capture_output=True,
         timeout=900,
         check=False,

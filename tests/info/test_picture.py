@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from forks import quick
 from PIL import Image
 
 from elbocli.errors import DataError, FormatError
@@ -97,7 +97,7 @@ def test_the_picture_goes_to_a_pipe_but_never_onto_a_terminal(
     with Image.open(io.BytesIO(result.stdout)) as picture:
         assert picture.format == "PNG"
     parent, child = pty.openpty()
-    line = [quick(), "-m", "elbocli", "info", str(digits), "--grid", "-"]
+    line = [sys.executable, "-m", "elbocli", "info", str(digits), "--grid", "-"]
     ended = subprocess.run(line, stdout=child, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(child)
     os.close(parent)

@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from forks import quick
 
 from elbocli.errors import FormatError
 from elbocli.files.dataset import ENCODED, ENCODINGS, IMAGES, BlockLayout, Dataset, DatasetWriter, encode
@@ -57,7 +56,7 @@ def test_what_is_whole_passes(kind: str, tmp_path: Path) -> None:
 )
 def test_a_flipped_bit_is_found_or_changes_nothing(kind: str, stride: int, tmp_path: Path) -> None:
     path = pack(tmp_path / "a.h5", kind)
-    done = subprocess.run([quick(), FLIP, path, str(stride)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, FLIP, path, str(stride)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["missed"] == 0 and result["found"] >= 100, result

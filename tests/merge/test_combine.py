@@ -14,7 +14,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from forks import quick
 from packing import Stopped, at_progress, messages, stop_after
 from PIL import Image
 
@@ -269,7 +268,7 @@ def limited(size: int, *words: object) -> "subprocess.CompletedProcess[str]":
     """An elbo command that may not write files beyond `size` bytes."""
     code = f"import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsys.argv[0] = 'elbo'\nfrom elbocli.main import main; main()"
     return subprocess.run(
-        [quick(), "-c", code, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
-from short_ids import short
 
 from elbocli.errors import FormatError, UsageError
 from elbocli.nn.networks import build, config_of, section_of
@@ -82,7 +81,7 @@ def test_it_trains_and_reads_back() -> None:
         {"time_embedding_type": "learned"},
         {"quantization_config": "x"},
     ],
-    ids=short,
+    ids=str,
 )
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises((FormatError, UsageError)), torch.device("meta"):

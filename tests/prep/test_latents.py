@@ -11,7 +11,7 @@ import packing
 import pytest
 import torch
 import yaml
-from heard import heard
+from harness import heard
 from PIL import Image
 from typed_settings import typed
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from heard import heard
+from harness import heard
 
 from elbocli.files.checkpoint import latest
 from elbocli.files.dataset import Dataset

@@ -7,12 +7,12 @@ import pty
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import quick
 
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
@@ -151,7 +151,7 @@ def test_what_is_no_run_no_result_and_no_image_is_refused(
 @pytest.mark.parametrize("words", [["report"], ["report", "--json"], ["info"]])
 def test_a_full_disk_is_told(words: list[str], run: Path) -> None:
     with open("/dev/full", "wb") as out:
-        line = [quick(), "-m", "elbocli", *words, str(run)]
+        line = [sys.executable, "-m", "elbocli", *words, str(run)]
         result = subprocess.run(line, stdout=out, stderr=subprocess.PIPE, timeout=120, check=False)
     said = f"elbo {words[0]}: error: standard output: No space left on device\n"
     assert (result.returncode, result.stderr.decode()) == (1, said)
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told(words: list[str], run: Path) -> None:
 
 def test_a_page_never_goes_onto_a_terminal(run: Path) -> None:
     parent, child = pty.openpty()
-    line = [quick(), "-m", "elbocli", "report", str(run)]
+    line = [sys.executable, "-m", "elbocli", "report", str(run)]
     result = subprocess.run(line, stdout=child, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(child)
     os.close(parent)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
-from short_ids import short
 from torch import nn
 
 from elbocli.core.schedule import schedule_of_shares
@@ -66,7 +65,7 @@ REFINING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", REFINING, ids=short)
+@pytest.mark.parametrize("options", REFINING, ids=str)
 def test_the_same_options_again_or_none_of_them_go_on_with_the_same_run(
     options: dict[str, Any], first: Make, file: Path, digits: Path
 ) -> None:
@@ -117,7 +116,7 @@ def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(
 SIZES = [RunData("other", None, 50, size, channels, classes) for size, channels, classes in [(16, 3, 7), (8, 1, 1)]]
 
 
-@pytest.mark.parametrize("other", SIZES, ids=short)
+@pytest.mark.parametrize("other", SIZES, ids=str)
 @pytest.mark.parametrize(
     "network", [UNET, "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8"]
 )

@@ -1,13 +1,13 @@
 """Processes that torchrun starts anew find each other, and not what they were before; and all of them end."""
 
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forks import quick
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from elbocli.errors import UsageError
@@ -54,7 +54,9 @@ os.kill(host, signal.SIGKILL)
 @pytest.mark.parametrize("late", range(3))
 def test_who_is_started_anew_does_not_wait_for_the_dead(late: int) -> None:
     """All meet through one store, as torchrun's; whoever comes first finds there what the dead have left."""
-    result = subprocess.run([quick(), "-c", CODE, str(late)], capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", CODE, str(late)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.stdout == "0 0 0\n" * 3, result.stderr
 
 
@@ -125,7 +127,7 @@ print(ended(started(2, work), patience=60))
 
 
 def test_a_process_that_fails_ends_and_the_others_with_it_though_torch_hangs() -> None:
-    line = [quick(), "-c", HANGING, str(Path(__file__).parents[1])]
+    line = [sys.executable, "-c", HANGING, str(Path(__file__).parents[1])]
     result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert result.stdout == "[1, 1]\n", result.stderr
     assert "another process of this run has ended" in result.stderr
@@ -149,7 +151,7 @@ def left(process: str) -> bool:
 
 
 def test_processes_of_a_test_end_with_it() -> None:
-    line = [quick(), "-c", WAITING, str(Path(__file__).parents[1])]
+    line = [sys.executable, "-c", WAITING, str(Path(__file__).parents[1])]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         children = process.stdout.readline().split()

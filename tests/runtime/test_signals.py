@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from types import FrameType
 
 import pytest
-from forks import quick
 
 from elbocli.runtime.background import CAUGHT, catching_signals
 
@@ -48,5 +48,5 @@ with background.catching_signals():
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(100)
 """
-    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 130, result.stderr

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import group
-from heard import heard
+from harness import heard
 from typed_settings import typed
 
 from elbocli.core import streams

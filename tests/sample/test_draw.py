@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from heard import heard
+from harness import heard
 from PIL import Image
 from torch._dynamo.utils import counters
 from typed_settings import typed

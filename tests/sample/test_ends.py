@@ -9,6 +9,7 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -17,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forks import quick
 
-ELBO = [quick(), "-m", "elbocli"]
+ELBO = [sys.executable, "-m", "elbocli"]
 LONG = ("--steps", "50", "--batch", "2", "--sampler", "ddim")
 """A batch takes a moment, the whole a minute."""
 

@@ -10,8 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from heard import heard
-from short_ids import short
+from harness import heard
 from typed_settings import typed
 
 from elbocli.core.adaptive import bin_edges
@@ -71,7 +70,7 @@ def weak(make: Make) -> Path:
         ({"sampler": "heun", "guidance": Guidance(2.0)}, 18),
         ({"sampler": "ddim", "guidance": Guidance(2.0, -1.0, 1.0)}, 6),
     ],
-    ids=short,
+    ids=str,
 )
 def test_samples_say_how_often_networks_were_called(
     how: dict[str, Any], calls: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from short_ids import short
 
 Elbo = Callable[..., Any]
 
@@ -48,7 +47,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
         (["--clip", "dynamic:percentile=101"], "percentile is 101"),
         (["--guide", "RUN"], "a guide does nothing at --guidance 1"),
     ],
-    ids=short,
+    ids=str,
 )
 def test_what_makes_no_sense_is_refused(
     given: list[str], complaint: str, elbo: Elbo, trained: Path, tmp_path: Path

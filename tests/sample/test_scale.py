@@ -6,13 +6,13 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from forks import quick
 
 DRIVER = Path(__file__).parent / "sample_group.py"
 MANY = 301
@@ -23,7 +23,7 @@ def came_to(folder: Path, run: Path, jobs: list[dict[str, Any]]) -> tuple[list[d
     """What the jobs came to, and what was said on stderr."""
     written = [{"run": str(run), **job, "out": str(folder / job["out"])} for job in jobs]
     (folder / "jobs.json").write_text(json.dumps(written))
-    line = [quick(), DRIVER, folder / "jobs.json", folder / "found.json"]
+    line = [sys.executable, DRIVER, folder / "jobs.json", folder / "found.json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=900, check=False)
     assert result.returncode == 0, result.stderr

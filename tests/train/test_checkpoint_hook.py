@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heard import heard
+from harness import heard
 
 from elbocli.runtime.processes import joined
 from elbocli.train import loop

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import quick
 
 from elbocli.files.checkpoint import checkpoints
 
@@ -71,7 +70,9 @@ def test_a_terminal_that_is_closed_loses_nothing(digits: Path, preset: Path, tmp
     assert checkpoints(run)[-1].name == f"step-{status['step']:08d}" and status["step"] < STEPS
     end = status["step"] + 5
     for out in (run, straight):
-        subprocess.run([quick(), *map(str, trained(digits, preset, out, end)[1:])], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, *map(str, trained(digits, preset, out, end)[1:])], check=True, capture_output=True
+        )
     for name in ("model.safetensors", "ema-0.9.safetensors"):
         ends = [checkpoints(out)[-1] / name for out in (run, straight)]
         assert ends[0].read_bytes() == ends[1].read_bytes()

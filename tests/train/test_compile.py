@@ -1,6 +1,7 @@
 """The network compiled: how many graphs a run has, that it computes the same, and what happens without a compiler."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from forks import quick
 from functorch.compile import make_boxed_func
-from heard import heard
+from harness import heard
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
@@ -137,7 +137,7 @@ def work(world):
             print(units, first / units, second, breaks, flush=True)
 print(group.forked(2, work))
 """
-    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr
     replicated, sharded, codes = result.stdout.splitlines()
     assert codes == "[0, 0]", result.stderr

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from forks import quick
-from heard import heard
+from harness import heard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.errors import DataError, FormatError, Interrupted, NonFiniteError, UsageError
@@ -394,7 +394,7 @@ with catching_signals() as caught:
         "from elbocli.runtime import background as signals",
         "from elbocli.runtime import background as signals\nfrom elbocli.runtime.background import catching_signals",
     )
-    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (130, "2\n"), result.stderr
 
 

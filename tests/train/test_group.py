@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forks import quick
 from safetensors.torch import load_file
 
 from elbocli.errors import UsageError
@@ -47,7 +47,7 @@ def grouped(tmp_path: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]]
     """Exit codes by run and rank, and what was said on stderr."""
     (tmp_path / "jobs.json").write_text(json.dumps([{**job, "out": str(tmp_path / job["out"])} for job in jobs]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [quick(), str(GROUP), str(tmp_path / "jobs.json")]
+    line = [sys.executable, str(GROUP), str(tmp_path / "jobs.json")]
     result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=500, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), result.stderr
@@ -231,7 +231,7 @@ def work(world):
         Dataset(Path({str(other)!r}) if world.rank == 1 else Path({str(digits)!r}))
 print(group.forked(3, work))
 """
-    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "[1, 1, 1]\n", result.stderr
     for rank in range(3):
         assert f"rank {rank} says: rank 1: {other}" in result.stderr
@@ -256,7 +256,7 @@ for unit in units:
     unit(torch.zeros(2))
 print(counters["frames"]["ok"])
 """
-    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "12\n", result.stderr
 
 
@@ -271,7 +271,7 @@ def work(world):
     world.most([0])
 print(group.forked(2, work))
 """
-    result = subprocess.run([quick(), "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout == "[1, 9]\n", result.stderr
     assert "another process of this run has ended" in result.stderr
 

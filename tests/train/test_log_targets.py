@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +17,7 @@ from typing import Any
 import group
 import numpy as np
 import pytest
-from forks import quick
-from heard import heard
+from harness import heard
 from PIL import Image
 
 from elbocli.errors import UsageError
@@ -107,7 +107,7 @@ def test_only_the_first_process_logs_elsewhere(digits: Path, preset: Path, tmp_p
     run, file = tmp_path / "run", tmp_path / "also.jsonl"
     job = {"size": 2, "data": str(digits), "out": str(run), "options": {"preset": str(preset)}, "log_to": [str(file)]}
     (tmp_path / "jobs.json").write_text(json.dumps([job]))
-    line = [quick(), str(Path(group.__file__)), str(tmp_path / "jobs.json")]
+    line = [sys.executable, str(Path(group.__file__)), str(tmp_path / "jobs.json")]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip() == "[[0, 0]]", done.stderr
     assert lines_of(file) == lines_of(run / "metrics.jsonl")

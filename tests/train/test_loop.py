@@ -6,14 +6,14 @@ import pickle
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forks import quick
-from heard import heard
+from harness import heard
 from identities import eps_hat
 from safetensors.torch import load_file
 
@@ -64,7 +64,7 @@ def test_killed_at_random_moments_and_resumed_equals_undisturbed_byte_for_byte(
     size: int, parallel: str, kills: int, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     for run, wanted in (("whole", 0), ("killed", kills)):
-        line = [quick(), KILLER, digits, preset, tmp_path / run, wanted, 7, size, parallel]
+        line = [sys.executable, KILLER, digits, preset, tmp_path / run, wanted, 7, size, parallel]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} if size > 1 else None
         result = subprocess.run(
             [str(part) for part in line], capture_output=True, text=True, timeout=900, check=False, env=environment
@@ -82,7 +82,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     number: signal.Signals, code: int, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     line = [
-        quick(),
+        sys.executable,
         "-m",
         "elbocli",
         "train",

@@ -2,11 +2,11 @@
 
 import math
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from forks import quick
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,13 +97,13 @@ def test_when_not_even_one_image_fits_it_is_said(state: TrainState) -> None:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_out_of_memory_leaves_nothing_behind_in_any_process(parallel: str, digits: Path, preset: Path) -> None:
     """In forward or backward, in one process or both, in the same unit or others. The passes are real, the memory is not."""
-    line = [quick(), SCRIPT, digits, preset, parallel, *FAILURES[parallel]]
+    line = [sys.executable, SCRIPT, digits, preset, parallel, *FAILURES[parallel]]
     result = subprocess.run(line, capture_output=True, text=True, timeout=400, check=False)
     assert result.stdout.splitlines() == [f"{case} [0, 0]" for case in FAILURES[parallel]], result.stderr
 
 
 def test_all_processes_say_so_when_one_has_no_room_for_an_image(digits: Path, preset: Path) -> None:
-    line = [quick(), SCRIPT, digits, preset, "fsdp", "-,backward:2:0"]
+    line = [sys.executable, SCRIPT, digits, preset, "fsdp", "-,backward:2:0"]
     result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert result.stdout == "-,backward:2:0 [1, 1]\n", result.stderr
     assert result.stderr.count("not even one image at a time fits") == 2

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forks import quick
 
 from elbocli.files.checkpoint import checkpoints
 from elbocli.files.dataset import Dataset
@@ -41,7 +40,7 @@ class Launched:
                 cwd=folder,
                 stdout=out,
                 stderr=err,
-                env={**ENVIRONMENT, "PYTHON_EXEC": quick() if forked else sys.executable},
+                env={**ENVIRONMENT, "PYTHON_EXEC": sys.executable},
                 start_new_session=True,
             )
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import made_data
 import numpy as np
 from environment import has
-from record import Row
-from worker import Session
+from worker import Row, Session
 
 FEW = 60.0
 """Seconds after which a command that says nothing is given up."""

@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from record import Row
-from worker import Session
+from worker import Row, Session
 
 from elbocli.version import __version__
 

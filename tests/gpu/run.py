@@ -20,25 +20,24 @@ ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS), str(TESTS / "bench")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-from record import FAILED, SKIPPED, Report, StepResult  # noqa: E402
-from worker import Session, Step, Worker  # noqa: E402
+from worker import FAILED, SKIPPED, Report, Session, Step, StepResult, Worker  # noqa: E402  # noqa: E402
 
 from elbocli.main import extend_segments, share_cores  # noqa: E402
 
 STEPS = (
     Step("environment", "environment.rows", 8),
-    Step("cuda tests", "cuda_tests.rows", 60),
-    Step("host waits", "host_waits.rows", 45),
-    Step("cpu and device agree", "agreement.rows", 25),
-    Step("fsdp2 on one card", "one_card_fsdp.rows", 20, fresh=True),
-    Step("out of memory", "out_of_memory.rows", 20, fresh=True),
-    Step("imagenet64", "throughput.imagenet64", 120),
-    Step("imagenet256", "throughput.imagenet256", 60),
-    Step("latents256", "throughput.latents256", 45),
-    Step("cifar", "throughput.cifar", 25),
-    Step("sampling", "sampling.rows", 45),
-    Step("inception", "inception_speed.rows", 12),
-    Step("profile", "kernels.rows", 15),
+    Step("cuda tests", "checks.cuda_tests", 60),
+    Step("host waits", "checks.host_waits", 45),
+    Step("cpu and device agree", "checks.agreement", 25),
+    Step("fsdp2 on one card", "checks.one_card_fsdp", 20, fresh=True),
+    Step("out of memory", "checks.out_of_memory", 20, fresh=True),
+    Step("imagenet64", "speed.imagenet64", 120),
+    Step("imagenet256", "speed.imagenet256", 60),
+    Step("latents256", "speed.latents256", 45),
+    Step("cifar", "speed.cifar", 25),
+    Step("sampling", "speed.sampling", 45),
+    Step("inception", "speed.inception", 12),
+    Step("profile", "speed.kernels", 15),
     Step("end to end", "end_to_end.rows", 60),
 )
 """In the order that they run."""

@@ -33,7 +33,7 @@ ABSENT = (
 )
 FAKE = """
 import os, time
-from record import Row, Skipped
+from worker import Row, Skipped
 def good(session): yield Row("found", 1.5, "images/s", note=f"{session.left:.1f}")
 def bad(session): yield from good(session); raise ValueError("of its own")
 def wrong(session): yield Row("a limit", 2, ok=False); yield Row("another", 3)
@@ -214,7 +214,7 @@ def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for folder in (GPU, GPU.parent):
         monkeypatch.syspath_prepend(str(folder))
-    host_waits = pytest.importorskip("host_waits")
+    checks = pytest.importorskip("checks")
     calls: list[str] = []
 
     @contextmanager
@@ -222,19 +222,19 @@ def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path
         calls.append("from here on")
         yield
 
-    monkeypatch.setattr(host_waits.on, "no_waits", no_waits)
-    assert host_waits.watched("fine", "cuda", lambda: calls.append("work"), 2, 1).text == "no wait"
+    monkeypatch.setattr(checks.on, "no_waits", no_waits)
+    assert checks.watched("fine", "cuda", lambda: calls.append("work"), 2, 1).text == "no wait"
     assert calls == ["work", "work", "from here on", "work"]
-    row = host_waits.watched("waits", "cuda", lambda: bin_edges(0, 1, -2), 0, 1)
+    row = checks.watched("waits", "cuda", lambda: bin_edges(0, 1, -2), 0, 1)
     assert not row.ok and row.note.startswith("core/adaptive.py:"), "torch's RuntimeError for a negative count"
 
 
 def test_as_many_images_at_a_time_as_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for folder in (GPU.parent / "bench", GPU.parent, GPU):
         monkeypatch.syspath_prepend(str(folder))
-    throughput = pytest.importorskip("throughput")
+    speed = pytest.importorskip("speed")
     tried: list[tuple[int, int]] = []
-    real = throughput.step_of
+    real = speed.step_of
 
     def step_of(state: TrainState) -> Callable[[], None]:
         parts = state.batches.parts
@@ -243,8 +243,8 @@ def test_as_many_images_at_a_time_as_fit(monkeypatch: pytest.MonkeyPatch, tmp_pa
             raise torch.OutOfMemoryError
         return real(state)
 
-    monkeypatch.setattr(throughput, "step_of", step_of)
-    session = throughput.Session("cpu", True, math.inf, tmp_path)
-    case, way = throughput.Case("cifar", 32, 10, 512, 256, small=throughput.TINY), throughput.Way("fp32")
-    assert throughput.fitting(case, session, throughput.data_of(case, session), way) == 2
+    monkeypatch.setattr(speed, "step_of", step_of)
+    session = speed.Session("cpu", True, math.inf, tmp_path)
+    case, way = speed.Case("cifar", 32, 10, 512, 256, small=speed.TINY), speed.Way("fp32")
+    assert speed.fitting(case, session, speed.data_of(case, session), way) == 2
     assert tried == [(2, 4), (4, 2), (4, 2)]

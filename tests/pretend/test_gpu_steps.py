@@ -34,10 +34,10 @@ def session(module: Callable[[str], ModuleType], tmp_path: Path) -> Any:
 
 @pytest.mark.slow
 def test_no_step_waits(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    host_waits, device_runs = module("host_waits"), module("device_runs")
+    checks, device_runs = module("checks"), module("device_runs")
     families = ("U-Net", "U-ViT, two wavelet levels")
-    monkeypatch.setattr(host_waits, "FAMILIES", {name: host_waits.FAMILIES[name] for name in families})
-    monkeypatch.setattr(host_waits, "PRECISIONS", ("fp32", "bf16"))
+    monkeypatch.setattr(checks, "FAMILIES", {name: checks.FAMILIES[name] for name in families})
+    monkeypatch.setattr(checks, "PRECISIONS", ("fp32", "bf16"))
 
     def watching(device: Pretence) -> Any:
         @contextmanager
@@ -51,16 +51,16 @@ def test_no_step_waits(module: Any, session: Any, monkeypatch: pytest.MonkeyPatc
 
     with pretending() as device:
         monkeypatch.setattr(device_runs, "no_waits", watching(device))
-        rows = {row.name: row for row in host_waits.rows(session)}
+        rows = {row.name: row for row in checks.host_waits(session)}
     assert {row.value for row in rows.values()} == {"no wait"}, [row for row in rows.values() if not row.ok]
     assert {"U-Net, bf16, training", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
 
 
 def test_rates_and_memory_are_taken(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    throughput = module("throughput")
-    monkeypatch.setattr(throughput, "SHORT", throughput.SHORT[:3])
+    speed = module("speed")
+    monkeypatch.setattr(speed, "SHORT", speed.SHORT[:3])
     with pretending():
-        rows = {row.name: row for row in throughput.cifar(session)}
+        rows = {row.name: row for row in speed.cifar(session)}
     assert all(row.ok for row in rows.values()), rows
     for way in ("bf16", "bf16, bare loop", "bf16 compiled"):
         assert rows[f"cifar: {way}"].value > 0 and rows[f"cifar: {way}, memory"].unit == "GB"
@@ -69,5 +69,5 @@ def test_rates_and_memory_are_taken(module: Any, session: Any, monkeypatch: pyte
 @pytest.mark.slow
 def test_losses_images_and_bits_are_compared(module: Any, session: Any) -> None:
     with pretending(), plain_attention():
-        rows = list(module("agreement").rows(session))
+        rows = list(module("checks").agreement(session))
     assert all(row.ok for row in rows) and len(rows) == 5, rows

@@ -1,4 +1,4 @@
-"""Images a second and memory in training, of the large presets' networks: as elbo trains them, and in a bare loop."""
+"""Speeds on a card: training beside a bare loop, sampling, Inception beside torch-fidelity's, and a profile of a step."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import device_runs as on
 import made_data
 import torch
-from record import Row
+from environment import has
 from step_loops import Bare, step_of
-from worker import Session
+from torch.profiler import ProfilerActivity, profile
+from worker import Row, Session, Skipped
 
+from elbocli.core.samplers import parse_sampler
 from elbocli.files.dataset import Dataset
+from elbocli.files.sample_files import FileSink
 from elbocli.run.settings import Resolved
+from elbocli.sample import draw
 from elbocli.train.state import TrainState
 
 EAGER_S, COMPILED_S = 6.0, 25.0
@@ -36,7 +42,7 @@ class Way:
 
     @property
     def name(self) -> str:
-        """Name in rows."""
+        """Name in training."""
         return f"{self.precision}{' compiled' * self.compile}{', bare loop' * self.bare}"
 
 
@@ -148,7 +154,7 @@ def fitting(case: Case, session: Session, data: Dataset, way: Way) -> int:
     return micro_batch
 
 
-def rows(case: Case, ways: tuple[Way, ...], session: Session) -> Iterator[Row]:
+def training(case: Case, ways: tuple[Way, ...], session: Session) -> Iterator[Row]:
     """A rate for each way, with its memory; for a bare loop the overhead, elbo's time over its own."""
     data, rates = data_of(case, session), dict[Way, float]()
     micro_batch = fitting(case, session, data, Way("fp32"))
@@ -175,19 +181,136 @@ def rows(case: Case, ways: tuple[Way, ...], session: Session) -> Iterator[Row]:
 
 def imagenet64(session: Session) -> Iterator[Row]:
     """ADM's U-Net."""
-    return rows(IMAGENET64, ALL, session)
+    return training(IMAGENET64, ALL, session)
 
 
 def imagenet256(session: Session) -> Iterator[Row]:
     """A U-ViT behind one wavelet level, less deep than the preset's."""
-    return rows(IMAGENET256, SHORT, session)
+    return training(IMAGENET256, SHORT, session)
 
 
 def latents256(session: Session) -> Iterator[Row]:
     """A U-ViT for latents."""
-    return rows(Case("latents256", 32, 1000, 256, 64, latents=True), SHORT, session)
+    return training(Case("latents256", 32, 1000, 256, 64, latents=True), SHORT, session)
 
 
 def cifar(session: Session) -> Iterator[Row]:
     """A U-Net of 39 million parameters."""
-    return rows(Case("cifar", 32, 10, 512, 256, small=TINY), SHORT, session)
+    return training(Case("cifar", 32, 10, 512, 256, small=TINY), SHORT, session)
+
+
+EVALUATIONS, BATCH, BATCHES = 32, 32, 4
+LEAST_S = 8.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A way to draw. compile: graphs, of CUDA, are the default, and nothing on a CPU."""
+
+    precision: str
+    compile: str = "graphs"
+
+    @property
+    def name(self) -> str:
+        """Name in rows."""
+        return (
+            f"{self.precision}{ {'off': '', 'graphs': ', CUDA graphs', 'on': ', CUDA graphs, compiled'}[self.compile] }"
+        )
+
+
+DRAWINGS = (
+    Drawing("bf16"),
+    Drawing("bf16", compile="off"),
+    Drawing("tf32"),
+    Drawing("bf16", compile="on"),
+    Drawing("fp32"),
+    Drawing("fp32", compile="off"),
+)
+"""In their order: the first are there when time is short. fp32 with graphs is what `elbo sample` does unasked."""
+
+
+def drawn(run: Path, way: Drawing, session: Session) -> float:
+    """Images a second, from the end of the first batch to the end of the last."""
+    batch, n = (2, 4) if session.small else (BATCH, BATCH * BATCHES)
+    settings = draw.SampleSettings(
+        n=n,
+        sampler=parse_sampler("ddim"),
+        steps=2 if session.small else EVALUATIONS,
+        batch=batch,
+        device=session.device,
+        precision=way.precision,
+        compile=way.compile,
+        overwrite=True,
+    )
+    ends, put = list[tuple[int, float]](), FileSink.put
+
+    def timed(sink: FileSink, images: Any) -> None:
+        put(sink, images)
+        ends.append((sink.done, time.perf_counter()))
+
+    with patch.object(FileSink, "put", timed):
+        draw.draw_samples(run, run / "samples.npy", settings)
+    (first, begun), (last, ended) = ends[0], ends[-1]
+    return (last - first) / (ended - begun)
+
+
+def sampling(session: Session) -> Iterator[Row]:
+    """A rate for each way."""
+    data = data_of(IMAGENET64, session)
+    run = on.untrained(data, session.folder / "imagenet64", settings_of(IMAGENET64, session, data, Way("fp32"), 1))
+    for way in DRAWINGS:
+        if session.left < LEAST_S and not session.small:
+            yield Row(way.name, "skipped", note=f"no time: {max(session.left, 0):.0f} s are left")
+            continue
+        released()
+        begun = time.perf_counter()
+        yield Row(way.name, drawn(run, way, session), "images/s", note=f"{time.perf_counter() - begun:.0f} s in all")
+
+
+def inception(session: Session) -> Iterator[Row]:
+    """Both rates, and the ratio of times. The weights are random, the same on both sides."""
+    for module, package in (("torch_fidelity", "torch-fidelity"), ("scipy", "scipy")):
+        if not has(module):
+            raise Skipped(f"{package} is not installed")
+    from bench_scores import inception
+    from inception import random_weights
+
+    batch, rounds = (2, 1) if session.small else (256, 5)
+    found = inception(random_weights(session.folder / "inception.pth"), session.device, batch, rounds)
+    yield Row("elbo", 1 / found.ours, "images/s")
+    yield Row("torch-fidelity", 1 / found.peer, "images/s")
+    yield Row("time, elbo / torch-fidelity", found.ratio, "ratio")
+
+
+SHOWN, MICRO_BATCH = 15, 16
+
+
+def profiled(step: Callable[[], None], cuda: bool) -> profile:
+    """Profile a step, after two to warm up."""
+    for _ in range(2):
+        step()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+    return seen
+
+
+def kernels(session: Session) -> Iterator[Row]:
+    """The share of each of the first ones, of bf16 as it is, and compiled."""
+    data, cuda = data_of(IMAGENET64, session), session.device == "cuda"
+    for way in (Way("bf16"), Way("bf16", compile=True)):
+        if way.compile and (session.small or session.left < COMPILED_S):
+            yield Row(way.name, "skipped", note="on a CPU nothing is compiled" if session.small else "no time")
+            continue
+        released()
+        settings = settings_of(IMAGENET64, session, data, way, 4 if session.small else MICRO_BATCH)
+        with on.arithmetic(way.precision, session.device):
+            seen = profiled(step_of(TrainState(settings, data)), cuda)
+        events = [
+            (e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in seen.key_averages()
+        ]
+        whole = sum(took for _, took, _ in events)
+        yield Row(f"{way.name}: time of all kernels", whole / 1e3, "ms", ok=whole > 0)
+        for key, took, count in sorted(events, key=lambda event: -event[1])[:SHOWN]:
+            yield Row(f"{way.name}: {key[:90]}", 100 * took / whole, "%", note=f"{count} times")

@@ -1,0 +1,247 @@
+"""Checks on a card: marked tests, host waits, agreement with the CPU, FSDP2, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import device_runs as on
+import made_data
+import numpy as np
+import torch
+import torch.distributed as dist
+from environment import has
+from worker import Row, Session, Skipped
+
+from elbocli.core.samplers import parse_sampler, time_grid
+from elbocli.core.sampling import CLIPS, Guidance, to_levels
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.training import PRECISIONS
+from elbocli.run.open import open_run
+from elbocli.runtime.device import CudaGraphs, choose_device
+from elbocli.sample.draw import Decoder, GuidedRun, SampleSettings, draw
+from elbocli.train.state import TrainState
+from elbocli.train.step import update
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = "tests/train/test_cuda.py"
+"""Its fixtures are its own: those that tests share need packages that a bare machine lacks."""
+
+
+def cuda_tests(session: Session) -> Iterator[Row]:
+    """Count the tests that pass, and name those that do not. On a CPU they are only collected: the suite runs them there."""
+    if not has("pytest"):
+        raise Skipped("pytest is not installed")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    line = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "-m", "cuda", FILE]
+    line += ["--collect-only"] if session.device == "cpu" else []
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=session.left, check=False
+    )
+    print(done.stdout, done.stderr)
+    for name, reason in re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", done.stdout, re.M):
+        yield Row(name.rpartition("::")[2], "failed", ok=False, note=reason[:200])
+    last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
+    yield Row("pytest", last, ok=done.returncode == 0, note="" if done.returncode == 0 else f"exit {done.returncode}")
+
+
+NARROW = {"channels": 32, "depth": 2}
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "U-Net": ("digits", {"preset": "digits", "schedule": "adaptive"}, {}),
+    "U-ViT": ("digits", {"preset": "digits-uvit"}, {}),
+    "U-ViT, one wavelet level": ("noise", {"preset": "small32-uvit"}, {**NARROW, "patching": "dwt-1"}),
+    "U-ViT, two wavelet levels": ("noise", {"preset": "small32-uvit"}, {**NARROW, "patching": "dwt-2"}),
+    "U-ViT, latents": ("latents", {"preset": "digits-uvit"}, {}),
+}
+"""Dataset, settings and changes of the network, by what the large presets are made of."""
+SAMPLERS = ("ddpm", "ddim", "heun:s_churn=40", "dpmpp-2m", "dpmpp-2m-sde")
+WARM, STEPS = 2, 2
+
+
+def place_of(error: RuntimeError) -> str:
+    """Return the line of elbo that an error comes from."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "elbocli" in frame.filename]
+    return f"{frames[-1].filename.rpartition('elbocli/')[2]}:{frames[-1].lineno}" if frames else "outside of elbo"
+
+
+def watched(name: str, device: str, work: Callable[[], object], warm: int, times: int) -> Row:
+    """Do some work a few times to warm up, then a few times without a wait."""
+    try:
+        for _ in range(warm):
+            work()
+        with on.no_waits(device):
+            for _ in range(times):
+                work()
+    except RuntimeError as error:
+        return Row(name, "waits or fails", ok=False, note=f"{place_of(error)}: {' '.join(str(error).split())[:120]}")
+    return Row(name, "no wait" if device == "cuda" else "runs, unwatched on a CPU")
+
+
+def training_step(state: TrainState) -> Callable[[], None]:
+    """A step whose images are there."""
+
+    def step() -> None:
+        update(state)
+
+    return step
+
+
+def opened(run: Path, precision: str, device: str) -> GuidedRun:
+    """A run as `elbo sample` draws from it, guided by itself without classes, and clipped."""
+
+    def failed(why: str) -> None:
+        raise RuntimeError(why)
+
+    where = choose_device(device)
+    clip, graphs = CLIPS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
+    trained = open_run(run, where)
+    return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(False, graphs)
+
+
+def walking(run: GuidedRun, spec: str, precision: str, device: str) -> Callable[[], object]:
+    """A walk of four steps, from noise to pixels."""
+    config, where = run.trained.network.config, choose_device(device)
+    shape = (config.image_size, config.image_size, config.image_channels)
+    settings = SampleSettings(sampler=parse_sampler(spec), precision=precision, device=device)
+    grid, labels = time_grid(parse_schedule("cosine", -10, 10), 4), torch.arange(4, device=where) % config.num_classes
+    decoder = Decoder(shape, to_levels)
+    return lambda: draw(run.denoiser(labels), range(4), shape, grid, settings, where, decoder)
+
+
+def host_waits(session: Session) -> Iterator[Row]:
+    """A row for each family and precision, in training_step and in sampling."""
+    device = session.device
+    data = {
+        "digits": made_data.packed_digits(session.folder),
+        "noise": made_data.packed(session.folder, 32, 3, count=64),
+        "latents": made_data.packed_latents(session.folder, 8, count=64),
+    }
+    for family, (kind, options, network) in FAMILIES.items():
+        first = family == "U-Net"
+        for precision in PRECISIONS if first or not session.small else ("bf16",):
+            how: dict[str, Any] = {**options, "batch": 4, "micro_batch": 2, "precision": precision}
+            settings = on.resolved(data[kind], device, network=network, **how)
+            with on.arithmetic(precision, device):
+                step = training_step(TrainState(settings, data[kind]))
+                yield watched(f"{family}, {precision}, training_step", device, step, WARM, STEPS)
+            run = opened(
+                on.untrained(data[kind], session.folder / f"{family} {precision}", settings), precision, device
+            )
+            # Samplers walk alike whatever the network: one family tries them all.
+            for spec in SAMPLERS if first and not (session.small and precision != "fp32") else SAMPLERS[:1]:
+                walk = walking(run, spec, precision, device)
+                yield watched(f"{family}, {precision}, {spec}", device, walk, 1, 1)
+    # In one part, so that CUDA graphs are replayed: the steps before are those in which they are made.
+    settings = on.resolved(data["digits"], device, preset="digits", batch=8, compile="on", precision="bf16")
+    with on.arithmetic("bf16", device):
+        step = training_step(TrainState(settings, data["digits"]))
+        yield watched("U-Net, bf16, compiled, training_step", device, step, 2 * WARM, STEPS)
+
+
+LOSSES, PIXELS, BITS = 1e-3, 0.5, 1e-4
+"""Largest differences: of losses, relative; of pixels, mean levels; of bits per dimension, relative."""
+BRIEF: dict[str, Any] = {"log_every": 10, "preview_every": 0, "warmup": 5}
+
+
+def agreement(session: Session) -> Iterator[Row]:
+    """The largest differences, in float32."""
+    digits = made_data.packed_digits(session.folder)
+    noise = made_data.packed(session.folder, 32, 3, count=64)
+    steps = 3 if session.small else 20
+    cases = (("digits", digits, 32), ("digits-uvit", digits, 32), ("small32-uvit", noise, 8))
+    for preset, data, batch in cases[:2] if session.small else cases:
+        options = {**BRIEF, "preset": preset, "batch": batch, "precision": "fp32"}
+        cpu, device = (np.array(on.losses(data, where, steps, **options)) for where in ("cpu", session.device))
+        apart = float(np.abs(device / cpu - 1).max())
+        yield Row(f"{preset}: {steps} losses, largest difference", apart, "relative", ok=apart < LOSSES)
+    for preset, data, batch in cases[:1] if session.small else (cases[0], cases[2]):
+        run = session.folder / f"agree-{preset}"
+        on.trained(data, run, "cpu", preset=preset, batch=batch, steps=2 * steps, precision="fp32", **BRIEF)
+        yield from drawn_alike(session, run, preset)
+
+
+def drawn_alike(session: Session, run: Path, preset: str) -> Iterator[Row]:
+    """Images of a run and its bound."""
+    for sampler in ("ddim", "ddpm"):
+        images = [
+            on.samples(run, run / f"{sampler}-{index}.npy", where, sampler=sampler, n=8, steps=8, batch=4)
+            for index, where in enumerate(("cpu", session.device))
+        ]
+        apart = np.abs(images[0].astype(int) - images[1].astype(int))
+        yield Row(
+            f"{preset}: {sampler}, mean difference of pixels",
+            float(apart.mean()),
+            "levels",
+            ok=bool(apart.mean() < PIXELS),
+        )
+    bits = [on.bits(run, where, images=8) for where in ("cpu", session.device)]
+    apart = abs(bits[1] / bits[0] - 1)
+    yield Row(
+        f"{preset}: bits per dimension, difference",
+        apart,
+        "relative",
+        ok=apart < BITS,
+        note=f"{bits[0]:.5f} on the CPU",
+    )
+
+
+LIMIT = {"fp32": 1e-4, "bf16": 0.05}
+"""Largest differences of gradients, relative: bf16's weights are rounded before they are gathered."""
+
+
+def one_card_fsdp(session: Session) -> Iterator[Row]:
+    """Gradients of sharded networks against the same whole, twice over, and what a collective does."""
+    digits = made_data.packed_digits(session.folder)
+    noise = made_data.packed(session.folder, 32, 3, count=64)
+    for preset, data in (("digits", digits), ("small32-uvit", noise)):
+        config = on.resolved(data, session.device, preset=preset).network
+        for precision, limit in LIMIT.items():
+            sharded, whole = on.sharded_and_whole(config, session.device, precision)
+            if len(sharded) != len(whole):
+                yield Row(f"{preset}, {precision}: gradients", f"{len(sharded)} of {len(whole)}", ok=False)
+                continue
+            apart = max(float((one - other).norm() / other.norm()) for one, other in zip(sharded, whole) if other.any())
+            name = f"{preset}, {precision}: {len(whole)} gradients, largest difference"
+            yield Row(name, apart, "relative", ok=apart < limit)
+    with on.alone_in_a_group(session.device) as world:
+        value = torch.ones(3, device=world.device)
+        dist.all_reduce(value)
+        yield Row("backend", dist.get_backend(), ok=bool((value == 1).all()))
+
+
+def out_of_memory(session: Session) -> Iterator[Row]:
+    """Report what the search finds, and that steps of so many images then run."""
+    cuda = session.device == "cuda"
+    batch = 2048 if cuda else 8
+    noise = made_data.packed(session.folder, 64, 3, count=batch)
+    for precision in ("fp32", "bf16"):
+        with on.little_memory(session.device), on.arithmetic(precision, session.device):
+            settings = on.resolved(noise, session.device, preset="small64", batch=batch, precision=precision)
+            state = TrainState(settings, noise)
+            parts = [len(part) for part in state.batches.parts]
+            searched = len(parts) > 1 if cuda else len(parts) == 1
+            yield Row(
+                f"{precision}: images at a time, of {batch}",
+                max(parts),
+                "images",
+                ok=searched,
+                note=f"{len(parts)} parts",
+            )
+            for _ in range(3):
+                update(state)
+            loss = state.interval()[1]
+            yield Row(f"{precision}: loss after 3 steps of so many", loss, ok=math.isfinite(loss))
+            if cuda:
+                used = torch.cuda.max_memory_reserved()
+                yield Row(
+                    f"{precision}: memory reserved, of {on.LIMIT / 1e9:.2f} GB", used / 1e9, "GB", ok=used <= on.LIMIT
+                )
+                torch.cuda.reset_peak_memory_stats()
+            del state

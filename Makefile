@@ -7,21 +7,16 @@ BIN := $(VENV)/bin
 # they started: three workers keep two cores busy.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, -(-3 * os.cpu_count() // 2)))')
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-QUICK := -m "not slow and not long"
-UNIT := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/test_house.py
+# What other versions could break: maths, files, networks, processes, the whole pipeline.
+VERSIONS := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/train tests/test_pipeline.py
 
-# What other versions could break: the unit tests, words and options, two processes, the whole pipeline.
-VERSIONS := $(UNIT) tests/test_bounds.py tests/cli/test_options.py tests/sample/test_scale.py \
-	tests/evaluate/test_group.py tests/train/test_group.py tests/train/test_torchrun.py tests/test_pipeline.py
-
-.PHONY: help demo demo-fashion site unit test check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
+.PHONY: help demo demo-fashion site test check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
 	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
-	@echo "make unit        set up, then the tests of what commands are made of: two minutes on two cores"
-	@echo "make test        set up, then all tests that take no more than seconds, and the pipeline: eight minutes"
-	@echo "make check       lint, types, all tests but the slow ones: what CI runs"
+	@echo "make test        set up, then all tests but the slow ones: five minutes on two cores"
+	@echo "make check       lint, types, and make test: what CI runs"
 	@echo "make check-slow  the slow tests, then these three:"
 	@echo "make oldest      tests with the oldest Python and packages that setup.cfg allows; PYTHON_OLDEST names that Python"
 	@echo "make middle      the same tests with a torch between them"
@@ -50,14 +45,10 @@ demo-fashion: $(VENV)/.ready
 site: $(VENV)/.ready
 	$(BIN)/python -m docs.sphinx.build site
 
-unit: $(VENV)/.ready
-	$(PYTEST) $(QUICK) $(UNIT)
-
 test: $(VENV)/.ready
-	$(PYTEST) $(QUICK)
-
-check: lint types
 	$(PYTEST)
+
+check: lint types test
 
 check-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

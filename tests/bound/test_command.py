@@ -1,150 +1,240 @@
-"""`elbo bound` as a user types it."""
+"""`elbo bound` as a user types it, of pixels and of latents: one JSON object, tables by image, and lines that are refused."""
+
+from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from subprocess import CompletedProcess
+from typing import Any
 
-import numpy
+import h5py
+import numpy as np
 import pytest
+import torch
 import yaml
-from torch import Tensor
 
-from elbocli.core import loss
-from elbocli.core.schedule import Schedule
-from elbocli.core.weighting import Weighting
-from elbocli.main import run
+from elbocli.bound.measure import Measurement, open_measurement
+from elbocli.bound.result import Classification
+from elbocli.errors import DataError
+from elbocli.files.losslog import read_table
+from elbocli.nn.networks.diffusers import affine
 
-
-class Result(NamedTuple):
-    """What a command line left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Standard output, read."""
-        return json.loads(self.out)
+Elbo = Callable[..., CompletedProcess[bytes]]
+Found = Callable[..., dict[str, Any]]
+SPECS = ("--estimator", "variational", "--estimator", "information", "--estimator", "ode:steps=4")
 
 
-Bound = Callable[..., Result]
+@pytest.fixture(scope="module")
+def latent_run(latents: Path, preset: Path, elbo: Elbo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps on latents."""
+    path = tmp_path_factory.mktemp("latent-runs") / "run"
+    done = elbo("train", latents, "-o", path, "--preset", preset, "--steps", 8, "--preview-every", 0)
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 @pytest.fixture
-def bound(capsys: pytest.CaptureFixture[str]) -> Bound:
-    """The command in this process: importing torch once is enough for all these lines."""
+def bound(elbo: Elbo, tmp_path: Path) -> Found:
+    """bound(*words): the JSON that it prints."""
 
-    def call(*line: Any) -> Result:
-        code = run(["bound", *map(str, line)])
-        return Result(code, *capsys.readouterr())
+    def call(*words: Any) -> dict[str, Any]:
+        done = elbo("bound", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
     return call
 
 
-def test_the_bound_is_one_json_object(elbo: Any, trained: Path, digits: Path, tmp_path: Path) -> None:
-    """In a process of its own, with everything it can write."""
-    curve, log, picture = (tmp_path / name for name in ("curve.tsv", "log.jsonl", "curve.svg"))
-    result = elbo("bound", trained, digits, "-n", 40, "--draws", 4, "--curve", curve, "--log", log, "--plot", picture)
+def test_the_bound_is_one_json_object_with_all_that_it_can_write(
+    elbo: Elbo, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    files = ("--curve", "curve.tsv", "--log", "log.jsonl", "--plot", "curve.svg")
+    result = elbo("bound", trained, digits, "-n", 40, "--draws", 4, *files, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["n_images"] == 40 and found["draws_per_image"] == 4 and 0 < found["bpd_se"] < found["bpd"]
     assert found["weights"] == "ema-0.9" and found["checkpoint"] == "step-00000040" and found["conditional"]
     assert b"40 of 300 images" in result.stderr
-    assert len(curve.read_text().splitlines()) == 101 and b"<svg" in picture.read_bytes()
-    fitted = elbo("adapt", log, "--weighting", "elbo")
+    assert len((tmp_path / "curve.tsv").read_text().splitlines()) == 101
+    assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
+    fitted = elbo("adapt", tmp_path / "log.jsonl", "--weighting", "elbo")
     assert fitted.returncode == 0 and b"elbo-schedule" in fitted.stdout
 
 
-def test_the_same_line_prints_the_same(bound: Bound, trained: Path) -> None:
-    line = (trained, "-q", "-n", 20, "--draws", 2)
-    first, second, other = bound(*line), bound(*line), bound(*line, "--seed", 1)
-    assert first.out == second.out != other.out
-    assert first.err == ""
+def test_the_same_line_prints_the_same(elbo: Elbo, trained: Path) -> None:
+    line = ("bound", trained, "-q", "-n", 20, "--draws", 2)
+    first, second, other = elbo(*line), elbo(*line), elbo(*line, "--seed", 1)
+    assert first.stdout == second.stdout != other.stdout and first.stderr == b""
 
 
-def test_the_check_exits_0_when_both_sides_agree(bound: Bound, trained: Path) -> None:
-    result = bound(trained, "--check", "-n", 100, "--weighting", "sigmoid:bias=2", "--weighting", "edm")
-    assert result.code == 0, result.err
-    assert result.json["agree"] and [c["monotone"] for c in result.json["checks"]] == [True, False]
+@pytest.mark.parametrize("ending", [".tsv", ".txt"])
+def test_numbers_of_images_add_up_to_the_bound(
+    ending: str, bound: Found, elbo: Elbo, trained: Path, tmp_path: Path
+) -> None:
+    line = (trained, "-n", 30, "--draws", 4, "--per-image", f"each{ending}")
+    result, table = bound(*line), read_table(tmp_path / f"each{ending}")
+    assert result["per_image"] == f"each{ending}" and [*table][2:] == ["nats", "nats_se", "bpd"]
+    assert table["nats"].sum() == pytest.approx(30 * result["nats"], rel=1e-9)
+    assert table["bpd"].mean() == pytest.approx(result["bpd"], rel=1e-9)
+    assert (np.diff(table["index"]) > 0).all() and len(table["index"]) == 30 and (table["nats_se"] > 0).all()
+    assert elbo("bound", *line, cwd=tmp_path).returncode == 2, "it is not overwritten"
 
 
-def test_the_check_is_of_the_runs_own_weighting_unless_told(bound: Bound, trained: Path) -> None:
-    result = bound(trained, "--check", "-n", 20, "-q")
-    assert [c["weighting"] for c in result.json["checks"]] == ["sigmoid:bias=2"]
+def test_several_estimates_have_columns_each_and_pictures_on_the_page(
+    bound: Found, elbo: Elbo, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    found = bound("run", "-n", 20, "--draws", 2, *SPECS[2:], "--per-image", "run/each.tsv")
+    (tmp_path / "run/likelihood.json").write_text(json.dumps(found))
+    table = read_table(tmp_path / "run/each.tsv")
+    for name, each in zip(("information", "ode"), found["estimates"], strict=True):
+        assert table[f"nats_{name}"].mean() == pytest.approx(each["nats"], rel=1e-9)
+    page = elbo("report", "run", "--scores", "run/each.tsv", cwd=tmp_path).stdout.decode()
+    assert page.count("The likeliest images") == 2
+    page = elbo("report", "run", cwd=tmp_path).stdout.decode()
+    assert "The least likely images" in page and "ode:steps=4,draws=2" in page and "not chosen" in page
 
 
-def test_the_check_exits_1_for_a_broken_loss(bound: Bound, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public mistake, injected into the training loss: no −dλ/dt."""
-    whole = loss.step_coefficients
+def test_digits_are_classified_far_better_than_by_chance(
+    bound: Found, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    """After 40 steps of training. The table has each image's answer."""
+    how = ("-n", 60, "--draws", 8, "--weights", "model", "--per-image", "each.tsv")
+    told = bound(trained, digits, "--classify", *how)
+    found, table = Classification.of(told), read_table(tmp_path / "each.tsv")
+    assert found.accuracy > 0.2 and (found.n_images, found.classes, found.per_image) == (60, 10, "each.tsv")
+    assert (table["predicted"] == table["label"]).mean() == pytest.approx(found.accuracy)
+    assert [*table][2:] == ["predicted", "confidence", "probability"]
 
-    def broken(logsnr: Tensor, weighting: Weighting, schedule: Schedule, *rest: Any) -> loss.StepCoefficients:
-        c = whole(logsnr, weighting, schedule, *rest)
-        return c._replace(loss_factor=c.loss_factor * schedule.density(logsnr).to(c.loss_factor))
 
-    monkeypatch.setattr(loss, "step_coefficients", broken)
-    result = bound(trained, "--check", "-n", 100)
-    assert result.code == 1, result.err
-    assert not result.json["agree"]
-    assert abs(result.json["checks"][0]["difference_in_se"]) > 10
+# Latents
+
+
+def test_of_latents_all_is_in_nats_per_latent_dimension(
+    bound: Found, elbo: Elbo, latent_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(latent_run, tmp_path / "run")
+    for name, words in (("one", ()), ("two", SPECS)):
+        table = tmp_path / "run" / f"{name}.tsv"
+        found = bound("run", "-n", 24, "--draws", 4, *words, "--per-image", table)
+        for each in found.get("estimates", [found]):
+            assert each["nats"] == pytest.approx(each["nats_per_latent_dimension"] * 8 * 8 * 4)
+        numbers = read_table(table)
+        assert list(numbers.values())[2].mean() == pytest.approx(found.get("estimates", [found])[0]["nats"], rel=1e-6)
+        for column in (column for column in numbers if column.startswith("nats_per_latent_dimension")):
+            nats = numbers[column.replace("_per_latent_dimension", "")]
+            assert numbers[column] == pytest.approx(nats / 256, rel=1e-6)
+        assert "bpd" not in json.dumps([found, [*numbers]])
+        (tmp_path / "run" / f"{name}.json").write_text(json.dumps(found))
+    page = elbo("report", "run", cwd=tmp_path).stdout.decode()
+    assert '<th class="n">nats per latent dimension</th>' in page and "bits" not in page
+    assert page.count("shows nats of pixels alone") == 2 and "likeliest images" not in page
+    assert elbo("report", "run", "--scores", "run/one.tsv", cwd=tmp_path).returncode == 1
+
+
+def test_the_other_questions_are_answered_for_latents(bound: Found, latent_run: Path, tmp_path: Path) -> None:
+    some = (latent_run, "-n", 24, "--draws", 4)
+    assert bound(*some, "--check", "--weighting", "sigmoid:bias=2")["agree"]
+    assert bound(*some, "--classify")["classes"] == 3
+    bound(*some, "--curve", "curve.tsv", "--plot", "curve.svg", "--log", "log.jsonl")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert bound(latent_run, "--target-se", 0.5, "--draws", 4)["nats_per_latent_dimension_se"] < 0.5
+
+
+def test_latents_are_drawn_once_as_training_draws_them(latent_run: Path, latents: Path) -> None:
+    """From mean and std, by the image's number and the seed, whatever images come with it."""
+
+    def drawn(batch: int, seed: int) -> tuple[Measurement, torch.Tensor]:
+        asked = open_measurement(latent_run, latents, images=48, batch=batch, seed=seed)
+        each = {row: x for some in asked for row, x in zip(some.rows, some.content, strict=True)}
+        return asked, torch.stack([each[row] for row in range(48)])
+
+    (asked, x), (_, same), (_, other) = drawn(64, 0), drawn(256, 0), drawn(256, 1)
+    assert torch.equal(x, same) and float((x == other).double().mean()) < 0.01
+    with h5py.File(latents, "r", locking=False) as file:
+        mean, std = (torch.from_numpy(half).float() for half in np.split(file["latents"][:], 2, 1))
+    assert asked.dataset.latent_space is not None
+    shift, scale = affine(asked.dataset.latent_space, torch.device("cpu"))
+    eta = (x / scale + shift - mean) / std
+    assert abs(float(eta.mean())) < 0.05 and float(eta.std()) == pytest.approx(1, abs=0.05)
+
+
+# Datasets
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("run", "data", "word"),
     [
-        (["--draws", 3], 2, "even"),
-        (["--check", "--curve", "x.tsv"], 2, "--curve can't go with --check"),
-        (["--weighting", "elbo"], 2, "--weighting can't go with the bound"),
-        (["--check", "--weighting", "nope"], 2, "no weighting is called 'nope'"),
-        (["--schedule", "fitted:nope"], 2, "no criterion is called 'nope'"),
-        (["--schedule", "edm-sample"], 2, "not -10 to 10"),
-        (["--target-se", "nan"], 2, "nan"),
-        (["-n", 1], 2, "1"),
-        (["--logsnr-min", 5, "--logsnr-max", 2], 2, "must rise"),
-        (["--curve", "-"], 2, "standard output is for other results"),
-        (["--check", "--weighting", "edm:mean=-200,std=0.1"], 2, "is zero, or not finite"),
-        (["--plot", "x.bmp"], 2, "name a file that ends in .svg"),
+        ("trained", "latents", "latents"),
+        ("trained", "larger", "(16, 1, 3)"),
+        ("trained", "classes", "(8, 1, 11)"),
+        ("latent_run", "digits", "pixels"),
+        ("latent_run", "space", "autoencoder_sha256"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
-    bound: Bound,
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[Any],
-    code: int,
-    words: str,
+def test_a_dataset_that_does_not_fit_is_refused(
+    run: str, data: str, word: str, elbo: Elbo, latents: Path, pack: Any, images: Any, request: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = bound(trained, *options)
-    assert result.code == code
-    assert words in result.err and "error: " in result.err and result.out == ""
-    assert not any(tmp_path.iterdir())
+    if data == "larger":
+        path = pack(rows=images(12, 16, 1))
+    elif data == "classes":
+        path = pack(rows=images(11, 8, 1), labels=np.arange(11), names="abcdefghijk")
+    elif data == "space":
+        path = Path(shutil.copy(latents, tmp_path))
+        with h5py.File(path, "r+") as file:
+            file.attrs["autoencoder_sha256"] = "0" * 64
+    else:
+        path = request.getfixturevalue(data)
+    result = elbo("bound", request.getfixturevalue(run), path)
+    assert (result.returncode, result.stdout) == (2, b"") and word in result.stderr.decode(), result.stderr
 
 
-def test_a_dataset_of_more_classes_is_refused(bound: Bound, trained: Path, tmp_path: Path) -> None:
-    numpy.savez(tmp_path / "x.npz", arr_0=numpy.zeros((11, 8, 8, 1), numpy.uint8), arr_1=numpy.arange(11))
-    assert run(["prep", "-q", str(tmp_path / "x.npz"), str(tmp_path / "x.h5")]) == 0
-    result = bound(trained, tmp_path / "x.h5")
-    assert result.code == 2 and result.out == ""
-    assert "x.h5: (side, channels, classes) are (8, 1, 11); the run's are (8, 1, 10)" in result.err
-
-
-def test_a_run_is_found_again_from_elsewhere(
-    bound: Bound, trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_found_again_from_elsewhere_and_a_changed_dataset_is_not_its_own(
+    bound: Found, trained: Path, digits: Path, tmp_path: Path
 ) -> None:
     """Trained as `elbo train data.h5 -o run` in one folder, asked about from another."""
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "data.h5").write_bytes(digits.read_bytes())
-    shutil.copytree(trained, work / "run")
-    config = work / "run" / "config.yaml"
+    shutil.copytree(trained, tmp_path / "work/run")
+    shutil.copy(digits, tmp_path / "work/data.h5")
+    config = tmp_path / "work/run/config.yaml"
     content = yaml.safe_load(config.read_text())
     content["data"] |= {"path": "data.h5", "from_run": "../data.h5"}
     config.write_text(yaml.safe_dump(content))
-    monkeypatch.chdir(tmp_path)
-    result = bound(work / "run", "-n", 20, "--draws", 2, "-q")
-    assert result.code == 0, result.err
-    assert Path(result.json["dataset"]) == Path("work/data.h5")
+    assert Path(bound("work/run", "-n", 20, "--draws", 2)["dataset"]) == Path("work/data.h5")
+    content["data"] |= {"payload_sha256": "abc"}
+    config.write_text(yaml.safe_dump(content))
+    with pytest.raises(DataError):
+        open_measurement(tmp_path / "work/run", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("--draws 3", "even"),
+        ("--check --curve x.tsv", "--curve"),
+        ("--weighting elbo", "--weighting"),
+        ("--schedule fitted:nope", "nope"),
+        ("--schedule edm-sample", "-10 to 10"),
+        ("--logsnr-min 5 --logsnr-max 2", "rise"),
+        ("--check --weighting edm:mean=-200,std=0.1", "zero"),
+        ("--plot x.bmp", ".svg"),
+        ("--estimator ode:steps=5", "even"),
+        ("--estimator ode --estimator flow", "twice"),
+        ("--estimator ode --curve c.tsv", "--curve"),
+        ("--estimator ode --target-se 0.1", "--target-se"),
+        ("--per-image x.tsv --target-se 0.1", "--per-image"),
+        ("--per-image -", "standard output"),
+        ("--classify --curve x.tsv", "--curve"),
+        ("--classify --check", "--classify"),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_refused(line: str, word: str, elbo: Elbo, trained: Path, tmp_path: Path) -> None:
+    result = elbo("bound", trained, *line.split(), cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, b"") and word in result.stderr.decode(), result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_it_is_one_process(elbo: Elbo, trained: Path) -> None:
+    result = elbo("bound", trained, env={"WORLD_SIZE": "2"})
+    assert result.returncode == 2 and b"torchrun" in result.stderr

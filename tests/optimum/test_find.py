@@ -1,22 +1,27 @@
-"""The search over a dataset's images: exact, by a sample, within its memory, and below every network's error."""
+"""The least error of any denoiser: exact, by a sample, within its memory, below every network's error; and the commands that read it."""
 
+from __future__ import annotations
+
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.core.optimum import excess_by_bin
 from elbocli.files.dataset import Dataset, DatasetAttributes
 from elbocli.files.losslog import Optimum, read_logs
+from elbocli.files.schedule_file import resolve_schedule
 from elbocli.optimum import find
 from elbocli.optimum.find import Search, open_search
 
+Elbo = Callable[..., CompletedProcess[bytes]]
 SETTINGS: dict[str, Any] = {"logsnr_min": -8, "logsnr_max": 8, "bins": 16, "sources": 300, "sample": 0}
 
 
@@ -43,8 +48,8 @@ class Images:
         return self.levels[rows]
 
 
-def random_images(count: int, side: int = 2, seed: int = 0) -> Images:
-    return Images(np.random.default_rng(seed).integers(0, 256, (count, side, side, 1), np.uint8))
+def random_images(count: int, side: int = 2) -> Images:
+    return Images(np.random.default_rng(0).integers(0, 256, (count, side, side, 1), np.uint8))
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -57,19 +62,26 @@ def test_half_the_integral_is_the_entropy_of_the_images(conditional: bool) -> No
     assert abs(found.nats - found.log_images) < 4 * found.nats_se and 0 < found.nats_se < 0.3
 
 
+def repeated(dataset: Any, seeds: range, **settings: Any) -> tuple[list[Optimum], np.ndarray, np.ndarray]:
+    """Results of several seeds, and their errors and standard errors in each bin."""
+    results = [searched(dataset, seed=seed, **settings) for seed in seeds]
+    return results, *(np.array([getattr(each, key) for each in results]) for key in ("eps_mse", "eps_mse_se"))
+
+
+def mean_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
+
+
 def test_the_sample_is_unbiased_within_its_error(digits: Path) -> None:
     """40 seeds against all images and many draws: their mean, and how far each is off in its own errors."""
-    dataset = Dataset(digits)
-    exact = np.array([searched(dataset, seed=100 + seed).eps_mse for seed in range(12)])
-    truth, truth_se = exact.mean(0), exact.std(0, ddof=1) / math.sqrt(12)
-    results = [searched(dataset, seed=seed, sources=64, sample=60) for seed in range(40)]
+    truth, truth_se = mean_of(repeated(Dataset(digits), range(100, 112))[1])
+    results, found, errors = repeated(Dataset(digits), range(40), sources=64, sample=60)
     checks = [each.sample for each in results if each.sample is not None]
     assert [(each.images, each.sources) for each in checks] == [(60, 32)] * 40
-    found, errors = (np.array([getattr(each, key) for each in results]) for key in ("eps_mse", "eps_mse_se"))
     shown = truth > 1e-3  # beyond, a draw in a hundred makes all of it
-    mean_se = np.hypot(found.std(0, ddof=1) / math.sqrt(40), truth_se)
-    assert (np.abs(found.mean(0) - truth)[shown] / mean_se[shown]).max() < 3.5
-    spread = found.std(0, ddof=1)[shown] / np.sqrt((errors[:, shown] ** 2).mean(0))
+    mean, mean_se = mean_of(found)
+    assert (np.abs(mean - truth) / np.hypot(mean_se, truth_se))[shown].max() < 3.5
+    spread = (found.std(0, ddof=1) / np.sqrt((errors**2).mean(0)))[shown]
     assert spread.min() > 0.3 and spread.max() < 1.3, "the error that each says is the one that they have"
     assert np.mean([each.bias for each in checks], 0).min() < -3e-3, "without the check it would be too small"
 
@@ -77,10 +89,8 @@ def test_the_sample_is_unbiased_within_its_error(digits: Path) -> None:
 def test_intervals_hold_the_least_error_in_every_bin() -> None:
     """60 seeds, also where one draw in a thousand, or none, confuses two images: there the sample shows no error."""
     images = random_images(60)
-    exact = np.array([searched(images, sources=60, seed=1000 + seed).eps_mse for seed in range(200)])
-    truth, truth_se = exact.mean(0), exact.std(0, ddof=1) / math.sqrt(200)
-    results = [searched(images, sources=60, seed=seed) for seed in range(60)]
-    found, errors = (np.array([getattr(each, key) for each in results]) for key in ("eps_mse", "eps_mse_se"))
+    truth, truth_se = mean_of(repeated(images, range(1000, 1200), sources=60)[1])
+    _, found, errors = repeated(images, range(60), sources=60)
     inside = np.abs(found - truth) < 1.96 * np.hypot(errors, truth_se)
     assert inside.mean(0).min() > 0.85
     assert errors[:, -1].max() < 0.01 * errors.max(), "where no images are confused it is next to nothing"
@@ -97,56 +107,116 @@ def test_mirror_images_count(digits: Path) -> None:
     assert np.abs((np.array(flipped.eps_mse) - packed.eps_mse) / error).max() < 4.5
 
 
-def test_the_size_of_blocks_changes_nothing_but_the_memory() -> None:
-    images = random_images(100, 3)
-    whole, small = (searched(images, sources=20, batch=batch) for batch in (100, 7))
-    np.testing.assert_allclose(whole.eps_mse, small.eps_mse, rtol=1e-10, atol=1e-14)
-
-
-class Largest(TorchDispatchMode):
-    """The most numbers that any tensor had which was made meanwhile."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
-            self.numbers = max(self.numbers, out.numel())
-        return out
-
-
-def test_memory_is_bounded_however_many_images_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find, "NUMBERS", 2**11)
+def test_the_size_of_blocks_changes_nothing_but_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = random_images(300, 3)
+    whole, small = (searched(images, sources=20, batch=batch) for batch in (300, 7))
     monkeypatch.setattr(find, "MOST_IMAGES", 64)
-    most = []
-    for count in (300, 3000):
-        images = random_images(count, 4)
-        with Largest() as seen:
-            searched(images, bins=4, sources=90)
-        assert images.largest <= 64
-        most.append(max(seen.numbers, 3000))  # labels and places: a number for each image
-    assert most[0] <= most[1] <= 2 * 64 * 64
+    monkeypatch.setattr(find, "NUMBERS", 2**10)
+    images.largest = 0
+    bounded = searched(images, sources=20)
+    assert images.largest <= 64
+    for other in (small, bounded):
+        np.testing.assert_allclose(whole.eps_mse, other.eps_mse, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--val-split", 100, "--flip"),
-        pytest.param((), marks=pytest.mark.slow),
-        pytest.param(("--weighting", "edm", "--schedule", "edm"), marks=pytest.mark.slow),
-    ],
-)
-def test_no_network_is_better_than_the_optimum(
-    options: tuple[Any, ...], elbo: Callable[..., Any], digits: Path, preset: Path, tmp_path: Path
-) -> None:
+def test_no_network_is_better_than_the_optimum(elbo: Elbo, digits: Path, preset: Path, tmp_path: Path) -> None:
     """The loss log of a run, in every bin, down to three standard errors."""
     run = tmp_path / "run"
-    done = elbo("train", digits, "-o", run, "--preset", preset, "--steps", 150, "--batch", 32, *options)
+    how = ("--steps", 150, "--batch", 32, "--val-split", 100, "--flip")
+    done = elbo("train", digits, "-o", run, "--preset", preset, *how)
     assert done.returncode == 0, done.stderr
     found = find.find_optimum(open_search(None, run, device="cpu", sources=300, sample=0))
-    assert found.images == (400 if "--flip" in options else 300) and found.classes == 10
+    assert found.images == 400 and found.classes == 10
     log = read_logs([run])
     moments = ErrorMoments.of_sums(log.edges, log.sums)
     value, se = excess_by_bin(moments, *found.least(log.edges, training=True))
     seen = moments.count > 30
     assert int(seen.sum()) > 40 and float((value / se)[seen].min()) > -3
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def validated(elbo: Elbo, digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that held images out, with its optimum."""
+    folder = tmp_path_factory.mktemp("validated") / "run"
+    assert elbo("train", digits, "-o", folder, "--preset", preset, "--val-split", 100).returncode == 0
+    done = elbo("optimum", "--like", folder, "-n", 100, "-o", folder / "optimum.json")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def told(elbo: Elbo, tmp_path: Path) -> Callable[..., Any]:
+    """told(*words): the JSON that a command prints."""
+
+    def call(*words: Any) -> Any:
+        done = elbo(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return call
+
+
+def test_the_result_is_one_json_object(told: Any, validated: Path, digits: Path, tmp_path: Path) -> None:
+    found = told("optimum", digits, "-n", 20, "--bins", 10, "--plot", "x.svg", "--classes")
+    assert found["format"] == "elbo-optimum" and len(found["eps_mse"]) == 10 and found["edges"][::10] == [-15, 15]
+    assert (found["images"], found["classes"], found["dimensions"], "sample" in found) == (300, 10, 64, False)
+    assert (tmp_path / "x.svg").exists()
+    assert told("info", validated / "optimum.json", "--json")["is"] == "optimum"
+
+
+def test_adapt_fits_the_excess_or_the_data_alone(told: Any, validated: Path, tmp_path: Path) -> None:
+    line, optimum = ("-o", "s.yaml", "--overwrite", "--report"), validated / "optimum.json"
+    found = told("adapt", validated, "--criterion", "excess", "--optimum", optimum, *line)
+    assert "fitted:excess" in found["schedules"] and "criterion: excess" in (tmp_path / "s.yaml").read_text()
+    found = told("adapt", "--data-only", optimum, "--weighting", "sigmoid:bias=2", "--plot", "s.svg", *line)
+    assert "criterion: data-only" in (tmp_path / "s.yaml").read_text() and (tmp_path / "s.svg").exists()
+    schedule = resolve_schedule(str(tmp_path / "s.yaml"))
+    log_sigma = -0.5 * schedule.logsnr((torch.arange(20_000).double() + 0.5) / 20_000)
+    assert found["p_mean"] == pytest.approx(float(log_sigma.mean()), rel=1e-2)
+    assert found["p_std"] == pytest.approx(float(log_sigma.std()), rel=1e-2)
+    assert found["half"] == pytest.approx(schedule.logsnr(torch.tensor([0.75, 0.25]).double()).tolist())
+
+
+def test_bound_has_the_excess(told: Any, validated: Path, tmp_path: Path) -> None:
+    optimum = validated / "optimum.json"
+    found = told("bound", validated, "-n", 40, "--optimum", optimum, "--curve", "c.tsv")["excess"]
+    assert found["own"]["nats_per_dimension"] > 0 and found["n_own"] == 40
+    assert (tmp_path / "c.tsv").read_text().splitlines()[0].endswith("\texcess\texcess_se")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "word"),
+    [
+        ("optimum", 2, "dataset"),
+        ("optimum data --sample 9 -n 2", 2, "two images"),
+        ("optimum other --like run", 1, "other images"),
+        ("adapt run --criterion excess", 2, "together"),
+        ("adapt --data-only found --bins 4", 2, "--bins"),
+        ("adapt --data-only nowhere.json", 1, "elbo optimum"),
+        ("adapt run --criterion excess --optimum narrow", 2, "-1 to 1"),
+        ("bound run -n 4 --optimum strange", 2, "--like"),
+    ],
+)
+def test_a_line_that_does_not_fit_is_refused(
+    line: str, code: int, word: str, elbo: Elbo, validated: Path, digits: Path, pack: Any, tmp_path: Path
+) -> None:
+    places = {
+        "data": digits,
+        "run": validated,
+        "found": validated / "optimum.json",
+        "other": pack(),
+    }
+    content = json.loads(places["found"].read_text())
+    changes: dict[str, dict[str, Any]] = {
+        "narrow": {"edges": [-1, 1], "eps_mse": [0.1], "eps_mse_se": [0.1], "without_class": None},
+        "strange": {"payload_sha256": "0"},
+    }
+    for name, change in changes.items():
+        places[name] = tmp_path / f"{name}.json"
+        places[name].write_text(json.dumps({**content, **change}))
+    result = elbo(*(places.get(each, each) for each in line.split()))
+    assert (result.returncode, result.stdout) == (code, b"") and word in result.stderr.decode(), result.stderr
+    assert b"Traceback" not in result.stderr

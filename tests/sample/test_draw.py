@@ -1,8 +1,9 @@
-"""Sampling: image i is a function of the seed and i."""
+"""Image i is a function of the seed and i; presets, grids, guides, variances and formats, and the record that samples keep of them."""
 
+import json
 import os
-import shutil
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,101 +13,125 @@ import numpy as np
 import pytest
 import torch
 from harness import heard
+from peers import dit
 from PIL import Image
 from torch._dynamo.utils import counters
 from typed_settings import typed
 
-from elbocli.core.samplers import SAMPLERS
+from elbocli.core.adaptive import bin_edges
+from elbocli.core.samplers import SAMPLERS, time_grid
 from elbocli.core.sampling import Guidance
+from elbocli.core.schedule import parse_schedule, schedule_of_shares
 from elbocli.core.streams import choose_labels
-from elbocli.errors import Interrupted, UsageError
+from elbocli.errors import DataError, Interrupted, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.files.grid import CELL, PLACES, cut_up, layout_of
-from elbocli.images.samples import read_samples
+from elbocli.files.schedule_file import to_text
+from elbocli.importer.formats import ImportOptions
+from elbocli.importer.make_run import import_run
+from elbocli.nn.networks.unet import UNet
 from elbocli.run import settings
+from elbocli.run.open import open_run
 from elbocli.sample import draw as sample
 from elbocli.sample.draw import SampleSettings
 from elbocli.train import loop
+from elbocli.train.state import TrainState
+
+CPU = torch.device("cpu")
+Make = Callable[..., Path]
+Drawn = Callable[..., tuple[np.ndarray, dict[str, Any]]]
 
 
-def drawn(run: Path, out: Path, **settings: object) -> np.ndarray:
-    sample.draw_samples(run, out, typed(**{"n": 12, "steps": 6, **settings}))
-    return np.load(out)
+@pytest.fixture
+def drawn(tmp_path: Path) -> Drawn:
+    """drawn(run, **settings): int images, and what they say of themselves."""
+
+    def draw(run: Path, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        out = tmp_path / "drawn.h5"
+        sample.draw_samples(run, out, typed(**{"n": 6, "steps": 5, "sampler": "ddim", "overwrite": True, **how}))
+        with h5py.File(out) as file:
+            return file["images"][()].astype(int), json.loads(str(file.attrs["samples"]))
+
+    return draw
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not SAMPLERS[name].traits.learned])
-def test_an_image_is_the_same_in_any_batch(sampler: str, trained: Path, tmp_path: Path) -> None:
-    whole = drawn(trained, tmp_path / "a.npy", sampler=sampler)
-    pieces = drawn(trained, tmp_path / "b.npy", sampler=sampler, batch=5)
-    assert np.abs(whole.astype(int) - pieces.astype(int)).max() <= 1
-    assert (whole == pieces).mean() > 0.99
-    more = drawn(trained, tmp_path / "c.npy", sampler=sampler, n=20, batch=7)
-    assert np.abs(whole.astype(int) - more[:12].astype(int)).max() <= 1
-    other = drawn(trained, tmp_path / "d.npy", sampler=sampler, seed=1)
-    assert not np.array_equal(whole, other)
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, digits: Path, preset: Path) -> Make:
+    """make(data, steps, **settings): a run of the digits."""
+
+    def run(data: Path = digits, steps: int = 2, **given: Any) -> Path:
+        dataset, path = Dataset(data), tmp_path_factory.mktemp("drawer") / "run"
+        resolved = settings.resolve({"preset": str(preset), "steps": steps, "device": "cpu", **given}, dataset)
+        loop.run(dataset, path, resolved)
+        return path
+
+    return run
 
 
-def test_guidance_one_is_none_and_the_interval_bounds_it(trained: Path, tmp_path: Path) -> None:
-    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim")
-    outside = drawn(trained, tmp_path / "b.npy", sampler="ddim", guidance=Guidance(4.0, 20.0, 30.0))
-    guided = drawn(trained, tmp_path / "c.npy", sampler="ddim", guidance=Guidance(4.0))
-    assert np.array_equal(plain, outside)
-    assert not np.array_equal(plain, guided)
+@pytest.fixture(scope="module")
+def weak(make: Make) -> Path:
+    """A run of three steps, which outputs something else than `trained`."""
+    return make(steps=3, prediction="edm")
 
 
-def test_the_number_of_network_evaluations_is_counted(trained: Path, tmp_path: Path) -> None:
-    def evaluations(**settings: object) -> str:
-        with heard() as lines:
-            sample.draw_samples(trained, tmp_path / "x.npy", typed(n=2, steps=6, overwrite=True, **settings))
-        return lines[-1]
-
-    assert "6 network evaluations" in evaluations(sampler="ddim")
-    assert "6 network evaluations" in evaluations(sampler="dpmpp-2m")
-    assert "11 network evaluations" in evaluations(sampler="heun")
-    assert "12 network evaluations" in evaluations(sampler="ddim", guidance=Guidance(2.0))
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An imported run, with random weights, whose network gives a variance of each value."""
+    folder = tmp_path_factory.mktemp("learned")
+    torch.save(dit.made(channels=1, outputs=2, width=64, depth=1), folder / "w.pt")
+    import_run(folder / "w.pt", folder / "run", ImportOptions())
+    return folder / "run"
 
 
-def test_classes_are_balanced_random_or_listed() -> None:
-    assert choose_labels("balanced", 5, 3, 0).tolist() == [0, 1, 2, 0, 1]  # type: ignore[union-attr]
-    assert choose_labels("2,0", 5, 3, 0).tolist() == [2, 0, 2, 0, 2]  # type: ignore[union-attr]
-    assert choose_labels("cat", 2, 2, 0, ["dog", "cat"]).tolist() == [1, 1]  # type: ignore[union-attr]
-    random = choose_labels("random", 4000, 4, 0)
-    assert random is not None
-    assert np.bincount(random).min() > 900
-    assert np.array_equal(random[:10], choose_labels("random", 10, 4, 0))
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_is_the_same_in_any_batch(sampler: str, trained: Path, learned: Path, drawn: Drawn) -> None:
+    run = learned if SAMPLERS[sampler].traits.learned else trained
+    whole = drawn(run, sampler=sampler)[0]
+    for more in ({"batch": 4}, {"n": 9, "batch": 7}):
+        pieces = drawn(run, sampler=sampler, **more)[0][:6]
+        assert np.abs(whole - pieces).max() <= 1 and (whole == pieces).mean() > 0.99
+    assert np.abs(whole - drawn(run, sampler=sampler, seed=1)[0]).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("how", "calls"),
+    [
+        ({"sampler": "dpmpp-2m-sde"}, 5),
+        ({"sampler": "heun"}, 9),
+        ({"sampler": "heun", "guidance": Guidance(2.0)}, 18),
+        ({"sampler": "ddim", "guidance": Guidance(2.0, -1.0, 1.0)}, 6),
+    ],
+    ids=str,
+)
+def test_samples_say_how_often_networks_were_called(
+    how: dict[str, Any], calls: int, trained: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, forward = [], UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda *given: seen.append(1) or forward(*given))
+    with heard() as lines:
+        assert drawn(trained, **how)[1]["nfe"] == len(seen) == calls
+    assert f"{calls} network evaluations" in lines[-1]
+
+
+def test_classes_are_balanced_random_or_listed_and_no_word_means_two() -> None:
+    def chosen(words: str, n: int, classes: int, names: Any = ()) -> list[int]:
+        return choose_labels(words, n, classes, 0, names).tolist()  # type: ignore[union-attr]
+
+    folders = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, …: the number 2 is another class than the name 2
+    assert chosen("balanced", 5, 3) == [0, 1, 2, 0, 1] and chosen("2,0", 5, 3) == [2, 0, 2, 0, 2]
+    assert chosen("cat", 2, 2, ["dog", "cat"]) == [1, 1]
+    assert chosen("0,1", 2, 12, folders) == [0, 1] and chosen("002,004", 2, 12, folders) == [2, 4]
+    random = chosen("random", 4000, 4)
+    assert np.bincount(random).min() > 900 and random[:10] == chosen("random", 10, 4)
     assert choose_labels("balanced", 5, 0, 0) is None
-    for bad in ("3", "-1", "x", ""):
+    for words, names in (("3", ()), ("-1", ()), ("x", ()), ("", ()), ("a", ["a", "b", "a"]), ("2", ["0", "2", "1"])):
         with pytest.raises(UsageError):
-            choose_labels(bad, 5, 3, 0)
-
-
-def test_a_word_that_means_two_classes_is_refused_with_both_and_how_to_write_them() -> None:
-    folders = sorted(map(str, range(12)))
-    assert choose_labels("0,1", 2, 12, 0, folders).tolist() == [0, 1], "the name and the number are of one class"  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="'2'"):
-        choose_labels("0,2", 2, 12, 0, folders)
-    assert choose_labels("002,004", 2, 12, 0, folders).tolist() == [2, 4]  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="crane"):
-        choose_labels("crane", 2, 3, 0, ["crane", "heron", "crane"])
-
-
-def test_classes_that_have_no_names_are_named_by_their_numbers(digits: Path, preset: Path, tmp_path: Path) -> None:
-    """Or a file of the first class alone would be one of a single class, whose labels tell nothing."""
-    path = Path(shutil.copy(digits, tmp_path / "nameless.h5"))
-    with h5py.File(path, "r+") as file:
-        del file["class_names"]
-    resolved = settings.resolve({"preset": str(preset), "steps": 1}, Dataset(path))
-    loop.run(Dataset(path), tmp_path / "run", resolved)
-    sample.draw_samples(tmp_path / "run", tmp_path / "s.h5", SampleSettings(n=3, steps=2, classes="0"))
-    with read_samples(tmp_path / "s.h5") as reader:
-        assert reader.labels is not None and reader.labels.tolist() == [0, 0, 0]
-        assert list(reader.class_names) == [str(k) for k in range(10)]
+            chosen(words, 5, 3, names)
 
 
 def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> None:
-    expected = drawn(trained, tmp_path / "a.npy", sampler="ddim")
-    for name in ("a.npz", "a.h5", "folder", "grid.png"):
+    for name in ("a.npy", "a.npz", "a.h5", "folder"):
         sample.draw_samples(trained, tmp_path / name, typed(n=12, steps=6, sampler="ddim"))
+    expected = np.load(tmp_path / "a.npy")
     with np.load(tmp_path / "a.npz") as archive:
         assert np.array_equal(archive["arr_0"], expected)
         assert archive["arr_1"].tolist() == [*range(10), 0, 1]
@@ -117,49 +142,36 @@ def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> No
     assert len(Dataset(tmp_path / "a.h5")) == 12
     files = sorted((tmp_path / "folder").iterdir())
     assert np.array_equal(np.stack([np.asarray(Image.open(path)) for path in files]), expected[..., 0])
-    with Image.open(tmp_path / "grid.png") as picture:
-        layout = layout_of(picture.info[PLACES], picture.size, "grid.png")
-        sheet = np.asarray(picture)[..., None]
-    assert [group.name for group in layout.groups] == [str(k) for k in range(10)] and layout.groups[1].images == [1, 11]
-    assert sheet.shape[0] == 10 * CELL and layout.scale == CELL // 8
-    assert np.array_equal(cut_up(sheet, layout), expected)
 
 
-def test_a_run_without_label_dropout_can_not_be_guided(digits: Path, preset: Path, tmp_path: Path) -> None:
-    data = Dataset(digits)
-    resolved = settings.resolve({"preset": str(preset), "steps": 1, "label_dropout": 0.0}, data)
-    loop.run(data, tmp_path / "run", resolved)
-    with pytest.raises(UsageError, match="label-dropout"):
-        sample.draw_samples(tmp_path / "run", tmp_path / "x.npy", SampleSettings(guidance=Guidance(2.0)))
-
-
-def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_while_pngs_are_made_nothing_is_drawn_again_but_with_other_settings(
+    trained: Path, tmp_path: Path, elbo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = SampleSettings(n=12, steps=2)
-
     def kill(done: int, total: int, unit: str, *rest: object) -> None:
         if unit == "png" and done == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with heard(kill), pytest.raises(Interrupted, match="SIGTERM: 12 of 12 images are written"):
-        sample.draw_samples(trained, tmp_path / "x", how)
+    with heard(kill), pytest.raises(Interrupted, match="SIGTERM: 12 of 12"):
+        sample.draw_samples(trained, tmp_path / "x", SampleSettings(n=12, steps=2))
     assert sorted(os.listdir(tmp_path)) == ["x.partial", "x.partial.json"]
+    other = ("--steps", 3, "--seed", 1, "--classes", 3)
+    refused = elbo("sample", trained, "-n", 12, *other, "-o", "x", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert all(word in refused.stderr for word in (b"x.partial", b"--overwrite", b"classes", b"seed", b"steps"))
     monkeypatch.setattr(sample, "draw", None)
-    sample.draw_samples(trained, tmp_path / "x", how)
+    sample.draw_samples(trained, tmp_path / "x", SampleSettings(n=12, steps=2))
     assert len(os.listdir(tmp_path / "x")) == 12 and os.listdir(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_draws_nearly_the_same(precision: str, trained: Path, tmp_path: Path) -> None:
-    how = {"sampler": "ddim", "n": 32}
-    exact, half = (drawn(trained, tmp_path / f"{p}.npy", precision=p, **how).astype(int) for p in ("fp32", precision))
+def test_half_precision_draws_nearly_the_same(precision: str, trained: Path, drawn: Drawn) -> None:
+    exact, half = (drawn(trained, n=32, precision=each)[0] for each in ("fp32", precision))
     assert 0 < np.abs(exact - half).mean() < 3
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}, {"precision": "bf16"}])
 def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch(
-    options: dict[str, Any], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], trained: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
 
@@ -170,15 +182,140 @@ def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.compiler.reset()
     counters.clear()
-    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5, **options)
-    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile="on", **options)
-    assert sizes == [5] and not counters["graph_break"]
-    assert np.abs(plain.astype(int) - compiled).max() <= 1
+    plain, compiled = (drawn(trained, n=17, batch=5, compile=how, **options)[0] for how in ("off", "on"))
+    assert sizes == [5] and not counters["graph_break"] and np.abs(plain - compiled).max() <= 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}, {"precision": "bf16"}])
-def test_the_compiler_itself_draws_the_same(options: dict[str, Any], trained: Path, tmp_path: Path) -> None:
-    plain = drawn(trained, tmp_path / "a.npy", sampler="ddim", n=17, batch=5, **options)
-    compiled = drawn(trained, tmp_path / "b.npy", sampler="ddim", n=17, batch=5, compile="on", **options)
-    assert np.abs(plain.astype(int) - compiled).mean() < (1 if "precision" in options else 0.1)
+# Schedules
+
+
+def test_a_preset_brings_its_steps_grid_and_parameters(trained: Path, drawn: Drawn) -> None:
+    about = drawn(trained, n=1, sampler="heun:edm-imagenet64", steps=0)[1]
+    assert about["sampler"] == "heun:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003"
+    assert (about["steps"], about["nfe"]) == (256, 511)
+    assert about["schedule"] == "edm-sample:rho=7,sigma_min=0.002,sigma_max=80"
+    # As the run was trained: σ = 0.002 would be 12.4.
+    assert (about["logsnr_min"], about["logsnr_max"]) == pytest.approx((-2 * np.log(80), 10))
+
+
+def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained: Path, drawn: Drawn) -> None:
+    about = drawn(trained, schedule="t-linear")[1]
+    levels = parse_schedule("t-linear").curve.level  # type: ignore[attr-defined]  # the run was trained on -10 to 10
+    assert about["spacing"] == "timesteps" and about["schedule"].startswith("t-linear:count=1000")
+    assert about["logsnr_min"] == float(levels[levels >= -10][0]) and about["logsnr_max"] == float(levels[-1])
+    assert drawn(trained, schedule="t-linear", spacing="even")[1]["logsnr_min"] == -10
+    assert drawn(trained, schedule="cosine")[1]["spacing"] == "even"
+
+
+def test_the_grid_may_be_the_runs_own_schedule(
+    trained: Path, digits: Path, preset: Path, make: Make, drawn: Drawn, tmp_path: Path
+) -> None:
+    """That of a run that adapts is the one that it had at the checkpoint."""
+    own, about = drawn(trained, schedule="run")
+    assert about["schedule"] == "cosine" and np.array_equal(own, drawn(trained, schedule="cosine")[0])
+    run, options = make(steps=20, schedule="adaptive"), {"preset": str(preset), "steps": 20, "device": "cpu"}
+    state = TrainState(settings.resolve({**options, "schedule": "adaptive"}, Dataset(digits)), Dataset(digits))
+    uniform = time_grid(state.schedule, 9)
+    state.restore(open_run(run, CPU).checkpoint)
+    assert time_grid(open_run(run, CPU).schedule(), 9) == time_grid(state.schedule, 9) != uniform
+    assert drawn(run, schedule="run")[1]["schedule"] == "adaptive"
+    file, shares = tmp_path / "s.yaml", torch.tensor([0.1, 0.4, 0.3, 0.2]).double()
+    file.write_text(to_text(schedule_of_shares(bin_edges(-10, 10, 4), shares, "x")))
+    run = make(schedule=str(file))
+    assert drawn(run, schedule="run")[1]["schedule"] == str(file)
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(DataError):
+        drawn(run, schedule="run")
+
+
+# Guides
+
+
+def test_guidance_acts_inside_its_interval_alone(trained: Path, weak: Path, drawn: Drawn) -> None:
+    plain = drawn(trained)[0]
+    for guide in (None, weak):
+        outside, told = drawn(trained, guide=guide, guidance=Guidance(3.0, 20.0, 30.0))
+        guided, about = drawn(trained, guide=guide, guidance=Guidance(3.0))
+        assert np.array_equal(plain, outside) and not np.array_equal(plain, guided)
+        assert (told["guidance_low"], told["guidance_high"], about["nfe"]) == (20.0, 30.0, 10)
+        assert (about["guidance"], "guidance_low" in about) == (3.0, False)
+    assert (about["guide"], about["guide_step"]) == (str(weak), 3)
+
+
+def test_guidance_zero_draws_what_the_guide_alone_draws(trained: Path, weak: Path, make: Make, drawn: Drawn) -> None:
+    """A guide without classes is told none; one with classes can't guide a network without."""
+    plain = make(conditional=False)
+    for run, guide in ((weak, trained), (trained, plain)):
+        assert np.abs(drawn(run, guide=guide, guidance=Guidance(0.0))[0] - drawn(guide)[0]).max() <= 1
+    with pytest.raises(UsageError, match="classes"):
+        drawn(plain, guide=trained, guidance=Guidance(2.0))
+
+
+def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make: Make, drawn: Drawn) -> None:
+    run = make(steps=4, save_every=2, lr=0.05, warmup=0, ema=["0.9", "0.05"])
+    plain = drawn(run)[0]
+    for how, guide in (
+        ({"guide": run / "checkpoints" / "step-00000002"}, (2, "ema-0.9")),
+        ({"guide_weights": "0.05"}, (4, "ema-0.05")),
+    ):
+        images, about = drawn(run, guidance=Guidance(4.0), **how)
+        assert not np.array_equal(plain, images)
+        assert (about["guide_step"], about["guide_weights"]) == guide
+
+
+@pytest.mark.parametrize("given", [{"conditional": False}, {"label_dropout": 0.0}])
+def test_a_run_that_can_not_guide_itself_can_be_guided(given: dict[str, Any], make: Make, drawn: Drawn) -> None:
+    """Neither without classes, nor where no image was ever shown without its class."""
+    run, guide = make(**given), make(steps=1, **given)
+    with pytest.raises(UsageError, match="--guide"):
+        drawn(run, guidance=Guidance(2.0))
+    assert drawn(run, guidance=Guidance(2.0), guide=guide)[1]["nfe"] == 10
+
+
+def test_a_guide_of_other_images_or_levels_is_refused(
+    make: Make, trained: Path, digits_folder: Path, elbo: Callable[..., Any], drawn: Drawn, tmp_path: Path
+) -> None:
+    assert elbo("prep", digits_folder, tmp_path / "16.h5", "--size", 16, "--channels", 1).returncode == 0
+    narrow = make(logsnr_max=5.0)
+    for guide, word in (
+        (make(tmp_path / "16.h5"), "other images"),
+        (narrow, "--guidance-interval -10 5"),
+    ):
+        with pytest.raises(UsageError, match=word):
+            drawn(trained, guide=guide, guidance=Guidance(2.0))
+    drawn(trained, guide=narrow, guidance=Guidance(2.0, -10.0, 5.0))
+
+
+# Starts, rounding, clipping, variances
+
+
+def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained: Path, drawn: Drawn) -> None:
+    images, about = drawn(trained, guidance=Guidance(6.0))
+    assert (about["rounding"], about["start"], about["clip"]) == ("nearest", "unit", "none")
+    found = {}
+    specs = ("truncate", "half-up", "edm", "static", "dynamic:percentile=90")
+    for key, spec in zip(("rounding", "rounding", "start", "clip", "clip"), specs):
+        found[spec], about = drawn(trained, guidance=Guidance(6.0), **{key: spec})
+        assert about[key] == spec and np.array_equal(images, found[spec]) == (spec == "half-up")
+    below = images - found["truncate"]
+    assert set(np.unique(below)) == {0, 1} and 0.2 < below.mean() < 0.6
+    assert not np.array_equal(found["static"], found["dynamic:percentile=90"])
+    assert np.abs(images - found["edm"]).max() < 30
+
+
+def test_a_learned_variance_is_that_of_each_value_and_no_constant(
+    learned: Path, trained: Path, elbo: Callable[..., Any], drawn: Drawn, tmp_path: Path
+) -> None:
+    how = {"sampler": "ddpm-learned", "schedule": "run"}
+    images, about = drawn(learned, **how)
+    assert about["spacing"] == "timesteps" and about["nfe"] == 5
+    for gamma in (0, 0.5, 1):
+        assert np.abs(images - drawn(learned, **{**how, "sampler": f"ddpm:gamma={gamma}"})[0]).max() > 1
+    with h5py.File(tmp_path / "drawn.h5") as file:
+        assert file["class_names"].asstr()[()].tolist() == [str(k) for k in range(10)]
+    about = drawn(learned, **how, guidance=Guidance(2.0, channels=1))[1]
+    assert about["nfe"] == 10 and about["guidance_channels"] == 1
+    with pytest.raises(UsageError, match="--guidance-channels 2"):
+        drawn(learned, **how, guidance=Guidance(2.0, channels=2))
+    refused = elbo("sample", trained, "--sampler", "ddpm-learned", "--schedule", "run", "-o", tmp_path / "b.npy")
+    assert refused.returncode == 2 and b"variance" in refused.stderr and not (tmp_path / "b.npy").exists()

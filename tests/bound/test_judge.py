@@ -1,0 +1,130 @@
+"""The paper's theorem on a user's network, and a denoiser as a classifier: Bayes' posterior where the denoisers are exact."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exact import ByClass, Mixture
+
+from elbocli.bound import estimate, judge
+from elbocli.bound.judge import class_scores, judge_scores
+from elbocli.bound.measure import ALL, Images, MeasuredNetwork, Measurement, open_measurement
+from elbocli.bound.result import Classification, Theorem
+from elbocli.core import loss
+from elbocli.core.estimate import image_errors
+from elbocli.core.prediction import Prediction
+from elbocli.core.schedule import Schedule, parse_schedule
+from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.errors import UsageError
+
+FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.3], [0.7])
+COSINE = parse_schedule("cosine", -12, 12)
+
+
+def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
+    specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
+    asked = open_measurement(trained, None, images=ALL, draws=16, batch=1024)
+    found = judge.check_theorem(asked, [parse_weighting(spec) for spec in specs])
+    assert found.agree
+    for check, spec in zip(found.checks, specs, strict=True):
+        assert abs(check.difference_in_se) <= 4
+        assert 0 < check.left.relative_se < 0.015 and 0 < check.right.relative_se < 0.015
+        assert check.monotone == (spec != "edm")
+        told = check.json()
+        assert ("p_w" in told) == ("augmented_elbo" in told) == check.monotone != ("signed_mass" in told)
+    assert Theorem.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
+
+
+def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:
+    """p_w is all at λmax, and both sides are the bound's diffusion term."""
+    asked = open_measurement(trained, None, images=ALL)
+    (found,) = judge.check_theorem(asked, [parse_weighting("elbo")]).checks
+    assert found.p_w is not None and found.augmented_elbo is not None
+    assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)
+    plain = estimate.measure_bound(asked).bound
+    wanted = plain.prior.nats + plain.diffusion.nats
+    assert abs(found.augmented_elbo.nats - wanted) < 5 * (found.augmented_elbo.se + plain.nats_se)
+
+
+def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two sweeps share their noise."""
+    asked, purposes, whole = open_measurement(trained, None, images=20), list[str](), Measurement.draw_all
+
+    def draw_all(self: Any, weighting: Any, schedule: Any, purpose: str) -> Any:
+        purposes.append(purpose)
+        return whole(self, weighting, schedule, purpose)
+
+    monkeypatch.setattr(Measurement, "draw_all", draw_all)
+    judge.check_theorem(asked, [parse_weighting(spec) for spec in ("elbo", "elbo", "edm")])
+    assert len(purposes) == len(set(purposes)) == 4
+
+
+def test_a_broken_loss_does_not_pass(trained: Path, elbo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public mistake, injected into the training loss: no −dλ/dt."""
+    line = ("bound", trained, "--check", "-n", 60)
+    passed = elbo(*line, "--weighting", "sigmoid:bias=2", "--weighting", "edm")
+    assert passed.returncode == 0, passed.stderr
+    assert [check["monotone"] for check in json.loads(passed.stdout)["checks"]] == [True, False]
+    whole = loss.step_coefficients
+
+    def broken(logsnr: torch.Tensor, weighting: Weighting, schedule: Schedule, *rest: Any) -> loss.StepCoefficients:
+        c = whole(logsnr, weighting, schedule, *rest)
+        return c._replace(loss_factor=c.loss_factor * schedule.density(logsnr).to(c.loss_factor))
+
+    monkeypatch.setattr(loss, "step_coefficients", broken)
+    failed = elbo(*line)
+    (check,) = json.loads(failed.stdout)["checks"]
+    assert failed.returncode == 1 and not check["agree"] and abs(check["difference_in_se"]) > 10
+    assert check["weighting"] == "sigmoid:bias=2", "the run's own"
+
+
+# The classifier
+
+
+def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
+    """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
+    x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
+    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch=1 << 14, draws=draws)
+    scores = class_scores(measured, [Images(x, torch.arange(120) // 60, range(120))], 2, COSINE)
+    return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
+
+
+def test_it_is_bayes_posterior_for_exact_denoisers() -> None:
+    scores, exact = scored(128)
+    odds = (scores[0][..., 1] - scores[0][..., 0]).numpy()
+    off = (odds.mean(1) - exact) / image_errors(odds)
+    assert (np.abs(off) < 1.96).mean() > 0.88 and abs(off.mean()) < 4 / np.sqrt(len(off))
+    assert np.corrcoef(odds.mean(1), exact)[0, 1] > 0.95
+    found, _ = judge_scores(*scores, 128, COSINE)
+    right = (exact < 0) == (np.arange(120) >= 60)
+    assert found.accuracy_low < right.mean() < found.accuracy_high and found.accuracy_low < found.accuracy
+    likelihood = np.where(np.arange(120) < 60, 1, -1) * exact
+    assert found.log_loss == pytest.approx(np.log1p(np.exp(-likelihood)).mean(), abs=0.03)
+    assert sum(row["count"] for row in found.reliability) == 120 and 0 <= found.undecided < 0.5
+    assert np.mean([found.class_accuracy[label] for label in "01"]) == pytest.approx(found.accuracy)
+    assert Classification.of(json.loads(json.dumps(found.json()))) == found
+
+
+def test_shared_noise_is_why_it_works() -> None:
+    """The two numbers of an image differ by less than either is off."""
+    halves = scored(16)[0][0].numpy()
+    apart, together = image_errors(halves[..., 0]).mean(), image_errors(halves[..., 1] - halves[..., 0]).mean()
+    assert together < 0.7 * apart
+
+
+def test_without_labels_or_classes_there_is_none(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [Images(FIRST.draw(4, 1, 1, 1), None, range(4))]
+    with pytest.raises(UsageError):
+        class_scores(MeasuredNetwork(FIRST, Prediction("eps"), -12, 12), images, 2, COSINE)
+    asked = open_measurement(trained, None, images=4, draws=2)
+    plain = replace(asked.trained.network.config, num_classes=0)
+    monkeypatch.setattr(asked.trained.network, "config", plain)
+    with pytest.raises(UsageError):
+        judge.classify(asked)
+    assert next(iter(asked)).labels is None

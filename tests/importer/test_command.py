@@ -1,0 +1,278 @@
+"""`elbo import`: a run's own weights, saved as another program would, give the same run; every format goes through the commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import click
+import pytest
+import torch
+from import_chain import works
+from peers import adm_unet, dit, edm2, edm_files, edm_unet
+from safetensors.torch import load_file, save_file
+
+from elbocli.files.yaml_text import read_yaml
+from elbocli.importer.formats import FORMATS
+from elbocli.main import elbo as elbo_command
+
+Elbo = Callable[..., CompletedProcess[bytes]]
+Weights = dict[str, torch.Tensor]
+FIRST = "checkpoints/step-00000000"
+
+
+@pytest.fixture(scope="module")
+def plugin(foreign: dict[str, Path]) -> tuple[Any, ...]:
+    """Words that declare the format `mine`, of the weights of `trained`."""
+    return "--plugin", foreign["plugin"]
+
+
+@pytest.fixture(scope="module")
+def weights(foreign: dict[str, Path]) -> Weights:
+    return torch.load(foreign["weights"], weights_only=True)
+
+
+def same(path: Path, wanted: Weights, more: float = 0) -> bool:
+    """Tell whether a file holds these weights, larger by so much."""
+    held = load_file(path)
+    return list(held) == list(wanted) and all(torch.equal(held[name], wanted[name] + more) for name in wanted)
+
+
+def test_an_imported_run_is_the_run_that_it_was_made_of(
+    elbo: Elbo, foreign: dict[str, Path], plugin: tuple[Any, ...], trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    result = elbo("import", foreign["weights"], "run", *plugin, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
+    draw = ("-n", 6, "--steps", 4, "--seed", 3)
+    ours = elbo("sample", "run", *plugin, *draw, cwd=tmp_path)
+    assert ours.stdout == elbo("sample", trained, *draw).stdout and len(ours.stdout) > 6 * 64
+    measure = (digits, "-n", 20, "--draws", 4, "--schedule", "uniform", *plugin)
+    bounds = [json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout)["bpd"] for run in ("run", trained)]
+    assert bounds[0] == bounds[1]
+    told = json.loads(elbo("info", "run", "--json", cwd=tmp_path).stdout)
+    assert told["imported_format"] == "mine" and "lr" not in told
+
+
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        (lambda name: f"module._orig_mod.{name}", ()),
+        (lambda name: f"net.model.{name}", ("--prefix", "net.model.")),
+        (lambda name: name.replace("down.", "encoder."), ("--rename", "encoder.=down.")),
+    ],
+)
+def test_wrappers_prefixes_and_other_names_are_taken_off(
+    renamed: Callable[[str], str],
+    said: tuple[str, ...],
+    elbo: Elbo,
+    plugin: tuple[Any, ...],
+    weights: Weights,
+    tmp_path: Path,
+) -> None:
+    others = {"other.name": torch.ones(1)} if "--prefix" in said else {}
+    save_file({renamed(name): value for name, value in weights.items()} | others, tmp_path / "w.safetensors")
+    result = elbo("import", "w.safetensors", "run", *said, *plugin, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert same(tmp_path / "run" / FIRST / "model.safetensors", weights)
+
+
+JIT = ("model", "model_ema1", "model_ema2")
+
+
+@pytest.mark.parametrize(
+    ("keys", "asked", "taken", "noted"),
+    [
+        (("ema", "model"), (), "ema", True),
+        (("ema", "model"), ("model",), "model", False),
+        (JIT, ("model_ema2",), "model_ema2", False),
+        (JIT, ("model",), "model", False),
+        (("net",), (), "net", True),
+        (JIT, (), "", False),
+        (JIT, ("ema",), "", False),
+        (JIT, ("model_ema3",), "", False),
+    ],
+)
+def test_the_average_is_taken_unless_another_key_is_asked_for_and_none_of_several_is_guessed(
+    keys: tuple[str, ...],
+    asked: tuple[str, ...],
+    taken: str,
+    noted: bool,
+    elbo: Elbo,
+    plugin: tuple[Any, ...],
+    weights: Weights,
+    tmp_path: Path,
+) -> None:
+    held = {key: {name: value + k for name, value in weights.items()} for k, key in enumerate(keys)}
+    torch.save({**held, "epoch": 3}, tmp_path / "w.pt")
+    said = [word for key in asked for word in ("--weights", key)]
+    result = elbo("import", "w.pt", "run", *said, *plugin, cwd=tmp_path)
+    assert result.returncode == (0 if taken else 2) and (b"takes the weights" in result.stderr) == noted, result.stderr
+    if taken:
+        name = "ema-imported" if "ema" in taken else "model"
+        assert same(tmp_path / "run" / FIRST / f"{name}.safetensors", weights, keys.index(taken))
+    else:
+        assert ", ".join(JIT).encode() in result.stderr
+
+
+LONG = "9" * 5000
+ADM: dict[str, Any] = {
+    "time_embed.0.weight": torch.zeros(8, 8),
+    "input_blocks.0.0.weight": torch.zeros(8, 3, 3, 3),
+    "out.2.weight": torch.zeros(3, 8, 3, 3),
+    f"output_blocks.{LONG}.0.in_layers.0.weight": torch.zeros(1),
+}
+EDM: dict[str, Any] = {"map_layer0.weight": torch.zeros(8, 8), f"enc.{LONG}x{LONG}_conv.weight": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "code", "word"),
+    [
+        (lambda tree: {key: tree[key] for key in tree if key != "norm.weight"}, (), 1, "'norm.weight'"),
+        (lambda tree: tree | {"extra.weight": torch.zeros(2)}, (), 1, "'extra.weight'"),
+        (lambda tree: tree | {"last.bias": torch.zeros(7)}, (), 1, "[7]"),
+        (lambda tree: {"ema": 3}, (), 1, "'ema'"),
+        (lambda tree: ADM, (), 1, "can't be imported"),
+        (lambda tree: EDM, (), 1, "w.pt: "),
+        (dict, ("--format", "edm"), 1, "no weights"),
+        (dict, ("--levels", "sigma"), 2, "--levels"),
+        (dict, ("--rename", "down"), 2, "OLD=NEW"),
+        (dict, ("--format", "mein"), 2, "mine"),
+        (dict, ("--prediction", "w"), 2, "prediction"),
+    ],
+    ids=range(11),
+)
+def test_a_checkpoint_or_an_option_that_does_not_fit_is_named(
+    change: Callable[[Weights], dict[str, Any]],
+    words: tuple[str, ...],
+    code: int,
+    word: str,
+    elbo: Elbo,
+    plugin: tuple[Any, ...],
+    weights: Weights,
+    tmp_path: Path,
+) -> None:
+    torch.save(change(weights), tmp_path / "w.pt")
+    result = elbo("import", "w.pt", "run", *words, *plugin, cwd=tmp_path)
+    assert result.returncode == code and word in result.stderr.decode(), result.stderr
+    assert b"Traceback" not in result.stderr and [path.name for path in tmp_path.iterdir()] == ["w.pt"]
+
+
+def test_files_that_are_no_checkpoints_and_runs_that_exist_are_refused(
+    elbo: Elbo, foreign: dict[str, Path], tmp_path: Path
+) -> None:
+    torch.save({"a": 1}, tmp_path / "a.pt")
+    (tmp_path / "cut.pt").write_bytes(foreign["weights"].read_bytes()[:-200])
+    (tmp_path / "old").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for words, code, word in (
+        (("a.pt", "run"), 1, b"'a'"),
+        (("cut.pt", "run"), 1, b"cut.pt"),
+        (("gone.pt", "run"), 1, b"No such file"),
+        (("a.pt",), 2, b"RUN"),
+        (("a.pt", "old"), 2, b"old"),
+    ):
+        result = elbo("import", *words, cwd=tmp_path)
+        assert result.returncode == code and word in result.stderr, result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_imported_run_does_not_go_on_but_is_trained_further_from_its_very_weights(
+    elbo: Elbo,
+    foreign: dict[str, Path],
+    plugin: tuple[Any, ...],
+    weights: Weights,
+    trained: Path,
+    digits: Path,
+    tmp_path: Path,
+) -> None:
+    assert elbo("import", foreign["weights"], "run", *plugin, cwd=tmp_path).returncode == 0
+    for words, word in (
+        (("train", "-o", "run"), b"--init run"),
+        (("train", digits, "-o", "run"), b"--init run"),
+        (("bound", "run"), b"dataset"),
+    ):
+        result = elbo(*words, *plugin, cwd=tmp_path)
+        assert result.returncode == 2 and word in result.stderr, result.stderr
+    further = ("--weighting", "edm", "--steps", 2, "--save-every", 1, "--lr", 1e-30, "--batch", 8)
+    done = elbo("train", digits, "--init", "run", "-o", "new", *further, *plugin, cwd=tmp_path)
+    assert done.returncode == 0 and b"other than there: weighting" in done.stderr, done.stderr
+    init = read_yaml(tmp_path / "new" / "config.yaml")["init"]
+    assert init["imported_format"] == "mine" and "step" not in init
+    assert same(tmp_path / "new" / "checkpoints" / "step-00000001" / "model.safetensors", weights)
+    for words in (("info", "new"), ("report", "new", "-o", "page.html", *plugin), ("train", "-o", "new", *plugin)):
+        again = elbo(*words, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+    assert "of <code>run</code> as imported" in (tmp_path / "page.html").read_text()
+
+
+# Every format
+
+GREY: dict[str, Any] = {"image_channels": 1, "levels": (1,), "classes": 10}
+UNET: dict[str, Any] = {**GREY, "size": 8, "attention": ()}
+
+
+def transformer(path: Path, **more: int) -> None:
+    torch.save(dit.made(channels=1, outputs=2, width=64, **more), path)
+
+
+def edm(path: Path) -> None:
+    edm_files.write_pickle(path, {"ema": edm_files.preconditioned(edm_unet.made(**UNET))})
+
+
+SMALL: dict[str, tuple[Callable[[Path], Any], tuple[Any, ...]]] = {
+    "edm": (edm, ()),
+    "guided-diffusion": (
+        lambda path: torch.save(adm_unet.made(**UNET, outputs=2), path),
+        ("--size", 8, "--attention", "heads=2"),
+    ),
+    "dit": (transformer, ()),
+    "sit": (transformer, ("--format", "sit")),
+    "repa": (lambda path: transformer(path, projectors=1), ()),
+    "edm2": (lambda path: edm2.write_snapshot(path, edm2.made(**GREY)), ()),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_one_is_sampled_bounded_and_trained_further(
+    name: str, elbo: Elbo, digits: Path, tmp_path: Path
+) -> None:
+    write, said = SMALL[name]
+    write(tmp_path / "w.pkl")
+    result = elbo("import", "w.pkl", "run", *said, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
+    assert FORMATS[name].traits.licence.encode() in result.stderr
+    if name == "dit":
+        found = works(elbo, tmp_path / "run", digits)
+    else:
+        found = json.loads(elbo("bound", "run", digits, "-n", 8, "--draws", 2, cwd=tmp_path).stdout)
+    assert found["imported_format"] == name and found["bpd"] > 0
+    more = ("--weighting", "sigmoid", "--steps", 2, "--batch", 8)
+    result = elbo("train", digits, "--init", "run", "-o", "finer", *more, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert elbo("sample", "finer", "-n", 2, "--steps", 2, "-o", "x.png", cwd=tmp_path).returncode == 0
+
+
+# docs/models.md
+
+PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
+LINES = [line for block in re.findall(r"^```\n(.*?)^```$", PAGE, re.M | re.S) for line in block.splitlines()]
+
+
+def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo: Elbo) -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| .* \| .* \|$", PAGE, re.M)
+    listed = elbo("import", "list").stdout.decode()
+    assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "program", "module"}
+    assert all(f"{name}\n    {FORMATS[name].traits.about}\n    Licence: " in listed for name in rows)
+
+
+@pytest.mark.parametrize("line", LINES[1:])
+def test_a_command_line_of_the_page_is_one_that_elbo_takes(line: str) -> None:
+    program, name, *words = shlex.split(line)
+    command = elbo_command.get_command(click.Context(elbo_command), name)
+    assert program == "elbo" and command is not None
+    command.make_context(name, words)

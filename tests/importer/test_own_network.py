@@ -1,0 +1,298 @@
+"""Networks of one's own: a class in a plug-in (examples/networks), and a program of torch.export, through all commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from harness import BIN, declarations_kept
+from import_chain import trains, works
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import elbocli
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.files.plugins import run_plugin
+
+Elbo = Callable[..., CompletedProcess[bytes]]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "networks"
+RANGE = ("--prediction", "v", "--logsnr-min", -10, "--logsnr-max", 10)
+SAID = (*RANGE, "--size", 8, "--channels", 1)
+SMALL = "small.py:Small:channels=8,depth=1"
+CLASSES = ("--classes", 10, "--null-class", -1)
+DECLARED = """
+from dataclasses import dataclass
+import torch
+import elbocli.plugin as elbo
+
+@dataclass(frozen=True)
+class Config(elbo.NetworkConfig):
+    widths: tuple[int, ...] = (4,)
+    code: str = "logsnr"
+
+@elbo.network("declared-of-a-test", config=Config, source="here")
+class Declared(elbo.Network):
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer = torch.nn.Conv2d(config.image_channels, config.image_channels, 1)
+        self.extra = torch.nn.Linear(len(config.widths), config.widths[-1])
+    def forward(self, z, logsnr, labels=None):
+        return self.layer(z) + self.extra.weight.sum()
+
+class Pair(torch.nn.Module):
+    def __init__(self, image_channels, drop=0.1):
+        super().__init__()
+        self.drops = torch.linspace(0, drop, 3).tolist()
+        self.rates = torch.linspace(0, 1, 4)
+        self.layer = torch.nn.Conv2d(image_channels, 2 * image_channels, 1)
+    def forward(self, z, sigma):
+        return self.layer(z) + (sigma[:, None] * self.rates).sin().sum(1)[:, None, None, None]
+
+class Flat(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 3)
+    def forward(self, z, level, labels):
+        return self.layer(z.flatten(1))
+
+class Wants(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+
+Linear = torch.nn.Linear
+number = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The example's files, its network small, and mine.py."""
+    for name in ("small.py", "small.yaml"):
+        shutil.copy(EXAMPLE / name, tmp_path)
+    preset = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    preset["network"]["arguments"] = "channels=8,depth=1"
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(preset))
+    (tmp_path / "mine.py").write_text(DECLARED)
+    return tmp_path
+
+
+def layer(*shape: int) -> dict[str, Tensor]:
+    return {"layer.weight": torch.ones(shape), "layer.bias": torch.zeros(shape[0])}
+
+
+def network_of(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / "config.yaml").read_text())["network"]
+
+
+def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder: Path, digits: Path) -> None:
+    """Its weights as another program would save them."""
+    plugin = ("--plugin", "small.py")
+    words = ("train", digits, "-o", "trained", "--preset", "small.yaml", "--steps", 20, *plugin)
+    result = elbo(*words, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    held = load_file(max((folder / "trained/checkpoints").iterdir()) / "ema-0.995.safetensors")
+    other = {f"net.{name.removeprefix('network.')}": value for name, value in held.items()}
+    torch.save({"ema": {name.replace("leave.", "out."): value for name, value in other.items()}}, folder / "w.pt")
+    how = ("--network", SMALL, "--prefix", "net.", "--rename", "out.=leave.", *SAID, *CLASSES)
+    result = elbo("import", "w.pt", "run", *how, cwd=folder)
+    assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
+    works(elbo, folder / "run", digits, *plugin)
+    trains(elbo, folder / "run", digits, *plugin)
+    measure = (digits, "-n", 20, "--draws", 4, "--schedule", "uniform", *plugin)
+    bounds = [json.loads(elbo("bound", run, *measure, cwd=folder).stdout)["bpd"] for run in ("run", "trained")]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)
+    draw = ("-n", 2, "--steps", 2, "--guidance", 2)
+    drawn = [elbo("sample", run, *draw, *plugin, cwd=folder).stdout for run in ("run", "trained")]
+    assert drawn[0] == drawn[1] and len(drawn[0]) > 128
+    result = elbo("sample", "run", "-o", "unnamed.npz", cwd=folder)
+    assert result.returncode == 2 and b"plug-in small.py" in result.stderr, result.stderr
+
+
+def test_a_plain_class_gets_its_level_and_gives_variances(elbo: Elbo, folder: Path) -> None:
+    save_file(layer(2, 1, 1, 1), folder / "w.safetensors")
+    said = ("--network", "mine.py:Pair:drop=0.2", "--levels", "sigma")
+    assert elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder).returncode == 0
+    result = elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", "--plugin", "mine.py", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    config = network_of(folder / "run")
+    assert (config["name"], config["arguments"], config["variance"]) == ("mine.py:Pair", "drop=0.2", True)
+    z, logsnr = torch.randn(2, 1, 8, 8), torch.tensor([-4.0, 4.0])
+    with declarations_kept():
+        run_plugin(folder / "mine.py")
+        network = elbocli.open_run(folder / "run", "cpu").network
+        outputs, found = network.outputs(z, logsnr), network(z, logsnr)
+    sigma = (-logsnr / 2).exp()[:, None]
+    wanted = z + (sigma * torch.linspace(0, 1, 4)).sin().sum(1)[:, None, None, None]
+    assert torch.allclose(found, wanted, atol=1e-5) and outputs.shape == (2, 2, 8, 8)
+    path, text = folder / "run/config.yaml", (folder / "run/config.yaml").read_text()
+    for name in ("mine.py:Linear", "/tmp/x.py:Pair", "torch.py:nn"):  # classes that the plug-in doesn't define
+        path.write_text(text.replace("mine.py:Pair", name))
+        result = elbo("sample", "run", "-o", "t.npz", "--plugin", "mine.py", cwd=folder)
+        assert result.returncode in (1, 2) and b"Traceback" not in result.stderr, result.stderr
+
+
+def test_a_declared_network_is_imported_as_itself(elbo: Elbo, folder: Path) -> None:
+    extra = {"extra.weight": torch.ones(5, 2), "extra.bias": torch.zeros(5)}
+    save_file({**layer(1, 1, 1, 1), **extra}, folder / "w.safetensors")
+    said = ("--network", "mine.py:Declared:widths=[3,5]", "--levels", "sigma")
+    result = elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    config = network_of(folder / "run")
+    assert (config["family"], config["widths"], config["code"]) == ("declared-of-a-test", [3, 5], "sigma")
+    result = elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", "--plugin", "mine.py", cwd=folder)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("network", "said", "code", "word"),
+    [
+        ("mine.py", SAID, 2, "FILE.py:CLASS"),
+        ("gone.py:Net", SAID, 2, "gone.py"),
+        ("mine.py:Gone", SAID, 2, "Gone"),
+        ("mine.py:Wants", SAID, 2, "can't be made"),
+        ("mine.py:Pair:{", SAID, 1, "YAML"),
+        ("mine.py:Pair", (*SAID, "--classes", 3), 2, "labels"),
+        ("mine.py:Pair", (*RANGE, "--size", 8), 2, "--channels"),
+        ("mine.py:Pair", (*SAID, "--levels", "sigmas"), 2, "sigma?"),
+        ("mine.py:Pair", SAID, 1, "[3, 64]"),
+        ("mine.py:Flat", SAID, 1, "gives [2, 3] for z [2, 1, 8, 8]"),
+        ("mine.py:Flat", (*SAID, "--size", 9), 1, "fails"),
+        ("mine.py:Declared:wide=3", SAID, 1, "wide"),
+        ("mine.py:Declared", (*SAID, "--null-class", 3), 2, "--null-class"),
+    ],
+    ids=range(13),
+)
+def test_a_class_that_does_not_fit_is_named(
+    network: str, said: tuple[Any, ...], code: int, word: str, elbo: Elbo, folder: Path
+) -> None:
+    save_file(layer(3, 64), folder / "w.safetensors")
+    result = elbo("import", "w.safetensors", "run", "--network", network, *said, cwd=folder)
+    assert result.returncode == code and word in result.stderr.decode(), result.stderr
+    assert b"Traceback" not in result.stderr and not (folder / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tmp_path: Path) -> None:
+    variables = {**os.environ, "STEPS": "20", "PYTHON": sys.executable, "PATH": BIN}
+    line = ["sh", EXAMPLE / "demo.sh", tmp_path / "demo"]
+    result = subprocess.run(line, env=variables, capture_output=True, check=False)
+    assert result.returncode == 0 and b"bits per dimension: trained" in result.stdout, result.stderr
+
+
+# Programs
+
+LEVELS = (*RANGE, "--levels", "logsnr")
+TRUST = ("--plugin", "run/network.pt2")
+
+
+@pytest.fixture(scope="module")
+def program(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network of `trained` as a program."""
+    path = tmp_path_factory.mktemp("program") / "net.pt2"
+    elbocli.export_network(elbocli.open_run(trained, "cpu").network, path)
+    return path
+
+
+class Steps(nn.Module):
+    """Takes whole timesteps, any size, and gives variances too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.tied = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)
+        self.tied.weight = self.layer.weight
+
+    def forward(self, z: Tensor, step: Tensor) -> Tensor:
+        return self.layer(z) + self.tied(z) * step[:, None, None, None] / 1000
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, auto = tmp_path_factory.mktemp("program") / "steps.pt2", torch.export.Dim.AUTO
+    inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2).long()
+    moving = ({0: auto, 2: auto, 3: auto}, {0: auto})
+    torch.export.save(torch.export.export(Steps(), inputs, dynamic_shapes=moving), path)
+    return path
+
+
+def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(
+    elbo: Elbo, program: Path, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    result = elbo("import", program, "first", *LEVELS, *CLASSES, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, b"first\n"), result.stderr
+    shutil.move(tmp_path / "first", tmp_path / "run")
+    refused = elbo("sample", "run", "-n", 1, "--steps", 1, "-o", "s.npz", cwd=tmp_path)
+    assert refused.returncode in (1, 2) and b"--plugin run/network.pt2" in refused.stderr, refused.stderr
+    measure = (digits, "-n", 8, "--draws", 4, "--schedule", "uniform", *TRUST)
+    bounds = [json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout)["bpd"] for run in ("run", trained)]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
+    draw = ("-n", 4, "--steps", 3, "--guidance", 2, "--seed", 3, "-o")
+    for run, name in (("run", "ours.npy"), (trained, "theirs.npy")):
+        assert elbo("sample", run, *draw, name, *TRUST, cwd=tmp_path).returncode == 0
+    drawn, wanted = (np.load(tmp_path / name).astype(int) for name in ("ours.npy", "theirs.npy"))
+    assert np.abs(drawn - wanted).max() <= 1
+
+
+def test_whole_timesteps_any_size_and_variances(elbo: Elbo, steps: Path, tmp_path: Path) -> None:
+    said = ("--prediction", "eps", "--levels", "t:linear", "--size", 8)
+    result = elbo("import", steps, "run", *said, cwd=tmp_path)
+    assert result.returncode == 0 and b"whole timesteps" in result.stderr, result.stderr
+    with declarations_kept():
+        run_plugin(tmp_path / "run" / "network.pt2")
+        run = elbocli.open_run(tmp_path / "run", "cpu")
+    assert SCHEDULES["t-linear"]().support == (run.settings.logsnr_min, run.settings.logsnr_max)
+    assert run.network.config.variance and run.settings.label_dropout == 0
+    assert elbo("sample", "run", "-n", 2, "--steps", 2, "-o", "s.npz", *TRUST, cwd=tmp_path).returncode == 0
+    held = load_file(tmp_path / "run/checkpoints/step-00000000/model.safetensors")
+    assert torch.equal(held["program.layer.weight"], held["program.tied.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "code", "word"),
+    [
+        ("net", (*RANGE, *CLASSES), 2, "--levels"),
+        ("net", (*LEVELS, "--classes", 0), 2, "--null-class"),
+        ("net", (*LEVELS, *CLASSES, "--size", 9), 1, "fails"),
+        ("steps", LEVELS, 2, "--size"),
+        ("steps", (*LEVELS, "--size", 8, "--classes", 3), 1, "no labels"),
+        ("hello", LEVELS, 1, "hello.pt2"),
+        ("empty", LEVELS, 1, "empty.pt2"),
+    ],
+)
+def test_a_program_that_does_not_fit_is_named(
+    name: str, said: tuple[Any, ...], code: int, word: str, elbo: Elbo, program: Path, steps: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "hello.pt2").write_bytes(b"hello")
+    (tmp_path / "empty.pt2").write_bytes(b"PK\x05\x06" + bytes(18))
+    path = {"net": program, "steps": steps}.get(name, tmp_path / f"{name}.pt2")
+    result = elbo("import", path, "run", *said, cwd=tmp_path)
+    assert result.returncode == code and word in result.stderr.decode() and b"Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_program_is_neither_guided_without_its_null_class_nor_trained_nor_changed(
+    elbo: Elbo, program: Path, steps: Path, digits: Path, tmp_path: Path
+) -> None:
+    assert elbo("import", program, "run", *LEVELS, "--classes", 10, cwd=tmp_path).returncode == 0
+    (tmp_path / "p.yaml").write_text("network: {family: program, file: network.pt2, sha256: abc}\ntrain: {steps: 3}\n")
+    for words, word in (
+        (("sample", "run", "--guidance", 2, "-o", "s.npz", *TRUST), b"--label-dropout"),
+        (("train", digits, "-o", "new", "--preset", "p.yaml"), b"trained"),
+        (("train", digits, "-o", "new", "--init", "run", *TRUST), b"trained"),
+    ):
+        result = elbo(*words, cwd=tmp_path)
+        assert result.returncode == 2 and word in result.stderr, result.stderr
+    shutil.copy(steps, tmp_path / "run" / "network.pt2")
+    for words in (("sample", "run", "-o", "s.npz"), ("info", "run", "--verify")):
+        result = elbo(*words, cwd=tmp_path)
+        assert result.returncode == 1 and b"has changed" in result.stderr, result.stderr

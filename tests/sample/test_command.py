@@ -1,0 +1,104 @@
+"""`elbo sample` as it is typed: EDM's own images by elbo's line for them, presets with options, and lines that are refused."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import edm
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from elbocli.core.prediction import alpha_sigma
+from elbocli.nn.denoiser import Denoiser
+from elbocli.run.open import open_run
+
+Elbo = Callable[..., Any]
+N = 12
+SEEDS = range(40, 40 + N)
+CHURN = (40.0, 0.05, 50.0, 1.003)
+
+
+def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, list[int]]:
+    """Images [N,H,W,C] and labels that EDM's sampler makes of a run that was trained on λ from −10 to 10, in float64.
+
+    later: the type of its random numbers after the start, float32 in EDM2.
+    """
+    trained, random = open_run(run, torch.device("cpu")), edm.Stacked(SEEDS)
+    first, labels = [random.normal((1, 8, 8)).double()], random.label(10)
+    denoiser = Denoiser(trained.network.double(), trained.prediction, labels=labels)
+
+    def draw() -> torch.Tensor:
+        return first.pop() if first else random.normal((1, 8, 8), later)
+
+    def d(y: torch.Tensor, sigma: float) -> torch.Tensor:
+        logsnr = -2 * math.log(sigma)
+        with torch.no_grad():
+            return denoiser(y * alpha_sigma(logsnr)[0], logsnr)
+
+    x = edm.algorithm_2(d, draw, 18, *churn, sigma_min=math.exp(-5), edm2=later == torch.float32)
+    pixels = (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).numpy(), labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("noise", "later", "sampler", "churn"),
+    [
+        ("edm", torch.float64, "heun", ()),
+        ("edm", torch.float64, "heun:edm-imagenet64", CHURN),
+        ("edm2", torch.float32, "heun:edm-imagenet64", CHURN),
+    ],
+    ids=["plain", "churn", "edm2"],
+)
+def test_elbo_draws_what_edm_draws(
+    noise: str, later: torch.dtype, sampler: str, churn: tuple[float, ...], trained: Path, elbo: Elbo, tmp_path: Path
+) -> None:
+    walk = ("--sampler", sampler, "--schedule", "edm-sample:rho=7,sigma_min=0.002,sigma_max=80", "--steps", 18)
+    random = ("--noise", noise, "--classes", "random", "--seed", 40, "--start", "edm", "--rounding", "edm")
+    done = elbo("sample", trained, "-n", N, *walk, *random, "--batch", 5, "-o", tmp_path / "x.h5")
+    assert done.returncode == 0, done.stderr
+    wanted, labels = by_edm(trained, later, *churn)
+    with h5py.File(tmp_path / "x.h5") as file:
+        images, about = file["images"][()], json.loads(str(file.attrs["samples"]))
+        assert file["labels"][()].tolist() == labels and file["seeds"][()].tolist() == list(SEEDS)
+    told = {"start": "edm", "noise": noise, "noise_device": "cpu", "rounding": "half-up", "classes": "random"}
+    assert {key: about[key] for key in told} == told
+    apart = np.abs(images.astype(int) - wanted)
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.005 and images.std() > 20
+
+
+def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
+    elbo: Elbo, trained: Path, tmp_path: Path
+) -> None:
+    guide = min((trained / "checkpoints").iterdir())
+    walk = ("--sampler", "heun:edm-imagenet64,s_churn=3", "--steps", 4, "--schedule", "run")
+    how = ("--guidance", 2, "--guide", guide, "--clip", "dynamic:percentile=99")
+    done = elbo("sample", trained, "-n", 3, *walk, *how, "-o", "x.npy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "x.npy").shape == (3, 8, 8, 1)
+    assert b"heun:s_churn=3,s_min=0.05,s_max=50,s_noise=1.003, 4 steps" in done.stderr
+    assert b"14 network evaluations each" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0"),
+        (["--start", "zero"], "unit, edm"),
+        (["--guidance", "2", "--guidance-channels", "2"], "1 channels"),
+        (["--spacing", "timesteps"], "no timesteps"),
+        (["--schedule", "t-linear", "--spacing", "ddim", "--steps", "300"], "stride"),
+        (["--clip", "dynamic:percentile=101"], "101"),
+        (["--guide", "RUN"], "--guidance 1"),
+    ],
+    ids=str,
+)
+def test_a_line_that_makes_no_sense_is_refused(
+    given: list[str], word: str, elbo: Elbo, trained: Path, tmp_path: Path
+) -> None:
+    words = [trained if each == "RUN" else each for each in given]
+    done = elbo("sample", trained, *words, "-o", tmp_path / "x.npy")
+    assert done.returncode == 2 and word in done.stderr.decode() and not (tmp_path / "x.npy").exists()

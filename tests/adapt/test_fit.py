@@ -123,7 +123,7 @@ def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors
     fitted = fit(text)
     assert fitted.report.batch == 64
     p, draw = parse_schedule(schedule, -10, 10), torch.Generator().manual_seed(9)
-    t = torch.rand(40_000, 64, generator=draw, dtype=torch.float64)
+    t = torch.rand(15_000, 64, generator=draw, dtype=torch.float64)
     comb = (t[:, :1] + torch.arange(64) / 64) % 1
     own = fitted.report.schedules["own"]
     for times, predicted in ((t, own["variance_independent"]), (comb, own["variance_low_discrepancy"])):

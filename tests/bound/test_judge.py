@@ -34,7 +34,7 @@ def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
         assert abs(check.difference_in_se) <= 4
-        assert 0 < check.left.relative_se < 0.015 and 0 < check.right.relative_se < 0.015
+        assert 0 < check.left.relative_se < 0.02 and 0 < check.right.relative_se < 0.02
         assert check.monotone == (spec != "edm")
         told = check.json()
         assert ("p_w" in told) == ("augmented_elbo" in told) == check.monotone != ("signed_mass" in told)
@@ -67,7 +67,7 @@ def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_broken_loss_does_not_pass(trained: Path, elbo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The public mistake, injected into the training loss: no −dλ/dt."""
-    line = ("bound", trained, "--check", "-n", 60)
+    line = ("bound", trained, "--check", "-n", 100)
     passed = elbo(*line, "--weighting", "sigmoid:bias=2", "--weighting", "edm")
     assert passed.returncode == 0, passed.stderr
     assert [check["monotone"] for check in json.loads(passed.stdout)["checks"]] == [True, False]
@@ -105,7 +105,7 @@ def test_it_is_bayes_posterior_for_exact_denoisers() -> None:
     right = (exact < 0) == (np.arange(120) >= 60)
     assert found.accuracy_low < right.mean() < found.accuracy_high and found.accuracy_low < found.accuracy
     likelihood = np.where(np.arange(120) < 60, 1, -1) * exact
-    assert found.log_loss == pytest.approx(np.log1p(np.exp(-likelihood)).mean(), abs=0.03)
+    assert found.log_loss == pytest.approx(np.log1p(np.exp(-likelihood)).mean(), abs=0.1)
     assert sum(row["count"] for row in found.reliability) == 120 and 0 <= found.undecided < 0.5
     assert np.mean([found.class_accuracy[label] for label in "01"]) == pytest.approx(found.accuracy)
     assert Classification.of(json.loads(json.dumps(found.json()))) == found

@@ -40,7 +40,7 @@ def weights(foreign: dict[str, Path]) -> Weights:
 def same(path: Path, wanted: Weights, more: float = 0) -> bool:
     """Tell whether a file holds these weights, larger by so much."""
     held = load_file(path)
-    return list(held) == list(wanted) and all(torch.equal(held[name], wanted[name] + more) for name in wanted)
+    return held.keys() == wanted.keys() and all(torch.equal(held[name], wanted[name] + more) for name in wanted)
 
 
 def test_an_imported_run_is_the_run_that_it_was_made_of(

@@ -158,7 +158,6 @@ def test_a_declared_network_is_imported_as_itself(elbo: Elbo, folder: Path) -> N
     ("network", "said", "code", "word"),
     [
         ("mine.py", SAID, 2, "FILE.py:CLASS"),
-        ("gone.py:Net", SAID, 2, "gone.py"),
         ("mine.py:Gone", SAID, 2, "Gone"),
         ("mine.py:Wants", SAID, 2, "can't be made"),
         ("mine.py:Pair:{", SAID, 1, "YAML"),
@@ -171,7 +170,7 @@ def test_a_declared_network_is_imported_as_itself(elbo: Elbo, folder: Path) -> N
         ("mine.py:Declared:wide=3", SAID, 1, "wide"),
         ("mine.py:Declared", (*SAID, "--null-class", 3), 2, "--null-class"),
     ],
-    ids=range(13),
+    ids=range(12),
 )
 def test_a_class_that_does_not_fit_is_named(
     network: str, said: tuple[Any, ...], code: int, word: str, elbo: Elbo, folder: Path

@@ -115,9 +115,10 @@ def test_intervals_hold_the_value_of_all_images_where_some_are_chosen(count: int
     off = []
     for seed in range(40):
         rows = torch.randperm(300, generator=torch.Generator().manual_seed(seed))[:count]
-        found = bound_of(TOY, [Images(content[rows], None, rows.tolist())], population=300, draws=4, seed=seed)
+        found = bound_of(TOY, [Images(content[rows], None, rows.tolist())], population=300, draws=16, seed=seed)
         off.append((found.nats - exact) / found.nats_se)
-        assert (found.bpd_se == found.bpd_se_noise) == (count == 300) and found.bpd_se <= found.bpd_se_population
+        assert found.bpd_se_noise <= found.bpd_se <= found.bpd_se_population
+        assert count == 60 or found.bpd_se == found.bpd_se_noise
     assert int((np.abs(off) < 1.96).sum()) >= 35 and 0.7 < np.std(off) < 1.4
 
 

@@ -1,152 +1,130 @@
+"""Folders, archives and several sources: their images in one order, their classes, and a choice of them."""
+
 import os
 import pickle
-import re
+import subprocess
 import tarfile
+import zipfile
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from packing import messages, open_source
+from harness import heard
+from hypothesis import given
+from hypothesis import strategies as st
+from packing import open_source, touch
 
 from elbocli.errors import DataError, ElboError
+from elbocli.files.dataset import Dataset
+from elbocli.images.kinds.trees import FOLDER, list_folder, list_tar, list_zip
+from elbocli.images.registry import Images
 from elbocli.images.sources import choose
 
-PAGE = Path(__file__).parents[2] / "docs/prep.md"
+# Kinds of sources
+
+PLUGIN = """
+import numpy as np
+import elbocli.plugin as elbo
+
+@elbo.source("pairs", magic=b"PK", suffix=".pairs")
+def pairs(path):
+    rows = np.memmap(path, np.uint8, "r", 2, (3, 8, 8, 1))
+    for row in range(3):
+        yield f"{row}", "even" if row % 2 == 0 else "odd", elbo.ArrayRow(rows, row)
+"""
 
 
-def touch(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
+def test_a_plug_in_adds_a_kind_which_comes_before_elbos_own(elbo, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    (tmp_path / "x.pairs").write_bytes(b"PK" + pixels.tobytes())  # it begins like a zip
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    assert elbo("prep", "x.pairs", "a.h5", cwd=tmp_path).returncode == 1
+    done = elbo("prep", "x.pairs", "a.h5", "--plugin", "mine.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    data = Dataset(tmp_path / "a.h5")
+    assert np.array_equal(data.batch(np.arange(3)), pixels)
+    assert data.class_names == ["even", "odd"] and data.labels.tolist() == [0, 1, 0]
 
 
-def test_class_folders_are_classes_in_byte_order(tmp_path):
-    source = open_source(touch(tmp_path, "b/2.png", "b/10.png", "a/x.png", "B/y.png", "é/z.png"))
-    assert source.class_names == ["B", "a", "b", "é"]
-    assert source.files == ["B/y.png", "a/x.png", "b/10.png", "b/2.png", "é/z.png"]
-    assert source.labels == [0, 1, 2, 2, 3]
+def test_a_folder_its_tar_and_its_zip_list_the_same_and_leave_hidden_files_out(tmp_path):
+    tree = tmp_path / "tree"
+    for name in ("a/1.png", "a/.2.png", "b c/é/2.png", ".git/x", "__MACOSX/a/._1.png", "a/Thumbs.db", "x.txt"):
+        touch(tree, name).joinpath(name).write_bytes(name.encode())
+    (tree / "empty").mkdir()
+    subprocess.run(["tar", "cf", tmp_path / "x.tar", "-C", tree, "."], check=True)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in tree.rglob("*"):
+            archive.write(path, path.relative_to(tree))
+    for entries in (list_folder(tree), list_tar(tmp_path / "x.tar"), list_zip(tmp_path / "x.zip")):
+        found = dict(entries)
+        assert sorted(found) == ["a/", "a/1.png", "b c/", "b c/é/", "b c/é/2.png", "empty/", "x.txt"]
+        for name, ref in found.items():
+            assert ref is FOLDER if name.endswith("/") else ref.read() == name.encode()
 
 
-def test_files_come_in_the_order_that_the_page_shows(tmp_path):
-    page = PAGE.read_text()
-    shown = re.search(r"files come before folders, [^:]*:\n? *((?:`[^`]+\.png`,? ?)+)\. EDM sorts", page)
-    expected = re.findall("`([^`]+)`", shown[1])
-    source = open_source(touch(tmp_path, *sorted(expected, reverse=True)))
-    assert source.files == expected and len(expected) == 4
-    (first,) = re.findall(r"EDM sorts whole paths, and has `([^`]+)` first", page)
-    assert min(expected) == first != expected[0]
-    assert source.labels == [0, 0, 0, 1]
-
-
-def test_a_flat_folder_is_one_class_called_after_it(tmp_path):
-    source = open_source(touch(tmp_path / "cats", "2.png", "1.png"))
-    assert (source.files, source.labels, source.class_names) == (["1.png", "2.png"], [0, 0], ["cats"])
-
-
-def test_the_folder_one_is_in_has_a_name_too(tmp_path, monkeypatch):
-    touch(tmp_path / "cats", "1.png")
-    monkeypatch.chdir(tmp_path / "cats")
-    assert open_source(Path()).class_names == ["cats"]
-
-
-def test_hidden_files_and_folders_are_left_out(tmp_path):
-    source = open_source(touch(tmp_path, "a/1.png", "b/2.png", "a/.DS_Store", ".git/x", ".hidden", "__MACOSX/a/1.png"))
-    assert (source.files, source.class_names) == (["a/1.png", "b/2.png"], ["a", "b"])
-
-
-def test_limit_takes_the_first_images_but_all_the_classes(tmp_path):
-    source = choose(open_source(touch(tmp_path, "a/1.png", "a/2.png", "b/3.png")), limit=2)
-    assert (source.files, source.labels, source.class_names) == (["a/1.png", "a/2.png"], [0, 0], ["a", "b"])
-
-
-def test_an_empty_class_stays_a_class(tmp_path):
-    touch(tmp_path, "b/1.png")
-    (tmp_path / "a").mkdir()
-    source = open_source(tmp_path)
-    assert (source.class_names, source.labels) == (["a", "b"], [1])
-
-
-def test_names_that_are_not_utf8_are_kept(tmp_path):
-    (tmp_path / "a").mkdir()
-    raw = os.fsencode(tmp_path) + b"/a/\xff.png"
-    with open(raw, "wb"):
-        pass
-    (name,) = open_source(tmp_path).files
-    assert os.fsencode(name) == b"\xff.png"
-
-
-def test_a_folder_linked_into_itself_is_entered_once(tmp_path):
-    touch(tmp_path, "a/1.png", "a/b/2.png")
-    (tmp_path / "a/b/loop").symlink_to(tmp_path / "a")
-    assert open_source(tmp_path).files == ["1.png", "b/2.png"]
-
-
-def test_linked_folders_and_files_count(tmp_path):
-    touch(tmp_path / "elsewhere", "1.png")
-    (tmp_path / "root/a").mkdir(parents=True)
-    (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "root/a/2.png").symlink_to(tmp_path / "elsewhere/1.png")
-    assert open_source(tmp_path / "root").files == ["a/2.png", "b/1.png"]
-
-
-def test_what_is_no_folder_of_images_is_refused_by_name(tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "hollow/a").mkdir(parents=True)
-    touch(tmp_path / "mixed", "a/1.png", "2.png")
-    for name, what in (
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
         ("file", "is none of"),
         ("gone", "No such file"),
         ("empty", "no files inside"),
         ("hollow", "no files inside"),
-        ("mixed", "no class, but"),
-    ):
-        with pytest.raises(DataError, match=rf"{name}.*{what}"):
-            open_source(tmp_path / name)
-
-
-@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
-def test_a_pickle_is_refused_and_not_run(tmp_path, bomb, protocol):
-    (tmp_path / "ref.pkl").write_bytes(pickle.dumps({"fid": bomb}, protocol))
-    with pytest.raises(ElboError, match=r"ref\.pkl"):
-        open_source(tmp_path / "ref.pkl")
+        ("mixed", "no class, but 1"),
+        ("pickle.pkl", "is none of"),
+    ],
+)
+def test_no_folder_of_images_is_refused_by_name_and_a_pickle_not_run(tmp_path, bomb, name, word):
+    touch(tmp_path, "file", "mixed/a/1.png", "mixed/2.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow/a").mkdir(parents=True)
+    (tmp_path / "pickle.pkl").write_bytes(pickle.dumps(bomb))
+    with pytest.raises(DataError, match=rf"{name}.*{word}"):
+        open_source(tmp_path / name)
     assert not bomb.went_off
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_named(tmp_path):
-    touch(tmp_path, "a/1.png")
-    (tmp_path / "a").chmod(0)
-    try:
-        with pytest.raises(DataError, match="could not list"):
-            open_source(tmp_path)
-    finally:
-        (tmp_path / "a").chmod(0o755)
+def test_a_folder_that_can_not_be_listed_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ElboError, match=rf"{tmp_path.name}.*could not list"):
+        open_source(tmp_path)
 
 
-# What is left out, and what is refused
+# Order and classes
+
+
+def test_class_folders_and_files_are_in_byte_order_files_before_folders(tmp_path):
+    source = open_source(touch(tmp_path, "b/2.png", "b/0/1.png", "b/10.png", "a/x.png", "B/y.png", "é/z.png"))
+    assert source.class_names == ["B", "a", "b", "é"]
+    assert source.files == ["B/y.png", "a/x.png", "b/10.png", "b/2.png", "b/0/1.png", "é/z.png"]
+    assert source.labels == [0, 1, 2, 2, 2, 3]
+
+
+def test_a_flat_folder_is_one_class_called_after_it_without_elbos_own_files(tmp_path, monkeypatch):
+    own = ["x.h5", "x.h5.partial", "x.h5.partial.json", "x.h5.partial.runs", "x.h5.lock", "x.skipped.jsonl"]
+    monkeypatch.chdir(touch(tmp_path / "cats", "2.png", "1.png", *own))
+    source = open_source(Path())
+    assert (source.files, source.labels, source.class_names) == (["1.png", "2.png"], [0, 0], ["cats"])
+
+
+def test_linked_folders_and_files_count_once(tmp_path):
+    touch(tmp_path / "elsewhere", "1.png")
+    touch(tmp_path / "root", "a/deep/3.png")
+    (tmp_path / "root/a/2.png").symlink_to(tmp_path / "elsewhere/1.png")
+    (tmp_path / "root/a/deep/loop").symlink_to(tmp_path / "root/a")
+    (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere")
+    assert open_source(tmp_path / "root").files == ["a/2.png", "a/deep/3.png", "b/1.png"]
 
 
 def test_papers_beside_class_folders_are_left_out_and_said(tmp_path):
     touch(tmp_path, "a/1.png", "b/2.png", "README.txt", "licence.pdf", "old.h5", "new.h5.partial")
-    with messages() as said:
+    with heard() as said:
         source = open_source(tmp_path)
     assert source.files == ["a/1.png", "b/2.png"]
-    assert len(said) == 1 and "README.txt" in said[0]
-
-
-def test_images_beside_class_folders_are_refused_unless_labels_say_more(tmp_path):
-    touch(tmp_path / "src", "a/1.png", "b/2.png", "loose.JPEG")
-    with pytest.raises(DataError, match="--labels"):
-        open_source(tmp_path / "src")
-    (tmp_path / "labels").write_text("1.png x\n2.png y\nloose x\n")
-    assert open_source(tmp_path / "src", labels=tmp_path / "labels").labels == [0, 0, 1]
-
-
-def test_elbos_own_files_in_a_flat_folder_are_no_images(tmp_path):
-    own = ["x.h5", "x.h5.partial", "x.h5.partial.json", "x.h5.partial.runs", "x.h5.lock", "x.skipped.jsonl"]
-    assert open_source(touch(tmp_path, "1.png", *own)).files == ["1.png"]
+    assert len(said) == 1 and "README.txt: 2 files" in said[0]
 
 
 def test_a_folder_that_holds_one_folder_is_that_folder(tmp_path):
@@ -161,26 +139,20 @@ def test_a_folder_that_holds_one_folder_is_that_folder(tmp_path):
 def test_one_class_with_folders_inside_is_one_class(tmp_path):
     source = open_source(touch(tmp_path, "cats/1.png", "cats/tabby/2.png"))
     assert (source.class_names, source.files, source.labels) == (["cats"], ["1.png", "tabby/2.png"], [0, 0])
-    assert [source.shown(0), source.shown(1)] == [f"{tmp_path}/cats/1.png", f"{tmp_path}/cats/tabby/2.png"]
+    assert source.shown(1) == f"{tmp_path}/cats/tabby/2.png"
 
 
-def test_the_same_names_in_several_sources_stay_apart(tmp_path):
-    touch(tmp_path, "cats/1.png", "dogs/1.png", "dogs/puppies/2.png")
-    source = open_source([tmp_path / "dogs", tmp_path / "cats"])
-    assert source.files == ["dogs/1.png", "dogs/puppies/2.png", "cats/1.png"]
-    assert (source.class_names, source.labels) == (["cats", "dogs"], [1, 1, 0])
-
-
-def test_kinds_of_sources_mix(tmp_path):
-    touch(tmp_path, "cats/1.png", "more/dogs/2.png", "more/cats/3.png")
+def test_kinds_of_sources_mix_and_the_same_names_in_several_stay_apart(tmp_path):
+    touch(tmp_path, "dogs/1.png", "dogs/puppies/2.png", "cats/1.png", "more/dogs/2.png", "more/cats/3.png")
     with tarfile.open(tmp_path / "dogs.tar", "w") as tar:
         tar.add(tmp_path / "cats/1.png", "4.png")
-    source = open_source([tmp_path / "cats", tmp_path / "more", tmp_path / "dogs.tar"])
-    assert source.files == ["cats/1.png", "cats/3.png", "dogs/2.png", "dogs/4.png"]
-    assert (source.class_names, source.labels) == (["cats", "dogs"], [0, 0, 1, 1])
+    source = open_source([tmp_path / name for name in ("dogs", "cats", "more", "dogs.tar")])
+    names = ["dogs/1.png", "dogs/puppies/2.png", "cats/1.png", "cats/3.png", "dogs/2.png", "dogs/4.png"]
+    assert source.files == names
+    assert (source.class_names, source.labels) == (["cats", "dogs"], [1, 1, 0, 0, 1, 1])
 
 
-# Choosing
+# A choice
 
 
 @pytest.fixture
@@ -190,62 +162,39 @@ def many(tmp_path):
     return touch(tmp_path / "many", *names)
 
 
-def counts(source):
-    return {name: source.labels.count(number) for number, name in enumerate(source.class_names)}
-
-
-def test_train_and_val_are_the_two_parts_of_each_class(many):
+def test_train_and_val_are_the_same_two_parts_of_each_class_in_any_order(many, tmp_path):
     whole = open_source(many)
     val, train = choose(whole, subset=("val", 0.2)), choose(whole, subset=("train", 0.2))
-    assert counts(val) == {"a": 20, "b": 10, "c": 1} and counts(train) == {"a": 80, "b": 40, "c": 6}
+    assert Counter(val.labels) == {0: 20, 1: 10, 2: 1}
     assert sorted(val.files + train.files) == sorted(whole.files)
     assert val.files == [name for name in whole.files if name in set(val.files)]
     assert val.files[:20] != whole.files[:20]
+    assert sorted(choose(whole, subset=("val", 0.2), shuffle_seed=5).files) == sorted(val.files)
+    for order in ("c\nb\na\n", "b\n"):
+        (tmp_path / "order").write_text(order)
+        found = choose(open_source(many, classes=tmp_path / "order"), subset=("val", 0.2))
+        assert found.files == [name for name in val.files if name[0] in order]
 
 
-def test_the_held_out_part_is_always_the_same(many, tmp_path):
-    whole = open_source(many)
-    val = set(choose(whole, subset=("val", 0.2)).files)
-    shuffled = choose(whole, subset=("val", 0.2), shuffle_seed=5)
-    assert set(shuffled.files) == val and shuffled.files != sorted(shuffled.files)
-    with tarfile.open(tmp_path / "many.tar", "w") as tar:
-        for path in sorted(many.rglob("*.png"), reverse=True):
-            tar.add(path, path.relative_to(many))
-    assert set(choose(open_source(tmp_path / "many.tar"), subset=("val", 0.2)).files) == val
-    (tmp_path / "order").write_text("c\nb\na\n")
-    assert set(choose(open_source(many, classes=tmp_path / "order"), subset=("val", 0.2)).files) == val
-    (tmp_path / "order").write_text("b\n")
-    assert set(choose(open_source(many, classes=tmp_path / "order"), subset=("val", 0.2)).files) < val
-
-
-def test_limit_counts_what_subset_and_shuffling_leave(many):
+def test_limit_counts_what_subset_and_shuffling_leave_and_keeps_the_classes(many):
     whole = open_source(many)
     one = choose(whole, subset=("val", 0.2), shuffle_seed=1)
-    assert choose(whole, subset=("val", 0.2), shuffle_seed=1, limit=9).files == one.files[:9]
-    assert choose(whole, shuffle_seed=1).files != choose(whole, shuffle_seed=2).files
-    assert choose(whole, shuffle_seed=1).files == choose(whole, shuffle_seed=1).files
+    few = choose(whole, subset=("val", 0.2), shuffle_seed=1, limit=9)
+    assert few.files == one.files[:9] and few.class_names == whole.class_names
+    assert sorted(one.files) != one.files != choose(whole, subset=("val", 0.2), shuffle_seed=2).files
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 157, 200])
-def test_shards_follow_each_other_and_differ_by_one_at_most(many, count):
-    whole, files, sizes = open_source(many), [], []
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 9))
+def test_shards_are_all_of_it_once_and_begin_with_a_group_where_there_are_enough(total, count, group):
+    whole = Images(list(map(str, range(total))), [0] * total, list(range(total)), ["x"])
+    files, sizes = [], []
     for index in range(1, count + 1):
-        try:
-            part = choose(whole, shard=(index, count))
-        except DataError as error:
-            assert count > len(whole) and "no images are left" in str(error)
+        if count > total and (index - 1) * total // count == index * total // count:
+            with pytest.raises(DataError):
+                choose(whole, shard=(index, count), group=group)
             continue
-        files += part.files
-        sizes.append(len(part))
-    assert files == whole.files and max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("group", [1, 3, 7, 50])
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_shards_are_all_of_it_once_and_begin_with_a_group_where_there_are_enough(tmp_path, group, count):
-    source = open_source(touch(tmp_path, *(f"{k:02d}.png" for k in range(25))))
-    shards = [choose(source, shard=(k + 1, count), group=group).files for k in range(count)]
-    assert [file for files in shards for file in files] == source.files
-    assert all(shards)
-    if count * group <= 25:
-        assert all(source.files.index(files[0]) % group == 0 for files in shards)
+        part = choose(whole, shard=(index, count), group=group)
+        assert count * group > total or int(part.files[0]) % group == 0
+        files, sizes = files + part.files, [*sizes, len(part)]
+    assert files == whole.files
+    assert max(sizes) - min(sizes) <= (2 * group - 1 if count * group <= total else 1)

@@ -1,97 +1,306 @@
-"""Packing: what goes in comes out, in order, whatever happens on the way."""
+"""The images of any layout come out as one dataset, in order, of the size and channels that were asked for or chosen."""
 
+import json
+import logging
+import random
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import packing
 import pytest
 from made_data import rows_sha256
+from packing import Stopped, open_source, pack, packed, stop_after
 from PIL import Image
 
 from elbocli.errors import DataError, UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.images.decode import CROPS
 from elbocli.prep import pack as prep
 
 
-def pack(src: Path, out: Path, **settings: object) -> list[str]:
-    return packing.pack(src, out, **{"size": 8, "channels": 1, **settings})
+def identity(data: Dataset) -> dict[str, Any]:
+    digests = {key: getattr(data.attributes, key) for key in ("payload_sha256", "source_sha256")}
+    return {**digests, "labels": data.labels.tolist(), "classes": data.class_names, **data.contents()[1]}
+
+
+def noise(path: Path, width: int, height: int, mode: str = "RGB", seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def folder_of(path: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> Path:
+    """A folder of noise images, width x height each."""
+    for index, (width, height) in enumerate(sizes):
+        noise(path / f"{index:04d}.png", width, height, mode, index)
+    return path
 
 
 def test_images_labels_and_names_are_those_of_the_folders(digits_folder: Path, tmp_path: Path) -> None:
-    pack(digits_folder, tmp_path / "a.h5")
-    data = Dataset(tmp_path / "a.h5")
+    data = packed(digits_folder, tmp_path / "a.h5")
     files = sorted(digits_folder.rglob("*.png"))
-    assert len(data) == len(files) == 300
     assert data.class_names == [str(digit) for digit in range(10)]
     assert data.labels.tolist() == [int(path.parent.name) for path in files]
+    assert data.contents()[0]["class_counts"].tolist() == np.bincount(data.labels).tolist()
     expected = np.stack([np.asarray(Image.open(path)) for path in files])[..., None]
     assert np.array_equal(data.batch(np.arange(300)), expected)
     assert rows_sha256(data.pieces()) == data.attributes.payload_sha256
 
 
-def test_a_bad_file_stops_or_is_skipped_and_listed(digits_folder: Path, tmp_path: Path) -> None:
-    src = tmp_path / "src"
-    src.mkdir()
-    for path in sorted((digits_folder / "1").iterdir())[:4]:
-        (src / path.name).write_bytes(path.read_bytes())
-    (src / "0000-text.png").write_text("not an image")
-    with pytest.raises(DataError, match=r"0000-text\.png: .*not an image"):
-        pack(src, tmp_path / "a.h5")
-    assert not (tmp_path / "a.h5").exists()
-    for name in ("a.h5", "b.h5"):  # the first goes on with what is done
-        assert any("1 files skipped" in text for text in pack(src, tmp_path / name, on_error="skip"))
-    assert len(Dataset(tmp_path / "b.h5")) == 4
-    assert "0000-text.png" in (tmp_path / "b.skipped.jsonl").read_text()
-    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
-
-
-def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "src").mkdir()
-    with pytest.raises(DataError, match="no files inside"):
-        pack(tmp_path / "src", tmp_path / "a.h5")
-    with pytest.raises(DataError):
-        pack(tmp_path / "nowhere", tmp_path / "a.h5")
-    (tmp_path / "src" / "x.png").write_bytes(b"")
-    with pytest.raises(DataError, match="none of its 1 files"):
-        pack(tmp_path / "src", tmp_path / "a.h5", on_error="skip")
-
-
-def test_an_output_is_replaced_only_when_asked(digits_folder: Path, tmp_path: Path) -> None:
-    pack(digits_folder, tmp_path / "a.h5", limit=4)
-    with pytest.raises(UsageError, match="already exists"):
-        pack(digits_folder, tmp_path / "a.h5")
-    pack(digits_folder, tmp_path / "a.h5", overwrite=True)
-    assert len(Dataset(tmp_path / "a.h5")) == 300
-
-
-def test_unfinished_work_of_another_source_is_not_mixed_in(digits_folder: Path, tmp_path: Path) -> None:
-    src = tmp_path / "src"
-    src.mkdir()
-    (src / "a.png").write_bytes(next((digits_folder / "1").iterdir()).read_bytes())
-    (src / "b.png").write_text("bad")
-    with pytest.raises(DataError):
-        pack(src, tmp_path / "a.h5")
-    assert (tmp_path / "a.h5.partial").exists()
-    with pytest.raises(UsageError, match="unfinished"):
-        pack(digits_folder, tmp_path / "a.h5")
-
-
-@pytest.mark.parametrize("crop", CROPS)
-def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(
-    crop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("repair", [True, False])
+def test_a_bad_file_stops_and_the_same_command_goes_on_when_it_is_mended_or_skipped(
+    repair: bool, tmp_path: Path
 ) -> None:
-    """Sources are an array, a dataset, and two arrays whose border lies within a block; in their order and shuffled."""
-    rows = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
-    np.save(tmp_path / "a.npy", rows)
-    np.save(tmp_path / "b.npy", rows[::-1])
-    pack(tmp_path / "a.npy", tmp_path / "a.h5", channels=3)
-    for sources, seed in ((["a.npy"], None), (["a.h5"], None), (["a.npy", "b.npy"], None), (["a.npy"], 3)):
-        made = []
-        for rows_at_once in (1, 7):
-            monkeypatch.setattr(prep, "AT_ONCE", rows_at_once)
-            out = tmp_path / f"{len(made)}.h5"
-            many = [tmp_path / name for name in sources]
-            packing.pack(many, out, size=8, crop=crop, channels=3, shuffle_seed=seed, overwrite=True)
-            made.append(out.read_bytes())
-        assert made[0] == made[1]
+    source, out = folder_of(tmp_path / "in", [(12, 12)] * 6, "L"), tmp_path / "a.h5"
+    bad = source / "0003.png"
+    good = bad.read_bytes()
+    bad.write_text("not an image")
+    with pytest.raises(DataError, match=r"0003\.png: .*--on-error skip"):
+        pack(source, out)
+    assert not out.exists()
+    if repair:
+        bad.write_bytes(good)
+    said = pack(source, out, on_error="stop" if repair else "skip")
+    assert "going on after 3 images" in said
+    whole = packed(source, tmp_path / "b.h5", on_error="skip")
+    assert whole.shape == (5 + repair, 12, 12, 1) and out.read_bytes() == (tmp_path / "b.h5").read_bytes()
+    if not repair:
+        assert json.loads((tmp_path / "a.skipped.jsonl").read_text())["file"] == "0003.png"
+        assert any("1 files skipped" in text for text in said)
+
+
+def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = folder_of(tmp_path / "in", [(8, 8)] * 6), tmp_path / "a.h5"
+    (source / "0001.png").write_bytes(b"bad")
+    monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
+    with pytest.raises(Stopped):
+        pack(source, out, at=stop_after(4), on_error="skip")
+    with pytest.raises(DataError, match=r"0001\.png"):
+        pack(source, out)
+    for other in ({"crop": "edm"}, {"limit": 5}, {"size": 4}):
+        with pytest.raises(UsageError, match="unfinished"):
+            pack(source, out, **other)
+    assert any("going on" in text for text in pack(source, out, on_error="skip"))
+    (tmp_path / "bad").mkdir()
+    shutil.copy(source / "0001.png", tmp_path / "bad")
+    with pytest.raises(DataError, match="none of its 1"):
+        pack(tmp_path / "bad", tmp_path / "b.h5", on_error="skip")
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(
+    seed: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Callable[..., np.ndarray]
+) -> None:
+    """The border between the arrays lies within a block."""
+    rows = images(50)
+    for name, part in (("a.npy", rows), ("b.npy", rows[::-1])):
+        np.save(tmp_path / name, part)
+    made = []
+    for rows_at_once in (1, 7):
+        monkeypatch.setattr(prep, "AT_ONCE", (rows_at_once - 1) * rows[0].size)
+        data = packed([tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / f"{rows_at_once}.h5", shuffle_seed=seed)
+        made.append(identity(data))
+    assert made[0] == made[1] and len(data) == 100
+    assert seed or np.array_equal(data.batch(np.arange(100)), np.concatenate([rows, rows[::-1]]))
+
+
+# Layouts
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes, one of them empty and first; a file further down, names with a space and beyond ASCII."""
+    folder = tmp_path_factory.mktemp("tree") / "images"
+    names = ["b/2.png", "b/10.png", "b/deep/er/1.png", "c d/é.png", "c d/x y.png", "é/1.png", "é/0.png"]
+    for seed, name in enumerate(names):
+        noise(folder / name, 9 + seed, 9, seed=seed)
+    (folder / "a").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return identity(packed(tree, tmp_path_factory.mktemp("expected") / "out.h5"))
+
+
+def tar_of(path: Path, top: Path, prefix: str = "") -> Path:
+    """A tar of a folder's content in no particular order."""
+    entries = sorted(top.rglob("*"))
+    random.Random(0).shuffle(entries)
+    with tarfile.open(path, "w") as tar:
+        for entry in entries:
+            tar.add(entry, f"{prefix}{entry.relative_to(top)}", recursive=False)
+    return path
+
+
+def command_tar(path: Path, *what: str | Path) -> Path:
+    subprocess.run(["tar", "cf", path, "-C", *what], check=True)
+    return path
+
+
+def zip_of(path: Path, tree: Path, compression: int) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for entry in sorted(tree.rglob("*"), reverse=True):
+            archive.write(entry, entry.relative_to(tree))
+    return path
+
+
+def class_tars(tree: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for each in tree.iterdir():
+        tar_of(folder / f"{each.name}.tar", each)
+    return folder
+
+
+FORMS: dict[str, Callable[[Path, Path], Path]] = {
+    "tar cf x.tar folder": lambda tree, at: command_tar(at / "x.tar", tree.parent, tree.name),
+    "tar cf x.tar -C folder .": lambda tree, at: command_tar(at / "x.tar", tree, "."),
+    "tar, any order, below": lambda tree, at: tar_of(at / "x.tar", tree, "./some/where/"),
+    "zip, stored": lambda tree, at: zip_of(at / "x.zip", tree, zipfile.ZIP_STORED),
+    "zip, deflated": lambda tree, at: zip_of(at / "x.zip", tree, zipfile.ZIP_DEFLATED),
+    "tar of class tars": lambda tree, at: tar_of(at / "x.tar", class_tars(tree, at / "parts")),
+    "folder of class tars": lambda tree, at: class_tars(tree, at / "parts"),
+    "folder of one folder": lambda tree, at: Path(shutil.copytree(tree, at / "one/two/images").parents[1]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_archive_is_the_same_source_as_its_folder_and_is_not_unpacked(
+    form: str, tree: Path, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
+    source = FORMS[form](tree, tmp_path)
+    seen: set[str] = set()
+
+    def look(done: int) -> None:
+        seen.update(path.name for name in ("tmp", "out") for path in (tmp_path / name).iterdir())
+
+    for workers in (1, 4):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=workers: range(n))
+        pack(source, tmp_path / f"out/{workers}.h5", at=look)
+        assert identity(Dataset(tmp_path / f"out/{workers}.h5")) == expected
+    assert seen <= {f"{n}.h5{end}" for n in (1, 4) for end in ("", ".lock", ".partial", ".partial.json")}
+    assert (tmp_path / "out/1.h5").read_bytes() == (tmp_path / "out/4.h5").read_bytes()
+
+
+def test_class_tars_or_class_folders_one_by_one_are_the_whole(
+    tree: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    tars = class_tars(tree, tmp_path / "parts")
+    without = {**expected, "labels": [label - 1 for label in expected["labels"]]}
+    without["classes"] = without["class_names"] = ["b", "c d", "é"]
+    for folder, end in ((tars, ".tar"), (tree, "")):
+        sources = [folder / f"{name}{end}" for name in without["classes"]]
+        assert identity(packed(sources, tmp_path / f"x{end}.h5")) == without
+    files = ["b/10.png", "b/2.png", "b/deep/er/1.png", "c d/x y.png", "c d/é.png", "é/0.png", "é/1.png"]
+    assert expected["classes"] == ["a", "b", "c d", "é"] and expected["files"] == files
+    assert expected["labels"] == [1, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_file_that_was_saved_anew_changes_the_digest_of_the_source_alone(
+    tree: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "images"))
+    with Image.open(copy / "é/1.png") as image:
+        image.save(copy / "é/1.png", compress_level=0)
+    changed = identity(packed(copy, tmp_path / "changed.h5"))
+    assert changed != expected
+    assert {**changed, "source_sha256": expected["source_sha256"]} == expected
+
+
+def test_shards_in_order_are_the_whole(digits_folder: Path, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"limit": 101, "shuffle_seed": 3, "subset": ("train", 0.5)}
+    whole = packed(digits_folder, tmp_path / "whole.h5", **chosen)
+    parts = [packed(digits_folder, tmp_path / f"{k}.h5", **chosen, shard=(k, 4)) for k in (1, 2, 3, 4)]
+    assert [part.attributes.shard for part in parts] == ["1/4", "2/4", "3/4", "4/4"]
+    other = packed(digits_folder, tmp_path / "other.h5", **{**chosen, "shuffle_seed": 4}, shard=(1, 4))
+    assert len({part.attributes.shard_of for part in parts}) == 1 and whole.attributes.shard is None
+    assert other.attributes.shard_of != parts[0].attributes.shard_of
+    assert np.array_equal(np.concatenate([next(part.batches(101)) for part in parts]), next(whole.batches(101)))
+    assert [name for part in parts for name in part.contents()[1]["files"]] == whole.contents()[1]["files"]
+    total = sum(int(part.attributes.source_sha256, 16) for part in parts) % (1 << 256)
+    assert f"{total:064x}" == whole.attributes.source_sha256
+
+
+# Size and channels
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings", "size"),
+    [
+        ([(28, 28)] * 3, {}, 28),
+        ([(64, 64)] * 3, {}, 64),
+        ([(1, 1)] * 3, {}, 1),
+        ([(65, 65)] * 3, {}, 64),
+        ([(40, 30)] * 3, {}, 30),
+        ([(40, 30)] * 3, {"crop": "pad"}, 40),
+        ([(90, 60)] * 3, {"crop": "pad"}, 64),
+        ([(28, 28), (28, 29)], {}, 64),
+        ([(70, 70)] * 2, {"crop": "none"}, 70),
+        ([(28, 28)] * 3, {"size": 6}, 6),
+    ],
+)
+def test_images_that_are_alike_and_small_keep_their_size(
+    tmp_path: Path, sizes: list[tuple[int, int]], settings: dict[str, Any], size: int
+) -> None:
+    said = pack(folder_of(tmp_path / "in", sizes), tmp_path / "a.h5", **settings)
+    assert Dataset(tmp_path / "a.h5").shape == (len(sizes), size, size, 3)
+    assert any(f"{size} x {size} pixels, 3 channels" in text for text in said)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16"])
+def test_grey_stays_grey_unless_another_image_or_the_background_is_in_colour(tmp_path: Path, mode: str) -> None:
+    source = folder_of(tmp_path / "in", [(8, 8)] * 3, mode)
+    kinds: list[tuple[int, dict[str, Any]]] = [(1, {}), (3, {"channels": 3}), (3, {"background": "red"})]
+    for channels, settings in [*kinds, (1, {"background": "black"})]:
+        data = packed(source, tmp_path / "a.h5", overwrite=True, **settings)
+        assert data.shape == (3, 8, 8, channels)
+    noise(source / "one.png", 8, 8)
+    assert packed(source, tmp_path / "b.h5").shape == (4, 8, 8, 3)
+
+
+def warnings(source: Path, out: Path, **settings: Any) -> list[str]:
+    return pack(source, out, logging.WARNING, overwrite=True, **settings)
+
+
+def test_enlarging_is_warned_of_once_and_its_advice_ends_it(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", [(90, 80), (70, 30), (20, 25), (80, 80)])
+    for settings, size, advice in (({}, 64, 20), ({"size": 28, "crop": "pad"}, 28, 25)):
+        (text,) = warnings(source, tmp_path / "a.h5", **settings)
+        assert f"enlarged to {size} x {size}" in text and f"--size {advice}" in text
+        assert warnings(source, tmp_path / "a.h5", **{**settings, "size": advice}) == []
+
+
+def test_all_shards_and_parts_of_a_subset_choose_alike(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", [(12, 12)] * 5 + [(20, 20)])
+    chosen: list[dict[str, Any]] = [
+        {"shard": (1, 3)},
+        {"subset": ("val", 0.2)},
+        {"subset": ("train", 0.2)},
+        {"limit": 2},
+    ]
+    assert {packed(source, tmp_path / f"{k}.h5", **each).shape[1:] for k, each in enumerate(chosen)} == {(64, 64, 3)}
+
+
+def test_some_files_are_looked_at_spread_over_the_list_and_all_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Callable[..., np.ndarray]
+) -> None:
+    monkeypatch.setattr(prep, "LOOKED_AT", 3)
+    source = folder_of(tmp_path / "in", [(12, 12), (9, 9), (9, 9)] * 2)
+    assert prep.look(open_source(source)) == {(12, 12, 3), (9, 9, 3)}  # of numbers 0, 2 and 4
+    (source / "0000.png").write_bytes(b"bad")
+    assert prep.look(open_source(source)) == {(9, 9, 3)}
+    np.savez_compressed(tmp_path / "x.npz", images(7))
+    assert prep.look(open_source(tmp_path / "x.npz")) == {(8, 8, 3)}
+    source = folder_of(tmp_path / "grey", [(12, 12)] * 6, "L")
+    noise(source / "0001.png", 12, 12)
+    assert warnings(source, tmp_path / "a.h5") == ["changed while decoding: 1 colour made grey"]
+    assert warnings(source, tmp_path / "a.h5", channels=1) == [], "it is what was asked for"

@@ -80,14 +80,6 @@ def test_several_sources_classes_and_a_subset_from_the_command_line(
     assert data.attributes.command.startswith("elbo prep")
 
 
-def test_a_folder_packed_into_itself_again_and_again(elbo: Elbo, digits_folder: Path, tmp_path: Path) -> None:
-    for path in sorted((digits_folder / "1").iterdir())[:4]:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    for words in (["a.h5"], ["b.h5"], ["a.h5", "--overwrite"]):
-        assert elbo("prep", ".", *words, cwd=tmp_path).returncode == 0
-        assert Dataset(tmp_path / words[0]).shape == (4, 8, 8, 1)
-
-
 # Kills, signals and full disks
 
 KILLED = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import re
@@ -14,11 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import elbocli.importer.formats
+import elbocli.plugin  # noqa: F401 - with these, all tables of declarations
 from elbocli import main
 from elbocli.cli.commands import ADDED, Command
 from elbocli.core.registry import Registry
@@ -61,10 +61,11 @@ def redirected(files: list[Any]) -> Iterator[None]:
             setattr(sys, name, before[descriptor])
 
 
-@cache
 def registries() -> list[Registry]:
-    """All tables of declarations."""
-    return [each for each in gc.get_objects() if isinstance(each, Registry)]
+    """All tables of declarations that a plug-in can add to."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("elbocli")]
+    found = {id(each): each for module in modules for each in vars(module).values() if isinstance(each, Registry)}
+    return [*found.values()]
 
 
 @contextlib.contextmanager

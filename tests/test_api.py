@@ -8,8 +8,6 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +25,7 @@ from elbocli.train.step import step_losses
 CPU = torch.device("cpu")
 
 
-def test_importing_it_imports_nothing_heavy_and_every_name_is_there() -> None:
+def test_importing_it_imports_nothing_heavy_and_every_name_is_there():
     code = (
         "import sys, elbocli; heavy = {'torch', 'numpy', 'click', 'ast'} & set(sys.modules)\n"
         "from elbocli import *; missing = [n for n in dir(elbocli) if getattr(elbocli, n, None) is None and n[0] != '_']\n"
@@ -42,7 +40,7 @@ def test_importing_it_imports_nothing_heavy_and_every_name_is_there() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "adaptive"])
-def test_the_loss_is_that_of_training_to_the_bit(schedule: str, digits: Path, preset: Path) -> None:
+def test_the_loss_is_that_of_training_to_the_bit(schedule, digits, preset):
     data = elbocli.open_dataset(digits)
     resolved = resolve({"preset": str(preset), "schedule": schedule, "network.dropout": 0.0, "seed": 3}, data)
     network, batches = build(resolved.network).eval(), Batches(data, resolved, CPU)
@@ -56,12 +54,12 @@ def test_the_loss_is_that_of_training_to_the_bit(schedule: str, digits: Path, pr
         assert torch.equal(found.logsnr, logsnr)
 
 
-def same(z: torch.Tensor, logsnr: torch.Tensor, labels: Any) -> torch.Tensor:
+def same(z, logsnr, labels):
     return z
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 4, 4)])
-def test_ranks_share_a_batch_and_a_saved_loss_goes_on(shape: tuple[int, ...]) -> None:
+def test_ranks_share_a_batch_and_a_saved_loss_goes_on(shape):
     x = torch.randn(12, *shape, generator=torch.Generator().manual_seed(0))
     whole = elbocli.DiffusionLoss("edm", "adaptive", "eps")
     parts = [elbocli.DiffusionLoss("edm", "adaptive", "eps", rank=rank, ranks=3) for rank in range(3)]
@@ -78,7 +76,7 @@ def test_ranks_share_a_batch_and_a_saved_loss_goes_on(shape: tuple[int, ...]) ->
     assert torch.equal(again(same, x).loss, whole(same, x).loss)
 
 
-def twice(z: torch.Tensor, logsnr: torch.Tensor, labels: Any) -> torch.Tensor:
+def twice(z, logsnr, labels):
     """A learned variance of one channel, which broadcasts."""
     return torch.cat([z, z], 1)
 
@@ -104,13 +102,13 @@ REFUSED: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("mistake", REFUSED)
-def test_a_mistake_is_refused_in_words_of_python(mistake: str) -> None:
+def test_a_mistake_is_refused_in_words_of_python(mistake):
     with pytest.raises(UsageError) as caught:
         REFUSED[mistake]()
     assert "--" not in str(caught.value)
 
 
-def test_a_range_is_that_of_the_loss_or_of_a_schedule_unless_given() -> None:
+def test_a_range_is_that_of_the_loss_or_of_a_schedule_unless_given():
     cosine = elbocli.schedule("cosine", -9, 9)
     loss = elbocli.DiffusionLoss("sigmoid", cosine, "eps", logsnr_max=8)
     assert (loss.logsnr_min, loss.logsnr_max) == (-9, 8) == (loss.schedule.logsnr_min, loss.schedule.logsnr_max)
@@ -121,7 +119,7 @@ def test_a_range_is_that_of_the_loss_or_of_a_schedule_unless_given() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_layout_of_pixels_is_told_by_their_shape(channels: int) -> None:
+def test_the_layout_of_pixels_is_told_by_their_shape(channels):
     pixels = PIXELS.expand(-1, channels, -1, -1)
     by_layout = [elbocli.variational_bound(same, "v", at, draws=2) for at in (pixels, pixels.permute(0, 2, 3, 1))]
     assert by_layout[0] == by_layout[1]
@@ -129,7 +127,7 @@ def test_the_layout_of_pixels_is_told_by_their_shape(channels: int) -> None:
 
 
 @pytest.mark.parametrize("store", ["raw", "png"])
-def test_a_dataset_is_one_of_torchs(store: str, digits_folder: Path, elbo: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_dataset_is_one_of_torchs(store, digits_folder, elbo, tmp_path):
     """In forked workers too, when this process has decoded images already."""
     result = elbo("prep", digits_folder, tmp_path / "d.h5", "--size", 8, "--channels", 1, "--store", store)
     assert result.returncode == 0, result.stderr
@@ -144,7 +142,7 @@ def test_a_dataset_is_one_of_torchs(store: str, digits_folder: Path, elbo: Calla
         data[len(data)]
 
 
-def test_objects_are_copied_and_shown_in_short(trained: Path, digits: Path) -> None:
+def test_objects_are_copied_and_shown_in_short(trained, digits):
     loss = elbocli.DiffusionLoss("edm:monotone", "adaptive", "edm")
     sampler = elbocli.sampler("heun:edm-imagenet64")
     assert pickle.loads(pickle.dumps(sampler)) == copy.deepcopy(sampler) == sampler
@@ -159,7 +157,7 @@ def test_objects_are_copied_and_shown_in_short(trained: Path, digits: Path) -> N
         assert len(repr(one).replace(str(trained), "").replace(str(digits), "")) < 120
 
 
-def test_a_loss_log_is_read_as_one_of_training(tmp_path: Path) -> None:
+def test_a_loss_log_is_read_as_one_of_training(tmp_path):
     loss = elbocli.DiffusionLoss("sigmoid", "cosine", "v")
     log = elbocli.LossLogWriter(tmp_path / "l.jsonl", loss.edges, dimensions=6, weighting=loss.weighting.spec)
     total = torch.zeros(3, len(loss.edges) - 1, dtype=torch.float64)
@@ -172,7 +170,7 @@ def test_a_loss_log_is_read_as_one_of_training(tmp_path: Path) -> None:
     assert torch.equal(found.sums, total) and (found.images, found.lines) == (24, 3) and total[0].sum() == 24
 
 
-def test_what_it_draws_is_what_elbo_sample_draws(elbo: Callable[..., Any], trained: Path, tmp_path: Path) -> None:
+def test_what_it_draws_is_what_elbo_sample_draws(elbo, trained, tmp_path):
     result = elbo("sample", trained, "-n", 6, "--steps", 4, "--sampler", "ddpm", "-o", tmp_path / "s.npy")
     assert result.returncode == 0, result.stderr
     run = elbocli.open_run(trained, "cpu")
@@ -185,7 +183,7 @@ def test_what_it_draws_is_what_elbo_sample_draws(elbo: Callable[..., Any], train
         elbocli.draw(run.network, "v", (1, 8, 8), 6, labels=labels[:2])
 
 
-def test_the_bound_is_that_of_elbo_bound(elbo: Callable[..., Any], trained: Path, digits: Path) -> None:
+def test_the_bound_is_that_of_elbo_bound(elbo, trained, digits):
     result = elbo("bound", trained, digits, "-n", 300, "--draws", 2, "--schedule", "uniform", "--device", "cpu")
     expected, data, run = json.loads(result.stdout), elbocli.open_dataset(digits), elbocli.open_run(trained, "cpu")
     found = elbocli.variational_bound(

@@ -1,140 +1,132 @@
-"""The example scripts: shellcheck finds nothing, dry mode plans, and what is launched is understood by who is launched."""
+"""The example scripts: what they launch is understood by elbo and torchrun, what they tabulate is what was measured, and they run."""
 
+from __future__ import annotations
+
+import gzip
+import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
+import numpy as np
 import pytest
+import torch
 import yaml
+from example_scripts import Classifier, load
+from harness import BIN, environment, heed_signals
+from PIL import Image
+from scipy import stats
+from sklearn.datasets import load_digits
+from torch.distributed.run import get_args_parser
 
+from elbocli.files.yaml_text import read_yaml
 from elbocli.train.command import train
 
-TRAIN = Path(__file__).parent.parent / "examples" / "train"
-SCRIPTS = sorted(TRAIN.iterdir())
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+TRAIN = EXAMPLES / "train"
+FASHION = EXAMPLES / "fashion"
+SWEEP = EXAMPLES / "sweep"
 DEVICES = {"one-gpu.sh": 1, "eight-gpus.sh": 8, "slurm-two-nodes.sbatch": 16}
-HERE = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-VARIABLES = ("DATA", "RUN", "PRESET", "GPUS", "REF", "SCORE_DEVICE", "DRY", "TIME_LIMIT")
+VARIABLES = {"DATA", "RUN", "PRESET", "GPUS", "REF", "SCORE_DEVICE", "DRY", "TIME_LIMIT"}
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [path for suffix in ("sh", "sbatch") for path in EXAMPLES.rglob(f"*.{suffix}")]
+    variables = environment(PATH=BIN)
+    done = subprocess.run(["shellcheck", *scripts], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and len(scripts) > 6, done.stdout
+
+
+# Training on one card, eight, and two nodes
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Any:
-    """start(script, *options, **variables): run it in an empty folder; what is in ./bin is found first."""
-    (tmp_path / "bin").mkdir()
-    fake(tmp_path, "elbo", f'exec {sys.executable} -m elbocli "$@"')
+def start(tmp_path):
+    """start(script, *options, **variables): run it in an empty folder; programs in ./bin are found first."""
+    fake(tmp_path, "elbo", f'exec "{sys.executable}" -m elbocli "$@"')
 
-    def run(script: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        own = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith(("ELBO_", "SLURM_"))}
-        environment = {**own, "ELBO_DEVICE": "cpu", "PATH": f"{tmp_path / 'bin'}:{HERE}", **variables}
-        line = [script.read_text().splitlines()[0].removeprefix("#!").split()[-1].rpartition("/")[2], str(script)]
-        return subprocess.run(
-            [*line, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+    def run(name, *options, **variables):
+        own = {key: value for key, value in environment().items() if key not in VARIABLES and key[:5] != "SLURM"}
+        script = TRAIN / name
+        shell = script.read_text().splitlines()[0].rpartition("/")[2].split()[-1]
+        path = f"{tmp_path / 'bin'}{os.pathsep}{BIN}"
+        line = [shell, str(script), *options]
+        how = {"capture_output": True, "text": True, "check": False, "preexec_fn": heed_signals}
+        return subprocess.run(line, cwd=tmp_path, env={**own, "PATH": path, **variables}, **how)
 
     return run
 
 
-def fake(tmp_path: Path, name: str, script: str) -> None:
-    """A command of that name."""
-    path = tmp_path / "bin" / name
+def fake(folder, name, script):
+    """A command of that name, which the scripts start."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
-def understood(words: list[str]) -> dict[str, Any]:
+def understood(words):
     """Options of `elbo train` as it reads them."""
-    with train.make_context("train", list(words)) as context:
-        given = context.params
-        return {
-            k: v for k, v in given.items() if context.get_parameter_source(k) is click.core.ParameterSource.COMMANDLINE
-        }
+    with train.make_context("train", [*words]) as context:
+        given = click.core.ParameterSource.COMMANDLINE
+        return {name: value for name, value in context.params.items() if context.get_parameter_source(name) is given}
 
 
-def test_there_is_one_for_every_size() -> None:
-    assert {path.name for path in SCRIPTS} == set(DEVICES)
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_finds_nothing(script: Path) -> None:
-    result = subprocess.run(
-        ["shellcheck", script], env={**os.environ, "PATH": HERE}, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_dry_mode_plans_for_as_many_devices_and_leaves_nothing(script: Path, start: Any, tmp_path: Path) -> None:
-    """With a small preset, for the time it takes."""
-    result = start(script, "--steps", "77", DRY="1", PRESET="digits")
+@pytest.mark.parametrize("name", DEVICES)
+def test_dry_mode_plans_for_as_many_devices_and_leaves_nothing(name, start, tmp_path):
+    result = start(name, "--steps", "77", DRY="1", PRESET="digits")
     assert result.returncode == 0, result.stderr
     plan = yaml.safe_load(result.stdout)
-    assert plan["devices"] == DEVICES[script.name] and plan["steps"] == 77
-    assert plan["memory_MB"]["total"] > 0 and plan["preset"] == "digits"
+    assert (plan["devices"], plan["steps"], plan["preset"]) == (DEVICES[name], 77, "digits")
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_dry_mode_plans_the_papers_networks(script: Path, start: Any) -> None:
-    result = start(script, DRY="1")
-    assert result.returncode == 0, result.stderr
-    plan = yaml.safe_load(result.stdout)
-    assert plan["network"]["parameters"] == (295_899_267 if script.name == "one-gpu.sh" else 2_008_748_336)
-
-
-@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "one-gpu.sh"], ids=lambda path: path.name)
-def test_what_is_printed_is_what_is_launched_and_torchrun_and_elbo_understand_it(
-    script: Path, start: Any, tmp_path: Path
-) -> None:
-    from torch.distributed.run import get_args_parser
-
-    for name in ("torchrun", "srun"):
-        fake(tmp_path, name, f'for word in {name} "$@"; do printf "%s\\n" "$word"; done > {tmp_path}/launched')
-    fake(tmp_path, "elbo", f"touch {tmp_path}/started")
-    printed = shlex.split(start(script, "--lr", "3e-4", DRY="1").stderr)
-    assert start(script, "--lr", "3e-4").returncode == 0
+@pytest.mark.parametrize("name", ["eight-gpus.sh", "slurm-two-nodes.sbatch"])
+def test_what_is_printed_is_launched_and_torchrun_and_elbo_understand_it(name, start, tmp_path):
+    for program in ("torchrun", "srun"):
+        fake(tmp_path, program, f'for word in {program} "$@"; do printf "%s\\n" "$word"; done > launched')
+    fake(tmp_path, "scontrol", "echo node7; echo node8")
+    fake(tmp_path, "elbo", "true")
+    slurm = {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2"} if "slurm" in name else {}
+    printed = shlex.split(start(name, "--lr", "3e-4", DRY="1", **slurm).stderr)
+    assert start(name, "--lr", "3e-4", **slurm).returncode == 0
     launched = (tmp_path / "launched").read_text().splitlines()
     assert launched == printed
-    words = launched[launched.index("torchrun") + 1 :]
-    arguments = get_args_parser().parse_args(words)
-    assert arguments.no_python and arguments.training_script == "elbo" and "SIGUSR1" in arguments.signals_to_handle
-    assert (
-        int(arguments.nproc_per_node) == 8 and int(str(arguments.nnodes).partition(":")[0]) * 8 == DEVICES[script.name]
-    )
+    arguments = get_args_parser().parse_args(launched[launched.index("torchrun") + 1 :])
+    assert arguments.no_python and "SIGUSR1" in arguments.signals_to_handle
+    nodes = int(arguments.nnodes.partition(":")[0])
+    assert int(arguments.nproc_per_node) * nodes == DEVICES[name]
+    if slurm:
+        assert (arguments.rdzv_endpoint, arguments.rdzv_id) == ("node7:29500", "42")
+    assert (arguments.training_script, arguments.training_script_args[0]) == ("elbo", "train")
     options = understood(arguments.training_script_args[1:])
-    assert arguments.training_script_args[0] == "train"
-    assert options["parallel"] == "fsdp" and options["lr"] == 3e-4 and options["out"] == Path("runs/imagenet512")
-
-
-def test_one_gpu_trains_with_options_that_elbo_understands(start: Any, tmp_path: Path) -> None:
-    fake(tmp_path, "elbo", f'for word in "$@"; do printf "%s\\0" "$word"; done > {tmp_path}/words; exit 143')
-    result = start(TRAIN / "one-gpu.sh", "--seed", "4", REF="my ref.npz", RUN="there/run")
-    assert result.returncode == 143 and (tmp_path / "there").is_dir()
-    verb, *words = (tmp_path / "words").read_text().removesuffix("\0").split("\0")
-    options = understood(words)
-    assert verb == "train" and options["seed"] == 4 and options["out"] == Path("there/run")
-    assert '"$ELBO_CHECKPOINT"' in options["on_checkpoint"] and '--ref "$REF"' in options["on_checkpoint"]
+    assert (options["parallel"], options["lr"], options["out"]) == ("fsdp", 3e-4, Path("runs/imagenet512"))
 
 
 @pytest.mark.parametrize(("given", "device"), [({}, "cpu"), ({"SCORE_DEVICE": "cuda:1"}, "cuda:1")])
-def test_checkpoints_are_scored_beside_the_card_that_training_fills(
-    given: dict[str, str], device: str, start: Any, tmp_path: Path
-) -> None:
+def test_one_gpu_trains_and_scores_checkpoints_beside_the_card_that_training_fills(given, device, start, tmp_path):
     """By running the command as training would: the lines of both commands in it, each with its device."""
-    hook = f'while [ "$1" != --on-checkpoint ]; do shift; done; ELBO_CHECKPOINT=c ELBO_RUN={tmp_path} ELBO_STEP=7 sh -ec "$2"'
-    tell = f'printf "%s " "$@" > {tmp_path}/$1'
-    fake(tmp_path, "elbo", f'if [ "$1" = train ]; then {hook}; else {tell}; fi')
-    assert start(TRAIN / "one-gpu.sh", REF="my ref.npz", **given).returncode == 0
+    words = 'printf "%s\\n" "$@" > words'
+    hook = 'while [ "$1" != --on-checkpoint ]; do shift; done; ELBO_CHECKPOINT=c ELBO_RUN=. ELBO_STEP=7 sh -ec "$2"'
+    fake(tmp_path, "elbo", f'if [ "$1" = train ]; then {words}; {hook}; exit 143; else printf "%s " "$@" > $1; fi')
+    assert start("one-gpu.sh", "--seed", "4", REF="my ref.npz", RUN="there/run", **given).returncode == 143
+    verb, *line = (tmp_path / "words").read_text().splitlines()
+    assert (verb, line[line.index("--seed") + 1], line[:3]) == ("train", "4", ["imagenet64.h5", "-o", "there/run"])
+    understood(line[: line.index("--on-checkpoint")])
     for command in ("sample", "eval"):
         assert f" --device {device} " in (tmp_path / command).read_text()
     assert (tmp_path / "fid-7.json").exists() and "--ref my ref.npz " in (tmp_path / "eval").read_text()
 
 
-def status(state: str, message: str) -> str:
-    return f'mkdir -p runs/r; printf \'{{\\n "state": "{state}",\\n "message": "{message}",\\n "time": 1\\n}}\\n\' > runs/r/status.json'
+def status(state, message):
+    text = json.dumps({"state": state, "message": message, "time": 1}, indent=1)
+    return f"mkdir -p runs/r; echo '{text}' > runs/r/status.json"
 
 
 @pytest.mark.parametrize(
@@ -147,39 +139,133 @@ def status(state: str, message: str) -> str:
         ("exit 1", False, 1),
     ],
 )
-def test_a_job_queues_itself_again_only_when_there_is_something_left_to_do(
-    does: str, requeued: bool, code: int, start: Any, tmp_path: Path
-) -> None:
-    before = tmp_path / "runs" / "r" / "status.json"  # of the job before
-    before.parent.mkdir(parents=True)
-    before.write_text('{\n "state": "interrupted",\n "time": 0\n}\n')
+def test_a_job_queues_itself_again_only_when_something_is_left_to_do(does, requeued, code, start, tmp_path):
     fake(tmp_path, "srun", does)
-    fake(tmp_path, "scontrol", f'[ "$1" = requeue ] && echo "$2" > {tmp_path}/requeued; echo node7; echo node8')
-    result = start(TRAIN / "slurm-two-nodes.sbatch", RUN="runs/r", SLURM_JOB_ID="42", SLURM_JOB_NODELIST="node[7-8]")
-    assert result.returncode == code, result.stderr
-    assert ((tmp_path / "requeued").read_text() == "42\n") if requeued else not (tmp_path / "requeued").exists()
-    before.write_text('{\n "state": "interrupted",\n "time": 0\n}\n')
     fake(tmp_path, "torchrun", does)
-    eight = start(TRAIN / "eight-gpus.sh", RUN="runs/r")
-    assert eight.returncode == (75 if "interrupted" in does else code)
+    fake(tmp_path, "scontrol", '[ "$1" = requeue ] && echo "$2" > requeued; echo node7; echo node8')
+    earlier = tmp_path / "runs/r/status.json"  # of the job before
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text('{\n "state": "interrupted"\n}\n')
+    result = start("slurm-two-nodes.sbatch", RUN="runs/r", SLURM_JOB_ID="42", SLURM_JOB_NODELIST="node[7-8]")
+    assert result.returncode == code, result.stderr
+    assert (tmp_path / "requeued").exists() == requeued
+    earlier.write_text('{\n "state": "interrupted"\n}\n')
+    assert start("eight-gpus.sh", RUN="runs/r").returncode == (75 if "interrupted" in does else code)
 
 
-def test_nodes_meet_at_the_first(start: Any, tmp_path: Path) -> None:
-    fake(tmp_path, "scontrol", "echo node7; echo node8")
-    fake(tmp_path, "elbo", "true")
-    result = start(
-        TRAIN / "slurm-two-nodes.sbatch", DRY="1", SLURM_JOB_ID="42", SLURM_JOB_NODELIST="node[7-8]", SLURM_NNODES="2"
-    )
-    words = shlex.split(result.stderr)
-    assert words[words.index("--rdzv-endpoint") + 1] == "node7:29500" and words[words.index("--rdzv-id") + 1] == "42"
+# The ablation and the sweep
+
+
+def swept(bias, schedule, seed, distance, shift=0.0, **more):
+    cell = {"bias": bias, "shift": shift, "schedule": schedule, "seed": seed, "distance": distance}
+    return {**cell, "accuracy": 0.5, "bpd": 4.0, "steps": 7, "seconds": 60, "machine": "a", **more}
+
+
+def test_differences_of_a_sweep_are_of_pairs_and_their_intervals_over_seeds():
+    """Bias −1 doubles every distance; the adaptive schedule multiplies it by 1, 2, 4. All else differs, and drops out."""
+    rows = []
+    for seed, size in enumerate((3.0, 7.0, 50.0)):
+        for bias, factor in ((2.0, 1.0), (-1.0, 2.0)):
+            distance = size * factor
+            rows += [swept(bias, "cosine", seed, distance), swept(bias, "cosine", seed, 9 * distance, shift=1.65)]
+            rows.append(swept(bias, "adaptive", seed, distance * (1, 2, 4)[seed], bpd=3.9))
+    tabulate = load(SWEEP / "tabulate.py")
+    table = tabulate.differences_table(tabulate.grouped(rows))
+    lines = dict(line.strip("| ").split(" | ", 1) for line in table.splitlines())
+    assert lines["bias -1"] == "2 | **2.00 (2.00 to 2.00)** | 0.0 (0.0 to 0.0) | 0.000 (0.000 to 0.000) | 3"
+    assert lines["shift 1.65"].startswith("0 | **9.00 (9.00 to 9.00)** |")
+    half = stats.t.ppf(0.975, 2) * np.std(np.log([1, 2, 4]), ddof=1) / 3**0.5
+    low, high = 2 * np.exp(-half), 2 * np.exp(half)
+    expected = f"cosine | 2.00 ({low:.2f} to {high:.2f}) | 0.0 (0.0 to 0.0) | **-0.100 (-0.100 to -0.100)** | 3"
+    assert lines["schedule adaptive"] == expected and low < 1
+
+
+@pytest.fixture
+def prepared(digits, tmp_path):
+    """A folder with the datasets and the classifier that both examples look for."""
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.h5").symlink_to(digits)
+    images = (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)
+    exported = torch.export.export(Classifier(), images, dynamic_shapes=({0: torch.export.Dim("batch", max=1 << 20)},))
+    torch.export.save(exported, tmp_path / "classifier.pt2")
+    return tmp_path
 
 
 @pytest.mark.slow
-def test_eight_gpus_for_real_with_two_processes_on_a_cpu(
-    start: Any, digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    options = ["--device", "cpu", "--steps", "4", "--no-compile", "--precision", "fp32", "--val-split", "20"]
-    variables = {"DATA": str(digits), "PRESET": str(preset), "RUN": "runs/r", "GPUS": "2"}
-    result = start(TRAIN / "eight-gpus.sh", *options, **variables)
-    assert result.returncode == 0, result.stderr
-    assert '"state": "done"' in (tmp_path / "runs" / "r" / "status.json").read_text()
+def test_cells_of_the_ablation_are_measured_once_by_elbos_own_commands(prepared, monkeypatch):
+    ablation = load(EXAMPLES / "ablation/ablation.py")
+    monkeypatch.setattr(ablation, "SAMPLERS", {"ddpm": 2, "heun": 2})
+    monkeypatch.setattr(ablation, "SAMPLES", 40)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    todo = [ablation.Cell("v", "own", "cosine", 0), ablation.Cell("v", "nosuch", "cosine", 0)]
+    ablation.work(prepared, todo, 2, 2)
+    good, bad = (json.loads((prepared / "results" / f"{cell.name}.json").read_text()) for cell in todo)
+    assert "nosuch" in bad["failed"] and "ddpm" not in bad
+    assert good["ddpm"] != good["heun"] and min(good[name]["frechet"] for name in ("ddpm", "heun")) > 0
+    config = (prepared / "runs" / todo[0].name / "config.yaml").read_text()
+    assert "weighting: schedule:cosine\n" in config and "steps: 2\n" in config
+    monkeypatch.setattr(ablation, "elbo", None)
+    ablation.work(prepared, todo, 2, 2)  # calls nothing
+
+
+@pytest.mark.slow
+def test_one_training_of_the_sweep_through_shell_and_make(prepared):
+    given = {"BIASES": "-1", "SHIFTS": "1.65", "SCHEDULES": "laplace:mean=0,scale=1.5", "SEEDS": "3", "STEPS": "2"}
+    given |= {
+        "SAMPLES": "20",
+        "WALK": "3",
+        "IMAGES": "4",
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+        "JOBS": "1",
+    }
+    line, variables = ["sh", SWEEP / "sweep.sh", prepared], environment(**given, PATH=BIN)
+    done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    settings = read_yaml(prepared / "runs/-1_1.65_laplace+mean=0^scale=1.5_3/config.yaml")["settings"]
+    assert settings["weighting"] == "sigmoid:bias=-1" and (settings["seed"], settings["steps"]) == (3, 2)
+    assert settings["schedule"] == "laplace:mean=0,scale=1.5,shift=1.65"
+    result = json.loads((prepared / "results.jsonl").read_text())
+    assert result["distance"] > 0 and 0 <= result["accuracy"] <= 1 and result["bpd"] > 1
+    assert (prepared / "sweep.md").read_text() == done.stdout
+    again = subprocess.run(line, env={**variables, "PYTHON": "false"}, capture_output=True, check=False)
+    assert again.returncode == 0 and not again.stdout, "all is done"
+
+
+# The tutorial
+
+
+def write_idx(path, array):
+    """An array of bytes in the format of MNIST's files, compressed."""
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_run_and_fill_its_page(tmp_path):
+    """Digits of 28 pixels as the four files, 160 to learn from and 40 to judge by."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    images, labels = load_digits(return_X_y=True)
+    images = np.pad(np.kron(images[:200].reshape(-1, 8, 8) * 15, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2)))
+    for name, rows in (("train", slice(160)), ("t10k", slice(160, 200))):
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", images[rows])
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels[rows])
+    examples = shutil.copytree(EXAMPLES, tmp_path / "examples")
+    template = examples / "fashion/tutorial.md.j2"
+    text = template.read_text()
+    for pattern, smaller in ((r"-n 100 ", "-n 20 "), (r"(-n|--limit) \d{3,}", r"\1 40"), (r"--steps 20", "--steps 2")):
+        text = re.sub(pattern, smaller, text)
+    template.write_text(text)
+    variables = environment(PATH=BIN, ELBO_TRAIN_STEPS="4", ELBO_TRAIN_PREVIEW_EVERY="2")
+    line = ["sh", examples / "fashion/demo.sh", folder, tmp_path / "out"]
+    done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stdout and "error:" not in done.stdout, done
+    writer = [sys.executable, examples / "fashion/write_tutorial.py", tmp_path / "out", tmp_path / "docs"]
+    subprocess.run(writer, check=True)
+    page = (tmp_path / "docs/tutorial.md").read_text()
+    commands = re.findall(r"^elbo .*", text, re.M)
+    assert len(commands) > 8 and all(command in page for command in commands)
+    for picture in re.findall(r"\]\((tutorial/\S+\.png)\)", page):
+        with Image.open(tmp_path / "docs" / picture) as image:
+            assert min(image.size) > 28

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,24 +22,24 @@ T = torch.linspace(0, 1, 1001, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script():
     return load(SCRIPT)
 
 
 @pytest.fixture(scope="module")
-def pixels() -> Tensor:
+def pixels():
     """[N, 1, 8, 8] uint8."""
     return torch.from_numpy(np.rint(load_digits().images * 255 / 16).astype(np.uint8))[:, None]
 
 
 @pytest.fixture(scope="module")
-def network(script: ModuleType) -> Any:
+def network(script):
     """An untrained network whose output is not zero."""
     torch.manual_seed(0)
     return script.Network(64)
 
 
-def test_it_is_short_and_imports_torch_and_numpy_alone() -> None:
+def test_it_is_short_and_imports_torch_and_numpy_alone():
     text = SCRIPT.read_text()
     found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
@@ -50,12 +48,12 @@ def test_it_is_short_and_imports_torch_and_numpy_alone() -> None:
     assert len(text.splitlines()) <= 150
 
 
-def unlabelled(network: Any) -> Any:
+def unlabelled(network):
     """The network as elbo calls one."""
     return lambda z, logsnr, labels: network(z, logsnr)
 
 
-def test_the_loss_is_elbos(script: ModuleType, network: Any, pixels: Tensor) -> None:
+def test_the_loss_is_elbos(script, network, pixels):
     x, eps = pixels[:128].float() / 127.5 - 1, torch.randn(128, 1, 8, 8)
     terms = elbocli.DiffusionLoss("sigmoid:bias=2", "cosine", "v", **RANGE)(unlabelled(network), x, eps=eps)
     weighting, schedule = script.sigmoid_weighting, script.Cosine()
@@ -64,7 +62,7 @@ def test_the_loss_is_elbos(script: ModuleType, network: Any, pixels: Tensor) -> 
     torch.testing.assert_close(error, terms.eps_mse, rtol=1e-5, atol=1e-7)
 
 
-def test_the_schedules_are_elbos(script: ModuleType) -> None:
+def test_the_schedules_are_elbos(script):
     errors = 1 / (1 + (script.EDGES[1:] / 2).exp())
     weighting = elbocli.weighting("sigmoid:bias=2")
     for mine, elbos, within in (
@@ -78,7 +76,7 @@ def test_the_schedules_are_elbos(script: ModuleType) -> None:
         torch.testing.assert_close(mine.density(inside), elbos.density(inside), rtol=within, atol=0)
 
 
-def test_the_sampler_is_elbos(script: ModuleType, network: Any) -> None:
+def test_the_sampler_is_elbos(script, network):
     drawn = elbocli.draw(
         unlabelled(network), "v", (1, 8, 8), 4, sampler="ddim", steps=16, schedule="cosine", device="cpu", **RANGE
     )
@@ -86,7 +84,7 @@ def test_the_sampler_is_elbos(script: ModuleType, network: Any) -> None:
     torch.testing.assert_close(script.sample(network, z, script.Cosine(), 16), drawn, rtol=1e-4, atol=1e-4)
 
 
-def test_the_bound_is_elbos(script: ModuleType, network: Any, pixels: Tensor) -> None:
+def test_the_bound_is_elbos(script, network, pixels):
     torch.manual_seed(0)
     few = pixels[:200]
     elbos = elbocli.variational_bound(
@@ -100,11 +98,11 @@ def test_the_bound_is_elbos(script: ModuleType, network: Any, pixels: Tensor) ->
     assert noise < 0.02 * elbos.diffusion.nats
 
 
-def test_a_short_training_learns(script: ModuleType, pixels: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_training_learns(script, pixels, capsys):
     torch.manual_seed(0)
     x, network = pixels.float() / 127.5 - 1, script.Network(64)
 
-    def loss(schedule: Any) -> Tensor:
+    def loss(schedule):
         logsnr = schedule.logsnr(torch.rand(len(x), dtype=torch.float64))
         with torch.no_grad():
             found: Tensor = script.losses(network, x, torch.randn_like(x), logsnr, script.sigmoid_weighting, schedule)[
@@ -124,7 +122,7 @@ def test_a_short_training_learns(script: ModuleType, pixels: Tensor, capsys: pyt
     assert capsys.readouterr().out.startswith("step 0: loss ")
 
 
-def test_the_script_runs(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_runs(script, tmp_path, capsys):
     np.save(tmp_path / "digits.npy", load_digits().images * 255 / 16)
     script.main(tmp_path / "digits.npy", steps=2)
     lines = capsys.readouterr().out.splitlines()

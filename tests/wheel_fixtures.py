@@ -1,8 +1,16 @@
-"""A wheel of this tree, and a fresh environment that it is installed in; dependencies come from the running one."""
+"""A wheel of this tree, a fresh environment that it is installed in, and pages of the docs whose code runs there.
+
+Dependencies come from the running environment. `python wheel_fixtures.py PAGE.md` runs the code blocks of a page in order: blocks
+of python share their names; one whose first line is `# NAME.py` is written to that file, and so are the blocks of python after
+it; a block of yaml is written to the file that its first line names; lines of sh that are a command of elbo's alone run in this
+process, others by a shell. Other blocks are only shown.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness import run_elbo
 from release import make_wheel
 
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")
+ALONE = re.compile(r"elbo ([^|&;<>#$]+?)(?: > (\S+))?")
 
 
 @dataclass
@@ -80,8 +92,42 @@ def run_page(installed: Installed) -> Callable[[Path, Path], str]:
 
     def run(page: Path, folder: Path) -> str:
         shutil.copy(ROOT / "examples" / "digits" / "make_digits.py", folder)
-        result = installed.run("python", Path(__file__).with_name("page_runner.py"), page, cwd=folder)
+        result = installed.run("python", __file__, page, cwd=folder)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
         return result.stdout
 
     return run
+
+
+def run_line(line: str) -> None:
+    """Run a line of sh."""
+    if not (alone := ALONE.fullmatch(line)):
+        subprocess.run(["sh", "-e", "-c", line], check=True)
+        return
+    done = run_elbo(*shlex.split(alone[1]))
+    assert done.returncode == 0, (line, done.stderr.decode())
+    if alone[2]:
+        Path(alone[2]).write_bytes(done.stdout)
+
+
+def run_blocks(page: Path) -> None:
+    """Run the code blocks of a page in the folder of this process."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    file: Path | None = None
+    blocks = BLOCK.findall(page.read_text())
+    for language, code in blocks:  # a file is whole before anything uses it
+        if language in ("python", "yaml") and (named := NAMED.match(code)):
+            Path(named[1]).write_text(code)
+            file = Path(named[1]) if language == "python" else file
+        elif language == "python" and file is not None:
+            file.write_text(file.read_text() + "\n\n" + code)
+    for language, code in blocks:
+        if language == "python" and file is None:
+            exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), names)
+        elif language == "sh":
+            for line in code.replace("\\\n", " ").splitlines():
+                run_line(line)
+
+
+if __name__ == "__main__":
+    run_blocks(Path(sys.argv[1]))

@@ -1,44 +1,297 @@
-"""The types of options: what they take, and what they say of what they don't."""
+"""Options, their help, completion of a command line by shells, versions, and how fast all of them start: without heavy imports."""
 
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import click
 import pytest
-from hypothesis import given, settings
+import torch
+from harness import environment, heed_signals, run_code
+from hypothesis import given
 from hypothesis import strategies as st
 
+from elbocli import main
+from elbocli.cli.figure import brief
+from elbocli.core.prediction import PREDICTIONS
+from elbocli.core.samplers import SAMPLERS
+from elbocli.core.schedule_curves import SCHEDULES
+from elbocli.core.weighting import parse_weighting
+from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
-from elbocli.run.train_settings import convert_settings, seconds
+from elbocli.main import COMMANDS, SHELLS
+from elbocli.main import elbo as group
+from elbocli.run import train_settings
+from elbocli.run.train_settings import SETTINGS, convert_settings, seconds
+from elbocli.train.command import train
+from elbocli.version import __version__
+from elbocli.weights.command import REGISTRIES, weights
+
+SETUP = Path(__file__).parents[2] / "setup.cfg"
+LIGHT = """
+import json, os, sys
+from elbocli.main import extend_segments, run
+extend_segments()
+assert os.environ["PYTORCH_ALLOC_CONF"] == os.environ["PYTORCH_CUDA_ALLOC_CONF"] == sys.argv[2]
+for line in json.loads(sys.argv[1]):
+    before = {name for name in sys.modules if name.endswith(".command")}
+    assert run(line) == 0, line
+    heavy = {"torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+    new = {name for name in sys.modules if name.endswith(".command")} - before
+    assert len(new) <= (line[0] != "--help"), (line, new)
+"""
+OFFERED = """
+import json, os, sys
+from elbocli import main
+for line in json.loads(sys.argv[1]):
+    os.environ |= {"_ELBO_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    assert main.run([]) == 0
+    print("==")
+assert not {"torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2"} & set(sys.modules)
+"""
+COMPLETIONS = {
+    "elbo ": sorted(COMMANDS),
+    "elbo re": ["report"],
+    "elbo weights check ": WEIGHTINGS,
+    "elbo weights plot edm ed": ["edm", "edm-monotonic"],
+    "elbo train --weighting ": [*WEIGHTINGS, "uncertainty"],
+    "elbo train --schedule ": [*SCHEDULES, "adaptive"],
+    "elbo train --prediction ": PREDICTIONS,
+    "elbo train --preset digits": ["digits", "digits-dit", "digits-uvit"],
+    "elbo train --weighting x/": ["file,x/"],
+    "elbo sample run-a --sampler ": SAMPLERS,
+    "elbo bound run-a --weighting sig": ["sigmoid"],
+    "elbo report run-a --sc": ["--scores"],
+    "elbo prep ": ["file,"],
+}
+
+
+def commands(command=group, *path):
+    """Yield every command with the words before it."""
+    yield [*path], command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            yield from commands(command.get_command(click.Context(command), name), *path, name)
+
+
+# Starts
+
+
+@pytest.mark.parametrize("allocator", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
+def test_help_imports_nothing_heavy_and_cudas_allocator_extends_segments_unless_told_how(allocator):
+    """Torch reads these variables when it is imported."""
+    lines = [["--help"], ["--version"], ["weights", "list", "extractors"], ["weights", "list", "factors"]]
+    lines += [[*path, "-h"] for path, _ in commands()]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH")}
+    wanted = [*allocator.values(), "expandable_segments:True"][0]
+    result = run_code(LIGHT, json.dumps(lines), wanted, env={**variables, **allocator})
+    assert result.returncode == 0, result.stderr
+    listed = result.stdout.decode().partition("Commands:\n")[2].partition("elbo ")[0]
+    assert re.findall(r"^  ([a-z]+) ", listed, re.M) == [*COMMANDS]
+
+
+# Help
+
+
+def test_every_command_has_help_for_itself_and_each_option():
+    for path, command in commands():
+        first = command.help.split("\n\n")[0].split()
+        assert first[-1].endswith((".", ":"))
+        if len(path) == 1:
+            assert " ".join(first).partition(":\n")[0] == COMMANDS[path[0]]
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help or hasattr(option.type, "choices") or "logsnr" in option.opts[0], (path, option.name)
+    assert set(REGISTRIES) <= set(re.findall(r"\w+", weights.commands["list"].help))
+
+
+def test_the_help_of_training_fits_two_screens_and_its_options_are_its_settings():
+    with click.Context(train, info_name="elbo train", terminal_width=78, max_content_width=100) as context:
+        lines = train.get_help(context).splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    options = {option.name for option in train.params if isinstance(option, click.Option)}
+    others = {
+        "out",
+        "config",
+        "init",
+        "plugin",
+        "log_to",
+        "on_checkpoint",
+        "overwrite",
+        "dry_run",
+        "words",
+        "quiet",
+        "verbose",
+    }
+    assert options - others == {name for name, each in SETTINGS.items() if each.says("flags", name)}
+    assert {train_settings.SPEED, train_settings.KEPT} <= set(train.groups)
+
+
+SHADOWING = """
+from elbocli.core.weighting_curves import weighting
+
+@weighting("mine", formula="lr", monotone=True, source="this test", lr=1.0)
+def mine(logsnr, lr):
+    return logsnr * 0 + lr
+
+import sys
+from elbocli.main import run
+sys.exit(run(["train", sys.argv[1], "--dry-run", "--weighting", "mine:lr=3", "--lr", "0.25"]))
+"""
+
+
+def test_a_parameter_of_a_weighting_shadows_no_option(digits, tmp_path):
+    """Of one that is declared before the command is imported."""
+    result = run_code(SHADOWING, digits, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"^(lr|weighting): (.*)$", result.stdout, re.M) == [("weighting", "mine:lr=3"), ("lr", "0.25")]
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("spec", "wanted"),
     [
-        ("90s", 90),
-        ("3h50m", 3 * 3600 + 50 * 60),
-        ("3h 50min", 3 * 3600 + 50 * 60),
-        ("1.5h", 5400),
-        ("2d", 2 * 86400),
-        ("1D12H", 1.5 * 86400),
-        ("90m", 5400),
-        ("1:30:00", 5400),
-        ("90:00", 5400),
-        ("01:30", 90),
-        ("1-00:10:00", 86400 + 600),
-        (13800.0, 13800),
-        (90, 90),
+        ("sigmoid:bias=2", "sigmoid"),
+        ("sigmoid:bias=0", "sigmoid:bias=0"),
+        ("edm:mean=-1.2,std=1.2,sigma_data=0.5,monotone", "edm:monotone"),
+        ("eps-mse:min-snr:gamma=5@linear-beta:beta_min=0.1,beta_max=20", "eps-mse:min-snr@linear-beta"),
+        ("v-mse@runs/a/scheduler_config.json", "v-mse@runs/a/scheduler_config.json"),
+        *[(parse_weighting(name).spec, name) for name in WEIGHTINGS],
     ],
 )
-def test_a_duration_is_read(text: object, wanted: float) -> None:
-    assert seconds(text) == wanted
+def test_a_legend_says_what_is_not_default(spec, wanted):
+    assert brief(spec) == wanted
 
 
-@settings(deadline=None)
+# Durations
+
+
 @given(st.integers(0, 900), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
-def test_units_and_colons_say_the_same(days: int, hours: int, minutes: int, left: int) -> None:
-    wanted = ((days * 24 + hours) * 60 + minutes) * 60 + left
-    assert seconds(f"{days}d{hours}h{minutes}m{left}s") == wanted
-    assert seconds(f"{days}-{hours}:{minutes:02}:{left:02}") == wanted
+def test_units_and_colons_say_the_same(days, hours, minutes, rest):
+    wanted = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    for text in (
+        f"{days}d{hours}h{minutes}m{rest}s",
+        f"{days}D {hours}H {minutes}min {rest}s",
+        f"{days}-{hours}:{minutes:02}:{rest:02}",
+        f"{24 * days + hours}:{minutes:02}:{rest:02}",
+        f"{wanted / 3600!r}h",
+        wanted,
+        float(wanted),
+    ):
+        assert seconds(text) == pytest.approx(wanted, rel=1e-12)
+    assert seconds(f"{60 * hours + minutes}:{rest:02}") == 3600 * hours + 60 * minutes + rest
 
 
 @pytest.mark.parametrize("text", ["90", "1.5", "", "soon", "50m3h", "1:2", "1.2.3h", "-5m", "1001d", "-1.0", "nan"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_what_is_no_duration_is_refused(text):
     with pytest.raises(UsageError, match="time_limit"):
         convert_settings({"time_limit": text})
+
+
+# Versions
+
+
+@pytest.mark.parametrize("line", [("--version", "-v"), ("-v", "--version")])
+def test_the_version_names_all_that_matters(line, elbo):
+    result = elbo(*line)
+    said = result.stdout.decode()
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert said.startswith(f"elbo {__version__}\n") and "Python version" in said and torch.__version__ in said
+    config = configparser.ConfigParser()
+    config.read(SETUP)
+    required = config["options"]["install_requires"]
+    for name in re.findall(r"^\s*([\w-]+)", "\n".join([required, *config["options.extras_require"].values()]), re.M):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            assert name not in required
+        else:
+            assert f"\n{name} {version}\n".lower() in said.lower().replace("_", "-")
+
+
+def test_a_broken_torch_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main.run(["--version", "-v"]) == 0
+    said = capsys.readouterr().out
+    assert "ModuleNotFoundError" in said and "numpy" in said
+
+
+# Completion
+
+
+def test_names_and_files_are_offered_without_heavy_imports():
+    result = run_code(OFFERED, json.dumps([*COMPLETIONS]), text=True)
+    assert result.returncode == 0, result.stderr
+    answers = [block.split() for block in result.stdout.split("==\n")][:-1]
+    found = {line: [word.removeprefix("plain,") for word in words] for line, words in zip(COMPLETIONS, answers)}
+    assert found == {line: [*wanted] for line, wanted in COMPLETIONS.items()}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_is_for_that_shell(shell, elbo):
+    assert f"_ELBO_COMPLETE={shell}_complete".encode() in elbo("completion", shell).stdout
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Options of Popen: a folder with odd names, a command `elbo` that is this one, and a home of its own."""
+    for name in ("run-a", "run $(touch hacked)"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/elbo").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m elbocli "$@"\n')
+    (tmp_path / "bin/elbo").chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    own = {"PATH": path, "HOME": str(tmp_path / "bin"), "TERM": "dumb", "PS1": "$ ", "INPUTRC": os.devnull}
+    return {"cwd": tmp_path, "env": environment(**own), "preexec_fn": heed_signals}
+
+
+@contextmanager
+def typed(line, **options):
+    """A shell on a terminal of its own: a function that types, and waits until the screen shows a text."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(line, stdin=its, stdout=its, stderr=its, start_new_session=True, **options)
+    os.close(its)
+
+    def type_and_wait(keys, wanted):
+        os.write(ours, keys.encode())
+        seen = ""
+        while wanted not in seen:
+            ready, _, _ = select.select([ours], [], [], 300)
+            assert ready, seen
+            seen += os.read(ours, 4096).decode(errors="replace")
+
+    try:
+        yield type_and_wait
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("line", "first"),
+    [
+        (["bash", "--norc", "--noprofile", "-i"], ""),
+        (["zsh", "-f", "-i"], "autoload -U compinit; compinit -u -D; "),
+    ],
+)
+def test_a_tab_completes_in_a_shell(line, first, shell):
+    if shutil.which(line[0]) is None:
+        pytest.skip(f"{line[0]} is not installed")
+    with typed(line, **shell) as keys:
+        keys(f'{first}eval "$(elbo completion {line[0]})"; echo rea""dy\n', "ready")
+        keys("elbo weigh\tche\tsigm\t\n", "sigmoid:bias=2: never rises")
+        keys("elbo info run-a/con\t\n", "run-a/config.yaml: an empty file")  # found by the shell itself
+    assert not (shell["cwd"] / "hacked").exists()

@@ -1,0 +1,333 @@
+"""Each mistake on a command line ends with its exit code, names its cause in one sentence, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import stat
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from harness import run_code
+
+from elbocli import export_extractor
+from elbocli.files.recognise import USES, recognise
+from elbocli.files.sample_files import npy_header
+from elbocli.files.yaml_text import read_yaml, yaml_text
+
+TRAIN = [
+    ("--lr nan", 2, "float > 0"),
+    ("--lr inf", 2, "float <="),
+    ("--lr -1", 2, "float > 0"),
+    ("--lr x", 2, "expected float"),
+    ("--steps 0", 2, "int >= 1"),
+    ("--steps 9999999999999", 2, "int <="),
+    ("--snapshot-every -1", 2, "int >= 0"),
+    ("--ema 1.5", 2, "1.5"),
+    ("--ema nan", 2, "number"),
+    ("--ema powr:std=.1", 2, "power"),
+    ("--ema power:std=.3", 2, "std is 0.3"),
+    ("--ema halflife:images=0", 2, "above 0"),
+    ("--ema halflife:ramp=-1", 2, "ramp"),
+    ("--ema 0.9 --ema decay:beta=.9", 2, "twice"),
+    ("--weighting sigmoidal", 2, "sigmoid"),
+    ("--weighting sigmoid:bias=nan", 2, "number"),
+    ("--weighting sigmoid:bias", 2, "number"),
+    ("--weighting sigmoid:slope=2", 2, "slope"),
+    ("--weighting edm:std=-1", 2, "above 0"),
+    ("--weighting edm --bias 2", 2, "'bias'"),
+    ("--schedule cosin", 2, "cosine"),
+    ("--schedule nowhere.yaml", 1, "nowhere.yaml"),
+    ("--prediction w", 2, "'w'"),
+    ("--logsnr-min 5 --logsnr-max -5", 2, "rise"),
+    ("--logsnr-min -1e5", 2, ">= -50"),
+    ("--preset huge", 2, "imagenet64"),
+    ("--preset latents256", 2, "pixels"),
+    ("--preset stranger.yaml", 1, "'on_checkpoint'"),
+    ("--precision fp8", 2, "'fp8'"),
+    ("--time-limit 90", 2, "duration"),
+    ("--set lr=1", 2, "training.KEY"),
+    ("--set training.beta2=1", 2, "beta2"),
+    ("--device tpu9", 2, "'tpu9'"),
+    ("--bogus", 2, "No such option"),
+]
+CONFIGS = [
+    ("learning_rate: 1e-3", 2, "lr"),
+    ("lr: 1e-3\nlr: 1e-4", 1, "twice"),
+    ("beta2: 2", 2, "beta2"),
+    ("lr: nan", 2, "float > 0"),
+    ("lr: true", 2, "expected float"),
+    ("lr: [1, 2]", 2, "[1, 2]"),
+    ("seed: 1.5", 2, "expected int"),
+    ("flip: 3", 2, "expected bool"),
+    ("weighting: 3", 2, "expected str"),
+    ("schedule: no", 2, "expected str"),
+    ("format: elbo-run\nversion: 1\nsettings: [1]", 1, "c.yaml"),
+    ("ema: []", 2, "averages"),
+    ("ema: {power: .1}", 2, "averages"),
+    ("ema: [0.9, [1]]", 2, "averages"),
+    ("- lr", 1, "'key: value'"),
+    ("lr: {", 1, "YAML"),
+    ("on_checkpoint: touch hacked", 2, "'on_checkpoint'"),
+    ("out: elsewhere", 2, "'out'"),
+    ("lr: !!python/object/apply:os.system ['touch hacked']", 1, "YAML"),
+]
+LINES = [
+    ("", 2, "Commands:"),
+    ("-v", 2, "elbo COMMAND -v"),
+    ("-v train x.h5", 2, "elbo COMMAND -v"),
+    ("completion csh", 2, "'csh'"),
+    ("train", 1, "0 datasets"),
+    ("train empty.h5", 1, "empty.h5"),
+    ("train text.h5", 1, "text.h5"),
+    ("train cut.h5", 1, "cut.h5"),
+    ("train other.h5", 1, "other.h5"),
+    ("train link.h5", 1, "link.h5"),
+    ("train folder.h5", 1, "folder.h5"),
+    ("train none.h5", 1, "no such dataset; 'elbo prep"),
+    ("info link.h5", 1, "link.h5"),
+    ("info text.h5", 1, "none of elbo's"),
+    ("info .", 1, "knows"),
+    ("info images.npz", 1, "uint8"),
+    ("sample . -o x.npy", 1, "not a run; 'elbo train"),
+    ("sample empty.h5 -o x.npy", 1, "an empty file, not a run"),
+    ("sample {data} -o x.npy", 1, "a dataset, not a run; 'elbo train {data}"),
+    ("sample {run} --guidance 2 --guide {data}", 1, "a dataset, not a run"),
+    ("ema {vae} --std .1 -o x.safetensors", 1, "an autoencoder of diffusers, not a run"),
+    ("report {images}", 1, "images in class folders, not a run"),
+    ("train {run}", 1, "a run, not a dataset"),
+    ("train {data} --schedule {run}", 1, "a run, not a schedule"),
+    ("eval {run} --ref {data}", 1, "a run, not images"),
+    ("info {vae}", 1, "an autoencoder of diffusers"),
+    ("sample {run} -n 2 -o x.npy --schedule knots.yaml", 1, "knots"),
+    ("adapt .", 1, "loss log"),
+    ("adapt . --report", 1, "loss log"),
+    ("adapt {run} --report --criterion none", 2, "criterion"),
+    ("adapt {run} --weighting edm --bias 2", 2, "'bias'"),
+    ("adapt {run} --shift auto", 2, "--shift"),
+    ("adapt {run} -o text.h5", 2, "--overwrite"),
+    ("prep folder.h5 x.h5", 1, "folder.h5"),
+    ("prep none x.h5", 1, "none"),
+    ("prep {images} x.h5 --latents {vae} --store png", 2, "--store"),
+    ("prep {images} x.h5 --latents {vae} --channels 1", 2, "--channels"),
+    ("prep {images} x.h5 --latents {vae} --size 15", 2, "multiple"),
+    ("prep {images} x.h5 --mirror", 2, "--flip"),
+    ("weights check scheduler.json --logsnr-min 12", 2, "range"),
+    ("weights check v-mse@none.json", 1, "none.json"),
+    ("weights check v-mse:nope@cosine", 2, "'nope'"),
+    ("weights plot sigmoid -o c.jpg", 2, ".svg"),
+    ("eval none.npy --ref {data}", 1, "none.npy"),
+    ("eval {data} --ref {data} --extractor-weights evil.pth", 1, "more than tensors"),
+    ("eval {data} --ref {data} --extractor-weights evil.pkl", 1, "more than tensors"),
+    ("eval {data} --ref {data} --extractor evil.pt2", 1, "evil.pt2"),
+    ("eval {data} --ref evil.npz --extractor elbo-tiny", 1, "evil.npz"),
+    ("eval images.npz --ref {data} --extractor elbo-tiny", 1, "uint8"),
+    ("presets show cifr", 2, "cifar"),
+    ("presets write cifr a.yaml", 2, "cifar"),
+    ("presets write digits a.txt", 2, ".yaml"),
+    ("presets write digits text.h5", 2, ".yaml"),
+    ("presets write digits stranger.yaml", 2, "--overwrite"),
+    ("presets write digits scheduler.json --overwrite", 2, ".yaml"),
+]
+OUTPUTS = [
+    "adapt {run} -o out.yaml",
+    "bound {run} -n 8 --plot out.svg",
+    "bound {run} -n 8 --log out.jsonl",
+    "eval {data} --ref {data} --save-features out.safetensors",
+    "merge out.h5 {data}",
+    "prep {images} out.h5",
+    "report {run} -o out.html",
+    "sample {run} -n 2 --steps 2 -o out.npz",
+    "train {data} -o out",
+]
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def check(result, code, word):
+    """The exit code; a word on stderr; no traceback; nothing on stdout."""
+    stderr = result.stderr.decode()
+    assert (result.returncode, result.stdout) == (code, b""), stderr
+    assert word in stderr and "Traceback" not in stderr, stderr
+    assert "error: " in stderr or "Usage:" in stderr
+
+
+def fill(line, **places):
+    """The words of a line, with paths in place of names."""
+    return shlex.split(line.format(**{name: shlex.quote(str(path)) for name, path in places.items()}))
+
+
+@pytest.fixture(scope="module")
+def odd(digits, preset, trained, elbo, tmp_path_factory):
+    """A folder of files that no command should take."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "empty.h5").touch()
+    (folder / "text.h5").write_text("hello")
+    (folder / "cut.h5").write_bytes(digits.read_bytes()[:9000])
+    (folder / "folder.h5").mkdir()
+    h5py.File(folder / "other.h5", "w").close()
+    with h5py.File(shutil.copy(digits, folder / "link.h5"), "r+") as file:
+        del file["images"]
+        file["images"] = h5py.ExternalLink("/etc/passwd", "images")
+    stranger = preset.read_text().replace("steps: 40", "steps: 1, on_checkpoint: touch hacked")
+    (folder / "stranger.yaml").write_text(stranger)
+    (folder / "knots.yaml").write_bytes(elbo("adapt", trained).stdout.replace(b"t: 0.0,", b"t: 0.5,"))
+    beta = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "v_prediction"}
+    (folder / "scheduler.json").write_text(json.dumps({"num_train_timesteps": 1000, **beta}))
+    torch.save({"weights": Evil()}, folder / "evil.pth")
+    (folder / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    np.savez(folder / "evil.npz", mu=np.array([Evil()], dtype=object), sigma=np.eye(1))
+    np.savez(folder / "images.npz", arr_0=np.array([Evil()], dtype=object))
+    with zipfile.ZipFile(folder / "evil.pt2", "w") as archive:
+        archive.writestr("x/data/constants/opaque_obj_0", pickle.dumps(Evil()))
+    return folder
+
+
+def refuse(line, code, word, elbo, folder, **places):
+    """Run a line in a folder, and check that it is refused and changes nothing there."""
+    before = sorted(folder.iterdir())
+    check(elbo(*fill(line, **places), cwd=folder), code, word.format(**places))
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(("options", "code", "word"), TRAIN)
+def test_options_of_training(options, code, word, elbo, odd, digits):
+    refuse(f"train {{data}} {options}", code, word, elbo, odd, data=digits)
+
+
+@pytest.mark.parametrize(("content", "code", "word"), CONFIGS)
+def test_config_files(content, code, word, elbo, digits, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"{content}\n")
+    refuse("train {data} --config c.yaml", code, word, elbo, tmp_path, data=digits)
+
+
+@pytest.mark.parametrize(("line", "code", "word"), LINES)
+def test_lines(line, code, word, elbo, odd, digits, digits_folder, trained, autoencoder):
+    folder = odd / "folder.h5" if line == "train" else odd
+    refuse(line, code, word, elbo, folder, data=digits, images=digits_folder, run=trained, vae=autoencoder)
+
+
+@pytest.mark.parametrize(("stdin", "word"), [(b"hello", "NPY"), (npy_header((3, 8, 8, 1)) + bytes(100), "at least")])
+def test_standard_input(stdin, word, elbo, digits):
+    check(elbo("eval", "--ref", digits, "--extractor", "elbo-tiny", stdin=stdin), 1, word)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("line", OUTPUTS)
+def test_outputs_that_are_no_files(line, kind, elbo, trained, digits, digits_folder, tmp_path):
+    out = tmp_path / re.search(r"\bout\S*", line)[0]
+    try:
+        os.mkfifo(out) if kind == "pipe" else os.mknod(out, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("making a device is not allowed here")
+    before = out.lstat()
+    for more in ("", " --overwrite")[: 1 if "train" in line else 2]:
+        refuse(line + more, 2, "another", elbo, tmp_path, run=trained, data=digits, images=digits_folder)
+    assert (out.lstat().st_ino, out.lstat().st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_a_command_for_checkpoints_comes_from_no_file(elbo, digits, preset, tmp_path):
+    line = ("train", digits, "--preset", preset, "--save-every", 1, "--steps")
+    assert elbo(*line, 1, "--on-checkpoint", "touch $ELBO_STEP", cwd=tmp_path).returncode == 0
+    assert elbo(*line, 2, cwd=tmp_path, env={"ELBO_TRAIN_ON_CHECKPOINT": "touch $ELBO_STEP-env"}).returncode == 0
+    config = read_yaml(tmp_path / "run/config.yaml")
+    assert "on_checkpoint" not in config["settings"]
+    config["settings"]["on_checkpoint"] = "touch hacked"  # as an earlier version kept it
+    (tmp_path / "run/config.yaml").write_text(yaml_text(config))
+    assert elbo(*line, 3, cwd=tmp_path).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2-env", "run"]
+
+
+def test_a_loss_that_is_not_finite_exits_four(elbo, digits, preset, tmp_path):
+    options = "--precision bf16 --lr 1000 --warmup 0 --clip 0 --weighting elbo:shift=0 --logsnr-max 50 --prediction x"
+    result = elbo("train", digits, "-o", "run", "--preset", preset, *options.split(), "--steps", 400, cwd=tmp_path)
+    check(result, 4, "at logsnr ")
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
+
+
+def test_quiet_says_nothing_and_verbose_shows_where(elbo, digits_folder, tmp_path):
+    assert elbo("prep", "-q", digits_folder, tmp_path / "a.h5").stderr == b""
+    assert b"Traceback" in elbo("prep", "-v", tmp_path / "none", tmp_path / "b.h5").stderr
+
+
+def test_a_system_that_is_not_posix():
+    result = run_code("import os\nfrom elbocli.__main__ import main\nos.name = 'nt'\nmain()")
+    assert result.returncode == 1 and result.stdout == b""
+    assert result.stderr.startswith(b"elbo: error: ") and result.stderr.count(b"\n") == 1
+
+
+# A path that is something else: messages say by this table what it is
+
+
+@pytest.fixture(scope="module")
+def shelf(elbo, trained, digits, digits_folder, autoencoder, tmp_path_factory):
+    """Everything that can be recognised, by the words for it."""
+    folder = tmp_path_factory.mktemp("shelf")
+    run = shutil.copytree(trained, folder / "run")
+    shutil.copytree(digits_folder / "0", folder / "pictures")
+    shutil.make_archive(str(folder / "pictures"), "zip", folder / "pictures")
+    score = ("eval", digits, "--ref", digits, "--extractor", "elbo-tiny")
+    for line in (
+        ("adapt", run, "-o", folder / "fitted.yaml"),
+        ("optimum", digits, "-n", 4, "-o", folder / "optimum.json"),
+        ("sample", run, "-n", 4, "--steps", 2, "-o", folder / "samples.npy"),
+        (*score, "--save-stats", folder / "stats.npz", "--save-features", folder / "seen.safetensors"),
+    ):
+        assert elbo(*line).returncode == 0, line
+    config = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+    config |= {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    for name, content in {
+        "scheduler/scheduler_config.json": config,
+        "pipe/model_index.json": {"_class_name": "DDPMPipeline"},
+        "unet/config.json": {"_class_name": "UNet2DModel"},
+    }.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(json.dumps(content))
+    export_extractor(torch.nn.Flatten(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), folder / "network.pt2")
+    return {
+        "a dataset": digits,
+        "a run": run,
+        "a checkpoint of a run": min((run / "checkpoints").iterdir()),
+        "a loss log": run / "losslog.jsonl",
+        "a schedule": folder / "fitted.yaml",
+        "an optimum": folder / "optimum.json",
+        "a config of a run": run / "config.yaml",
+        "samples": folder / "samples.npy",
+        "statistics": folder / "stats.npz",
+        "features": folder / "seen.safetensors",
+        "a program of torch.export": folder / "network.pt2",
+        "an autoencoder of diffusers": autoencoder,
+        "a scheduler of diffusers": folder / "scheduler/scheduler_config.json",
+        "a pipeline of diffusers": folder / "pipe",
+        "a model of diffusers": folder / "unet",
+        "images": folder / "pictures",
+        "images in class folders": digits_folder,
+        "images in an archive": folder / "pictures.zip",
+    }
+
+
+def test_everything_that_has_a_use_is_recognised(elbo, shelf, tmp_path):
+    assert {word: recognise(path) for word, path in shelf.items()} == {word: word for word in shelf}
+    assert set(USES) - set(shelf) == {"an average of weights", "a pickle"}
+    (tmp_path / "average.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0" + b'{"__metadata__":{"format":"elbo-ema"}}')
+    assert recognise(tmp_path / "average.safetensors") == "an average of weights"
+    known = {
+        "a dataset": "elbo-dataset (dataset)",
+        "a checkpoint of a run": "checkpoint",
+        "statistics": "reference statistics",
+    }
+    for kind in ("a run", "a loss log", "a config of a run", "a schedule", "samples", "features", "an optimum", *known):
+        result = elbo("info", shelf[kind], "--json")
+        assert json.loads(result.stdout)["is"] == known.get(kind, kind.removeprefix("a ")), result.stderr

@@ -1,0 +1,253 @@
+"""Standard streams, pipes and terminals: data on stdout, words for people on stderr, and nothing that moves a cursor."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+import unicodedata
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from harness import declarations_kept, heed_signals, redirected, spawn_elbo
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elbocli import main
+from elbocli.cli import progress_bar
+from elbocli.cli.commands import Command, visible, visible_lines
+from elbocli.cli.figure import lettered
+from elbocli.files.yaml_text import read_yaml, yaml_text
+from elbocli.runtime.progress import log, progress
+
+
+@contextmanager
+def terminal(columns=80):
+    """A terminal as all streams inside the block; yields a list that holds what it shows, after the block."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    seen, shown = [], []
+
+    def read():
+        try:
+            while piece := os.read(ours, 4096):
+                seen.append(piece)
+        except OSError:  # it is closed
+            os.close(ours)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with open(its, "r+b", buffering=0) as file, declarations_kept(), redirected([file] * 3):
+            yield shown
+    finally:
+        reader.join()
+        shown.append(b"".join(seen).decode())
+
+
+def on_terminal(*line):
+    """The exit code of a command on a terminal, and what it shows."""
+    with terminal() as shown:
+        code = main.run([*map(str, line)])
+    return code, shown[0]
+
+
+# Terminals
+
+
+def test_binary_never_goes_onto_a_terminal(trained):
+    code, shown = on_terminal("sample", trained, "-n", 2)
+    assert code == 2 and "terminal" in shown
+    ours, its = os.openpty()
+    code, shown = on_terminal("sample", trained, "-n", 1, "-o", os.ttyname(its))
+    os.close(ours)
+    os.close(its)
+    assert code == 2 and "terminal" in shown
+
+
+def test_a_command_shows_a_bar_on_a_terminal(digits_folder, tmp_path):
+    code, shown = on_terminal("prep", digits_folder, tmp_path / "a.h5", "--size", 8)
+    assert code == 0 and "300/300" in shown and "\r" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_bar_keeps_its_time_and_its_loss(columns, shown):
+    values = {"loss": 0.123456, "eps_mse": 0.0712, "lr": 2e-4, "grad_norm": 0.3123, "images_per_s": 1234.5}
+    with terminal(columns) as screen, progress_bar.shown_on_stderr():
+        progress(199_990, 400_000, "step")
+        for step in range(199_991, 200_004):
+            time.sleep(0.12)
+            said = values if step % 4 == 0 else {"val_loss": 2.0} if step % 4 == 2 else {}
+            progress(step, 400_000, "step", "validating" if step == 199_996 else "", **said)
+    lines = [line for line in re.split(r"[\r\n]+", screen[0]) if "step/s" in line or "s/step" in line]
+    assert all(len(line) <= columns for line in lines), lines
+    assert re.search(r"\| 20000\d/400000 \[00:\d\d<(\d+:)?\d+:\d\d, ", lines[-1]), lines[-1]
+    assert "loss=0.1235" in lines[-1], "a validation's numbers push out no loss"
+    assert any("elbo train, validating:" in line for line in lines) and "validating" not in lines[-1]
+    assert ("images_per_s=1234" in lines[-1]) == (columns > 80)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Messages as `elbo train` shows them, without a wait for the first."""
+    for name, value in {"path": "elbo train", "quiet": False, "silent": False, "verbose": False}.items():
+        monkeypatch.setattr(Command, name, value)
+    monkeypatch.setattr(progress_bar, "FIRST_S", 0.0)
+
+
+def test_without_a_terminal_a_line_has_count_rate_and_each_value_once(monkeypatch, capsys, shown):
+    clock = itertools.count(0.0, 5.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with progress_bar.shown_on_stderr():
+        for done in range(1, 6):
+            progress(done, 10, "step", **({"loss": 0.5} if done == 2 else {}))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in lines] == ["1/10", "3/10", "5/10"]
+    assert "5.00s/step" in lines[1] and "00:35 left" in lines[1]
+    assert ["loss" in line for line in lines] == [False, True, False]
+
+
+@pytest.mark.parametrize(("quiet", "silent", "count"), [(False, False, 2), (True, False, 1), (False, True, 0)])
+def test_quiet_keeps_warnings_and_another_rank_says_nothing(monkeypatch, capsys, shown, quiet, silent, count):
+    monkeypatch.setattr(Command, "quiet", quiet)
+    monkeypatch.setattr(Command, "silent", silent)
+    with progress_bar.shown_on_stderr():
+        log.info("one")
+        log.debug("detail")
+        log.warning("two")
+    assert len(capsys.readouterr().err.splitlines()) == count
+
+
+# Pipes
+
+
+def test_samples_go_through_a_pipe_and_a_producer_that_dies_is_noticed(elbo, digits, trained):
+    score = ("eval", "--ref", digits, "--extractor", "elbo-tiny")
+    with spawn_elbo("sample", trained, "-n", 24, "--steps", 4, stderr=subprocess.DEVNULL) as producer:
+        result = elbo(*score, stdin=producer.stdout)
+    numbers = json.loads(result.stdout)
+    assert (result.returncode, numbers["n_samples"], numbers["n_ref"]) == (0, 24, 300)
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as stream:
+        os.write(writer, elbo("sample", trained, "-n", 8, "--steps", 2).stdout[:-100])
+        os.close(writer)
+        result = elbo(*score, stdin=stream)
+    assert (result.returncode, result.stdout) == (1, b"") and b"standard input: cut short" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('sample "$1" -n 4000 --steps 1 --batch 500 | head -c 10', 141),
+        ('info "$1" >&-', 0),
+        ('info "$1" 2>&-', 0),
+        ('train "$1" 2>&-', 1),
+        ('info "$1" <&-', 0),
+    ],
+)
+def test_streams_that_end_early_or_were_never_open(line, code, trained):
+    words = ["bash", "-o", "pipefail", "-c", f'"$0" -m elbocli {line}', sys.executable, trained]
+    done = subprocess.run(words, capture_output=True, check=False, preexec_fn=heed_signals)
+    assert done.returncode == code, done
+    assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["out", "out.npy"])
+def test_samples_are_streamed_into_a_named_pipe(name, elbo, trained, tmp_path):
+    os.mkfifo(tmp_path / name)
+    received = []
+    reader = threading.Thread(target=lambda: received.append((tmp_path / name).read_bytes()))
+    reader.start()
+    result = elbo("sample", trained, "-n", 3, "--steps", 2, "-o", tmp_path / name)
+    reader.join()
+    assert (result.returncode, result.stdout) == (0, b""), result.stderr
+    assert received == [elbo("sample", trained, "-n", 3, "--steps", 2).stdout]
+    assert len(np.load(io.BytesIO(received[0]))) == 3
+    assert (tmp_path / name).is_fifo() and os.listdir(tmp_path) == [name]
+
+
+# Names that would move a terminal's cursor, colour it or turn its letters
+
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+NASTY = "a\n\x1b[31mred\r\x07\u202eb\x9b$x_{$"
+SHOWN = "a\\n\\x1b[31mred\\r\\x07\\u202eb\\x9b$x_{$"
+
+
+def hidden(text):
+    return {letter for letter in text if unicodedata.category(letter) in HIDDEN} - {"\n"}
+
+
+@given(st.text())
+def test_any_text_is_shown_as_printable_lines(text):
+    lines, whole = visible(text).split("\n"), visible_lines(text)
+    assert all(line.isprintable() for line in lines) and all(line.startswith("  ") for line in lines[1:])
+    assert not hidden(whole) and whole.count("\n") == text.count("\n")
+    assert (visible(visible(text)), visible_lines(whole)) == (visible(text), whole)
+    assert text.isascii() <= (visible_lines(text) == text or not text.replace("\n", "").isprintable())
+    assert "$" not in lettered(text).replace(r"\$", "") and lettered(text).isprintable()
+
+
+@pytest.fixture(scope="module")
+def nasty(elbo, trained, tmp_path_factory):
+    """A folder with files of that name: a run whose classes are called so, samples, a scheduler, and a plug-in."""
+    folder = tmp_path_factory.mktemp("nasty")
+    shutil.copytree(trained, folder / NASTY)
+    config = read_yaml(folder / NASTY / "config.yaml")
+    config["data"]["class_names"] = [f"{NASTY}{index}" for index in range(10)]
+    config["commands"] = [f"elbo train '{NASTY}'"]
+    (folder / NASTY / "config.yaml").write_text(yaml_text(config))
+    assert elbo("sample", NASTY, "-n", 20, "--steps", 2, "-o", f"{NASTY}.h5", cwd=folder).returncode == 0
+    beta = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "epsilon"}
+    scheduler = {"_class_name": "DDPMScheduler", "num_train_timesteps": 10, **beta}
+    (folder / f"{NASTY}.json").write_text(json.dumps(scheduler))
+    (folder / "own.py").write_text(
+        f"import elbocli.plugin as elbo\n@elbo.weighting({NASTY!r}, formula={NASTY!r}, monotone=True, source='')\n"
+        "def odd(logsnr):\n    return logsnr.exp()\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("report", NASTY, "--samples", f"{NASTY}.h5"),
+        ("report", NASTY, NASTY, *("--samples", f"{NASTY}.h5") * 2),
+        ("info", NASTY),
+        ("info", f"{NASTY}.h5"),
+        ("weights", "check", f"eps-mse@{NASTY}.json"),
+        ("weights", "plot", f"eps-mse@{NASTY}.json"),
+        ("weights", "show", f"eps-mse@{NASTY}.json", "--points", 3),
+        ("weights", "list", "--plugin", "own.py"),
+        ("info", "-v", f"{NASTY}.none"),
+        (
+            "eval",
+            f"{NASTY}.h5",
+            "--ref",
+            f"{NASTY}.h5",
+            "--extractor",
+            "elbo-tiny",
+            "--metrics",
+            "fid",
+            "--card",
+            "x.md",
+        ),
+    ],
+)
+def test_such_names_are_shown_escaped(line, elbo, nasty):
+    done = elbo(*line, cwd=nasty)
+    text = (nasty / "x.md").read_text() if "x.md" in line else (done.stdout or done.stderr).decode()
+    assert ("\\x1b[31mred" in text or line[0] == "info") and "red" in text, done
+    assert not hidden(text.replace("\t", ""))
+    if "own.py" in line:
+        assert text.count(SHOWN) == 2

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +36,18 @@ class Installed:
     folder: Path
 
     @property
-    def python(self) -> Path:
+    def python(self):
         """Its interpreter."""
         return self.folder / "bin" / "python"
 
     @property
-    def environment(self) -> dict[str, str]:
+    def environment(self):
         """Its variables, without the tree on any path."""
         own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" and not key.startswith("ELBO_")}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         return {**own, "ELBO_DEVICE": "cpu", "PATH": path, "VIRTUAL_ENV": str(self.folder)}
 
-    def run(self, *line: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    def run(self, *line, cwd):
         """Run a command there, whose `elbo` and `python` are this environment's."""
         return subprocess.run(
             [*map(str, line)],
@@ -60,7 +59,7 @@ class Installed:
         )
 
 
-def install(wheel: Path, folder: Path) -> Installed:
+def install(wheel, folder):
     """The wheel with its bytecode, in a new environment there."""
     import click
 
@@ -75,22 +74,22 @@ def install(wheel: Path, folder: Path) -> Installed:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """Of this tree."""
     return make_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def installed(wheel, tmp_path_factory):
     """The wheel, installed."""
     return install(wheel, tmp_path_factory.mktemp("installed") / "env")
 
 
 @pytest.fixture(scope="session")
-def run_page(installed: Installed) -> Callable[[Path, Path], str]:
+def run_page(installed):
     """run_page(page, folder): everything in the page's code blocks, in order, in that folder; what it printed."""
 
-    def run(page: Path, folder: Path) -> str:
+    def run(page, folder):
         shutil.copy(ROOT / "examples" / "digits" / "make_digits.py", folder)
         result = installed.run("python", __file__, page, cwd=folder)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
@@ -99,7 +98,7 @@ def run_page(installed: Installed) -> Callable[[Path, Path], str]:
     return run
 
 
-def run_line(line: str) -> None:
+def run_line(line):
     """Run a line of sh."""
     if not (alone := ALONE.fullmatch(line)):
         subprocess.run(["sh", "-e", "-c", line], check=True)
@@ -110,10 +109,10 @@ def run_line(line: str) -> None:
         Path(alone[2]).write_bytes(done.stdout)
 
 
-def run_blocks(page: Path) -> None:
+def run_blocks(page):
     """Run the code blocks of a page in the folder of this process."""
-    names: dict[str, object] = {"__name__": "__main__"}
-    file: Path | None = None
+    names = {"__name__": "__main__"}
+    file = None
     blocks = BLOCK.findall(page.read_text())
     for language, code in blocks:  # a file is whole before anything uses it
         if language in ("python", "yaml") and (named := NAMED.match(code)):

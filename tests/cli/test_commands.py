@@ -106,18 +106,6 @@ def test_adapt_reports_instead_of_the_schedule_or_beside_it(do, trained, tmp_pat
     assert b"weighting: sigmoid:bias=3,shift=1,monotone" in moved
 
 
-def test_a_fitted_schedule_trains_and_samples(do, digits, preset, trained, tmp_path):
-    do("adapt", trained, "-o", "s.yaml", "--plot", "s.svg")
-    line = ("train", digits, "--preset", preset, "--schedule", "s.yaml")
-    do(*line, "--steps", 3)
-    do("sample", "run", "-n", 2, "--steps", 3, "--schedule", "s.yaml", "-o", "x.npy")
-    assert np.load(tmp_path / "x.npy").shape == (2, 8, 8, 1)
-    assert (tmp_path / "s.svg").read_text().startswith("<?xml")
-    assert b"-10 to 10" in do(*line, "-o", "run2", "--logsnr-min", -20, code=2)
-    (tmp_path / "s.yaml").write_text((tmp_path / "s.yaml").read_text().replace("t: 0.0,", "t: 0.5,"))
-    assert b"s.yaml" in do(*line, "--steps", 4, code=1)
-
-
 # Weightings
 
 

@@ -17,8 +17,7 @@ import pytest
 import torch
 from harness import run_code
 
-from elbocli import export_extractor
-from elbocli.files.recognise import USES, recognise
+from elbocli.files.recognise import recognise
 from elbocli.files.sample_files import npy_header
 from elbocli.files.yaml_text import read_yaml, yaml_text
 
@@ -134,7 +133,7 @@ LINES = [
     ("presets write digits a.txt", 2, ".yaml"),
     ("presets write digits text.h5", 2, ".yaml"),
     ("presets write digits stranger.yaml", 2, "--overwrite"),
-    ("presets write digits scheduler.json --overwrite", 2, ".yaml"),
+    ("presets write digits knots.yaml --overwrite", 2, "a schedule"),
 ]
 OUTPUTS = [
     "adapt {run} -o out.yaml",
@@ -271,63 +270,58 @@ def test_a_system_that_is_not_posix():
 # A path that is something else: messages say by this table what it is
 
 
-@pytest.fixture(scope="module")
-def shelf(elbo, trained, digits, digits_folder, autoencoder, tmp_path_factory):
-    """Everything that can be recognised, by the words for it."""
-    folder = tmp_path_factory.mktemp("shelf")
-    run = shutil.copytree(trained, folder / "run")
-    shutil.copytree(digits_folder / "0", folder / "pictures")
-    shutil.make_archive(str(folder / "pictures"), "zip", folder / "pictures")
-    score = ("eval", digits, "--ref", digits, "--extractor", "elbo-tiny")
+KINDS = {
+    "pipe/model_index.json": ("a pipeline of diffusers", "{}"),
+    "vae/config.json": ("an autoencoder of diffusers", '{"_class_name": "AutoencoderKL"}'),
+    "unet/config.json": ("a model of diffusers", '{"_class_name": "UNet2DModel"}'),
+    "scheduler/scheduler_config.json": ("a scheduler of diffusers", "{}"),
+    "pictures/1.png": ("images", "x"),
+    "classes/cat/1.jpg": ("images in class folders", "x"),
+    "docs/a/b.txt": ("a folder that is none of elbo's", "x"),
+    "x.pt2": ("a program of torch.export", "PK\3\4"),
+    "a.npz": ("statistics", "PK\3\4" + 26 * "." + "mu.npy"),
+    "b.npz": ("samples", "PK\3\4" + 26 * "." + "arr_0.npy"),
+    "c.npy": ("samples", "\x93NUMPY"),
+    "a.zip": ("images in an archive", "PK\3\4"),
+    "a.tar": ("images in an archive", 257 * "." + "ustar"),
+    "a.h5": ("a dataset", "\x89HDF\r\n\x1a\n"),
+    "a.safetensors": ("an average of weights", '{"__metadata__":{"format":"elbo-ema"}}'),
+    "b.safetensors": ("features", '{"__metadata__":{"format":"elbo-features"}}'),
+    "scheduler.json": ("a scheduler of diffusers", '{"_class_name": "DDIMScheduler"}'),
+    "a.pkl": ("a pickle", "\x80\4\x95"),
+    "a.txt": ("a file that is none of elbo's", "hello"),
+    "empty": ("an empty file", ""),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_are_recognised_by_their_beginning(name, tmp_path):
+    kind, content = KINDS[name]
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode("latin-1"))
+    assert recognise(tmp_path / path.relative_to(tmp_path).parts[0]) == kind
+
+
+def test_what_elbo_writes_is_recognised_and_known_to_info(elbo, trained, digits, tmp_path):
     for line in (
-        ("adapt", run, "-o", folder / "fitted.yaml"),
-        ("optimum", digits, "-n", 4, "-o", folder / "optimum.json"),
-        ("sample", run, "-n", 4, "--steps", 2, "-o", folder / "samples.npy"),
-        (*score, "--save-stats", folder / "stats.npz", "--save-features", folder / "seen.safetensors"),
+        ("adapt", trained, "-o", "a schedule"),
+        ("optimum", digits, "-n", 4, "-o", "an optimum"),
+        ("sample", trained, "-n", 4, "--steps", 2, "-o", "samples.npy"),
+        ("eval", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--save-stats", "r.npz"),
     ):
-        assert elbo(*line).returncode == 0, line
-    config = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-    config |= {"num_train_timesteps": 1000, "prediction_type": "epsilon"}
-    for name, content in {
-        "scheduler/scheduler_config.json": config,
-        "pipe/model_index.json": {"_class_name": "DDPMPipeline"},
-        "unet/config.json": {"_class_name": "UNet2DModel"},
-    }.items():
-        (folder / name).parent.mkdir()
-        (folder / name).write_text(json.dumps(content))
-    export_extractor(torch.nn.Flatten(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), folder / "network.pt2")
-    return {
-        "a dataset": digits,
-        "a run": run,
-        "a checkpoint of a run": min((run / "checkpoints").iterdir()),
-        "a loss log": run / "losslog.jsonl",
-        "a schedule": folder / "fitted.yaml",
-        "an optimum": folder / "optimum.json",
-        "a config of a run": run / "config.yaml",
-        "samples": folder / "samples.npy",
-        "statistics": folder / "stats.npz",
-        "features": folder / "seen.safetensors",
-        "a program of torch.export": folder / "network.pt2",
-        "an autoencoder of diffusers": autoencoder,
-        "a scheduler of diffusers": folder / "scheduler/scheduler_config.json",
-        "a pipeline of diffusers": folder / "pipe",
-        "a model of diffusers": folder / "unet",
-        "images": folder / "pictures",
-        "images in class folders": digits_folder,
-        "images in an archive": folder / "pictures.zip",
-    }
-
-
-def test_everything_that_has_a_use_is_recognised(elbo, shelf, tmp_path):
-    assert {word: recognise(path) for word, path in shelf.items()} == {word: word for word in shelf}
-    assert set(USES) - set(shelf) == {"an average of weights", "a pickle"}
-    (tmp_path / "average.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0" + b'{"__metadata__":{"format":"elbo-ema"}}')
-    assert recognise(tmp_path / "average.safetensors") == "an average of weights"
-    known = {
-        "a dataset": "elbo-dataset (dataset)",
-        "a checkpoint of a run": "checkpoint",
-        "statistics": "reference statistics",
-    }
-    for kind in ("a run", "a loss log", "a config of a run", "a schedule", "samples", "features", "an optimum", *known):
-        result = elbo("info", shelf[kind], "--json")
-        assert json.loads(result.stdout)["is"] == known.get(kind, kind.removeprefix("a ")), result.stderr
+        assert elbo(*line, cwd=tmp_path).returncode == 0, line
+    for path, kind, told in (
+        (trained, "a run", "run"),
+        (min((trained / "checkpoints").iterdir()), "a checkpoint of a run", "checkpoint"),
+        (trained / "losslog.jsonl", "a loss log", "loss log"),
+        (trained / "config.yaml", "a config of a run", "config of a run"),
+        (digits, "a dataset", "elbo-dataset (dataset)"),
+        (tmp_path / "a schedule", "a schedule", "schedule"),
+        (tmp_path / "an optimum", "an optimum", None),
+        (tmp_path / "samples.npy", "samples", "samples"),
+        (tmp_path / "r.npz", "statistics", "reference statistics"),
+    ):
+        assert recognise(path) == kind
+        if told:
+            assert json.loads(elbo("info", path, "--json").stdout)["is"] == told

@@ -104,11 +104,6 @@ def test_each_file_and_option_that_a_page_names_is_there(page):
         assert option in {*options, "--help", "--version", "--plugin"}, (path, option)
 
 
-def test_options_on_pages_are_found():
-    page = "Say `elbo sample run --steps=3 | elbo eval --ref x`.\n```\nA=1 elbo weights check edm \\\n  --json  # --no\n```\n"
-    assert [*named_options(page)] == [(["sample"], "--steps"), (["eval"], "--ref"), (["weights", "check"], "--json")]
-
-
 # The site
 
 

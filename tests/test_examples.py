@@ -20,7 +20,6 @@ import yaml
 from example_scripts import Classifier, load
 from harness import BIN, environment, heed_signals
 from PIL import Image
-from scipy import stats
 from sklearn.datasets import load_digits
 from torch.distributed.run import get_args_parser
 
@@ -154,30 +153,6 @@ def test_a_job_queues_itself_again_only_when_something_is_left_to_do(does, reque
 
 
 # The ablation and the sweep
-
-
-def swept(bias, schedule, seed, distance, shift=0.0, **more):
-    cell = {"bias": bias, "shift": shift, "schedule": schedule, "seed": seed, "distance": distance}
-    return {**cell, "accuracy": 0.5, "bpd": 4.0, "steps": 7, "seconds": 60, "machine": "a", **more}
-
-
-def test_differences_of_a_sweep_are_of_pairs_and_their_intervals_over_seeds():
-    """Bias −1 doubles every distance; the adaptive schedule multiplies it by 1, 2, 4. All else differs, and drops out."""
-    rows = []
-    for seed, size in enumerate((3.0, 7.0, 50.0)):
-        for bias, factor in ((2.0, 1.0), (-1.0, 2.0)):
-            distance = size * factor
-            rows += [swept(bias, "cosine", seed, distance), swept(bias, "cosine", seed, 9 * distance, shift=1.65)]
-            rows.append(swept(bias, "adaptive", seed, distance * (1, 2, 4)[seed], bpd=3.9))
-    tabulate = load(SWEEP / "tabulate.py")
-    table = tabulate.differences_table(tabulate.grouped(rows))
-    lines = dict(line.strip("| ").split(" | ", 1) for line in table.splitlines())
-    assert lines["bias -1"] == "2 | **2.00 (2.00 to 2.00)** | 0.0 (0.0 to 0.0) | 0.000 (0.000 to 0.000) | 3"
-    assert lines["shift 1.65"].startswith("0 | **9.00 (9.00 to 9.00)** |")
-    half = stats.t.ppf(0.975, 2) * np.std(np.log([1, 2, 4]), ddof=1) / 3**0.5
-    low, high = 2 * np.exp(-half), 2 * np.exp(half)
-    expected = f"cosine | 2.00 ({low:.2f} to {high:.2f}) | 0.0 (0.0 to 0.0) | **-0.100 (-0.100 to -0.100)** | 3"
-    assert lines["schedule adaptive"] == expected and low < 1
 
 
 @pytest.fixture

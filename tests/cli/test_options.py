@@ -40,7 +40,7 @@ extend_segments()
 assert os.environ["PYTORCH_ALLOC_CONF"] == os.environ["PYTORCH_CUDA_ALLOC_CONF"] == sys.argv[2]
 for line in json.loads(sys.argv[1]):
     before = {name for name in sys.modules if name.endswith(".command")}
-    assert run(line) == 0, line
+    assert run([*line]) == 0, line
     heavy = {"torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2"} & set(sys.modules)
     assert not heavy, (line, heavy)
     new = {name for name in sys.modules if name.endswith(".command")} - before

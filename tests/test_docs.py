@@ -96,9 +96,10 @@ def test_each_file_and_option_that_a_page_names_is_there(page):
     if page.suffix == ".py":
         listed = [code for examples in load(page).EXAMPLES.values() for _, code in examples]
         text = "".join(f"```\n{code}\n```\n" for code in [*listed, *re.findall("'(elbo [^']+)'", str(USES))])
-    for path, option in named_options(text) if page.name != "CHANGELOG.md" else ():
+    named = [] if page.name == "CHANGELOG.md" else named_options(text)
+    for path, option in ((path, option) for path, option in named if path[0][:2] != "--"):
         command = elbo
-        for word in path if not path[0].startswith("--") else ():
+        for word in path:
             command = command.get_command(click.Context(command), word)
         options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
         assert option in {*options, "--help", "--version", "--plugin"}, (path, option)

@@ -305,8 +305,8 @@ def test_files_are_recognised_by_their_beginning(name, tmp_path):
 
 def test_what_elbo_writes_is_recognised_and_known_to_info(elbo, trained, digits, tmp_path):
     for line in (
-        ("adapt", trained, "-o", "a schedule"),
-        ("optimum", digits, "-n", 4, "-o", "an optimum"),
+        ("adapt", trained, "-o", "s.yaml"),
+        ("optimum", digits, "-n", 4, "-o", "o.json"),
         ("sample", trained, "-n", 4, "--steps", 2, "-o", "samples.npy"),
         ("eval", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--save-stats", "r.npz"),
     ):
@@ -317,8 +317,8 @@ def test_what_elbo_writes_is_recognised_and_known_to_info(elbo, trained, digits,
         (trained / "losslog.jsonl", "a loss log", "loss log"),
         (trained / "config.yaml", "a config of a run", "config of a run"),
         (digits, "a dataset", "elbo-dataset (dataset)"),
-        (tmp_path / "a schedule", "a schedule", "schedule"),
-        (tmp_path / "an optimum", "an optimum", None),
+        (tmp_path / "s.yaml", "a schedule", "schedule"),
+        (tmp_path / "o.json", "an optimum", None),
         (tmp_path / "samples.npy", "samples", "samples"),
         (tmp_path / "r.npz", "statistics", "reference statistics"),
     ):

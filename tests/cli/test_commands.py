@@ -17,13 +17,16 @@ from elbocli.files.yaml_text import parse_yaml
 
 DDPM = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 WITHOUT_DIFFUSERS = "import sys; sys.modules['diffusers'] = None; from elbocli.main import main; main()"
-PLUGIN = """
+CLAIM = """
 import elbocli.plugin as elbo
-from elbocli import ElboError
 
 @elbo.weighting("claimed", formula="", monotone=True, source="")
 def claimed(logsnr):
     return (-logsnr.square()).exp()
+"""
+PLUGIN = """
+import elbocli.plugin as elbo
+from elbocli import ElboError
 
 @elbo.command("double")
 @elbo.option("-n", type=int)
@@ -79,7 +82,8 @@ def test_a_plug_in_adds_a_command_and_its_claims_are_checked(do, tmp_path):
     assert do("double", "-n", 3, env={"ELBO_PLUGIN": "mine.py"}) == b"6\n"
     assert do("--plugin", "mine.py", "double", "-n", -3, code=1) == b"elbo double: error: negative\n"
     assert b"Double a number." in do("--plugin", "mine.py", "--help")
-    assert b"rises" in do("weights", "check", "claimed", "--plugin", "mine.py", code=1)
+    (tmp_path / "claim.py").write_text(CLAIM)
+    assert b"rises" in do("weights", "check", "claimed", "--plugin", "claim.py", code=1)
 
 
 # Schedules

@@ -1,112 +1,69 @@
-"""The run folder: claimed, killed while it is claimed; and what a start may change in it."""
-
-from __future__ import annotations
+"""A run folder is claimed by one process, goes on after a kill, stays as it is once finished, and says how it stands."""
 
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from elbocli.errors import UsageError
 from elbocli.files.dataset import Dataset
-from elbocli.run.folder import claim
-from elbocli.run.settings import Resolved, resolve
+from elbocli.run import folder as module
+from elbocli.run.folder import Status, claim, read_status
+from elbocli.run.settings import resolve
 
 CLAIM = """
-import random, time
 from contextlib import ExitStack
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
-from elbocli.run.folder import claim
-from elbocli.run.folder import record_start
+from elbocli.run.folder import claim, record_start
 from elbocli.run.settings import resolve
 resolved = resolve({"preset": sys.argv[2]}, Dataset(Path(sys.argv[1])))
 folder = Path(sys.argv[3])
-def work(out, at=lambda: None):
+def work(out):
     with ExitStack() as stack:
         claim(out, resolved, stack, 0)
         record_start(out, resolved, "elbo train")
-        at()
-def goes_on(out):
-    work(out)
-    assert read_config(out).settings["steps"] == 40
-    assert sorted(path.name for path in out.iterdir()) == [".lock", "config.yaml"], list(out.iterdir())
+k = 0
+while crashed(lambda: work(folder / str(k)), k):
+    work(folder / str(k))
+    assert read_config(folder / str(k)).settings["steps"] == 40
+    assert sorted(path.name for path in (folder / str(k)).iterdir()) == [".lock", "config.yaml"]
+    k += 1
+print(k)
 """
 
 
 @pytest.fixture
-def resolved(digits: Path, preset: Path) -> Resolved:
+def resolved(digits, preset):
     return resolve({"preset": str(preset)}, Dataset(digits))
 
 
-def test_a_claim_killed_at_any_moment_is_gone_on_with(
-    crashes: Callable[..., str], digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    code = """
-k = 0
-while crashed(lambda: work(folder / str(k)), k):
-    goes_on(folder / str(k))
-    k += 1
-print(k)
-"""
-    assert int(crashes(CLAIM + code, digits, preset, tmp_path)) >= 6
-
-
-def test_sixty_claims_killed_at_random_moments_are_gone_on_with(
-    crashes: Callable[..., str], digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    code = """
-random.seed(17)
-early = 0
-for trial in range(60):
-    out = folder / str(trial)
-    child = os.fork()
-    if child == 0:
-        work(out, lambda: time.sleep(1))
-        os._exit(0)
-    time.sleep(random.choice((0.003, 0.01, 0.03, 0.1)) * random.random())
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    early += not (out / "config.yaml").exists()
-    goes_on(out)
-print(early)
-"""
-    assert int(crashes(CLAIM + code, digits, preset, tmp_path)) > 5
-
-
-def test_a_folder_of_a_killed_claim_is_a_new_run(elbo: Any, digits: Path, preset: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in (".lock", ".config.yaml.1.tmp"):
-        (run / name).touch()
-    result = elbo("train", digits, "-o", run, "--preset", preset, "--steps", 2)
-    assert result.returncode == 0, result.stderr
-    assert not list(run.rglob(".*.tmp"))
+def test_a_claim_killed_at_any_moment_is_gone_on_with(crashes, digits, preset, tmp_path):
+    assert int(crashes(CLAIM, digits, preset, tmp_path)) >= 6
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.yaml.1.tmp"])
-def test_a_folder_that_holds_anything_else_is_no_new_run(name: str, resolved: Resolved, tmp_path: Path) -> None:
+def test_a_folder_that_holds_anything_else_is_no_new_run(name, resolved, tmp_path):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UsageError, match="exists and is not a run"), ExitStack() as stack:
+    with pytest.raises(UsageError), ExitStack() as stack:
         claim(tmp_path, resolved, stack, 0)
     assert (tmp_path / name).read_text() == "mine"
 
 
-def content(run: Path) -> dict[str, bytes]:
+def content(run):
     """All files of a run but its lock."""
-    return {
-        str(path.relative_to(run)): path.read_bytes()
-        for path in run.rglob("*")
-        if path.is_file() and path.stat().st_size
-    }
+    files = (path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def test_a_finished_run_stays_as_it_is(elbo: Any, digits: Path, preset: Path, tmp_path: Path) -> None:
+def status_of(run):
+    return json.loads((run / "status.json").read_text())
+
+
+def test_a_finished_run_stays_as_it_is(elbo, digits, preset, tmp_path):
     run = tmp_path / "run"
     first = ("train", digits, "-o", run, "--preset", preset, "--steps", 8, "--val-split", 20, "--val-every", 64)
     assert elbo(*first).returncode == 0
@@ -114,59 +71,94 @@ def test_a_finished_run_stays_as_it_is(elbo: Any, digits: Path, preset: Path, tm
     copy = shutil.copy(digits, tmp_path / "copy.h5")
     (tmp_path / "more.yaml").write_text("keep: 5\n")
     for again in ([digits], [copy], ["--keep", 1], ["--config", tmp_path / "more.yaml"], ["--steps", 8]):
-        assert elbo("train", *again, "-o", run).returncode == 0
-        assert content(run) == before
+        assert elbo("train", *again, "-o", run).returncode == 0 and content(run) == before
     for fewer, variables in ((["--steps", 7], {}), ([], {"ELBO_TRAIN_STEPS": "7"})):
         refused = elbo("train", "-o", run, *fewer, env=variables)
-        assert refused.returncode == 2 and b"done 8 steps" in refused.stderr, refused.stderr
-        assert content(run) == before
-    rows = (run / "validation.jsonl").read_bytes()
+        assert refused.returncode == 2 and b"8 steps" in refused.stderr and content(run) == before
     for _ in range(2):  # the second finds nothing to do
         assert elbo("train", copy, "-o", run, "--steps", 12).returncode == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert [line.rpartition(" ")[2] for line in config["commands"]] == ["64", "12"]
     assert config["settings"]["steps"] == 12 and config["data"]["path"] == str(copy)
-    assert (run / "validation.jsonl").read_bytes().startswith(rows)
-    assert [json.loads(line).get("step") for line in (run / "validation.jsonl").read_text().splitlines()] == [
-        None,
-        4,
-        8,
-        12,
-    ]
-    assert status_of(run)["state"] == "done"
+    rows = (run / "validation.jsonl").read_bytes()
+    assert rows.startswith(before["validation.jsonl"])
+    assert [json.loads(line).get("step") for line in rows.splitlines()] == [None, 4, 8, 12]
 
 
-def status_of(run: Path) -> Any:
-    return json.loads((run / "status.json").read_text())
+@pytest.fixture
+def short(elbo, digits, preset, tmp_path):
+    """A run of 2 steps and the command that made it."""
+    line = ("train", digits, "-o", tmp_path / "run", "--preset", preset, "--steps", 2)
+    assert elbo(*line).returncode == 0
+    return tmp_path / "run", line
 
 
-def test_a_run_killed_after_its_last_checkpoint_is_done(elbo: Any, digits: Path, preset: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert elbo("train", digits, "-o", run, "--preset", preset, "--steps", 2).returncode == 0
+def test_a_run_killed_after_its_last_checkpoint_is_done(elbo, short):
+    run, line = short
     before = content(run)
     (run / "status.json").write_text(json.dumps(status_of(run) | {"state": "running", "step": 1, "saved": None}))
-    assert elbo("train", "-o", run).returncode == 0
+    assert elbo(*line).returncode == 0
     assert {key: status_of(run)[key] for key in ("state", "step", "saved")} == {"state": "done", "step": 2, "saved": 2}
     assert content(run) | {"status.json": b""} == before | {"status.json": b""}
 
 
-@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*"])
-def test_a_run_whose_checkpoints_are_gone_is_refused_and_begins_anew_where_that_is_asked_for(
-    gone: str, elbo: Any, digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    line = ("train", digits, "-o", run, "--preset", preset, "--steps", 10)
-    assert elbo(*line).returncode == 0
-    for pattern in gone.split():
-        for path in run.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def test_a_run_whose_checkpoints_are_gone_begins_anew_only_where_that_is_asked_for(elbo, short):
+    run, line = short
+    shutil.rmtree(run / "checkpoints")
     before = content(run)
     refused = elbo(*line)
-    assert refused.returncode == 1 and b"checkpoints" in refused.stderr and b"--overwrite" in refused.stderr
-    assert content(run) == before
+    assert refused.returncode == 1 and b"--overwrite" in refused.stderr and content(run) == before
     for _ in range(2):  # the same command continues what it began
-        anew = elbo(*line, "--lr", 0.001, "--overwrite")
-        assert anew.returncode == 0, anew.stderr
+        assert elbo(*line, "--lr", 0.001, "--overwrite").returncode == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["settings"]["lr"] == 0.001 and len(config["commands"]) == 1
     assert elbo(*line, "--seed", 1, "--overwrite").returncode == 2  # a run with checkpoints is never begun anew
+
+
+# How a run stands
+
+
+@pytest.fixture
+def held(resolved, tmp_path):
+    """A run that this process holds."""
+    with ExitStack() as stack:
+        claim(tmp_path / "run", resolved, stack, 0)
+        yield tmp_path / "run"
+
+
+def test_a_status_is_read_as_it_was_written(held):
+    status = Status(held, 100)
+    status.step, status.images, status.saved = 7, 112, 5
+    status.write("failed", "no more disk")
+    found, later = read_status(held), Status(held, 100)
+    assert (found.state, found.steps, found.message) == ("failed", 100, "no more disk")
+    for each in (found, later):
+        assert (each.step, each.images, each.saved) == (7, 112, 5)
+
+
+def test_a_run_that_says_it_is_running_while_its_lock_is_free_is_dead_for_info_and_report(
+    held, trained, elbo, tmp_path
+):
+    Status(held, 10).write("running")
+    assert read_status(held).state == "running"
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    Status(copy, 10).write("running")
+    found = json.loads(elbo("info", copy, "--json").stdout)
+    assert found["state"] == "dead" and found["step"] == 40
+    assert b">dead<" in elbo("report", copy).stdout
+    (copy / ".lock").unlink(missing_ok=True)
+    assert read_status(copy).state == "dead"
+    Status(copy, 10).write("done")
+    assert read_status(copy).state == "done"
+
+
+def test_the_step_is_written_every_few_seconds(held, monkeypatch):
+    clock = SimpleNamespace(now=0.0, time=lambda: 0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(module, "time", clock)
+    status, written = Status(held, 100), []
+    monkeypatch.setattr(status, "write", lambda state: written.append((state, status.step)))
+    for step in range(1, 13):
+        clock.now = step
+        status.reached(step, 16 * step)
+    assert written == [("running", 5), ("running", 10)]

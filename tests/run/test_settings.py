@@ -1,292 +1,353 @@
-"""What options, preset and dataset make of a run."""
+"""Options go over a config.yaml, that over a preset, that over defaults; and a run goes on with the settings that it had."""
 
 import itertools
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
 from msgspec.structs import replace
+from torch import nn
 
 from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.core.streams import T_SAMPLINGS
 from elbocli.core.training import PRECISIONS
 from elbocli.errors import FormatError, UsageError
+from elbocli.files.checkpoint import PluginFile, RunData, checked_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_weighting, to_text
-from elbocli.nn.networks import build, config_of, declaration_of
+from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, network
 from elbocli.nn.networks.unet import Attention
 from elbocli.nn.presets import FOLDER, NAMES, load_preset
-from elbocli.run.settings import difference, preset_data, resolve, run_settings
+from elbocli.run.settings import Known, difference, preset_data, resolve, run_settings
 from elbocli.run.train_settings import SETTINGS
 from elbocli.runtime import device
 from elbocli.train.state import TrainState
 
-NETWORK = "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4]}\n"
-UVIT = "network: {family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8, patching: dwt-1}\n"
+TRAIN = "steps: 40, batch: 16, lr: 2.0e-3, weighting: edm, shift: 1.5, ema: 0.9"
+UNET = "channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1"
+UVIT = "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8"
+WHERE = Path("run/config.yaml")
 
 
 @pytest.fixture
-def resolved(tmp_path: Path, digits: Path):
-    """resolved(train section, network, **options), for digits of 8 pixels."""
+def file(tmp_path):
+    """Path of the preset."""
+    return tmp_path / "own.yaml"
 
-    def make(train: str, network: str = NETWORK, **options: Any):
-        path = tmp_path / "preset.yaml"
-        path.write_text(f"{network}train: {{{train}}}\n")
-        return resolve({"preset": str(path), "device": "cpu", **options}, Dataset(digits))
+
+@pytest.fixture
+def resolved(file, digits):
+    """resolved(train, network, more, **options): settings of a preset with these sections, for digits of 8 pixels."""
+
+    def make(train="", network=UNET, more="", **options):
+        file.write_text(f"network: {{{network}}}\ntrain: {{{train}}}\n{more}")
+        return resolve({"preset": str(file), "device": "cpu", **options}, Dataset(digits))
 
     return make
 
 
-def shift_of(resolved) -> float:
-    return resolve_weighting(resolved.settings.weighting).shift
+@pytest.fixture
+def again(digits):
+    """again(run, **options): the settings with which a run goes on."""
+    return lambda run, **options: resolve(options, Dataset(digits), Known(WHERE, run.config()))
 
 
-@pytest.mark.parametrize(("said", "shift"), [("auto", resolution_shift(8)), ("-2", -2.0), ("0", 0.0)])
-def test_a_preset_may_shift_its_weighting(resolved, said, shift):
-    assert shift_of(resolved(f"weighting: edm-monotonic, shift: {said}")) == pytest.approx(shift)
-    assert shift_of(resolved(f"shift: {said}")) == pytest.approx(shift)
+@pytest.fixture
+def fitted(tmp_path):
+    """A schedule's file, from -9 to 9."""
+    path = tmp_path / "s.yaml"
+    path.write_text(to_text(schedule_of_shares(torch.linspace(-9, 9, 5, dtype=torch.float64), torch.ones(4), "")))
+    return path
 
 
-def test_a_shift_given_is_taken_instead_of_the_presets(resolved):
-    assert shift_of(resolved("weighting: edm-monotonic, shift: auto", shift=0.0)) == 0
-    assert shift_of(resolved("shift: -2", shift="auto")) == pytest.approx(resolution_shift(8))
+# A run goes on
 
 
-def test_a_weighting_given_is_not_shifted_by_the_preset_and_that_is_said(resolved):
-    found = resolved("weighting: edm-monotonic, shift: auto", weighting="sigmoid:bias=1")
-    assert found.settings.weighting == "sigmoid:bias=1"
-    assert shift_of(resolved("shift: -2", weighting="sigmoid", shift="auto")) == pytest.approx(resolution_shift(8))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shift": 0.3},
+        {"shift": "auto"},
+        {"weighting": "sigmoid", "bias": 3.0, "shift": -1.0, "monotone": True},
+        {"weighting": "v-mse:shift=1@cosine", "shift": 0.5},
+        {"network.dropout": 0.25, "conditional": False},
+        {"ema": ["0.7", "power:std=0.1"]},
+        {"ema": ["0.7"], "snapshot_every": 10},
+        {"schedule": "edm", "logsnr_min": -8.0},
+        {"lr_decay": "cosine:final=.1", "precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_the_same_options_again_or_none_of_them_go_on_with_the_same_run(options, resolved, again, file):
+    """Options that refine what a preset says must not refine what they have refined already."""
+    run = resolved(TRAIN, **options)
+    file.unlink()
+    for given in (options, {"preset": str(file), **options}, {}):
+        assert again(run, **given).config() == run.config()
 
 
-def test_a_runs_own_settings_give_the_same_run_again(resolved):
-    first = resolved("weighting: edm-monotonic, shift: auto, schedule: interpolated")
-    again = resolved(
-        "weighting: edm-monotonic, shift: auto", weighting=first.settings.weighting, schedule=first.settings.schedule
-    )
-    assert difference(first.config(), again.config()) == []
+def test_a_schedules_file_gives_its_range_and_is_read_once(resolved, again, fitted):
+    run = resolved(TRAIN, schedule=str(fitted), weighting=f"schedule:{fitted}")
+    for given in ({}, {"schedule": str(fitted)}):
+        found = again(run, **given)
+        assert found.config() == run.config() and (found.settings.logsnr_min, found.settings.logsnr_max) == (-9, 9)
+    fitted.unlink()
+    assert run.schedule.logsnr_min == -9 and run.weighting.support == (-9, 9)
+
+
+def test_options_go_over_the_config_and_that_over_another_preset(resolved, again, digits):
+    run = resolved(TRAIN, weighting="sigmoid:bias=1", lr=0.01, steps=7)
+    found = again(run, lr=0.5, steps=9)
+    assert difference(run.config(), found.config()) == ["--lr: the run has 0.01, asked for 0.5"]
+    assert found.settings.steps == 9 and found.settings.weighting == "sigmoid:bias=1"
+    other = again(run, preset="digits")
+    assert other.network == resolve({"preset": "digits"}, Dataset(digits)).network
+    assert other.settings.lr == 0.01 and other.settings.weighting == run.settings.weighting
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [({}, "bf16"), ({"precision": "auto"}, "bf16"), ({"precision": "fp32"}, "fp32")]
+)
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(given, kept, where, resolved, again):
+    assert again(resolved(precision="bf16"), **given, device=where).settings.precision == kept
+
+
+@pytest.mark.parametrize(("size", "channels", "classes"), [(16, 3, 7), (8, 1, 1)])
+@pytest.mark.parametrize("section", [UNET, UVIT])
+def test_a_network_is_rebuilt_for_other_data_as_its_preset_would_build_it(
+    section, size, channels, classes, file, resolved
+):
+    run = resolved("", section, "data: {image_size: 8, channels: 1, classes: 10, images: 9}")
+    other = RunData("other", None, 50, size, channels, classes)
+    wanted = resolve({"preset": str(file), "conditional": True}, other).network
+    file.unlink()
+    assert resolve({}, other, Known(WHERE, run.config())).network == wanted
+
+
+def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, again, digits):
+    @dataclass(frozen=True)
+    class PlainConfig(NetworkConfig):
+        width: int = 8
+
+    @network("plain-of-a-test", config=PlainConfig, source="this test")
+    class Plain(Network):
+        def __init__(self, config):
+            super().__init__(config)
+            self.layer = nn.Conv2d(config.image_channels, config.width, 1)
+
+    try:
+        run = resolved("", "family: plain-of-a-test, width: 5")
+        config = run.config()
+        assert again(run).network == run.network
+    finally:
+        NETWORKS.pop("plain-of-a-test")
+    with pytest.raises(FormatError, match="plain-of-a-test"):
+        resolve({}, Dataset(digits), Known(WHERE, config))
+    with pytest.raises(UsageError, match=r"--plugin mine\.py"):
+        resolve({}, Dataset(digits), Known(WHERE, replace(config, plugins=[PluginFile("mine.py", "0")])))
+
+
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.says("stored", True)])
+def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
+    now = resolved().config()
+    lines = difference(replace(now, settings={**now.settings, name: "another"}), now)
+    assert bool(lines) != SETTINGS[name].says("free", False)
+    assert all(line.startswith(f"--{name.replace('_', '-')}: the run has another") for line in lines)
+
+
+def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):
+    runs = {name: resolved(precision=name).config() for name in PRECISIONS}
+    for before, now in itertools.product(runs, runs):
+        lines = difference(runs[before], runs[now])
+        assert bool(lines) == (before != now and {before, now} != {"fp32", "tf32"}), (before, now)
+
+
+def test_a_run_of_an_earlier_version_has_fewer_keys_and_goes_on(resolved):
+    before = resolved().config()
+    for key in ("family", "code", "heads", "head_width", "groups", "norm_eps", "embedding", "variance"):
+        del before.network[key]
+    del before.settings["lr_decay"]
+    assert difference(before, resolved().config()) == []
+    for changed, word in (
+        (resolved("", f"{UNET}, code: 't:linear'"), "network code"),
+        (resolved(lr_decay="cosine"), "--lr-decay"),
+    ):
+        (line,) = difference(before, changed.config())
+        assert line.startswith(word)
+
+
+# What a preset says
+
+
+def shift_of(found):
+    return resolve_weighting(found.settings.weighting).shift
+
+
+AUTO = resolution_shift(8)
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "shift"),
+    [
+        *((f"shift: {said}", {}, shift) for said, shift in (("auto", AUTO), ("-2", -2.0), ("0", 0.0))),
+        ("weighting: edm-monotonic, shift: auto", {}, AUTO),
+        ("weighting: edm-monotonic, shift: auto", {"shift": 0.0}, 0),
+        ("shift: -2", {"shift": "auto"}, AUTO),
+        ("shift: -2", {"weighting": "sigmoid", "shift": "auto"}, AUTO),
+        ("weighting: edm-monotonic, shift: auto", {"weighting": "sigmoid:bias=1"}, 0),
+    ],
+)
+def test_a_preset_shifts_its_own_weighting_unless_a_shift_is_given(train, options, shift, resolved):
+    assert shift_of(resolved(train, **options)) == pytest.approx(shift)
+
+
+def test_refinements_are_in_the_settings_that_they_refine(resolved, digits):
+    options = {"bias": 3.0, "shift": 1.0, "monotone": True, "beta2": 0.99, "adam_eps": 1e-12, "network.dropout": 0.25}
+    found = resolved("batch: 4", **options)
+    assert set(found.config().settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
+    assert found.settings.weighting == found.weighting.spec == "sigmoid:bias=3,shift=1,monotone"
+    assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"
+    for run, wanted in ((found, (0.99, 1e-12)), (resolved("batch: 4"), (0.999, 1e-8))):
+        group = TrainState(run, Dataset(digits)).optimizer.param_groups[0]
+        assert (group["betas"], group["eps"]) == ((0.9, wanted[0]), wanted[1])
+
+
+def test_the_images_size_is_told_to_what_asks_for_it(resolved):
+    found = resolved("schedule: interpolated, weighting: v-mse@interpolated").settings
+    assert found.schedule == "interpolated:low=32,high=256,size=8" and found.weighting == f"v-mse@{found.schedule}"
+    assert resolved(schedule="interpolated:low=16").settings.schedule == "interpolated:low=16,high=256,size=8"
+    assert resolved("schedule: 'interpolated:size=64'").settings.schedule.endswith("size=64")
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        *(
+            "shift: much",
+            "shift: [1]",
+            "bias: 2",
+            "shift: nan",
+            "lr: fast",
+            "steps: 1.5",
+            "device: cpu",
+            "preset: digits",
+        ),
+        *("precision: fp8", "t_sampling: even", "parallel: both", "clip: -1.0", "clip: .nan", "warmup: -1", "seed: -1"),
+        *("label_dropout: 5.0", "steps: 0", "val_split: -1", "micro_batch: 999", "beta2: 1.0", "beta2: -0.1"),
+        *("adam_eps: 0.0", "lr_decay: steep", "lr_decay: 'cosine:final=2'", "lr_decay: 'linear:start=1'"),
+    ],
+)
+def test_what_a_preset_may_not_say_is_refused(train, resolved):
+    with pytest.raises((FormatError, UsageError)):
+        resolved(train)
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        "shift: much",
-        "shift: [1]",
-        "bias: 2",
-        "shift: nan",
-        "lr: fast",
-        "steps: 1.5",
-        "device: cpu",
-        "preset: digits",
-        "precision: fp8",
-        "t_sampling: even",
-        "parallel: both",
-        "clip: -1.0",
-        "clip: .nan",
-        "weight_decay: -1.0",
-        "warmup: -1",
-        "seed: -1",
-        "preview_every: -1",
-        "snapshot_every: -1",
-        "label_dropout: 5.0",
-        "steps: 0",
-        "val_split: -1",
+        *({"logsnr_min": "low"}, {"weighting": 3}, {"schedule": None}, {"ema": None}, {"ema": []}, {"lr": math.nan}),
+        *({"nope": 1}, {"keep": 0}, {"precision": "fp8"}, {"floor": 0.0}),
     ],
 )
-def test_what_a_preset_may_not_say_is_refused(resolved, said):
-    with pytest.raises((FormatError, UsageError)):
-        resolved(said)
-
-
-def test_the_images_size_is_told_to_what_asks_for_it(resolved):
-    found = resolved("schedule: interpolated, weighting: v-mse@interpolated")
-    assert found.settings.schedule == "interpolated:low=32,high=256,size=8"
-    assert found.settings.weighting == "v-mse@interpolated:low=32,high=256,size=8"
-    assert resolved("schedule: 'interpolated:size=64'").settings.schedule.endswith("size=64")
-    assert resolved("", schedule="interpolated:low=16").settings.schedule == "interpolated:low=16,high=256,size=8"
-
-
-def test_the_optimizer_has_the_betas_and_epsilon_asked_for(resolved, digits):
-    for options, wanted in (({}, (0.999, 1e-8)), ({"beta2": 0.99, "adam_eps": 1e-12}, (0.99, 1e-12))):
-        group = TrainState(resolved("batch: 4", **options), Dataset(digits)).optimizer.param_groups[0]
-        assert (group["betas"], group["eps"]) == ((0.9, wanted[0]), wanted[1])
-
-
-@pytest.mark.parametrize("options", [{"beta2": 1.0}, {"beta2": -0.1}, {"adam_eps": 0.0}])
-def test_betas_and_epsilons_that_make_no_optimizer_are_refused(resolved, options):
-    with pytest.raises(UsageError, match=next(iter(options))):
-        resolved("", **options)
-
-
-def test_any_family_is_fitted_to_the_dataset_and_written_down(resolved):
-    for network, family in ((NETWORK, "unet"), (UVIT, "uvit")):
-        found = resolved("", network, **{"network.dropout": 0.25})
-        assert (declaration_of(found.network).name, found.network.image_size, found.network.image_channels) == (
-            family,
-            8,
-            1,
-        )
-        assert (found.network.num_classes, found.network.dropout) == (10, 0.25)
-        assert config_of(found.config().network, "here") == found.network
-    assert resolved("", UVIT, conditional=False).network.num_classes == 0
-
-
-@pytest.mark.parametrize(("gb", "name"), [(80, "imagenet64"), (12, "imagenet64"), (8, "ffhq64"), (2, "small64")])
-def test_the_preset_fits_the_card(gb: int, name: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Dataset(digits)
-    monkeypatch.setattr(Dataset, "image_size", property(lambda self: 64))
-    monkeypatch.setattr(Dataset, "__len__", lambda self: 10**6)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: SimpleNamespace(total_memory=gb * 10**9))
-    found = resolve({"device": "cuda"}, data)
-    assert found.settings.preset == name
-    assert resolve({"device": "cpu"}, data).settings.preset == "small64"
-
-
-@pytest.mark.parametrize(
-    ("preset", "size"), [("cifar", 20), ("cifar", 28), ("cifar", 40), ("digits", 6), ("digits", 16), ("small64", 56)]
-)
-def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size, digits, monkeypatch):
-    """No size of the preset's is left without the attention that it has at the size it was made for."""
-    data = Dataset(digits)
-    monkeypatch.setattr(Dataset, "image_size", property(lambda self: size))
-    found = resolve({"preset": preset}, data).network
-    made_for = load_preset(preset)
-    own = config_of(
-        {**made_for.network, "image_size": made_for.data.image_size, "image_channels": 1, "num_classes": 10},
-        "",
-    )
-    count = [sum(isinstance(part, Attention) for part in build(config).modules()) for config in (found, own)]
-    assert count[0] == count[1] > 1
-
-
-@pytest.mark.parametrize(
-    "said", [{"weighting": 3}, {"logsnr_min": "low"}, {"prediction": None}, {"ema": None}, {"ema": []}]
-)
-def test_a_runs_settings_of_another_kind_are_named_with_their_file(said):
+def test_a_runs_setting_that_is_none_is_named_with_its_file(said):
     with pytest.raises(FormatError, match=rf"^run/config\.yaml: .*{next(iter(said))}"):
-        run_settings({"lr": 1e-3, **said}, Path("run/config.yaml"))
+        run_settings({"lr": 1, **said}, WHERE)
+    assert run_settings({"lr": 1, "ema": ["0.99"]}, WHERE).ema == ("0.99",)
 
 
-@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.says("stored", True)])
-def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(resolved, name):
-    now = resolved("").config()
-    before = replace(now, settings={**now.settings, name: "another"})
-    lines = difference(before, now)
-    assert bool(lines) != SETTINGS[name].says("free", False)
-    assert all(line.startswith(f"--{name.replace('_', '-')}: the run has another, asked for ") for line in lines)
-
-
-def test_what_refines_other_settings_is_in_them_and_not_beside_them(resolved):
-    found = resolved("", bias=3.0, shift=1.0, monotone=True, conditional=False, **{"network.dropout": 0.25})
-    assert set(found.config().settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
-    assert found.settings.weighting == "sigmoid:bias=3,shift=1,monotone"
-    assert (found.network.dropout, found.network.num_classes) == (0.25, 0)
-    assert found.weighting.spec == found.settings.weighting
-
-
-def test_an_earlier_version_had_networks_of_fewer_keys_and_they_are_the_same_networks(resolved):
-    before = resolved("").config()
-    network = config_of(before.network, "here")
-    for key in ("family", "code", "heads", "head_width", "groups", "norm_eps", "embedding", "variance"):
-        del before.network[key]
-    assert config_of(before.network, "here") == network
-    assert difference(before, resolved("").config()) == []
-    now = resolved("", network=NETWORK.replace("]}", "], code: 't:linear'}"))
-    assert difference(before, now.config()) == [
-        "network code: the run has logsnr:factor=0.5, asked for t-linear:count=1000,start=0.0001,end=0.02"
-    ]
-
-
-def test_an_earlier_version_decayed_nothing(resolved):
-    """Its runs don't say so, and go on."""
-    before, now = resolved("").config(), resolved("").config()
-    del before.settings["lr_decay"]
-    assert difference(before, now) == []
-    assert difference(before, resolved("", lr_decay="cosine").config()) == [
-        "--lr-decay: the run has constant, asked for cosine:final=0"
-    ]
-
-
-def test_a_decay_is_checked_and_written_in_full(resolved):
-    assert resolved("lr_decay: rsqrt").settings.lr_decay == "rsqrt:ref=70000"
-    for spec in ("steep", "cosine:final=2", "rsqrt:ref=0", "linear:start=1"):
-        with pytest.raises(UsageError):
-            resolved("", lr_decay=spec)
+def test_sections_of_a_config_that_are_none_are_refused_by_name(resolved, digits):
+    content = resolved().config().json()
+    for section in (
+        {"data": {"path": 3}},
+        {"settings": {"lr": "fast"}},
+        {"network": {"family": "gan"}},
+        {"network": {}},
+    ):
+        with pytest.raises(FormatError, match=r"^run/config\.yaml: "):
+            resolve({}, Dataset(digits), Known(WHERE, checked_config({**content, **section}, WHERE)))
+    for case in (("", "family: gan"), ("", "family: uvit, attention: [8]"), ("", UNET, "about: {gpu: maybe}")):
+        with pytest.raises(FormatError, match=r"own\.yaml"):
+            resolved(*case)
 
 
 def test_choices_are_what_the_machine_and_the_streams_know():
     assert get_args(SETTINGS["precision"].kind) == ("auto", *device.PRECISIONS)
-    assert tuple(device.PRECISIONS) == PRECISIONS
-    assert get_args(SETTINGS["t_sampling"].kind) == T_SAMPLINGS
+    assert tuple(device.PRECISIONS) == PRECISIONS and get_args(SETTINGS["t_sampling"].kind) == T_SAMPLINGS
 
 
-def test_files_that_settings_name_are_read_once(resolved, tmp_path):
-    path = tmp_path / "s.yaml"
-    path.write_text(to_text(schedule_of_shares(torch.linspace(-9, 9, 5, dtype=torch.float64), torch.ones(4), "")))
-    found = resolved("", schedule=str(path), weighting=f"schedule:{path}")
-    path.unlink()
-    assert found.schedule.logsnr_min == found.settings.logsnr_min == -9
-    assert found.weighting.support == (-9, 9)
+# Data and machine
 
 
-@pytest.mark.parametrize("preset", ["latents256", "latents512"])
-def test_a_preset_for_latents_is_refused_on_pixels(digits, preset):
-    with pytest.raises(
-        UsageError, match=f"--preset {preset} is for latents, and .* holds pixels; .*'elbo prep --latents'"
-    ):
-        resolve({"preset": preset}, Dataset(digits))
+@pytest.mark.parametrize(("section", "family"), [(UNET, "unet"), (UVIT, "uvit")])
+def test_any_family_is_fitted_to_the_dataset_and_written_down(section, family, resolved):
+    found = resolved("", section, **{"network.dropout": 0.25})
+    config = found.network
+    assert declaration_of(config).name == family and (config.image_size, config.image_channels) == (8, 1)
+    assert (config.num_classes, config.dropout) == (10, 0.25) and config_of(found.config().network, "here") == config
+    assert resolved("", section, conditional=False).network.num_classes == 0
 
 
-def test_a_network_that_is_none_names_the_preset(resolved):
-    with pytest.raises(FormatError, match=r"preset\.yaml: no network family is called 'gan'.*unet.*uvit"):
-        resolved("", "network: {family: gan}\n")
-    with pytest.raises(FormatError, match=r"preset\.yaml: .*attention"):
-        resolved("", "network: {family: uvit, attention: [8]}\n")
+@pytest.mark.parametrize(("gb", "name"), [(80, "imagenet64"), (12, "imagenet64"), (8, "ffhq64"), (2, "small64")])
+def test_the_preset_fits_the_card(gb, name, monkeypatch):
+    data = RunData("data", None, 10**6, 64, 1, 10)
+    for key, value in {"is_available": True, "is_bf16_supported": True}.items():
+        monkeypatch.setattr(torch.cuda, key, lambda value=value, **how: value)
+    card = SimpleNamespace(total_memory=gb * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: card)
+    assert resolve({"device": "cuda"}, data).settings.preset == name
+    assert resolve({"device": "cpu"}, data).settings.preset == "small64"
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("preset", "size"), [("cifar", 20), ("cifar", 40), ("digits", 6), ("digits", 16), ("small64", 56)]
+)
+def test_attention_stays_as_deep_in_a_network_for_other_sizes(preset, size):
+    """No size of the preset's is left without the attention that it has at the size it was made for."""
+    sizes = load_preset(preset).data.image_size, size
+    counts = []
+    for side in sizes:
+        found = resolve({"preset": preset}, RunData("data", None, 300, side, 1, 10)).network
+        with torch.device("meta"):
+            counts.append(sum(isinstance(part, Attention) for part in build(found).modules()))
+    assert counts[0] == counts[1] > 1
+
+
+@pytest.mark.parametrize("preset", ["latents256", "latents512"])
+def test_a_preset_for_latents_is_refused_on_pixels(preset, digits):
+    with pytest.raises(UsageError, match=preset):
+        resolve({"preset": preset}, Dataset(digits))
+
+
+GPU = "about: {gpu: true}"
+
+
+@pytest.mark.parametrize(
+    ("train", "more", "options", "precision"),
     [
-        *({"logsnr_min": "low"}, {"weighting": 3}, {"schedule": None}, {"ema": None}, {"lr": math.nan}, {"nope": 1}),
-        *({"keep": 0}, {"precision": "fp8"}, {"floor": 0.0}),
+        ("", "", {}, "fp32"),
+        ("", "", {"precision": "auto"}, "fp32"),
+        ("", "", {"device": "auto"}, "fp32"),
+        ("", "", {"device": "cuda"}, "tf32"),
+        ("", GPU, {"device": "cuda"}, "bf16"),
+        ("", GPU, {}, "fp32"),
+        ("precision: fp16", "", {"device": "cuda"}, "fp16"),
+        ("precision: fp16", "", {"precision": "tf32"}, "tf32"),
+        ("precision: fp16", "", {"precision": "auto", "device": "cuda"}, "tf32"),
     ],
 )
-def test_a_runs_config_with_a_setting_that_is_none_is_refused_by_name(said):
-    with pytest.raises(FormatError, match=f"run/config.yaml: .*{next(iter(said))}"):
-        run_settings(said, Path("run/config.yaml"))
-    assert run_settings({"lr": 1, "ema": ["0.99"]}, Path("config.yaml")).ema == ("0.99",)
-
-
-def test_precision_is_resolved_by_device_and_preset_unless_it_is_given(resolved):
-    found = lambda train="", **options: resolved(train, **options).config().settings["precision"]  # noqa: E731
-    assert found() == found(precision="auto") == found(device="auto") == "fp32"
-    assert found(device="cuda") == "tf32"
-    assert found(network=f"about: {{gpu: true}}\n{NETWORK}", device="cuda") == "bf16"
-    assert found(network=f"about: {{gpu: true}}\n{NETWORK}") == "fp32"
-    assert found("precision: fp16", device="cuda") == "fp16" and found("precision: fp16", precision="tf32") == "tf32"
-    assert found("precision: fp16", precision="auto", device="cuda") == "tf32"
+def test_precision_is_resolved_by_device_and_preset_unless_it_is_given(train, more, options, precision, resolved):
+    assert resolved(train, UNET, more, **options).settings.precision == precision
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_for_a_gpu_trains_in_bf16_there_and_no_other(name):
     about = (FOLDER / f"{name}.yaml").read_text().partition("data:")[0]
-    planned = preset_data(name)
-    for device_name, wanted in (("cuda", "tf32" if "CPU" in about else "bf16"), ("cpu", "fp32")):
-        assert resolve({"preset": name, "device": device_name}, planned).settings.precision == wanted
-
-
-def test_a_preset_says_truly_or_not_that_it_is_for_a_gpu(resolved):
-    with pytest.raises(FormatError, match=r"preset\.yaml: .*gpu"):
-        resolved("", f"about: {{gpu: maybe}}\n{NETWORK}")
-
-
-def test_a_run_goes_on_with_and_without_tf32_but_with_no_other_precision(resolved):
-    runs = {name: resolved("", precision=name).config() for name in PRECISIONS}
-    for before, now in itertools.product(runs, runs):
-        lines = difference(runs[before], runs[now])
-        assert bool(lines) == (before != now and {before, now} != {"fp32", "tf32"}), (before, now)
+    for where, wanted in (("cuda", "tf32" if "CPU" in about else "bf16"), ("cpu", "fp32")):
+        assert resolve({"preset": name, "device": where}, preset_data(name)).settings.precision == wanted

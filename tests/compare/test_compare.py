@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 
 from elbocli.compare.result import compare_features, compare_results
-from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.evaluate.result import EvalResult, result_of
+from elbocli.errors import DataError, UsageError
+from elbocli.evaluate.result import EvalResult
 from elbocli.files.features import FeatureFacts, SavedFeatures, Statistics, write_features, write_statistics
 
 FID, SE = "frechet_distance[a.pt2]", "frechet_distance_se[a.pt2]"
@@ -25,19 +25,11 @@ BASE = {
     "extractor_sha256": "cd" * 32,
     "preprocessing": {"image_size": 8, "crop": "center"},
     "protocol": "adm",
+    "feature_precision": "fp32",
     "splits": 10,
     "made": {"sampler": "ddim", "seed": 0},
 }
-UNLIKE = {
-    "n_samples": 901,
-    "n_ref": 99,
-    "ref_sha256": "00" * 32,
-    "extractor": "b.pt2",
-    "extractor_sha256": "00" * 32,
-    "protocol": "edm",
-    "splits": 5,
-    "feature_precision": "bf16",
-}
+ALIKE = ("n_samples", "n_ref", "ref_sha256", "extractor", "extractor_sha256", "feature_precision", "protocol", "splits")
 A, B = [1.0, 2.0, 3.0], [1.2, 2.1, 3.3]
 
 
@@ -73,24 +65,19 @@ def test_repeats_without_common_seeds_are_not_paired(seeds):
     ("score", "first", "other", "se", "apart"),
     [
         (FID, {}, {FID: 1.0}, 0.1 * 2**0.5, True),
-        (FID, {}, {FID: 1.4}, 0.1 * 2**0.5, False),
         (PRECISION, {}, {PRECISION: 0.9}, None, None),
         ("accuracy", {"accuracy": 1.0}, {"accuracy": 0.995}, 0.01 * 2**0.5 / 1.959964, False),
         (KID, {KID: 0.1}, {KID: 0.2}, 0.01 * 2**0.5, True),
-        ("frechet_distance_infinity[a.pt2]", {}, {}, 0.1 * 2**0.5 / 1.959964, False),
     ],
 )
 def test_single_results_differ_by_their_standard_errors_or_intervals(score, first, other, se, apart):
-    """A share of 1 is not certain: its interval counts, not its standard error of 0. Spreads of parts don't count."""
+    """A share of 1 is not certain: its interval counts, not its standard error of 0."""
     told = {
         "accuracy": 1.0,
         "accuracy_se": 0.0,
         "accuracy_interval": [0.98, 1.0],
         KID: 0.1,
-        "kernel_distance_std[a.pt2]": 0.5,
         "kernel_distance_se[a.pt2]": 0.01,
-        "frechet_distance_infinity[a.pt2]": 1.0,
-        "frechet_distance_infinity_interval[a.pt2]": [0.9, 1.1],
     }
     found = compared({**told, **first}, {**told, **other}, score)
     assert found.se == (se and pytest.approx(se)) and found.apart is apart
@@ -99,10 +86,11 @@ def test_single_results_differ_by_their_standard_errors_or_intervals(score, firs
     assert found.interval == wanted
 
 
-@pytest.mark.parametrize("key", UNLIKE)
+@pytest.mark.parametrize("key", ALIKE)
 def test_results_that_were_made_otherwise_are_refused_with_the_key(key):
-    with pytest.raises(DataError, match=f"^b: {key} is {UNLIKE[key]}"):
-        compared({}, {key: UNLIKE[key]})
+    other = BASE[key] * 2
+    with pytest.raises(DataError, match=f"^b: {key} is {other}"):
+        compared({}, {key: other})
 
 
 def test_of_preprocessing_each_key_that_both_know_counts():
@@ -111,12 +99,6 @@ def test_of_preprocessing_each_key_that_both_know_counts():
     assert compared({}, {"preprocessing": {"image_size": 8}, "protocol": None}).difference == 0
     with pytest.raises(DataError, match="b: has no score"):
         compared({}, {FID: None, PRECISION: None})
-
-
-@pytest.mark.parametrize("content", [{"bpd": 3}, {**BASE, FID: "low"}])
-def test_a_file_that_is_no_result_is_refused(content):
-    with pytest.raises(FormatError, match=r"^a\.json: "):
-        result_of(json.dumps(content).encode(), "a.json")
 
 
 # Features
@@ -155,8 +137,6 @@ def test_pairs_of_images_have_the_error_that_repeats_show(ref, saved):
     assert np.mean([each.se for each in found]) == pytest.approx(shown, rel=0.3)
     truth = np.mean([each.difference for each in found])
     assert sum(each.interval[0] < truth < each.interval[1] for each in found) >= 34
-    (alone,), _ = compare_features([a, saved("c", 1.02 * noise, seed=1)], ref)
-    assert alone.scores[0].how == "unpaired" and alone.scores[0].se > 5 * shown
 
 
 @pytest.mark.parametrize(
@@ -164,8 +144,6 @@ def test_pairs_of_images_have_the_error_that_repeats_show(ref, saved):
     [
         ({}, {}, True),
         ({"seed": None}, {"seed": None}, False),
-        ({}, {"seed": 1}, False),
-        ({"labels": range(20)}, {"labels": range(20)}, True),
         ({"labels": range(20)}, {"labels": range(1, 21)}, False),
     ],
 )
@@ -178,14 +156,12 @@ def test_images_are_paired_by_seed_and_class(first, other, paired, ref, saved):
 def test_features_that_do_not_compare_are_refused(ref, saved, tmp_path):
     draw = np.random.default_rng(0).normal(size=(20, 3))
     a = saved("a", draw)
-    strange, one = saved("strange", draw, extractor="vgg16"), saved("one", draw[:1])
+    strange = saved("strange", draw, extractor="vgg16")
     for other, points, word in (
         (saved("few", draw[:10]), ref, "n_samples"),
         (strange, ref, "vgg16"),
         (a, strange, "vgg16"),
-        (saved("narrow", draw[:, :2]), ref, "20 x 2"),
-        (one, ref, "1 x 3"),
-        (a, one, "1 x 3"),
+        (saved("one", draw[:1]), ref, "1 x 3"),
     ):
         with pytest.raises(DataError, match=word):
             compare_features([a, other], points)
@@ -203,18 +179,19 @@ def test_features_that_do_not_compare_are_refused(ref, saved, tmp_path):
 def folder(tmp_path):
     for name, value in (("a", 1.5), ("b", 1.4), ("c", 0.5)):
         (tmp_path / f"{name}.json").write_text(json.dumps({**BASE, FID: value}))
+    (tmp_path / "d.json").write_text('{"bpd": 3}')
     return tmp_path
 
 
 def test_the_command_prints_json_or_a_table(elbo, folder):
-    done = elbo("compare", "a.json", "-", "c.json", cwd=folder, stdin=(folder / "b.json").read_bytes())
-    found = json.loads(done.stdout)
+    lines = ("compare", "a.json", "-", "c.json")
+    found = json.loads(elbo(*lines, cwd=folder, stdin=(folder / "b.json").read_bytes()).stdout)
     assert found["first"] == "a.json" and [each["file"] for each in found["others"]] == ["-", "c.json"]
-    assert found["n_samples"] == 900 and found["protocol"] == "adm" and found["elbo_version"]
+    assert found["n_samples"] == 900
     assert [each["scores"][0]["apart"] for each in found["others"]] == [False, True]
     table = elbo("compare", "a.json", "c.json", "--table", cwd=folder).stdout.decode().splitlines()
     assert table[1].split()[1:8] == ["1.5", "0.5", "-1", "0.14142", "-1.2772", "to", "-0.72282"] and " yes " in table[1]
-    assert table[0].startswith("SCORE") and table[2].split()[4:7] == ["-"] * 3
+    assert table[2].split()[4:7] == ["-"] * 3
 
 
 @pytest.mark.parametrize(
@@ -222,8 +199,8 @@ def test_the_command_prints_json_or_a_table(elbo, folder):
     [
         ("a.json", 2, "two"),
         ("a.json b.safetensors", 2, "--ref"),
-        ("a.json a.json --ref r.npz", 2, "--ref"),
         ("a.json nowhere.json", 1, "nowhere.json: "),
+        ("a.json d.json", 1, "d.json: not a result"),
     ],
 )
 def test_mistakes_are_told(line, code, word, elbo, folder):

@@ -57,12 +57,12 @@ def test_from_another_folder_a_dataset_is_found_from_the_run(elsewhere, home, mo
         assert found.samefile(home / DATA) and not found.is_absolute()
 
 
-def test_a_dataset_is_found_after_all_has_moved_and_through_links(home, monkeypatch):
+def test_a_dataset_is_found_after_all_has_moved_and_through_links(home):
     data = trained_on(home / DATA)
     moved = home.rename(home.with_name("moved"))
-    monkeypatch.chdir(moved.parent)
-    Path("link").symlink_to(moved / RUN)
-    for run in (moved / RUN, Path("link")):
+    link = moved.with_name("link")
+    link.symlink_to(moved / RUN)
+    for run in (moved / RUN, link):
         assert dataset_of(data, run).samefile(moved / DATA)
 
 

@@ -1,0 +1,295 @@
+"""Logs, results and pictures of a run are read whole, growing, cut anywhere or damaged, and the rest is named."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from run_pages import BOUND
+from scipy import stats
+
+from elbocli.bound.result import Bound, Theorem
+from elbocli.core.adaptive import bin_edges
+from elbocli.errors import DataError, FormatError
+from elbocli.evaluate.result import EvalResult, Facts, Scores
+from elbocli.files import losslog
+from elbocli.files.grid import CELL, by_class, lay_out, rows_of_classes, write_grid
+from elbocli.report.log_history import CELLS, POINTS, LogHistory, curve, read_curves, read_log_history
+from elbocli.report.results import drawn_by, read_result, results_in, score_rows
+from elbocli.report.thumbnails import (
+    CLASSES,
+    ROW,
+    TIMES,
+    chosen_times,
+    read_by_class,
+    read_sheet,
+    strips,
+    thumbnails_of,
+)
+
+EDGES = bin_edges(-5, 5, 3)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file to write."""
+    return tmp_path / "a.json"
+
+
+def metrics(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def losses(count):
+    return [{"step": i, "images": 10 * i, "loss": 1 / i} for i in range(1, count + 1)]
+
+
+def log(path, count):
+    """Write a loss log; the sums of its intervals."""
+    draws = [torch.arange(9, dtype=torch.float64).reshape(3, 3) + i for i in range(count)]
+    lines = [losslog.line(i + 1, 10 * (i + 1), sums) for i, sums in enumerate(draws)]
+    path.write_text(losslog.header(EDGES, weighting="elbo") + "".join(lines))
+    return draws
+
+
+@pytest.mark.parametrize("count", [1, POINTS, POINTS + 1, 5 * POINTS + 3])
+def test_a_long_curve_is_averaged_and_keeps_its_ends_and_its_mean(count, path):
+    metrics(path, losses(count))
+    images, loss = curve(read_curves(path, []), "loss")
+    assert len(loss) == len(images) <= POINTS and images[-1] == 10 * count
+    size = -(-count // POINTS)
+    whole = loss[: count // size]
+    assert sum(whole) * size == pytest.approx(sum(1 / i for i in range(1, len(whole) * size + 1)))
+
+
+def test_validations_are_shown_as_they_were_and_columns_where_they_are(path):
+    rows = [{"step": i, "images": i, "loss": i, "val_bpd": i} for i in range(1, 3 * POINTS + 1)]
+    metrics(path, rows)
+    assert curve(read_curves(path, []), "val_bpd")[1][-1] == 3 * POINTS
+    metrics(path, [{"step": 1, "images": 10, "loss": 2.0}, {"step": 1, "images": 10, "val_bpd": 5.0}])
+    found = read_curves(path, [])
+    assert [curve(found, name) for name in ("loss", "val_bpd")] == [([10], [2.0]), ([10], [5.0])]
+
+
+def test_logs_cut_anywhere_lose_one_line_at_most(path):
+    """Half a line at the end is one that is being written."""
+    metrics(path, losses(3))
+    text = path.read_bytes()
+    for cut in range(0, len(text), 7):
+        path.write_bytes(text[:cut])
+        said = []
+        assert len(curve(read_curves(path, said), "loss")[0]) == text[:cut].count(b"}") and not said
+    draws = log(path, 4)
+    text = path.read_bytes()
+    for cut in range(0, len(text), 41):
+        path.write_bytes(text[:cut])
+        course, whole = read_log_history(path, []), max(0, text[:cut].count(b"}\n") + text[:cut].endswith(b"}") - 1)
+        assert (course is None) == (whole == 0)
+        if course is not None:
+            torch.testing.assert_close(course.late(1.0), torch.stack(draws[:whole]).sum(0))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "[1]", "null", "{}", "7", "\x00\xff", "[" * 100_000, '{"step": 1}', '{"step": 1, "images": "many"}'),
+        *(f'{{"step": 1, "images": 5, "loss": {number}}}' for number in ("NaN", "-Infinity", "1e999", "9" * 5000)),
+    ],
+)
+def test_a_line_that_is_none_is_left_out_and_counted(line, path):
+    metrics(path, losses(2))
+    whole, said = path.read_text(), []
+    path.write_text(whole + line + "\n" + whole, encoding="latin-1")
+    assert len(curve(read_curves(path, said), "loss")[0]) == 4
+    assert len(said) == 1 and "left out: 1" in said[0]
+
+
+@pytest.mark.parametrize("count", [1, 2 * CELLS - 1, 2 * CELLS, 7 * CELLS + 5])
+def test_a_long_log_is_added_up_and_loses_nothing(count, path):
+    draws = log(path, count)
+    course = read_log_history(path, [])
+    assert len(course.images) <= 2 * CELLS and course.images[-1] == 10 * count
+    torch.testing.assert_close(course.late(1.0), torch.stack(draws).sum(0))
+    assert torch.equal(course.last(), draws[-1])
+
+
+def test_the_late_part_is_of_the_last_fifth_of_the_images_and_the_early_part_of_the_first_tenth(path):
+    draws = log(path, 10)
+    course = read_log_history(path, [])
+    torch.testing.assert_close(course.late(), draws[8] + draws[9])
+    torch.testing.assert_close(course.early(), draws[0])
+
+
+def test_densities_integrate_to_one_and_errors_are_carried_on():
+    course = LogHistory(EDGES)
+    course.add(10, torch.tensor([[2, 0, 1], [4, 0, 3], [8, 0, 9]], dtype=torch.float64))
+    course.add(20, torch.tensor([[0, 0, 3], [0, 0, 6], [0, 0, 12]], dtype=torch.float64))
+    torch.testing.assert_close((course.density * EDGES.diff()).sum(1), torch.ones(2, dtype=torch.float64))
+    expected = torch.tensor([[2, math.nan, 3], [2, math.nan, 2]], dtype=torch.float64)
+    torch.testing.assert_close(course.error, expected, equal_nan=True)
+
+
+def test_a_damaged_log_is_shown_up_to_there_and_named(path):
+    log(path, 3)
+    header, *lines = path.read_text().splitlines()
+    for damage in ("rubbish", lines[0]):
+        path.write_text("\n".join([header, lines[0], lines[1], damage, lines[2]]))
+        said = []
+        assert read_log_history(path, said).images == [10, 20]
+        assert len(said) == 1 and str(path) in said[0]
+
+
+# Results
+
+SIDE = {"nats": 1.0, "se": 0.1, "relative_se": 0.1}
+CHECK = {"weighting": "edm", "monotone": False, "left": SIDE, "right": SIDE, "difference_in_se": 0, "agree": True}
+THEOREM = {"agree": True, "checks": [CHECK], "n_images": 9, "draws_per_side": 2}
+SCORES = {
+    "frechet_distance[a.pt2]": 1.5,
+    "inception_score_mean[a.pt2]": 8.0,
+    "inception_score_std[a.pt2]": 0.2,
+    "accuracy": 1,
+    "n_samples": 900,
+    "n_ref": None,
+    "extractor": "a.pt2",
+    "guidance": 1.5,
+}
+
+
+def written(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "content"), [(EvalResult, SCORES), (Bound, BOUND), (Theorem, THEOREM)])
+def test_each_kind_is_known_by_its_content_and_read_whole(kind, content, path):
+    found = read_result(written(path, content)).found
+    assert isinstance(found, kind)
+    assert found.json().items() >= content.items(), "nothing is lost, of other versions too"
+
+
+def test_scores_are_told_from_what_is_said_about_them(path):
+    assert score_rows(read_result(written(path, SCORES)).found) == [
+        ("frechet distance", "a.pt2", 1.5, None, "", "n = 900", None),
+        ("inception score", "a.pt2", 8.0, 0.2, "sd of parts", "n = 900", None),
+        ("accuracy", "", 1.0, None, "", "n = 900", None),
+    ]
+    enough = read_result(written(path, {**SCORES, "n_samples": 10_000}))
+    assert {row.note for row in score_rows(enough.found)} == {""}
+
+
+def test_the_spread_of_repeats_comes_before_others_and_nothing_is_shown_twice(path):
+    distance, score = "frechet_inception_distance", "inception_score"
+    values = [
+        {distance: v, f"{distance}_se": 0.1, f"{distance}_infinity": v, f"{score}_mean": v, f"{score}_std": 0.2}
+        for v in (1.0, 3.0)
+    ]
+    facts = [{"n_samples": 9, "extractor": "x", "made": {"command": f"sample {k}"}} for k in range(2)]
+    repeats = [Scores(None, each, Facts.of(about)) for each, about in zip(values, facts)]
+    found = read_result(written(path, EvalResult(repeats).json())).found
+    assert found == EvalResult(repeats) and drawn_by(found) == ["sample 0", "sample 1"]
+    name, spread = "frechet inception distance", (pytest.approx(2**0.5), "sd of repeats")
+    within = pytest.approx(stats.t(1, 2.0, 1.0).interval(0.95))
+    assert score_rows(found) == [
+        (name, "", 2.0, *spread, "n = 9", within),
+        (f"{name} infinity", "", 2.0, *spread, "", within),
+        ("inception score", "", 2.0, *spread, "n = 9", within),
+    ]
+    alone = score_rows(EvalResult(repeats[:1]))[0]
+    assert alone.spread_is == "standard error"
+    assert alone.interval == pytest.approx(stats.norm(1.0, 0.1).interval(0.95))
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ([], "JSON"),
+        ({"state": "running"}, "not a result"),
+        ({**BOUND, "diffusion": 5}, "diffusion"),
+        ({**BOUND, "nats": 10**399}, ""),
+        ({**SCORES, "accuracy": 1e308}, "accuracy"),
+        ({**SCORES, "made": 3}, "made"),
+        ({**SCORES, "deviates": {"n": [1]}}, "deviates"),
+    ],
+)
+def test_a_damaged_result_is_refused_with_the_key(content, word, path):
+    with pytest.raises(FormatError, match=rf"a\.json: .*{word}"):
+        read_result(written(path, content))
+
+
+def test_a_folder_gives_its_results_and_passes_over_the_rest(tmp_path):
+    for name, content in (("b", SCORES), ("a", BOUND), ("status", {"state": "done"}), ("text", "[")):
+        written(tmp_path / f"{name}.json", content)
+    assert [result.path.name for result in results_in(tmp_path)] == ["a.json", "b.json"]
+
+
+# Pictures
+
+
+def numbered(count, channels=1):
+    """Image i is grey i."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, channels)).copy()
+
+
+def made(images, labels, names):
+    return strips(lambda index: images[index], by_class(len(images), labels, names, CLASSES))
+
+
+def pixels(row):
+    return np.asarray(Image.open(io.BytesIO(row.png)))
+
+
+def greys(row):
+    """The grey of each picture of a row."""
+    return pixels(row)[0, ::CELL].tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, TIMES, TIMES + 1, 1000])
+def test_the_first_and_the_last_preview_are_shown(count):
+    chosen = chosen_times(count)
+    assert chosen == sorted(set(chosen)) and len(chosen) <= TIMES
+    assert not count or (chosen[0], chosen[-1]) == (0, count - 1)
+
+
+def test_a_preview_is_cut_up_as_it_was_put_together(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (64, 5, 5, 1), np.uint8)
+    groups = rows_of_classes(64, np.arange(64) % 3, ["ant", "bee"])
+    write_grid(tmp_path / "a.png", images, lay_out(5, 5, groups))
+    read, found = read_sheet(tmp_path / "a.png")
+    assert np.array_equal(read, np.broadcast_to(images, (64, 5, 5, 3))) and found == groups
+    Image.new("L", (9, 8)).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match="no sheet"):
+        read_sheet(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("side", "shown"), [(1, 96), (28, 84), (97, 96)])
+def test_small_pictures_are_enlarged_pixel_by_pixel_and_large_ones_made_smaller(side, shown):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 1), np.uint8)
+    row = pixels(thumbnails_of("", [image, image]))
+    assert row.shape == (shown, 2 * shown)
+    if side <= shown:
+        assert np.array_equal(row, np.kron(np.hstack([image[..., 0]] * 2), np.ones((shown // side,) * 2, np.uint8)))
+
+
+def test_each_class_has_its_first_images():
+    rows = made(numbered(40), np.arange(40) % 3, ["ant", "bee"])
+    assert [row.name for row in rows] == ["ant", "bee", "2"]
+    for number, row in enumerate(rows):
+        assert greys(row) == [number + 3 * i for i in range(ROW)]
+    assert len(made(numbered(200), np.arange(200) // 2, [])) == CLASSES
+
+
+@pytest.mark.parametrize("labels", [None, np.zeros(20, np.int64)])
+def test_without_classes_to_tell_apart_all_are_shown_in_order(labels):
+    rows = made(numbered(20), labels, ["all"])
+    assert [row.count for row in rows] == [8, 8, 4] and not any(row.name for row in rows)
+    assert greys(rows[2]) == [16, 17, 18, 19]
+
+
+def test_of_a_file_of_samples_the_same_are_shown(tmp_path):
+    images, labels, names = numbered(150, 3), np.arange(150) // 15, [f"n{i}" for i in range(10)]
+    np.savez(tmp_path / "s.npz", images, labels)
+    assert read_by_class(tmp_path / "s.npz", names) == made(images, labels, names)

@@ -136,7 +136,7 @@ def test_of_latents_all_is_in_nats_per_latent_dimension(
 
 def test_the_other_questions_are_answered_for_latents(bound: Found, latent_run: Path, tmp_path: Path) -> None:
     some = (latent_run, "-n", 24, "--draws", 4)
-    assert bound(*some, "--check", "--weighting", "sigmoid:bias=2")["agree"]
+    assert bound(*some, "--check", "--draws", 8, "--weighting", "sigmoid:bias=2")["agree"]
     assert bound(*some, "--classify")["classes"] == 3
     bound(*some, "--curve", "curve.tsv", "--plot", "curve.svg", "--log", "log.jsonl")
     assert len(list(tmp_path.iterdir())) == 3

@@ -137,12 +137,12 @@ def without_unet(tensors: Tensors, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("format", "write", "averaged", "noted"),
     [
-        ("edm", training_state, False, ""),
+        ("edm", training_state, False, "net"),
         ("edm", torch_file, False, "EDMPrecond"),
         ("edm", lambda tensors, path: torch_file(tensors, path, "module.model."), False, "EDMPrecond"),
         ("edm", sorted_safetensors, False, "EDMPrecond"),
         ("edm", inner_network, True, ""),
-        ("edm2", lambda tensors, path: edm2.write_state(path, tensors, {0.05: tensors}), True, ""),
+        ("edm2", lambda tensors, path: edm2.write_state(path, tensors, {0.05: tensors}), True, "ema"),
         ("edm2", without_unet, False, "noise"),
         ("edm2", lambda tensors, path: edm2.write_snapshot(path, tensors, False, encoder=None), True, ""),
     ],

@@ -293,20 +293,20 @@ def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained: P
     images, about = drawn(trained, guidance=Guidance(6.0))
     assert (about["rounding"], about["start"], about["clip"]) == ("nearest", "unit", "none")
     found = {}
-    specs = ("truncate", "half-up", "edm", "static", "dynamic:percentile=90")
-    for key, spec in zip(("rounding", "rounding", "start", "clip", "clip"), specs):
+    for key, spec in (("rounding", "truncate"), ("rounding", "half-up"), ("clip", "static"), ("clip", "dynamic")):
         found[spec], about = drawn(trained, guidance=Guidance(6.0), **{key: spec})
-        assert about[key] == spec and np.array_equal(images, found[spec]) == (spec == "half-up")
+        assert about[key].startswith(spec) and np.array_equal(images, found[spec]) == (spec == "half-up")
     below = images - found["truncate"]
     assert set(np.unique(below)) == {0, 1} and 0.2 < below.mean() < 0.6
-    assert not np.array_equal(found["static"], found["dynamic:percentile=90"])
-    assert np.abs(images - found["edm"]).max() < 30
+    assert not np.array_equal(found["static"], found["dynamic"])
+    (unit, _), (edm, about) = (drawn(trained, schedule="cosine", start=start) for start in ("unit", "edm"))
+    assert about["start"] == "edm" and 0 < np.abs(unit - edm).max() < 30
 
 
 def test_a_learned_variance_is_that_of_each_value_and_no_constant(
     learned: Path, trained: Path, elbo: Callable[..., Any], drawn: Drawn, tmp_path: Path
 ) -> None:
-    how = {"sampler": "ddpm-learned", "schedule": "run"}
+    how = {"sampler": "ddpm-learned", "schedule": "run", "clip": "dynamic"}  # random weights leave the range of pixels
     images, about = drawn(learned, **how)
     assert about["spacing"] == "timesteps" and about["nfe"] == 5
     for gamma in (0, 0.5, 1):

@@ -1,4 +1,4 @@
-"""What the tests of the ground floor share: fine quadrature, and data whose exact denoiser is known."""
+"""Fixtures of the core tests: fine quadrature, and data whose exact denoiser is known."""
 
 import math
 from dataclasses import dataclass
@@ -6,10 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
-
-settings.register_profile("elbo", deadline=None, max_examples=50, derandomize=True)
-settings.load_profile("elbo")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,8 +50,6 @@ class Mixture:
     share: tuple[float, float] = (0.4, 0.6)
     mean: tuple[float, float] = (-0.7, 0.85)
     var: tuple[float, float] = (0.04, 0.48)
-    first = 0.23
-    second = 0.8806
 
     def denoise(self, z, logsnr):
         """The exact E[x | z], at one λ or a λ per example."""

@@ -1,4 +1,4 @@
-"""The bound against what is known exactly: Gaussian likelihoods, the entropy of a toy, the theorem for every weighting."""
+"""The bound against what is known exactly: Gaussian likelihoods, the theorem for every weighting, the flow's density."""
 
 import math
 
@@ -8,135 +8,55 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elbocli.core.elbo import Augmented, bits_per_dimension, by_cell, prior, reconstruction
+from elbocli.core.elbo import (
+    Augmented,
+    GaussianModel,
+    by_cell,
+    fit_gaussian,
+    log_density,
+    prior,
+    reconstruction,
+    reconstruction_of_numbers,
+    rows_to_fit,
+    with_trace,
+)
 from elbocli.core.loss import denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import parse_schedule
+from elbocli.core.streams import Stream
 from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 
-PLAIN = parse_weighting("elbo")
 SPECS = [*WEIGHTINGS, "sigmoid:bias=-3", "edm:monotone", "iddpm:shift=1.5,monotone", "sd3:m=1,s=0.5", "schedule:cosine"]
-
-
-def normal_expectation(order):
-    node, weight = np.polynomial.hermite_e.hermegauss(order)
-    return torch.from_numpy(node), torch.from_numpy(weight / weight.sum())
-
-
-class Exact:
-    """A network that outputs the target of the exact denoiser: forward(c_in z, λ, labels), through the package's code."""
-
-    def __init__(self, denoise, prediction):
-        self.denoise, self.prediction = denoise, prediction
-
-    def __call__(self, inputs, logsnr, labels):
-        c = self.prediction.coefficients(logsnr)
-        shape = (-1, 1, 1, 1)
-        z = inputs / c.c_in.view(shape)
-        x_hat = self.denoise(z, logsnr.view(shape))
-        return (x_hat - c.x_from_z.view(shape) * z) / c.x_from_out.view(shape)
-
-
-def gaussian_reconstruction(dimensions, logsnr_max):
-    """½ D log(2πe e^{−λmax}): nats for data with a density, whose decoder is the posterior of a flat prior."""
-    return 0.5 * dimensions * (math.log(2 * math.pi * math.e) - logsnr_max)
-
-
-def mean_error(network, prediction, x, eps, chance, logsnr, schedule):
-    """E‖ε−ε̂‖² at each λ, by the function that training and `bound` use, over nodes (x, ε) with their chances."""
-    each = len(logsnr)
-    level = logsnr.repeat_interleave(len(x))
-    tile = (each, *[1] * (x.dim() - 1))
-    given = x.repeat(tile), eps.repeat(tile), None, level, PLAIN, schedule, prediction
-    error = denoising_losses(network, *given).eps_mse
-    return (error.view(each, -1) * math.prod(x.shape[1:])) @ chance
-
-
-def integrate(function, panels, low, high, cells):
-    at, share = panels(np.linspace(low, high, cells + 1))
-    return float((function(torch.from_numpy(at)) * torch.from_numpy(share)).sum())
 
 
 # Exact values
 
 
-@pytest.mark.parametrize("prediction", ["v", "eps", "x", "edm"])
-@pytest.mark.parametrize(("variance", "x"), [(0.36, 0.8), (0.04, -0.1), (1.7, 2.5)])
-def test_the_bound_of_gaussian_data_is_its_likelihood(prediction, variance, x, panels):
-    low, high = -20.0, 20.0
-    p = Prediction(prediction)
-    network = Exact(
-        lambda z, lam: lam.sigmoid().sqrt() * variance / (lam.sigmoid() * variance + (-lam).sigmoid()) * z, p
-    )
-    eps, chance = normal_expectation(4)
-    data = torch.full((len(eps), 1, 1, 1), x, dtype=torch.float64)
-    schedule = parse_schedule("uniform", low, high)
-
-    def error(lam):
-        return mean_error(network, p, data, eps.view(-1, 1, 1, 1), chance, lam, schedule)
-
-    nats = (
-        float(prior(data[:1], low)) + 0.5 * integrate(error, panels, low, high, 160) + gaussian_reconstruction(1, high)
-    )
-    assert nats == pytest.approx(0.5 * math.log(2 * math.pi * variance) + x * x / (2 * variance), abs=1e-7)
-
-
-def test_dimensions_add_up(panels):
-    """Four independent pixels of different variance, as one 2×2 image."""
-    low, high = -20.0, 20.0
+@pytest.mark.parametrize("name", ["v", "eps", "x", "edm"])
+def test_the_bound_of_gaussian_data_is_its_likelihood(name, panels):
+    """Four independent pixels of different variance, as one 2×2 image; the exact denoiser through the code that trains."""
+    low, high, p = -20.0, 20.0, Prediction(name)
     variance = torch.tensor([0.05, 0.3, 0.9, 2.0], dtype=torch.float64).view(1, 1, 2, 2)
     x = torch.tensor([0.1, -0.5, 0.3, 1.0], dtype=torch.float64).view(1, 1, 2, 2)
-    p = Prediction("v")
-    network = Exact(
-        lambda z, lam: lam.sigmoid().sqrt() * variance / (lam.sigmoid() * variance + (-lam).sigmoid()) * z, p
-    )
+
+    def network(inputs, logsnr, labels):
+        c = [values.view(-1, 1, 1, 1) for values in p.coefficients(logsnr)]
+        alpha, sigma, _, _, c_in, x_from_z, x_from_out, _ = c
+        z = inputs / c_in
+        x_hat = alpha * variance / (alpha**2 * variance + sigma**2) * z
+        return (x_hat - x_from_z * z) / x_from_out
+
     # One pixel's noise at a time: the error is a sum over pixels that don't see each other.
-    node, weight = normal_expectation(4)
-    eps = node.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    data, schedule = x.expand(len(node), -1, -1, -1), parse_schedule("uniform", low, high)
-    integral = integrate(lambda lam: mean_error(network, p, data, eps, weight, lam, schedule), panels, low, high, 160)
-    nats = float(prior(x, low)) + 0.5 * integral + gaussian_reconstruction(4, high)
+    node, weight = np.polynomial.hermite_e.hermegauss(4)
+    at, share = (torch.from_numpy(values) for values in panels(np.linspace(low, high, 161)))
+    eps = torch.from_numpy(node).repeat(len(at)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    level, schedule = at.repeat_interleave(4), parse_schedule("uniform", low, high)
+    terms = denoising_losses(network, x.expand_as(eps), eps, None, level, parse_weighting("elbo"), schedule, p)
+    error = 4 * terms.eps_mse.view(-1, 4) @ torch.from_numpy(weight / weight.sum())
+    nats = float(prior(x, low)) + 0.5 * float(error @ share) + 4 * reconstruction_of_numbers(high)
     wanted = float((0.5 * (2 * math.pi * variance).log() + x.square() / (2 * variance)).sum())
     assert nats == pytest.approx(wanted, abs=4e-7)
-
-
-@pytest.mark.slow
-def test_a_toy_of_256_levels_costs_its_entropy(panels):
-    """Exact denoiser of 256 levels with a smooth, symmetric chance; λ from −20 to 13.3, where reading costs 7e-6 bits."""
-    low, high, split = -20.0, 13.3, 8.0
-    value = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-    share = (-0.5 * ((value.abs() - 0.6) / 0.15).square()).exp() + 0.02
-    share = share / share.sum()
-    p = Prediction("v")
-
-    def denoise(z, lam):
-        alpha, var = lam.sigmoid().sqrt().view(-1, 1), (-lam).sigmoid().view(-1, 1)
-        score = share.log() - 0.5 * (z.reshape(-1, 1) - alpha * value).square() / var
-        return (score.softmax(1) @ value).view_as(z)
-
-    network, schedule = Exact(denoise, p), parse_schedule("uniform", low, high)
-
-    def integral(eps, chance, start, end, cells):
-        """½∫ over [start, end]; of the levels, half: the other half is its mirror image."""
-        data = value[:128].repeat_interleave(len(eps)).view(-1, 1, 1, 1)
-        joint = (2 * share[:128, None] * chance).flatten()
-        noise = eps.repeat(128).view(-1, 1, 1, 1)
-
-        def error(lam):
-            return torch.cat([mean_error(network, p, data, noise, joint, part, schedule) for part in lam.split(4)])
-
-        return 0.5 * integrate(error, panels, start, end, cells)
-
-    # Until the noise is finer than the levels everything is smooth in ε; after that it has steps.
-    eps, chance = normal_expectation(24)
-    nats = integral(eps, chance, low, split, 14)
-    at, weight = panels(np.linspace(-9, 9, 19))
-    chance = torch.from_numpy(weight) * (-0.5 * torch.from_numpy(at).square()).exp() / math.sqrt(2 * math.pi)
-    nats += integral(torch.from_numpy(at), chance, split, high, 5)
-    nats += float(share @ prior(value.view(-1, 1, 1, 1), low)) + float(share @ reconstruction(high))
-    entropy = -float((share * share.log2()).sum())
-    assert 0 < bits_per_dimension(nats, 1) - entropy < 1e-5
 
 
 @given(st.floats(-8, 8), st.integers(1, 5))
@@ -217,19 +137,14 @@ def test_the_measure_above_a_level_is_the_weight_there(spec):
     np.testing.assert_allclose(above, w(at), rtol=3e-4, atol=1e-4 * float(w(at).max()))
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if not parse_weighting(s).rising(-10, 10)])
-def test_shares_of_a_monotone_weighting_are_a_distribution(spec):
-    edges = torch.linspace(-10, 10, 11, dtype=torch.float64)
-    shares, point = Augmented(parse_weighting(spec), -10, 10).shares(edges)
-    assert float(shares.min()) >= 0
-    assert float(shares.sum()) + point == pytest.approx(1, abs=1e-9)
-
-
-@pytest.mark.parametrize(("spec", "up", "down"), [("iddpm", 0.9865, -0.9865), ("edm", 0.9990, -0.9784)])
-def test_signed_masses_are_those_of_the_table(spec, up, down):
-    measure = Augmented(parse_weighting(spec), -10, 10)
-    assert float(measure.mass.clamp(min=0).sum()) / measure.largest == pytest.approx(up, abs=1e-4)
-    assert float(measure.mass.clamp(max=0).sum()) / measure.largest == pytest.approx(down, abs=1e-4)
+@pytest.mark.parametrize("spec", SPECS)
+def test_shares_add_up_to_the_weight_at_the_noisy_end_over_the_largest(spec):
+    """Which is a distribution where w never rises."""
+    w, edges = parse_weighting(spec), torch.linspace(-10, 10, 11, dtype=torch.float64)
+    shares, point = Augmented(w, -10, 10).shares(edges)
+    value = w(torch.linspace(-10, 10, 20001, dtype=torch.float64))
+    assert float(shares.sum()) + point == pytest.approx(float(value[0] / value.max()), rel=1e-3)
+    assert float(shares.min()) >= 0 or w.rising(-10, 10)
 
 
 def test_shares_follow_the_paper_for_a_sigmoid():
@@ -245,3 +160,111 @@ def test_values_are_added_up_in_their_cells():
     logsnr = torch.tensor([[-2.0, -0.1, 3.0], [0.0, 4.0, 1.5]], dtype=torch.float64)
     values = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], dtype=torch.float64)
     assert by_cell(values, logsnr, edges).tolist() == [[3, 0, 4], [0, 8, 48]]
+
+
+# The probability-flow equation as a density
+
+
+@pytest.mark.parametrize(("sampler", "order", "error"), [("heun", 2, 0.05), ("ddim", 1, 1)])
+def test_the_density_comes_right_with_the_order_of_the_sampler(mixture, sampler, order, error):
+    low, high = -14.0, 6.0
+    z = torch.randn(20, 2, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    share, mean, var = (torch.tensor(each, dtype=torch.float64) for each in (mixture.share, mixture.mean, mixture.var))
+    level = torch.tensor(high, dtype=torch.float64)
+    spread = level.sigmoid() * var + (-level).sigmoid()
+    away = z[..., None] - level.sigmoid().sqrt() * mean
+    exact = (share.log() - 0.5 * away**2 / spread - 0.5 * (2 * math.pi * spread).log()).logsumexp(-1).sum((1, 2))
+    coarse, fine = (
+        (log_density(z, with_trace(mixture.denoise, None), high, low, steps, sampler) - exact).abs().mean()
+        for steps in (64, 128)
+    )
+    assert float((coarse / fine).log2()) == pytest.approx(order, abs=0.3)
+    assert float(fine) < error
+
+
+def test_random_signs_are_unbiased_for_the_trace():
+    """x̂ = z A: the trace is A's."""
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    count = 4000
+    signs = Stream(0, "signs").signs(range(count), (6,)).double()
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert torch.equal(Stream(0, "signs").signs([7, 3], (6,)).double(), signs[[7, 3]])
+
+    def trace(probes, images=count):
+        return with_trace(lambda at, level: at @ matrix, probes)(torch.zeros(images, 6, dtype=torch.float64), 0.0)[1]
+
+    one = trace([signs])
+    assert trace(None, 2).tolist() == pytest.approx([float(matrix.trace())] * 2)
+    assert float(one.mean()) == pytest.approx(float(matrix.trace()), abs=4 * float(one.std()) / math.sqrt(count))
+    more = trace([signs[:100], signs[100:200]], 100)
+    assert more.tolist() == pytest.approx(((one[:100] + one[100:200]) / 2).tolist())
+
+
+# The Gaussian of the data
+
+
+def correlated(count: int, dimensions: int, seed: int = 0) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    turn = torch.randn(dimensions, dimensions, generator=random, dtype=torch.float64)
+    return 0.3 + torch.randn(count, dimensions, generator=random, dtype=torch.float64) @ turn / dimensions
+
+
+def kept_of(model: GaussianModel, kept: int, rest: float) -> tuple[GaussianModel, torch.Tensor]:
+    """The model with so many directions of its own and `rest` in the others, and its covariance."""
+    fewer = GaussianModel(model.mean, model.directions[:, :kept], model.variances[:kept], rest)
+    covariance = fewer.directions @ (fewer.variances - rest).diag() @ fewer.directions.T
+    return fewer, covariance + rest * torch.eye(len(model.mean), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kept", [5, 3, 0])
+def test_the_closed_integral_is_that_of_the_expected_error(kept: int) -> None:
+    """By the trapezoid rule; also where some directions share a variance."""
+    x = correlated(40, 5)
+    whole = fit_gaussian(x)
+    model = GaussianModel(whole.mean, whole.directions[:, :kept], whole.variances[:kept], 0.02)
+    levels = torch.linspace(-30, 6, 4001, dtype=torch.float64)
+    some = x[:3]
+    expected = torch.stack([model.errors(some, torch.zeros_like(some), levels[k].expand(3))[1] for k in range(4001)])
+    wanted = 0.5 * torch.trapezoid(expected, levels, dim=0)
+    assert model.upto(some, levels[-1:])[:, 0] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("kept", [4, 2])
+def test_the_error_is_that_of_the_exact_denoiser(kept: int) -> None:
+    """ε̂ = σ (α²Σ + σ²)⁻¹ (z − αμ), solved as a matrix."""
+    x = correlated(60, 4)
+    model, covariance = kept_of(fit_gaussian(x), kept, 0.3)
+    for level in (-6.0, 0.0, 5.0):
+        logsnr = torch.tensor(level, dtype=torch.float64)
+        alpha, sigma = logsnr.sigmoid().sqrt(), (-logsnr).sigmoid().sqrt()
+        eps = torch.randn(60, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        z = alpha * x + sigma * eps
+        inverse = torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(4, dtype=torch.float64))
+        wanted = (eps - sigma * (z - alpha * model.mean) @ inverse).square().sum(1)
+        assert model.errors(x, eps, logsnr.expand(60))[0] == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("kept", [6, 3])
+def test_the_likelihood_is_the_density_and_the_integral_up_to_clean_data(kept: int) -> None:
+    """½ ∫_{−∞}^λ E dλ + ½ D log(2πe e^{−λ}) → −log p(x) as λ grows."""
+    x = correlated(50, 6)
+    model, covariance = kept_of(fit_gaussian(x), kept, 0.02)
+    wanted = -torch.distributions.MultivariateNormal(model.mean, covariance).log_prob(x)
+    assert model.nats(x) == pytest.approx(wanted, rel=1e-9)
+    clean = model.upto(x, torch.tensor([30.0]))[:, 0] + 6 * reconstruction_of_numbers(30.0)
+    assert clean == pytest.approx(wanted, abs=1e-6)
+
+
+def test_few_images_in_many_dimensions_make_one_that_is_sound() -> None:
+    """The trace is that of the images, no variance is zero, and constant images are no error."""
+    few = correlated(5, 12)
+    model = fit_gaussian(few)
+    assert model.others == 8 and model.rest > 0 and float(model.variances.min()) > 0
+    trace = float(model.variances.sum()) + model.others * model.rest
+    assert trace == pytest.approx(float((few - few.mean(0)).square().sum() / 5), rel=1e-9)
+    assert bool(fit_gaussian(torch.zeros(4, 3)).nats(torch.zeros(1, 3)).isfinite().all())
+
+
+def test_so_many_images_as_the_memory_holds() -> None:
+    assert rows_to_fit(300, 64) == 300 and rows_to_fit(10**6, 64) == 4096
+    assert rows_to_fit(10**6, 3 * 64 * 64) * 3 * 64 * 64 <= 1 << 24

@@ -1,16 +1,25 @@
-"""Intervals of differences, against scipy's tests."""
-
-from __future__ import annotations
+"""Standard errors and intervals against scipy and simulation; moments of features in any parts; calibration."""
 
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from elbocli.core.estimate import Estimate, error_of_share
+from elbocli.core.estimate import (
+    Estimate,
+    FeatureMoments,
+    PairedEstimate,
+    PairedMoments,
+    StreamingFeatureMoments,
+    calibration_error,
+    error_of_share,
+    image_errors,
+    reliability,
+)
 
 sizes = st.integers(2, 12)
 
@@ -23,15 +32,6 @@ def test_the_difference_of_two_means_is_welchs(seed: int, n: int, m: int) -> Non
     wanted = stats.ttest_ind(a, b, equal_var=False)
     assert found.freedom == pytest.approx(wanted.df)
     assert found.interval == pytest.approx(tuple(wanted.confidence_interval()))
-
-
-@given(st.integers(0, 10**6), sizes)
-def test_the_mean_of_paired_differences_is_students(seed: int, n: int) -> None:
-    draw = np.random.default_rng(seed)
-    a = draw.normal(size=n)
-    b = a + draw.normal(0.1, 0.1, n)
-    found = Estimate.of_repeats([*(b - a)])
-    assert found.interval == pytest.approx(tuple(stats.ttest_rel(b, a).confidence_interval()))
 
 
 def test_an_exact_standard_error_has_a_normal_interval_and_an_unknown_one_none() -> None:
@@ -50,14 +50,137 @@ def test_repeats_that_do_not_vary_have_no_width() -> None:
     assert Estimate.of_repeats([2.0, 2.0]).minus(Estimate.of_repeats([1.0, 1.0])).interval == (1.0, 1.0)
 
 
-@given(st.integers(1, 400), st.data())
-def test_the_interval_of_a_share_holds_it_and_lies_within_0_and_1(count: int, data: st.DataObject) -> None:
-    right = data.draw(st.integers(0, count))
-    low, high = error_of_share(right, count)[1]
-    assert 0 <= low <= right / count + 1e-12 and right / count - 1e-12 <= high <= 1
-
-
 def test_the_interval_of_a_share_solves_its_equation() -> None:
     """|p − share| = 1.96 √(p (1 − p) / n) at both ends."""
     for end in error_of_share(37, 50)[1]:
         assert abs(end - 0.74) == pytest.approx(1.959963984540054 * np.sqrt(end * (1 - end) / 50), rel=1e-9)
+
+
+# What the images add, what the noise adds, and what a finite population takes away
+
+
+BETWEEN = np.array([[1.0, 0.3], [0.3, 0.5]])
+
+
+NOISE = np.array([[0.4, -0.2], [-0.2, 0.9]])
+
+
+ONE = np.array([1.0, 2.0])
+
+
+def pairs(random, n, population=None):
+    """[n, 2, 2]: true values of n images (of a population, or new ones), each with two noisy estimates."""
+    if population is None:
+        true = random.multivariate_normal([3, -1], BETWEEN, n)
+    else:
+        true = population[random.permutation(len(population))[:n]]
+    noise = random.multivariate_normal([0, 0], 2 * NOISE, (n, 2))
+    return torch.from_numpy(true[:, None] + noise)
+
+
+def estimated(random, n, population=None):
+    moments = PairedMoments()
+    for part in pairs(random, n, population).split(37):
+        moments.add(part)
+    return moments.estimate()
+
+
+def test_the_two_covariances_are_told_apart():
+    found = estimated(np.random.default_rng(0), 200_000)
+    np.testing.assert_allclose(found.between, BETWEEN, atol=0.02)
+    np.testing.assert_allclose(found.noise, NOISE, atol=0.02)
+    assert found.value(ONE) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [40, 200])
+def test_the_standard_error_is_the_spread_of_the_mean(n):
+    """Over many repetitions with images from a population of 200."""
+    random = np.random.default_rng(1)
+    population = random.multivariate_normal([3, -1], BETWEEN, 200)
+    repeats = [estimated(random, n, population) for _ in range(2000)]
+    spread = np.std([e.value(ONE) for e in repeats])
+    said = np.sqrt(np.mean([e.se(ONE, 200) ** 2 for e in repeats]))
+    assert said == pytest.approx(spread, rel=0.05)
+
+
+def test_when_every_image_was_drawn_only_the_noise_is_left():
+    found = estimated(np.random.default_rng(2), 50)
+    assert found.se(ONE, 50) == found.noise_se(ONE)
+    assert found.noise_se(ONE) < found.se(ONE, 51) < found.se(ONE, np.inf)
+
+
+def test_rounds_on_the_same_images_share_what_the_images_add():
+    random = np.random.default_rng(4)
+    population = random.multivariate_normal([3, -1], BETWEEN, 5000)
+    rounds = [estimated(random, 5000, population) for _ in range(4)]
+    pooled = PairedEstimate.pooled(rounds)
+    assert pooled.value(ONE) == pytest.approx(np.mean([r.value(ONE) for r in rounds]), rel=1e-12)
+    np.testing.assert_allclose(pooled.noise, NOISE / 4, atol=0.02)
+    np.testing.assert_allclose(pooled.between, np.cov(population.T), atol=0.06)
+
+
+@pytest.mark.parametrize("freedom", [4, 1e6])
+def test_errors_image_by_image_are_the_mean_precision_given_the_images_own_difference(freedom):
+    """With variances drawn from an inverse χ²: of many degrees of freedom, where images are alike, and of few."""
+    random = np.random.default_rng(0)
+    variance = freedom / random.chisquare(freedom, 20_000)
+    found = image_errors(random.normal(size=(20_000, 2)) * np.sqrt(2 * variance)[:, None])
+    for part in np.array_split(np.argsort(found), 4):
+        assert (found[part] ** -2).mean() == pytest.approx((1 / variance[part]).mean(), rel=0.1)
+    assert image_errors(np.array([[1.0, 3.0], [0.0, 0.0]])) == pytest.approx([0.5**0.5] * 2)
+
+
+# Moments of features
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 6), st.integers(0, 99))
+def test_any_split_of_the_stream_gives_numpys_mean_and_covariance(sizes, width, seed):
+    features = np.random.default_rng(seed).normal(size=(sum(sizes) + 2, width)) @ np.diag(np.arange(1, width + 1))
+    moments = StreamingFeatureMoments()
+    for part in np.split(features, np.cumsum([2, *sizes])[:-1]):
+        moments.add(part)
+    found = moments.moments()
+    assert found.n == len(features)
+    np.testing.assert_allclose(found.mu, features.mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        found.sigma, np.cov(features, rowvar=False).reshape(width, width), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_single_precision_far_from_the_origin_keeps_its_digits():
+    """And more vectors than are added up at a time."""
+    features = (np.random.default_rng(0).normal(size=(5000, 3)) + 1e4).astype(np.float32)
+    moments = StreamingFeatureMoments()
+    for part in np.split(features, 10):
+        moments.add(part)
+    found, exact = moments.moments(), features.astype(np.float64)
+    np.testing.assert_allclose(found.mu, exact.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.sigma, np.cov(exact - 1e4, rowvar=False), rtol=1e-10, atol=1e-12)
+
+
+def same(a: FeatureMoments, b: FeatureMoments) -> None:
+    assert a.n == b.n
+    np.testing.assert_allclose(a.mu, b.mu, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(a.scatter, b.scatter, rtol=1e-8, atol=1e-8)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 5), st.integers(0, 99))
+def test_moments_of_parts_add_up_and_a_part_can_be_taken_out_again(first, second, width, seed):
+    features = np.random.default_rng(seed).normal(3, 2, size=(first + second, width))
+    a, b, both = FeatureMoments.of(features[:first]), FeatureMoments.of(features[first:]), FeatureMoments.of(features)
+    same(a + b, both)
+    same(both - b, a)
+
+
+# A classifier's probabilities
+
+
+def test_a_calibrated_classifier_has_no_error_and_an_overconfident_one_its_excess() -> None:
+    random = np.random.default_rng(0)
+    said = random.uniform(0.1, 1, 20000)
+    true = random.uniform(size=20000) < said
+    assert calibration_error(reliability(said, true)) < 0.02
+    assert calibration_error(reliability(np.full(1000, 0.9), np.arange(1000) < 600)) == pytest.approx(0.3)
+    table = reliability(np.array([0.05, 1.0, 0.999]), np.array([False, True, True]))
+    found = [(row["low"], row["high"], row["count"], row["accuracy"]) for row in table]
+    assert found == [(0, 0.1, 1, 0), (0.9, 1, 2, 1)]

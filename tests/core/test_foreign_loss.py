@@ -1,22 +1,17 @@
-"""Everybody's objective by quadrature over its own t, with formulas of its own, against ½∫ w g dλ.
-
-Nothing on the left side is the package's: λ(t), the factor and the error of the target are written out here.
-"""
-
-import itertools
+"""Every objective, integrated over its own t by formulas written out here, equals ½∫ w g dλ of its weighting."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import optimize, special
 
-from elbocli.core.monotone import likeness
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.weighting import FACTORS, is_foreign_loss, parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import UsageError
 
 LAMBDA = torch.linspace(-15, 15, 601, dtype=torch.float64)
+
 
 # λ(t), by hand
 
@@ -49,11 +44,12 @@ TIMES = {
     "fm-ot": path,
     "fm-ot:shift=-2": lambda t: path(t) - 2,
     "linear-beta": linear_beta,
-    "edm": lognormal(-1.2, 1.2),
     "edm:mean=-0.4,std=1": lognormal(-0.4, 1.0),
+    "logit-normal:logit_mean=0.3,logit_std=0.7": lambda t: path(special.expit(0.3 + 0.7 * special.ndtri(t))),
 }
 
 # ‖target − out‖² / ‖ε−ε̂‖², by hand: out is a fixed linear map of the data or the noise, at fixed z = αx + σε
+
 
 ERROR = {
     "eps": lambda lam: np.ones_like(lam),
@@ -64,11 +60,8 @@ ERROR = {
     "edm": lambda lam: (np.exp(-lam) + 0.25) / 0.25,
 }
 
+
 # The factor that multiplies the error of that target
-
-
-def plain(lam, target):
-    return np.ones_like(lam)
 
 
 def min_snr(gamma):
@@ -89,17 +82,17 @@ def min_snr(gamma):
 
 
 FACTOR = {
-    "": plain,
+    "": lambda lam, target: np.ones_like(lam),
     "snr": lambda lam, target: np.exp(lam),
     "snr+1": lambda lam, target: np.exp(lam) + 1,
     "truncated-snr": lambda lam, target: np.maximum(np.exp(lam), 1),
-    "min-snr:5": min_snr(5),
+    "min-snr": min_snr(5),
     "min-snr:gamma=2": min_snr(2),
-    "p2:1": lambda lam, target: 1 / (1 + np.exp(lam)),
+    "p2": lambda lam, target: 1 / (1 + np.exp(lam)),
     "p2:gamma=0.5": lambda lam, target: 1 / (1 + np.exp(lam)) ** 0.5,
     "sigmoid:bias=2": lambda lam, target: 1 / (1 + np.exp(lam - 2)),
 }
-KINKS = {"truncated-snr": 0.0, "min-snr:5": np.log(5), "min-snr:gamma=2": np.log(2)}
+KINKS = {"truncated-snr": 0.0, "min-snr": np.log(5), "min-snr:gamma=2": np.log(2)}
 
 
 def bump(seed):
@@ -114,7 +107,7 @@ def bump(seed):
     return error
 
 
-def both_sides(spec, times, per_example, panels, kink=None, seed=0, ends=(-9.9, 11.0)):
+def both_sides(spec, times, per_example, panels, kink, seed, ends=(-9.9, 11.0)):
     """(E_t[c g(λ_t)] on a range of t, ½∫ w g dλ on the same range of λ): per_example is c(λ) by hand."""
     low, high = (optimize.brentq(lambda t, lam=lam: times(t) - lam, 1e-13, 1 - 1e-13) for lam in ends[::-1])
     levels = np.linspace(times(high), times(low), 353)
@@ -151,42 +144,8 @@ def test_every_declared_target_and_factor_is_tried():
     assert {name.partition(":")[0] for name in FACTOR} - {"", "sigmoid"} == set(FACTORS)
 
 
-# As peers write theirs: name, λ(t), c(λ) on ‖ε−ε̂‖², and const of the weighting's scale
-
-
-def edm_loss(lam):
-    """Karras et al. 2022: (σ² + σ_d²)/(σ σ_d)² ‖D − y‖², D an x̂."""
-    sigma = np.exp(-lam / 2)
-    return (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * ERROR["x"](lam)
-
-
-PUBLIC = [  # spec, λ(t), c(λ), const, kink
-    ("eps-mse@cosine", cosine, ERROR["eps"], 1, None),  # improved DDPM
-    ("v-mse@cosine", cosine, ERROR["v"], 1, None),  # Salimans & Ho
-    ("x-mse:snr+1@cosine", cosine, lambda lam: (np.exp(lam) + 1) * np.exp(-lam), 1, None),
-    ("x-mse:truncated-snr@cosine", cosine, lambda lam: np.maximum(np.exp(lam), 1) * np.exp(-lam), 1, 0.0),
-    ("eps-mse:min-snr:5@linear-beta", linear_beta, lambda lam: np.minimum(np.exp(lam), 5) / np.exp(lam), 1, np.log(5)),
-    ("eps-mse:p2:1@linear-beta", linear_beta, lambda lam: 1 / (1 + np.exp(lam)), 1, None),
-    ("edm:mean=-1.2,std=1.2", lognormal(-1.2, 1.2), edm_loss, 8, None),
-    ("edm:mean=-0.4,std=1.0", lognormal(-0.4, 1.0), edm_loss, 8, None),  # EDM2, latents
-    ("edm:mean=-0.8,std=1.6", lognormal(-0.8, 1.6), edm_loss, 8, None),  # EDM2, 64 pixels
-    ("edm-mse@edm:mean=-0.4,std=1.0", lognormal(-0.4, 1.0), edm_loss, 1, None),
-    ("sd3:m=0,s=1", lambda q: path(special.expit(special.ndtri(q))), ERROR["u"], 2, None),  # t = sigmoid(normal)
-    ("u-mse@fm-ot", path, ERROR["u"], 1, None),  # flow matching
-    ("x-mse@fm-ot", path, ERROR["x"], 1, None),  # InDI
-    ("eps-mse@linear-beta", linear_beta, ERROR["eps"], 1, None),  # DDPM
-    ("eps-mse:sigmoid:bias=2@cosine", cosine, lambda lam: 1 / (1 + np.exp(lam - 2)), 1, None),  # the public trap
-]
-
-
-@pytest.mark.parametrize(("spec", "times", "per_example", "const", "kink"), PUBLIC, ids=[row[0] for row in PUBLIC])
-def test_a_peers_objective_is_the_weighted_loss_of_its_spec(spec, times, per_example, const, kink, panels):
-    for seed in range(3):
-        left, right = both_sides(spec, times, per_example, panels, kink, seed, ends=(-8.0, 8.0))
-        assert const * right == pytest.approx(left, rel=1e-10)
-
-
 # The same objective, written otherwise
+
 
 SAME = [
     ("x-mse:snr@{}", "eps-mse@{}"),
@@ -198,7 +157,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "cosine:shift=2", "fm-ot", "linear-beta", "edm", "iddpm", "uniform"])
+@pytest.mark.parametrize("schedule", ["cosine:shift=2", "edm", "uniform"])
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_one_objective_in_two_words(one, other, schedule):
     first, second = (parse_weighting(text.format(schedule))(LAMBDA) for text in (one, other))
@@ -228,19 +187,6 @@ def test_a_named_weighting_is_its_objective_at_the_declared_scale(name):
     np.testing.assert_allclose(found, const * parse_weighting(name)(LAMBDA), rtol=1e-12)
 
 
-def test_a_schedules_weighting_is_the_eps_loss_scaled_to_a_peak_of_one():
-    for schedule in ("cosine", "edm:mean=-0.4", "fm-ot:shift=1", "linear-beta"):
-        found = likeness(parse_weighting(f"schedule:{schedule}"), parse_weighting(f"eps-mse@{schedule}"), -12, 12)
-        assert found.deviation < 1e-13
-
-
-def test_the_sigmoid_loss_without_its_density_is_another_objective():
-    trap, meant = parse_weighting("eps-mse:sigmoid:bias=2@cosine"), parse_weighting("sigmoid:bias=2")
-    assert likeness(trap, meant, -10, 10).deviation > 5
-    density = 1 / (2 * np.pi * np.cosh(LAMBDA.numpy() / 2))
-    np.testing.assert_allclose(trap(LAMBDA), 2 * density * meant(LAMBDA).numpy(), rtol=1e-12)
-
-
 # Modifiers
 
 
@@ -257,14 +203,11 @@ def test_modifiers_stand_left_of_the_schedule_and_read_back(base, words):
 
 
 def test_shift_left_moves_all_and_shift_right_the_density_alone():
-    whole = parse_weighting("v-mse:shift=2@cosine")
-    assert torch.equal(whole(LAMBDA), parse_weighting("v-mse@cosine")(LAMBDA - 2))
-    density = parse_weighting("v-mse@cosine:shift=2")(LAMBDA)
+    still, moved = (parse_weighting(text) for text in ("v-mse@cosine", "v-mse:shift=2@cosine"))
+    assert torch.equal(moved(LAMBDA), still(LAMBDA - 2))
+    assert torch.equal(parse_weighting("v-mse:shift=1@cosine", shift=1.0)(LAMBDA), moved(LAMBDA))
     wanted = 2 * (1 + np.exp(-LAMBDA.numpy())) / (2 * np.pi * np.cosh((LAMBDA.numpy() - 2) / 2))
-    np.testing.assert_allclose(density, wanted, rtol=1e-12)
-    assert torch.equal(
-        parse_weighting("v-mse:shift=2@cosine", shift=1.0)(LAMBDA), parse_weighting("v-mse:shift=3@cosine")(LAMBDA)
-    )
+    np.testing.assert_allclose(parse_weighting("v-mse@cosine:shift=2")(LAMBDA), wanted, rtol=1e-12)
 
 
 def test_monotone_may_stand_on_either_side():
@@ -294,44 +237,32 @@ def test_an_objective_is_told_from_a_name_and_from_a_path():
 
 
 @pytest.mark.parametrize(
-    ("text", "word"),
+    "text",
     [
-        ("q-mse@cosine", "no prediction is called 'q'"),
-        ("eps-mse:nope@cosine", "no factor is called 'nope'"),
-        ("eps-mse:sn@cosine", "did you mean snr"),
-        ("v-mse", "name a schedule"),
-        ("v-mse@", "name a schedule"),
-        ("v-mse@,monotone", "name a schedule"),
-        ("v-mse@nope", "no schedule"),
-        ("v-mse@cosin", "did you mean cosine"),
-        ("x-mse:min-snr:x@cosine", "not a number"),
-        ("x-mse:min-snr:-1@cosine", "above 0"),
-        ("x-mse:min-snr:nan@cosine", "not a number"),
-        ("x-mse:snr:2@cosine", "has no parameter"),
-        ("x-mse:snr,p2@cosine", "no factor is called 'snr,p2'"),
-        ("v-mse:shift=1,shift=2@cosine", "shift is given twice"),
-        ("v-mse:shift=x@cosine", "not a number"),
-        ("v-mse:gamma=2@cosine", "v has no parameter 'gamma'"),
-        ("edm-mse:sigma_data=0@edm", "above 0"),
-        ("eps-mse:sigmoid:gamma=2@cosine", "sigmoid has no parameter"),
-        ("eps-mse@cosine:bias=2", "no parameter 'bias'"),
+        "q-mse@cosine",
+        "eps-mse:nope@cosine",
+        "v-mse",
+        "v-mse@",
+        "v-mse@,monotone",
+        "v-mse@nope",
+        "x-mse:min-snr:-1@cosine",
+        "x-mse:min-snr:nan@cosine",
+        "x-mse:snr:2@cosine",
+        "x-mse:snr,p2@cosine",
+        "v-mse:shift=1,shift=2@cosine",
+        "v-mse:shift=x@cosine",
+        "v-mse:gamma=2@cosine",
+        "edm-mse:sigma_data=0@edm",
+        "eps-mse:sigmoid:gamma=2@cosine",
+        "eps-mse@cosine:bias=2",
     ],
 )
-def test_a_bad_objective_is_refused(text, word):
-    with pytest.raises(UsageError, match=word):
+def test_a_bad_objective_is_refused(text):
+    with pytest.raises(UsageError):
         parse_weighting(text)
 
 
-def test_an_option_that_fits_no_factor_is_refused():
+@pytest.mark.parametrize("text", ["eps-mse@cosine", "x-mse:min-snr@cosine"])
+def test_an_option_that_fits_no_factor_is_refused(text):
     with pytest.raises(UsageError, match="no parameter 'bias'"):
-        parse_weighting("eps-mse@cosine", given={"bias": 1.0})
-    with pytest.raises(UsageError, match="min-snr has no parameter 'bias'"):
-        parse_weighting("x-mse:min-snr@cosine", given={"bias": 1.0})
-
-
-@pytest.mark.parametrize(("target", "name"), list(itertools.product(ERROR, ["", "truncated-snr", "min-snr:5"])))
-def test_a_weighting_of_an_objective_has_the_slope_of_its_values(target, name):
-    w = parse_weighting(f"{target}-mse{':' if name else ''}{name}@cosine")
-    at = torch.linspace(-9.03, 9.03, 50, dtype=torch.float64)
-    step = 1e-5
-    np.testing.assert_allclose(w.slope(at), (w(at + step) - w(at - step)) / (2 * step), rtol=1e-6, atol=1e-9)
+        parse_weighting(text, given={"bias": 1.0})

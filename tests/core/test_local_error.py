@@ -1,15 +1,17 @@
-"""Errors of single steps, against normals, on which everything is in closed form, and a mixture with its exact denoiser."""
+"""Errors of single steps in closed form on normals, their orders on a mixture, and grids whose steps err alike."""
 
 import math
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges
 from elbocli.core.local_error import (
+    ALIKE,
     FineSolution,
     ancestral_errors,
     equal_errors,
@@ -22,7 +24,11 @@ from elbocli.core.schedule import parse_schedule
 from elbocli.errors import DataError, UsageError
 
 LOW, HIGH = -10.0, 10.0
+
+
 SPREAD = 0.3
+
+
 ORDERS = {"ddim": 1, "heun": 2, "dpmpp-2m": 2}
 
 
@@ -98,13 +104,11 @@ def test_local_errors_of_a_normal_add_up_to_the_final_one(spec):
 
 @pytest.mark.parametrize("spec", ORDERS)
 def test_equal_errors_beat_cosine_on_a_mixture(mixture, spec):
-    sampler, z = parse_sampler(spec), noise(100)
-    solution = FineSolution(mixture.denoise, z, LOW, HIGH, 160)
-    for steps in (8, 16):
-        found = equal_errors(partial(solution.errors, sampler), levels("cosine", steps), HIGH)
-        assert found.spread < 1.5
-        ends = [solution.final_error(sampler, grid) for grid in (found.grid, levels("cosine", steps))]
-        assert ends[0] < ends[1]
+    sampler = parse_sampler(spec)
+    solution, cosine = FineSolution(mixture.denoise, noise(100), LOW, HIGH, 160), levels("cosine", 8)
+    found = equal_errors(partial(solution.errors, sampler), cosine, HIGH)
+    assert found.spread < 1.5
+    assert solution.final_error(sampler, found.grid) < solution.final_error(sampler, cosine)
 
 
 def test_an_ancestral_step_leaves_out_the_variance_on_paper():
@@ -135,18 +139,56 @@ def test_ancestral_errors_are_of_first_order_and_can_be_made_alike():
     assert sum(found.errors) < 0.8 * sum(errors(levels("cosine", 32)))
 
 
-@pytest.mark.parametrize("spec", ["dpmpp-2m-sde", "heun:s_churn=10"])
-def test_a_sampler_with_noise_is_refused(spec):
+def test_noise_and_estimates_that_are_not_finite_are_refused():
     solution = FineSolution(normal, noise(), LOW, HIGH, 16)
-    with pytest.raises(UsageError, match="adds noise"):
-        solution.deviations(parse_sampler(spec), levels("cosine", 4))
-
-
-def test_estimates_that_are_not_finite_are_refused():
-    with pytest.raises(DataError, match="not finite"):
+    for spec in ("dpmpp-2m-sde", "heun:s_churn=10"):
+        with pytest.raises(UsageError, match="noise"):
+            solution.deviations(parse_sampler(spec), levels("cosine", 4))
+    with pytest.raises(DataError, match="finite"):
         FineSolution(lambda z, _: z / 0, noise(), LOW, HIGH, 4)
 
 
 def test_rms_is_of_all_values():
     assert rms(torch.tensor([[3.0, 4.0]])) == pytest.approx(math.sqrt(12.5))
-    assert np.isfinite(rms(torch.zeros(3)))
+
+
+# Grids for errors whose every constant is known
+
+
+def errors_of(order, peak, last=1.0):
+    """C(λ) h^{p+1}, C a bump at `peak`; the last step's is last · e^{−λ/2}."""
+
+    def step_errors(grid):
+        steps = [math.exp(-((0.5 * (a + b) - peak) ** 2) / 18) * (b - a) ** (order + 1) for a, b in pairwise(grid)]
+        return [*steps, last * math.exp(-grid[-1] / 2)]
+
+    return step_errors
+
+
+def even(steps, high=HIGH):
+    return [LOW + (high - LOW) * k / (steps - 1) for k in range(steps)]
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([1, 2, 3, 4]), st.floats(-4, 6), st.integers(6, 40))  # fewer are wider than the bump
+def test_all_steps_err_alike_whatever_the_order(order, peak, steps):
+    found = equal_errors(errors_of(order, peak, last=1e9), even(steps), HIGH)
+    assert max(found.errors[:-1]) / min(found.errors[:-1]) <= ALIKE * 1.02
+    assert found.grid[0] == LOW and all(b > a for a, b in pairwise(found.grid))
+
+
+def test_the_last_level_moves_to_where_the_step_to_clean_data_errs_as_much():
+    found = equal_errors(errors_of(1, 0.0, last=0.5), even(12, high=3.0), HIGH)
+    assert LOW < found.grid[-1] < HIGH
+    assert found.errors[-1] == pytest.approx(found.errors[0], rel=0.06)
+    assert found.spread <= ALIKE
+
+
+def test_the_last_level_stops_at_the_range():
+    found = equal_errors(errors_of(2, 0.0, last=1e9), even(12), HIGH)
+    assert found.grid[-1] == HIGH
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_the_order_is_read_off_halves(order):
+    assert measured_order(errors_of(order, 0.0), even(100)) == pytest.approx(order, abs=0.05)

@@ -5,9 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from identities import eps_hat, target
+from identities import target
 
 from elbocli.core.loss import check_output, denoising_losses, step_coefficients
 from elbocli.core.prediction import PREDICTIONS, Prediction, alpha, sigma
@@ -16,7 +14,11 @@ from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 
 LOW, HIGH = -8.0, 10.0
+
+
 SCHEDULES = ("cosine", "edm", "fm-ot", "linear-beta", "uniform")
+
+
 WEIGHTINGS = ("elbo", "sigmoid:bias=2", "edm-monotonic", "iddpm", "fm-ot")
 
 
@@ -31,7 +33,7 @@ def integrate(panels, mixture):
     x, eps, chance = mixture.quadrature(10)
     edges = torch.linspace(HIGH, LOW, 31, dtype=torch.float64)
 
-    def run(weighting, schedule, prediction="v", spoil=None):
+    def run(weighting, schedule, prediction="v"):
         w, s, p = parse_weighting(weighting), parse_schedule(schedule, LOW, HIGH), Prediction(prediction)
         t, share = panels(s.t(edges).numpy())
         lam = s.logsnr(torch.from_numpy(t)).repeat_interleave(len(x))
@@ -40,11 +42,8 @@ def integrate(panels, mixture):
         x_hat = mixture.denoise(z.flatten(), lam).view(-1, 1, 1, 1)
         eps_hat = (z - alpha(lam).view(-1, 1, 1, 1) * x_hat) / sigma(lam).view(-1, 1, 1, 1)
         out = target(p, x_hat, eps_hat, lam)
-        loss, error = losses(out.float(), data.float(), noise.float(), lam, w, s, p)
-        if spoil is not None:
-            loss = spoil(loss, error, w, s, lam)
-        mean = loss.double().view(len(t), -1) @ chance
-        return float(mean @ torch.from_numpy(share))
+        loss, _ = losses(out.float(), data.float(), noise.float(), lam, w, s, p)
+        return float(loss.double().view(len(t), -1) @ chance @ torch.from_numpy(share))
 
     return run
 
@@ -75,85 +74,41 @@ def test_the_loss_is_half_the_weighted_integral_over_logsnr(integrate, panels, m
     assert integrate("sigmoid:bias=2", "edm") == pytest.approx(total, rel=1e-6)
 
 
-def test_leaving_out_the_density_would_be_caught(integrate):
-    """The public mistake: w times the ε error at uniform t, without −dλ/dt."""
-
-    def undivided(loss, error, w, s, lam):
-        return 0.5 * w(lam) * error
-
-    found = [integrate("sigmoid:bias=2", schedule, spoil=undivided) for schedule in SCHEDULES]
-    assert max(found) / min(found) > 1.5
-
-
-def test_the_reported_error_is_that_of_the_noise_whatever_the_prediction(mixture):
-    generator = torch.Generator().manual_seed(0)
-    x, eps, off = torch.randn(3, 16, 3, 4, 4, generator=generator)
-    lam = torch.linspace(-6, 6, 16, dtype=torch.float64)
-    w, s = parse_weighting("sigmoid"), parse_schedule("cosine", -10, 10)
-    for name in PREDICTIONS:
-        p = Prediction(name)
-        out = target(p, x, eps, lam) + off
-        z = alpha(lam).view(-1, 1, 1, 1).float() * x + sigma(lam).view(-1, 1, 1, 1).float() * eps
-        wanted = (eps_hat(p, out.double(), z.double(), lam) - eps).square().mean((1, 2, 3))
-        loss, error = losses(out, x, eps, lam, w, s, p)
-        np.testing.assert_allclose(error, wanted, rtol=2e-3)
-        np.testing.assert_allclose(loss, 0.5 * w(lam) / s.density(lam) * error, rtol=1e-5)
-
-
-MEAN_FACTOR = {  # m: the factor on the mean squared error in target space that gives the loss, for r = w/p
-    "eps": lambda lam: 1,
-    "x": lambda lam: math.exp(lam),
-    "v": lambda lam: 1 / (1 + math.exp(-lam)),
-    "u": lambda lam: 1 / (1 + math.exp(-lam / 2)) ** 2,
-    "edm": lambda lam: 0.25 / (math.exp(-lam) + 0.25),
-}
-
-
-@given(st.floats(-14.9, 14.9), st.sampled_from(sorted(MEAN_FACTOR)))
-def test_loss_factor_is_half_r_times_the_tables_m(lam, name):
-    at = torch.tensor([lam], dtype=torch.float64)
-    w, s = parse_weighting("edm-monotonic"), parse_schedule("cosine", -15, 15)
-    r = float(w(at) / s.density(at))
-    c = step_coefficients(at, w, s, Prediction(name))
-    assert float(c.loss_factor) == pytest.approx(0.5 * r * MEAN_FACTOR[name](lam), rel=1e-6)
-
-
 def test_coefficients_are_single_precision_and_shaped_for_images():
     lam = torch.linspace(-15, 15, 5, dtype=torch.float64)
-    c = step_coefficients(lam, parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v"))
+    c = step_coefficients(lam, *TERMS)
     assert {tensor.dtype for tensor in c} == {torch.float32}
     assert [tuple(tensor.shape) for tensor in c] == [(5, 1, 1, 1)] * 5 + [(5,)] * 3
-    assert all(bool(tensor.isfinite().all()) for tensor in c)
     np.testing.assert_allclose(c.sigma.flatten(), sigma(lam), rtol=1e-7)
+
+
+TERMS = parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v")
 
 
 def test_losses_are_computed_in_single_precision_under_autocast():
     x, eps, out = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     lam = torch.tensor([-2.0, 3.0], dtype=torch.float64)
-    terms = parse_weighting("elbo"), parse_schedule("cosine", -15, 15), Prediction("v")
-    plain = losses(out.bfloat16(), x, eps, lam, *terms)
+    plain = losses(out.bfloat16(), x, eps, lam, *TERMS)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = losses(out.bfloat16(), x, eps, lam, *terms)
+        mixed = losses(out.bfloat16(), x, eps, lam, *TERMS)
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(plain, mixed, strict=True))
 
 
 def test_the_logged_error_carries_no_gradient():
-    x = torch.zeros(1, 1, 2, 2)
-    out = torch.ones(1, 1, 2, 2, requires_grad=True)
-    lam = torch.zeros(1, dtype=torch.float64)
-    terms = parse_weighting("elbo"), parse_schedule("cosine", -9, 9), Prediction("x")
-    loss, error = losses(out, x, x, lam, *terms)
-    assert loss.requires_grad
-    assert not error.requires_grad
+    x, out = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, requires_grad=True)
+    loss, error = losses(out, x, x, torch.zeros(1, dtype=torch.float64), *TERMS)
+    assert loss.requires_grad and not error.requires_grad
 
 
 @pytest.mark.parametrize(
     "out", [torch.zeros(1), torch.zeros(4, 1, 1, 1), torch.zeros(4, 6, 8, 8), (torch.zeros(4, 3, 8, 8),)]
 )
-def test_an_output_that_would_broadcast_is_refused_with_both_shapes(out):
+def test_an_output_that_would_broadcast_is_refused(out):
     z = torch.zeros(4, 3, 8, 8)
-    with pytest.raises(UsageError, match=r"gives (tuple|\[.*\]) for z \[4, 3, 8, 8\]"):
+    with pytest.raises(UsageError, match="4, 3, 8, 8"):
         check_output(out, z)
-    if isinstance(out, torch.Tensor) and out.shape == (4, 6, 8, 8):
-        assert check_output(out, z, variance=True) is out
-    assert check_output(z, z) is z
+
+
+def test_an_output_of_twice_the_channels_holds_a_variance():
+    z, out = torch.zeros(4, 3, 8, 8), torch.zeros(4, 6, 8, 8)
+    assert check_output(out, z, variance=True) is out and check_output(z, z) is z

@@ -1,19 +1,24 @@
-"""The least error of a finite set of images, against quadrature and what information theory says of it."""
+"""The least error of a finite set of images against quadrature and information theory; the excess above it, and copying."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from elbocli.core.optimum import LeastErrors
+from elbocli.core.adaptive import ErrorMoments, bin_edges
+from elbocli.core.optimum import BEGUN, COPIES, SURE, Excess, LeastErrors, copying, excess, excess_by_bin, verdict
+from elbocli.core.weighting import parse_weighting
 
 GRID = torch.linspace(-12, 12, 1201, dtype=torch.float64)
+
+
 MASS = torch.exp(-0.5 * GRID.square()) / math.sqrt(2 * math.pi) * 0.02
 """Nodes and weights over a standard normal, exact to rounding for what is smooth."""
+
+
 LEVELS = torch.linspace(-8, 6, 15, dtype=torch.float64)
 
 
@@ -27,38 +32,12 @@ def least(points: Tensor, levels: Tensor = LEVELS) -> Tensor:
     return (found * MASS[:, None]).sum(1).mean(0)
 
 
-def by_density(points: np.ndarray, level: float) -> float:
-    """e^λ (E x² − E x̂²) by integrating over y = x + e^{−λ/2} ε, from the posterior mean itself."""
-    spread = math.exp(-level / 2)
-    y = np.linspace(points.min() - 12 * spread, points.max() + 12 * spread, 200_001)
-    each = np.exp(-0.5 * ((y[:, None] - points) / spread) ** 2) / (spread * math.sqrt(2 * math.pi) * len(points))
-    density = each.sum(1)
-    mean = (each @ points) / np.where(density > 0, density, 1)
-    return math.exp(level) * (float((points**2).mean()) - float((density * mean**2).sum() * (y[1] - y[0])))
-
-
 def test_two_points_have_the_error_of_the_hyperbolic_tangent() -> None:
     """x̂ = tanh(e^{λ/2} y) for ±1, so e* = snr (1 − E tanh(snr + √snr ε)) at snr = e^λ."""
     snr = LEVELS.exp()[:, None]
     wanted = (snr * (1 - torch.tanh(snr + snr.sqrt() * GRID)) * MASS).sum(1)
     found = least(torch.tensor([-1.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
-
-
-def test_points_drawn_from_a_gaussian_have_the_error_of_their_posterior_mean() -> None:
-    points = np.random.default_rng(0).normal(0.23, math.sqrt(0.8806), 20)
-    found = least(torch.from_numpy(points))
-    wanted = [by_density(points, float(level)) for level in LEVELS]
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
-
-
-def test_many_points_of_a_gaussian_have_its_own_error_where_they_are_not_told_apart() -> None:
-    """The error of N(0, c) is snr c / (1 + snr c)."""
-    points = torch.special.ndtri((torch.arange(80, dtype=torch.float64) + 0.5) / 80)
-    levels = torch.linspace(-8, 0, 5, dtype=torch.float64)
-    variance = points.square().mean()
-    wanted = levels.exp() * variance / (1 + levels.exp() * variance)
-    torch.testing.assert_close(least(points, levels), wanted, atol=0, rtol=3e-3)
 
 
 def test_half_its_integral_is_the_entropy_of_the_choice() -> None:
@@ -139,3 +118,72 @@ def test_the_nearest_image_tells_the_mean_square_of_a_draw() -> None:
         true, told = ((each[0, 0] * MASS[:, None]).sum(0) for each in (draws.square(), sums.squares()))
         told, true = told[true > 1e-12], true[true > 1e-12]
         assert bool((told >= true * (1 - 1e-9)).all()) and (copies or bool((told <= 2.0001 * true).all()))
+
+
+# The excess
+
+
+EDGES = bin_edges(-6, 6, 24)
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def moments(mean: torch.Tensor, spread: float = 0.1, count: int = 400) -> ErrorMoments:
+    """Moments as `count` gamma-like errors of that relative spread leave them."""
+    noisy = mean * (1 + spread / math.sqrt(count) * torch.randn(len(mean), generator=GENERATOR, dtype=torch.float64))
+    return ErrorMoments(EDGES, torch.full_like(mean, count), noisy, noisy.square() * (1 + spread**2))
+
+
+def test_the_excess_is_an_integral_within_its_error() -> None:
+    at = 0.5 * (EDGES[1:] + EDGES[:-1])
+    mean, least = at.sigmoid(), 0.5 * at.sigmoid()
+    wanted = float((0.5 * 0.5 * parse_weighting("sigmoid:bias=2")(at) * mean * 0.5).sum())
+    apart = []
+    for _ in range(40):
+        found = excess(moments(mean), least, torch.zeros(24, dtype=torch.float64), parse_weighting("sigmoid:bias=2"))
+        apart.append((found.value - wanted) / found.se)
+    assert max(map(abs, apart)) < 4 and 0.6 < torch.tensor(apart).std() < 1.4
+
+
+def test_the_error_of_the_least_one_is_shared_by_all_bins() -> None:
+    ones, nothing = torch.ones(24, dtype=torch.float64), torch.zeros(24, dtype=torch.float64)
+    found = excess(moments(ones, 1e-6), nothing, 0.1 * ones, parse_weighting("elbo"))
+    assert found.least_se == pytest.approx(0.5 * 12 * 0.1) and found.se == pytest.approx(found.least_se)
+
+
+def test_a_network_copies_at_the_least_error_and_not_where_it_is_as_good_on_new_images():
+    same, least = Excess(0.2, 0.01, 0.001), Excess(0.001, 0.001, 0.001)
+    found = copying(same, same)
+    assert found is not None and found["share"] == pytest.approx(0) and "no sign" in found["verdict"]
+    found = copying(least, Excess(1.0, 0.01, 0.001))
+    assert found is not None and found["share"] == pytest.approx(0.999) and "copies" in found["verdict"]
+    assert copying(least, Excess(0.01, 0.01, 0.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "se", "words"),
+    [(COPIES + 0.1, 0.04, "copies"), (BEGUN + 0.1, 0.04, "begun"), (0.0, 0.1, "no sign"), (0.4, 0.3, "may copy")],
+)
+def test_the_verdict_heeds_the_error(share: float, se: float, words: str) -> None:
+    assert words in verdict(share - SURE * se, share + SURE * se)
+
+
+def test_the_share_scatters_as_its_error_says() -> None:
+    own, new, least = 0.3, 1.0, 0.1
+    found = []
+    for noise in torch.randn(4000, 3, generator=GENERATOR, dtype=torch.float64).tolist():
+        common = least * noise[0]
+        pair = [value + 0.02 * own_noise - common for value, own_noise in zip((own, new), noise[1:])]
+        each = copying(*(Excess(value, math.hypot(0.02, least), least) for value in pair))
+        assert each is not None
+        found.append((each["share"], each["se"]))
+    shares, errors = torch.tensor(found, dtype=torch.float64).T
+    assert float(shares.std()) == pytest.approx(float(errors.mean()), rel=0.1)
+
+
+def test_bins_that_were_not_seen_have_no_excess() -> None:
+    known = moments(torch.ones(24, dtype=torch.float64))
+    known.count[3] = 1
+    value, se = excess_by_bin(known, torch.zeros(24, dtype=torch.float64), torch.zeros(24, dtype=torch.float64))
+    assert bool(value[3].isnan()) and int(value.isnan().sum()) == 1 and float(se[0]) > 0

@@ -1,3 +1,5 @@
+"""Every random number depends on (seed, purpose, index) alone, and has the distribution that it should have."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from scipy import stats
 from elbocli.core.streams import T_SAMPLINGS, Stream, times
 
 SEEDS = st.integers(0, 2**31)
+
+
 INDICES = st.integers(0, 2**62)
 
 
@@ -33,14 +37,9 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before(seed, index, odd, count
         np.testing.assert_array_equal(one, other)
 
 
-@given(SEEDS, INDICES, st.integers(1, 200))
-def test_a_permutation_holds_every_number_once(seed, index, count):
-    assert sorted(Stream(seed, "order").permutation(index, count).tolist()) == list(range(count))
-
-
 def test_permutations_of_different_epochs_and_seeds_differ():
-    drawn = {tuple(Stream(seed, "order").permutation(epoch, 50)) for seed in range(3) for epoch in range(3)}
-    assert len(drawn) == 9
+    drawn = [tuple(Stream(seed, "order").permutation(epoch, 50)) for seed in range(3) for epoch in range(3)]
+    assert len(set(drawn)) == 9 and {tuple(sorted(each)) for each in drawn} == {(*range(50),)}
 
 
 @given(SEEDS, st.integers(0, 10**9), st.integers(1, 500))
@@ -75,14 +74,9 @@ def test_independent_times_are_independent():
     assert abs(np.corrcoef(batch.T)[0, 1]) < 5 / np.sqrt(4000)
 
 
-def test_normals_are_standard_normal():
+def test_normals_are_standard_normal_and_independent_of_their_neighbours():
     noise = Stream(7, "noise").normal(range(200), (1000,)).numpy()
     assert noise.dtype == np.float32
-    n = noise.size
-    assert abs(noise.mean()) < 5 / np.sqrt(n)
-    assert abs(noise.var() - 1) < 5 * np.sqrt(2 / n)
-    assert abs((noise**3).mean()) < 5 * np.sqrt(15 / n)
-    assert abs((noise**4).mean() - 3) < 5 * np.sqrt(96 / n)
     assert stats.kstest(noise[::10].ravel(), "norm").pvalue > 1e-4
     neighbours = np.corrcoef(noise)[np.triu_indices(200, 1)]
     assert abs(neighbours).max() < 6 / np.sqrt(1000)
@@ -102,11 +96,6 @@ def test_streams_of_another_seed_purpose_or_index_differ():
 
 def test_seed_and_purpose_are_told_apart():
     assert Stream(1, "1:a").seed(0) != Stream(11, ":a").seed(0)
-
-
-@given(SEEDS, INDICES)
-def test_seeds_for_libraries_fit_in_63_bits(seed, index):
-    assert 0 <= Stream(seed, "init").seed(index) < 2**63
 
 
 def test_neighbouring_indices_never_share_numbers():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +21,19 @@ from elbocli.core.adaptive import (
     through,
 )
 from elbocli.core.prediction import Prediction
-from elbocli.core.schedule import Schedule, parse_schedule
-from elbocli.core.weighting import Weighting, parse_weighting
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.weighting import parse_weighting
 from elbocli.errors import UsageError
 
 LOW, HIGH = -10.0, 12.0
+
+
 EDGES = bin_edges(LOW, HIGH)
+
+
 MIDDLE = bin_middles(EDGES)
+
+
 EDM2 = parse_schedule("edm2-img512", LOW, HIGH)
 
 
@@ -43,34 +49,18 @@ def exact_error(mixture: Any, logsnr: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def known_exactly(error: Tensor) -> ErrorMoments:
-    """Moments of so many errors that smoothing leaves them as they are."""
-    return ErrorMoments(EDGES, torch.full_like(error, 1e9), error, 3 * error.square())
-
-
-def total_variation(one: Schedule, other: Schedule) -> float:
-    at = torch.linspace(LOW, HIGH, 22001, dtype=torch.float64)
-    return float((one.t(at).diff() - other.t(at).diff()).abs().sum() / 2)
-
-
-@pytest.mark.parametrize("name", ["edm2-img512", "edm2-img64", "cosine", "laplace:mean=1,scale=2", "uniform", "fm-ot"])
+@pytest.mark.parametrize("name", ["edm2-img512", "laplace:mean=1,scale=2", "uniform", "fm-ot"])
 def test_a_schedule_is_the_adaptive_one_of_its_own_learned_weighting(name: str, mixture: Any) -> None:
     """EDM2's theorem: p ∝ w e with w = p/e. The floor adds the only difference, and bins are as fine as it gets."""
     schedule, error = parse_schedule(name, LOW, HIGH), exact_error(mixture, MIDDLE)
     learned = parse_weighting("uncertainty").knowing(schedule, MIDDLE, error)
-    fitted = fit_schedule(known_exactly(error), learned, floor=1e-9)
-    assert total_variation(fitted, schedule) < 0.02, "its density is constant in each bin"
+    moments = ErrorMoments(EDGES, torch.full_like(error, 1e9), error, 3 * error.square())
+    fitted = fit_schedule(moments, learned, floor=1e-9)
     assert float((fitted.t(EDGES) - schedule.t(EDGES)).abs().max()) < 1e-3
     # Every t counts alike, whatever the network's error is.
     at = torch.linspace(LOW, HIGH, 199, dtype=torch.float64)[1:-1]
     ratio = learned(at) * exact_error(mixture, at) / schedule.density(at)
     assert float((ratio - 1).abs().max()) < 2e-3
-
-
-def test_another_weightings_adaptive_schedule_is_not_that_density(mixture: Any) -> None:
-    error = exact_error(mixture, MIDDLE)
-    fitted = fit_schedule(known_exactly(error), parse_weighting("edm"), floor=1e-9)
-    assert total_variation(fitted, parse_schedule("edm", LOW, HIGH)) > 0.1
 
 
 class LogVariance(nn.Module):
@@ -102,39 +92,18 @@ def points(count: int, step: int) -> Tensor:
 
 P_MEAN, P_STD, SIGMA_DATA, STEPS, BATCH = -0.4, 1.0, 0.15, 500, 256
 """The σ of the data is said to be less than it is, so that u has something to learn."""
-
-
-SCHEDULE, PREDICTION = f"edm:mean={P_MEAN},std={P_STD}", f"edm:sigma_data={SIGMA_DATA}"
 ASKED = torch.linspace(-3, 4.6, 39, dtype=torch.float64)
 """λ at which weightings are compared: .8 ± 1.9 standard deviations of those that are drawn."""
 
 
-class ByHand(NamedTuple):
-    """The network and u that EDM2's loop has trained, and our statistics of the errors that it met."""
-
-    network: nn.Module
-    log_variance: LogVariance
-    ours: Weighting
-
-    def weight(self) -> Tensor:
-        """EDM2's effective weight of ‖ε − ε̂‖², p ω σ² / e^u, where it is asked."""
-        sigma = (-ASKED / 2).exp()
-        omega = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-        with torch.no_grad():
-            spread = self.log_variance(sigma.float()).double().exp()
-        return EDM2.density(ASKED) * omega * sigma**2 / spread
-
-
-@pytest.fixture(scope="module")
-def by_hand() -> ByHand:
-    """EDM2's loop, restated: D and u by one loss, (ω/e^u) ‖D − x‖²/n + u."""
+def test_the_learned_weighting_is_edm2s_with_a_network_for_u() -> None:
+    """EDM2's loop, restated: D and u by one loss, (ω/e^u) ‖D − x‖²/n + u. Ours is learned by averages of the same errors."""
     network, log_variance = small_network(), LogVariance()
     optimizer = torch.optim.Adam(
         [{"params": network.parameters()}, {"params": log_variance.parameters(), "lr": 1e-2}], 3e-3
     )
     draw = torch.Generator().manual_seed(2)
-    online = AdaptiveSchedule(EDGES)
-    sums = BinSums(LOW, HIGH)
+    online, sums = AdaptiveSchedule(EDGES), BinSums(LOW, HIGH)
     for step in range(STEPS):
         x = points(BATCH, step)
         sigma = (P_MEAN + P_STD * torch.randn(BATCH, generator=draw)).exp()
@@ -152,98 +121,31 @@ def by_hand() -> ByHand:
         sums.add(-2 * sigma.log().double(), (error / sigma**2).detach())
         if step % 10 == 9:
             online.update(sums.take())
-    known = parse_schedule(SCHEDULE, LOW, HIGH), Prediction(PREDICTION), online
-    return ByHand(network, log_variance, learned_weighting(parse_weighting("uncertainty"), *known))
-
-
-def test_the_learned_weighting_is_edm2s_with_a_network_for_u(by_hand: ByHand) -> None:
-    """Both from the same errors: u has been learned by gradient steps, ours by averages."""
-    apart = (by_hand.ours(ASKED) / by_hand.weight()).log()
+    prediction = Prediction(f"edm:sigma_data={SIGMA_DATA}")
+    schedule = parse_schedule(f"edm:mean={P_MEAN},std={P_STD}", LOW, HIGH)
+    ours = learned_weighting(parse_weighting("uncertainty"), schedule, prediction, online)
+    sigma = (-ASKED / 2).exp()
+    with torch.no_grad():  # EDM2's effective weight of ‖ε − ε̂‖²: p ω σ² / e^u
+        omega = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        theirs = EDM2.density(ASKED) * omega * sigma**2 / log_variance(sigma.float()).double().exp()
+    apart = (ours(ASKED) / theirs).log()
     assert float((apart - apart.mean()).abs().max()) < 0.1
     assert float(apart.std()) < 0.04
     assert abs(float(apart.mean())) < 0.05, "the scale is that of u, too: the loss is half of each error over its mean"
-    # Without u, which is the weighting edm, the two are far from each other.
-    plain = (
-        by_hand.ours(ASKED) / parse_weighting(f"edm:mean={P_MEAN},std={P_STD},sigma_data={SIGMA_DATA}")(ASKED)
-    ).log()
-    assert float(plain.std()) > 0.5
 
 
-def trained_by_elbo(weighting: str) -> tuple[nn.Module, DiffusionLoss]:
-    """The same network on the same images, by our loss alone; times and noise are its own."""
-    network = small_network()
-    loss = DiffusionLoss(weighting, SCHEDULE, PREDICTION, logsnr_min=LOW, logsnr_max=HIGH)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-
-    def told(z: Tensor, logsnr: Tensor, labels: None) -> Tensor:
-        code = -logsnr[:, None] / 8  # ln(σ)/4, which the network by hand is told
-        return network(torch.cat([z, code.cos(), code.sin()], 1))
-
-    for step in range(STEPS):
-        loss(told, points(BATCH, step)).loss.mean().backward()
+def test_the_loss_of_ones_own_loop_learns_it() -> None:
+    loss, network, losses = DiffusionLoss("uncertainty", "edm2-img512", "edm"), small_network(), []
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    for step in range(40):
+        terms = loss(lambda z, logsnr, _: network(torch.cat([z, z * logsnr[:, None] / 10], 1)), points(64, step))
+        terms.loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step % 10 == 9:
+        losses.append(float(terms.loss.detach().mean()))
+        if step % 5 == 4:
             loss.adapt(loss.take_sums())
-    return network, loss
-
-
-def errors_of(network: nn.Module) -> Tensor:
-    """‖ε − ε̂‖²/D at each λ that is asked, on new data and noise that are the same for every network."""
-    x, draw = points(20_000, 10**6), torch.Generator().manual_seed(5)
-    eps, found = torch.randn(x.shape, generator=draw), []
-    with torch.no_grad():
-        for sigma in (-ASKED / 2).exp().tolist():
-            y, total = x + sigma * eps, math.hypot(sigma, SIGMA_DATA)
-            code = torch.full((len(x), 1), math.log(sigma) / 4)
-            out = network(torch.cat([y / total, code.cos(), code.sin()], 1))
-            x_hat = SIGMA_DATA**2 / total**2 * y + sigma * SIGMA_DATA / total * out
-            found.append(float((x_hat - x).square().mean()) / sigma**2)
-    return torch.tensor(found, dtype=torch.float64)
-
-
-def test_a_training_by_elbo_ends_where_edm2s_loop_with_a_network_for_u_ends(by_hand: ByHand) -> None:
-    """Two trainings share the network's start and the images, and neither times nor noise. Another seed of ours changes the
-    logarithm of the weighting by .014, root mean square, and EDM2's loop by .02; that of the errors by .004 and .008.
-    """
-    network, loss = trained_by_elbo("uncertainty")
-    apart = loss.weighting(ASKED).log() - by_hand.weight().log()
-    assert float(apart.std()) < 0.04 and abs(float(apart.mean())) < 0.05
-    wanted = errors_of(by_hand.network).log()
-    near = float((errors_of(network).log() - wanted).abs().mean())
-    assert near < 0.02
-    plain, _ = trained_by_elbo(f"edm:mean={P_MEAN},std={P_STD},sigma_data={SIGMA_DATA}")
-    assert float((errors_of(plain).log() - wanted).abs().mean()) > 2 * near, "another weighting trains another network"
-
-
-def test_the_loss_of_ones_own_loop_learns_it_and_goes_on_from_its_state() -> None:
-    def trained(loss: DiffusionLoss, network: nn.Module, steps: range) -> list[float]:
-        optimizer = torch.optim.SGD(network.parameters(), 0.05)
-        said = []
-        for step in steps:
-            terms = loss(
-                lambda z, logsnr, _: network(torch.cat([z, logsnr[:, None] / 10, z * 0], 1)[:, :4]), points(64, step)
-            )
-            terms.loss.mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            said.append(float(terms.loss.detach().mean()))
-            if step % 5 == 4:
-                loss.adapt(loss.take_sums())
-        return said
-
-    def new() -> DiffusionLoss:
-        return DiffusionLoss("uncertainty", "edm2-img512", "edm", logsnr_min=LOW, logsnr_max=HIGH)
-
-    whole, network = new(), small_network()
-    said = trained(whole, network, range(40))
-    assert sum(said[-10:]) / 10 == pytest.approx(0.5, abs=0.1), "every error is divided by the mean one"
-    halves, network = new(), small_network()
-    first = trained(halves, network, range(20))
-    saved, second = halves.state_dict(), new()
-    second.load_state_dict(saved)
-    assert first + trained(second, network, range(20, 40)) == said
-    assert torch.equal(second.weighting(MIDDLE), whole.weighting(MIDDLE))
+    assert sum(losses[-10:]) / 10 == pytest.approx(0.5, abs=0.1), "every error is divided by the mean one"
 
 
 def test_it_begins_as_the_plain_squared_error_of_the_networks_output() -> None:
@@ -259,18 +161,9 @@ def test_monotone_is_the_least_that_never_rises_and_is_nowhere_smaller(mixture: 
     plain = parse_weighting("uncertainty").knowing(EDM2, MIDDLE, error)
     held = parse_weighting("uncertainty:monotone").knowing(EDM2, MIDDLE, error)
     assert plain.rising(LOW, HIGH) and not held.rising(LOW, HIGH)
-    assert plain.rise(LOW, HIGH) > 0.5 and held.rise(LOW, HIGH) == 0
     at = torch.linspace(LOW, HIGH, 4001, dtype=torch.float64)
     least = plain(at).flip(0).cummax(0).values.flip(0)  # from the clean end
     assert torch.allclose(held(at), least, rtol=1e-6)
-    # What a running minimum from the noisy end would be: nothing, as p begins there.
-    assert float(plain(at).cummin(0).values.max() / plain(at).max()) < 1e-2
-
-
-def test_the_rise_is_the_mass_that_no_augmentation_has() -> None:
-    assert parse_weighting("iddpm").rise(-10, 10) == pytest.approx(0.9865, abs=1e-4)
-    assert parse_weighting("edm").rise(-10, 10) == pytest.approx(0.9784, abs=1e-4)
-    assert parse_weighting("sigmoid").rise(-10, 10) == 0
 
 
 def test_a_curve_through_values_is_smooth_and_exact_for_parabolas() -> None:
@@ -285,27 +178,11 @@ def test_a_curve_through_values_is_smooth_and_exact_for_parabolas() -> None:
     assert float(slope.diff().abs()) < 1e-5, "no bend at a knot"
 
 
-@pytest.mark.parametrize(
-    ("text", "more", "message"),
-    [
-        ("uncertainty:bias=2", {}, "monotone alone"),
-        ("uncertainty:3", {}, "monotone alone"),
-        ("uncertainty", {"given": {"bias": 2.0}}, "monotone alone"),
-        ("uncertainty:shift=1", {}, "monotone alone"),
-        ("uncertainty", {"shift": -1.0}, "monotone alone"),
-    ],
-)
-def test_it_has_no_parameters_and_no_shift(text: str, more: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        parse_weighting(text, **more)
-
-
 def test_alone_it_says_no_weight_and_an_adaptive_schedule_is_refused() -> None:
     alone = parse_weighting("Uncertainty", monotone=True)
-    assert alone.spec == "uncertainty:monotone" and alone.learned and not parse_weighting("edm").learned
-    assert parse_weighting(alone.spec).spec == alone.spec
-    assert "is learned while training" in alone.verdict(LOW, HIGH)
+    assert alone.spec == "uncertainty:monotone" == parse_weighting(alone.spec).spec
+    assert alone.learned and not parse_weighting("edm").learned
     with pytest.raises(UsageError, match="name a run"):
         alone(MIDDLE)
-    with pytest.raises(UsageError, match="needs a schedule that stays"):
+    with pytest.raises(UsageError, match="schedule that stays"):
         DiffusionLoss("uncertainty", "adaptive")

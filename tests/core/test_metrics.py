@@ -1,0 +1,393 @@
+"""Every metric equals its paper, restated, or torch-fidelity on the same features, and takes as many images as it says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.vq import kmeans
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest, mannwhitneyu
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import NearestNeighbors
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from elbocli.core import neighbours
+from elbocli.core.estimate import FeatureMoments
+from elbocli.core.metrics import METRICS, Features, Number, Option, Role, asked, metric
+from elbocli.core.metrics.coverage import COMPONENTS, PRC_PROTOCOLS, PrcProtocol
+from elbocli.core.streams import Stream
+from elbocli.errors import DataError
+
+
+def features(values, **more):
+    """Features that are the vectors [N, D] themselves, with their moments."""
+    values = torch.as_tensor(np.asarray(values), dtype=torch.float32)
+    return Features(FeatureMoments.of(values.numpy()), values, **more)
+
+
+def plain(seed, n=150, m=130, width=8):
+    """Two sets of normal vectors, a little apart."""
+    draw = np.random.default_rng(seed)
+    return draw.normal(size=(n, width)) + 0.2, draw.normal(size=(m, width))
+
+
+def structured(seed, n=150, m=130, width=8):
+    """Two sets of three clusters of unlike spread far from the origin; a quarter of the first are copies of the second."""
+    draw = np.random.default_rng(seed)
+    centres = draw.normal(size=(3, width)) * 4 + 10
+    scales = np.geomspace(1, 1e-2, width)
+    first, second = (
+        centres[draw.integers(3, size=count)] + draw.normal(size=(count, width)) * scales for count in (n, m)
+    )
+    first[: n // 4] = second[: n // 4]
+    return first, second
+
+
+def ask(name, own, other, **options):
+    """The numbers of a metric for vectors, for Features, or for no reference."""
+    own, other = (each if each is None or isinstance(each, Features) else features(each) for each in (own, other))
+    return METRICS[name].make(own, other, asked([name], **options)[name])
+
+
+@pytest.fixture(params=[16, 4096])
+def rows(request, monkeypatch):
+    """Vectors on either side of a block."""
+    monkeypatch.setattr(neighbours, "ROWS", request.param)
+
+
+# Declarations
+
+
+SMALL = {"splits": 3, "kid_subset_size": 40}
+
+
+def least(name, **options):
+    """Images that it needs: of the samples, of the reference, held out."""
+    return (*METRICS[name].traits.least(asked([name], **options)[name]), 0)[:3]
+
+
+def drawn(n, seed=0, width=6, shift=0.0):
+    """Of n images: features, logits of 5 classes, labels."""
+    torch.manual_seed(seed)
+    values = torch.randn(n, width) + shift
+    moments = FeatureMoments.of(values.numpy())
+    spatial = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, 9)))
+    of_spatial = FeatureMoments.of(spatial.numpy())
+    return Features(moments, values, torch.randn(n, 5), np.arange(n) % 5, of_spatial, spatial)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_gives_finite_numbers_of_just_enough_images_and_declares_them_all(name):
+    own, other, held = least(name, fid_infinity=True, **SMALL)
+    reference = replace(drawn(max(other, 2), 2, shift=0.5), held_out=drawn(max(held, 2), 3, shift=0.5))
+    found = ask(name, drawn(own, 1), reference, fid_infinity=True, **SMALL)
+    declared = {number.key: number for number in METRICS[name].traits.numbers}
+    assert set(found) == set(declared)
+    values = [value for value in found.values() if isinstance(value, float)]
+    assert values and np.isfinite(values).all()
+    for number in declared.values():
+        assert (number.role == Role.NUMBER) == (not number.of)
+        assert not number.of or number.of in declared
+
+
+def test_no_two_numbers_or_options_have_one_name():
+    numbers = [number for each in METRICS.values() for number in each.traits.numbers]
+    for network in (None, "x"):
+        names = [number.name(network, suffix) for suffix in ("", "_sd") for number in numbers]
+        names += [number.alias for number in numbers if number.alias]
+        assert len(names) == len(set(names))
+    options = [own.name for each in METRICS.values() for own in each.traits.options]
+    assert len(options) == len(set(options))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["fid", "is", "kid", "prc"])
+def test_with_one_image_less_there_is_nothing_to_be_had(name):
+    """So that what is refused had to be."""
+    own, other, _ = least(name, **SMALL)
+    try:
+        found = ask(name, drawn(own - 1), drawn(max(other - 1, 2), 1), **SMALL)
+    except Exception:
+        return  # as the library does it
+    assert not np.isfinite(list(found.values())).all()
+
+
+def test_a_metric_of_somebody_else_is_one_declaration():
+    """With an option of its own and a number that goes by the network."""
+    try:
+
+        @metric(
+            "spread", formula="E|x|^power", numbers=[Number("spread")], options=[Option("power", 2, "Of the norm.")]
+        )
+        def spread(samples, reference, options):
+            return {"spread": float(samples.values.abs().pow(options.power).mean())}
+
+        own = drawn(7)
+        for options, power in (({}, 2), ({"power": 4, "splits": 3}, 4)):
+            assert ask("spread", own, None, **options) == {"spread": float(own.values.abs().pow(power).mean())}
+        number = METRICS["spread"].traits.numbers[0]
+        assert [number.name(None), number.name("x.pt2", "_sd")] == ["spread", "spread_sd[x.pt2]"]
+    finally:
+        METRICS.pop("spread", None)
+
+
+# torch-fidelity's
+
+
+def test_kid_is_torch_fidelitys():
+    pair = drawn(1300, 1, 12), drawn(1100, 2, 12, 0.4)
+    theirs = kid_features_to_metric(*(each.values for each in pair), verbose=False)
+    assert ask("kid", *pair).items() >= theirs.items()
+
+
+def test_precision_and_recall_are_torch_fidelitys(rows):
+    pair = [torch.from_numpy(each).float() for each in plain(5)]
+    theirs = prc_features_to_metric(*pair, verbose=False)
+    assert ask("prc", *pair) == pytest.approx(theirs, abs=1e-6) and 0 < theirs["recall"] < 1
+
+
+def test_the_inception_score_takes_its_splits():
+    a = drawn(100)
+    for splits in (1, 7):
+        found = ask("is", a, None, splits=splits)
+        assert found.items() >= isc_features_to_metric(a.logits, splits).items()
+
+
+@pytest.mark.parametrize("right", [3, 4])
+def test_accuracy_is_the_share_of_labels_that_the_logits_tell(right):
+    labels = np.array([0, 1, 2, right - 1])
+    found = ask("accuracy", Features(FeatureMoments.of(np.zeros((4, 1))), None, torch.eye(4), labels), None)
+    share = right / 4
+    assert found["accuracy"] == share and found["accuracy_se"] == (share * (1 - share) / 4) ** 0.5
+    wilson = binomtest(right, 4).proportion_ci(method="wilson")
+    assert found["accuracy_interval"] == pytest.approx([*wilson], abs=1e-12)
+
+
+def test_standard_errors_are_what_sets_of_samples_show():
+    """Inception score and KID of 40 sets; KID's is too large rather than too small, as it counts the reference's images."""
+    reference = drawn(400, 99)
+    found = {"is": [], "kid": []}
+    for seed in range(40):
+        samples = drawn(300, seed, shift=0.4)
+        scaled = replace(samples, logits=3 * samples.logits)
+        found["is"].append([*ask("is", scaled, None, splits=2).values()])
+        found["kid"].append([*ask("kid", samples, reference, kid_subset_size=40).values()])
+    for name, (low, high) in {"is": (0.75, 1.3), "kid": (0.85, 1.6)}.items():
+        values, _, errors = np.array(found[name]).T
+        assert low < errors.mean() / values.std(ddof=1) < high, name
+
+
+def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch):
+    """As prep sorts by class, the first ones would be of a few classes."""
+    assert PRC_PROTOCOLS["adm"].most == 10_000
+    monkeypatch.setitem(PRC_PROTOCOLS, "adm", PrcProtocol("", most=10))
+    a, b = drawn(50), drawn(40, 1)
+    found = ask("prc", a, b, prc_protocol="adm")
+    assert found == ask("prc", a, Features(b.moments, b.values[::4]))
+    assert found != ask("prc", a, b)
+
+
+def test_an_interval_takes_twice_as_many_images_as_features():
+    key = "frechet_inception_distance_infinity"
+    for n, held in ((30, True), (23, False)):
+        found = ask("fid", drawn(n, width=12), drawn(50, 1, 12), fid_infinity=True)
+        assert (found[f"{key}_interval"] is not None) == held
+        if held:
+            low, high = found[f"{key}_interval"]
+            assert low < found[key] < high
+
+
+# Those of papers, restated
+
+
+def restated_coverage(fake, real, k):
+    """All distances at once, rounded to single precision so that copies are as far as what they are copies of."""
+    fake, real = (each.astype(np.float32).astype(np.float64) for each in (fake, real))
+    reach = np.sort(cdist(real, real).astype(np.float32), 1)[:, k]
+    apart = cdist(real, fake).astype(np.float32)
+    inside = apart < reach[:, None]
+    return {"density": inside.sum() / (k * len(fake)), "coverage": (apart.min(1) < reach).mean()}
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("made", [plain, structured])
+def test_density_and_coverage_are_those_of_the_paper(k, made, rows):
+    own, other = made(k)
+    found = ask("density-coverage", own, other, coverage_neighbours=k)
+    assert found == pytest.approx(restated_coverage(own, other, k), abs=1e-6)
+    assert 0 < found["coverage"] < 1 and found["density"] > 0
+
+
+def kernel(x, y, width):
+    return np.exp(-cdist(x, y, "sqeuclidean") / (2 * width**2))
+
+
+def restated_cmmd(x, y):
+    """Jayasumana et al. 2024: σ = 10, means over all pairs, times 1000, of embeddings on the sphere."""
+    x, y = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (x, y))
+    return 1000 * (kernel(x, x, 10).mean() + kernel(y, y, 10).mean() - 2 * kernel(x, y, 10).mean())
+
+
+@pytest.mark.parametrize("made", [plain, structured])
+def test_cmmd_is_its_formula(made, rows):
+    pair = [each.astype(np.float32).astype(np.float64) for each in made(0)]
+    assert ask("cmmd", *pair)["gaussian_mmd"] == pytest.approx(restated_cmmd(*pair), rel=1e-6, abs=1e-9)
+
+
+# Copying
+
+
+def copying(samples, training, held_out, **options):
+    return ask("copying", samples, replace(features(training), held_out=features(held_out)), **options)
+
+
+def closest(queries, points):
+    return NearestNeighbors(n_neighbors=1).fit(points).kneighbors(queries)
+
+
+def restated_ct(samples, training, held_out, cells, few=20):
+    """Meehan et al. 2020, with the cells of given centres."""
+    where = [closest(each, cells)[1][:, 0] for each in (samples, training, held_out)]
+    top = weight = 0.0
+    for cell in range(len(cells)):
+        q, t, p = (each[at == cell] for each, at in zip((samples, training, held_out), where))
+        if len(q) <= few or not len(p):
+            continue
+        far = [closest(each, t)[0][:, 0].astype(np.float32) for each in (q, p)]
+        u = mannwhitneyu(*far).statistic
+        n, m = len(q), len(p)
+        z = (u - n * m / 2 + 0.5) / (n * m * (n + m + 1) / 12) ** 0.5
+        top, weight = top + m * z, weight + m
+    return top / weight
+
+
+def sets(made, seed=0):
+    """Samples, training and held-out images."""
+    (first, second), (third, _) = made(seed, 140, 200), made(seed, 120, 200)
+    return first, second, third
+
+
+@pytest.mark.parametrize("made", [plain, structured])
+@pytest.mark.parametrize("cells", [1, 3])
+def test_the_test_is_that_of_the_paper(made, cells):
+    samples, training, held_out = (each.astype(np.float32).astype(np.float64) for each in sets(made))
+    centres, _ = kmeans(training, cells, iter=10, seed=Stream(0, "copying-cells").at(0))
+    found = copying(samples, training, held_out, copying_cells=cells)
+    assert found["copying_ct"] == pytest.approx(restated_ct(samples, training, held_out, centres), abs=1e-6)
+
+
+def test_wide_features_are_compared_in_their_principal_components():
+    draw = np.random.default_rng(0)
+    mix = draw.normal(size=(90, 90)) * np.geomspace(3, 0.01, 90)[:, None]
+    samples, training, held_out = (draw.normal(size=(n, 90)) @ mix for n in (100, 150, 80))
+    model = PCA(COMPONENTS, svd_solver="full").fit(training.astype(np.float32).astype(np.float64))
+    few = [model.transform(each.astype(np.float32)) for each in (samples, training, held_out)]
+    found = copying(samples, training, held_out, copying_cells=1)["copying_ct"]
+    assert found == pytest.approx(restated_ct(few[0], few[1], few[2], few[1].mean(0, keepdims=True)), abs=0.02)
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+def test_a_model_that_memorises_half_of_its_images_is_caught_and_one_that_does_not_is_not(cells):
+    values = np.random.default_rng(0).permutation(load_digits().data).astype(np.float32)
+    training, held_out, fresh = values[:700], values[700:1200], values[1200:1700]
+    honest = copying(fresh, training, held_out, copying_cells=cells)
+    low, high = honest["copying_ct_interval"]
+    assert low < honest["copying_ct"] < high and low < 0 < high
+    learnt = fresh.copy()
+    learnt[::2] = training[: len(learnt[::2])]
+    caught = copying(learnt, training, held_out, copying_cells=cells)
+    assert caught["copying_ct_interval"][1] < 0 and caught["copying_ct"] < -5
+    told = [ask("authenticity", each, training) for each in (fresh, learnt)]
+    gap = told[0]["authenticity_percent"] - told[1]["authenticity_percent"]
+    errors = [each["authenticity_percent_se"] for each in told]
+    assert gap > 3 * np.hypot(*errors) and told[1]["authenticity_percent"] <= 50
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+def test_the_interval_contains_zero_nineteen_times_in_twenty_where_nothing_is_copied(cells):
+    held = 0
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        low, high = copying(*draw.normal(size=(3, 80, 3)), copying_cells=cells)["copying_ct_interval"]
+        held += low < 0 < high
+    assert held >= 90
+
+
+def test_samples_where_nothing_was_held_out_are_refused():
+    draw = np.random.default_rng(0)
+    training = draw.normal(size=(60, 2)) + np.repeat([[0, 0], [100, 0], [0, 100]], 20, 0)
+    with pytest.raises(DataError, match="--copying-cells"):
+        copying(draw.normal(size=(70, 2)), training, draw.normal(size=(9, 2)) + np.array([100, 0]))
+
+
+@pytest.mark.parametrize("made", [plain, structured])
+def test_authenticity_is_authpct(made):
+    """Alaa et al. 2022 by scikit-learn's neighbours."""
+    samples, training = (each.astype(np.float32).astype(np.float64) for each in made(6))
+    far, which = closest(samples, training)
+    spacing = NearestNeighbors(n_neighbors=1).fit(training).kneighbors()[0][:, 0]
+    wanted = 100 * (far[:, 0].astype(np.float32) > spacing[which[:, 0]].astype(np.float32)).mean()
+    found = ask("authenticity", samples, training)
+    assert found["authenticity_percent"] == pytest.approx(wanted, abs=1e-6) and 0 < wanted < 100
+    low, high = found["authenticity_percent_interval"]
+    assert 0 < low < wanted < high < 100
+    assert ask("authenticity", training, training)["authenticity_percent"] == 0
+
+
+# Neighbours
+
+
+def points_at(n, seed, width=5):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(n, width)) + 30).float()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_nearest_are_scikit_learns(rows, others):
+    points = points_at(61, 0)
+    queries = points if others else points_at(37, 1)
+    far, which = neighbours.nearest(queries, points, 4, others=others)
+    model = NearestNeighbors(n_neighbors=4).fit(points.double().numpy())
+    expected, indices = model.kneighbors(None if others else queries.double().numpy())
+    assert (which.numpy() == indices).all()
+    np.testing.assert_allclose(far, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dense", [1, 10**9])
+@pytest.mark.parametrize("scale", [1, 1e-22, 1e18])
+def test_all_pairs_within_reach_are_found_and_measured(rows, dense, scale, monkeypatch):
+    """By blocks in float64 or pair by pair; also where squares leave float32."""
+    monkeypatch.setattr(neighbours, "DENSE", dense)
+    queries, points = points_at(37, 0) * scale, points_at(61, 1) * scale
+    apart = torch.from_numpy(pairwise_distances(queries.double(), points.double())).float()
+    reach, own = apart.quantile(0.2, 0), apart.quantile(0.1, 1)
+    for mine in (None, own):
+        wanted = apart <= reach if mine is None else (apart <= reach) | (apart <= own[:, None])
+        found = torch.full((37, 61), torch.inf)
+        for i, j, far in neighbours.within(queries, points, reach, mine):
+            assert far.dtype == torch.float32 and torch.isinf(found[i, j]).all(), "each pair comes once"
+            found[i, j] = far
+        assert torch.isfinite(found[wanted]).all()
+        np.testing.assert_allclose(found[found.isfinite()], apart[found.isfinite()], rtol=1e-6)
+
+
+def test_among_many_copies_the_nearest_are_still_found(rows):
+    """More of them than are kept, so that the bounds decide nothing."""
+    points = points_at(4, 0).repeat(15, 1)
+    points[::4] += torch.arange(15)[:, None] * 1e-6
+    far, which = neighbours.nearest(points, points, 3, others=True)
+    expected = NearestNeighbors(n_neighbors=3).fit(points.double()).kneighbors()[0]
+    np.testing.assert_allclose(far, expected, rtol=1e-6, atol=1e-12)
+    assert (which != torch.arange(60)[:, None]).all()
+
+
+def test_a_copy_is_at_no_distance_and_a_point_is_not_its_own_neighbour(rows):
+    points = points_at(40, 0)
+    points[7] = points[31]
+    far, which = neighbours.nearest(points, points, 1, others=True)
+    assert far[7, 0] == far[31, 0] == 0 and which[7, 0] == 31 and which[31, 0] == 7
+    assert (far[:, 0] > 0).sum() == 38

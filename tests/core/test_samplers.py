@@ -220,6 +220,7 @@ def test_every_step_gives_back_its_x_hat_and_leaves_the_last_one_alone(name):
 
 def test_edms_preset_is_that_of_imagenet_64_and_what_is_said_besides_counts_more():
     sampler = parse_sampler("heun:edm-imagenet64")
+    assert parse_sampler("ddpm").spec == "ddpm:gamma=0.2"
     assert sampler.params == {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
     assert (sampler.traits.steps, parse_sampler("heun").traits.steps) == (256, 128)
     assert sampler.traits.grid == "edm-sample:rho=7,sigma_min=0.002,sigma_max=80"

@@ -162,7 +162,6 @@ def test_turning_point(name):
 
 def test_monotone_edm_is_edm_monotonic_to_the_bit():
     assert torch.equal(named("edm", monotone=True)(LAMBDA), named("edm-monotonic")(LAMBDA))
-    assert torch.equal(parse_weighting("edm:monotone")(LAMBDA), parse_weighting("edm-monotonic")(LAMBDA))
 
 
 def test_edm_monotonic_finds_its_peak_once_not_at_every_step(monkeypatch):

@@ -81,6 +81,7 @@ def test_the_ends_and_levels_beyond_them_belong_to_the_outer_bins_and_taking_sum
 # Fitting
 
 
+@settings(max_examples=15)
 @given(positive, st.floats(0.001, 1))
 def test_the_density_is_weight_times_error_over_a_floor_of_uniform(mean, floor):
     schedule = fit_schedule(moments_of(mean, mean), W, "loss", floor)
@@ -92,6 +93,7 @@ def test_the_density_is_weight_times_error_over_a_floor_of_uniform(mean, floor):
     assert (schedule.logsnr_min, schedule.logsnr_max) == (-6, 8)
 
 
+@settings(max_examples=15)
 @given(positive, positive)
 def test_criteria_are_the_mean_the_root_of_the_second_moment_and_the_deviation(mean, spread):
     second = mean.square() + spread.square()
@@ -115,6 +117,7 @@ def test_each_criterion_has_the_least_variance_of_its_kind(mean, spread):
     assert variance["std"][1] <= min(v[1] for v in variance.values()) * (1 + 1e-9)
 
 
+@settings(max_examples=15)
 @given(positive)
 def test_the_excess_is_what_is_above_the_least_error(mean):
     least = 0.5 * mean * torch.linspace(0, 1, len(mean), dtype=torch.float64)
@@ -272,6 +275,7 @@ def test_roughness_is_that_of_the_curve_however_it_is_cut(bend):
     assert float(at.sin() @ roughness(at, bend) @ at.sin()) == pytest.approx(wanted, rel=0.02)
 
 
+@settings(max_examples=10)
 @given(st.floats(1e-6, 1e6), st.integers(0, 99))
 def test_the_unit_does_not_matter(unit, seed):
     mean, precision = noisy(CURVE, 20, seed), torch.full_like(CURVE, 20)

@@ -1,5 +1,7 @@
 """What diffusion means, stated apart from the package: noising, and every prediction's target and estimates."""
 
+import numpy as np
+
 
 def expand(values, like):
     """[B] → [B, 1, …] with the dtype of `like`."""
@@ -28,3 +30,11 @@ def eps_hat(prediction, out, z, logsnr):
     c = prediction.coefficients(logsnr)
     d = c.alpha * c.b - c.sigma * c.a
     return expand(c.alpha / d, z) * out - expand(c.a / d, z) * z
+
+
+def betas(name, count):
+    """β of each timestep: `linear`, or `cosine` with its cut at .999."""
+    if name == "linear":
+        return np.linspace(0.1 / count, 20 / count, count)
+    clean = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - clean[1:] / clean[:-1], 0.999)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from identities import betas
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.prediction import Prediction, alpha_sigma
@@ -34,14 +35,6 @@ from elbocli.nn.denoiser import Denoiser
 LEVELS = {"linear": "t-linear", "cosine": "t-squaredcos"}
 
 # ADM's diffusion by its papers (Dhariwal & Nichol 2021; Nichol & Dhariwal 2021): nothing of elbo is used
-
-
-def betas(name, count):
-    """β of each timestep: `linear`, or `cosine` with its cut at .999."""
-    if name == "linear":
-        return np.linspace(0.1 / count, 20 / count, count)
-    clean = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - clean[1:] / clean[:-1], 0.999)
 
 
 def subset(count, words):

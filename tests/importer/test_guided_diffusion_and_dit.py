@@ -9,10 +9,10 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import adm
 import numpy as np
 import pytest
 import torch
+from identities import betas
 from msgspec import structs
 from peers import adm_unet, dit
 from torch import Tensor
@@ -63,9 +63,9 @@ def same(number: float) -> Tensor:
     return torch.full((4,), float(number))
 
 
-def logsnr_of(steps: list[int], betas: str = "linear") -> list[float]:
+def logsnr_of(steps: list[int], name: str = "linear") -> list[float]:
     """Levels of timesteps of 1000, by the definition of their betas."""
-    kept = np.cumprod(1 - adm.betas(betas, 1000))
+    kept = np.cumprod(1 - betas(name, 1000))
     return [float(np.log(kept[step] / (1 - kept[step]))) for step in steps]
 
 

@@ -1,227 +1,245 @@
+"""Files and folders appear whole or not at all, whatever stops the writer: a kill, a fault, a full disk, a missing right."""
+
 import os
-import random
-import subprocess
-import sys
-import time
-
-import pytest
-
-from elbocli.errors import DataError, UsageError
-from elbocli.files import atomic
-from elbocli.files.recognise import check_outputs
-
-KILLED = """
-import sys
+import resource
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from elbocli.files.atomic import new_file
-print("go", flush=True)
-n = 0
-while True:
-    n += 1
-    with new_file(Path(sys.argv[1])) as file:
-        for _ in range(200):
-            file.write(b"%07d\\n" % n * 50)
-"""
+
+import numpy as np
+import pytest
+import torch
+from harness import run_code
+
+from elbocli.errors import DataError
+from elbocli.files import atomic, checkpoint
+from elbocli.files.dataset import IMAGES, BlockLayout, DatasetWriter
+from elbocli.files.tensor_files import AVERAGE, AverageFacts, write_tensors
+
+NOBODY = 65534
+LIMIT = 1 << 18
+TENSORS = {"x": torch.zeros(LIMIT)}
+FACTS = AverageFacts.of({"spec": "0.9", "step": 1, "images": 1, "trained": {}})
 
 
-def test_a_kill_during_writing_leaves_a_whole_file(tmp_path):
-    path, seen = tmp_path / "file", set()
-    path.write_bytes(b"0000000\n" * 10_000)
-    delays = random.Random(0)
-    for _ in range(8):
-        child = subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE)
+def tree(folder):
+    """Content of every file below a folder, by its path."""
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def write_file(folder, content=bytes(4 * LIMIT)):
+    with atomic.new_file(folder / "old") as file:
+        file.write(content)
+
+
+def write_folder(folder):
+    with atomic.new_folder(folder / "kept") as aside:
+        (aside / "part").write_bytes(bytes(4 * LIMIT))
+
+
+def write_checkpoint(folder):
+    checkpoint.save(folder, 1, {"model": TENSORS}, {"state": TENSORS}, {"images": 1, "log_bytes": {}})
+
+
+def write_state(folder):
+    checkpoint.save(folder, 1, {}, {"state": TENSORS}, {"images": 1, "log_bytes": {}})
+
+
+def write_average(folder):
+    write_tensors(folder / "old", TENSORS, AVERAGE, FACTS)
+
+
+def write_dataset(folder):
+    rows = np.zeros((16, 128, 128, 3), np.uint8)
+    with DatasetWriter(folder / "data.h5", BlockLayout(IMAGES, rows.shape[1:]), len(rows), "s").held() as writer:
+        writer.append(rows, len(rows), {})
+        writer.finish({"labels": np.zeros(len(rows), np.int64)}, {}, {})
+
+
+WRITERS = (write_file, write_folder, write_checkpoint, write_state, write_average, write_dataset)
+
+
+@contextmanager
+def full_disk(request):
+    yield request.getfixturevalue("small_disk")
+
+
+@contextmanager
+def file_size_limit(request):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
+    try:
+        yield request.getfixturevalue("tmp_path")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def missing_folder(request):
+    yield request.getfixturevalue("tmp_path") / "gone"
+
+
+@contextmanager
+def read_only_folder(request):
+    """As an ordinary user, also where the tests run as root."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name))
+        Path(name).chmod(0o555)
         try:
-            assert child.stdout.readline() == b"go\n"
-            time.sleep(delays.uniform(0, 0.05))
+            if user == 0:
+                os.seteuid(NOBODY)
+            yield Path(name)
         finally:
-            child.kill()
-            child.wait()
-            child.stdout.close()
-        content = path.read_bytes()
-        assert len(content) == 80_000
-        assert content == content[:8] * 10_000
-        seen.add(content[:8])
-    assert len(seen) > 1
+            os.seteuid(user)
+            Path(name).chmod(0o700)
 
 
-def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path, crashes):
-    code = """
-from elbocli.files.atomic import new_file
-path = Path(sys.argv[1])
-path.write_bytes(b"old")
-def work():
-    with new_file(path) as file:
-        file.write(b"new")
-k, seen = 0, []
-while crashed(work, k):
-    seen.append(path.read_bytes())
-    k += 1
-assert path.read_bytes() == b"new"
-assert set(seen) == {b"old", b"new"}, seen
-print(k)
-"""
-    assert int(crashes(code, tmp_path / "file")) >= 3
+def prepare(folder):
+    if folder.is_dir() and not tree(folder):
+        (folder / "old").write_bytes(b"old")
+        (folder / "kept").mkdir()
+        (folder / "kept" / "word").write_text("kept")
+        (folder / "checkpoints").mkdir()
 
 
-def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):
-    path = tmp_path / "file"
-    with atomic.new_file(path) as file:
-        file.write(b"new")
-        file.flush()
-        assert not path.exists()
-    assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["file"]
+@pytest.mark.parametrize("fault", [full_disk, file_size_limit, missing_folder, read_only_folder])
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_fault_is_told_with_the_path_and_keeps_what_was_there(write, fault, request):
+    with fault(request) as folder:
+        prepare(folder)
+        before = tree(folder)
+        with pytest.raises(DataError) as raised:
+            write(folder)
+        assert tree(folder) == before
+    assert str(raised.value).startswith(str(folder))
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_files_have_the_permissions_that_the_umask_leaves(write, tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path)
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
+
+
+def test_closed_streams_leave_the_file_to_its_writer(tmp_path):
+    code = (
+        "import os, sys; os.closerange(0, 3); from pathlib import Path; from elbocli.files.atomic import write_text\n"
+    )
+    done = run_code(code + "write_text(Path(sys.argv[1]), 'whole'); print('said'); os._exit(0)", tmp_path / "file")
+    assert done.returncode in (0, 1) and tree(tmp_path) == {Path("file"): b"whole"}
 
 
 @pytest.mark.parametrize("trouble", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, trouble):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(trouble), atomic.new_file(path) as file:
-        file.write(b"half")
-        raise trouble
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_folder_replaces_what_was_there_and_a_failed_one_does_not(tmp_path):
-    path = tmp_path / "folder"
+@pytest.mark.parametrize("new", [atomic.new_file, atomic.new_folder])
+def test_a_block_that_ends_well_replaces_and_one_that_fails_changes_nothing(tmp_path, trouble, new):
+    path = tmp_path / "x"
     for word in ("one", "two"):
-        with atomic.new_folder(path) as folder:
-            (folder / word).write_text(word)
-        assert os.listdir(path) == [word]
-    with pytest.raises(ValueError, match="no"), atomic.new_folder(path) as folder:
-        (folder / "three").write_text("three")
-        raise ValueError("no")
-    assert os.listdir(path) == ["two"]
-    assert os.listdir(tmp_path) == ["folder"]
+        with new(path) as made:
+            made.write(word.encode()) if new is atomic.new_file else (made / word).touch()
+            assert path.exists() == (word == "two")
+        assert (os.listdir(path) if path.is_dir() else [path.read_text()]) == [word]
+    before = tree(tmp_path)
+    with pytest.raises(trouble), new(path):
+        raise trouble
+    assert tree(tmp_path) == before
 
 
-def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new(tmp_path, crashes):
-    code = """
-from elbocli.files.atomic import new_folder, sweep
-path = Path(sys.argv[1])
-def work(word="new"):
+KILLED = {
+    "file": """
+from elbocli.files.atomic import new_file
+def work(word):
+    with new_file(path) as file:
+        file.write(word)
+def content():
+    return path.read_bytes()
+""",
+    "folder": """
+from elbocli.files.atomic import new_folder
+def work(word):
     with new_folder(path) as folder:
-        (folder / word).write_bytes(b"whole")
-work("old")
-k, seen = 0, set()
-while crashed(work, k):
+        (folder / word.decode()).touch()
+def content():
+    (only,) = path.iterdir()
+    return only.name.encode()
+""",
+}
+EVERY_CALL = """
+from elbocli.files.atomic import sweep
+path = Path(sys.argv[1])
+work(b"old")
+k, seen = 0, []
+while crashed(lambda: work(b"new"), k):
     sweep(path.parent)
-    assert [entry.name for entry in path.parent.iterdir()] == ["folder"], k
-    (name,) = [file.name for file in path.iterdir()]
-    seen.add(name)
-    shutil.rmtree(path)
-    work("old")
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], k
+    seen.append(content())
+    work(b"old")
     k += 1
-assert seen == {"old", "new"} and [file.name for file in path.iterdir()] == ["new"]
+assert content() == b"new" and set(seen) == {b"old", b"new"}, seen
+print(k)
 """
-    crashes(code, tmp_path / "folder")
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with (
-        pytest.raises(DataError, match=r"gone/file: could not write: No such file"),
-        atomic.new_file(tmp_path / "gone/file"),
-    ):
-        pass
-
-
-def test_a_full_disk_keeps_the_old_file_and_says_so(small_disk):
-    path = small_disk / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(DataError, match="No space left"), atomic.new_file(path) as file:
-        for _ in range(1024):
-            file.write(bytes(1024))
-    assert path.read_bytes() == b"old"
-    assert os.listdir(small_disk) == ["file"]
-    path.unlink()
-
-
-def test_text_and_json_read_back(tmp_path):
-    atomic.write_text(tmp_path / "text", "λ\n")
-    atomic.write_json(tmp_path / "json", {"λ": [1, None]})
-    assert (tmp_path / "text").read_text("utf-8") == "λ\n"
-    assert (tmp_path / "json").read_text().endswith("}\n")
-
-
-def test_json_refuses_nan(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        atomic.write_json(tmp_path / "json", {"loss": float("nan")})
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_lock_admits_one_holder_and_is_free_again_after(tmp_path):
-    lock = tmp_path / "lock"
-    with (
-        atomic.locked(lock, "run"),
-        pytest.raises(DataError, match="run: another elbo process"),
-        atomic.locked(lock, "run"),
-    ):
-        pytest.fail("two holders")
-    with atomic.locked(tmp_path / "lock", "run"):
-        pass
-
-
-def test_a_killed_holder_frees_the_lock(tmp_path):
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom elbocli.files.atomic import locked\n"
-        "with locked(Path(sys.argv[1]), 'run'):\n    print('held', flush=True)\n    time.sleep(60)\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], stdout=subprocess.PIPE)
-    try:
-        assert child.stdout.readline() == b"held\n"
-        with pytest.raises(DataError), atomic.locked(tmp_path / "lock", "run"):
-            pass
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    with atomic.locked(tmp_path / "lock", "run"):
-        pass
-
-
-def test_a_pipe_is_not_replaced(tmp_path):
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    with pytest.raises(UsageError):
-        check_outputs([(path, ["samples"])], [], True)
-    for write in (atomic.new_file, atomic.new_folder):
-        with pytest.raises(DataError), write(path):
-            pass
-    assert path.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+@pytest.mark.parametrize("kind", KILLED)
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path, crashes, kind):
+    assert int(crashes(KILLED[kind] + EVERY_CALL, tmp_path / "x")) >= 3
 
 
 @pytest.mark.parametrize("name", ["file", "two\nlines", "a.b.c"])
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, python, name):
-    path, others = tmp_path / name, [tmp_path / ".other.7.tmp", tmp_path / f".{name}.tmp", tmp_path / f"{name}.7.tmp"]
+    others = {".other.7.tmp", f".{name}.tmp", f"{name}.7.tmp"}
     for other in others:
-        other.touch()
+        (tmp_path / other).touch()
     killed = "import os, sys; from pathlib import Path; from elbocli.files import atomic; path = Path(sys.argv[1])\n"
-    for left in ("new_file(path); manager.__enter__().write(b'a')", "new_folder(path); manager.__enter__()"):
-        python(f"{killed}manager = atomic.{left}; os._exit(0)", path)
+    for left in ("new_file", "new_folder"):
+        python(f"{killed}manager = atomic.{left}(path); manager.__enter__(); os._exit(0)", tmp_path / name)
         assert len(os.listdir(tmp_path)) == 4
-        assert sum(atomic.ASIDE.fullmatch(found.name) is not None for found in tmp_path.iterdir()) == 2
-    python(f"{killed}atomic.write_text(path, 'whole')", path)
-    assert sorted(os.listdir(tmp_path)) == sorted([name, *(other.name for other in others)])
+    atomic.write_text(tmp_path / name, "whole")
+    assert {*os.listdir(tmp_path)} == {name, *others}
 
 
 def test_what_another_process_is_writing_is_not_swept(tmp_path, python):
-    sweep = "import sys; from pathlib import Path; from elbocli.files.atomic import sweep; sweep(Path(sys.argv[1]))"
     (tmp_path / ".left.7.tmp").touch()
     with atomic.new_file(tmp_path / "file") as file, atomic.new_folder(tmp_path / "folder") as folder:
         file.write(b"half")
         (folder / "a").touch()
-        python(sweep, tmp_path)
-        assert not (tmp_path / ".left.7.tmp").exists()
+        python(
+            "import sys; from pathlib import Path; from elbocli.files.atomic import sweep; sweep(Path(sys.argv[1]))",
+            tmp_path,
+        )
+        assert not (tmp_path / ".left.7.tmp").exists() and not (tmp_path / "file").exists()
     assert (tmp_path / "file").read_bytes() == b"half" and (tmp_path / "folder" / "a").exists()
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_files_have_the_permissions_that_the_umask_leaves(tmp_path):
-    before = os.umask(0o002)
-    try:
-        atomic.write_text(tmp_path / "file", "")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o664
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for write in (atomic.new_file, atomic.new_folder):
+        with pytest.raises(DataError), write(tmp_path / "pipe"):
+            pass
+    assert os.listdir(tmp_path) == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_lock_admits_one_holder_until_its_end_or_its_kill(tmp_path, python):
+    take = "import os, sys; from pathlib import Path; from elbocli.files import atomic\n"
+    python(f"{take}atomic.locked(Path(sys.argv[1]), 'run').__enter__(); os._exit(0)", tmp_path / "lock")
+    for _ in range(2):
+        with (
+            atomic.locked(tmp_path / "lock", "run"),
+            pytest.raises(DataError, match="^run: "),
+            atomic.locked(tmp_path / "lock", "run", wait=0.2),
+        ):
+            pytest.fail("two holders")
+
+
+def test_text_and_json_read_back_and_no_number_is_left_out(tmp_path):
+    atomic.write_text(tmp_path / "text", "λ\n")
+    atomic.write_json(tmp_path / "json", {"λ": [1, None]})
+    assert (tmp_path / "text").read_bytes() == "λ\n".encode() and (tmp_path / "json").read_text().endswith("}\n")
+    with pytest.raises(ValueError):
+        atomic.write_json(tmp_path / "json", {"loss": float("nan")})
+    assert sorted(os.listdir(tmp_path)) == ["json", "text"]

@@ -1,45 +1,49 @@
-"""Every format of elbo's own: a record that is written is read back; a mutated one is read or refused."""
+"""Every format of elbo's own is read back or refused; libraries that could run code have one owner; outputs replace their own kind."""
 
+import contextlib
+import hashlib
 import json
 import random
+import re
+import shutil
 from typing import Any
 
+import click
 import pytest
 from formats import PACKAGE, content_of, declared, mutated, renewed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elbocli.errors import DataError, FormatError
-from elbocli.files.records import Record, StoredFormat, parse_json
+from elbocli.cli.commands import Output
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files.reading import add_digests, file_sha256
+from elbocli.files.recognise import FOLDER, check_outputs
+from elbocli.files.records import Record, parse_json
 from elbocli.files.yaml_text import parse_yaml, yaml_text
+from elbocli.main import elbo as program
 
-FORMATS = [pytest.param(each, id=each.record.__name__) for each in declared()]
+# Records
+
+FORMATS = pytest.mark.parametrize("each", [pytest.param(each, id=each.record.__name__) for each in declared()])
 
 
-@pytest.mark.parametrize("each", FORMATS)
+@FORMATS
 @given(rng=st.randoms(use_true_random=False))
 @settings(max_examples=25)
-def test_a_record_is_read_back_from_json_and_yaml(each: StoredFormat, rng: random.Random) -> None:
+def test_a_record_is_read_back_from_json_and_yaml_and_a_mutated_one_read_or_refused(each, rng):
     record = each.record.of(content_of(rng, each))
     text = json.dumps(record.json(), allow_nan=False)
     again = each.record.of(parse_json(text, "it"))
     assert again == record and json.dumps(again.json()) == text
     assert each.record.of(parse_yaml(yaml_text(record.json()), "it")) == record
-
-
-@pytest.mark.parametrize("each", FORMATS)
-@given(rng=st.randoms(use_true_random=False))
-@settings(max_examples=40)
-def test_a_mutated_record_is_read_or_refused(each: StoredFormat, rng: random.Random) -> None:
-    content = mutated(rng, content_of(rng, each))
     try:
-        each.record.of(content, "the file")
+        each.record.of(mutated(rng, content_of(rng, each)), "the file")
     except (DataError, FormatError) as error:
         assert str(error).startswith("the file")
 
 
-@pytest.mark.parametrize("each", FORMATS)
-def test_a_later_version_is_not_taken_for_damage(each: StoredFormat) -> None:
+@FORMATS
+def test_a_later_version_is_not_taken_for_damage(each):
     if each.version:
         with pytest.raises(DataError):
             each.record.of({**content_of(random.Random(0), each), "version": each.version + 1})
@@ -61,21 +65,179 @@ class Outer(Record, frozen=True, kw_only=True):
     parts: list[Inner]
     by_name: dict[str, Inner]
     others: dict[str, Any] = {}
-    last: float | list[float] | None
 
 
-def test_keys_without_a_field_are_kept_and_nullable_keys_may_be_missing() -> None:
+def test_keys_without_a_field_are_kept_and_nullable_keys_may_be_missing():
     content = {"count": 2, "parts": [{"level": 1}], "by_name": {"x": {"level": 2.5}}, "b": {"c": 1}}
     record = Outer.of(content)
-    assert record.others == {"b": {"c": 1}}
-    assert record.json() == {**content, "known": None, "last": None}
-    assert list(Outer(count=1, known="", said="s", parts=[], by_name={}, last=None).json())[:3] == [
-        "count",
-        "known",
-        "said",
-    ]
+    assert record.others == {"b": {"c": 1}} and record.json() == {**content, "known": None}
+    assert [*Outer(count=1, known="", said="s", parts=[], by_name={}).json()][:3] == ["count", "known", "said"]
 
 
-def test_the_page_lists_all_formats() -> None:
+def test_the_page_lists_all_formats():
     page = PACKAGE.parent / "docs" / "formats.md"
     assert renewed(page.read_text("utf-8")) == page.read_text("utf-8"), "python tests/formats.py docs/formats.md"
+
+
+def test_digests_add_up_in_any_order_and_grouping(tmp_path):
+    contents = [bytes([k]) * 300_000 for k in range(9)]
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    (tmp_path / "a").write_bytes(contents[7])
+    assert file_sha256(tmp_path / "a") == digests[7]
+    assert add_digests([add_digests(digests[5:]), add_digests(digests[:5])]) == add_digests(digests)
+    assert add_digests([]) == "0" * 64 and add_digests(["f" * 64, "0" * 63 + "1"]) == "0" * 64
+
+
+# Nothing in a file is run
+
+OWNERS = {
+    r"(import|from) yaml\b": {"files/yaml_text.py"},
+    r"(import|from) (pickle|marshal|shelve|dill|joblib|cloudpickle)\b": {"files/pickles.py", "files/tensor_files.py"},
+    r"pickle\.(loads?|Unpickler)\b|allow_pickle=True|weights_only=False|extractall": set(),
+    r"pickle\._Unpickler|find_class": {"files/pickles.py"},
+    r"(import|from) tarfile\b": {"images/kinds/trees.py"},
+    r"(import|from) h5py\b": {"files/dataset.py"},
+    r"(import|from) safetensors\b": {"files/checkpoint.py", "files/tensor_files.py"},
+    r"(torch|export)\.load\(": {"files/tensor_files.py"},
+    r"(import|from) scipy\.io\b": {"images/labels.py"},
+    r"(import|from) pyarrow\b": {"images/kinds/parquet.py"},
+    r"(import|from) subprocess\b": {"train/loop.py"},
+    r"sys\.executable|os\.(system|popen|exec|spawn)|(?<![.\w])(eval|exec|__import__)\(": set(),
+    r"exec_module": {"files/plugins.py"},
+    r"Image\.open": {"images/decode.py", "files/dataset.py", "train/recorder.py", "report/thumbnails.py"},
+}
+"""Patterns of calls, or of imports, and the only modules that may have them."""
+MODULES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("pattern", OWNERS)
+def test_every_library_that_reads_strangers_files_is_called_by_its_own_module(pattern):
+    assert {name for name, text in MODULES.items() if re.search(pattern, text)} == OWNERS[pattern]
+
+
+# Files that commands may write
+
+
+def tree(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def shelf(trained, digits, digits_folder, tmp_path):
+    """A folder with a run, a dataset, images, and files of nobody's."""
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.copy(digits, tmp_path / "data.h5")
+    shutil.copytree(digits_folder / "1", tmp_path / "photos")
+    for end in ("yaml", "svg", "md", "safetensors", "npz", "html", "tsv", "json"):
+        (tmp_path / f"mine.{end}").write_text("mine")
+    return tmp_path
+
+
+REFUSED = """
+sample run -n 2 --steps 1 -o run
+sample run -n 2 --steps 1 -o run/checkpoints
+sample run -n 2 --steps 1 -o run/previews/step-00000040.png
+sample run -n 2 --steps 1 -o photos
+sample run -n 2 --steps 1 -o data.h5
+sample run/checkpoints/step-00000040 -n 2 --steps 1 -o run
+ema run --std .1 -o data.h5
+ema run --std .1 -o run/checkpoints/step-00000040/model.safetensors
+ema run --std .1 -o mine.safetensors
+report run -o run/config.yaml
+report run -o mine.html
+adapt run/losslog.jsonl -o run/losslog.jsonl
+adapt run -o mine.yaml
+adapt run -o new.yaml --plot mine.svg
+grid run -o mine.yaml
+optimum data.h5 -n 4 -o mine.json
+optimum data.h5 -n 4 -o data.h5
+bound run -n 4 --log run/losslog.jsonl
+bound run -n 4 --curve data.h5
+bound run -n 4 --per-image mine.tsv
+bound run -n 4 --curve new.tsv --per-image new.tsv
+eval data.h5 --ref data.h5 --extractor elbo-tiny --save-stats mine.npz
+eval data.h5 --ref data.h5 --extractor elbo-tiny --card mine.md
+weights plot -o mine.svg
+presets write digits mine.yaml
+prep data.h5 data.h5
+prep photos run/../data.h5/../data.h5 data.h5
+merge data.h5 data.h5
+train data.h5 -o run --steps 50 --log-to run/losslog.jsonl
+train data.h5 -o run --steps 50 --log-to run/metrics.jsonl
+train data.h5 -o fresh --log-to fresh/metrics.jsonl
+"""
+REPEATED = """
+sample run -n 2 --steps 1 -o out1
+sample run -n 2 --steps 1 -o out1.h5
+sample run -n 2 --steps 1 -o out1.npz
+sample run -n 2 --steps 1 -o run/out1.png
+report run -o run/out2.html
+adapt run -o run/out3.yaml --plot out3.pdf
+bound run -n 4 --log out4.jsonl --curve out4.tsv --plot out4.svg
+bound run -n 4 --per-image out5.tsv
+eval data.h5 --ref data.h5 --extractor elbo-tiny --metrics fid --save-stats out6.npz --save-features out6.safetensors --card out6.md
+optimum data.h5 -n 4 -o out7.json
+presets write digits out8.yaml
+prep photos out9.h5 --size 8
+merge out10.h5 data.h5
+"""
+
+
+def test_overwriting_replaces_results_of_the_command_and_nothing_else(elbo, shelf):
+    before = tree(shelf)
+    for line in REFUSED.strip().splitlines():
+        result = elbo(*line.split(), "--overwrite", cwd=shelf)
+        assert result.returncode in (1, 2) and result.stderr.count(b"error:") == 1, (line, result)
+        assert tree(shelf) == before, line
+    for line in REPEATED.strip().splitlines():
+        assert elbo(*line.split(), cwd=shelf).returncode == 0, line
+        before = tree(shelf)
+        again = elbo(*line.split(), cwd=shelf)
+        assert again.returncode == 2 and b"--overwrite" in again.stderr and tree(shelf) == before, line
+        done = elbo(*line.split(), "--overwrite", cwd=shelf)
+        assert done.returncode == 0 and tree(shelf).keys() == before.keys(), (line, done.stderr)
+
+
+def commands(group):
+    for command in group.commands.values() if isinstance(group, click.Group) else ():
+        yield from commands(command) if isinstance(command, click.Group) else [command]
+
+
+def test_every_option_that_names_a_file_to_write_is_checked():
+    for name in program.list_commands(click.Context(program)):
+        command = program.get_command(click.Context(program), name)
+        for each in [*commands(command)] or [command]:
+            params = {param.name: param for param in each.params}
+            outputs = {key for key, param in params.items() if isinstance(param.type, Output)}
+            named = {"out", "plot", "card", "grid", "curve", "per_image", "neighbours"} & {*params}
+            if name != "train":  # its -o is a run, which it continues
+                assert named <= outputs, name
+                assert ("overwrite" in params) == (outputs not in (set(), {"run"})), name
+
+
+OUTPUTS = """
+empty       page   kept       refused
+empty       page   overwrite  allowed
+empty       folder overwrite  refused
+dangling    page   kept       refused
+dangling    page   overwrite  allowed
+new         page   kept       allowed
+drawn       page   overwrite  refused
+gone/file   page   overwrite  refused
+gone/folder folder overwrite  allowed
+drawn       folder overwrite  allowed
+mixed       folder overwrite  refused
+"""
+
+
+@pytest.mark.parametrize("line", OUTPUTS.strip().splitlines())
+def test_an_output_is_new_or_of_its_own_kind(line, tmp_path):
+    name, kind, overwrite, expected = line.split()
+    (tmp_path / "empty").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for file in ("drawn/000000.png", "mixed/000000.png", "mixed/notes.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    kinds = [FOLDER if kind == "folder" else "a page"]
+    with contextlib.nullcontext() if expected == "allowed" else pytest.raises((UsageError, DataError)):
+        check_outputs([(tmp_path / name, kinds)], [], overwrite == "overwrite")

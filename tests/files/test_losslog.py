@@ -1,16 +1,27 @@
+"""Loss logs add up exactly and go on after a kill; optima and likelihoods read back; damage is told with its line or key."""
+
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from elbocli.core.adaptive import bin_edges
-from elbocli.errors import FormatError
+from elbocli.errors import FormatError, UsageError
 from elbocli.files import losslog
+from elbocli.files.losslog import LeastCurve, Optimum, SampleCheck, is_table, read_optimum, read_table, write_table
 
 EDGES = bin_edges(-5, 7, 4)
+SEEDS = st.lists(st.integers(0, 99), max_size=4)
+
+
+def table(text):
+    """The JSON of each line."""
+    return [json.loads(line) for line in text.strip().splitlines()]
 
 
 def sums(seed):
@@ -19,9 +30,9 @@ def sums(seed):
     return torch.stack([count, *torch.rand(2, 4, generator=generator, dtype=torch.float64)])
 
 
-def text(seeds, start=0, edges=EDGES):
+def lines(seeds, edges=EDGES):
     head = losslog.header(edges, dimensions=192, weighting="sigmoid", schedule="cosine", prediction="v")
-    return [head, *(losslog.line(start + 10 * (i + 1), 640 * (i + 1), sums(seed)) for i, seed in enumerate(seeds))]
+    return [head, *(losslog.line(10 * i, 640 * i, sums(seed)) for i, seed in enumerate(seeds, 1))]
 
 
 def read(*sources, since=0):
@@ -30,122 +41,175 @@ def read(*sources, since=0):
     return losslog.read_logs(map(io.BytesIO, contents), since)
 
 
-@given(st.lists(st.integers(0, 99), max_size=6))
-def test_a_log_reads_back_exactly(seeds):
-    log = read(text(seeds))
-    total = torch.zeros(3, 4, dtype=torch.float64)
-    for seed in seeds:
-        total += sums(seed)
-    assert torch.equal(log.sums, total)
-    assert torch.equal(log.edges, EDGES)
-    assert (log.lines, log.images) == (len(seeds), 640 * len(seeds))
-    assert log.batch == (64 if seeds else 1)
+@given(SEEDS, SEEDS)
+def test_logs_read_back_exactly_and_add_up_joined_or_apart(one, other):
+    log, together = read(lines(one)), read(lines(one) + lines(other))
+    total = sum(map(sums, one), torch.zeros(3, 4, dtype=torch.float64))
+    assert torch.equal(log.sums, total) and torch.equal(log.edges, EDGES)
+    assert (log.lines, log.images, log.batch) == (len(one), 640 * len(one), 64 if one else 1)
     assert (log.header.weighting, log.header.dimensions) == ("sigmoid", 192)
-
-
-@given(st.lists(st.integers(0, 99), max_size=4), st.lists(st.integers(0, 99), max_size=4))
-def test_concatenated_logs_add_up_like_separate_ones(one, other):
-    together, apart = read(text(one) + text(other)), read(text(one), text(other))
-    assert torch.equal(together.sums, apart.sums)
-    torch.testing.assert_close(apart.sums, read(text(one)).sums + read(text(other)).sums, rtol=1e-14, atol=1e-14)
+    assert torch.equal(together.sums, read(lines(one), lines(other)).sums)
+    torch.testing.assert_close(together.sums, total + read(lines(other)).sums, rtol=1e-14, atol=1e-14)
+    assert together.images == 640 * max(len(one), len(other))
 
 
 def test_since_leaves_out_the_steps_up_to_it():
-    assert torch.equal(read(text([1, 2, 3]), since=20).sums, sums(3))
-    assert torch.equal(read(text([1, 2, 3]), since=19).sums, sums(2) + sums(3))
+    assert torch.equal(read(lines([1, 2, 3]), since=20).sums, sums(3))
+    assert torch.equal(read(lines([1, 2, 3]), since=19).sums, sums(2) + sums(3))
 
 
-GOOD = json.loads(losslog.line(10, 640, sums(0)))
+def test_a_writer_goes_on_with_a_log_and_a_run_is_read_by_its_folder(tmp_path):
+    for step in (1, 2):
+        writer = losslog.LossLogWriter(tmp_path / "losslog.jsonl", EDGES, dimensions=192, weighting="sigmoid")
+        writer.write(step, 64 * step, sums(step))
+    log = losslog.read_logs([tmp_path])
+    assert torch.equal(log.sums, sums(1) + sums(2)) and (log.lines, log.header.weighting) == (2, "sigmoid")
 
 
-@pytest.mark.parametrize(
-    ("line", "what"),
-    [
-        ("{", ""),
-        ("", ""),
-        ("[1]", ""),
-        ("7", ""),
-        ("\xff", ""),
-        (json.dumps({**GOOD, "step": "x"}), "step"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "sumsq"}), "sumsq"),
-        (json.dumps({**GOOD, "count": [1, 2]}), "must be 4 numbers each"),
-        (json.dumps({**GOOD, "sum": [1.0, 2.0, 3.0, float("nan")]}), ""),
-        (json.dumps({**GOOD, "sum": [-1, 1, 1, 1]}), "sum"),
-        (json.dumps({**GOOD, "count": [1], "sum": [1], "sumsq": [1]}), "must be 4 numbers each"),
-        (json.dumps({**GOOD, "sum": "abcd"}), "sum"),
-        (json.dumps({**GOOD, "images": None}), "images"),
-    ],
+def test_a_last_line_that_is_half_written_is_left_out_and_one_between_others_is_damage():
+    whole = "".join(lines([1, 2])).encode()
+    for end in range(len("".join(lines([1]))), len(whole) + 1):
+        complete = end >= len(whole) - 1  # a line whose newline alone is missing says all
+        assert torch.equal(read(whole[:end]).sums, read(lines([1, 2] if complete else [1])).sums)
+    head, first, second = lines([1, 2])
+    with pytest.raises(FormatError, match="line 2: "):
+        read([head, first[:20] + "\n", second])
+
+
+ROW = json.loads(losslog.line(10, 640, sums(0)))
+BAD_ROWS = """
+{"step": "x"}
+{"step": Infinity}
+{"step": -1}
+{"images": null}
+{"count": [1, 2]}
+{"count": [1], "sum": [1], "sumsq": [1]}
+{"sum": [1.0, 2.0, 3.0, NaN]}
+{"sum": [-1, 1, 1, 1]}
+{"sumsq": null}
+"""
+BAD_LINES = ["{", "", "[1]", "7", "\xff", *(json.dumps({**ROW, **change}) for change in table(BAD_ROWS))]
+
+
+@pytest.mark.parametrize("text", BAD_LINES)
+def test_a_bad_line_is_refused_by_number(text):
+    with pytest.raises(FormatError, match="standard input: line 3: "):
+        read([*lines([1]), text + "\n"])
+
+
+BAD_HEADERS = """
+{"format": "elbo-run"}
+{"version": 0}
+{"edges": null}
+{"edges": [1]}
+{"edges": [1, 1, 2]}
+{"edges": [1, 0]}
+{"edges": [0, 1e9]}
+"""
+
+
+@pytest.mark.parametrize("change", table(BAD_HEADERS))
+def test_a_bad_header_is_refused(change):
+    with pytest.raises(FormatError, match="line 1: "):
+        read([json.dumps({**json.loads(lines([])[0]), **change})])
+
+
+def test_logs_without_a_header_or_of_other_bins_or_of_too_many_are_refused():
+    for other in ([], lines([1])[1:], lines([1], bin_edges(-5, 8, 4))):
+        with pytest.raises(FormatError):
+            read(lines([1]), other)
+    with pytest.raises(UsageError):
+        read()
+    with pytest.raises(FormatError):
+        lines([], bin_edges(-5, 7, losslog.MOST_BINS + 1))
+    assert read(lines([], bin_edges(-5, 7, losslog.MOST_BINS))).sums.shape == (3, losslog.MOST_BINS)
+
+
+# The least error
+
+BINS = bin_edges(-4, 4, 8)
+FOUND = Optimum(
+    edges=BINS.tolist(),
+    eps_mse=[0.1 * k for k in range(8)],
+    eps_mse_se=[0.01] * 8,
+    classes=2,
+    nats=1.5,
+    nats_se=0.1,
+    log_images=1.6,
+    images=5,
+    flip=False,
+    sources=4,
+    draws=2,
+    dimensions=3,
+    label_dropout=0.25,
+    without_class=LeastCurve([0.2 * k for k in range(8)], [0.02] * 8),
+    sample=SampleCheck(3, 2, [0.0] * 8, [0.1] * 8),
+    dataset="x.h5",
 )
-def test_a_bad_line_is_refused_by_number(line, what):
-    with pytest.raises(FormatError, match=f"standard input: line 3: .*{what}"):
-        read([*text([1]), line + "\n"])
 
 
-@pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN"])
-@pytest.mark.parametrize("key", ["step", "images"])
-def test_a_step_beyond_all_numbers_is_refused(key, value):
-    line = json.dumps({**GOOD, key: 0}).replace(f'"{key}": 0', f'"{key}": {value}')
-    with pytest.raises(FormatError, match="line 2"):
-        read([text([])[0], line])
+def test_an_optimum_is_read_as_it_was_written(tmp_path):
+    for optimum in (FOUND, structs.replace(FOUND, without_class=None, sample=None)):
+        (tmp_path / "o.json").write_text(optimum.text())
+        assert read_optimum(tmp_path / "o.json") == optimum
+    assert "sample" not in json.loads(optimum.text())
 
 
-def test_an_integer_beyond_float64_is_refused():
-    with pytest.raises(FormatError, match="line 2"):
-        read([text([])[0], json.dumps({**GOOD, "count": [10**400, 1, 1, 1]})])
+def test_training_that_drops_classes_has_both_least_errors():
+    value, se = FOUND.least(BINS, training=True)
+    torch.testing.assert_close(value, torch.arange(8).double() * (0.75 * 0.1 + 0.25 * 0.2))
+    assert float(se[0]) == pytest.approx(0.75 * 0.01 + 0.25 * 0.02)
+    torch.testing.assert_close(FOUND.least(BINS)[0], torch.arange(8).double() * 0.1)
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"format": "elbo-run"}, "format is 'elbo-run'"),
-        ({"version": 0}, "version 0"),
-        ({"edges": None}, "edges"),
-        ({"edges": [1]}, "edges"),
-        ({"edges": [1, "x"]}, "edges"),
-        ({"edges": [1, 1, 2]}, "rise"),
-        ({"edges": [1, 0]}, "rise"),
-        ({"edges": [0, float("inf")]}, ""),
-        ({"edges": [0, 1e9]}, "edges"),
-        ({"edges": [0, 10**400]}, ""),
-    ],
-)
-def test_a_bad_header_is_refused(change, what):
-    head = {**json.loads(text([])[0]), **change}
-    with pytest.raises(FormatError, match=f"line 1: .*{what}"):
-        read([json.dumps(head)])
+def test_other_bins_have_the_same_integral_and_levels_beyond_are_refused():
+    own = FOUND.least(BINS)[0]
+    for edges in (bin_edges(-4, 4, 4), bin_edges(-4, 4, 7), bin_edges(-4, 4, 50)):
+        value = FOUND.least(edges)[0]
+        assert float((value * edges.diff()).sum()) == pytest.approx(float((own * BINS.diff()).sum()))
+    torch.testing.assert_close(FOUND.least(bin_edges(-4, 4, 4))[0], own.view(4, 2).mean(1))
+    torch.testing.assert_close(FOUND.least(torch.tensor([0.2, 0.7]).double())[0], own[4:5])
+    for low, high in ((-4, 5), (-5, 4)):
+        with pytest.raises(UsageError, match=f"{low} to {high} is needed"):
+            FOUND.least(bin_edges(low, high, 9))
 
 
-def test_logs_of_other_bins_are_refused():
-    with pytest.raises(FormatError, match="other bins"):
-        read(text([1]), text([1], edges=bin_edges(-5, 8, 4)))
+BAD_OPTIMA = """
+{"edges": [0.0]}
+{"edges": [-4, -3, -2, -1, 0, 1, 2, 3, 1e9]}
+{"edges": [-4, -3, -2, -1, 0, 1, 2, 3, -9]}
+{"eps_mse": [0.0]}
+{"eps_mse": [NaN, 0, 0, 0, 0, 0, 0, 0]}
+{"eps_mse_se": [-1, 1, 1, 1, 1, 1, 1, 1]}
+{"without_class": {"eps_mse": [1.0], "eps_mse_se": [1.0]}}
+{"label_dropout": 2.0}
+{"sources": 0}
+{"classes": "two"}
+{"format": "elbo-losslog"}
+{"version": 0}
+"""
 
 
-@pytest.mark.parametrize("log", [[], text([1])[1:]])
-def test_a_log_without_a_header_or_lines_is_refused(log):
-    with pytest.raises(FormatError):
-        read(log)
-    with pytest.raises(FormatError):
-        read(text([1]), log)
+@pytest.mark.parametrize("change", table(BAD_OPTIMA))
+def test_a_damaged_optimum_is_refused(change, tmp_path):
+    path = tmp_path / "o.json"
+    path.write_text(json.dumps({**FOUND.json(), **change}))
+    with pytest.raises(FormatError, match=r"o\.json: "):
+        read_optimum(path)
 
 
-def test_a_last_line_that_is_half_written_is_left_out():
-    """A run writes it just now, or was killed as it did."""
-    whole = "".join(text([1, 2])).encode()
-    first, last = len("".join(text([1])).encode()), len(whole)
-    for end in range(first, last + 1):
-        complete = end >= last - 1  # a line whose newline alone is missing says all
-        assert torch.equal(read(whole[:end]).sums, read(text([1, 2] if complete else [1])).sums)
-    with pytest.raises(FormatError):
-        read(whole[:20])
+# Likelihoods
 
 
-def test_half_a_line_between_others_is_damage():
-    lines = text([1, 2])
-    with pytest.raises(FormatError, match="standard input: line 2: "):
-        read([lines[0], lines[1][:20] + "\n", lines[2]])
-
-
-def test_more_bins_than_can_be_fitted_are_refused():
-    with pytest.raises(FormatError):
-        text([], edges=bin_edges(-5, 7, losslog.MOST_BINS + 1))
-    assert read(text([], edges=bin_edges(-5, 7, losslog.MOST_BINS))).sums.shape == (3, losslog.MOST_BINS)
+def test_likelihoods_read_back_to_the_bit_and_other_tables_are_refused(tmp_path):
+    path, nats = tmp_path / "a.tsv", np.array([1.5, -0.1, 1e-300])
+    columns = {"index": np.array([0, 4, 9]), "label": np.array([1, 0, 1]), "nats": nats, "nats_se": nats / 3}
+    write_table(path, columns)
+    found = read_table(path)
+    assert [*found] == [*columns] and all(np.array_equal(found[name], columns[name]) for name in columns)
+    assert [is_table(path.with_suffix(end)) for end in (".tsv", ".TXT", ".h5")] == [True, True, False]
+    head = "index\tlabel\tnats\n"
+    for text in ("", "x", "a\tb\n1\t2\n", head, head + "1\t2\n", head + "1\t0\tnan\n"):
+        path.write_text(text)
+        with pytest.raises(FormatError, match=r"a\.tsv"):
+            read_table(path)

@@ -1,19 +1,22 @@
+"""Schedule files and diffusers' scheduler_config.json are schedules and weightings wherever a name is one."""
+
+import json
 import math
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
+from elbocli.core.monotone import likeness
 from elbocli.core.schedule import NARROWEST, Table, make_schedule, parse_schedule
+from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.errors import ElboError, FormatError, UsageError
-from elbocli.files import schedule_file
-from elbocli.files.yaml_text import read_yaml, yaml_text
+from elbocli.files.schedule_file import made_for, read_table, resolve_schedule, resolve_weighting, to_text
+from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
 
 T = torch.linspace(0, 1, 101, dtype=torch.float64)
+LAMBDA = torch.linspace(-12, 12, 97, dtype=torch.float64)
 ROWS = [(0.0, 9.5), (0.3, 2.0), (0.8, -1.25), (1.0, -7.0)]
 
 
@@ -24,165 +27,246 @@ def table(rows=ROWS):
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "schedule.yaml"
-    path.write_text(schedule_file.to_text(table(), weighting="sigmoid:bias=2", criterion="loss", images=64))
+    path.write_text(to_text(table(), weighting="sigmoid:bias=2", criterion="loss", made_for="heun"))
     return path
 
 
-@st.composite
-def knots(draw):
-    """Knots a millionth apart or more, at numbers that no short decimal is."""
-    inner = sorted(draw(st.sets(st.integers(1, 10**6 - 1), max_size=30)))
-    count = len(inner) + 2
-    levels = sorted(draw(st.sets(st.integers(-(10**8), 10**8), min_size=count, max_size=count)), reverse=True)
-    assume(levels[0] - levels[-1] >= 2_100_000 * NARROWEST)
-    return [(t / 10**6, lam / 2_100_000) for t, lam in zip([0, *inner, 10**6], levels, strict=True)]
+def rows_of(seed):
+    """Knots at numbers that no short decimal is."""
+    random = np.random.default_rng(seed)
+    count = random.integers(2, 30)
+    time, level = np.linspace(0, 1, count), np.sort(random.uniform(-49, 49, count))[::-1]
+    return [*zip((time**1.1).tolist(), (level + np.linspace(1, -1, count) * NARROWEST).tolist(), strict=True)]
 
 
-@given(knots())
-def test_a_file_holds_the_schedule_to_the_last_bit(rows):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "s.yaml"
-        path.write_text(schedule_file.to_text(table(rows)))
-        found, _ = schedule_file.read_table(path)
-    assert found.time.tolist() == [t for t, _ in rows]
-    assert found.level.tolist() == [lam for _, lam in rows]
+@pytest.mark.parametrize("seed", range(5))
+def test_a_file_holds_the_schedule_to_the_last_bit(seed, path):
+    path.write_text(to_text(table(rows_of(seed))))
+    found, _ = read_table(path)
+    assert [*zip(found.time.tolist(), found.level.tolist())] == rows_of(seed)
 
 
 def test_a_file_says_how_it_was_made(path):
-    _, content = schedule_file.read_table(path)
-    assert (content.json()["format"], content.json()["version"]) == ("elbo-schedule", 1)
+    _, content = read_table(path)
+    assert content.head() == {"format": "elbo-schedule", "version": 1}
     assert (content.logsnr_min, content.logsnr_max) == (-7.0, 9.5)
-    assert (content.about["weighting"], content.about["criterion"], content.about["images"]) == (
-        "sigmoid:bias=2",
-        "loss",
-        64,
-    )
+    assert (content.about["weighting"], content.about["criterion"]) == ("sigmoid:bias=2", "loss")
+    assert made_for(resolve_schedule(str(path))) == "heun" and made_for(resolve_schedule("cosine")) is None
+    assert resolve_weighting("sigmoid").schedule is None and resolve_weighting("v-mse@cosine").schedule.file is None
 
 
-def test_a_file_is_a_schedule_wherever_a_name_is(path):
-    found = schedule_file.resolve_schedule(str(path))
-    assert torch.equal(found.logsnr(T), table().logsnr(T))
-    assert torch.equal(
-        schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T)
-    )
-
-
-def test_a_file_is_truncated_shifted_and_clipped_like_a_name(path):
-    part = schedule_file.resolve_schedule(str(path), -5, 5)
+def test_a_file_is_truncated_shifted_and_clipped_like_a_name_which_it_does_not_hide(path, monkeypatch):
+    part = resolve_schedule(str(path), -5, 5)
     assert part.logsnr(T)[[0, -1]].tolist() == pytest.approx([5, -5])
-    moved = schedule_file.resolve_schedule(f"{path}:shift=-1.5")
+    moved = resolve_schedule(f"{path}:shift=-1.5")
     np.testing.assert_allclose(moved.logsnr(T), table().logsnr(T) - 1.5, atol=1e-12)
-    clipped = schedule_file.resolve_schedule(str(path), -15, 15, clip=True)
+    assert torch.equal(resolve_schedule(moved.base).logsnr(T), moved.logsnr(T)) and moved.file == path
+    clipped = resolve_schedule(str(path), -15, 15, clip=True)
     assert (clipped.logsnr_min, clipped.logsnr_max) == (-7.0, 9.5)
-    with pytest.raises(UsageError, match="covers logsnr"):
-        schedule_file.resolve_schedule(str(path), -15, 15)
+    with pytest.raises(UsageError, match="covers"):
+        resolve_schedule(str(path), -15, 15)
+    monkeypatch.chdir(path.parent)
+    path.rename("cosine")
+    assert torch.equal(resolve_schedule("./cosine").logsnr(T), table().logsnr(T))
+    assert torch.equal(resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T))
 
 
-def test_a_shifted_files_base_reads_back(path):
-    moved = schedule_file.resolve_schedule(f"{path}:shift=-1.5")
-    assert torch.equal(schedule_file.resolve_schedule(moved.base).logsnr(T), moved.logsnr(T))
+@pytest.mark.parametrize("modifier", [{}, {"shift": 1.5}, {"monotone": True}, {"shift": -0.5, "monotone": True}])
+def test_a_file_is_a_weighting_whose_spec_reads_back(path, modifier):
+    plain, w = (resolve_weighting(f"schedule:{path}", **more)(LAMBDA) for more in ({}, modifier))
+    spec = resolve_weighting(f"schedule:{path}", **modifier).spec
+    assert torch.equal(resolve_weighting(spec)(LAMBDA), w)
+    np.testing.assert_allclose(plain, table().density(LAMBDA) / table().curve.height.max(), rtol=1e-12)
+    if "monotone" in modifier:
+        assert bool((w.diff() <= 0).all()) and ("shift" in modifier or bool((w >= plain).all()))
 
 
-def test_a_file_is_a_weighting_too(path):
-    w = schedule_file.resolve_weighting(f"schedule:{path}")
-    lam = torch.tensor([5.0, 0.0, -5.0], dtype=torch.float64)
-    density = table().density(lam)
-    np.testing.assert_allclose(w(lam), density / table().curve.height.max(), rtol=1e-12)
-    again = schedule_file.resolve_weighting(w.spec)
-    assert torch.equal(again(lam), w(lam))
+BAD_SCHEDULES = """
+format: elbo-run
+format: null
+version: 0
+knots: []
+knots: [1, 2]
+knots: [{t: 0}, {t: 1}]
+knots: [{t: 0, logsnr: .nan}, {t: 1, logsnr: 0}]
+knots: [{t: 0, logsnr: 0}, {t: 1, logsnr: 1}]
+knots: [{t: 0, logsnr: 60}, {t: 1, logsnr: 1}]
+knots: [{t: 0, logsnr: 2}, {t: 2, logsnr: 1}]
+"""
 
 
-@pytest.mark.parametrize("modifier", [{"shift": 1.5}, {"monotone": True}, {"shift": -0.5, "monotone": True}])
-def test_a_modified_weighting_of_a_file_reads_back_from_its_spec(path, modifier):
-    w = schedule_file.resolve_weighting(f"schedule:{path}", **modifier)
-    lam = torch.linspace(-12, 12, 97, dtype=torch.float64)
-    assert torch.equal(schedule_file.resolve_weighting(w.spec)(lam), w(lam))
+@pytest.mark.parametrize("line", BAD_SCHEDULES.strip().splitlines())
+def test_a_file_that_is_no_schedule_is_refused_by_name(path, line):
+    path.write_text(yaml_text({**read_yaml(path), **parse_yaml(line, "")}))
+    with pytest.raises(FormatError, match=r"schedule\.yaml"):
+        read_table(path)
 
 
-def test_a_files_monotone_weighting_never_rises_and_is_nowhere_below(path):
-    lam = torch.linspace(-12, 12, 4801, dtype=torch.float64)
-    plain, monotone = (
-        schedule_file.resolve_weighting(f"schedule:{path}", monotone=flag)(lam) for flag in (False, True)
-    )
-    assert bool((monotone.diff() <= 0).all())
-    assert bool((monotone >= plain).all())
+@pytest.mark.parametrize("text", ["a: &x [1, 2]\nb: *x\n", "a: 1\na: 2\n", "1: 2\n", "- 1\n", "a: ["])
+def test_yaml_is_a_mapping_of_text_keys_each_given_once(text, path):
+    path.write_text("b: 1e-4\nd: 2026-01-02\nn: null\n")
+    assert read_yaml(path) == {"b": 1e-4, "d": "2026-01-02", "n": None}
+    path.write_text(text)
+    with pytest.raises(FormatError, match=r"schedule\.yaml"):
+        read_yaml(path)
 
 
-@pytest.mark.parametrize("text", ["sigmoid:bias=1", "edm:shift=2,monotone", "schedule:cosine"])
-def test_a_declared_weighting_resolves(text):
-    assert schedule_file.resolve_weighting(text).spec.startswith(text.partition(":")[0])
+# scheduler_config.json
+
+BASE = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
+LATENT = {**BASE, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+CONFIGS = {
+    "linear": BASE,
+    "latent": {**LATENT, "prediction_type": "v_prediction"},
+    "zero-snr": {**LATENT, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    "cosine": {**BASE, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+    "sigmoid": {**BASE, "beta_schedule": "sigmoid", "prediction_type": "epsilon"},
+    "trained": {**BASE, "trained_betas": [0.001 * (i + 1) for i in range(100)]},
+}
+ERROR = {
+    "epsilon": lambda lam: lam * 0 + 1,
+    "sample": lambda lam: np.exp(-lam),
+    "v_prediction": lambda lam: 1 + np.exp(-lam),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(config, name="scheduler_config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(config if isinstance(config, str) else json.dumps(config))
+        return str(tmp_path / name)
+
+    return write
+
+
+def levels(config):
+    """λ_i by hand, from the definition of each beta schedule; and their number."""
+    count, first, last = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
+    part = np.linspace(0, 1, count)
+
+    def cosine(time):
+        return np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    beta = {
+        "linear": first + (last - first) * part,
+        "scaled_linear": (first**0.5 + (last**0.5 - first**0.5) * part) ** 2,
+        "sigmoid": first + (last - first) / (1 + np.exp(6 - 12 * part)),
+        "squaredcos_cap_v2": np.minimum(
+            0.999, 1 - cosine(np.arange(1, count + 1) / count) / cosine(np.arange(count) / count)
+        ),
+    }[config["beta_schedule"]]
+    abar = np.cumprod(1 - np.array(config.get("trained_betas", beta)))
+    count = len(abar)
+    if config.get("rescale_betas_zero_snr"):
+        root = np.sqrt(abar)
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1]))[:-1] ** 2  # the last has no signal
+    return np.log(abar / (1 - abar)), count
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_gives_each_timestep_its_share_and_its_middle(name, write):
+    """∫ w/(2·error factor) dλ between timesteps is 1/T: what the objective's uniform draw of a timestep says."""
+    config = CONFIGS[name]
+    level, count = levels(config)
+    curve = resolve_schedule(write(config)).curve
+    np.testing.assert_allclose(curve.t(torch.tensor(level)), (np.arange(len(level)) + 0.5) / count, atol=1e-9)
+    node, weight = np.polynomial.legendre.leggauss(10)
+    half = -np.diff(level)[::-1, None] / 2
+    at, width = (level[:0:-1, None] + half * (1 + node)).ravel(), (half * weight).ravel()
+    w = resolve_weighting(write(config))(torch.from_numpy(at)).numpy()
+    share = 0.5 * (w / ERROR[config.get("prediction_type", "epsilon")](at) * width).reshape(-1, 10).sum(1)
+    np.testing.assert_allclose(share, 1 / count, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+def test_flow_matching_is_the_velocity_loss_on_the_shifted_path(shift, write):
+    w = resolve_weighting(write({**FLOW, "shift": shift}))
+    wanted = parse_weighting(f"u-mse@fm-ot:shift={-2 * math.log(shift)}")
+    np.testing.assert_allclose(w(LAMBDA), wanted(LAMBDA), rtol=1e-12)
+    assert likeness(w, parse_weighting("fm-ot"), -8, 8).deviation < 1e-12 or shift != 1
+    other = {**BASE, "use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
+    assert torch.equal(resolve_weighting(write(other))(LAMBDA), w(LAMBDA))
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("text", "spec"),
     [
-        ({"format": "elbo-run"}, "a config of a run, not a schedule"),
-        ({"format": None}, "format is None"),
-        ({"version": 0}, "version 0"),
-        ({"knots": []}, "knots"),
-        ({"knots": "x"}, "knots"),
-        ({"knots": [1, 2]}, "knots"),
-        ({"knots": [{"t": 0}, {"t": 1}]}, "logsnr"),
-        ({"knots": [{"t": 0, "logsnr": "x"}, {"t": 1, "logsnr": 0}]}, "logsnr"),
-        ({"knots": [{"t": 0, "logsnr": math.nan}, {"t": 1, "logsnr": 0}]}, "logsnr"),
-        ({"knots": [{"t": 0, "logsnr": 0}, {"t": 1, "logsnr": 1}]}, "fall"),
-        (
-            {"knots": [{"t": 0, "logsnr": 60}, {"t": 1, "logsnr": 1}]},
-            "logsnr",
-        ),
+        ("{}", "v-mse@{}"),
+        ("{},monotone", "v-mse:monotone@{}"),
+        ("{}:shift=-1,monotone", "v-mse:shift=-1,monotone@{}"),
+        *((text, text) for text in ("eps-mse@{}", "schedule:{}", "schedule:{},monotone")),
+        *((f"x-mse:{name}@{{}}", None) for name in FACTORS),
     ],
 )
-def test_a_file_that_is_no_schedule_is_refused_by_name(path, change, what):
-    content = read_yaml(path)
-    content.update(change)
-    path.write_text(yaml_text(content))
-    with pytest.raises(FormatError, match=f"schedule.yaml: .*{what}"):
-        schedule_file.read_table(path)
+def test_a_config_stands_wherever_a_schedule_does_and_its_spec_reads_back(text, spec, write):
+    path = write(CONFIGS["latent"], "v-mse@2/a@b.json")
+    w = resolve_weighting(text.format(path))
+    assert spec is None or w.spec == spec.format(path)
+    again = resolve_weighting(w.spec)
+    assert torch.equal(again(LAMBDA), w(LAMBDA)) and bool((w(LAMBDA) >= 0).all())
+    assert w.schedule.file == again.schedule.file == Path(path)
 
 
-def test_a_table_of_absurd_length_is_refused(path):
-    rows = "".join(f"- {{t: {i}, logsnr: {-i}}}\n" for i in range(2000))
-    path.write_text("format: elbo-schedule\nversion: 1\nknots:\n" + rows)
-    with pytest.raises(FormatError, match=r"schedule\.yaml"):
-        schedule_file.read_table(path)
+def test_the_verdict_on_configs_in_use(write):
+    """v prediction on the latent schedule never rises within its own timesteps; eps prediction rises once."""
+    for name in ("latent", "zero-snr"):
+        w = resolve_weighting(write(CONFIGS[name]))
+        assert w.rising(*w.support) == []
+    w = resolve_weighting(write(BASE))
+    ((start, end),) = w.rising(*w.support)
+    assert start == w.support[0]
+    assert end == pytest.approx(-0.92, abs=0.02)  # the continuous DDPM schedule turns at −.9219
 
 
-@pytest.mark.parametrize("text", ["gone.yaml", "no/such", "gone.yaml:shift=2"])
-def test_a_missing_file_is_called_a_missing_file(text):
-    with pytest.raises(FormatError, match="no such schedule"):
-        schedule_file.resolve_schedule(text)
+BAD_CONFIGS = """
+num_train_timesteps {"num_train_timesteps": null}
+num_train_timesteps {"num_train_timesteps": 1}
+num_train_timesteps {"num_train_timesteps": 1000000000}
+beta_start {"beta_start": null}
+beta_start {"beta_start": -1e-4}
+between {"beta_end": 1.0}
+trained_betas {"trained_betas": [0.1, 1.0]}
+trained_betas {"trained_betas": [0.1, 0]}
+trained_betas {"trained_betas": [0.1]}
+two {"trained_betas": [1e-30, 1e-30]}
+scaled_linear {"beta_schedule": "scaledlinear"}
+velocity {"prediction_type": "velocity"}
+snr_shift_scale {"snr_shift_scale": 0}
+shift {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 0}
+use_dynamic_shifting {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}
+"""
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="did you mean cosine"):
-        schedule_file.resolve_schedule("cosin")
+@pytest.mark.parametrize("line", BAD_CONFIGS.strip().splitlines())
+def test_a_bad_config_is_refused_by_name_and_finding(line, write):
+    found, _, change = line.partition(" ")
+    with pytest.raises(FormatError, match=f"scheduler_config.json: .*{found}"):
+        resolve_weighting(write({**BASE, **json.loads(change)}))
 
 
-def test_a_shift_that_is_no_number_is_refused(path):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("gone.yaml", "no such schedule"),
+        ("no/such", "no such schedule"),
+        ("gone.yaml:shift=2", "no such schedule"),
+        ("gone.json", "gone.json"),
+        ("cosin", "did you mean cosine"),
+        ("{}:shift=x", "shift"),
+        ("{}:bias=2", "bias"),
+    ],
+)
+def test_a_file_that_is_not_there_or_words_that_are_none_are_refused(text, found, write):
+    text = text.format(write(BASE))
+    with pytest.raises(ElboError, match=found):
+        resolve_schedule(text)
     with pytest.raises(ElboError):
-        schedule_file.resolve_schedule(f"{path}:shift=x")
-
-
-def test_the_file_behind_a_spec_is_found(path):
-    for text in (f"{path}", f"{path}:shift=2"):
-        assert schedule_file.resolve_schedule(text).file == path
-    for text in (f"schedule:{path}", f"schedule:{path},monotone", f"v-mse@{path}:shift=1"):
-        assert schedule_file.resolve_weighting(text).schedule.file == path
-    assert schedule_file.resolve_schedule(f"{path}").shifted(1).file == path
-    assert schedule_file.resolve_schedule("cosine").file is None
-    for text in ("schedule:edm:mean=-1", "sigmoid:bias=2", "v-mse@cosine"):
-        schedule = schedule_file.resolve_weighting(text).schedule
-        assert schedule is None or schedule.file is None
-
-
-def test_a_file_named_like_a_schedule_does_not_hide_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("cosine").write_text(schedule_file.to_text(table()))
-    assert torch.equal(
-        schedule_file.resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T)
-    )
-    assert torch.equal(schedule_file.resolve_schedule("./cosine").logsnr(T), table().logsnr(T))
-
-
-def test_infinity_is_null_in_json():
-    assert [schedule_file.finite(v) for v in (1.5, math.inf, -math.inf, math.nan)] == [1.5, None, None, None]
+        resolve_weighting(text)

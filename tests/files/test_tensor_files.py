@@ -1,141 +1,360 @@
+"""Tensors, features, statistics and other people's checkpoints read back to the bit, and nothing in a file is ever run."""
+
+import argparse
+import io
 import json
 import os
+import pickle
 import struct
+import zipfile
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from elbocli.errors import DataError, FormatError
-from elbocli.files import tensor_files
+from elbocli.errors import ElboError, FormatError
+from elbocli.files.features import (
+    FeatureFacts,
+    SavedFeatures,
+    Statistics,
+    is_statistics,
+    read_features,
+    read_statistics,
+    write_features,
+    write_statistics,
+)
+from elbocli.files.pickles import Foreign, class_name, module_tensors, read_torch_file
 from elbocli.files.recognise import begins_like_tensors
-from elbocli.files.tensor_files import AverageFacts, TensorFile, load
+from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, check_average, load, read_about, write_tensors
 
+# Safetensors, and averages of weights
 
-def test_tensors_and_metadata_read_back(tmp_path):
-    path = tmp_path / "b.safetensors"
-    save_file({"x": torch.arange(3.0), "y": torch.zeros(0, 2)}, tmp_path / "a", {"format": "λ"})
-    (tmp_path / "a").rename(path)
-    assert load(path)["x"].tolist() == [0, 1, 2] and load(path)["y"].shape == (0, 2)
-    assert TensorFile(path).metadata == {"format": "λ"} and begins_like_tensors(path)
-    assert TensorFile(path).layout == {"x": ("F32", (3,)), "y": ("F32", (0, 2))}
-
-
-def file_of(header, payload=b""):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + payload
-
-
-ONE = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
-BAD = {
-    "nothing": b"",
-    "a longer header than file": struct.pack("<Q", 1000) + b"{}",
-    "a list": file_of([]),
-    "a tensor that is a number": file_of({"x": 1}),
-    "a side of 100,000 digits": file_of(
-        b'{"x":{"dtype":"U8","shape":[' + b"1" * 100_000 + b'],"data_offsets":[0,1]}}', b"1"
-    ),
-    "metadata that is a number": file_of({"__metadata__": {"format": 1}}),
-    "a tensor beyond the end": file_of({"x": {**ONE, "shape": [9], "data_offsets": [0, 9]}}, b"1"),
-    "a gap": file_of({"x": {**ONE, "data_offsets": [1, 2]}}, b"12"),
-    "tensors that overlap": file_of({"x": ONE, "y": ONE}, b"1"),
-    "more than its tensors": file_of({"x": ONE}, b"12"),
-    "a type that is none": file_of({"x": {**ONE, "dtype": "U7"}}, b"1"),
-    "depth": file_of(b'{"x":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+ABOUT = {
+    "spec": "power:std=0.1",
+    "step": 30,
+    "images": 480,
+    "trained": {"lr": 0.002},
+    "note": f'"payload_sha256":"{0:064}"',
 }
-
-
-@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
-def test_what_is_out_of_bounds_is_refused(content, tmp_path):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(content)
-    for read in (load, TensorFile):
-        with pytest.raises(FormatError, match=r"a\.safetensors: not usable"):
-            read(path)
-
-
-def test_tensors_are_read_also_when_the_file_is_gone_and_stay_when_it_is_cut(tmp_path):
-    save_file({"x": torch.ones(4096), "y": torch.zeros(4096)}, tmp_path / "a")
-    (tmp_path / "a").rename(tmp_path / "b")
-    save_file({"x": torch.ones(4096), "y": torch.zeros(4096)}, tmp_path / "a")
-    file = TensorFile(tmp_path / "a")
-    (tmp_path / "a").unlink()
-    found = load(tmp_path / "b")
-    os.truncate(tmp_path / "b", 100)
-    assert bool((file.read("x") == 1).all()) and bool((found["x"] == 1).all())
-
-
-# Averages
-
-ABOUT = {"spec": "power:std=0.1", "step": 30, "images": 480, "trained": {"lr": 0.002}, "note": "λ"}
 TENSORS = {
     "half": torch.arange(5, dtype=torch.float16),
     "brain": torch.arange(3, dtype=torch.bfloat16),
     "flag": torch.tensor([True, False, True]),
     "weight": torch.randn(4, 3).T,
-    "double": torch.randn(2, dtype=torch.float64),
     "count": torch.tensor(7),
     "none": torch.zeros(0, 3),
 }
 
 
-def write(path, about=ABOUT, tensors=TENSORS):
-    tensor_files.write_tensors(path, tensors, tensor_files.AVERAGE, AverageFacts.of(about))
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
 
 
-def test_what_is_written_is_what_safetensors_reads(tmp_path):
+def test_an_average_is_read_by_safetensors_and_by_elbo_and_tells_its_origin(tmp_path):
     path = tmp_path / "a.safetensors"
-    write(path)
-    for found in (load_file(path), tensor_files.load(path)):
-        assert set(found) == set(TENSORS)
-        for key, value in TENSORS.items():
-            assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
-    assert tensor_files.read_about(path)[0] == AverageFacts.of(ABOUT)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
-
-
-def test_a_flipped_bit_in_any_byte_of_the_tensors_is_found(tmp_path):
-    path = tmp_path / "a.safetensors"
-    write(path)
+    write_tensors(path, TENSORS, AVERAGE, AverageFacts.of(ABOUT))
+    for read in (load_file, load, read_torch_file):
+        found = read(path)
+        assert same({key: found[key] for key in TENSORS}, TENSORS) and len(found) == len(TENSORS)
+    assert begins_like_tensors(path) and TensorFile(path).layout["none"] == ("F32", (0, 3))
+    assert read_about(path)[0] == AverageFacts.of(ABOUT)
+    check_average(path)
     content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    tensor_files.check_average(path)
-    for place in range(start, len(content)):
+    for place in range(8 + int.from_bytes(content[:8], "little"), len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
         with pytest.raises(FormatError, match=r"a\.safetensors: damaged"):
-            tensor_files.check_average(path)
+            check_average(path)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(small_disk):
-    with pytest.raises(DataError, match="could not write"):
-        write(small_disk / "a.safetensors", tensors={"x": torch.zeros(1 << 18)})
-    assert not list(small_disk.iterdir())
+def test_tensors_are_read_also_when_the_file_is_gone_and_stay_when_it_is_cut(tmp_path):
+    for name in ("a", "b"):
+        save_file({"x": torch.ones(4096)}, tmp_path / name)
+    file, found = TensorFile(tmp_path / "a"), load(tmp_path / "b")
+    (tmp_path / "a").unlink()
+    os.truncate(tmp_path / "b", 100)
+    assert bool((file.read("x") == 1).all()) and bool((found["x"] == 1).all())
+
+
+def file_of(header, payload=b"1"):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+ONE = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+OUT_OF_BOUNDS = {
+    "nothing": b"",
+    "a longer header than file": struct.pack("<Q", 1000) + b"{}",
+    "a list": file_of([]),
+    "a side of 100,000 digits": file_of(b'{"x":{"dtype":"U8","shape":[' + b"1" * 100_000 + b'],"data_offsets":[0,1]}}'),
+    "metadata that is a number": file_of({"__metadata__": {"format": 1}}, b""),
+    "a tensor beyond the end": file_of({"x": {**ONE, "shape": [9], "data_offsets": [0, 9]}}),
+    "a gap": file_of({"x": {**ONE, "data_offsets": [1, 2]}}, b"12"),
+    "tensors that overlap": file_of({"x": ONE, "y": ONE}),
+    "more than its tensors": file_of({"x": ONE}, b"12"),
+    "a type that is none": file_of({"x": {**ONE, "dtype": "U7"}}),
+    "depth": file_of(b'{"x":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+}
+
+
+@pytest.mark.parametrize("content", OUT_OF_BOUNDS.values(), ids=OUT_OF_BOUNDS)
+def test_tensors_out_of_bounds_are_refused(content, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(FormatError, match=r"a\.safetensors"):
+        load(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("meta", "words"),
+    ("meta", "found"),
     [
-        (None, "format is"),
-        ({"format": "pt"}, "format is 'pt'"),
-        ({"format": "elbo-ema", "version": "0"}, "version 0"),
-        ({"format": "elbo-ema", "version": "1"}, "doesn't say how"),
-        ({"format": "elbo-ema", "version": "1", "about": "[]"}, "doesn't say how"),
-        ({"format": "elbo-ema", "version": "1", "about": "{"}, "doesn't say how"),
-        ({"format": "elbo-ema", "version": "1", "about": '{"spec": "0.9", "step": "x"}'}, "doesn't say how"),
+        ({}, "format"),
+        ({"format": "pt"}, "'pt'"),
+        ({"format": AVERAGE, "version": "0"}, "version 0"),
+        ({"format": AVERAGE, "version": "1"}, "doesn't say"),
+        ({"format": AVERAGE, "version": "1", "about": "[]"}, "doesn't say"),
+        ({"format": AVERAGE, "version": "1", "about": '{"spec": "0.9", "step": "x"}'}, "doesn't say"),
     ],
 )
-def test_other_weights_are_refused(tmp_path, meta, words):
+def test_other_weights_are_no_average(tmp_path, meta, found):
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", meta)
-    with pytest.raises(FormatError, match=words):
-        tensor_files.read_about(tmp_path / "a.safetensors")
+    with pytest.raises(FormatError, match=found):
+        read_about(tmp_path / "a.safetensors")
 
 
-def test_the_digest_in_the_header_is_that_of_the_tensors_even_if_a_name_looks_like_it(tmp_path):
-    path = tmp_path / "a.safetensors"
-    about = {**ABOUT, "note": f'"payload_sha256":"{"0" * 64}"'}
-    write(path, about=about)
-    tensor_files.check_average(path)
-    assert tensor_files.read_about(path)[0].more["note"] == about["note"]
-    with safe_open(path, framework="pt") as file:
-        assert set(file.keys()) == set(TENSORS)
+# Other people's checkpoints
+
+TREE = {
+    "model": OrderedDict(a=torch.randn(2, 3), b=torch.randn(4, 2, 5)[1:, :, ::2], c=torch.tensor(3)),
+    "half": [torch.randn(3).half(), torch.randn(3).bfloat16(), torch.randn(0, 2), torch.randn(2, 2).bool()],
+    "step": 7,
+    "lr": 0.5,
+    "name": "naïve",
+    "parameter": torch.nn.Parameter(torch.randn(3, 2).T),
+    "shape": torch.Size([2, 3]),
+    "dtype": torch.float16,
+}
+WRITERS = {
+    "zip": torch.save,
+    "legacy": lambda tree, path: torch.save(tree, path, _use_new_zipfile_serialization=False),
+    "pickle": lambda tree, path: path.write_bytes(pickle.dumps(tree, 4)),
+    "pickle of protocol 2": lambda tree, path: path.write_bytes(pickle.dumps(tree, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_trees_come_back_as_torch_wrote_them_and_objects_are_named_and_not_made(kind, bomb, tmp_path):
+    path = tmp_path / "x.pt"
+    WRITERS[kind](TREE, path)
+    found = read_torch_file(path)
+    path.write_bytes(b"")  # what was read stays
+    assert same(TREE, found)
+    WRITERS[kind]({"args": argparse.Namespace(model="DiT-XL/2"), "w": torch.ones(2), "more": [bomb]}, path)
+    if kind == "legacy":
+        with pytest.raises(FormatError, match="more than tensors"):
+            read_torch_file(path)
+    else:
+        found = read_torch_file(path)
+        assert isinstance(found["args"], Foreign) and found["args"].state == {"model": "DiT-XL/2"}
+        assert torch.equal(found["w"], torch.ones(2))
+    assert not bomb.went_off
+
+
+@pytest.mark.parametrize("kind", ["pickle", "pickle of protocol 2"])
+def test_a_pickled_module_has_the_tensors_of_its_state_dict(kind, tmp_path):
+    nn = torch.nn
+    module = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ModuleList([nn.Linear(2, 2)]), nn.Identity())
+    WRITERS[kind]({"ema": module}, tmp_path / "x.pkl")
+    tree = read_torch_file(tmp_path / "x.pkl")
+    assert class_name(tree["ema"]) == "Sequential" and same(dict(module.state_dict()), module_tensors(tree["ema"]))
+    with pytest.raises(FormatError, match="network"):
+        module_tensors(tree)
+
+
+def test_tensors_that_share_values_still_do_and_take_memory_once(tmp_path):
+    base = torch.randn(1000)
+    torch.save({"whole": base, "part": base[10:20]}, tmp_path / "x")
+    found = read_torch_file(tmp_path / "x")
+    assert found["part"].data_ptr() == found["whole"].data_ptr() + 40 and torch.equal(found["whole"], base)
+
+
+def tensor_pickle(size=(1000,), stride=(1,), offset=0, key="0"):
+    """The pickle of a tensor in a storage of 1000 numbers."""
+
+    class Persistent(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, key, "cpu", 1000) if value == "here" else None
+
+    class Rebuilt:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, ("here", offset, size, stride, False, OrderedDict())
+
+    buffer = io.BytesIO()
+    Persistent(buffer, 2).dump({"w": Rebuilt()})
+    return buffer.getvalue()
+
+
+CRAFTED = [
+    tensor_pickle((1001,)),
+    tensor_pickle(offset=1),
+    tensor_pickle(offset=-1),
+    tensor_pickle((2, 2)),
+    tensor_pickle((2,), (1000,)),
+    tensor_pickle((2.0,)),
+    tensor_pickle(key="1"),
+    tensor_pickle(key="../data.pkl"),
+    b"\x80\2K\1K\2\x85R.",
+    b"\x80\2K\1Q.",
+    b"",
+]
+
+
+@pytest.mark.parametrize("data", [tensor_pickle(), *CRAFTED], ids=range(12))
+def test_a_tensor_that_does_not_fit_its_storage_is_refused(data, tmp_path):
+    path = tmp_path / "crafted.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", data)
+        file.writestr("archive/data/0", bytes(4000))
+    if data == tensor_pickle():
+        assert torch.equal(read_torch_file(path)["w"], torch.zeros(1000))
+    else:
+        with pytest.raises(FormatError, match=r"crafted.pt"):
+            read_torch_file(path)
+
+
+# Features and statistics
+
+FACTS = {"n": 3, "extractor": "elbo-tiny", "preprocessing": {"image_size": 8}}
+META = {"format": "elbo-features", "version": "1", "about": json.dumps(FACTS)}
+FEATURES = torch.arange(12.0).reshape(3, 4)
+MORE = {"logits": torch.randn(3, 2), "labels": torch.arange(3), "spatial": torch.randn(3, 5)}
+
+
+@pytest.mark.parametrize("more", [{}, MORE], ids=["alone", "all"])
+def test_features_read_back(tmp_path, more):
+    path = tmp_path / "f.safetensors"
+    write_features(path, SavedFeatures(FEATURES, about=FeatureFacts(**FACTS), **more))
+    found = read_features(path)
+    assert found.about == FeatureFacts(**FACTS) and torch.equal(found.features, FEATURES)
+    for name in MORE:
+        assert torch.equal(getattr(found, name), MORE[name]) if more else getattr(found, name) is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "meta"),
+    [
+        ({}, {"format": "pt"}),
+        ({}, {"version": "0"}),
+        ({}, {"about": "[1]"}),
+        ({"features": None, "logits": FEATURES}, {}),
+        ({"features": FEATURES.double()}, {}),
+        ({"features": FEATURES[0]}, {}),
+        ({"features": FEATURES[:0]}, {}),
+        ({"features": FEATURES / 0}, {}),
+        ({"features": FEATURES + 1e25}, {}),
+        ({"logits": torch.tensor(1.0)}, {}),
+        ({"logits": FEATURES[:2]}, {}),
+        ({"logits": FEATURES * float("nan")}, {}),
+        ({"labels": torch.arange(2)}, {}),
+        ({"labels": torch.ones(3)}, {}),
+        ({"spatial": FEATURES[:2]}, {}),
+    ],
+)
+def test_features_that_cannot_be_used_are_refused(tmp_path, tensors, meta):
+    kept = {key: value.clone() for key, value in {"features": FEATURES, **tensors}.items() if value is not None}
+    save_file(kept, tmp_path / "f.safetensors", {**META, **meta})
+    with pytest.raises(FormatError, match=r"f\.safetensors"):
+        read_features(tmp_path / "f.safetensors")
+
+
+def moments(width=5, seed=0):
+    random = np.random.default_rng(seed)
+    root = random.normal(size=(width, width))
+    return random.normal(size=width), root @ root.T
+
+
+MU, SIGMA = moments()
+NAN_MU, INF_SIGMA = MU.copy(), SIGMA.copy()
+NAN_MU[1], INF_SIGMA[0, 3] = np.nan, np.inf
+
+
+@given(st.integers(1, 8), st.integers(0, 99), st.booleans())
+def test_statistics_read_back_to_the_last_bit_without_pickle(tmp_path_factory, width, seed, spatial):
+    path, (mu, sigma) = tmp_path_factory.mktemp("s") / "ref.npz", moments(width, seed)
+    more = Statistics(*moments(3), FeatureFacts(**FACTS)) if spatial else None
+    write_statistics(path, Statistics(mu, sigma, FeatureFacts(**FACTS), more))
+    found = read_statistics(path)
+    assert np.array_equal(found.mu, mu) and np.array_equal(found.sigma, sigma) and is_statistics(path)
+    assert found.about == FeatureFacts(**FACTS) and (found.spatial is not None) == spatial
+    assert not spatial or np.array_equal(found.spatial.sigma, more.sigma)
+    with np.load(path, allow_pickle=False) as content:
+        assert json.loads(str(content["about"])) == {"version": 1, **FACTS}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_files_of_adm_and_edm_are_read_and_damage_in_them_is_told(tmp_path, save, images):
+    """mu and sigma alone, or the images' own statistics (mu_s, sigma_s) beside them."""
+    for more in ({}, {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}):
+        save(tmp_path / "ref.npz", mu=MU.astype("f4"), sigma=SIGMA, **more)
+        found = read_statistics(tmp_path / "ref.npz")
+        np.testing.assert_array_equal(found.mu, MU.astype("f4"))
+        assert found.mu.dtype == np.float64 and np.array_equal(found.sigma, SIGMA) and found.about == FeatureFacts()
+    save(tmp_path / "ref.npz", mu=np.zeros(400), sigma=np.tile(np.arange(400.0), (400, 1)))
+    content = bytearray((tmp_path / "ref.npz").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = b"\xff" * 40
+    (tmp_path / "ref.npz").write_bytes(content)
+    with pytest.raises(ElboError, match=r"ref\.npz"):
+        read_statistics(tmp_path / "ref.npz")
+    save(tmp_path / "x.npz", images(2))
+    for name in ("x.npz", "", "gone.npz"):
+        assert not is_statistics(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mu": NAN_MU},
+        {"mu": MU[:4]},
+        {"mu": SIGMA},
+        {"mu": np.arange(5)},
+        {"mu": MU.astype(complex)},
+        {"mu": MU + 1e30},
+        {"mu": np.array([b"pickled"], object)},
+        {"mu": np.zeros(0), "sigma": np.zeros((0, 0))},
+        {"sigma": INF_SIGMA},
+        {"sigma": SIGMA[:4]},
+        {"sigma": SIGMA + np.triu(np.ones((5, 5)), 1)},
+        {"sigma": SIGMA * 1e60},
+        {"sigma": SIGMA - 99 * np.eye(5)},
+        {"about": np.array("{")},
+        {"mu_s": MU[:4], "sigma_s": SIGMA},
+        {"mu_s": NAN_MU, "sigma_s": SIGMA},
+    ],
+)
+def test_statistics_that_cannot_be_used_are_refused(tmp_path, change):
+    np.savez(tmp_path / "ref.npz", **{"mu": MU, "sigma": SIGMA, **change})
+    with pytest.raises(FormatError, match=r"ref\.npz"):
+        read_statistics(tmp_path / "ref.npz")
+
+
+@pytest.mark.parametrize("read", [read_features, read_statistics, load, read_torch_file])
+def test_a_missing_or_short_file_is_refused(tmp_path, read):
+    path = tmp_path / "x"
+    write = {
+        read_features: lambda: write_features(path, SavedFeatures(FEATURES, about=FeatureFacts(**FACTS))),
+        read_statistics: lambda: write_statistics(path, Statistics(MU, SIGMA)),
+    }.get(read, lambda: save_file({"x": torch.ones(9)}, path))
+    for size in (None, 0, 5, 60, -1):
+        if size is not None:
+            write()
+            path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(FormatError, match="/x: "):
+            read(path)

@@ -155,18 +155,17 @@ def test_snapshots_come_by_step_up_to_one_and_later_ones_are_dropped(tmp_path):
 
 
 def test_cleaning_removes_what_a_killed_writer_left_and_nothing_else(tmp_path):
-    save(tmp_path, 1)
-    save_snapshot(tmp_path, 1)
-    (tmp_path / "previews").mkdir()
-    folders = [tmp_path / name for name in ("checkpoints/.step-00000002.7.tmp", "snapshots/.step-00000001.7.trash")]
-    files = [tmp_path / name for name in (".config.yaml.7.tmp", "previews/.a.png.7.tmp")]
+    for write, _ in KINDS.values():
+        write(tmp_path, 1)
+    names = ["checkpoints/.step-00000002.7.tmp/x", "snapshots/.step-00000001.7.trash/x", "previews/.a.png.7.tmp"]
+    left = [tmp_path / name for name in [*names, ".config.yaml.7.tmp"]]
     mine = [tmp_path / name for name in ("notes.tmp", "checkpoints/.keep", "previews/a.png", ".lock")]
-    for path in folders:
-        path.mkdir()
-    for path in [*files, *mine, folders[0] / "model.safetensors"]:
+    for path in left + mine:
+        path.parent.mkdir(exist_ok=True)
         path.touch()
     store.clean(tmp_path)
-    assert not any(path.exists() for path in files + folders) and all(path.exists() for path in mine)
+    assert not any(path.exists() for path in left) and not left[0].parent.exists()
+    assert all(path.exists() for path in mine)
     assert store.latest(tmp_path).step == newest_snapshot(tmp_path).step == 1
 
 

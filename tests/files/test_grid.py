@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import FormatError
 from elbocli.files.grid import (
-    LARGEST_PICTURE,
     LETTER,
     MOST_LETTERS,
     PAPER,
@@ -55,11 +54,6 @@ def numbered(count, side):
     return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, 1))
 
 
-def test_without_classes_images_stand_in_reading_order():
-    sheet = np.asarray(draw_grid(numbered(5, 2), lay_out(2, 2, rows_of_classes(5, None), 1)))
-    assert sheet[::2, ::2].tolist() == [[0, 1, 2], [3, 4, PAPER]] and sheet.shape == (4, 6)
-
-
 def test_a_class_has_rows_of_its_own_behind_its_name():
     groups = rows_of_classes(6, np.array([2, 0, 2, 2, 0, 2]), ["ant", "bee"])
     assert groups == [Group("ant", [1, 4]), Group("2", [0, 2, 3, 5])]
@@ -79,17 +73,6 @@ def test_a_class_has_rows_of_its_own_behind_its_name():
 def test_images_are_enlarged_as_often_as_a_cell_and_the_width_have_room(side, count, scale):
     layout = lay_out(side, side, rows_of_classes(count, None))
     assert layout.scale == scale and layout.size[0] <= WIDE
-    assert lay_out(side, side, rows_of_classes(count, None), 2).scale == 2
-
-
-def test_a_picture_that_no_program_opens_is_refused():
-    for side, refused in ((int(LARGEST_PICTURE**0.5), False), (int(LARGEST_PICTURE**0.5) + 1, True)):
-        layout = lay_out(side, side, rows_of_classes(1, None), 1)
-        if refused:
-            with pytest.raises(UsageError):
-                layout.check("x")
-        else:
-            layout.check("x")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from elbocli.core.monotone import likeness
 from elbocli.core.schedule import NARROWEST, Table, make_schedule, parse_schedule
 from elbocli.core.weighting import FACTORS, parse_weighting
 from elbocli.errors import ElboError, FormatError, UsageError
-from elbocli.files.schedule_file import made_for, read_table, resolve_schedule, resolve_weighting, to_text
+from elbocli.files.schedule_file import read_table, resolve_schedule, resolve_weighting, to_text
 from elbocli.files.yaml_text import parse_yaml, read_yaml, yaml_text
 
 T = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -27,7 +27,7 @@ def table(rows=ROWS):
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "schedule.yaml"
-    path.write_text(to_text(table(), weighting="sigmoid:bias=2", criterion="loss", made_for="heun"))
+    path.write_text(to_text(table(), weighting="sigmoid:bias=2", criterion="loss"))
     return path
 
 
@@ -48,10 +48,8 @@ def test_a_file_holds_the_schedule_to_the_last_bit(seed, path):
 
 def test_a_file_says_how_it_was_made(path):
     _, content = read_table(path)
-    assert content.head() == {"format": "elbo-schedule", "version": 1}
     assert (content.logsnr_min, content.logsnr_max) == (-7.0, 9.5)
     assert (content.about["weighting"], content.about["criterion"]) == ("sigmoid:bias=2", "loss")
-    assert made_for(resolve_schedule(str(path))) == "heun" and made_for(resolve_schedule("cosine")) is None
     assert resolve_weighting("sigmoid").schedule is None and resolve_weighting("v-mse@cosine").schedule.file is None
 
 
@@ -71,7 +69,7 @@ def test_a_file_is_truncated_shifted_and_clipped_like_a_name_which_it_does_not_h
     assert torch.equal(resolve_schedule("cosine", -9, 9).logsnr(T), parse_schedule("cosine", -9, 9).logsnr(T))
 
 
-@pytest.mark.parametrize("modifier", [{}, {"shift": 1.5}, {"monotone": True}, {"shift": -0.5, "monotone": True}])
+@pytest.mark.parametrize("modifier", [{"shift": 1.5}, {"monotone": True}, {"shift": -0.5, "monotone": True}])
 def test_a_file_is_a_weighting_whose_spec_reads_back(path, modifier):
     plain, w = (resolve_weighting(f"schedule:{path}", **more)(LAMBDA) for more in ({}, modifier))
     spec = resolve_weighting(f"schedule:{path}", **modifier).spec

@@ -85,48 +85,41 @@ def test_tensors_are_read_also_when_the_file_is_gone_and_stay_when_it_is_cut(tmp
     assert bool((file.read("x") == 1).all()) and bool((found["x"] == 1).all())
 
 
-def file_of(header, payload=b"1"):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + payload
+OUT_OF_BOUNDS = """
+[]
+{"x": 1}
+{"__metadata__": {"format": 1}}
+{"x": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}
+{"x": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}
+{"x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+{"x": {"dtype": "U7", "shape": [2], "data_offsets": [0, 2]}}
+{"x": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}, "y": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}
+"""
 
 
-ONE = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
-OUT_OF_BOUNDS = {
-    "nothing": b"",
-    "a longer header than file": struct.pack("<Q", 1000) + b"{}",
-    "a list": file_of([]),
-    "a side of 100,000 digits": file_of(b'{"x":{"dtype":"U8","shape":[' + b"1" * 100_000 + b'],"data_offsets":[0,1]}}'),
-    "metadata that is a number": file_of({"__metadata__": {"format": 1}}, b""),
-    "a tensor beyond the end": file_of({"x": {**ONE, "shape": [9], "data_offsets": [0, 9]}}),
-    "a gap": file_of({"x": {**ONE, "data_offsets": [1, 2]}}, b"12"),
-    "tensors that overlap": file_of({"x": ONE, "y": ONE}),
-    "more than its tensors": file_of({"x": ONE}, b"12"),
-    "a type that is none": file_of({"x": {**ONE, "dtype": "U7"}}),
-    "depth": file_of(b'{"x":' + b"[" * 1000 + b"]" * 1000 + b"}"),
-}
-
-
-@pytest.mark.parametrize("content", OUT_OF_BOUNDS.values(), ids=OUT_OF_BOUNDS)
-def test_tensors_out_of_bounds_are_refused(content, tmp_path):
+@pytest.mark.parametrize("header", [*OUT_OF_BOUNDS.strip().splitlines(), '{"x": ' + "[" * 1000])
+@pytest.mark.parametrize("more", [0, 1000])
+def test_tensors_out_of_bounds_are_refused(header, more, tmp_path):
+    content = struct.pack("<Q", len(header) + more) + header.encode() + b"12"
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(FormatError, match=r"a\.safetensors"):
         load(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("meta", "found"),
-    [
-        ({}, "format"),
-        ({"format": "pt"}, "'pt'"),
-        ({"format": AVERAGE, "version": "0"}, "version 0"),
-        ({"format": AVERAGE, "version": "1"}, "doesn't say"),
-        ({"format": AVERAGE, "version": "1", "about": "[]"}, "doesn't say"),
-        ({"format": AVERAGE, "version": "1", "about": '{"spec": "0.9", "step": "x"}'}, "doesn't say"),
-    ],
-)
-def test_other_weights_are_no_average(tmp_path, meta, found):
-    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", meta)
-    with pytest.raises(FormatError, match=found):
+NO_AVERAGES = """
+{}
+{"format": "pt"}
+{"format": "elbo-ema", "version": "0"}
+{"format": "elbo-ema", "version": "1"}
+{"format": "elbo-ema", "version": "1", "about": "[]"}
+{"format": "elbo-ema", "version": "1", "about": "{\\"spec\\": \\"0.9\\", \\"step\\": \\"x\\"}"}
+"""
+
+
+@pytest.mark.parametrize("meta", NO_AVERAGES.strip().splitlines())
+def test_other_weights_are_no_average(tmp_path, meta):
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", json.loads(meta))
+    with pytest.raises(FormatError, match=r"a\.safetensors"):
         read_about(tmp_path / "a.safetensors")
 
 
@@ -136,7 +129,6 @@ TREE = {
     "model": OrderedDict(a=torch.randn(2, 3), b=torch.randn(4, 2, 5)[1:, :, ::2], c=torch.tensor(3)),
     "half": [torch.randn(3).half(), torch.randn(3).bfloat16(), torch.randn(0, 2), torch.randn(2, 2).bool()],
     "step": 7,
-    "lr": 0.5,
     "name": "naïve",
     "parameter": torch.nn.Parameter(torch.randn(3, 2).T),
     "shape": torch.Size([2, 3]),
@@ -249,28 +241,25 @@ def test_features_read_back(tmp_path, more):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "meta"),
+    "change",
     [
-        ({}, {"format": "pt"}),
-        ({}, {"version": "0"}),
-        ({}, {"about": "[1]"}),
-        ({"features": None, "logits": FEATURES}, {}),
-        ({"features": FEATURES.double()}, {}),
-        ({"features": FEATURES[0]}, {}),
-        ({"features": FEATURES[:0]}, {}),
-        ({"features": FEATURES / 0}, {}),
-        ({"features": FEATURES + 1e25}, {}),
-        ({"logits": torch.tensor(1.0)}, {}),
-        ({"logits": FEATURES[:2]}, {}),
-        ({"logits": FEATURES * float("nan")}, {}),
-        ({"labels": torch.arange(2)}, {}),
-        ({"labels": torch.ones(3)}, {}),
-        ({"spatial": FEATURES[:2]}, {}),
+        {"format": "pt"},
+        {"version": "0"},
+        {"about": "[1]"},
+        {"features": None, "logits": FEATURES},
+        {"features": FEATURES[0]},
+        {"features": FEATURES[:0]},
+        {"features": FEATURES / 0},
+        {"features": FEATURES + 1e25},
+        {"logits": FEATURES[:2]},
+        {"labels": torch.arange(2)},
+        {"spatial": FEATURES[:2]},
     ],
 )
-def test_features_that_cannot_be_used_are_refused(tmp_path, tensors, meta):
-    kept = {key: value.clone() for key, value in {"features": FEATURES, **tensors}.items() if value is not None}
-    save_file(kept, tmp_path / "f.safetensors", {**META, **meta})
+def test_features_that_cannot_be_used_are_refused(tmp_path, change):
+    content = {**META, "features": FEATURES, **change}
+    tensors = {name: value.clone() for name, value in content.items() if isinstance(value, torch.Tensor)}
+    save_file(tensors, tmp_path / "f.safetensors", {name: content[name] for name in META})
     with pytest.raises(FormatError, match=r"f\.safetensors"):
         read_features(tmp_path / "f.safetensors")
 
@@ -302,20 +291,20 @@ def test_statistics_read_back_to_the_last_bit_without_pickle(tmp_path_factory, w
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_files_of_adm_and_edm_are_read_and_damage_in_them_is_told(tmp_path, save, images):
     """mu and sigma alone, or the images' own statistics (mu_s, sigma_s) beside them."""
+    path = tmp_path / "ref.npz"
     for more in ({}, {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}):
-        save(tmp_path / "ref.npz", mu=MU.astype("f4"), sigma=SIGMA, **more)
-        found = read_statistics(tmp_path / "ref.npz")
-        np.testing.assert_array_equal(found.mu, MU.astype("f4"))
-        assert found.mu.dtype == np.float64 and np.array_equal(found.sigma, SIGMA) and found.about == FeatureFacts()
-    save(tmp_path / "ref.npz", mu=np.zeros(400), sigma=np.tile(np.arange(400.0), (400, 1)))
-    content = bytearray((tmp_path / "ref.npz").read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 40] = b"\xff" * 40
-    (tmp_path / "ref.npz").write_bytes(content)
+        save(path, mu=MU.astype("f4"), sigma=SIGMA, **more)
+        found = read_statistics(path)
+        assert np.array_equal(found.mu, MU.astype("f4")) and np.array_equal(found.sigma, SIGMA)
+        assert found.mu.dtype == np.float64 and found.about == FeatureFacts()
+    content = bytearray(path.read_bytes())
+    at = content.index(b"sigma.npy") + 200
+    content[at : at + 40] = b"\xff" * 40
+    path.write_bytes(content)
     with pytest.raises(ElboError, match=r"ref\.npz"):
-        read_statistics(tmp_path / "ref.npz")
-    save(tmp_path / "x.npz", images(2))
-    for name in ("x.npz", "", "gone.npz"):
-        assert not is_statistics(tmp_path / name)
+        read_statistics(path)
+    save(path, images(2))
+    assert not any(map(is_statistics, (path, tmp_path, tmp_path / "gone.npz")))
 
 
 @pytest.mark.parametrize(
@@ -323,20 +312,15 @@ def test_files_of_adm_and_edm_are_read_and_damage_in_them_is_told(tmp_path, save
     [
         {"mu": NAN_MU},
         {"mu": MU[:4]},
-        {"mu": SIGMA},
         {"mu": np.arange(5)},
-        {"mu": MU.astype(complex)},
         {"mu": MU + 1e30},
-        {"mu": np.array([b"pickled"], object)},
         {"mu": np.zeros(0), "sigma": np.zeros((0, 0))},
         {"sigma": INF_SIGMA},
-        {"sigma": SIGMA[:4]},
         {"sigma": SIGMA + np.triu(np.ones((5, 5)), 1)},
         {"sigma": SIGMA * 1e60},
         {"sigma": SIGMA - 99 * np.eye(5)},
         {"about": np.array("{")},
         {"mu_s": MU[:4], "sigma_s": SIGMA},
-        {"mu_s": NAN_MU, "sigma_s": SIGMA},
     ],
 )
 def test_statistics_that_cannot_be_used_are_refused(tmp_path, change):
@@ -345,16 +329,11 @@ def test_statistics_that_cannot_be_used_are_refused(tmp_path, change):
         read_statistics(tmp_path / "ref.npz")
 
 
-@pytest.mark.parametrize("read", [read_features, read_statistics, load, read_torch_file])
-def test_a_missing_or_short_file_is_refused(tmp_path, read):
-    path = tmp_path / "x"
-    write = {
-        read_features: lambda: write_features(path, SavedFeatures(FEATURES, about=FeatureFacts(**FACTS))),
-        read_statistics: lambda: write_statistics(path, Statistics(MU, SIGMA)),
-    }.get(read, lambda: save_file({"x": torch.ones(9)}, path))
-    for size in (None, 0, 5, 60, -1):
-        if size is not None:
-            write()
-            path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(FormatError, match="/x: "):
-            read(path)
+def test_a_missing_or_short_file_is_refused(tmp_path):
+    for read in (read_statistics, read_features, read_torch_file):
+        for content in (None, b"", b"PK\3\4", b"\x93NUMPY"):
+            if content is not None:
+                (tmp_path / "x").write_bytes(content)
+            with pytest.raises(FormatError, match="/x: "):
+                read(tmp_path / "x")
+        (tmp_path / "x").unlink()

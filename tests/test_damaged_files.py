@@ -320,18 +320,19 @@ def huge(**change):
     return json.dumps({"network": {**NETWORK, **change}, "train": TRAIN})
 
 
-SIZES = {
+CONTENTS = {
     "channels": ("tiny.yaml", huge(channels=10**9)),
     "blocks": ("tiny.yaml", huge(blocks=10**9)),
     "levels": ("tiny.yaml", huge(levels=[1] * 10**5)),
     "a level": ("tiny.yaml", huge(levels=[10**9, 1])),
+    "a list for a number": ("run/scores.json", '{"frechet_distance_se[elbo-tiny]": [], "n_samples": 2, "extractor": "elbo-tiny"}'),
     "names of metrics": ("run/metrics.jsonl", "".join(f'{{"step":1,"images":1,"n{i}":1}}\n' for i in range(1000))),
 }
 
 
-@pytest.mark.parametrize("what", SIZES)
-def test_sizes_beyond_any_memory_are_refused_before_it_is_taken(what, folder):
-    file, text = SIZES[what]
+@pytest.mark.parametrize("what", CONTENTS)
+def test_odd_content_is_refused_before_memory_is_taken_for_it(what, folder):
+    file, text = CONTENTS[what]
     (folder / file).write_text(text)
     for line in READERS[file]:
         check(folder, file, line)

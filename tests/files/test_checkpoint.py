@@ -201,7 +201,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_go_on_from(tmp_path, 
 @given(
     st.sets(st.integers(1, 60), min_size=1, max_size=12),
     st.integers(1, 10),
-    st.integers(0, 50),
+    st.sampled_from([0, 1, 2, 7]),
     st.sets(st.integers(1, 60), max_size=5),
 )
 @settings(max_examples=30)

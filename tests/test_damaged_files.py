@@ -67,7 +67,7 @@ READERS = {
     "stats.npz": ["info {0}", f"eval samples.npz --ref {{0}} {SCORES}"],
     "features.safetensors": ["info {0}", "eval {0} --ref stats.npz -q", "compare {0} {0} --ref stats.npz"],
     "average.safetensors": ["info {0}", SAMPLE + " --weights {0}", "info --verify {0}"],
-    "schedule.yaml": ["info {0}", "weights table u-mse@{0}", DRY + " --schedule {0}", SAMPLE + " --schedule {0}"],
+    "schedule.yaml": ["info {0}", "weights show u-mse@{0}", DRY + " --schedule {0}", SAMPLE + " --schedule {0}"],
     "tiny.yaml": [DRY, "presets show {0}"],
     "scheduler_config.json": ["weights check {0}", DRY + " --schedule {0}"],
     "optimum.json": ["info {0}", "adapt --data-only {0}"],

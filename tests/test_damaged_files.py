@@ -263,7 +263,7 @@ def damaged(random, content):
     """Damage to a file's bytes, or to the values in it."""
     change = in_tensors if content[8:9] == b"{" else FORMATS.get(content[:4], in_text)
     if random.random() < 0.7:
-        with contextlib.suppress(UnicodeDecodeError):
+        with contextlib.suppress(ValueError):  # neither text nor values
             return change(random, content)
     return any_bytes(random, content)
 

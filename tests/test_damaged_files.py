@@ -242,11 +242,12 @@ def in_tensors(random, content):
 def in_hdf5(random, content):
     box = io.BytesIO(content)
     with h5py.File(box, "r+") as file:
-        owner = random.choice([file, file.attrs])
+        attributes = file.attrs
+        owner = random.choice([file, attributes])
         name = random.choice(sorted(owner))
-        value = owner[name] if owner is file.attrs else owner[name][()]
+        value = owner[name] if owner is attributes else owner[name][()]
         del owner[name]
-        if owner is file.attrs:
+        if owner is attributes:
             changes = [*ATTRIBUTES, *[odd(random, value)] * 5 * isinstance(value, str)]
         else:
             kinds = ["i1", "i8", "u8", "f2", "f8", "c8"] if value.dtype.kind in "iuf" else []

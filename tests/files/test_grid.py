@@ -40,7 +40,7 @@ HOSTILE = "<b>&\x1b[31m\n\u202e\ud800"
 def test_every_image_can_be_had_back_from_the_file_alone(count, size, channels, classes, scale):
     images = np.random.default_rng(0).integers(0, 200, (count, *size, channels), np.uint8)
     labels = np.arange(count) % classes if classes else None
-    layout = lay_out(*size, rows_of_classes(count, labels, ["ant", HOSTILE]), scale)
+    layout = lay_out(size[0], size[1], rows_of_classes(count, labels, ["ant", HOSTILE]), scale)
     file = io.BytesIO()
     write_grid(file, images, layout)
     with Image.open(file) as picture:

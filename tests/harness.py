@@ -6,12 +6,10 @@ import contextlib
 import ctypes
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,6 @@ ELBO = [sys.executable, "-m", "elbocli"]
 BIN = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 """PATH with the installed `elbo` and `python` first, for shells."""
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-SIGTERM_BIT = 14
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -134,16 +131,6 @@ def heed_signals() -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGPIPE):
         signal.signal(signum, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def wait_until_handling(process: int) -> None:
-    """Return when the process handles SIGTERM, or has ended."""
-    with contextlib.suppress(OSError, IndexError):
-        while True:
-            caught = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())[0]
-            if int(caught, 16) >> SIGTERM_BIT & 1:
-                return
-            time.sleep(0.002)
 
 
 @contextlib.contextmanager

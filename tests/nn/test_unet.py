@@ -1,145 +1,247 @@
-"""The ADM U-Net: its size, its start, what it listens to."""
+"""The parts that networks share are what they say: codes of levels, attention, blocks, and a group norm in few passes."""
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from elbocli.core.schedule import LEVEL_CODES
-from elbocli.errors import FormatError, UsageError
-from elbocli.nn.networks import build, config_of, count_parameters, section_of
-from elbocli.nn.networks.unet import Attention, GroupNorm, UNet, UNetConfig
-from elbocli.nn.presets import load_preset
+from elbocli.nn.networks.unet import (
+    CODE,
+    Attention,
+    Block,
+    Conditioning,
+    Fourier,
+    GroupNorm,
+    LinearCode,
+    UNet,
+    UNetConfig,
+    norm,
+    resized,
+)
+from elbocli.runtime.device import PRECISIONS, Precision
 
-SMALL = UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,))
+CPU = torch.device("cpu")
+
+# What a network is told of its noise level
 
 
-def awake(config: UNetConfig = SMALL) -> UNet:
-    """A network whose zero-initialised layers are not zero."""
+@pytest.mark.parametrize("code", [CODE, *LEVEL_CODES])
+def test_fourier_features_are_cosines_and_sines_of_any_level_code(code: str) -> None:
+    """Of timesteps up to 1000 too, whose angles have no digits left in float32."""
+    level = torch.linspace(-15, 15, 41)
+    angle = LEVEL_CODES.parse(code)(level.double())[:, None] * 1e-4 ** (torch.arange(16, dtype=torch.float64) / 16)
+    found = Fourier(32, LEVEL_CODES.parse(code).spec)(level)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), torch.cat([angle.cos(), angle.sin()], 1), atol=2e-6, rtol=0)
+    assert LinearCode()(level).squeeze(1).tolist() == (level / 4).tolist()
+
+
+class OnCard(Tensor):
+    """A tensor that says it is on CUDA."""
+
+    is_cuda = True
+
+
+class Rounding(TorchDispatchMode):
+    """Multiplies float32 as CUDA does in TF32: with 10 bits of mantissa."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
+            args = [self.rounded(each) if each.dtype == torch.float32 else each for each in args]
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(x: Tensor) -> Tensor:
+        return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("weights", "precision"), [*((torch.float32, name) for name in PRECISIONS), (torch.bfloat16, "bf16")]
+)
+@pytest.mark.parametrize("code", [LinearCode(), Fourier(8)], ids=["linear", "fourier"])
+def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(
+    code: Any, weights: torch.dtype, precision: str
+) -> None:
+    """Sharded weights are in bf16 themselves."""
     torch.manual_seed(0)
-    network = UNet(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.1)
-    return network
+    layer, seen = Conditioning(code, 16, 0).to(weights), list[Tensor]()
+    layer.second.register_forward_pre_hook(lambda _, args: seen.append(args[0].as_subclass(Tensor).double()))
+    level = torch.tensor([14.0, 14.01]).as_subclass(OnCard)  # type: ignore[arg-type]
+    with torch.no_grad(), Rounding(), Precision(precision, CPU).autocast():
+        told = layer(level, None)
+    assert told.dtype == PRECISIONS[precision]
+    wanted = F.silu(layer.first.double()(code(level).as_subclass(Tensor).double()))
+    torch.testing.assert_close(seen[0], wanted, rtol=1e-6, atol=1e-6)
 
 
-def inputs(batch: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 3, 8, 8, generator=draw), torch.randn(batch, generator=draw) * 5, torch.arange(batch) % 5
+# Attention and blocks
 
 
-def test_imagenet64_has_the_size_of_edms_network() -> None:
-    with torch.device("meta"):
-        section = {**load_preset("imagenet64").network, "image_size": 64, "image_channels": 3, "num_classes": 1000}
-        assert count_parameters(build(config_of(section, "imagenet64"))) == 295_899_267
+@pytest.mark.parametrize("channels", [4, 60, 64, 100, 128, 192, 260, 332, 576, 768])
+def test_heads_and_groups_divide_the_channels_at_any_width_and_published_heads_have_64(channels: int) -> None:
+    layer, x = Attention(channels), torch.randn(1, channels, 2, 3)
+    assert channels % layer.heads == 0 and layer(x).shape == x.shape
+    assert channels % 64 or layer.heads == channels // 64
+    groups = norm(channels).num_groups
+    assert channels % groups == 0 and groups <= 32 and channels // groups >= 4
 
 
-def test_a_new_network_says_nothing() -> None:
-    z, logsnr, labels = inputs()
-    assert not UNet(SMALL)(z, logsnr, labels).any()
+def test_a_new_block_of_equal_width_is_the_identity() -> None:
+    x = torch.randn(2, 8, 4, 4)
+    assert torch.equal(Block(8, 8, 16, 0.0, attention=True)(x, torch.randn(2, 16)), x)
 
 
-def test_level_and_class_matter_and_no_class_is_minus_one() -> None:
-    network = awake()
-    z, logsnr, labels = inputs()
-    with torch.no_grad():
-        out = network(z, logsnr, labels)
-        assert not torch.allclose(out, network(z, logsnr + 1, labels))
-        assert not torch.allclose(out, network(z, logsnr, (labels + 1) % 5))
-        assert torch.equal(network(z, logsnr, torch.full_like(labels, -1)), network(z, logsnr, None))
+def test_autocast_on_cuda_leaves_doubled_images_in_half() -> None:
+    """By torch's own rules, on tensors that say they are there."""
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with FakeTensorMode():
+            x = torch.empty(1, 8, 4, 4, device="cuda", dtype=torch.bfloat16)
+            assert F.interpolate(x, scale_factor=2).dtype == torch.float32
+            assert resized(x, "up").dtype == torch.bfloat16 and resized(x, "up").shape == (1, 8, 8, 8)
+    finally:
+        torch.set_autocast_enabled("cuda", before)
 
 
-def test_examples_of_a_batch_do_not_mix() -> None:
-    network = awake()
-    z, logsnr, labels = inputs()
-    with torch.no_grad():
-        alone = network(z[2:3], logsnr[2:3], labels[2:3])
-        torch.testing.assert_close(network(z, logsnr, labels)[2:3], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_a_gradient_reaches_every_parameter() -> None:
-    network = awake()
-    network(*inputs(5)).square().sum().backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+SMALL = UNetConfig(8, 3, 5, channels=32, levels=(1, 2), blocks=1, attention=(8, 4))
 
 
 def test_heads_groups_eps_and_embedding_are_as_said() -> None:
-    changed = replace(SMALL, channels=32, attention=(8, 4), heads=2, groups=16, norm_eps=1e-3, embedding=24)
-    network = UNet(changed)
+    network = UNet(replace(SMALL, heads=2, groups=16, norm_eps=1e-3, embedding=24))
     norms = [each for each in network.modules() if isinstance(each, GroupNorm)]
-    assert norms and {(each.num_groups, each.eps) for each in norms} == {(16, 1e-3)}
+    assert {(each.num_groups, each.eps) for each in norms} == {(16, 1e-3)}
     attentions = [each for each in network.modules() if isinstance(each, Attention)]
     assert len(attentions) == 7 and {each.heads for each in attentions} == {2}
     assert network.conditioning.second.weight.shape == (24, 24)
     assert network.units()[0].scale_shift.in_features == 24
-    by_width = UNet(replace(SMALL, channels=32, attention=(8, 4), head_width=16))
+    by_width = UNet(replace(SMALL, head_width=16))
     found = {(each.qkv.in_channels, each.heads) for each in by_width.modules() if isinstance(each, Attention)}
     assert found == {(32, 2), (64, 4)}
+    for middle in (True, False):
+        bare = UNet(replace(SMALL, attention=(), middle_attention=middle))
+        assert [each for each, unit in enumerate(bare.units()) if isinstance(unit.attention, Attention)] == [3] * middle
 
 
-def test_the_middle_has_attention_unless_it_is_told_not_to() -> None:
-    for wanted in (True, False):
-        network = UNet(replace(SMALL, attention=(), middle_attention=wanted))
-        assert any(isinstance(each, Attention) for each in network.modules()) == wanted
+# Group norm with scale, shift and SiLU: torch's on a CPU; elsewhere one in the image's precision and layout
+
+GROUPS, CHANNELS = 4, 24
+EVERY = pytest.mark.parametrize(("scaled", "silu"), [(False, False), (False, True), (True, False), (True, True)])
 
 
-def test_a_fraction_of_a_level_has_fewer_channels_and_whole_numbers_are_written_whole() -> None:
-    config = replace(SMALL, channels=16, levels=(0.5, 1.0, 2))
-    assert section_of(config)["levels"] == [0.5, 1, 2]
-    assert [type(level) for level in section_of(config)["levels"]] == [float, int, int]
-    assert config_of(section_of(config), "here") == config
-    network = awake(config)
-    assert network.first.out_channels == network.last.in_channels == 8
-    assert network(*inputs()).shape == (4, 3, 8, 8)
+def group_norm(dtype: torch.dtype = torch.float64, fused: bool | None = True) -> GroupNorm:
+    torch.manual_seed(0)
+    layer = GroupNorm(GROUPS, CHANNELS).to(dtype)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    layer.fused = fused
+    return layer
 
 
-def test_a_learned_variance_comes_behind_and_forward_leaves_it_out() -> None:
-    network = awake(replace(SMALL, image_size=7, variance=True))
-    z, logsnr, labels = inputs()
-    z = z[..., :7, :7]
-    with torch.no_grad():
-        whole, out = network.outputs(z, logsnr, labels), network(z, logsnr, labels)
-        assert whole.shape == (4, 6, 7, 7) and out.shape == (4, 3, 7, 7)
-        assert torch.equal(whole[:, :3], out) and whole[:, 3:].any()
-        plain = awake()
-        assert torch.equal(plain.outputs(*inputs()), plain(*inputs()))
+def inputs(scaled: bool, dtype: torch.dtype = torch.float64, mean: float = 0.5) -> list[Any]:
+    """An image in channels last, and its scale and shift."""
+    torch.manual_seed(1)
+    x = (torch.randn(3, CHANNELS, 6, 4, dtype=torch.float64) + mean).to(dtype, memory_format=torch.channels_last)
+    rest = [torch.randn(3, CHANNELS).to(dtype).requires_grad_() if scaled else None for _ in range(2)]
+    return [x.requires_grad_(), *rest]
 
 
-@pytest.mark.parametrize("code", LEVEL_CODES)
-def test_a_network_told_any_level_code_compiles_to_one_graph(code: str) -> None:
-    network = awake(replace(SMALL, levels=(1,), attention=(), code=code))
-    torch._dynamo.reset()
-    whole = torch.compile(network, backend="eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(whole(*inputs()), network(*inputs()))
+def plain(layer: GroupNorm, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
+    """The same by torch's functions."""
+    h = F.group_norm(x, GROUPS, layer.weight, layer.bias, layer.eps)
+    if scale is not None and shift is not None:
+        h = torch.addcmul(shift[..., None, None], h, scale[..., None, None] + 1)
+    return F.silu(h) if silu else h
 
 
-def test_levels_that_do_not_fit_are_refused() -> None:
-    for change in (
-        {"image_size": 3, "levels": (1, 2, 2)},
-        {"channels": 6},
-        {"levels": ()},
-        {"dropout": 1.0},
-        {"image_size": 0},
-        {"image_channels": 0},
-        {"num_classes": -1},
-        {"blocks": 0},
-        {"levels": (0.3,)},
-        {"levels": (1, float("nan"))},
-        {"levels": (1, -0.5)},
-        {"code": "t:lineal"},
-        {"code": "sigma:factor=2"},
-        {"heads": 3},
-        {"heads": -1},
-        {"head_width": 0},
-        {"groups": 3},
-        {"groups": -2},
-        {"embedding": -1},
-        {"norm_eps": 0.0},
-        {"norm_eps": float("nan")},
+def with_gradients(out: Tensor, *of: Tensor | None) -> list[Tensor]:
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype)
+    return [out, *torch.autograd.grad(out, [each for each in of if each is not None], weight)]
+
+
+@EVERY
+def test_values_and_gradients_are_torchs_and_on_a_cpu_to_the_bit(scaled: bool, silu: bool) -> None:
+    layer, given = group_norm(), inputs(scaled)
+    both = [
+        with_gradients(out, *given, *layer.parameters())
+        for out in (layer(*given, silu), plain(layer, *given, silu=silu))
+    ]
+    for ours, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+    layer, given = group_norm(torch.float32, fused=None), inputs(scaled, torch.float32)
+    assert torch.equal(layer(*given, silu), plain(layer, *given, silu=silu))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("mean", [0.5, 30.0])
+def test_only_what_is_written_is_rounded(scaled: bool, silu: bool, dtype: torch.dtype, mean: float) -> None:
+    """Statistics, and what there is one of for a channel, are float32: errors are those of rounding an image."""
+    layer, given = group_norm(torch.float32), inputs(scaled, dtype, mean)
+    ours = with_gradients(layer(*given, silu), *given, *layer.parameters())
+    exact = [each if each is None else each.detach().double().requires_grad_() for each in given]
+    wide = copy.deepcopy(layer).double()
+    theirs = with_gradients(plain(wide, *exact, silu=silu), *exact, *wide.parameters())
+    assert ours[0].dtype == ours[1].dtype == dtype
+    roundings = [
+        float((one - other).detach().norm() / other.detach().norm()) / torch.finfo(dtype).eps
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    few = 1 if dtype != torch.float32 else 10
+    assert max(roundings[:2]) < few
+    assert max(roundings[2:]) < few * max(1, 0.4 * mean)  # sums of a product, in which a large mean cancels
+
+
+class Kernels(TorchDispatchMode):
+    """Notes what each operation writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[tuple[str, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {id(each) for each in tree_leaves(args)}
+        self.written += [
+            (str(func), each) for each in tree_leaves(out) if isinstance(each, Tensor) and id(each) not in given
+        ]
+        return out
+
+
+@EVERY
+def test_no_image_is_widened_laid_out_anew_or_kept_but_the_first(scaled: bool, silu: bool) -> None:
+    layer, (x, *rest) = group_norm(torch.float32), inputs(scaled, torch.bfloat16)
+    kept = dict[int, Tensor]()
+    with (
+        Kernels() as kernels,
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda each: kept.setdefault(each.data_ptr(), each), lambda each: each
+        ),
     ):
-        with pytest.raises((FormatError, UsageError), match=r"here|network: "):
-            config_of({**section_of(SMALL), **change}, "here")
+        out = layer(x, *rest, silu)
+    assert [each.data_ptr() for each in kept.values() if each.numel() >= x.numel()] == [x.data_ptr()]
+    with kernels:
+        layer(x, *rest, silu).sum().backward()
+    images = [(name, each) for name, each in kernels.written if each.numel() >= x.numel()]
+    assert len(images) > 5 and {each.dtype for _, each in images} == {torch.bfloat16}
+    assert not [name for name, _ in images if "clone" in name or "copy" in name]
+    first = layer(x.detach().contiguous(), *rest, silu)
+    assert first.is_contiguous(memory_format=torch.channels_last) and torch.equal(first, out)
+
+
+def test_it_is_used_where_images_are_not_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meta tensors stand for any device."""
+    torchs: list[Tensor] = []
+    monkeypatch.setattr(nn.GroupNorm, "forward", lambda self, x: torchs.append(x) or x)
+    layer, x = group_norm(torch.float32, fused=None).to("meta"), torch.empty(2, CHANNELS, 4, 4, device="meta")
+    assert layer(x).is_contiguous(memory_format=torch.channels_last) and not torchs
+    layer.fused = False
+    assert layer(x) is x and torchs

@@ -1,18 +1,29 @@
-"""Feature extractors."""
+"""Extractors give the features of their authors' formulas or programs, from files of every program that writes the weights."""
 
 import hashlib
+import math
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from example_scripts import load
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
 from elbocli.errors import DataError, FormatError, UsageError
-from elbocli.nn.extractors import Extractor, make_extractor
+from elbocli.nn.extractors import Extractor, make_extractor, vit
+from elbocli.nn.extractors.vit import VitShape, fitted_positions, vit_extractor
+
+RECIPE = Path(__file__).parent.parent.parent / "examples/extractors/export_timm.py"
+Weights = dict[str, Tensor]
 
 
 class Evil:
@@ -22,7 +33,16 @@ class Evil:
         self.marker = marker
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.marker}",)
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def levels_of(count: int, size: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Within 1e-5 of their size."""
+    return float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 def test_tiny_is_the_same_everywhere() -> None:
@@ -33,19 +53,6 @@ def test_tiny_is_the_same_everywhere() -> None:
     features, logits = extractor(grey)
     assert features.shape == (3, 64) and logits is not None and logits.shape == (3, 10)
     assert torch.equal(features, extractor(grey.expand(-1, 3, -1, -1))[0])
-
-
-def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": Evil(tmp_path / "hacked")}, tmp_path / "evil.pth")
-    with pytest.raises(FormatError, match="refused"):
-        make_extractor("inception-v3-compat", tmp_path / "evil.pth", "cpu")
-    assert not (tmp_path / "hacked").exists()
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(FormatError, match="not weights of this inception-v3-compat network"):
-        make_extractor("inception-v3-compat", tmp_path / "other.pth", "cpu")
 
 
 def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weights: Path, photos: np.ndarray) -> None:
@@ -61,31 +68,294 @@ def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weight
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ours.module.modules())
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # half a gigabyte of weights
 def test_vgg16s_features_are_torch_fidelitys(tmp_path: Path) -> None:
     import torchvision
 
-    torch.manual_seed(0)
     torch.save(torchvision.models.vgg16(init_weights=False).state_dict(), tmp_path / "vgg.pth")
     ours = make_extractor("vgg16", tmp_path / "vgg.pth", "cpu")
     theirs = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=str(tmp_path / "vgg.pth"))
-    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(ours(images)[0], theirs(images)[0]) and ours(images)[1] is None
-    with pytest.raises(UsageError, match="vgg16 needs --extractor-weights"):
-        make_extractor("vgg16", None, "cpu")
+    assert torch.equal(ours(levels_of(2, 8))[0], theirs(levels_of(2, 8))[0]) and ours(levels_of(2, 8))[1] is None
 
 
-def test_unknown_names_and_useless_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"did you mean inception-v3-compat"):
-        make_extractor("inception-v4", None, "cpu")
-    for name in ("elbo-tiny", "x.pt2"):
-        with pytest.raises(UsageError, match="weights"):
-            make_extractor(name, tmp_path / "w.pth", "cpu")
+def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit").eval()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    monkeypatch.setattr(sys, "argv", ["", "test_vit", "24", str(tmp_path / "out.pt2"), str(tmp_path / "w.pth")])
+    load(RECIPE)
+    config = timm.data.resolve_model_data_config(network)
+    size, mode = config["input_size"][1:], config["interpolation"]
+    x = F.interpolate(levels_of(3, 24).float(), size, mode=mode, antialias=True)
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    network.reset_classifier(0)
+    with torch.no_grad():
+        expected = network((x / 255 - mean) / std)
+        assert close(make_extractor(str(tmp_path / "out.pt2"), None, "cpu")(levels_of(3, 24))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "word"),
+    [
+        ("inception-v3-compat", "evil.pth", "refused"),
+        ("inception-v3-compat", "other.pth", "not weights"),
+        ("inception-v4", None, "inception-v3-compat"),
+        ("elbo-tiny", "other.pth", "weights"),
+        ("x.pt2", "other.pth", "weights"),
+        ("vgg16", None, "--extractor-weights"),
+        ("clip-vitb32", None, "--extractor-weights"),
+    ],
+)
+def test_names_and_weights_that_do_not_fit_are_refused_and_run_no_code(
+    name: str, file: str | None, word: str, tmp_path: Path
+) -> None:
+    torch.save({"a": Evil(tmp_path / "hacked")}, tmp_path / "evil.pth")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises((FormatError, UsageError), match=word):
+        make_extractor(name, file and tmp_path / file, "cpu")
+    assert not (tmp_path / "hacked").exists()
 
 
 def test_an_extractor_that_returns_something_else_is_refused() -> None:
-    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(FormatError, match="expected features"):
-        Extractor("odd", torch.nn.Identity(), "")(images)
-    with pytest.raises(DataError, match="can't take images"):
-        Extractor("odd", torch.nn.Linear(3, 3), "")(images)
+    with pytest.raises(FormatError, match="features"):
+        Extractor("odd", torch.nn.Identity(), "")(levels_of(2, 8))
+    with pytest.raises(DataError, match="odd"):
+        Extractor("odd", torch.nn.Linear(3, 3), "")(levels_of(2, 8))
+
+
+# Vision transformers by the formulas of DINOv2's and CLIP's authors; tensors by the names of DINOv2's hub and of timm
+
+DINO = VitShape(width=32, depth=2, heads=4, patch=14, trained=37)
+CLIP = VitShape(width=32, depth=2, heads=4, patch=32, trained=7, embedding=24)
+
+
+def drawn(shape: VitShape) -> Weights:
+    """Random tensors such that activations keep their size; norms are about 1, and scales of either sign."""
+    d, clip, generator = shape.width, shape.embedding > 0, torch.Generator().manual_seed(0)
+    found: Weights = {}
+
+    def put(name: str, *sides: int, scale: float = 0.5, about: float = 0.0) -> None:
+        found[name] = about + scale * torch.randn(sides, generator=generator)
+
+    def put_norm(name: str) -> None:
+        put(f"{name}.weight", d, scale=0.2, about=1.0)
+        put(f"{name}.bias", d)
+
+    def put_layer(name: str, *sides: int, bias: bool = True) -> None:
+        put(f"{name}.weight", *sides, scale=math.prod(sides[1:]) ** -0.5)
+        if bias:
+            put(f"{name}.bias", sides[0])
+
+    put("cls_token", 1, 1, d)
+    put("pos_embed", 1, 1 + shape.trained**2, d)
+    put_layer("patch_embed.proj", d, 3, shape.patch, shape.patch, bias=not clip)
+    for n in range(shape.depth):
+        put_norm(f"blocks.{n}.norm1")
+        put_layer(f"blocks.{n}.attn.qkv", 3 * d, d)
+        put_layer(f"blocks.{n}.attn.proj", d, d)
+        put_norm(f"blocks.{n}.norm2")
+        put_layer(f"blocks.{n}.mlp.fc1", 4 * d, d)
+        put_layer(f"blocks.{n}.mlp.fc2", d, 4 * d)
+        if not clip:
+            put(f"blocks.{n}.ls1.gamma", d)
+            put(f"blocks.{n}.ls2.gamma", d)
+    put_norm("norm")
+    if clip:
+        put_norm("norm_pre")
+        put_layer("head", shape.embedding, d, bias=False)
+    return found
+
+
+def pixels(levels: Tensor) -> Tensor:
+    """Images [B, 3, 224, 224] as the network is to see them, in float64: nothing is clamped."""
+    resized = F.interpolate(levels.double(), (224, 224), mode="bicubic", antialias=True, align_corners=False)
+    mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in (DINO.mean, DINO.std))
+    return (resized / 255 - mean) / std
+
+
+def cubic(x: float) -> float:
+    """Keys' cubic with a = −0.75."""
+    x, a = abs(x), -0.75
+    return (a + 2) * x**3 - (a + 3) * x**2 + 1 if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def hub_rows(before: int, side: int) -> Tensor:
+    """[side, before]: a place of the hub's, made of those before; edges are repeated."""
+    rows = torch.zeros(side, before, dtype=torch.float64)
+    for i in range(side):
+        place = (i + 0.5) * before / (side + 0.1) - 0.5
+        for j in range(math.floor(place) - 1, math.floor(place) + 3):
+            rows[i, min(max(j, 0), before - 1)] += cubic(place - j)
+    return rows
+
+
+def expected(levels: Tensor, weights: Weights, shape: VitShape) -> Tensor:
+    """DINOv2's class token, or CLIP's embedding of length 1, in float64."""
+    w = {name: value.double() for name, value in weights.items()}
+    clip, side = shape.embedding > 0, 224 // shape.patch
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        length = (centred.square().mean(-1, keepdim=True) + (1e-5 if clip else 1e-6)).sqrt()
+        return centred / length * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def layer(x: Tensor, name: str) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    token, places = w["pos_embed"][0, :1], w["pos_embed"][0, 1:]
+    if side != shape.trained:
+        rows = hub_rows(shape.trained, side)
+        grid = places.reshape(shape.trained, shape.trained, -1)
+        places = torch.einsum("ia,jb,abd->ijd", rows, rows, grid).reshape(side**2, -1)
+    bias = w.get("patch_embed.proj.bias")
+    patches = F.conv2d(pixels(levels), w["patch_embed.proj.weight"], bias, stride=shape.patch).flatten(2).mT
+    x = torch.cat([(w["cls_token"][0] + token).expand(len(levels), 1, -1), patches + places], 1)
+    x = norm(x, "norm_pre") if clip else x
+    for n in range(shape.depth):
+        qkv = layer(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv").unflatten(2, (3, shape.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = ((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + w.get(f"blocks.{n}.ls1.gamma", 1) * layer(mixed, f"blocks.{n}.attn.proj")
+        h = layer(norm(x, f"blocks.{n}.norm2"), f"blocks.{n}.mlp.fc1")
+        h = h * (1.702 * h).sigmoid() if clip else h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
+        x = x + w.get(f"blocks.{n}.ls2.gamma", 1) * layer(h, f"blocks.{n}.mlp.fc2")
+    x = norm(x, "norm")[:, 0]
+    return F.normalize(x @ w["head.weight"].T, dim=1) if clip else x
+
+
+HUB: dict[str, str] = {}
+DINOV2_OF_TRANSFORMERS = {
+    "^(cls|mask)_token": r"embeddings.\1_token",
+    "^pos_embed": "embeddings.position_embeddings",
+    "^patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "^blocks": "encoder.layer",
+    "attn.proj": "attention.output.dense",
+    r"ls(\d).gamma": r"layer_scale\1.lambda1",
+    "^norm": "layernorm",
+    "attn.qkv": "attention.attention.QKV",
+}
+OPENAI = {
+    "^cls_token": "class_embedding",
+    "^pos_embed": "positional_embedding",
+    "^patch_embed.proj": "conv1",
+    "^norm_pre": "ln_pre",
+    "^norm": "ln_post",
+    "^head.weight": "proj",
+    "^blocks": "transformer.resblocks",
+    r"norm(\d)": r"ln_\1",
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "^": "visual.",
+}
+CLIP_OF_TRANSFORMERS = {
+    "^cls_token": "embeddings.class_embedding",
+    "^pos_embed": "embeddings.position_embedding.weight",
+    "^patch_embed.proj": "embeddings.patch_embedding",
+    "^norm_pre": "pre_layrnorm",
+    r"^norm\.": "post_layernorm.",
+    r"\.norm(\d)": r".layer_norm\1",
+    "^blocks": "encoder.layers",
+    "attn.proj": "self_attn.out_proj",
+    "^": "vision_model.",
+    "vision_model.head": "visual_projection",
+    "attn.qkv": "self_attn.QKV_proj",
+}
+OTHERS = (
+    "logit_scale",
+    "positional_embedding",
+    "ln_final.weight",
+    "text_model.x",
+    "vision_model.embeddings.position_ids",
+)
+"""Tensors of CLIP's text side, and one that is none of the network's."""
+
+
+def by_names(weights: Weights, names: dict[str, str]) -> Weights:
+    """The same tensors by the names, and in the shapes, of another program."""
+    found = {}
+    for name, value in weights.items():
+        for ours, theirs in names.items():
+            name = re.sub(ours, theirs, name)
+        parts = ("query", "key", "value") if "attention" in name else "qkv"
+        if "QKV" in name:
+            found |= {name.replace("QKV", part): one.clone() for part, one in zip(parts, value.chunk(3), strict=True)}
+        else:
+            found[name] = value.squeeze() if "class_emb" in name or "positional" in name else value
+    if names is OPENAI:
+        found["visual.proj"] = found["visual.proj"].T.contiguous()
+    return found
+
+
+FILES = {
+    "hub.pth": (DINO, HUB, ["mask_token"]),
+    "hub.safetensors": (DINO, HUB, []),
+    "dinov2 of transformers.safetensors": (DINO, DINOV2_OF_TRANSFORMERS, ["embeddings.mask_token"]),
+    "openai.pt": (CLIP, OPENAI, OTHERS[:3]),
+    "openai's halves.safetensors": (CLIP, OPENAI, []),
+    "clip of transformers.safetensors": (CLIP, CLIP_OF_TRANSFORMERS, [OTHERS[0], *OTHERS[3:]]),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_vit_is_its_authors_formula_from_any_file(file: str, tmp_path: Path) -> None:
+    """Of small noise and large: the resize overshoots, and levels below 0 and above 255 stay."""
+    pytest.importorskip("timm")
+    (shape, names, more), path = FILES[file], tmp_path / file
+    weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(shape).items()}
+    written = by_names(weights, names) | {name: torch.ones(7, 8) for name in more}
+    written = {name: value.half() if "halves" in file else value for name, value in written.items()}
+    save_file(written, path) if path.suffix == ".safetensors" else torch.save(written, path)
+    extractor = vit_extractor("a-vit", path, shape)
+    for levels in (levels_of(2, 40), levels_of(1, 300)):
+        features, logits = extractor(levels)
+        assert logits is None and features.dtype == torch.float32
+        assert close(features, expected(levels, weights, shape))
+
+
+def test_positions_that_fit_stay() -> None:
+    positions = torch.randn(1, 1 + 37**2, 8)
+    assert fitted_positions(positions, 37) is positions
+
+
+def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    weights = drawn(DINO)
+    wrong: dict[str, Any] = {
+        "blocks.1.norm1.weight": {k: v for k, v in weights.items() if "blocks.1" not in k},
+        "norm.weight": weights | {"norm.weight": torch.ones(31)},
+        "pos_embed": weights | {"pos_embed": torch.ones(1, 257, 32)},
+        "register_tokens": weights | {"register_tokens": torch.ones(1, 4, 32)},
+        "blocks.2.norm1.bias": weights | {"blocks.2.norm1.bias": torch.ones(32)},
+        "blocks.0.attn.qkv.weight": {"a": torch.ones(1)},
+        "a-vit": [torch.ones(1)],
+    }
+    for word, state in wrong.items():
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(FormatError, match=rf"w\.pth: .*{word}"):
+            vit_extractor("a-vit", tmp_path / "w.pth", DINO)
+    save_file(weights, tmp_path / "cut.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
+    for name in ("cut.safetensors", "none.pth"):
+        with pytest.raises(FormatError, match=name):
+            vit_extractor("a-vit", tmp_path / name, DINO)
+    monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
+    with pytest.raises(UsageError, match=r"elbocli\[extractors\]"):
+        vit_extractor("a-vit", tmp_path / "w.pth", DINO)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("dinov2-vitl14", 304_367_616), ("clip-vitb32", 87_849_216)])
+def test_the_declared_networks_are_as_large_as_the_published_ones(
+    name: str, parameters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DINOv2's file also holds a mask token of 1024 values."""
+    pytest.importorskip("timm")
+
+    def refuse(path: Path, name: str, wanted: dict[str, tuple[int, ...]], layouts: Any) -> Weights:
+        raise FormatError(sum(map(math.prod, wanted.values())))
+
+    monkeypatch.setattr(vit, "read_weights", refuse)
+    with pytest.raises(FormatError, match=str(parameters)):
+        make_extractor(name, Path("x"), "cpu")

@@ -1,0 +1,321 @@
+"""Averages of real runs: kept while training, made afterwards by `elbo ema`, and used by whatever opens a run."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from harness import Result
+from safetensors.torch import load_file, save_file
+
+from elbocli.ema.command import make_average
+from elbocli.errors import DataError, FormatError, UsageError
+from elbocli.files import checkpoint as store
+from elbocli.files.checkpoint import checkpoints, latest
+from elbocli.files.dataset import Dataset
+from elbocli.files.tensor_files import load, read_about
+from elbocli.run import settings
+from elbocli.run.open import open_run
+from elbocli.train import loop
+
+Elbo = Callable[..., Result]
+CPU = torch.device("cpu")
+TRUE = (0.06, 0.15)
+KEPT: dict[str, Any] = {
+    "steps": 100,
+    "save_every": 50,
+    "ema": ["halflife:images=100", "0.9", "power:std=.05", "power:std=.1"],
+}
+
+
+def resolved(dataset: Path, preset: Path, **options: Any) -> settings.Resolved:
+    return settings.resolve({"preset": str(preset), **options}, Dataset(dataset))
+
+
+def train(dataset: Path, preset: Path, out: Path, **options: Any) -> None:
+    loop.run(Dataset(dataset), out, resolved(dataset, preset, **{**KEPT, **options}))
+
+
+def flip(path: Path) -> None:
+    """Change a bit of a file's last tensor."""
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def kept(digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 100 steps that kept 20 snapshots of the two usual profiles."""
+    run = tmp_path_factory.mktemp("kept") / "run"
+    train(digits, preset, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def true(digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training, stopped once, which averaged by the profiles that the other must make afterwards."""
+    run = tmp_path_factory.mktemp("true") / "run"
+    specs = ["0.9", "power:std=.05", *(f"power:std={std}" for std in TRUE)]
+    for count in (37, 100):
+        train(digits, preset, run, steps=count, ema=specs, snapshot_every=0)
+    assert not (run / "snapshots").exists()
+    return run
+
+
+@pytest.fixture
+def copy(kept: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(kept, tmp_path / "run"))
+
+
+# Making
+
+
+def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
+    return np.concatenate([tensors[key].double().flatten().numpy() for key in sorted(tensors)])
+
+
+@pytest.mark.parametrize("std", TRUE)
+@pytest.mark.parametrize(("at", "most"), [(None, 1e-3), (50, 5e-3)])
+def test_reconstruction_meets_the_true_average_of_a_real_training(
+    std: float, at: int | None, most: float, kept: Path, true: Path, tmp_path: Path
+) -> None:
+    result = make_average(kept, std, tmp_path / "a.safetensors", at)
+    found = checkpoints(true)[-1 if at is None else 0]
+    assert result["step"] == (at or 100) and found.name == f"step-{result['step']:08d}"
+    wanted, last = (load_file(found / f"{name}.safetensors") for name in (f"ema-power-{std}", "model"))
+    got = load_file(tmp_path / "a.safetensors")
+    assert all(got[key].dtype == value.dtype for key, value in wanted.items())
+    error = np.linalg.norm(flat(got) - flat(wanted))
+    assert error < most * np.linalg.norm(flat(wanted))
+    assert error < 0.05 * np.linalg.norm(flat(last) - flat(wanted))
+    assert 0 < result["residual"] < 0.06
+
+
+def test_a_stored_profile_comes_out_bit_for_bit(kept: Path, tmp_path: Path) -> None:
+    result = make_average(kept, 0.1, tmp_path / "a.safetensors", 75)
+    got, wanted = (
+        load(tmp_path / "a.safetensors"),
+        load_file(kept / "snapshots/step-00000075/ema-power-0.1.safetensors"),
+    )
+    assert all(torch.equal(got[key], value) for key, value in wanted.items())
+    assert (result["residual"], result["snapshots"], result["profiles"]) == (0, 1, ["power:std=0.1"])
+
+
+def test_the_command_prints_json_and_the_file_says_how_it_was_made(elbo: Elbo, kept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    done = elbo("ema", kept, "--std", ".08", "-o", out)
+    assert (done.returncode, done.stderr) == (0, b"")
+    result, (made, digest) = json.loads(done.stdout), read_about(out)
+    about = made.json()
+    same = {"spec": "power:std=0.08", "step": 100, "images": 1600, "run": str(kept), "residual": result["residual"]}
+    assert result == {**result, **same, "average": str(out), "snapshots": 20, "first_snapshot": 5, "sha256": digest}
+    assert result["profiles"] == ["power:std=0.05", "power:std=0.1"] and 0 < result["residual"] < 0.02
+    assert about == {**about, **same, "std": 0.08} and about["command"].startswith("elbo ema ")
+    assert sum(about["coefficients"].values()) == pytest.approx(1)
+    assert result["largest_coefficient"] == max(map(abs, about["coefficients"].values()))
+    assert about["trained"]["weighting"] == "sigmoid:bias=2" and about["trained"]["payload_sha256"]
+    wide = elbo("ema", kept, "--std", ".015", "-o", tmp_path / "b.safetensors", "-q")
+    assert 0.1 < json.loads(wide.stdout)["residual"] < 0.5 and b"power:std=0.015" in wide.stderr
+
+
+OUT = ["-o", "a"]
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "code", "word"),
+    [
+        ("kept", OUT, 2, "--std"),
+        ("kept", ["--std", ".1"], 2, "-o"),
+        ("kept", ["--std", "0", *OUT], 2, "> 0"),
+        ("kept", ["--std", ".3", *OUT], 2, "0.288675"),
+        ("kept", ["--std", "nan", *OUT], 2, "> 0"),
+        ("kept", ["--std", ".1", "-o", "nowhere/a"], 1, "nowhere"),
+        ("kept", ["--std", ".1", *OUT, "--at", "0"], 2, ">= 1"),
+        ("kept", ["--std", ".1", *OUT, "--at", "52"], 2, "step 50"),
+        ("kept", ["--std", ".1", *OUT, "--at", "4"], 1, "snapshots"),
+        ("kept", ["--std", ".25", *OUT, "--at", "5"], 1, "power:std=0.25"),
+        ("kept", ["--std", ".001", *OUT], 1, "power:std=0.001"),
+        ("true", ["--std", ".1", *OUT], 1, "--snapshot-every"),
+        ("tmp_path", ["--std", ".1", *OUT], 1, "not a run"),
+    ],
+)
+def test_bad_input_is_told_and_nothing_is_written(
+    run: str, options: list[str], code: int, word: str, elbo: Elbo, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    done = elbo("ema", request.getfixturevalue(run), *options, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert done.stderr.startswith(b"elbo ema: error: ") and word in done.stderr.decode()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_snapshot_is_named_and_done_without(copy: Path, tmp_path: Path, caplog: Any) -> None:
+    path = copy / "snapshots/step-00000060/ema-power-0.1.safetensors"
+    flip(path)
+    whole = make_average(copy, 0.07, tmp_path / "a.safetensors", 55)
+    result = make_average(copy, 0.07, tmp_path / "b.safetensors")
+    assert str(path) in caplog.messages[0] and "damaged" in caplog.messages[0]
+    assert whole["residual"] < 0.01 and result["snapshots"] == 19
+
+
+def test_other_averages_in_a_snapshot_are_left_alone_and_another_networks_refused(copy: Path, tmp_path: Path) -> None:
+    expected = make_average(copy, 0.07, tmp_path / "a.safetensors")
+
+    def rewrite(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], name: str = "") -> None:
+        for snapshot in store.whole_snapshots(copy)[5:]:
+            held = {each: load_file(snapshot.path / f"{each}.safetensors") for each in snapshot.names}
+            changed = {name or each: change(tensors) for each, tensors in held.items()}
+            about = {"images": snapshot.images}
+            store.save(copy, snapshot.step, {**held, **changed}, None, about, store.SnapshotMeta)
+
+    rewrite(lambda tensors: {key: value * 1e9 for key, value in tensors.items()}, "ema-0.9")
+    assert make_average(copy, 0.07, tmp_path / "b.safetensors")["sha256"] == expected["sha256"]
+    for change in (lambda value: {"x": value}, lambda value: {"first.bias": value[:1]}):
+        rewrite(lambda tensors, change=change: {**tensors, **change(tensors["first.bias"])})
+        with pytest.raises(FormatError, match=r"snapshots/step-"):
+            make_average(copy, 0.07, tmp_path / "c.safetensors")
+
+
+# Opening
+
+FIRST, LAST = "checkpoints/step-00000050", "checkpoints/step-00000100"
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "name", "step"),
+    [
+        (".", None, "ema-halflife-100-ramp-0.05", 100),
+        (".", "halflife:images=100", "ema-halflife-100-ramp-0.05", 100),
+        (".", "0.90", "ema-0.9", 100),
+        (".", "power:std=0.10", "ema-power-0.1", 100),
+        (FIRST, "ema-power-0.1", "ema-power-0.1", 50),
+        (f"{LAST}/../step-00000050", "model", "model", 50),
+    ],
+)
+def test_weights_are_those_that_are_asked_for(place: str, asked: str | None, name: str, step: int, kept: Path) -> None:
+    opened, path = open_run(kept / place, CPU, asked), kept / f"checkpoints/step-{step:08d}/{name}.safetensors"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    about = {"step": step, "images_trained": 16 * step, "weights": name, "weights_sha256": digest}
+    assert opened.path.samefile(kept) and opened.about == {**opened.about, **about}
+    wanted = load_file(path)
+    assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
+
+
+def test_an_average_made_afterwards_is_opened_sampled_and_measured(
+    elbo: Elbo, kept: Path, digits: Path, tmp_path: Path
+) -> None:
+    average = tmp_path / "a.safetensors"
+    result = make_average(kept, 0.15, average, 50)
+    opened, wanted = open_run(kept, CPU, str(average)), load_file(average)
+    about = {"step": 50, "images_trained": 800, "weights": "ema-power-0.15", "weights_file": str(average)}
+    assert opened.about == {**opened.about, **about, "weights_sha256": result["sha256"]}
+    assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
+    done = elbo("sample", kept, "--weights", average, "-n", 2, "--steps", 2, "-o", tmp_path / "x.h5")
+    assert done.returncode == 0 and b"step 50, weights ema-power-0.15;" in done.stderr
+    assert "ema-power-0.15" in Dataset(tmp_path / "x.h5").attributes.samples
+    found = json.loads(elbo("bound", kept, digits, "--weights", average, "-n", 2, "--draws", 2).stdout)
+    assert (found["weights"], found["step"]) == ("ema-power-0.15", 50)
+
+
+def test_weights_that_are_not_there_or_no_average_are_refused(
+    kept: Path, digits: Path, preset: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    for asked in ("power:std=.2", "nowhere.safetensors"):
+        with pytest.raises(UsageError, match=r"ema-0\.9.* ema-power-0\.05, ema-power-0\.1"):
+            open_run(kept, CPU, asked)
+    save_file({"x": torch.zeros(1)}, path)
+    for asked in (path, kept / LAST / "model.safetensors"):
+        with pytest.raises(FormatError, match="elbo ema"):
+            open_run(kept, CPU, str(asked))
+    path.unlink()
+    make_average(kept, 0.1, path)
+    train(digits, preset, tmp_path / "other", steps=2, seed=1)
+    with pytest.raises(DataError, match="seed"):
+        open_run(tmp_path / "other", CPU, str(path))
+    flip(path)
+    with pytest.raises(FormatError, match="damaged"):
+        open_run(kept, CPU, str(path))
+    shutil.copytree(kept / FIRST, tmp_path / "x" / FIRST)
+    with pytest.raises(FormatError, match="not a run"):
+        open_run(tmp_path / "x" / FIRST, CPU)
+
+
+def test_info_knows_snapshots_and_verifies_them_and_a_named_checkpoint_is_not_replaced(elbo: Elbo, copy: Path) -> None:
+    snapshot, average = copy / "snapshots/step-00000010", copy.parent / "a.safetensors"
+    facts = json.loads(elbo("info", snapshot, "--json", "--verify").stdout)
+    assert (facts["is"], facts["step"], facts["images"]) == ("snapshot of averages", 10, 160)
+    assert facts["averages"] == "ema-power-0.05, ema-power-0.1" and facts["verified"] == ["sha256 of 2 files"]
+    facts = json.loads(elbo("info", copy, "--json", "--verify").stdout)
+    assert facts["snapshots"] == 20 and facts["verified"] == ["sha256 of 52 files"]
+    make_average(copy, 0.1, average)
+    facts = json.loads(elbo("info", average, "--json", "--verify").stdout)
+    assert (facts["is"], facts["verified"]) == ("average of weights", ["payload_sha256"])
+    for path, places in ((average, [average]), (snapshot / "ema-power-0.1.safetensors", [snapshot, copy])):
+        flip(path)
+        for place in places:
+            done = elbo("info", place, "--verify")
+            assert (done.returncode, done.stdout) == (1, b"") and f"{path}: damaged" in done.stderr.decode()
+    (copy / LAST / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match=r"step-00000100/model\.safetensors"):
+        open_run(copy / LAST, CPU)
+
+
+# Settings
+
+
+def test_averages_and_snapshots_bring_each_other(digits: Path, preset: Path) -> None:
+    def found(**options: Any) -> tuple[tuple[str, ...], int]:
+        made = resolved(digits, preset, **options).settings
+        return made.ema, made.snapshot_every
+
+    assert found() == (("0.9",), 0)
+    assert found(snapshot_every=5) == (("0.9", "power:std=0.05", "power:std=0.1"), 5)
+    assert found(ema=("0.9", "power:std=.2"), steps=210) == (("0.9", "power:std=0.2"), 11)
+    assert found(ema=("power:std=.2",), steps=7) == (("power:std=0.2",), 1)
+    assert found(ema=("power:std=.2",), snapshot_every=0) == (("power:std=0.2",), 0)
+    assert found(snapshot_every=5, ema=("power:std=.2", "0.9")) == (("power:std=0.2", "0.9"), 5)
+
+
+def test_several_averages_come_from_every_source(elbo: Elbo, digits: Path, preset: Path, tmp_path: Path) -> None:
+    """A run's config is the same whether its averages come from options, the environment, a config or a preset."""
+    two, spec = ["0.7", "halflife:images=500000,ramp=0"], "halflife:images=5e5,ramp=0"
+    (tmp_path / "c.yaml").write_text(f"ema: [0.7, '{spec}']\n")
+    (tmp_path / "p.yaml").write_text(preset.read_text().replace("ema: 0.9", f"ema: [.7, '{spec}']"))
+    base = ("--preset", preset)
+    cases: list[tuple[list[str], tuple[Any, ...], dict[str, str]]] = [
+        (two, (*base, "--ema", ".7", "--ema", spec), {}),
+        (two, (*base, "--config", tmp_path / "c.yaml"), {}),
+        (two[:1], (*base, "--config", tmp_path / "c.yaml", "--ema", ".7"), {}),
+        (two, ("--preset", tmp_path / "p.yaml"), {}),
+        (two, base, {"ELBO_TRAIN_EMA": f".7 {spec}"}),
+    ]
+    for number, (wanted, line, env) in enumerate(cases):
+        run = tmp_path / f"run{number}"
+        done = elbo("train", digits, "-o", run, "--steps", 1, *line, env=env)
+        assert done.returncode == 0, done.stderr
+        assert list(yaml.safe_load((run / "config.yaml").read_text())["settings"]["ema"]) == wanted
+
+
+# Going on
+
+
+def test_going_on_drops_the_snapshots_of_steps_that_come_again(copy: Path, digits: Path, preset: Path) -> None:
+    shutil.rmtree(copy / LAST)
+    wanted = [(path / "meta.json").read_text() for path in store.snapshots(copy)]
+    train(digits, preset, copy, steps=55, snapshot_every=25)
+    assert [snapshot.step for snapshot in store.whole_snapshots(copy)] == [*range(5, 51, 5), 55]
+    train(digits, preset, copy, snapshot_every=5)
+    assert [(path / "meta.json").read_text() for path in store.snapshots(copy)] == wanted
+
+
+def test_several_averages_survive_a_stop_and_change_nothing_else(kept: Path, true: Path) -> None:
+    one, two = latest(kept), latest(true)
+    assert one is not None and two is not None
+    for name in ("model", "ema-0.9", "ema-power-0.05"):
+        assert one.meta.files[f"{name}.safetensors"] == two.meta.files[f"{name}.safetensors"]

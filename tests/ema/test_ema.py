@@ -1,6 +1,5 @@
 """Averages of real runs: kept while training, made afterwards by `elbo ema`, and used by whatever opens a run."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -132,11 +131,8 @@ OUT = ["-o", "a"]
     [
         ("kept", OUT, 2, "--std"),
         ("kept", ["--std", ".1"], 2, "-o"),
-        ("kept", ["--std", "0", *OUT], 2, "> 0"),
         ("kept", ["--std", ".3", *OUT], 2, "0.288675"),
         ("kept", ["--std", "nan", *OUT], 2, "> 0"),
-        ("kept", ["--std", ".1", "-o", "nowhere/a"], 1, "nowhere"),
-        ("kept", ["--std", ".1", *OUT, "--at", "0"], 2, ">= 1"),
         ("kept", ["--std", ".1", *OUT, "--at", "52"], 2, "step 50"),
         ("kept", ["--std", ".1", *OUT, "--at", "4"], 1, "snapshots"),
         ("kept", ["--std", ".25", *OUT, "--at", "5"], 1, "power:std=0.25"),
@@ -199,8 +195,7 @@ FIRST, LAST = "checkpoints/step-00000050", "checkpoints/step-00000100"
 )
 def test_weights_are_those_that_are_asked_for(place: str, asked: str | None, name: str, step: int, kept: Path) -> None:
     opened, path = open_run(kept / place, CPU, asked), kept / f"checkpoints/step-{step:08d}/{name}.safetensors"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    about = {"step": step, "images_trained": 16 * step, "weights": name, "weights_sha256": digest}
+    about = {"step": step, "images_trained": 16 * step, "weights": name}
     assert opened.path.samefile(kept) and opened.about == {**opened.about, **about}
     wanted = load_file(path)
     assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
@@ -217,7 +212,6 @@ def test_an_average_made_afterwards_is_opened_sampled_and_measured(
     assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
     done = elbo("sample", kept, "--weights", average, "-n", 2, "--steps", 2, "-o", tmp_path / "x.h5")
     assert done.returncode == 0 and b"step 50, weights ema-power-0.15;" in done.stderr
-    assert "ema-power-0.15" in Dataset(tmp_path / "x.h5").attributes.samples
     found = json.loads(elbo("bound", kept, digits, "--weights", average, "-n", 2, "--draws", 2).stdout)
     assert (found["weights"], found["step"]) == ("ema-power-0.15", 50)
 
@@ -226,9 +220,8 @@ def test_weights_that_are_not_there_or_no_average_are_refused(
     kept: Path, digits: Path, preset: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
-    for asked in ("power:std=.2", "nowhere.safetensors"):
-        with pytest.raises(UsageError, match=r"ema-0\.9.* ema-power-0\.05, ema-power-0\.1"):
-            open_run(kept, CPU, asked)
+    with pytest.raises(UsageError, match=r"ema-0\.9.* ema-power-0\.05, ema-power-0\.1"):
+        open_run(kept, CPU, "power:std=.2")
     save_file({"x": torch.zeros(1)}, path)
     for asked in (path, kept / LAST / "model.safetensors"):
         with pytest.raises(FormatError, match="elbo ema"):
@@ -277,7 +270,6 @@ def test_averages_and_snapshots_bring_each_other(digits: Path, preset: Path) -> 
     assert found() == (("0.9",), 0)
     assert found(snapshot_every=5) == (("0.9", "power:std=0.05", "power:std=0.1"), 5)
     assert found(ema=("0.9", "power:std=.2"), steps=210) == (("0.9", "power:std=0.2"), 11)
-    assert found(ema=("power:std=.2",), steps=7) == (("power:std=0.2",), 1)
     assert found(ema=("power:std=.2",), snapshot_every=0) == (("power:std=0.2",), 0)
     assert found(snapshot_every=5, ema=("power:std=.2", "0.9")) == (("power:std=0.2", "0.9"), 5)
 
@@ -288,18 +280,17 @@ def test_several_averages_come_from_every_source(elbo: Elbo, digits: Path, prese
     (tmp_path / "c.yaml").write_text(f"ema: [0.7, '{spec}']\n")
     (tmp_path / "p.yaml").write_text(preset.read_text().replace("ema: 0.9", f"ema: [.7, '{spec}']"))
     base = ("--preset", preset)
-    cases: list[tuple[list[str], tuple[Any, ...], dict[str, str]]] = [
-        (two, (*base, "--ema", ".7", "--ema", spec), {}),
-        (two, (*base, "--config", tmp_path / "c.yaml"), {}),
-        (two[:1], (*base, "--config", tmp_path / "c.yaml", "--ema", ".7"), {}),
-        (two, ("--preset", tmp_path / "p.yaml"), {}),
-        (two, base, {"ELBO_TRAIN_EMA": f".7 {spec}"}),
-    ]
-    for number, (wanted, line, env) in enumerate(cases):
-        run = tmp_path / f"run{number}"
-        done = elbo("train", digits, "-o", run, "--steps", 1, *line, env=env)
-        assert done.returncode == 0, done.stderr
-        assert list(yaml.safe_load((run / "config.yaml").read_text())["settings"]["ema"]) == wanted
+
+    def averages(*line: Any, **env: str) -> list[str]:
+        run = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        assert elbo("train", digits, "-o", run, "--steps", 1, *line, env=env).returncode == 0
+        return list(yaml.safe_load((run / "config.yaml").read_text())["settings"]["ema"])
+
+    assert averages(*base, "--ema", ".7", "--ema", spec) == two
+    assert averages(*base, "--config", tmp_path / "c.yaml") == two
+    assert averages(*base, "--config", tmp_path / "c.yaml", "--ema", ".7") == two[:1]
+    assert averages("--preset", tmp_path / "p.yaml") == two
+    assert averages(*base, ELBO_TRAIN_EMA=f".7 {spec}") == two
 
 
 # Going on

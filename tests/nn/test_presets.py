@@ -110,7 +110,6 @@ LEAST = load_preset("imagenet64").about.images or 0
     [
         (8, 100, False, "digits", "digits"),
         (8, 60_000, False, "digits", "cifar"),
-        (28, 60_000, False, "small32", "cifar"),
         (32, 300, False, "small32", "small32"),
         (48, 60_000, False, "small64", "ffhq64"),
         (64, LEAST - 1, False, "small64", "ffhq64"),

@@ -63,18 +63,6 @@ def test_weights_of_a_dit_begin_as_the_papers_do() -> None:
     assert torch.equal(DiTBlock(12, 3, 0.0)(x, torch.randn(2, 12)), x)
 
 
-@pytest.mark.parametrize("null_class", [True, False])
-def test_no_class_has_the_last_row_or_adds_nothing(null_class: bool) -> None:
-    network = awake(DiT(replace(DIT, null_class=null_class)))
-    table = network.conditioning.classes.weight
-    assert table.shape == (100 + null_class, 96)
-    z, logsnr, _ = inputs(DIT)
-    with torch.no_grad():
-        none = network(z.double(), logsnr, None)
-        table[-1] += 1
-    assert torch.equal(none, network(z.double(), logsnr, None)) != null_class
-
-
 # U-ViT
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,14 +77,20 @@ def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: py
     assert "criterion: gradient" in text and text.count("logsnr:") == 41
 
 
-def test_the_script_writes_a_schedule_and_the_table_shows_it(trained: Path, tmp_path: Path) -> None:
-    out = tmp_path / "g.yaml"
-    line = [str(trained), "--batches", "16", "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", str(out)]
-    done = subprocess.run([sys.executable, FOLDER / "gradient_variance.py", *line], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert resolve_schedule(str(out)).logsnr_min == -10 and json.loads(done.stdout)["weights"] == "model"
-    (tmp_path / "a.json").write_text(done.stdout)
-    table = subprocess.run([sys.executable, FOLDER / "table.py", f"a={tmp_path / 'a.json'}"], capture_output=True)
-    assert b"`fitted:gradient`" in table.stdout
-    refused = subprocess.run([sys.executable, FOLDER / "gradient_variance.py", trained, "--batches", "20"])
-    assert refused.returncode == 2
+def test_the_script_writes_a_schedule_and_the_table_shows_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def called(*line: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["", *map(str, line)])
+
+    out, result = tmp_path / "g.yaml", tmp_path / "a.json"
+    called(trained, "--batches", 16, "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", out)
+    gradients.main()
+    result.write_text(capsys.readouterr().out)
+    assert resolve_schedule(str(out)).logsnr_min == -10 and json.loads(result.read_text())["weights"] == "model"
+    called(f"a={result}")
+    load(FOLDER / "table.py")
+    assert "`fitted:gradient`" in capsys.readouterr().out
+    called(trained, "--batches", 20)
+    with pytest.raises(SystemExit, match="2"):
+        gradients.main()

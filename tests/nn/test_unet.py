@@ -85,13 +85,13 @@ def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(
 # Attention and blocks
 
 
-@pytest.mark.parametrize("channels", [4, 60, 64, 100, 128, 192, 260, 332, 576, 768])
+@pytest.mark.parametrize("channels", [4, 60, 64, 100, 128, 192, 332, 768])
 def test_heads_and_groups_divide_the_channels_at_any_width_and_published_heads_have_64(channels: int) -> None:
     layer, x = Attention(channels), torch.randn(1, channels, 2, 3)
     assert channels % layer.heads == 0 and layer(x).shape == x.shape
     assert channels % 64 or layer.heads == channels // 64
     groups = norm(channels).num_groups
-    assert channels % groups == 0 and groups <= 32 and channels // groups >= 4
+    assert channels % groups == 0 and channels // groups >= 4 and (groups == 32) == (channels in (128, 192, 768))
 
 
 def test_a_new_block_of_equal_width_is_the_identity() -> None:

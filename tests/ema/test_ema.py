@@ -188,7 +188,7 @@ FIRST, LAST = "checkpoints/step-00000050", "checkpoints/step-00000100"
 @pytest.mark.parametrize(
     ("place", "asked", "name", "step"),
     [
-        (".", "", "ema-halflife-100-ramp-0.05", 100),
+        (".", "ema", "ema-halflife-100-ramp-0.05", 100),
         (".", "halflife:images=100", "ema-halflife-100-ramp-0.05", 100),
         (".", "0.90", "ema-0.9", 100),
         (".", "power:std=0.10", "ema-power-0.1", 100),

@@ -186,8 +186,6 @@ CHANGES: list[dict[str, Any]] = [
     {"block_out_channels": [1 << 40]},
     {"down_block_types": "DownBlock2D"},
     {"down_block_types": ["os.system", "x"]},
-    {"act_fn": "evil"},
-    {"attention_head_dim": 0},
     {"time_embedding_type": "learned"},
 ]
 TEXTS = [json.dumps({**LAYOUT, **change}) for change in CHANGES]

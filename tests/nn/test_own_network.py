@@ -51,8 +51,9 @@ class Calling(nn.Module):
         super().__init__()
         self.function, self.layer = function, nn.Conv2d(3, 3, 1)
 
-    def forward(self, z: Tensor, *rest: Tensor) -> Tensor:
-        return self.function(self.layer(z) if z.dtype == self.layer.weight.dtype else z, *rest)
+    def forward(self, z: Tensor, level: Tensor | None = None) -> Tensor:
+        z = self.layer(z) if z.dtype == self.layer.weight.dtype else z
+        return self.function(z) if level is None else self.function(z, level)
 
 
 def images(count: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The transformers: DiT's start and patches, U-ViT's bands, dropout and blocks, and the 5/3 wavelet that halves its images."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -120,7 +121,7 @@ def test_a_uvit_takes_bands_and_puts_its_own_together_in_the_precision_of_the_im
 def test_bands_are_filters_of_three_and_five_taps() -> None:
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     taps = {"l": np.array([-1, 2, 6, 2, -1]) / 8, "h": np.array([-1, 2, -1]) / 2}
-    for found, (down, across) in zip(bands(x, [1] * 4)[0], ("ll", "lh", "hl", "hh"), strict=True):
+    for found, (down, across) in zip(bands(x, [1] * 4)[0], itertools.product("lh", "lh"), strict=True):
         row, column = 6 + (down == "h"), 8 + (across == "h")
         r, c = len(taps[down]) // 2, len(taps[across]) // 2
         around = x[0, 0, row - r : row + r + 1, column - c : column + c + 1].numpy()

@@ -61,7 +61,7 @@ def redirected(files: list[Any]) -> Iterator[None]:
 def registries() -> list[Registry]:
     """All tables of declarations that a plug-in can add to."""
     modules = [module for name, module in sys.modules.items() if name.startswith("elbocli")]
-    found = {id(each): each for module in modules for each in vars(module).values() if isinstance(each, Registry)}
+    found = {id(each): each for module in modules for each in vars(module).values() if issubclass(type(each), Registry)}
     return [*found.values()]
 
 

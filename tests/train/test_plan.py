@@ -63,7 +63,7 @@ def measured_peak(config, batch, precision, recompute):
 
 @pytest.mark.parametrize("config", [UNET, UVIT, DIT, PAIRS], ids=["unet", "uvit", "dit", "pairs"])
 def test_memory_and_operations_of_a_pass_are_about_what_was_planned(config):
-    batch, data = 12, RunData("here", None, 100, config.image_size, 3, config.num_classes)
+    batch, data = 24, RunData("here", None, 100, config.image_size, 3, config.num_classes)
     for precision, recompute in (("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)):
         options = {"preset": MINE, "precision": precision, "activation_checkpointing": recompute}
         parts = plan.device_memory(replace(settings.resolve(options, data), network=config), 1, batch, False)
@@ -156,7 +156,7 @@ def test_a_preset_is_planned_without_a_dataset_for_all_processes_by_the_first(el
         ("--preset latents256 --flip", 2, "--flip"),
         ("--preset digits --weighting uncertainty --schedule adaptive", 2, "schedule"),
         ("--preset digits --weighting uncertainty --shift 1", 2, "monotone"),
-        ("--preset digits --val-split -1", 2, "is -1"),
+        ("--preset digits --val-split -1", 2, "--val-split"),
     ],
 )
 def test_mistakes_are_told(words, code, word, elbo, tmp_path):

@@ -83,7 +83,7 @@ def test_a_preview_asks_for_no_more_images_at_once_than_training_and_is_the_same
         output = open_decoder(state.resolved.data, state.resolved.network, state.device)
         state.network.register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(len(inputs[0])))
         pictures.append(preview(state, output)[0].astype(int))
-        assert seen == [each for each in at_once for _ in range(PREVIEW.steps)]
+        assert seen == [each for each in at_once for _ in range(recorder.PREVIEW.steps)]
     assert all(np.abs(picture - pictures[0]).max() <= 1 for picture in pictures)
 
 
@@ -249,7 +249,7 @@ def test_weights_adapt_report_and_bound_take_the_weighting_of_a_run(learned, tra
     rows = np.array([row.split("\t") for row in shown.decode().splitlines()[1:]], float)
     np.testing.assert_array_equal(rows[:, 1], weighting_of_run(learned)[1][-1].weighting(torch.from_numpy(rows[:, 0])))
     said(elbo, "weights", "show", "uncertainty", code=2)
-    assert b"uncertainty@run" in said(elbo, "weights", "plot", learned, "edm")
+    assert b"uncertainty@" in said(elbo, "weights", "plot", learned, "edm")
     # EDM2's theorem: the schedule that is adapted to what was learned is the run's own.
     for run, own, more in ((learned, "edm2-img512", ()), (trained, "cosine", ("--weighting", "uncertainty"))):
         said(elbo, "adapt", run, *more, "--floor", 1e-6, "-o", out := tmp_path / f"{own}.yaml")

@@ -1,29 +1,32 @@
-"""Training in forked processes that find each other as torchrun's do, by variables alone, without its seconds of a start.
+"""Work in forked processes that find each other as torchrun's do, by variables alone; all jobs of a test share one start of Python.
 
-python group.py JOB.json: a list of runs, each {"size", "data", "out", "options", "killed"?, "told"?, "poison"?, "log_to"?, "init"?};
-prints a JSON list of exit codes, by run and rank. killed: all processes end at that step, as if killed; told: the last one gets
-SIGUSR1; poison: [step, place in the batch] of an image that is NaN. log_to: as loop.run takes it. init: the run to begin from.
+python group.py JOBS.json: jobs are {"size", "work"?, …}; prints a JSON list of exit codes, by job and rank. A job calls
+work(world, **rest) in `size` processes: `trained`, or the function that "FILE.py:NAME" names.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import heard
-from signalled import end_with
+import torch._dynamo  # before processes fork: FSDP imports it, which takes long
+from harness import heard, heed_signals
 
 from elbocli.errors import ElboError
+from elbocli.files.checkpoint import latest
 from elbocli.files.dataset import Dataset
 from elbocli.run import settings
 from elbocli.run.open import open_initial
@@ -31,41 +34,67 @@ from elbocli.runtime.processes import World, joined
 from elbocli.train import loop, recorder
 from elbocli.train.batches import Batches
 
-recorder.PREVIEW = replace(
-    recorder.PREVIEW, steps=4
-)  # whoever trains in several processes doesn't ask how well it draws
+
+def in_processes(folder: Path, *jobs: dict[str, Any]) -> tuple[list[list[int]], str]:
+    """Run the jobs one after the other, in one process that forks; exit codes by job and rank, and stderr."""
+    (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
+    line = [sys.executable, __file__, str(folder / "jobs.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, preexec_fn=heed_signals)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def weights_of(run: Path) -> dict[str, bytes]:
+    """Weights of a run's newest checkpoint, by file."""
+    saved = latest(run)
+    assert saved is not None
+    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """Lines of a log, without its speeds and the version of its format."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("images_per_s", "version")} for row in rows]
+
+
+def train_here(
+    data: Path,
+    out: Path,
+    preset: Path,
+    counted: Any = lambda *_: None,
+    log_to: Any = (),
+    on_checkpoint: str = "",
+    **options: Any,
+) -> list[str]:
+    """Train in this process; what is said. counted: is called with each report of progress."""
+    resolved = settings.resolve({"preset": str(preset), **options}, Dataset(data))
+    with heard(counted) as lines:
+        loop.run(Dataset(data), out, resolved, log_to=log_to, on_checkpoint=on_checkpoint)
+    return lines
 
 
 def started(size: int, work: Callable[[World], Any]) -> list[int]:
-    """Process numbers of `size` processes that do `work`, by rank. They end with this one at the latest."""
+    """Start `size` processes that do `work`; their numbers, by rank. They end with this one at the latest."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children, own = [], os.getpid()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = []
     for rank in range(size):
         child = os.fork()
         if child == 0:
-            end_with(own)
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(size),
-                "LOCAL_WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+            heed_signals()
+            os.environ |= {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             # torch makes its pool of threads anew when it is first asked for after a fork, and two threads that ask at once may
             # find none, which aborts the process: this one asks first, while it is alone.
             torch.set_num_threads(torch.get_num_threads())
-            os._exit(_ended(work))
+            os._exit(_exit_code(work))
         children.append(child)
     return children
 
 
-def ended(children: list[int], patience: float = 60) -> list[int]:
-    """Their exit codes, when all have ended; that of a signal is negative. Those that are left `patience` seconds after
-    the first has ended are killed.
-    """
+def ended(children: list[int], patience: float = 300) -> list[int]:
+    """Wait for all; their exit codes, that of a signal negative. `patience` seconds after the first, the others are killed."""
     codes: dict[int, int] = {}
     until = float("inf")
     while len(codes) < len(children):
@@ -85,7 +114,7 @@ def forked(size: int, work: Callable[[World], Any]) -> list[int]:
     return ended(started(size, work))
 
 
-def _ended(work: Callable[[World], Any]) -> int:
+def _exit_code(work: Callable[[World], Any]) -> int:
     try:
         with joined("cpu") as world:
             work(world)
@@ -116,36 +145,34 @@ def trained(
     data: str,
     out: str,
     options: dict[str, Any],
-    killed: int | None = None,
-    told: int | None = None,
+    ends: tuple[str, int] | None = None,
     poison: tuple[int, int] | None = None,
     log_to: tuple[str, ...] = (),
     init: str = "",
 ) -> None:
-    """A run, as `elbo train` does it."""
+    """Train, as `elbo train` does. ends: the last process sends itself that signal at that step. log_to: as loop.run takes it."""
+    recorder.PREVIEW = replace(recorder.PREVIEW, steps=4)
     if poison is not None:
         poisoned(*poison)
     dataset = Dataset(Path(data))
     with world.together():
         initial = open_initial(Path(init)) if init else None
         resolved = settings.resolve(options, dataset, initial=initial)
-    reached: set[int] = set()
 
     def counted(done: int, *_: Any) -> None:
-        if done == killed:
-            os._exit(0)
-        if done == told and world.rank == world.size - 1 and done not in reached:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        reached.add(done)
+        nonlocal ends
+        if ends and done == ends[1] and world.rank == world.size - 1:
+            number, ends = signal.Signals[ends[0]], None
+            signal.raise_signal(number)
 
     with heard(counted):
         loop.run(dataset, Path(out), resolved, world, log_to=log_to)
 
 
 if __name__ == "__main__":
-    jobs = json.loads(Path(sys.argv[1]).read_text())
     codes = []
-    for job in jobs:
-        size = job.pop("size")
-        codes.append(forked(size, lambda world, job=job: trained(world, **job)))
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        size, (file, _, name) = job.pop("size", 2), job.pop("work", "").rpartition(":")
+        work = runpy.run_path(file)[name] if file else trained
+        codes.append(forked(size, partial(work, **job)))
     print(json.dumps(codes))

@@ -1,25 +1,27 @@
-"""Processes that torchrun starts anew find each other, and not what they were before; and all of them end."""
+"""Processes of torchrun find each other, threads work ahead, and signals are noted: each reason to end is known."""
 
-import subprocess
-import sys
+import os
+import signal
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from harness import run_code
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from elbocli.errors import UsageError
 from elbocli.runtime import processes
+from elbocli.runtime.background import CAUGHT, ORPHAN, TIME, Ahead, Ending, Signals, catching_signals
 from elbocli.runtime.processes import PATIENCE, World, joined
 
-CODE = """
+# --- processes ---
+
+RESTARTED = """
 import faulthandler, os, signal, sys, time, traceback
 import torch.distributed as dist
 from elbocli.runtime.processes import joined
 
-late, (port, said) = int(sys.argv[1]), os.pipe()
+(port, said) = os.pipe()
 if (host := os.fork()) == 0:  # a process of its own: who forks must have no thread of the store's
     store = dist.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
     os.write(said, str(store.port).encode())
@@ -30,9 +32,9 @@ os.environ |= {
 }
 
 def met(rank, generation):
-    faulthandler.dump_traceback_later(60, exit=True)
+    faulthandler.dump_traceback_later(300, exit=True)
     os.environ |= {"RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(generation)}
-    time.sleep(generation and rank == late)
+    time.sleep(generation and rank == generation - 1)
     try:
         with joined("cpu") as world:
             return world.all((rank, generation)) == [(0, generation), (1, generation), (2, generation)]
@@ -40,7 +42,7 @@ def met(rank, generation):
         traceback.print_exc()
         return False
 
-for generation in range(3):
+for generation in range(4):
     children = []
     for rank in range(3):
         if (child := os.fork()) == 0:
@@ -51,31 +53,26 @@ os.kill(host, signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("late", range(3))
-def test_who_is_started_anew_does_not_wait_for_the_dead(late: int) -> None:
-    """All meet through one store, as torchrun's; whoever comes first finds there what the dead have left."""
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, str(late)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.stdout == "0 0 0\n" * 3, result.stderr
+def test_processes_that_are_started_anew_do_not_wait_for_the_dead():
+    """All meet through one store, as torchrun's, where the first to come finds what the dead have left; each is once late."""
+    result = run_code(RESTARTED, text=True)
+    assert result.stdout == "0 0 0\n" * 4, result.stderr
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+def launched(monkeypatch):
     """The third process on the second of two machines with CUDA."""
     worker = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "6", "LOCAL_RANK": "2"}
-    worker |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for key, value in worker.items():
+    for key, value in {**worker, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("ELBO_DEVICE")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
 
 
 @pytest.mark.usefixtures("launched")
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_each_process_takes_its_own_device_and_is_connected_by_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = dict[str, Any]()
+def test_each_process_takes_its_own_device_and_is_connected_by_it(name, monkeypatch):
+    given = {}
     monkeypatch.setattr(processes, "choose_device", torch.device)
     monkeypatch.setattr(processes, "rendezvous", lambda *place, **how: iter([(HashStore(), 6, 8)]))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda **how: given.update(how))
@@ -88,76 +85,95 @@ def test_each_process_takes_its_own_device_and_is_connected_by_it(name: str, mon
 
 
 @pytest.mark.usefixtures("launched")
-def test_one_device_for_all_processes_is_refused_whoever_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        pytest.raises(UsageError, match="--device cuda:1: under torchrun each process takes its own"),
-        joined("cuda:1"),
-    ):
-        pass
-    monkeypatch.setenv("ELBO_DEVICE", "cuda:0")
-    with pytest.raises(UsageError, match="--device cuda:0: under torchrun each process takes its own"), joined():
-        pass
-
-
-@pytest.mark.parametrize("lacking", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-@pytest.mark.usefixtures("launched")
-def test_a_process_of_several_that_lacks_a_variable_is_refused(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(lacking)
-    with pytest.raises(UsageError, match=f"WORLD_SIZE is 8, without {lacking};"), joined("cpu"):
+@pytest.mark.parametrize(
+    ("device", "change", "word"),
+    [
+        *(("cuda:1", {}, "--device cuda:1"), ("auto", {"ELBO_DEVICE": "cuda:0"}, "--device cuda:0")),
+        *(("cpu", {name: None}, name) for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")),
+    ],
+)
+def test_one_device_for_all_and_a_missing_variable_are_refused(device, change, word, monkeypatch):
+    for name, value in change.items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=word), joined(device):
         pass
 
 
-HANGING = """
-import ctypes, sys
-sys.path.insert(0, sys.argv[1])
-import torch.distributed as dist
-from elbocli.runtime import processes
-from group import ended, started
+# --- work ahead ---
 
-processes.ENDING_S = 0.5
 
-def work(world):
-    if world.rank == 1:
-        dist.destroy_process_group = lambda: ctypes.PyDLL(None).sleep(1000)  # and never lets go of Python's lock
-        raise ValueError("this process alone fails")
-    world.most([0])
+def until(true):
+    while not true():
+        time.sleep(0.001)
 
-print(ended(started(2, work), patience=60))
+
+def test_any_order_of_steps_gives_each_its_own_and_the_following_are_done_beforehand():
+    done = []
+
+    def work(step):
+        done.append(step)
+        return step * step
+
+    ahead = Ahead(work, depth=3)
+    assert ahead.get(5) == 25
+    until(lambda: len(done) == 4)
+    assert done == [5, 6, 7, 8] and ahead.get(6) == 36
+    until(lambda: len(done) == 5)
+    assert done == [5, 6, 7, 8, 9]
+    for step in [0, 1, 2, 3, 9, 10, 4, 4, 5, 7, 6, 0, *range(50)]:
+        assert ahead.get(step) == step * step
+
+
+def test_an_exception_comes_with_its_own_step_and_work_goes_on():
+    ahead = Ahead(lambda step: 1 // (step - 2))
+    assert [ahead.get(0), ahead.get(1)] == [-1, -1]
+    with pytest.raises(ZeroDivisionError):
+        ahead.get(2)
+    assert ahead.get(3) == 1
+
+
+# --- reasons to end ---
+
+
+@pytest.mark.parametrize("number", CAUGHT)
+def test_each_signal_is_noted_and_the_handlers_come_back(number):
+    for handler in (signal.SIG_DFL, signal.SIG_IGN, lambda signum, frame: None):
+        before = signal.signal(number, handler)
+        try:
+            with catching_signals() as signals:
+                signal.raise_signal(number)
+                ignored = number == signal.SIGHUP and handler is signal.SIG_IGN  # as under nohup
+                assert signals.received == (0 if ignored else number)
+            assert signal.getsignal(number) is handler
+        finally:
+            signal.signal(number, before)
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once_but_not_an_echo_of_the_first():
+    code = """
+import signal
+from elbocli.runtime import background
+now = 100.0
+background.time.monotonic = lambda: now
+with background.catching_signals() as caught:
+    for number, after in ((2, 0), (2, .9), (15, 0), (15, 9), (2, 0)):
+        now += after
+        print(number, caught.received, flush=True)
+        signal.raise_signal(number)
+print("still here")
 """
+    result = run_code(code, text=True)
+    assert (result.returncode, result.stdout) == (130, "2 0\n2 2\n15 2\n15 2\n2 2\n"), result.stderr
 
 
-def test_a_process_that_fails_ends_and_the_others_with_it_though_torch_hangs() -> None:
-    line = [sys.executable, "-c", HANGING, str(Path(__file__).parents[1])]
-    result = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
-    assert result.stdout == "[1, 1]\n", result.stderr
-    assert "another process of this run has ended" in result.stderr
-
-
-WAITING = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from group import started
-print(*started(2, lambda world: time.sleep(1000)), flush=True)
-time.sleep(1000)
-"""
-
-
-def left(process: str) -> bool:
-    """Whether there is such a process, and it hasn't ended."""
-    try:
-        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2]
-    except FileNotFoundError:
-        return False
-
-
-def test_processes_of_a_test_end_with_it() -> None:
-    line = [sys.executable, "-c", WAITING, str(Path(__file__).parents[1])]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        children = process.stdout.readline().split()
-        process.kill()
-    until = time.monotonic() + 60
-    while any(map(left, children)):
-        assert time.monotonic() < until, "processes are left behind"
-        time.sleep(0.01)
-    assert len(children) == 2
+def test_the_clock_a_signal_and_a_launcher_that_is_gone_are_reasons(monkeypatch):
+    launched, alone, limited = (
+        Ending(Signals(), limit, there) for limit, there in ((0, True), (0, False), (60, False))
+    )
+    assert launched.reason() == alone.reason() == limited.reason() == 0
+    begun, other = limited.begun, os.getppid() + 1
+    monkeypatch.setattr(os, "getppid", lambda: other)
+    monkeypatch.setattr(time, "monotonic", lambda: begun + 61)
+    assert (launched.reason(), alone.reason(), limited.reason()) == (ORPHAN, 0, TIME)
+    limited.signals.remember(signal.SIGTERM, None)
+    assert limited.reason() == signal.SIGTERM

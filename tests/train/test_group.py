@@ -1,291 +1,270 @@
-"""One run in one process, in two and in four, replicated and sharded: the same losses, one checkpoint format."""
+"""A run in several processes, replicated or sharded, has the losses and checkpoints of one process; all of them end together."""
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
-import subprocess
-import sys
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import copytree
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from group import in_processes, lines_of, weights_of
+from safetensors.torch import load
 
-from elbocli.errors import UsageError
-from elbocli.files.checkpoint import checkpoints, latest, read_checkpoint
+from elbocli.files.checkpoint import checkpoints, read_checkpoint, step_of
 from elbocli.files.dataset import Dataset
+from elbocli.nn.networks import Network
 from elbocli.run.settings import resolve
-from elbocli.runtime.processes import World
-from elbocli.train.state import TrainState, split
+from elbocli.runtime import processes
+from elbocli.runtime.processes import to_local
+from elbocli.train.state import TrainState, micro_batch
+from elbocli.train.step import step_losses
 
-GROUP = Path(__file__).parents[1] / "group.py"
-STEPS = 12
 ALONE = (1, "ddp")
 FEW = ((2, "ddp"), (2, "fsdp"))
 ALL = (*FEW, (4, "ddp"), (4, "fsdp"))
 PRESETS = {
-    "unet": "network: {channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
-    "uvit": "network: {family: uvit, patching: dwt-1, channels: 8, levels: [1, 2], blocks: 1, depth: 2, heads: 2, "
-    "embedding: 16, dropout: 0.0}",
-    "edm2": "network: {family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}",
-    "dit": "network: {family: dit, width: 16, depth: 2, heads: 2, patch: 2, dropout: 0.0}",
-    "diffusers-unet": """network: {family: diffusers-unet, code: "logsnr:factor=25", model: '{"block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-        "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}'}""",
+    "unet": "channels: 8, levels: [1, 2], blocks: 1, attention: [4]",
+    "edm2": "family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4]",
 }
 TRAIN = """
-train: {prediction: v, schedule: adaptive, logsnr_min: -10, logsnr_max: 10, steps: 12, batch: 14, lr: 2.0e-3,
-        warmup: 5, ema: 0.9, label_dropout: 0.2, flip: true, save_every: 6, preview_every: 12, log_every: 1}
+train: {prediction: v, schedule: adaptive, logsnr_min: -10, logsnr_max: 10, steps: 6, batch: 14, lr: 2.0e-3, warmup: 5,
+        ema: 0.9, label_dropout: 0.2, flip: true, save_every: 6, preview_every: 6, log_every: 1}
 """
 
 
-def grouped(tmp_path: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
-    """Exit codes by run and rank, and what was said on stderr."""
-    (tmp_path / "jobs.json").write_text(json.dumps([{**job, "out": str(tmp_path / job["out"])} for job in jobs]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(GROUP), str(tmp_path / "jobs.json")]
-    result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=500, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout), result.stderr
+def succeeded(folder, *jobs):
+    """Do the jobs, in every process."""
+    codes, said = in_processes(folder, *jobs)
+    assert not any(map(any, codes)), said
 
 
-def succeeded(tmp_path: Path, jobs: list[dict[str, Any]]) -> None:
-    """All of them, in every process."""
-    codes, said = grouped(tmp_path, jobs)
-    assert not any(any(ranks) for ranks in codes), said
+def column(file, key):
+    """A number of each line that has it."""
+    found = np.array([row[key] for row in lines_of(file) if key in row])
+    assert len(found), key
+    return found
 
 
-def lines(run: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("family", "ways"), [("unet", FEW), *(pytest.param(name, ALL, marks=pytest.mark.slow) for name in PRESETS)]
-)
-def test_losses_do_not_depend_on_processes_or_how_they_share(
-    family: str, ways: tuple[tuple[int, str], ...], digits_folder: Path, elbo: Any, tmp_path: Path
-) -> None:
-    """With a batch that neither two parts nor four processes divide evenly, nor the table of eleven classes."""
-    copytree(digits_folder, tmp_path / "images")
-    copytree(digits_folder / "0", tmp_path / "images" / "10")
-    digits = tmp_path / "digits.h5"
-    assert elbo("prep", tmp_path / "images", digits, "--size", 8, "--channels", 1).returncode == 0
+@pytest.mark.parametrize(("family", "ways"), [("unet", FEW), pytest.param("edm2", ALL, marks=pytest.mark.slow)])
+def test_losses_do_not_depend_on_processes_or_how_they_share(family, ways, digits, tmp_path):
+    """With a batch that neither two parts nor four processes divide evenly."""
     preset = tmp_path / "preset.yaml"
-    preset.write_text(PRESETS[family] + TRAIN)
+    preset.write_text(f"network: {{{PRESETS[family]}, dropout: 0.0}}{TRAIN}")
+    options = {"preset": str(preset), "val_split": 20, "val_every": 42}
     jobs = [
         {
             "size": size,
-            "data": str(digits),
-            "out": f"{size}-{parallel}",
-            "options": {
-                "preset": str(preset),
-                "parallel": parallel,
-                "micro_batch": 3 if size == 2 else 0,
-                "val_split": 20,
-                "val_every": 70,
-            },
+            "data": digits,
+            "out": tmp_path / f"{size}-{way}",
+            "options": {**options, "parallel": way, "micro_batch": 3 if size == 2 else 0},
         }
-        for size, parallel in (ALONE, *ways)
+        for size, way in (ALONE, *ways)
     ]
-    succeeded(tmp_path, jobs)
-    alone = tmp_path / "1-ddp"
-    for size, parallel in ways:
-        run = tmp_path / f"{size}-{parallel}"
+    succeeded(tmp_path, *jobs)
+    alone = jobs[0]["out"]
+    for run in (job["out"] for job in jobs[1:]):
         for name, keys in (
             ("metrics.jsonl", ("loss", "grad_norm", "val_loss", "val_bpd")),
-            ("losslog.jsonl", ("sum",)),
+            ("losslog.jsonl", ("sum", "count")),
         ):
-            rows = list(zip(lines(alone, name), lines(run, name), strict=True))
-            assert len(rows) > STEPS
             for key in keys:
-                expected, found = (np.array([row[k][key] for row in rows if key in row[k]]) for k in (0, 1))
-                assert len(expected), key
-                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-12, err_msg=f"{run.name} {key}")
-        counts = [[row["count"] for row in lines(path, "losslog.jsonl")[1:]] for path in (alone, run)]
-        assert counts[0] == counts[1]
-        assert sum(map(sum, counts[0])) == STEPS * 14
-        whole, other = (load_file(checkpoints(path)[-1] / "ema-0.9.safetensors") for path in (alone, run))
+                wanted, found = (column(path / name, key) for path in (alone, run))
+                np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12, err_msg=f"{run.name} {key}")
+        whole, other = (load(weights_of(path)["ema-0.9.safetensors"]) for path in (alone, run))
         assert list(whole) == list(other)
-        assert any(len(value) == 11 for value in whole.values())
         for name, value in whole.items():
-            if not name.endswith("to_k.bias"):  # which has no gradient but rounding, of which Adam makes whole steps
-                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
-        # The previews of the averages are the same pictures, to a level or two.
-        assert (run / "previews" / "step-00000012.png").exists()
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+        assert (run / "previews" / "step-00000006.png").exists()
+    assert column(alone / "losslog.jsonl", "count").sum() == 6 * 14
 
 
-def test_a_run_begins_from_the_weights_of_another_however_many_processes_share_it(
-    trained: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(trained, digits, tmp_path):
+    file = tmp_path / "also.jsonl"
+    options = {"weighting": "uncertainty:monotone", "network.dropout": 0.0, "steps": 6, "log_every": 2, "lr": 1e-4}
+    jobs = [
+        {
+            "size": size,
+            "data": digits,
+            "out": tmp_path / f"{size}-{way}",
+            "init": trained,
+            "log_to": [file],
+            "options": {**options, "save_every": 6, "conditional": False, "parallel": way},
+        }
+        for size, way in (ALONE, *FEW)
+    ]
+    succeeded(tmp_path, *jobs)
+    for name, key in (("metrics.jsonl", "loss"), ("losslog.jsonl", "weight")):
+        alone, *shared = (column(job["out"] / name, key) for job in jobs)
+        np.testing.assert_allclose(shared, [alone] * 2, rtol=1e-4)
+    assert bool((np.diff(alone) <= 0).all()) and not np.array_equal(alone[0], alone[-1])
+    # The first process alone logs elsewhere.
+    assert lines_of(file) == [line for job in jobs for line in lines_of(job["out"] / "metrics.jsonl")]
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(digits, preset, tmp_path):
     options = {
-        "weighting": "edm",
-        "network.dropout": 0.0,
-        "steps": 3,
-        "log_every": 1,
-        "save_every": 3,
-        "conditional": False,
-    }
-    ways = (ALONE, *FEW)
-    job = {"data": str(digits), "init": str(trained)}
-    succeeded(
-        tmp_path,
-        [
-            {**job, "size": size, "out": f"{size}-{parallel}", "options": {**options, "parallel": parallel}}
-            for size, parallel in ways
-        ],
-    )
-    losses = [[row["loss"] for row in lines(tmp_path / f"{size}-{way}", "metrics.jsonl")] for size, way in ways]
-    assert len(losses[0]) == 3
-    np.testing.assert_allclose(losses[1:], [losses[0]] * len(FEW), rtol=1e-5)
-
-
-def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(
-    digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    plain = {
         "preset": str(preset),
         "network.dropout": 0.0,
         "schedule": "adaptive",
+        "steps": 14,
         "log_every": 4,
         "save_every": 4,
         "keep": 99,
     }
-    job = {"data": str(digits), "out": "mixed"}
     plan = [(2, "ddp", 3), (1, "ddp", 6), (2, "fsdp", 9), (4, "fsdp", 11), (2, "ddp", None)]
-    options = {**plain, "steps": 14}
-    mixed = [{**job, "size": n, "options": {**options, "parallel": way}, "told": told} for n, way, told in plan]
-    codes, said = grouped(tmp_path, [*mixed, {**job, "size": 1, "out": "alone", "options": options}])
+    job = {"data": digits, "out": tmp_path / "mixed"}
+    mixed = [
+        {**job, "size": size, "options": {**options, "parallel": way}, "ends": step and ("SIGUSR1", step)}
+        for size, way, step in plan
+    ]
+    codes, said = in_processes(tmp_path, *mixed, {**job, "size": 1, "out": tmp_path / "alone", "options": options})
     assert codes == [[138] * 2, [138], [138] * 2, [138] * 4, [0] * 2, [0]], said
+    runs = [tmp_path / name for name in ("mixed", "alone")]
     for name, key in (("metrics.jsonl", "loss"), ("losslog.jsonl", "sum")):
-        rows = [[row[key] for row in lines(tmp_path / run, name) if key in row] for run in ("mixed", "alone")]
-        np.testing.assert_allclose(rows[0], rows[1], rtol=1e-3, atol=1e-5)
-    assert len(rows[0]) == 4
-    weights = [load_file(checkpoints(tmp_path / run)[-1] / "model.safetensors") for run in ("mixed", "alone")]
+        mix, alone = (column(run / name, key) for run in runs)
+        assert len(mix) == 4
+        np.testing.assert_allclose(mix, alone, rtol=1e-3, atol=1e-5)
+    weights = [load(weights_of(run)["model.safetensors"]) for run in runs]
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[0][name], value, rtol=1e-2, atol=1e-3)
-    sizes = {int(path.name[5:]): read_checkpoint(path).meta.world_size for path in checkpoints(tmp_path / "mixed")}
+    sizes = {step_of(path): read_checkpoint(path).meta.world_size for path in checkpoints(runs[0])}
     assert sizes == {3: 2, 4: 1, 6: 1, 8: 2, 9: 2, 11: 4, 12: 2, 14: 2}
 
 
-@pytest.mark.parametrize(
-    ("size", "parallel"), [(2, "fsdp"), *(pytest.param(size, "ddp", marks=pytest.mark.slow) for size in (2, 4))]
-)
-def test_interrupted_between_checkpoints_and_log_lines_equals_undisturbed_byte_for_byte(
-    size: int, parallel: str, digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    options = {
-        "preset": str(preset),
-        "schedule": "adaptive",
-        "log_every": 3,
-        "save_every": 4,
-        "steps": 12,
-        "parallel": parallel,
-    }
-    job = {"size": size, "data": str(digits), "options": options}
-    pieces = [{**job, "out": "pieces", "killed": step} for step in (5, 10, None)]
-    succeeded(tmp_path, [{**job, "out": "whole"}, *pieces])
-    runs = [latest(tmp_path / out) for out in ("whole", "pieces")]
-    assert runs[0] is not None and runs[1] is not None and runs[0].step == 12
-    for name in runs[0].meta.files:
-        if name.endswith(".safetensors"):
-            assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes(), name
-    log = "losslog.jsonl"
-    assert (tmp_path / "whole" / log).read_bytes() == (tmp_path / "pieces" / log).read_bytes()
-
-
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(
-    parallel: str, digits: Path, preset: Path, tmp_path: Path
-) -> None:
-    options = {"preset": str(preset), "steps": 10, "save_every": 4, "log_every": 3, "parallel": parallel, "keep": 9}
-    job = {"size": 2, "data": str(digits)}
-    bad = {**job, "out": "bad", "options": options, "poison": [7, 13]}
-    codes, said = grouped(tmp_path, [bad, {**job, "out": "good", "options": options}])
+def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(digits, preset, tmp_path):
+    options = {"preset": str(preset), "steps": 8, "save_every": 4, "log_every": 3, "keep": 9}
+    job = {"data": digits, "options": options}
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    ways = [{**options, "steps": steps} for steps in (8, 4)]
+    jobs = [{**job, "out": bad, "options": ways[0], "poison": [7, 13]}, {**job, "out": good, "options": ways[1]}]
+    codes, said = in_processes(tmp_path, *jobs)
     assert codes == [[4, 4], [0, 0]], said
     state = TrainState(resolve(options, Dataset(digits)), Dataset(digits))
-    logsnr, image = float(state.schedule.logsnr(state.batches.times(6))[13]), state.batches.indices(6)[13]
-    for rank in (0, 1):
-        assert (
-            f"rank {rank} says: step 7: loss nan at logsnr {logsnr:.4g} (image {image} of the dataset, 1 of 16" in said
-        )
-    paths = [checkpoints(tmp_path / out) for out in ("bad", "good")]
-    assert [path.name for path in paths[0]] == ["step-00000004"]
-    assert (paths[0][0] / "model.safetensors").read_bytes() == (paths[1][0] / "model.safetensors").read_bytes()
+    level, image = float(state.schedule.logsnr(state.batches.times(6))[13]), state.batches.indices(6)[13]
+    told = f"says: step 7: loss nan at logsnr {level:.4g} (image {image} of the dataset, 1 of 16"
+    assert [said.count(f"rank {rank} {told}") for rank in (0, 1)] == [1, 1]
+    assert weights_of(bad) == weights_of(good)
 
 
-def test_an_error_in_one_process_ends_all_with_its_message(digits: Path, preset: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.h5"
-    other.write_bytes(digits.read_bytes()[:200])
-    code = f"""
-import sys
-sys.path.insert(0, {str(GROUP.parent)!r})
-import group
-from pathlib import Path
-def work(world):
+# --- ends of all processes ---
+
+
+def fails(world, there):
+    """Meet an error in one process."""
     with world.together():
-        from elbocli.files.dataset import Dataset
-        Dataset(Path({str(other)!r}) if world.rank == 1 else Path({str(digits)!r}))
-print(group.forked(3, work))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert result.stdout == "[1, 1, 1]\n", result.stderr
-    for rank in range(3):
-        assert f"rank {rank} says: rank 1: {other}" in result.stderr
+        if world.rank == 1:
+            Dataset(Path(there))
 
 
-def test_all_units_are_compiled_however_many_kinds_there_are() -> None:
-    code = """
-import torch
-from torch import nn
-from torch._dynamo.utils import counters
-from elbocli.train.state import compile_units
-class Unit(nn.Module):
-    def __init__(self, kind):
-        super().__init__()
-        self.kind = kind
-    def forward(self, x):
-        return x + len(self.kind)
-whole = nn.Module.compile
-nn.Module.compile = lambda self, **how: whole(self, backend="eager", **how)
-compile_units(units := [Unit("x" * k) for k in range(12)])
-for unit in units:
-    unit(torch.zeros(2))
-print(counters["frames"]["ok"])
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert result.stdout == "12\n", result.stderr
-
-
-def test_a_process_that_dies_is_missed_by_the_others(tmp_path: Path) -> None:
-    code = f"""
-import os, sys
-sys.path.insert(0, {str(GROUP.parent)!r})
-import group
-def work(world):
+def dies(world):
+    """End without a word, in one process."""
     if world.rank == 1:
         os._exit(9)
     world.most([0])
-print(group.forked(2, work))
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert result.stdout == "[1, 9]\n", result.stderr
-    assert "another process of this run has ended" in result.stderr
 
 
-def test_a_batch_is_shared_evenly_in_as_many_parts_everywhere() -> None:
-    for size in (1, 2, 3, 5, 8):
-        for batch in (8, 9, 31, 64):
-            for most in (1, 2, 5, 64):
-                worlds = [World(rank, size) for rank in range(size)]
-                try:
-                    parts = [split(world, batch, most) for world in worlds]
-                except UsageError:
-                    assert -(-(batch // size + (batch % size > 0)) // most) > batch // size
-                    continue
-                assert [place for rank in parts for part in rank for place in part] == list(range(batch))
-                assert len({len(rank) for rank in parts}) == 1
-                assert all(0 < len(part) <= most for rank in parts for part in rank)
+def hangs(world):
+    """Fail in one process, where torch never lets go of Python's lock while it takes the group apart."""
+    processes.ENDING_S = 0.5
+    if world.rank == 1:
+        processes.dist.destroy_process_group = lambda: ctypes.PyDLL(None).sleep(1000)
+        raise ValueError("this process alone fails")
+    world.most([0])
+
+
+def test_a_process_that_fails_dies_or_hangs_ends_the_others(tmp_path):
+    jobs = [
+        {"size": 3, "work": f"{__file__}:fails", "there": tmp_path / "none.h5"},
+        *({"work": f"{__file__}:{name}"} for name in ("dies", "hangs")),
+    ]
+    codes, said = in_processes(tmp_path, *jobs)
+    assert codes == [[1, 1, 1], [1, 9], [1, 1]], said
+    assert [said.count(f"rank {rank} says: rank 1: {tmp_path / 'none.h5'}") for rank in range(3)] == [1, 1, 1]
+    assert said.count("another process of this run has ended") == 2
+
+
+# --- the search for a micro-batch, where memory is pretended ---
+
+SHARE = 8
+
+
+class OutInBackward(torch.autograd.Function):
+    """The identity, until its gradient is asked for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("pretended")
+
+
+@dataclass
+class Pretended:
+    """Beyond `most` images, unit number `unit` of any network finds no memory."""
+
+    unit: int
+    most: int
+    backward: bool
+    networks: list[weakref.ref[Network]] = field(default_factory=list)
+
+    def watch(self):
+        """From here on, all networks' units run out of memory when this says so."""
+        whole = Network.through
+
+        def through(network, unit, *inputs):
+            number = next(k for k, one in enumerate(network.units()) if one is unit)
+            if number == 0:
+                self.networks.append(weakref.ref(network))
+            if number == self.unit and len(inputs[0]) > self.most:
+                if not self.backward:
+                    raise torch.OutOfMemoryError("pretended")
+                inputs = (OutInBackward.apply(inputs[0]), *inputs[1:])
+            return whole(network, unit, *inputs)
+
+        Network.through = through  # type: ignore[method-assign, assignment]
+
+
+def gradients(state, step):
+    """Of this process's pieces, after its only part of a step."""
+    how = state.weighting, state.schedule, state.prediction
+    step_losses(state.spread.forward, state.batches, step, 0, *how)[0].sum().backward()
+    found = [to_local(weight.grad).clone() for weight in state.network.parameters()]
+    state.optimizer.zero_grad()
+    return found
+
+
+def searched(world, data, preset, parallel, case):
+    """Search, and compare with a network that was never searched with.
+
+    case: by rank, where memory runs out: forward:1:5 is in the forward pass of the second unit above 5 images.
+    """
+    where, unit, most = (*case.split(",")[world.rank].split(":"), "-1", "0")[:3]
+    memory = Pretended(int(unit), int(most), where == "backward")
+    dataset = Dataset(Path(data))
+    resolved = resolve({"preset": preset, "parallel": parallel, "batch": 2 * SHARE}, dataset)
+    state, clean = (TrainState(resolved, dataset, world) for _ in range(2))
+    memory.watch()
+    assert micro_batch(state.spread, SHARE) == (4 if ":5" in case else SHARE)
+    if state.spread.sharded:
+        assert memory.networks and not any(network() for network in memory.networks), "a stand-in is left"
+    memory.unit = -1
+    for step in range(2):
+        assert all(map(torch.equal, gradients(state, step), gradients(clean, step)))
+
+
+def test_out_of_memory_in_any_pass_of_any_process_leaves_nothing_behind(digits, preset, tmp_path):
+    """The passes are real, the memory is not."""
+    cases = [
+        *(("fsdp", "-,-"), ("fsdp", "forward:1:5,-"), ("fsdp", "forward:0:5,backward:3:5")),
+        *(("ddp", "forward:1:5,-"), ("ddp", "backward:4:5,backward:1:5"), ("fsdp", "-,backward:2:0")),
+    ]
+    job = {"work": f"{__file__}:searched", "data": digits, "preset": preset}
+    codes, said = in_processes(tmp_path, *({**job, "parallel": way, "case": case} for way, case in cases))
+    assert codes == [[0, 0]] * 5 + [[1, 1]], said
+    assert said.count("not even one image at a time fits") == 2

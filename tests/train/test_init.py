@@ -1,109 +1,161 @@
-"""`elbo train --init RUN`: another run's weights, and what it takes over besides."""
-
-from __future__ import annotations
+"""`elbo train` continues a run by its name, repeats it by its config, and begins a new one from another's weights (--init)."""
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
-from msgspec.structs import replace
+from group import lines_of, weights_of
 
-from elbocli.errors import FormatError, UsageError
+from elbocli.errors import UsageError
 from elbocli.files.checkpoint import RunData, latest, read_config
 from elbocli.files.dataset import Dataset
 from elbocli.nn.weights import shapes_of
-from elbocli.run.open import initial_of, open_initial
-from elbocli.run.settings import Known, Resolved, resolve
+from elbocli.run.open import open_initial
+from elbocli.run.settings import resolve
+from elbocli.run.train_settings import SETTINGS
 from elbocli.train.state import TrainState
 
 
-def weights_of(run: Path) -> dict[str, bytes]:
-    saved = latest(run)
-    assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
+@pytest.fixture
+def folder(tmp_path, digits, preset):
+    """A folder with a dataset and a preset of one's own."""
+    (tmp_path / "d.h5").symlink_to(digits)
+    (tmp_path / "own.yaml").write_text(preset.read_text())
+    return tmp_path
 
 
-def resolved(source: Path, data: Any, **options: Any) -> Resolved:
+@pytest.fixture
+def train(folder, elbo):
+    """train(*words, code=0, cwd=folder): `elbo train`; its stderr, and its stdout where that is a plan."""
+
+    def run(*words, code=0, cwd=folder, **env):
+        done = elbo("train", *words, cwd=cwd, env=env)
+        assert done.returncode == code, done.stderr.decode()
+        return str((done.stdout if "--dry-run" in words else done.stderr).decode())
+
+    return run
+
+
+OWN = ("d.h5", "--preset", "own.yaml")
+
+
+# --- a run goes on by its name ---
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_preset(gone, train, folder):
+    asked = (*OWN, "--weighting", "edm", "--shift", 1, "--flip", "--set", "network.dropout=.2", "--steps", 20)
+    train(*asked, "-o", "whole")
+    shutil.copytree(folder / "whole", folder / "run")
+    shutil.rmtree(folder / "run" / "checkpoints" / "step-00000020")  # as if it had been killed after step 10
+    if gone:
+        (folder / "own.yaml").unlink()
+    else:
+        (folder / "own.yaml").write_text((folder / "own.yaml").read_text().replace("channels: 8", "channels: 16"))
+    said = train("-o", "run")
+    assert "dataset d.h5" in said and "going on after step 10" in said
+    train("d.h5", "--config", "run/config.yaml", "-o", "again")
+    assert weights_of(folder / "run") == weights_of(folder / "again") == weights_of(folder / "whole")
+    first, again = (read_config(folder / run) for run in ("whole", "again"))
+    assert all(getattr(first, section) == getattr(again, section) for section in ("settings", "network", "data"))
+    assert set(first.settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
+    assert "going on after step 20" in train(*asked[:-1], 21, "-o", "run")
+    train("--config", "run/config.yaml", "-o", "other", "--steps", 1, "--unconditional")
+    assert read_config(folder / "other").network == {**first.network, "num_classes": 0}
+
+
+def test_a_setting_that_differs_is_refused_wherever_it_is_given(train, folder):
+    train(*OWN, "--weighting", "edm", "--steps", 4)
+    (folder / "c.yaml").write_text("weighting: sigmoid\n")
+    refused = "--weighting: the run has edm:mean=-1.2,std=1.2,sigma_data=0.5, asked for sigmoid:bias=0"
+    for words, env in (
+        (("--weighting", "sigmoid:bias=0"), {}),
+        (("--config", "c.yaml", "--bias", 0), {}),
+        ((), {"ELBO_TRAIN_WEIGHTING": "sigmoid:bias=0"}),
+    ):
+        said = train(*words, code=2, **env)
+        assert refused in said and said.count("the run has") == 1
+    assert "has done 4 steps" in train("--steps", 3, code=2)
+    (folder / "c.yaml").write_text("steps: 5\n")
+    assert "going on after step 4" in train("--config", "c.yaml")
+    assert "going on after step 5" in train(ELBO_TRAIN_STEPS="6")
+
+
+def test_a_dataset_that_was_moved_or_replaced_is_named(train, folder, elbo, digits_folder):
+    train(*OWN, "--steps", 2)
+    (folder / "d.h5").rename(folder / "moved.h5")
+    assert "error: d.h5: no such dataset" in train("--steps", 3, code=1)
+    train("moved.h5", "--steps", 3)
+    assert "dataset moved.h5" in train("--steps", 4)
+    (folder / "moved.h5").unlink()
+    packed = elbo("prep", digits_folder, folder / "moved.h5", "--size", 8, "--channels", 1, "--limit", 100)
+    assert packed.returncode == 0
+    assert "data payload_sha256: the run has" in train(code=2)
+
+
+def test_a_run_without_a_checkpoint_goes_on_by_its_name_and_begins_anew_with_its_data(train, folder):
+    train(*OWN, "--weighting", "edm", "--batch", 8, "--steps", 2)
+
+    def plan(*words):
+        return dict(yaml.safe_load(train("--dry-run", *words)))
+
+    planned = plan("--steps", 50)
+    assert [planned[key] for key in ("preset", "batch", "steps", "data")] == ["own.yaml", 8, 50, "d.h5"]
+    for gone in ("metrics.jsonl", "checkpoints", "status.json"):
+        (folder / "run" / gone).rename(folder / gone)
+    assert plan()["weighting"] == plan("--batch", 4)["weighting"] == "edm:mean=-1.2,std=1.2,sigma_data=0.5"
+    assert plan("d.h5")["preset"] == plan("--preset", "digits")["preset"] == "digits"
+    assert "new run; " in train("--steps", 3, "--batch", 4)
+    assert read_config(folder / "run").settings["batch"] == 4
+
+
+# --- --init: weights and settings that are taken over ---
+
+
+def resolved(source, data, **options):
     return resolve({"device": "cpu", **options}, data, initial=open_initial(source))
 
 
-def begun(source: Path, data: Path, out: Path, **options: Any) -> TrainState:
+def begun(source, data, **options):
     """A run before its first step."""
     state = TrainState(resolved(source, dataset := Dataset(data, latents=True), **options), dataset)
-    assert state.resolved.initial is not None
     state.begin(state.resolved.initial.weights(state.resolved.network, state.resolved.data))
-    assert state.steps_done == 0
     return state
 
 
-# What is taken over
-
-
 @pytest.mark.parametrize("which", ["", "ema-0.9", "model"])
-def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(
-    which: str, trained: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(which, trained, digits):
     """Those of its first average, or of the file that is named; and the optimizer is new."""
     saved = latest(trained)
-    assert saved is not None
-    source = saved.path / f"{which}.safetensors" if which else trained
-    state = begun(source, digits, tmp_path, ema=["0.5", "power:std=0.1"])
-    wanted = saved.weights(which or "ema-0.9")
-    files = {"model": state.live, **state.ema}
-    assert len(files) == 3
-    for tensors in files.values():
+    state = begun(saved.path / f"{which}.safetensors" if which else trained, digits, ema=["0.5", "power:std=0.1"])
+    wanted, files = saved.weights(which or "ema-0.9"), [state.live, *state.ema.values()]
+    assert len(files) == 3 and state.steps_done == 0 and state.optimizer.state_dict()["state"] == {}
+    for tensors in files:
         assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[key], wanted[key]) for key in wanted)
-    assert state.optimizer.state_dict()["state"] == {}
 
 
-def test_the_loss_begins_where_the_sources_is(trained: Path, digits: Path, tmp_path: Path) -> None:
-    """The first step's loss is that of the source's average on the same images, noise and levels."""
-    from elbocli.run.open import open_run
-    from elbocli.train.batches import Batches
-    from elbocli.train.step import step_losses
-
-    state = begun(trained, digits, tmp_path, **{"network.dropout": 0.0})
-    found = open_run(trained, torch.device("cpu"))
-    batches = Batches(state.dataset, state.resolved, torch.device("cpu"))
-    each = [
-        step_losses(network, batches, 0, 0, state.weighting, state.schedule, state.prediction)[0].mean()
-        for network in (state.network.eval(), found.network)
-    ]
-    assert torch.equal(each[0], each[1])
-
-
-def test_objective_and_settings_are_the_sources_unless_given(trained: Path, digits: Path) -> None:
-    source = read_config(trained).settings
-    found = resolved(trained, Dataset(digits)).settings.stored()
-    assert {key for key in found if found[key] != source[key]} <= {"device"}
-    other = resolved(trained, Dataset(digits), weighting="edm", schedule="uniform", logsnr_max=5.0, batch=3).settings
-    assert (other.weighting[:4], other.schedule, other.logsnr_min, other.logsnr_max) == ("edm:", "uniform", -10, 5)
-    assert other.prediction == "v" and other.lr == source["lr"]
-
-
-def test_a_preset_says_training_settings_and_no_network(trained: Path, digits: Path, tmp_path: Path) -> None:
+def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits, tmp_path):
+    source, data = read_config(trained).settings, Dataset(digits)
+    found = resolved(trained, data)
+    stored = found.settings.stored()
+    assert {key for key in stored if stored[key] != source[key]} <= {"device"} and not found.init.changed
+    other = resolved(trained, data, weighting="edm", logsnr_max=5.0).settings
+    assert (other.weighting[:4], other.logsnr_min, other.logsnr_max, other.lr) == ("edm:", -10, 5, source["lr"])
+    # A preset says training settings, and no network.
     path = tmp_path / "other.yaml"
     path.write_text(
-        "network: {channels: 16, levels: [1, 1], blocks: 2, attention: []}\n"
-        "train: {lr: 0.5, weighting: sigmoid, shift: 1.0, prediction: eps}\n"
+        "network: {channels: 16, levels: [1, 1]}\ntrain: {lr: 0.5, weighting: sigmoid, shift: 1.0, prediction: eps}\n"
     )
-    found = resolved(trained, Dataset(digits), preset=str(path))
-    assert shapes_of(found.network) == shapes_of(resolved(trained, Dataset(digits)).network)
-    assert found.settings.lr == 0.5 and found.settings.batch == 16  # the source's, which the preset doesn't say
-    assert found.settings.weighting == "sigmoid:bias=0,shift=1" or "shift=1" in found.settings.weighting
-    assert found.settings.prediction == "v"
-
-
-def test_settings_of_the_sources_machine_and_of_its_validation_are_left_behind(
-    trained: Path, digits: Path, tmp_path: Path
-) -> None:
+    other = resolved(trained, data, preset=str(path))
+    assert shapes_of(other.network) == shapes_of(found.network)
+    assert (other.settings.lr, other.settings.batch, other.settings.prediction) == (0.5, 16, "v")
+    assert "shift=1" in other.settings.weighting
+    # Memory, time and the images held out are of a machine and of a dataset.
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["settings"] |= {
@@ -114,172 +166,65 @@ def test_settings_of_the_sources_machine_and_of_its_validation_are_left_behind(
         "val_split": 9,
     }
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    same = resolved(copy, Dataset(digits)).settings
+    same = resolved(copy, data).settings
     assert (same.micro_batch, same.time_limit, same.parallel, same.precision) == (0, 0, "ddp", "fp32")
-    assert same.val_split == 9  # of the same images, which stay unseen
-    other = RunData("other", None, 100, 8, 1, 10)
-    assert resolved(copy, other).settings.val_split == 0
+    assert same.val_split == 9 and resolved(copy, RunData("other", None, 100, 8, 1, 10)).settings.val_split == 0
 
 
-def test_another_size_shifts_the_weighting_unless_told(trained: Path) -> None:
+def test_another_size_shifts_the_weighting_unless_told(trained):
     data = RunData("large", None, 100, 32, 1, 10)
     found = resolved(trained, data)
-    shift = 2 * np.log(8 / 32)
-    assert found.weighting.shift == pytest.approx(shift) and found.network.image_size == 32
-    assert found.init and set(found.init.changed) >= {"weighting", "image_size"}
+    assert found.network.image_size == 32 and found.init and {*found.init.changed} >= {"weighting", "image_size"}
+    for options, shift in (({}, 8 / 32), ({"shift": "auto"}, 64 / 32), ({"weighting": "edm"}, 1)):
+        assert resolved(trained, data, **options).weighting.shift == pytest.approx(2 * np.log(shift))
     assert resolved(trained, data, shift=0.5).weighting.shift == 0.5
-    assert resolved(trained, data, shift="auto").weighting.shift == pytest.approx(2 * np.log(64 / 32))
-    assert resolved(trained, data, weighting="edm").weighting.shift == 0
 
 
 @pytest.mark.parametrize(
     ("classes", "options", "rows"),
     [
-        (3, {}, [7, None, 2]),
-        (10, {}, list(range(10))),
-        (12, {}, [*range(10), None, None]),
-        (4, {}, [0, 1, 2, 3]),
-        (10, {"conditional": False}, []),
-        (1, {}, []),
+        *((3, {}, [7, None, 2]), (10, {}, list(range(10))), (12, {}, [*range(10), None, None])),
+        *((4, {}, [0, 1, 2, 3]), (10, {"conditional": False}, []), (1, {}, [])),
     ],
 )
-def test_classes_are_matched_by_name_or_in_order_and_it_is_said(
-    classes: int, options: dict[str, Any], rows: list[int | None], trained: Path
-) -> None:
+def test_classes_are_matched_by_name_or_in_order_and_it_is_said(classes, options, rows, trained):
     names = ["7", "x", "2"] if classes == 3 else [f"n{k}" for k in range(classes)]
-    data = RunData("d", None, 100, 8, 1, classes, class_names=names)
-    found = resolved(trained, data, **options)
+    found = resolved(trained, RunData("d", None, 100, 8, 1, classes, class_names=names), **options)
     assert found.initial and found.initial.rows(found.network, found.data) == rows
     assert found.init and found.init.changed[-1:] == ["class_names"]
 
 
-def test_the_same_classes_are_nothing_to_say(trained: Path, digits: Path) -> None:
-    found = resolved(trained, Dataset(digits))
-    assert found.init and found.init.changed == []
-
-
-# What makes no sense
-
-
 @pytest.mark.parametrize(
-    ("data", "options", "words"),
+    ("data", "options", "word"),
     [
-        (RunData("d", None, 9, 8, 3, 10), {}, "a unet with other settings"),
-        (
-            RunData("d", None, 9, 8, 1, 10, more={"latent_convention": None}),
-            {},
-            "holds latents, and .* was not trained on latents",
-        ),
-        (RunData("d", None, 9, 1, 1, 10), {}, "too often for 1 pixels"),
-        (
-            RunData("d", None, 9, 8, 1, 10),
-            {"prediction": "x"},
-            "outputs v",
-        ),
+        (RunData("d", None, 9, 8, 3, 10), {}, "unet"),
+        (RunData("d", None, 9, 8, 1, 10, more={"latent_convention": None}), {}, "latents"),
+        (RunData("d", None, 9, 1, 1, 10), {}, "pixels"),
+        (RunData("d", None, 9, 8, 1, 10), {"prediction": "x"}, "outputs v"),
     ],
 )
-def test_what_its_weights_are_not_for_is_refused(
-    data: RunData, options: dict[str, Any], words: str, trained: Path
-) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_data_and_objectives_that_the_weights_are_not_for_are_refused(data, options, word, trained):
+    with pytest.raises(UsageError, match=word):
         resolved(trained, data, **options)
 
 
-def test_latents_of_another_space_are_refused(latents: Path, preset: Path, elbo: Any, tmp_path: Path) -> None:
-    assert elbo("train", latents, "-o", tmp_path / "run", "--preset", preset, "--steps", 1).returncode == 0
+def test_latents_of_another_space_are_refused(latents, train, tmp_path):
+    train(latents, "-o", "run", "--preset", "own.yaml", "--steps", 1)
     assert resolved(tmp_path / "run", Dataset(latents, latents=True)).network.image_channels == 4
     other = Path(shutil.copy(latents, tmp_path / "other.h5"))
     with h5py.File(other, "r+") as file:
         file.attrs["latent_scale"] = np.full(4, 0.5)
-    with pytest.raises(UsageError, match="another space: latent_scale is"):
+    with pytest.raises(UsageError, match="latent_scale"):
         resolved(tmp_path / "run", Dataset(other, latents=True))
 
 
-def test_damaged_weights_are_refused(trained: Path, digits: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(trained, tmp_path / "run"))
-    for saved in (copy / "checkpoints").iterdir():
-        content = bytearray((saved / "ema-0.9.safetensors").read_bytes())
-        content[-1] ^= 1
-        (saved / "ema-0.9.safetensors").write_bytes(bytes(content))
-    with pytest.raises(FormatError, match="damaged"):
-        open_initial(copy)
-
-
-# The command
-
-
 NEW = (
-    "d.h5",
-    "--init",
-    "src",
-    "-o",
-    "new",
-    "--weighting",
-    "edm",
-    "--steps",
-    6,
-    "--log-every",
-    1,
-    "--save-every",
-    2,
-    "--val-split",
-    20,
+    *("d.h5", "--init", "src", "-o", "new", "--weighting", "edm", "--steps", 6),
+    *("--log-every", 1, "--save-every", 2, "--val-split", 20),
 )
 
 
-@pytest.fixture(scope="module")
-def fine_tuned(
-    tmp_path_factory: pytest.TempPathFactory, digits: Path, trained: Path, elbo: Callable[..., Any]
-) -> tuple[Path, str]:
-    """(a folder with a dataset, a run and another that began from it; what was said)."""
-    folder = tmp_path_factory.mktemp("fine-tuned")
-    (folder / "d.h5").symlink_to(digits)
-    shutil.copytree(trained, folder / "src")
-    done = elbo("train", *NEW, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stderr.decode()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, fine_tuned: tuple[Path, str]) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(fine_tuned[0], tmp_path / "folder", symlinks=True))
-
-
-@pytest.fixture
-def train(folder: Path, elbo: Callable[..., Any]) -> Callable[..., str]:
-    """train(*words, code=0): `elbo train` in that folder; its stderr."""
-
-    def run(*words: Any, code: int = 0) -> str:
-        done = elbo("train", *words, cwd=folder)
-        assert done.returncode == code, done.stderr.decode()
-        return str(done.stderr.decode())
-
-    return run
-
-
-def test_begun_killed_and_continued_without_its_source(
-    train: Callable[..., str], folder: Path, fine_tuned: tuple[Path, str], elbo: Callable[..., Any]
-) -> None:
-    said = fine_tuned[1]
-    assert "new: new run from src, weights ema-0.9" in said and "from src; other than there: weighting" in said
-    init = read_config(folder / "new").init
-    assert init is not None
-    assert (init.run, init.step, init.images, init.weights) == ("src", 40, 640, "ema-0.9")
-    rows = [json.loads(line) for line in (folder / "new" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["step"] == rows[0]["images"] == 0 and rows[0]["val_loss"] > 0 and "loss" not in rows[0]
-    whole = weights_of(folder / "new")
-    shutil.rmtree(folder / "new" / "checkpoints" / "step-00000006")
-    (folder / "src").rename(folder / "gone")
-    assert "going on after step 4" in train("-o", "new")
-    assert weights_of(folder / "new") == whole and read_config(folder / "new").init == init
-    assert "new: done, 6 steps" in train(*NEW)  # the same command again
-    assert "--init: the run has weights of sha256" in train("-o", "new", "--init", "new", code=2)
-    assert "no such run" in train("-o", "new", "--init", "src2", code=1)
-    assert json.loads(elbo("info", folder / "new", "--json").stdout)["init"] == init.json()
-
-
-def forget(run: Path) -> None:
+def forget(run):
     """Leave what a run has before its first checkpoint."""
     for path in (run / "checkpoints").iterdir():
         shutil.rmtree(path)
@@ -287,92 +232,34 @@ def forget(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
 
 
-def test_before_its_first_checkpoint_it_needs_the_source_as_it_was(train: Callable[..., str], folder: Path) -> None:
-    new, moved, whole = folder / "new", folder / "moved", weights_of(folder / "new")
+def test_a_run_from_anothers_weights_goes_on_without_it_once_there_is_a_checkpoint(train, folder, trained, elbo):
+    shutil.copytree(trained, folder / "src")
+    said, new = train(*NEW), folder / "new"
+    assert "new: new run from src, weights ema-0.9" in said and "from src; other than there: weighting" in said
+    init = read_config(new).init
+    assert (init.run, init.step, init.images, init.weights) == ("src", 40, 640, "ema-0.9")
+    first, *_ = lines_of(new / "metrics.jsonl")
+    assert first["step"] == first["images"] == 0 and first["val_loss"] > 0 and "loss" not in first
+    planned = yaml.safe_load(train("d.h5", "--init", "src", "-o", "x", "--dry-run", "--unconditional"))
+    assert (planned["init"]["step"], planned["init"]["changed"]) == (40, ["num_classes"])
+    whole = weights_of(new)
+    shutil.rmtree(new / "checkpoints" / "step-00000006")
+    (folder / "src").rename(folder / "moved")
+    assert "going on after step 4" in train("-o", "new")
+    assert weights_of(new) == whole and read_config(new).init == init
+    assert "new: done, 6 steps" in train(*NEW)  # the same command again
+    assert "--init: the run has weights of sha256" in train("-o", "new", "--init", "new", code=2)
+    for named, code, word in (("d.h5", 1, "dataset"), (".", 1, "not a run"), ("nothing", 1, "no such run")):
+        said = train("d.h5", "--init", named, "-o", "other", code=code)
+        assert word in said and f"error: {named}" in said and not (folder / "other").exists()
+    assert json.loads(elbo("info", "new", "--json", cwd=folder).stdout)["init"] == init.json()
+    # Before the first checkpoint, the source is needed as it was.
     forget(new)
-    (folder / "src").rename(moved)
-    said = train("-o", "new", code=1)
-    assert "src: no such run" in said
+    assert "src: no such run" in train("-o", "new", code=1)
     assert "new run from moved" in train("-o", "new", "--init", "moved")
     assert weights_of(new) == whole
     forget(new)
-    train("-o", "moved", "--steps", 41)  # the source continues, and keeps its checkpoint of step 40
+    train("-o", "moved", "--steps", 41)
     assert "has changed since" in train("-o", "new", code=1)
     assert "new run from moved" in train("-o", "new", "--init", "moved/checkpoints/step-00000040")
     assert weights_of(new) == whole
-
-
-def test_a_config_of_such_a_run_begins_from_the_same_weights(
-    folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folder)
-    basis = Known(Path("new/config.yaml"), read_config(Path("new")))
-    initial = initial_of(None, basis, Path("again"))
-    assert initial is not None and initial.step == 40
-    found = resolve({}, Dataset("d.h5"), basis, initial).config()
-    there = read_config(Path("new"))
-    assert all(getattr(found, key) == getattr(there, key) for key in ("settings", "network", "init"))
-    assert found.data == replace(there.data, from_run=None)
-
-
-@pytest.mark.parametrize(
-    ("named", "code", "words"),
-    [
-        ("d.h5", 1, "a dataset, not a run"),
-        (".", 1, "not a run"),
-        ("nothing", 1, "no such run"),
-    ],
-)
-def test_what_is_no_run_is_named(named: str, code: int, words: str, train: Callable[..., str], folder: Path) -> None:
-    said = train("d.h5", "--init", named, "-o", "other", code=code)
-    assert words in said and f"error: {named}" in said and not (folder / "other").exists()
-
-
-def test_a_plan_is_for_the_sources_network(folder: Path, elbo: Callable[..., Any]) -> None:
-    done = elbo("train", "--init", "src", "--dry-run", "--unconditional", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    planned = yaml.safe_load(done.stdout)
-    assert planned["init"]["step"] == 40 and planned["network"]["classes"] == 0
-    assert planned["init"]["changed"] == ["num_classes"]
-
-
-def test_samples_and_the_report_name_the_source(folder: Path, elbo: Callable[..., Any]) -> None:
-    assert elbo("sample", "new", "-n", 4, "--steps", 2, "-o", "s.npz", cwd=folder).returncode == 0
-    about = json.loads(elbo("info", folder / "s.npz", "--json").stdout)
-    assert (about["init_run"], about["init_step"], about["init_weights"]) == ("src", 40, "ema-0.9")
-    page = elbo("report", "new", "-o", "page.html", cwd=folder)
-    assert page.returncode == 0, page.stderr
-    assert (
-        "from the weights <code>ema-0.9</code> of <code>src</code> after step 40" in (folder / "page.html").read_text()
-    )
-
-
-PLUGIN = """
-from dataclasses import dataclass
-from torch import nn
-import elbocli.plugin as elbo
-
-@dataclass(frozen=True)
-class Config(elbo.NetworkConfig):
-    width: int = 8
-
-@elbo.network("thin", config=Config, source="a test")
-class Thin(elbo.Network):
-    def __init__(self, config):
-        super().__init__(config)
-        self.layers = nn.Sequential(
-            nn.Conv2d(config.image_channels, config.width, 1), nn.Conv2d(config.width, config.image_channels, 1))
-        self.names = nn.Embedding(config.num_classes, config.width) if config.num_classes else None
-
-    def forward(self, z, logsnr, labels):
-        return self.layers(z)
-"""
-
-
-def test_a_plug_ins_network_is_begun_from_where_the_plug_in_is_named(train: Callable[..., str], folder: Path) -> None:
-    (folder / "mine.py").write_text(PLUGIN)
-    (folder / "own.yaml").write_text("network: {family: thin, width: 5}\ntrain: {batch: 8, preview_every: 0}\n")
-    train("d.h5", "--preset", "own.yaml", "--steps", 2, "-o", "thin", "--plugin", "mine.py")
-    assert "add --plugin mine.py" in train("d.h5", "--init", "thin", "-o", "more", code=2)
-    train("d.h5", "--init", "thin", "-o", "more", "--plugin", "mine.py", "--unconditional", "--steps", 3)
-    assert "names.weight" not in str(weights_of(folder / "more")["model.safetensors"][:2000])

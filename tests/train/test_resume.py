@@ -1,203 +1,371 @@
-"""`elbo train -o RUN` goes on with RUN, and `--config RUN/config.yaml` trains that very network again."""
+"""A run that ends at any step, in any way, and goes on by the same command is the undisturbed run to the last bit."""
 
-from __future__ import annotations
-
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import torch
+from group import in_processes, lines_of, poisoned, train_here, weights_of
+from harness import ELBO, environment, heard, heed_signals
+from safetensors.torch import load_file
 
-from elbocli.files.checkpoint import latest, read_config
+from elbocli.errors import DataError, NonFiniteError
+from elbocli.files import checkpoint as store
+from elbocli.files.checkpoint import checkpoints
+from elbocli.train import loop
+from elbocli.train.batches import Batches
+from elbocli.train.loop import CheckpointHook
 
-PLUGIN = """
-from dataclasses import dataclass
-from torch import nn
-import elbocli.plugin as elbo
+pytestmark = pytest.mark.usefixtures("short_previews")
 
-@dataclass(frozen=True)
-class Config(elbo.NetworkConfig):
-    width: int = 8
 
-@elbo.network("thin", config=Config, source="a test")
-class Thin(elbo.Network):
-    def __init__(self, config):
-        super().__init__(config)
-        self.layers = nn.Sequential(
-            nn.Conv2d(config.image_channels, config.width, 1), nn.Conv2d(config.width, config.image_channels, 1))
+def steps_of(run):
+    return [store.step_of(path) for path in checkpoints(run)]
 
-    def forward(self, z, logsnr, labels):
-        return self.layers(z)
+
+def status_of(run):
+    return json.loads((run / "status.json").read_text())
+
+
+def content(run):
+    """All that a run has computed: weights, pictures and logs."""
+    kinds = ("*.safetensors", "*.png", "losslog.jsonl", "validation.jsonl")
+    files = {str(path.relative_to(run)): path.read_bytes() for kind in kinds for path in run.rglob(kind)}
+    return {**files, "metrics": lines_of(run / "metrics.jsonl")}
+
+
+# --- ended and begun again ---
+
+EVERYTHING = {
+    "schedule": "adaptive",
+    "ema": ["0.9", "power:std=0.1"],
+    "lr_decay": "cosine:final=.1",
+    "flip": True,
+    "clip": 0.5,
+    "val_split": 20,
+    "val_every": 80,
+    "snapshot_every": 5,
+    "preview_every": 6,
+}
+LEARNED = {"weighting": "uncertainty", "schedule": "edm2-img512", "precision": "fp16", "micro_batch": 6}
+SIGNALS = [("SIGKILL", 3), ("SIGINT", 5), ("SIGTERM", 6), ("SIGHUP", 7), ("SIGKILL", 8), ("SIGUSR1", 10)]
+KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
+
+
+@pytest.mark.parametrize(
+    ("size", "ends", "options"),
+    [
+        (1, SIGNALS, EVERYTHING),
+        (1, KILLS, LEARNED),
+        (3, KILLS[1:], {"parallel": "ddp", "schedule": "adaptive"}),
+        (2, KILLS[1:], {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 80}),
+    ],
+    ids=["alone", "learned", "ddp", "fsdp"],
+)
+def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
+    size, ends, options, digits, preset, tmp_path
+):
+    """The last process gets the signal, at a step between log lines or where a checkpoint is written."""
+    plan = {"preset": preset, "steps": 12, "save_every": 4, "log_every": 3, "keep": 1, **options}
+    job = {"size": size, "data": digits, "options": {**plan, "preset": str(preset)}, "out": tmp_path / "pieces"}
+    pieces = [{**job, "ends": end} for end in ends]
+    codes, said = in_processes(tmp_path, {**job, "out": tmp_path / "whole"}, *pieces, job)
+    wanted = [[1] * (size - 1) + [-9] if name == "SIGKILL" else [128 + signal.Signals[name]] * size for name, _ in ends]
+    assert codes == [[0] * size, *wanted, [0] * size], said
+    assert content(tmp_path / "pieces") == content(tmp_path / "whole")
+    assert status_of(tmp_path / "pieces")["state"] == "done" and steps_of(tmp_path / "pieces") == [12]
+    weights = load_file(checkpoints(tmp_path / "whole")[-1] / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_a_run_that_meets_a_loss_that_is_not_finite_keeps_its_last_good_checkpoint(
+    digits, preset, tmp_path, monkeypatch
+):
+    options = {"steps": 16, "save_every": 4, "log_every": 5, "keep": 9}
+    train_here(digits, tmp_path / "good", preset, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "at", Batches.at)
+        poisoned(11, 5)
+        with pytest.raises(NonFiniteError, match=r"^step 11: ") as caught:
+            train_here(digits, tmp_path / "bad", preset, **options)
+    assert caught.value.exit_code == 4 and steps_of(tmp_path / "bad") == [4, 8]
+    status = status_of(tmp_path / "bad")
+    assert status["state"] == "failed" and "step 11" in status["message"]
+    assert [row["step"] for row in lines_of(tmp_path / "bad" / "metrics.jsonl")] == [5, 10]
+    train_here(digits, tmp_path / "bad", preset, **options)  # as with a lower lr: the same command goes on
+    assert content(tmp_path / "bad") == content(tmp_path / "good")
+
+
+def test_a_time_limit_saves_and_the_run_is_no_failure(elbo, digits, preset, tmp_path):
+    run = tmp_path / "run"
+    done = elbo("train", digits, "-o", run, "--preset", preset, "--steps", 10**6, "--time-limit", ".1s")
+    assert done.returncode == 0 and done.stdout.decode() == f"{run}\n", done.stderr
+    status = status_of(run)
+    assert (status["state"], steps_of(run)) == ("stopped", [status["step"]]) and b"time limit" in done.stderr
+
+
+# --- terminals and launchers ---
+
+
+@pytest.mark.parametrize(("way", "code"), [("closed", 128 + signal.SIGHUP), ("nohup", 1), ("pipe", 0)])
+def test_a_reader_that_goes_away_ends_no_training_but_a_terminal_does_with_a_checkpoint(
+    way, code, digits, preset, tmp_path
+):
+    """Under nohup a terminal that is closed can't be told the run's path: exit code 1 after the last step."""
+    ours, its = os.pipe() if way == "pipe" else os.openpty()
+
+    def control():
+        heed_signals()
+        if way != "pipe":
+            fcntl.ioctl(its, termios.TIOCSCTTY, 0)
+        if way == "nohup":
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    line = [*ELBO, "train", digits, "--preset", preset, "--steps", 10**6 if way == "closed" else 60, "--save-every", 20]
+    line += ["-v", "--on-checkpoint", "until test -e closed; do sleep .01; done"]
+    streams = {"stdout": subprocess.DEVNULL if way == "pipe" else its, "stderr": its}
+    how = {**streams, "cwd": tmp_path, "env": environment(), "start_new_session": True, "preexec_fn": control}
+    process = subprocess.Popen([*map(str, line)], **how)
+    os.close(its)
+    os.set_blocking(ours, False)
+    while not checkpoints(tmp_path / "run"):
+        assert process.poll() is None
+        with suppress(BlockingIOError):
+            os.read(ours, 1 << 16)
+        time.sleep(0.01)
+    os.close(ours)
+    (tmp_path / "closed").touch()
+    assert process.wait() == code
+    status = status_of(tmp_path / "run")
+    assert status["state"] == ("interrupted" if way == "closed" else "done")
+    assert steps_of(tmp_path / "run")[-1] == status["step"] >= 20
+
+
+def under_torchrun(folder, *line, patch=""):
+    """Start two workers. patch: code that they run before they become `elbo`."""
+    (folder / "program.py").write_text(f"import os\n{patch}\nfrom elbocli.main import main\nmain()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "program.py"]
+    streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    how = {"cwd": folder, "env": environment(OMP_NUM_THREADS="1"), "preexec_fn": heed_signals, "text": True, **streams}
+    return subprocess.Popen([*map(str, [*torchrun, "train", *line])], **how)
+
+
+def test_under_torchrun_a_signal_to_the_launcher_saves_once_and_one_process_speaks(digits, preset, tmp_path):
+    process = under_torchrun(tmp_path, digits, "--preset", preset, "--steps", 10**6, "--save-every", 10**6)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not log.exists() or not log.stat().st_size:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    out, said = process.communicate()  # returns when the workers have ended, too
+    status = status_of(tmp_path / "run")
+    assert process.returncode == 1 and out == "" and status["state"] == "interrupted"
+    assert steps_of(tmp_path / "run") == [status["step"]]
+    assert len([line for line in said.splitlines() if line.startswith("elbo train: SIGTERM: saved step ")]) == 1, said
+
+
+LACKING = """
+import torch
+from elbocli.train import loop
+def lacking(*_):
+    raise torch.OutOfMemoryError("9 GiB")
+if os.environ["RANK"] == "1":
+    loop.update = lacking
 """
+LATE = "import time; os.environ['RANK'] == '0' and time.sleep(2)"
+
+
+@pytest.mark.parametrize(
+    ("patch", "options", "words"),
+    [(LACKING, (), "error: rank 1: out of memory (9 GiB)"), (LATE, ("--steps", "many"), "many")],
+)
+def test_under_torchrun_a_mistake_of_any_process_is_told_once(patch, options, words, digits, preset, tmp_path):
+    process = under_torchrun(tmp_path, digits, "--preset", preset, *options, patch=patch)
+    said = [line for line in process.communicate()[1].splitlines() if line.startswith("elbo")]
+    assert process.returncode == 1 and sum(words in line for line in said) == 1, said
+
+
+# --- disks and checkpoints ---
+
+
+def fill(folder):
+    """A file that takes all the room there is."""
+    with open(folder / "ballast", "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+    return folder / "ballast"
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "snapshots"])
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_room(
+    folder, small_disk, digits, preset, tmp_path
+):
+    options: dict[str, Any] = {"steps": 30, "save_every": 5, "log_every": 2, "val_split": 20, "val_every": 160}
+    options |= {"network.channels": 4, "network.levels": [1, 1], "keep": 1, "preview_every": 9}
+    options |= {"snapshot_every": 8} if folder == "snapshots" else {}
+    train_here(digits, tmp_path / "good", preset, **options)
+    run, ballast = small_disk / "run", []
+
+    def counted(done, *_):
+        if done == 12 and not ballast:
+            while steps_of(run) != [10]:
+                time.sleep(0.001)
+            ballast.append(fill(small_disk))
+
+    with pytest.raises(DataError, match="No space left"):
+        train_here(digits, run, preset, counted, **options)
+    assert steps_of(run) == [10]
+    ballast[0].unlink()
+    assert "going on after step 10" in " ".join(train_here(digits, run, preset, **options))
+    assert not list(run.rglob(".*tmp")) and content(run) == content(tmp_path / "good")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema-0.9.safetensors", "state.pt", "meta.json"])
+def test_a_flipped_bit_in_the_newest_checkpoint_is_named_and_the_one_before_used(name, trained, elbo, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    path = checkpoints(run)[-1] / name
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    path.write_bytes(damaged)
+    said = elbo("train", "-o", run).stderr.decode()
+    assert str(path.parent) in said and "damaged" in said and "going on after step 30" in said
+    assert weights_of(run) == weights_of(trained)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_trained_over_them(trained, elbo, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for path in checkpoints(run):
+        (path / "state.pt").write_bytes(b"")
+    done = elbo("train", "-o", run)
+    assert done.returncode == 1 and b"every checkpoint is damaged" in done.stderr
+    assert steps_of(run) == steps_of(trained)
+
+
+def test_a_start_that_fails_before_its_first_step_keeps_the_step_that_is_safe(digits, preset, tmp_path, monkeypatch):
+    train_here(digits, tmp_path / "run", preset, steps=2)
+
+    def lacking(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(loop, "TrainState", lacking)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_here(digits, tmp_path / "run", preset, steps=4)
+    after = status_of(tmp_path / "run")
+    assert (after["state"], after["step"], after["images"]) == ("failed", 2, 32)
+
+
+def test_training_goes_on_while_a_checkpoint_of_an_earlier_moment_is_written(digits, preset, tmp_path, monkeypatch):
+    later, whole = threading.Event(), store.save
+
+    def slow(*args):
+        assert later.wait(300)
+        return whole(*args)
+
+    options = {"steps": 8, "save_every": 4, "keep": 9}
+    train_here(digits, tmp_path / "straight", preset, **options)
+    monkeypatch.setattr(store, "save", slow)
+    train_here(digits, tmp_path / "run", preset, lambda done, *_: later.set() if done == 7 else None, **options)
+    assert content(tmp_path / "run") == content(tmp_path / "straight")
+
+
+def test_milestones_and_checkpoints_that_a_command_uses_stay(digits, preset, tmp_path):
+    train_here(digits, tmp_path / "run", preset, steps=40, save_every=4, keep=2, milestone_every=10)
+    assert steps_of(tmp_path / "run") == [10, 20, 30, 36, 40]
+    command = f"until test -e '{tmp_path}/go'; do sleep .01; done; cat $ELBO_CHECKPOINT/meta.json > '{tmp_path}/seen'"
+
+    def counted(done, *_):
+        if done == 12:
+            (tmp_path / "go").touch()
+
+    train_here(digits, tmp_path / "held", preset, counted, steps=12, save_every=4, keep=1, on_checkpoint=command)
+    assert (tmp_path / "seen").stat().st_size
+
+
+# --- --on-checkpoint ---
 
 
 @pytest.fixture
-def folder(tmp_path: Path, digits: Path, preset: Path) -> Path:
-    """A folder with a dataset and a preset of one's own."""
-    (tmp_path / "d.h5").symlink_to(digits)
-    (tmp_path / "own.yaml").write_text(preset.read_text())
-    return tmp_path
+def hook(tmp_path):
+    """hook(command, *steps): of a run at tmp_path/run, started for checkpoints of these steps; ended at last."""
+    made = []
+
+    def make(command, *steps):
+        made.append(CheckpointHook(f"cd '{tmp_path}'; {command}", tmp_path / "run"))
+        for step in steps:
+            made[-1].start(saved(tmp_path, step))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
 
 
-@pytest.fixture
-def train(folder: Path, elbo: Callable[..., Any]) -> Callable[..., Any]:
-    """train(*words, code=0): `elbo train` in that folder; its stderr."""
-
-    def run(*words: Any, code: int = 0, **env: str) -> str:
-        done = elbo("train", *words, cwd=folder, env=env)
-        assert done.returncode == code, done.stderr.decode()
-        return str(done.stderr.decode())
-
-    return run
+def saved(folder, step):
+    return folder / "run" / "checkpoints" / f"step-{step:08d}"
 
 
-@pytest.fixture
-def plan(folder: Path, elbo: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """plan(*words): what `elbo train --dry-run` prints there."""
-
-    def run(*words: Any) -> dict[str, Any]:
-        done = elbo("train", "--dry-run", *words, cwd=folder)
-        assert done.returncode == 0, done.stderr.decode()
-        return dict(yaml.safe_load(done.stdout))
-
-    return run
+def until(condition):
+    while not condition():
+        time.sleep(0.005)
 
 
-def weights_of(run: Path) -> dict[str, bytes]:
-    saved = latest(run)
-    assert saved is not None
-    return {name: (saved.path / name).read_bytes() for name in saved.meta.files if name.endswith(".safetensors")}
+TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_NAME", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
-def shape_of(run: Path) -> list[tuple[str, list[int]]]:
-    """Names and shapes of a run's weights, as the header of their file has them."""
-    content = weights_of(run)["model.safetensors"]
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return sorted((name, about["shape"]) for name, about in header.items() if name != "__metadata__")
+def test_the_command_knows_its_checkpoint_writes_to_stderr_and_is_no_worker_of_torchrun(
+    hook, tmp_path, capfd, monkeypatch
+):
+    for name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "2")
+    one = hook('echo "$ELBO_STEP $ELBO_RUN"; echo "$ELBO_CHECKPOINT"; cat; env > env', 1200)
+    until(lambda: not one.held())
+    assert capfd.readouterr() == ("", f"1200 {tmp_path}/run\n{saved(tmp_path, 1200)}\n")
+    there = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert not {*TORCHRUN} & {*there} and there["CUDA_VISIBLE_DEVICES"] == "2"
 
 
-def change(preset: Path) -> None:
-    preset.write_text(preset.read_text().replace("channels: 8", "channels: 16").replace("lr: 2.0e-3", "lr: 5.0e-3"))
+def test_one_command_runs_at_a_time_and_the_newest_checkpoint_is_next(hook, tmp_path):
+    one = hook(
+        "mkdir busy || echo two at once >> log; echo $ELBO_STEP >> log; until test -e go; do sleep .01; done; rmdir busy"
+    )
+    for step in (1, 2, 3, 4):
+        one.start(saved(tmp_path, step))
+        assert one.held() == [saved(tmp_path, each) for each in sorted({1, step})]
+        until((tmp_path / "log").exists)
+    (tmp_path / "go").touch()
+    until(lambda: not one.held())
+    assert (tmp_path / "log").read_text().split() == ["1", "4"]
 
 
-@pytest.mark.parametrize("became", [change, Path.unlink], ids=["changed", "deleted"])
-def test_the_runs_name_alone_goes_on_to_the_same_bits_whatever_became_of_its_preset(
-    became: Callable[[Path], None], train: Callable[..., str], folder: Path
-) -> None:
-    asked = ("d.h5", "--preset", "own.yaml", "--weighting", "edm", "--shift", 1, "--lr-decay", "linear", "--flip")
-    train(*asked, "-o", "whole", "--steps", 30)
-    shutil.copytree(folder / "whole", folder / "run")
-    shutil.rmtree(folder / "run" / "checkpoints" / "step-00000030")  # as if it had been killed after step 20
-    became(folder / "own.yaml")
-    said = train("-o", "run")
-    assert "dataset d.h5" in said and "going on after step 20" in said
-    assert weights_of(folder / "run") == weights_of(folder / "whole")
-    said = train(*asked, "-o", "run", "--steps", 31)
-    assert "going on after step 30" in said
-    kept, whole = ({**read_config(folder / run).settings, "steps": 0} for run in ("run", "whole"))
-    assert kept == whole
+@pytest.mark.parametrize(("command", "code"), [("exit 3", "3"), ("nowhere-to-be-found", "127"), ("kill -9 $$", "-9")])
+def test_a_command_that_fails_is_a_warning_and_the_next_has_its_turn(command, code, hook):
+    with heard() as lines:
+        one = hook(command)
+        for step in (1, 2):
+            one.start(saved(Path(), step))
+            until(lambda: not one.held())
+    assert len(lines) == 2 and all(word in lines[1] for word in ("step-00000002", code, command))
 
 
-def test_what_is_given_and_differs_is_refused_wherever_it_is_given(train: Callable[..., str], folder: Path) -> None:
-    train("d.h5", "--preset", "own.yaml", "--weighting", "edm", "--steps", 10)
-    (folder / "c.yaml").write_text("weighting: sigmoid\n")
-    refused = "--weighting: the run has edm:mean=-1.2,std=1.2,sigma_data=0.5, asked for sigmoid:bias=0"
-    said = [
-        train("--weighting", "sigmoid:bias=0", code=2),
-        train("--config", "c.yaml", "--bias", 0, code=2),
-        train(code=2, ELBO_TRAIN_WEIGHTING="sigmoid:bias=0"),
-    ]
-    assert all(refused in each and each.count("the run has") == 1 for each in said)
-    (folder / "c.yaml").write_text("steps: 11\n")
-    assert "going on after step 10" in train("--config", "c.yaml")
-    assert "going on after step 11" in train(ELBO_TRAIN_STEPS="12")
-
-
-def test_a_dataset_that_was_moved_is_named_and_found_where_it_is_named(train: Callable[..., str], folder: Path) -> None:
-    train("d.h5", "--preset", "own.yaml", "--steps", 2)
-    (folder / "d.h5").rename(folder / "moved.h5")
-    said = train("--steps", 3, code=1)
-    assert "error: d.h5: no such dataset" in said
-    train("moved.h5", "--steps", 3)
-    assert "dataset moved.h5" in train("--steps", 4)
-
-
-def test_other_data_in_the_datasets_place_is_refused(
-    train: Callable[..., str], folder: Path, elbo: Callable[..., Any], digits_folder: Path
-) -> None:
-    train("d.h5", "--preset", "own.yaml", "--steps", 2)
-    (folder / "d.h5").unlink()
-    packed = elbo("prep", digits_folder, folder / "d.h5", "--size", 8, "--channels", 1, "--limit", 100)
-    assert packed.returncode == 0
-    assert "data payload_sha256: the run has" in train(code=2)
-
-
-def test_a_run_that_got_nowhere_goes_on_by_its_name_and_begins_anew_with_its_data(
-    train: Callable[..., str], plan: Callable[..., dict[str, Any]], folder: Path
-) -> None:
-    train("d.h5", "--preset", "own.yaml", "--weighting", "edm", "--steps", 2)
-    for gone in ("metrics.jsonl", "checkpoints", "status.json"):
-        (folder / "run" / gone).rename(folder / gone)
-    (folder / "run" / "checkpoints").mkdir()
-    assert plan()["weighting"] == plan("--batch", 8)["weighting"] == "edm:mean=-1.2,std=1.2,sigma_data=0.5"
-    assert plan("d.h5")["preset"] == plan("--preset", "digits")["preset"] == "digits"
-    assert "new run; " in train("--steps", 3, "--batch", 8)
-    assert read_config(folder / "run").settings["batch"] == 8
-
-
-def test_a_dry_run_plans_for_the_run(
-    train: Callable[..., str], plan: Callable[..., dict[str, Any]], folder: Path
-) -> None:
-    train("d.h5", "--preset", "own.yaml", "--weighting", "edm", "--batch", 8, "--steps", 2)
-    (folder / "own.yaml").unlink()
-    planned = plan("--steps", 50)
-    assert [planned[key] for key in ("preset", "batch", "steps", "data")] == ["own.yaml", 8, 50, "d.h5"]
-    assert planned["weighting"].startswith("edm:")
-    assert plan("--preset", "digits")["batch"] == 64
-
-
-@pytest.mark.parametrize("became", [change, Path.unlink], ids=["changed", "deleted"])
-def test_a_runs_config_trains_that_very_network_whatever_became_of_its_preset(
-    became: Callable[[Path], None], train: Callable[..., str], folder: Path
-) -> None:
-    train("d.h5", "--preset", "own.yaml", "--set", "network.dropout=.2", "--steps", 2)
-    became(folder / "own.yaml")
-    train("d.h5", "--config", "run/config.yaml", "-o", "again")
-    assert weights_of(folder / "again") == weights_of(folder / "run")
-    first, again = (read_config(folder / run) for run in ("run", "again"))
-    assert all(getattr(first, section) == getattr(again, section) for section in ("settings", "network", "data"))
-    train("--config", "run/config.yaml", "-o", "other", "--seed", 1, "--unconditional")
-    assert read_config(folder / "other").network == {**first.network, "num_classes": 0}
-
-
-def test_a_plug_ins_network_goes_on_and_is_rebuilt_where_the_plug_in_is_named(
-    train: Callable[..., str], folder: Path
-) -> None:
-    (folder / "mine.py").write_text(PLUGIN)
-    (folder / "own.yaml").write_text("network: {family: thin, width: 5}\ntrain: {batch: 8, preview_every: 0}\n")
-    named = ("--plugin", "mine.py")
-    train("d.h5", "--preset", "own.yaml", "--steps", 2, *named)
-    (folder / "own.yaml").unlink()
-    assert "add --plugin mine.py" in train(code=2)
-    assert "going on after step 2" in train("--steps", 3, *named)
-    assert "add --plugin mine.py" in train("--config", "run/config.yaml", "-o", "again", code=2)
-    train("--config", "run/config.yaml", "-o", "again", *named)
-    assert shape_of(folder / "again") == shape_of(folder / "run")
-
-
-def test_a_run_goes_on_from_another_folder_and_is_measured_there(
-    folder: Path, train: Callable[..., Any], elbo: Callable[..., Any]
-) -> None:
-    train("d.h5", "-o", "runs/a", "--preset", "own.yaml", "--steps", 2, "--save-every", 1)
-    elsewhere = folder / "else"
-    elsewhere.mkdir()
-    on = elbo("train", "-o", "../runs/a", "--steps", 3, cwd=elsewhere)
-    assert on.returncode == 0, on.stderr.decode()
-    assert b"dataset ../d.h5" in on.stderr and b"going on after step 2" in on.stderr
-    again = elbo("train", "-o", "b", "--config", "../runs/a/config.yaml", "--dry-run", cwd=elsewhere)
-    assert again.returncode == 0 and yaml.safe_load(again.stdout)["data"] == "../d.h5"
-    bound = elbo("bound", "../runs/a", "-n", 2, "--batch", 8, cwd=elsewhere)
-    assert bound.returncode == 0, bound.stderr.decode()
+def test_a_command_has_a_session_of_its_own_and_is_killed_where_it_ignores_sigterm(hook, tmp_path, monkeypatch):
+    """So no Ctrl-C at the terminal reaches it."""
+    monkeypatch.setattr(loop, "GRACE_S", 0.1)
+    one = hook("trap '' TERM; echo $$ > new; mv new pid; while :; do sleep .01; done", 1)
+    until((tmp_path / "pid").exists)
+    process = int((tmp_path / "pid").read_text())
+    assert os.getsid(process) == process
+    one.stop()
+    until(lambda: not one.held())

@@ -1,36 +1,68 @@
-"""The step: its loss is core's, and its update follows that loss's gradient, in however many parts."""
+"""An update takes the batch, loss and gradient that are stated here, in however many parts; a step that isn't finite changes nothing."""
 
-from pathlib import Path
+import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from group import lines_of, poisoned
+from harness import heard
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch._dynamo import config as dynamo
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.utils import counters
 
 from elbocli.core.loss import denoising_losses
-from elbocli.core.schedule import Schedule
-from elbocli.errors import UsageError
+from elbocli.core.training import LR_DECAYS, learning_rate
+from elbocli.errors import DataError, NonFiniteError, UsageError
 from elbocli.files.dataset import Dataset
+from elbocli.nn.networks import build
+from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.settings import resolve
-from elbocli.train.state import TrainState
-from elbocli.train.step import step_losses, update
+from elbocli.runtime.processes import World
+from elbocli.train import loop
+from elbocli.train.batches import Batches, channels_first
+from elbocli.train.state import Parallel, TrainState, compile_units, count_parts, micro_batch, split
+from elbocli.train.step import check, step_losses, update
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def fresh(digits: Path, preset: Path, **options: object) -> TrainState:
-    """A state whose network, unlike a new one, says something."""
-    data = Dataset(digits)
-    state = TrainState(resolve({"preset": str(preset), "network.dropout": 0.0, "clip": 0.0, **options}, data), data)
-    torch.manual_seed(1)
-    for piece in state.live.values():
-        torch.nn.init.normal_(piece, 0, 0.1)
-    return state
+@pytest.fixture
+def fresh(digits, preset):
+    """fresh(**options): a state whose network, unlike a new one, says something."""
+
+    def make(**options):
+        data = Dataset(digits)
+        given = {"preset": str(preset), "network.dropout": 0.0, "clip": 0.0, **options}
+        state = TrainState(resolve(given, data), data)
+        torch.manual_seed(1)
+        for piece in state.live.values():
+            nn.init.normal_(piece, 0, 0.1)
+        return state
+
+    return make
 
 
-def losses(state: TrainState, step: int, part: int = 0, schedule: Schedule | None = None) -> torch.Tensor:
-    how = state.weighting, schedule or state.schedule, state.prediction
-    return step_losses(state.network, state.batches, step, part, *how)[0]
+@pytest.fixture
+def batches(digits, preset):
+    """batches(parts=…, **options): those of a run."""
+
+    def make(parts=None, **options):
+        return Batches(Dataset(digits), resolve({"preset": str(preset), **options}, Dataset(digits)), CPU, parts)
+
+    return make
 
 
-def test_the_loss_of_a_step_is_the_paper_s(digits: Path, preset: Path) -> None:
-    state = fresh(digits, preset)
+# --- loss and gradient ---
+
+
+def test_the_loss_of_a_step_is_the_paper_s(fresh):
+    state = fresh()
     x, eps, labels = state.batches.at(3)
     levels = state.schedule.logsnr(state.batches.times(3))
     how = state.weighting, state.schedule, state.prediction
@@ -41,21 +73,259 @@ def test_the_loss_of_a_step_is_the_paper_s(digits: Path, preset: Path) -> None:
     assert torch.equal(given[2], (levels + 1).float()) and not torch.equal(given[0], terms.loss)
 
 
-def test_a_network_of_another_shape_does_not_train(digits: Path, preset: Path) -> None:
-    state = fresh(digits, preset)
-    how = state.weighting, state.schedule, state.prediction
-    with pytest.raises(UsageError, match="the network gives"):
-        step_losses(lambda z, *_: torch.cat([z, z], 1), state.batches, 0, 0, *how)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("micro_batch", [0, 5])
-def test_an_update_follows_the_gradient_of_the_mean_loss(micro_batch: int, digits: Path, preset: Path) -> None:
-    whole, state = fresh(digits, preset), fresh(digits, preset, micro_batch=micro_batch)
-    wanted = torch.autograd.grad(losses(whole, 0).mean(), list(whole.network.parameters()))
+@pytest.mark.parametrize(("micro_batch", "clip"), [(0, 0.0), (5, 0.0), (0, 1e-3)])
+def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(micro_batch, clip, fresh):
+    whole, state = fresh(), fresh(micro_batch=micro_batch, clip=clip)
+    how = whole.weighting, whole.schedule, whole.prediction
+    wanted = step_losses(whole.network, whole.batches, 0, 0, *how)[0].mean()
+    gradients = torch.autograd.grad(wanted, list(whole.network.parameters()))
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    shrunk = min(1.0, clip / float(norm)) if clip else 1.0
     update(state)
     moments = [one["exp_avg"] for one in state.optimizer.state_dict()["state"].values()]
-    for gradient, moment in zip(wanted, moments, strict=True):
-        torch.testing.assert_close(moment, 0.1 * gradient, rtol=1e-4, atol=1e-8)
-    assert state.steps_done == 1 and float(state.totals[2]) == 1
-    norm = torch.stack([gradient.square().sum() for gradient in wanted]).sum().sqrt()
-    torch.testing.assert_close(state.interval()[2], float(norm), rtol=1e-5, atol=0)
+    assert len(moments) == len(gradients) and (shrunk < 0.9) == bool(clip)
+    for gradient, moment in zip(gradients, moments, strict=True):
+        torch.testing.assert_close(moment, 0.1 * shrunk * gradient, rtol=1e-4, atol=1e-8)
+    sums, loss, found = state.interval()
+    assert int(sums[0].sum()) == 16 and state.steps_done == 1 and state.images == 16
+    assert (loss, found) == pytest.approx((float(wanted), float(norm)), rel=1e-5)
+    sums, loss, _ = state.interval()
+    assert float(sums.sum()) == 0 and math.isnan(loss)
+
+
+def test_an_adaptive_schedule_moves_towards_weighting_times_error(fresh):
+    state = fresh(schedule="adaptive", batch=64, clip=1.0)
+    middle = 0.5 * (state.edges[1:] + state.edges[:-1])
+    start = state.schedule.density(middle)
+    for step in range(60):
+        update(state)
+        if step % 5 == 4:
+            state.interval()
+    wanted = state.weighting(middle) * state.online.moments().smoothed.mean
+    off = [
+        float((density * state.edges.diff() - wanted / wanted.sum()).abs().sum() / 2)
+        for density in (start, state.schedule.density(middle))
+    ]
+    assert off[0] > 0.2 and off[1] < 0.02, off
+
+
+def test_rates_are_logged_and_a_run_of_more_steps_follows_their_curve(digits, preset, tmp_path):
+    data, options = Dataset(digits), {"preset": str(preset), "log_every": 1, "warmup": 4, "lr": 1.0}
+    loop.run(data, tmp_path / "plain", resolve({**options, "steps": 6}, data))
+    assert [row["lr"] for row in lines_of(tmp_path / "plain" / "metrics.jsonl")] == [0.25, 0.5, 0.75, 1, 1, 1]
+    decay, wanted = "cosine:final=.1", []
+    for done, steps in ((0, 12), (12, 20)):
+        loop.run(data, tmp_path / "run", resolve({**options, "lr": 1e-3, "lr_decay": decay, "steps": steps}, data))
+        wanted += [learning_rate(step, steps, 1e-3, 4, LR_DECAYS.parse(decay)) for step in range(done, steps)]
+    assert [row["lr"] for row in lines_of(tmp_path / "run" / "metrics.jsonl")] == wanted
+
+
+# --- steps that aren't finite ---
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_nan_is_named_with_its_step_level_and_image_and_the_weights_are_those_before(micro_batch, fresh, monkeypatch):
+    clean, sick = (fresh(micro_batch=micro_batch, **{"network.dropout": 0.1}) for _ in range(2))
+    for _ in range(6):
+        update(clean)
+    monkeypatch.setattr(Batches, "at", Batches.at)
+    poisoned(7, 5)
+    for _ in range(10):
+        update(sick)
+    level, image = float(sick.schedule.logsnr(sick.batches.times(6))[5]), sick.batches.indices(6)[5]
+    with pytest.raises(NonFiniteError) as caught:
+        check(sick)
+    assert caught.value.exit_code == 4
+    assert f"step 7: loss nan at logsnr {level:.4g} (image {image} of the dataset, 1 of 16" in str(caught.value)
+    moments = clean.snapshot()[1]["optimizer"]["state"], sick.snapshot()[1]["optimizer"]["state"]
+    for one, other in ((clean.live, sick.live), *((moments[0][index], moments[1][index]) for index in moments[0])):
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_half_precision_begins_at_the_scale_of_torch_and_does_not_halve_it_forever(fresh):
+    state = fresh(precision="fp16")
+    next(state.network.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    for _ in range(33):
+        update(state)
+    check(state)
+    assert float(state.scale) == 2.0**-17
+    update(state)
+    with pytest.raises(NonFiniteError, match="gradient norm nan"):
+        check(state)
+
+
+def test_half_precision_doubles_its_scale_after_2000_finite_steps(fresh):
+    state, one = fresh(precision="fp16"), torch.ones((), dtype=torch.float64)
+    for _ in range(2000):
+        before = float(state.scale)
+        assert not state.leaves_out(one, one)
+    assert (before, float(state.scale), float(state.unbroken)) == (2.0**16, 2.0**17, 0)
+
+
+# --- batches ---
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order(batches):
+    examples = batches(batch=64)
+    seen = np.concatenate([examples.indices(step) for step in range(75)])
+    assert all(sorted(seen[start : start + 300]) == list(range(300)) for start in range(0, 4800, 300))
+    assert not np.array_equal(seen[:300], seen[300:600])
+
+
+def test_pixels_labels_flips_and_dropped_labels_are_their_share(batches, digits):
+    data, plain = Dataset(digits), batches(batch=256, label_dropout=0.0)
+    changed = batches(batch=256, label_dropout=0.25, flip=True)
+    dropped, turned = [], []
+    for step in range(8):
+        (x, _, labels), (y, _, some) = plain.at(step), changed.at(step)
+        rows = plain.indices(step)
+        wanted = data.batch(rows).transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1
+        np.testing.assert_allclose(x.numpy(), wanted, atol=1e-6)
+        assert labels.tolist() == data.labels[rows].tolist() and torch.equal(some[some >= 0], labels[some >= 0])
+        same = (x == y).flatten(1).all(1)
+        assert bool((same | (x.flip(3) == y).flatten(1).all(1)).all()) and set(some[some < 0].tolist()) == {-1}
+        dropped.append(float((some < 0).double().mean()))
+        turned.append(float((~same).double().mean()))
+    assert 0.2 < np.mean(dropped) < 0.3 and 0.4 < np.mean(turned) < 0.6
+
+
+def test_parts_of_a_batch_are_the_batch_and_every_step_has_noise_of_its_own(batches):
+    whole, parts = batches(flip=True), batches([range(5), range(5, 16)], flip=True)
+    for one, *pieces in zip(whole.at(7), parts.at(7), parts.at(7, 1), strict=True):
+        assert torch.equal(one, torch.cat(pieces))
+    noise = torch.cat([whole.at(step)[1] for step in range(40)]).flatten(1)
+    assert len(torch.unique(noise, dim=0)) == 640
+    assert abs(float(noise.mean())) < 0.03 and float(noise.std()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((2, 5, 4, 3), (0, 3, 1, 2)),
+        ((2, 3, 5, 4), (0, 1, 2, 3)),
+        ((2, 1, 4, 3), (0, 3, 1, 2)),
+        ((2, 1, 5, 4), (0, 1, 2, 3)),
+    ],
+)
+def test_channels_are_found_first_or_last(shape, axes):
+    pixels = torch.arange(math.prod(shape), dtype=torch.uint8).view(shape)
+    assert torch.equal(channels_first(pixels), pixels.permute(axes))
+    for wrong in (pixels.float(), pixels[0], torch.zeros(2, 2, 4, 4, dtype=torch.uint8)):
+        with pytest.raises(UsageError):
+            channels_first(wrong)
+
+
+# --- parts that fit into memory ---
+
+
+@given(batch=st.integers(1, 3000), processes=st.integers(1, 24), most=st.integers(1, 3000))
+def test_a_batch_is_shared_in_as_few_parts_as_can_be_or_in_parts_of_one_size(batch, processes, most):
+    share, worlds = math.ceil(batch / processes), [World(rank, processes) for rank in range(processes)]
+    few, count = math.ceil(share / most), count_parts(batch, processes, most)
+    even = [parts for parts in range(few, 2 * few) if share % parts == 0 and batch % processes == 0]
+    assert count == (even[0] if even else few)
+    if batch // processes < count:
+        with pytest.raises(UsageError):
+            split(worlds[0], batch, most)
+        return
+    parts = [split(world, batch, most) for world in worlds]
+    assert [place for mine in parts for part in mine for place in part] == list(range(batch))
+    assert {len(mine) for mine in parts} == {count}
+    sizes = {len(part) for mine in parts for part in mine}
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= (0 if even else 1)
+
+
+def searched(state, most, error):
+    """Search where passes of more than `most` images raise an error; what is found, and what was tried."""
+    tried = []
+
+    def enter(_, inputs):
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > most:
+            raise error
+
+    state.network.register_forward_pre_hook(enter)
+    return micro_batch(state.spread, 50), tried
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("x"),
+        *map(RuntimeError, ("FIND was unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")),
+    ],
+)
+def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(error, fresh):
+    state = fresh()
+    assert searched(state, 12, error) == (7, [50, 25, 13, 7, 7])
+    assert all(weight.grad is None for weight in state.network.parameters())
+
+
+def test_other_errors_are_bugs_and_no_room_for_one_image_is_an_error(fresh):
+    with pytest.raises(RuntimeError, match="a bug"):
+        searched(fresh(), 12, RuntimeError("a bug"))
+    with pytest.raises(DataError):
+        searched(fresh(), 0, torch.OutOfMemoryError("x"))
+
+
+# --- the network compiled ---
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """compiler(backend): torch.compile finds graphs, and gives them to that."""
+
+    def use(backend):
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+
+    torch.compiler.reset()
+    counters.clear()
+    with dynamo.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        yield use
+    torch.compiler.reset()
+
+
+def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
+    class Unit(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.kind = "x" * kind
+
+        def forward(self, x):
+            return x + len(self.kind)
+
+    compiler("eager")
+    units = [Unit(kind) for kind in range(12)]
+    compile_units(units)  # type: ignore[arg-type]
+    for unit in units:
+        unit(torch.zeros(2))
+    assert counters["frames"]["ok"] == 12
+
+
+def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_graphs(
+    monkeypatch,
+):
+    modes = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: modes.append(how.get("mode")))
+    replica = Parallel(build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8)), World(), "fp32")
+    for device, processes, parts, recompute, small in (
+        *((CUDA, 1, 1, False, 10**8), (CPU, 1, 1, False, 10**8), (CUDA, 1, 2, False, 10**8)),
+        *((CUDA, 2, 1, False, 10**8), (CUDA, 1, 1, True, 10**8), (CUDA, 1, 1, False, 100)),
+    ):
+        replica.world, replica.network.recompute = World(0, processes, device), recompute
+        monkeypatch.setattr("elbocli.train.state.SMALL", small)
+        replica.compile(parts)
+    assert modes == ["reduce-overhead", None, None, None, None, None]
+
+
+def test_a_network_whose_backward_pass_does_not_compile_trains_uncompiled(compiler, fresh):
+    def fail(*_):
+        raise RuntimeError("no such kernel")
+
+    compiler(aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=fail))
+    with heard() as lines:
+        states = [fresh(compile=how) for how in (True, False)]
+    for state in states:
+        update(state)
+    assert sum("no such kernel" in line and "--no-compile" in line for line in lines) == 1
+    assert all(torch.equal(value, states[1].live[name]) for name, value in states[0].live.items())

@@ -1,0 +1,263 @@
+"""A run's numbers and previews are in its files and wherever --log-to says; its learned weighting is what the commands show."""
+
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from group import lines_of, train_here
+from PIL import Image
+
+from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
+from elbocli.core.schedule import parse_schedule
+from elbocli.core.streams import choose_labels
+from elbocli.errors import UsageError
+from elbocli.files.checkpoint import read_config
+from elbocli.files.dataset import Dataset
+from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
+from elbocli.files.schedule_file import read_table
+from elbocli.run.open import open_run, weighting_of_run
+from elbocli.run.settings import resolve
+from elbocli.sample.draw import open_decoder
+from elbocli.train import recorder
+from elbocli.train.recorder import PREVIEW, check_targets, open_tensorboard, preview, preview_labels
+from elbocli.train.state import TrainState
+
+LOW, HIGH = -10.0, 10.0
+MIDDLE = bin_middles(bin_edges(LOW, HIGH))
+
+
+@pytest.fixture
+def train(digits, preset, tmp_path):
+    """train(name, **options): a run in tmp_path, as `group.train_here` makes it."""
+    return lambda name, data=digits, **options: train_here(data, tmp_path / name, preset, **options)
+
+
+# --- previews ---
+
+
+@pytest.mark.parametrize("classes", [*range(30), 1000])
+def test_a_preview_shows_few_classes_in_turns_or_some_of_many_in_full_rows(classes):
+    labels = preview_labels(classes, PREVIEW.n)
+    assert (labels is None) == (classes == 0)
+    count = PREVIEW.n if labels is None else len(labels)
+    groups = rows_of_classes(count, labels)
+    layout = lay_out(8, 8, groups)
+    assert layout.size[1] // (layout.height * layout.scale) * layout.columns == count and 6 <= layout.columns <= 10
+    if labels is not None and classes <= 10:
+        assert PREVIEW.n - classes < count <= PREVIEW.n
+        assert np.array_equal(labels, choose_labels("balanced", count, classes, 0))
+    elif labels is not None:
+        assert len(groups) == 8 and {len(group.images) for group in groups} == {8}
+        assert (groups[0].name, groups[-1].name) == ("0", str(classes - 1))
+
+
+@pytest.mark.usefixtures("short_previews")
+def test_a_preview_names_the_classes_of_its_rows(train, digits, tmp_path):
+    path, names = Path(shutil.copy(digits, tmp_path / "named.h5")), [f"digit {k}" for k in range(10)]
+    with h5py.File(path, "r+") as file:
+        file["class_names"][:] = names
+    train("run", data=path, steps=1, preview_every=1)
+    with Image.open(tmp_path / "run" / "previews" / "step-00000001.png") as picture:
+        layout = layout_of(picture.info[PLACES], picture.size, path)
+    assert [group.name for group in layout.groups] == names
+    assert layout.height * layout.scale == CELL and layout.groups[3].images == list(range(3, 60, 10))
+
+
+def test_a_preview_asks_for_no_more_images_at_once_than_training_and_is_the_same_picture(digits, preset):
+    """Sixty images: of a batch of 64 at once, or of 32, or of parts of it."""
+    pictures, data = [], Dataset(digits)
+    for batch, most, at_once in ((64, 0, [60]), (32, 0, [30] * 2), (32, 7, [4] * 15)):
+        options = {"preset": str(preset), "batch": batch, "micro_batch": most, "preview_every": 1}
+        state, seen = TrainState(resolve(options, data), data), []
+        output = open_decoder(state.resolved.data, state.resolved.network, state.device)
+        state.network.register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(len(inputs[0])))
+        pictures.append(preview(state, output)[0].astype(int))
+        assert seen == [each for each in at_once for _ in range(recorder.PREVIEW.steps)]
+    assert all(np.abs(picture - pictures[0]).max() <= 1 for picture in pictures)
+
+
+@pytest.mark.usefixtures("short_previews")
+def test_the_first_preview_comes_early_once_and_changes_no_weight(train, tmp_path, monkeypatch):
+    def pictures(name, steps):
+        train(name, steps=steps, preview_every=4)
+        return sorted(int(path.stem[5:]) for path in (tmp_path / name / "previews").iterdir())
+
+    assert pictures("usual", 8) == [4, 8]
+    monkeypatch.setattr(recorder, "FIRST_PREVIEW_S", 0.0)
+    assert pictures("early", 4) == [1, 4]
+    assert pictures("early", 8) == [1, 4, 8]  # also where the run goes on
+    weights = [tmp_path / name / "checkpoints/step-00000008/model.safetensors" for name in ("usual", "early")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+# --- --log-to ---
+
+
+@pytest.mark.usefixtures("short_previews")
+def test_every_target_gets_every_line_and_preview_and_one_that_fails_is_a_warning(
+    train, digits, preset, tmp_path, monkeypatch
+):
+    kept = []
+
+    def write(step, values):
+        kept.append({"step": step, **{key: value for key, value in values.items() if key != "images_per_s"}})
+
+    def fail(step, values):
+        raise ZeroDivisionError("nobody listens")
+
+    monkeypatch.setattr(recorder, "PACKAGES", {"wandb": lambda *_: write, "tensorboard": lambda *_: fail})
+    file = tmp_path / "also.jsonl"
+    file.write_text('{"mine": 1}\n')
+    options = {"steps": 12, "log_every": 4, "preview_every": 6, "val_split": 20, "val_every": 80}
+    targets = ("tensorboard", str(tmp_path / "none" / "a.jsonl"), "wandb", str(file))
+    warnings = [line for line in train("run", log_to=targets, **options) if line.startswith("--log-to")]
+    assert len(warnings) == 2 and "nobody listens" in warnings[0] and "No such file" in warnings[1]
+    lines = lines_of(tmp_path / "run" / "metrics.jsonl")
+    assert [line for line in kept if "samples" not in line] == lines and lines_of(file) == [{"mine": 1}, *lines]
+    assert [line["step"] for line in lines] == [4, 5, 8, 10, 12, 12] and "val_bpd" in lines[-1]
+    shown = [(line["step"], line["samples"].name) for line in kept if "samples" in line]
+    assert shown == [(6, "step-00000006.png"), (12, "step-00000012.png")]
+
+
+def test_a_target_comes_from_the_command_line_and_the_environment_and_from_no_file(
+    elbo, digits, preset, tmp_path, monkeypatch
+):
+    line = ("train", digits, "--preset", preset, "--log-every", 1, "--steps")
+    assert elbo(*line, 1, "--log-to", "a.jsonl", "--log-to", "b.jsonl", cwd=tmp_path).returncode == 0
+    assert elbo(*line, 2, cwd=tmp_path, env={"ELBO_TRAIN_LOG_TO": "a.jsonl"}).returncode == 0
+    assert elbo(*line, 3, cwd=tmp_path).returncode == 0
+    steps = {name: [each["step"] for each in lines_of(tmp_path / name)] for name in ("a.jsonl", "b.jsonl")}
+    assert steps == {"a.jsonl": [1, 2], "b.jsonl": [1]}
+    (tmp_path / "c.yaml").write_text("log_to: c.jsonl\n")
+    for words in (("--config", "c.yaml"), ("--log-to", "comet")):
+        refused = elbo("train", digits, *words, "-o", "new", cwd=tmp_path)
+        assert refused.returncode in (1, 2) and b"log" in refused.stderr, (words, refused.stderr)
+    assert not {"c.jsonl", "new"} & {*os.listdir(tmp_path)}
+    for word in ("comet", "metrics.json", "", "tensor"):
+        with pytest.raises(UsageError, match=f"^--log-to {word}: "):
+            check_targets([word], Path("run"))
+    monkeypatch.setattr(recorder, "find_spec", lambda name: None)
+    for package in ("tensorboard", "wandb"):
+        with pytest.raises(UsageError, match=rf"elbocli\[{package}\]"):
+            check_targets(["a.jsonl", package], Path("run"))
+
+
+def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path, monkeypatch):
+    """Read back by its own reader, which takes files by the second in their names: starts of a run are seconds apart."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
+
+    clock = itertools.count(int(time.time()) + 10)
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: next(clock)))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "grid.png")
+    write = open_tensorboard("tensorboard", tmp_path, 0)
+    write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "none": None})
+    write(20, {"loss": 0.25, "val_bpd": 3.5})
+    write(10, {"samples": tmp_path / "grid.png"})
+    write = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
+    write(20, {"loss": 0.125})
+    found = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
+    assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd"}
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(10, 0.5), (20, 0.125)]
+    (event,) = found.Images("samples")
+    assert event.step == 10
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), pixels)
+
+
+@pytest.mark.usefixtures("short_previews")
+def test_wandb_gets_numbers_previews_and_settings_and_a_run_that_goes_on_is_the_same(train, tmp_path, monkeypatch):
+    """A stand-in takes the calls. The user's own variables come before elbo's."""
+    begun, logged, run = [], [], tmp_path / "run"
+
+    def init(**how):
+        begun.append({**how, **{key: os.environ[f"WANDB_{key.upper()}"] for key in ("project", "name", "dir")}})
+        return SimpleNamespace(define_metric=lambda *_, **__: None, log=logged.append)
+
+    stand_in = SimpleNamespace(init=init, Image=lambda path: Path(path).read_bytes())
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    with patch.dict(os.environ, {"WANDB_NAME": "best"}):
+        for steps in (8, 10):
+            train("run", log_to=["wandb"], steps=steps, log_every=2, preview_every=4)
+    config, pictures = read_config(run), [(row["step"], row["samples"]) for row in logged if "samples" in row]
+    assert pictures == [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
+    assert [{**row, "images_per_s": 0} for row in logged if "samples" not in row] == [
+        {**row, "images_per_s": 0} for row in lines_of(run / "metrics.jsonl")
+    ]
+    for each in begun:
+        assert (each["id"], each["resume"], each["name"], each["project"], each["dir"]) == (
+            *(config.run_id, "allow", "best", "elbo", str(run)),
+        )
+    assert begun[1]["config"]["settings"] == config.settings
+
+
+# --- a learned weighting ---
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory, digits, preset, elbo):
+    """A run of 40 steps that learns its weighting."""
+    run = tmp_path_factory.mktemp("learned") / "run"
+    done = elbo(
+        "train", digits, "-o", run, "--preset", preset, "--weighting", "uncertainty", "--schedule", "edm2-img512"
+    )
+    assert done.returncode == 0 and b"(learned, not monotone)" in done.stderr, done.stderr
+    return run
+
+
+def said(elbo, *line, code=0, cwd=None):
+    """What a command prints."""
+    done = elbo(*line, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    return bytes(done.stdout)
+
+
+def test_the_log_has_the_weighting_of_its_steps_and_it_follows_from_the_errors(learned, trained):
+    head, *rows = lines_of(learned / "losslog.jsonl")
+    _, over_time = weighting_of_run(learned)
+    assert head["weighting"] == "uncertainty" and [each.step for each in over_time] == [0, *range(5, 41, 5)]
+    online = AdaptiveSchedule(bin_edges(LOW, HIGH))
+    for row, before in zip(rows, over_time):
+        assert row["weight"] == before.weighting(MIDDLE).tolist(), row["step"]
+        online.update(torch.tensor([row["count"], row["sum"], row["sumsq"]], dtype=torch.float64))
+    opened = open_run(learned, torch.device("cpu"))
+    assert torch.equal(opened.checkpoint.state()["online"], online.state)
+    assert torch.equal(opened.weighting()(MIDDLE), over_time[-1].weighting(MIDDLE))
+    density = parse_schedule("edm2-img512", LOW, HIGH).density(MIDDLE)
+    assert torch.allclose(opened.weighting()(MIDDLE), density / online.moments().smoothed.mean)
+    assert all("weight" not in row for row in lines_of(trained / "losslog.jsonl"))
+
+
+def test_weights_adapt_report_and_bound_take_the_weighting_of_a_run(learned, trained, elbo, tmp_path):
+    found = json.loads(said(elbo, "weights", "check", learned, "--json", code=1))
+    assert found["weighting"] == "uncertainty" and found["schedule"] == "edm:mean=-0.4,std=1" and not found["monotone"]
+    assert [each["step"] for each in found["times"]] == [0, *range(5, 41, 5)]
+    assert b"after step 40: rises for logsnr -10 to " in said(elbo, "weights", "check", learned, code=1)
+    assert b"never rises for logsnr -10 to 10" in said(elbo, "weights", "check", trained)
+    shown = said(elbo, "weights", "show", learned, "--logsnr-min", LOW, "--logsnr-max", HIGH, "--points", 21)
+    rows = np.array([row.split("\t") for row in shown.decode().splitlines()[1:]], float)
+    np.testing.assert_array_equal(rows[:, 1], weighting_of_run(learned)[1][-1].weighting(torch.from_numpy(rows[:, 0])))
+    said(elbo, "weights", "show", "uncertainty", code=2)
+    assert b"uncertainty@" in said(elbo, "weights", "plot", learned, "edm")
+    # EDM2's theorem: the schedule that is adapted to what was learned is the run's own.
+    for run, own, more in ((learned, "edm2-img512", ()), (trained, "cosine", ("--weighting", "uncertainty"))):
+        said(elbo, "adapt", run, *more, "--floor", 1e-6, "-o", out := tmp_path / f"{own}.yaml")
+        table = read_table(out)[0]
+        assert float((table.t(table.level) - parse_schedule(own, LOW, HIGH).t(table.level)).abs().max()) < 0.005
+    objective = json.loads(said(elbo, "report", learned, "--json"))["objective"]
+    assert objective["weighting"] == "uncertainty" and len(objective["over_time"]) == 9 and not objective["monotone"]
+    (check,) = json.loads(said(elbo, "bound", "-q", learned, "--check", "-n", 20, "--draws", 4, "--batch", 80))[
+        "checks"
+    ]
+    assert check["weighting"] == "uncertainty" and check["agree"]

@@ -75,7 +75,7 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, ways, digit
                 wanted, found = (column(path / name, key) for path in (alone, run))
                 np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12, err_msg=f"{run.name} {key}")
         whole, other = (load(weights_of(path)["ema-0.9.safetensors"]) for path in (alone, run))
-        assert list(whole) == list(other)
+        assert whole.keys() == other.keys()
         for name, value in whole.items():
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
         assert (run / "previews" / "step-00000006.png").exists()
@@ -84,7 +84,7 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, ways, digit
 
 def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(trained, digits, tmp_path):
     file = tmp_path / "also.jsonl"
-    options = {"weighting": "uncertainty:monotone", "network.dropout": 0.0, "steps": 6, "log_every": 2, "lr": 1e-4}
+    options = {"weighting": "uncertainty:monotone", "network.dropout": 0.0, "steps": 12, "log_every": 4, "lr": 1e-4}
     jobs = [
         {
             "size": size,
@@ -92,7 +92,7 @@ def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(trained,
             "out": tmp_path / f"{size}-{way}",
             "init": trained,
             "log_to": [file],
-            "options": {**options, "save_every": 6, "conditional": False, "parallel": way},
+            "options": {**options, "save_every": 12, "conditional": False, "parallel": way},
         }
         for size, way in (ALONE, *FEW)
     ]

@@ -199,6 +199,14 @@ def test_under_torchrun_a_mistake_of_any_process_is_told_once(patch, options, wo
 # --- disks and checkpoints ---
 
 
+def until(condition):
+    for _ in range(100_000):
+        if condition():
+            return
+        time.sleep(0.005)
+    pytest.fail("it never happened")
+
+
 def fill(folder):
     """A file that takes all the room there is."""
     with open(folder / "ballast", "wb", buffering=0) as file:
@@ -214,15 +222,14 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_roo
     folder, small_disk, digits, preset, tmp_path
 ):
     options: dict[str, Any] = {"steps": 30, "save_every": 5, "log_every": 2, "val_split": 20, "val_every": 160}
-    options |= {"network.channels": 4, "network.levels": [1, 1], "keep": 1, "preview_every": 9}
+    options |= {"network.channels": 4, "network.levels": [1, 1], "keep": 1, "preview_every": 0}
     options |= {"snapshot_every": 8} if folder == "snapshots" else {}
     train_here(digits, tmp_path / "good", preset, **options)
     run, ballast = small_disk / "run", []
 
     def counted(done, *_):
         if done == 12 and not ballast:
-            while steps_of(run) != [10]:
-                time.sleep(0.001)
+            until(lambda: steps_of(run) == [10])
             ballast.append(fill(small_disk))
 
     with pytest.raises(DataError, match="No space left"):
@@ -315,11 +322,6 @@ def hook(tmp_path):
 
 def saved(folder, step):
     return folder / "run" / "checkpoints" / f"step-{step:08d}"
-
-
-def until(condition):
-    while not condition():
-        time.sleep(0.005)
 
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_NAME", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID")

@@ -5,8 +5,6 @@ of its extra `test`. --oldest: the interpreter that python_requires promises, as
 --installed: versions of all those packages here. Needs nothing but Python: it runs before anything is installed.
 """
 
-from __future__ import annotations
-
 import platform
 import re
 import shutil

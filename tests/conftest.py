@@ -1,7 +1,5 @@
 """The environment of all tests, and the command line as a fixture; `harness` runs it, `shared_fixtures` makes its files."""
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 `python tests/formats.py docs/formats.md` prints that page with a new table.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import random

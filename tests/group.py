@@ -4,8 +4,6 @@ python group.py JOBS.json: jobs are {"size", "work"?, …}; prints a JSON list o
 work(world, **rest) in `size` processes: `trained`, or the function that "FILE.py:NAME" names.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import runpy

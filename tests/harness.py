@@ -1,7 +1,5 @@
 """How tests run elbo: in this process with captured streams, or in a process of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import logging

@@ -1,7 +1,5 @@
 """A weights file of torch-fidelity's Inception network, at random: the published ones can't be had without a network."""
 
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Datasets made of numbers alone, for measurements and for tests on a machine that has nothing but what elbo trains with."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@
 checks each against what is declared here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from packing import pack
+from calls import pack
 from PIL import Image
 
 from elbocli.cli.commands import visible

@@ -3,8 +3,6 @@
 `python tests/release.py dist` makes them; `python tests/release.py check v0.2.0` checks that tag.
 """
 
-from __future__ import annotations
-
 import gzip
 import importlib.util
 import io

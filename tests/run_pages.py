@@ -1,7 +1,5 @@
 """Pages of runs, read as a browser reads them, and runs that are odd in some way."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from html.parser import HTMLParser

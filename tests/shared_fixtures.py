@@ -1,7 +1,5 @@
 """Files for the tests: digits packed by elbo itself, a small trained run, odd arrays, and payloads that tell if they ran."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

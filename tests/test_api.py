@@ -1,7 +1,5 @@
 """The Python API does what the commands do, to the bit where they share the draws."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """The documentation: generated pages are current, every link and file leads somewhere, every option exists, the site needs no network."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -13,7 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 import pytest
-from example_scripts import load
+from calls import load
 
 from elbocli.bound.command import bound
 from elbocli.files.recognise import USES

@@ -1,7 +1,5 @@
 """The example scripts: what they launch is understood by elbo and torchrun, what they tabulate is what was measured, and they run."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from example_scripts import Classifier, load
+from calls import Classifier, load
 from harness import BIN, environment, heed_signals
 from PIL import Image
 from sklearn.datasets import load_digits

@@ -1,7 +1,5 @@
 """examples/gradients: the variance of training gradients, with errors that hold."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from example_scripts import load
+from calls import load
 
 from elbocli.bound.measure import Measurement, open_measurement
 from elbocli.core.weighting import parse_weighting

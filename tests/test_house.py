@@ -2,8 +2,6 @@
 import what is heavy only when they run, and only the command line knows click and prints.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import tokenize

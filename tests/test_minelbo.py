@@ -1,14 +1,12 @@
 """examples/minelbo.py: its loss, schedules, sampler and bound are elbo's, and a short training learns digits."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from example_scripts import load
+from calls import load
 from sklearn.datasets import load_digits
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Releases: a wheel and an sdist hold what they should and nothing else, and their bounds are what the tests install."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Code that pages show runs: docs/python.md and docs/extending.md from an installed wheel, and the examples of the man pages."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from example_scripts import Classifier, load
+from calls import Classifier, load
 from harness import BIN, environment, heed_signals
 
 from elbocli.files.yaml_text import read_yaml

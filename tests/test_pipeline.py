@@ -1,7 +1,5 @@
 """The whole pipeline on real images, through a shell: a broken build could not reach these figures."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -6,8 +6,6 @@ it; a block of yaml is written to the file that its first line names; lines of s
 process, others by a shell. Other blocks are only shown.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -50,12 +48,7 @@ class Installed:
     def run(self, *line, cwd):
         """Run a command there, whose `elbo` and `python` are this environment's."""
         return subprocess.run(
-            [*map(str, line)],
-            cwd=cwd,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
+            [*map(str, line)], cwd=cwd, env=self.environment, capture_output=True, text=True, check=False
         )
 
 

@@ -1,7 +1,5 @@
 """How long a checkpoint stops training, against a step: the snapshot, which a thread then writes."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,8 +7,8 @@ from pathlib import Path
 from statistics import median
 
 from compare import Row, seconds
+from device_runs import step_of
 from made_data import packed
-from step_loops import step_of
 
 from elbocli.files import checkpoint as store
 from elbocli.run.settings import resolve

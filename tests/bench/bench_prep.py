@@ -4,8 +4,6 @@ The peers: (a) Pillow decode and ADM's crop of the same files in as many threads
 process that decodes, crops and writes PNGs into a zip. A ratio of 1/0.9 in time is one of 0.9 in images per second.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import tempfile

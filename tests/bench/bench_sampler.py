@@ -5,8 +5,6 @@ diffusers, those that do against drawing as much noise and calling the network a
 network of a preset: the share of a walk's time that is not spent in it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from statistics import median

@@ -5,8 +5,6 @@ The wheel is installed into an environment of its own, whose dependencies are th
 compile at every start, and is found by a hook that costs time as well.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import tempfile

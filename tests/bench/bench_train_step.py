@@ -3,8 +3,6 @@
 elbo's has a memory-mapped dataset, weighted loss, clipping, a finiteness check, EMA, loss log; the bare one has none.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from compare import Row, compare
+from device_runs import Bare, step_of
 from made_data import packed
-from step_loops import Bare, step_of
 
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.run.settings import resolve

@@ -1,7 +1,5 @@
 """Time two ways of doing the same job, turn and turn about, so that a busy machine slows both alike."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

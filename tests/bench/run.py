@@ -1,7 +1,5 @@
 """Run the benchmarks, or those named: `python tests/bench/run.py [NAME…] [--json]`. Ratios below 1: elbo is faster."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

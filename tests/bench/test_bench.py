@@ -1,7 +1,5 @@
 """Every benchmark runs: once, at its smallest size."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`elbo bound` as a user types it, of pixels and of latents: one JSON object, tables by image, and lines that are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Three estimates of −log p: exact for exact denoisers, honest about their errors, the same whatever schedule, batch and Gaussian."""
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -13,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from exact import Levels, Mixture
+from identities import Levels, Mixture
 from torch import Tensor
 
 from elbocli.bound import estimate

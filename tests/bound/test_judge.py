@@ -1,7 +1,5 @@
 """The paper's theorem on a user's network, and a denoiser as a classifier: Bayes' posterior where the denoisers are exact."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact import ByClass, Mixture
+from identities import ByClass, Mixture
 
 from elbocli.bound import estimate, judge
 from elbocli.bound.judge import class_scores, judge_scores

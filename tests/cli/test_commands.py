@@ -1,7 +1,5 @@
 """Commands as a user types them, from images to schedules: which value wins, which file goes where, and the numbers they print."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

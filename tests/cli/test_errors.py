@@ -1,7 +1,5 @@
 """Each mistake on a command line ends with its exit code, names its cause in one sentence, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

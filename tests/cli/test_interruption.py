@@ -4,8 +4,6 @@ Commands run in children of one process that has imported everything: this file,
 random moments: pytest -m slow tests/cli/test_interruption.py, with another SEED for other moments.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Options, their help, versions, and what shells complete, all of which start fast: without heavy imports."""
 
-from __future__ import annotations
-
 import configparser
 import json
 import os

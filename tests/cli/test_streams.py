@@ -1,7 +1,5 @@
 """Standard streams, pipes and terminals: data on stdout, words for people on stderr, and nothing that moves a cursor."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import itertools

@@ -132,11 +132,7 @@ def test_pairs_of_images_have_the_error_that_repeats_show(ref, saved):
 
 @pytest.mark.parametrize(
     ("first", "other", "paired"),
-    [
-        ({}, {}, True),
-        ({"seed": None}, {"seed": None}, False),
-        ({"labels": range(20)}, {"labels": range(1, 21)}, False),
-    ],
+    [({}, {}, True), ({"seed": None}, {"seed": None}, False), ({"labels": range(20)}, {"labels": range(1, 21)}, False)],
 )
 def test_images_are_paired_by_seed_and_class(first, other, paired, ref, saved):
     values = np.random.default_rng(0).normal(size=(2, 20, 3))

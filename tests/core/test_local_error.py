@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elbocli.core.adaptive import ErrorMoments, bin_edges
-from elbocli.core.local_error import (
-    ALIKE,
-    FineSolution,
-    ancestral_errors,
-    equal_errors,
-    measured_order,
-    rms,
-)
+from elbocli.core.local_error import ALIKE, FineSolution, ancestral_errors, equal_errors, measured_order, rms
 from elbocli.core.prediction import alpha_sigma
 from elbocli.core.samplers import parse_sampler, time_grid
 from elbocli.core.schedule import parse_schedule

@@ -2,7 +2,7 @@
 
 import math
 
-import edm
+import identities
 import numpy as np
 import pytest
 import torch
@@ -202,7 +202,7 @@ def test_from_its_own_start_a_walk_is_edms_to_rounding(mixture, spec, steps, noi
 
     sampler, draw = parse_sampler(spec), draws()
     grid = time_grid(parse_schedule("edm-sample"), steps)
-    wanted = edm.algorithm_2(d, draws(), steps, *sampler.params.values(), edm2=noise == "edm2")
+    wanted = identities.algorithm_2(d, draws(), steps, *sampler.params.values(), edm2=noise == "edm2")
     found = walk(sampler, draw() * STARTS["edm"](grid[0]), grid, mixture.denoise, draw, noise == "edm")
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
     assert STARTS["unit"](grid[0]) == 1
@@ -344,7 +344,7 @@ def made(name, seed, classes=10):
 @pytest.mark.parametrize("seed", [7, 2**32 - 2, 2**63 - 1])
 @pytest.mark.parametrize(("name", "later"), [("edm", torch.float64), ("edm2", torch.float32)])
 def test_edms_noise_and_classes_are_its_generators(seed, classes, name, later):
-    ours, theirs = made(name, seed, classes=classes), edm.Stacked([seed + i for i in range(6)])
+    ours, theirs = made(name, seed, classes=classes), identities.Stacked([seed + i for i in range(6)])
     draw = ours.walk(range(6))
     first = draw()
     assert first.dtype == torch.float32 and first.shape == (6, 5, 4, 3) and first.is_contiguous()

@@ -105,12 +105,7 @@ def test_decay_is_capped_while_young():
 
 
 def params(name):
-    floats = {
-        "beta": st.floats(0, 0.9999999),
-        "images": st.floats(1e-3, 1e14),
-        "ramp": st.floats(0, 10),
-        "std": STDS,
-    }
+    floats = {"beta": st.floats(0, 0.9999999), "images": st.floats(1e-3, 1e14), "ramp": st.floats(0, 10), "std": STDS}
     return st.fixed_dictionaries({key: floats[key] for key in AVERAGES[name].params})
 
 
@@ -175,11 +170,7 @@ def test_nonsense_is_refused(text):
 
 @pytest.mark.parametrize(
     ("value", "specs"),
-    [
-        (0.9999, ("0.9999",)),
-        ("power", ("power:std=0.05",)),
-        ([0.9, "power:std=.1"], ("0.9", "power:std=0.1")),
-    ],
+    [(0.9999, ("0.9999",)), ("power", ("power:std=0.05",)), ([0.9, "power:std=.1"], ("0.9", "power:std=0.1"))],
 )
 def test_one_or_several_by_number_or_text(value, specs):
     assert canonical(value) == specs == canonical(specs)

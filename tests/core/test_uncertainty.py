@@ -1,7 +1,5 @@
 """The learned weighting is EDM2's in effect: by its own loss with a network for u, and by the theorem on its schedule."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from calls import TINY, save
 from harness import environment
 from PIL import Image
-from scored import TINY, save
 
 from elbocli.core.metrics import METRICS
 from elbocli.core.metrics.coverage import PRC_PROTOCOLS

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import TINY, save, score
 from harness import environment, run_code
 from PIL import Image
-from scored import TINY, save, score
 
 from elbocli.core.metrics import asked
 from elbocli.errors import DataError

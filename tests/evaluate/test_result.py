@@ -6,10 +6,10 @@ from dataclasses import replace
 import markdown
 import numpy as np
 import pytest
+from calls import TINY, result, save, score
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from scored import TINY, result, save, score
 
 from elbocli.cli.commands import visible
 from elbocli.errors import DataError, UsageError

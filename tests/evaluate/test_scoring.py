@@ -8,11 +8,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from calls import SPATIAL, TINY, result, save, score
 from msgspec import structs
 from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
-from scored import SPATIAL, TINY, result, save, score
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -80,10 +80,7 @@ def test_saved_features_and_statistics_stand_for_their_images(images, digits, tm
     about = {"sampler": "heun", "steps": 4, "seed": 7}
     samples = save(tmp_path / "a.npz", images[100:220], np.arange(120) % 10, **about)
     own, ref, stats = tmp_path / "a.safetensors", tmp_path / "ref.safetensors", tmp_path / "ref.npz"
-    metrics, options = (
-        ("fid", "sfid", "is", "kid", "prc", "accuracy"),
-        {"kid_subset_size": 50, "fid_infinity": True},
-    )
+    metrics, options = (("fid", "sfid", "is", "kid", "prc", "accuracy"), {"kid_subset_size": 50, "fid_infinity": True})
     plain = score(samples, digits, metrics, save_features=own, **options)
     assert score(digits, None, metrics, save_features=ref, save_stats=stats, classes="1")["n_samples"] == 300
     classes = (plain["classes"], plain["fewest_of_a_class"], plain["most_of_a_class"])

@@ -194,10 +194,7 @@ REFUSED = {
         ("@channels", 4),
         ("@image_size", 0),
     ],
-    "latents": [
-        ("latents", np.zeros((12, 3, 8, 8), "f2")),
-        ("latents", np.zeros((12, 4, 8, 8), "f4")),
-    ],
+    "latents": [("latents", np.zeros((12, 3, 8, 8), "f2")), ("latents", np.zeros((12, 4, 8, 8), "f4"))],
 }
 
 

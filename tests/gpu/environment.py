@@ -1,7 +1,5 @@
 """The card, its driver, and the versions of what runs on it."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

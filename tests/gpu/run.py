@@ -4,8 +4,6 @@ Results are saved as they come, as JSON; a table is printed at the end. `--devic
 runs. It needs a checkout, and of packages what elbo trains with; what else is absent is skipped by name.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -38,7 +36,7 @@ STEPS = (
     Step("sampling", "speed.sampling", 45),
     Step("inception", "speed.inception", 12),
     Step("profile", "speed.kernels", 15),
-    Step("end to end", "end_to_end.rows", 60),
+    Step("end to end", "checks.end_to_end", 60),
 )
 """In the order that they run."""
 LEAST, KEPT = 0.25, 0.4

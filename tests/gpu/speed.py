@@ -1,7 +1,5 @@
 """Speeds on a card: training beside a bare loop, sampling, Inception beside torch-fidelity's, and a profile of a step."""
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +11,8 @@ from unittest.mock import patch
 import device_runs as on
 import made_data
 import torch
+from device_runs import Bare, step_of
 from environment import has
-from step_loops import Bare, step_of
 from torch.profiler import ProfilerActivity, profile
 from worker import Row, Session, Skipped
 

@@ -1,7 +1,5 @@
 """`make gpu`, small and on the CPU, so that it works on the day a card is there; and what it does with steps that go wrong."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

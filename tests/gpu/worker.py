@@ -1,7 +1,5 @@
 """Steps of `make gpu`: their record as JSON and as a table, and the process that does them one after the other."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

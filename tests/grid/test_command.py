@@ -1,7 +1,5 @@
 """`elbo grid`: a schedule that `elbo sample` walks level by level, its errors, and lines that are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -100,11 +98,7 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works: Elbo, tra
 
 @pytest.mark.parametrize(
     ("words", "code", "word"),
-    [
-        (("--sampler", "dpmpp-2m-sde"), 2, "noise"),
-        (("--since", 1000), 1, ""),
-        (("--classes", "12"), 2, "of 10"),
-    ],
+    [(("--sampler", "dpmpp-2m-sde"), 2, "noise"), (("--since", 1000), 1, ""), (("--classes", "12"), 2, "of 10")],
 )
 def test_a_line_that_makes_no_sense_is_refused(
     words: tuple[Any, ...], code: int, word: str, elbo: Elbo, trained: Path

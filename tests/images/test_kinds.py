@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pytest
+from calls import open_source, packed
 from harness import heard
-from packing import open_source, packed
 from PIL import Image
 from pyarrow.parquet import write_table
 

@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from packing import open_source, touch
+from calls import open_source, touch
 from scipy.io import savemat
 
 from elbocli.errors import DataError

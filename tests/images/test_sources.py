@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import open_source, touch
 from harness import heard
 from hypothesis import given
 from hypothesis import strategies as st
-from packing import open_source, touch
 
 from elbocli.errors import DataError, ElboError
 from elbocli.files.dataset import Dataset

@@ -1,7 +1,5 @@
 """`elbo import`: a run's own weights, saved as another program would, give the same run; every format goes through the commands."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -13,7 +11,7 @@ from typing import Any
 import click
 import pytest
 import torch
-from import_chain import works
+from calls import works
 from peers import adm_unet, dit, edm2, edm_files, edm_unet
 from safetensors.torch import load_file, save_file
 

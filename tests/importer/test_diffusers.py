@@ -1,7 +1,5 @@
 """`elbo import FOLDER` of diffusers: the function at every timestep is diffusers' own, and folders that don't fit are refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from calls import trains
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
-from import_chain import trains
 from safetensors.torch import load_file, save_file
 
 import elbocli

@@ -1,7 +1,5 @@
 """Checkpoints of EDM and EDM2 become networks of elbo's that compute the papers' formulas, and others are refused by name."""
 
-from __future__ import annotations
-
 import pickle
 import sys
 from collections.abc import Callable

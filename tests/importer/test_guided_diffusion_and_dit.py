@@ -1,7 +1,5 @@
 """State dicts of guided-diffusion, DiT, SiT and REPA become networks of elbo's that compute their authors' formulas."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable

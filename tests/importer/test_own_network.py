@@ -1,7 +1,5 @@
 """Networks of one's own: a class in a plug-in (examples/networks), and a program of torch.export, through all commands."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -16,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from calls import trains, works
 from harness import BIN, declarations_kept
-from import_chain import trains, works
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

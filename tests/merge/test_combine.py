@@ -10,8 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from calls import Stopped, largest_file, stop_after
 from harness import heard
-from packing import Stopped, largest_file, stop_after
 from PIL import Image
 
 from elbocli.errors import DataError, ElboError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from example_scripts import load
+from calls import load
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import calls
 import numpy as np
-import packing
 import pytest
 import torch
+from calls import typed
 from functorch.compile import make_boxed_func
 from PIL import Image
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from typed_settings import typed
 
 import elbocli
 from elbocli.bound.estimate import measure_bound
@@ -30,16 +30,7 @@ from elbocli.evaluate import scoring
 from elbocli.evaluate.settings import EvalSettings
 from elbocli.files.dataset import Dataset
 from elbocli.nn import networks
-from elbocli.nn.networks import (
-    NETWORKS,
-    Network,
-    NetworkConfig,
-    build,
-    config_of,
-    count_parameters,
-    place,
-    section_of,
-)
+from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, count_parameters, place, section_of
 from elbocli.nn.networks.edm2 import EDM2Config
 from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.networks.unet import GroupNorm, UNetConfig
@@ -477,7 +468,7 @@ def test_bounds_encoding_scores_and_the_api_run_in_their_precision(
     jobs: list[Callable[[], Any]] = [
         lambda: measure_bound(measurement()),
         lambda: check_theorem(asked := measurement(), asked.weightings(())),
-        lambda: packing.pack(tmp_path / "images", tmp_path / "x.h5", size=16, latents=autoencoder, **bf16),
+        lambda: calls.pack(tmp_path / "images", tmp_path / "x.h5", size=16, latents=autoencoder, **bf16),
         lambda: elbocli.variational_bound(*network, pixels, draws=2, precision="bf16"),
         lambda: elbocli.draw(*network, (1, 8, 8), 2, steps=2, precision="bf16"),
         lambda: scoring.run([digits], None, stats),

@@ -1,7 +1,5 @@
 """The least error of any denoiser: exact, by a sample, within its memory, below every network's error; and the commands that read it."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable
@@ -202,12 +200,7 @@ def test_bound_has_the_excess(told: Any, validated: Path, tmp_path: Path) -> Non
 def test_a_line_that_does_not_fit_is_refused(
     line: str, code: int, word: str, elbo: Elbo, validated: Path, digits: Path, pack: Any, tmp_path: Path
 ) -> None:
-    places = {
-        "data": digits,
-        "run": validated,
-        "found": validated / "optimum.json",
-        "other": pack(),
-    }
+    places = {"data": digits, "run": validated, "found": validated / "optimum.json", "other": pack()}
     content = json.loads(places["found"].read_text())
     changes: dict[str, dict[str, Any]] = {
         "narrow": {"edges": [-1, 1], "eps_mse": [0.1], "eps_mse_se": [0.1], "without_class": None},

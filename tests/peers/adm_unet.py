@@ -3,8 +3,6 @@
 Source: Dhariwal & Nichol 2021, appendix. What names and shapes don't tell, heads and the order of q, k and v, is given.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Source: Peebles & Xie 2023, section 3. What names and shapes don't tell, the number of heads, is given.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Source: Karras et al. 2024, arXiv:2312.02696, appendix B and config G. A network
 blocks, attention. All is computed in float64.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import sys

@@ -3,8 +3,6 @@
 The classes and the module of that name exist only while a file is written.
 """
 
-from __future__ import annotations
-
 import pickle
 import sys
 from collections.abc import Iterator, Mapping

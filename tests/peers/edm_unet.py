@@ -3,8 +3,6 @@
 Source: Karras et al. 2022, appendix F.2 and table 1. A network is all in its names: sizes, levels, blocks, attention.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath

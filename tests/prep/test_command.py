@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from packing import Stopped, largest_file, pack, stop_after
+from calls import Stopped, largest_file, pack, stop_after
 from PIL import Image
 
 from elbocli.errors import Interrupted

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from calls import pack, typed
 from harness import heard
-from packing import pack
 from PIL import Image
-from typed_settings import typed
 
 from elbocli.core.samplers import walk
 from elbocli.core.sampling import Guidance

@@ -1,7 +1,5 @@
 """Print docs/presets.md with what `elbo presets` says now: python page.py docs/presets.md."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

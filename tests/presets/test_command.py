@@ -1,7 +1,5 @@
 """`elbo presets` lists what there is, shows a file as it is, and writes one to edit that means the same."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import pairwise

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import edm
 import h5py
+import identities
 import numpy as np
 import pytest
 import torch
@@ -27,7 +27,7 @@ def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, li
 
     later: the type of its random numbers after the start, float32 in EDM2.
     """
-    trained, random = open_run(run, torch.device("cpu")), edm.Stacked(SEEDS)
+    trained, random = open_run(run, torch.device("cpu")), identities.Stacked(SEEDS)
     first, labels = [random.normal((1, 8, 8)).double()], random.label(10)
     denoiser = Denoiser(trained.network.double(), trained.prediction, labels=labels)
 
@@ -39,7 +39,7 @@ def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, li
         with torch.no_grad():
             return denoiser(y * alpha_sigma(logsnr)[0], logsnr)
 
-    x = edm.algorithm_2(d, draw, 18, *churn, sigma_min=math.exp(-5), edm2=later == torch.float32)
+    x = identities.algorithm_2(d, draw, 18, *churn, sigma_min=math.exp(-5), edm2=later == torch.float32)
     pixels = (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).numpy(), labels.tolist()
 

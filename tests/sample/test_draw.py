@@ -12,11 +12,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from calls import typed
 from harness import heard
 from peers import dit
 from PIL import Image
 from torch._dynamo.utils import counters
-from typed_settings import typed
 
 from elbocli.core.adaptive import bin_edges
 from elbocli.core.samplers import SAMPLERS, time_grid
@@ -277,10 +277,7 @@ def test_a_guide_of_other_images_or_levels_is_refused(
 ) -> None:
     assert elbo("prep", digits_folder, tmp_path / "16.h5", "--size", 16, "--channels", 1).returncode == 0
     narrow = make(logsnr_max=5.0)
-    for guide, word in (
-        (make(tmp_path / "16.h5"), "other images"),
-        (narrow, "--guidance-interval -10 5"),
-    ):
+    for guide, word in ((make(tmp_path / "16.h5"), "other images"), (narrow, "--guidance-interval -10 5")):
         with pytest.raises(UsageError, match=word):
             drawn(trained, guide=guide, guidance=Guidance(2.0))
     drawn(trained, guide=narrow, guidance=Guidance(2.0, -10.0, 5.0))

@@ -8,8 +8,6 @@ anew. told: [signal, images] for the last process when so many are drawn. fails:
 guide: a checkpoint that guides.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -130,8 +128,8 @@ def safe(job: dict[str, Any]) -> int:
 
 def work(world: Any, job: dict[str, Any]) -> None:
     """As `elbo sample` does it, with a line for each batch."""
+    from calls import typed
     from harness import heard
-    from typed_settings import typed
 
     from elbocli.core.sampling import Guidance
     from elbocli.errors import DataError

@@ -1,7 +1,5 @@
 """A run in several processes, replicated or sharded, has the losses and checkpoints of one process; all of them end together."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import weakref

@@ -302,9 +302,7 @@ def test_units_are_all_compiled_however_many_kinds_there_are(compiler):
     assert counters["frames"]["ok"] == 12
 
 
-def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_graphs(
-    monkeypatch,
-):
+def test_gradients_that_are_added_up_exchanged_or_recomputed_keep_out_of_cuda_graphs(monkeypatch):
     modes = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: modes.append(how.get("mode")))
     replica = Parallel(build(UViTConfig(8, 1, 0, 8, (1, 2), blocks=1, depth=1, heads=2, embedding=8)), World(), "fp32")

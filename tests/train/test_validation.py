@@ -1,7 +1,5 @@
 """Validation holds out the same images every time, and its numbers are the bound's and the loss's, for any number of processes."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 

@@ -57,22 +57,11 @@ def test_gradients_are_those_of_training(trained: Path) -> None:
     means = []
     for spec in ("cosine", "fitted:loss"):
         schedule = asked.schedule(spec, w)
-        means.append(torch.stack([steps.at(step, w, schedule) for step in range(160)]))
+        means.append(torch.stack([steps.at(step, w, schedule) for step in range(60)]))
     one, other = (m.mean(0) for m in means)
     noise = sum(float(m.var(0).sum()) / len(m) for m in means) ** 0.5
     assert float((one - other).norm()) < 1.5 * noise
     assert float(one.norm()) > 3 * noise
-
-
-def test_every_schedule_is_compared_with_the_best(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "PER_BIN", 6)
-    specs = ["cosine", "uniform", "fitted:loss", "fitted:gradient"]
-    found, text = gradients.run(probe(trained), [parse_weighting("elbo")], specs, gradients.GROUPS * 3)
-    rows = {row["schedule"]: row for row in found["gradient_variance"]}
-    assert list(rows) == specs
-    assert min(row["relative"] for row in rows.values()) == 1
-    assert rows["cosine"]["relative"] > 2
-    assert "criterion: gradient" in text and text.count("logsnr:") == 41
 
 
 def test_the_script_writes_a_schedule_and_the_table_shows_it(
@@ -81,10 +70,13 @@ def test_the_script_writes_a_schedule_and_the_table_shows_it(
     def called(*line: object) -> None:
         monkeypatch.setattr(sys, "argv", ["", *map(str, line)])
 
+    monkeypatch.setattr(gradients, "PER_BIN", 6)
     out, result = tmp_path / "g.yaml", tmp_path / "a.json"
-    called(trained, "--batches", 16, "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", out)
+    called(trained, "--batches", 24, "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", out)
     gradients.main()
     result.write_text(capsys.readouterr().out)
+    cosine, fitted = (row["relative"] for row in json.loads(result.read_text())["gradient_variance"])
+    assert fitted == 1 and cosine > 1.2
     assert resolve_schedule(str(out)).logsnr_min == -10 and json.loads(result.read_text())["weights"] == "model"
     called(f"a={result}")
     load(FOLDER / "table.py")

@@ -221,8 +221,8 @@ def fill(folder):
 def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_room(
     folder, small_disk, digits, preset, tmp_path
 ):
-    options: dict[str, Any] = {"steps": 30, "save_every": 5, "log_every": 2, "val_split": 20, "val_every": 160}
-    options |= {"network.channels": 4, "network.levels": [1, 1], "keep": 1, "preview_every": 0}
+    options: dict[str, Any] = {"steps": 20, "save_every": 5, "log_every": 4, "val_split": 20, "val_every": 160}
+    options |= {"network.channels": 4, "network.levels": [1], "network.attention": [], "keep": 1, "preview_every": 0}
     options |= {"snapshot_every": 8} if folder == "snapshots" else {}
     train_here(digits, tmp_path / "good", preset, **options)
     run, ballast = small_disk / "run", []
@@ -289,8 +289,8 @@ def test_training_goes_on_while_a_checkpoint_of_an_earlier_moment_is_written(dig
 
 
 def test_milestones_and_checkpoints_that_a_command_uses_stay(digits, preset, tmp_path):
-    train_here(digits, tmp_path / "run", preset, steps=40, save_every=4, keep=2, milestone_every=10)
-    assert steps_of(tmp_path / "run") == [10, 20, 30, 36, 40]
+    train_here(digits, tmp_path / "run", preset, steps=20, save_every=4, keep=2, milestone_every=5)
+    assert steps_of(tmp_path / "run") == [5, 10, 15, 16, 20]
     command = f"until test -e '{tmp_path}/go'; do sleep .01; done; cat $ELBO_CHECKPOINT/meta.json > '{tmp_path}/seen'"
 
     def counted(done, *_):

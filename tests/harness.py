@@ -19,6 +19,8 @@ from elbocli import main
 from elbocli.cli.commands import ADDED, Command
 from elbocli.core.registry import Registry
 from elbocli.files import plugins
+from elbocli.images import sources  # noqa: F401 - declares elbo's own kinds
+from elbocli.images.registry import KINDS
 
 Result = subprocess.CompletedProcess[bytes]
 ROOT = Path(__file__).parent.parent
@@ -69,13 +71,15 @@ def declarations_kept() -> Iterator[None]:
     tables: list[dict[str, Any]] = [*registries(), ADDED, plugins._RUN]  # type: ignore[list-item]
     before = [dict(table) for table in tables]
     state = {name: getattr(Command, name) for name in ("path", "overwrite", "quiet", "verbose", "silent")}
-    trusted, path = set(plugins._TRUSTED), list(sys.path)
+    lists: list[list[Any]] = [sys.path, KINDS]
+    trusted, listed = set(plugins._TRUSTED), [list(each) for each in lists]
     try:
         yield
     finally:
         plugins._TRUSTED.clear()
         plugins._TRUSTED.update(trusted)
-        sys.path[:] = path
+        for each, entries in zip(lists, listed, strict=True):
+            each[:] = entries
         for table, entries in zip(tables, before, strict=True):
             table.clear()
             table.update(entries)
@@ -126,7 +130,7 @@ def run_code(code: str, *args: Any, **options: Any) -> Result:
 
 def heed_signals() -> None:
     """Give all signals their default handlers, as a terminal does, and end with the parent."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGPIPE):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -96,7 +97,7 @@ def test_each_file_and_option_that_a_page_names_is_there(page):
         text = "".join(f"```\n{code}\n```\n" for code in [*listed, *re.findall("'(elbo [^']+)'", str(USES))])
     named = [] if page.name == "CHANGELOG.md" else named_options(text)
     for path, option in ((path, option) for path, option in named if path[0][:2] != "--"):
-        command = elbo
+        command: Any = elbo
         for word in path:
             command = command.get_command(click.Context(command), word)
         options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}

@@ -22,4 +22,4 @@ def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_is_printed() -> None:
     line = [sys.executable, BENCH / "run.py", "read", "--small"]
     result = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert len(result.stdout.splitlines()) == 5 and "numpy.memmap" in result.stdout
+    assert len(result.stdout.splitlines()) > 4 and "numpy.memmap" in result.stdout

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from harness import environment, heed_signals, run_code, spawn_elbo
@@ -146,7 +146,7 @@ def start(elbo, digits, digits_folder, preset, foreign, tmp_path_factory):
     places = {"run": run, "data": digits, "images": digits_folder, "preset": preset, **foreign}
     quoted = {name: shlex.quote(str(path)) for name, path in places.items()}
     variables = environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS="1")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     line = [sys.executable, __file__]
     with subprocess.Popen(line, env=variables, preexec_fn=heed_signals, text=True, bufsize=1, **pipes) as server:
 

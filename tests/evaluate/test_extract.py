@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def scored(world, job):
     metrics = asked(("fid", "sfid", "is", "kid", "prc"), kid_subset_size=50, fid_infinity=True)
     outputs = {"save_features": Path(job["out"] + ".safetensors")} if world.size > 1 else {}
     settings = EvalSettings(metrics=metrics, extractor="elbo-tiny", batch=7, **outputs)
-    samples = Path(job["samples"])
+    samples: Any = Path(job["samples"])
     if job["streamed"]:
         samples = io.BytesIO(samples.read_bytes()) if world.first else io.BytesIO()
     result = scoring.run([samples], Path(job["ref"]), settings, world)

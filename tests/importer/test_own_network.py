@@ -290,6 +290,6 @@ def test_a_program_is_neither_guided_without_its_null_class_nor_trained_nor_chan
         result = elbo(*words, cwd=tmp_path)
         assert result.returncode == 2 and word in result.stderr, result.stderr
     shutil.copy(steps, tmp_path / "run" / "network.pt2")
-    for words in (("sample", "run", "-o", "s.npz"), ("info", "run", "--verify")):
-        result = elbo(*words, cwd=tmp_path)
+    for line in ("sample run -o s.npz", "info run --verify"):
+        result = elbo(*line.split(), cwd=tmp_path)
         assert result.returncode == 1 and b"has changed" in result.stderr, result.stderr

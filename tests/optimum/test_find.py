@@ -63,7 +63,7 @@ def test_half_the_integral_is_the_entropy_of_the_images(conditional: bool) -> No
 def repeated(dataset: Any, seeds: range, **settings: Any) -> tuple[list[Optimum], np.ndarray, np.ndarray]:
     """Results of several seeds, and their errors and standard errors in each bin."""
     results = [searched(dataset, seed=seed, **settings) for seed in seeds]
-    return results, *(np.array([getattr(each, key) for each in results]) for key in ("eps_mse", "eps_mse_se"))
+    return results, np.array([each.eps_mse for each in results]), np.array([each.eps_mse_se for each in results])
 
 
 def mean_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ import pretend  # noqa: F401 - before the first backward pass of the process, wh
 from harness import Result, run_elbo
 from hypothesis import settings
 
-LONGEST = ("test_pipeline.py",)
+LONGEST = ("test_pipeline.py", "train/test_resume.py", "test_pages.py", "train/test_group.py")
 """Files that take longest, by the time that they take on an idle core."""
 TESTS = Path(__file__).parent
 pytest_plugins = ["shared_fixtures", "wheel_fixtures"]

@@ -78,8 +78,8 @@ def declarations_kept() -> Iterator[None]:
     finally:
         plugins._TRUSTED.clear()
         plugins._TRUSTED.update(trusted)
-        for each, entries in zip(lists, listed, strict=True):
-            each[:] = entries
+        for names, kept in zip(lists, listed, strict=True):
+            names[:] = kept
         for table, entries in zip(tables, before, strict=True):
             table.clear()
             table.update(entries)

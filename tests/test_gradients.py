@@ -32,7 +32,7 @@ def probe(run: Path) -> Measurement:
     return open_measurement(run, None, weights="model")
 
 
-def test_the_jackknife_knows_the_spread_of_independent_gradients() -> None:
+def test_the_jackknife_knows_the_spread_of_independent_gradients():
     """Batch gradients N(μ, S): tr Cov / ‖μ‖² is known, and the stated errors are those of repetition."""
     random = np.random.default_rng(0)
     mean, scale = np.array([1.0, 0, -2.0, 0.5]), np.array([1.0, 2.0, 0.5, 1.5])
@@ -49,7 +49,7 @@ def test_the_jackknife_knows_the_spread_of_independent_gradients() -> None:
     assert values[:, 1].mean() == pytest.approx(values[:, 0].std(), rel=0.15)
 
 
-def test_gradients_are_those_of_training(trained: Path) -> None:
+def test_gradients_are_those_of_training(trained):
     """Their mean over independent batches doesn't depend on the schedule."""
     asked = probe(trained)
     steps = gradients.Gradients(asked)
@@ -64,9 +64,7 @@ def test_gradients_are_those_of_training(trained: Path) -> None:
     assert float(one.norm()) > 3 * noise
 
 
-def test_the_script_writes_a_schedule_and_the_table_shows_it(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_writes_a_schedule_and_the_table_shows_it(trained, tmp_path, monkeypatch, capsys):
     def called(*line: object) -> None:
         monkeypatch.setattr(sys, "argv", ["", *map(str, line)])
 

@@ -135,7 +135,7 @@ def undocumented(source: str) -> list[str]:
     return lacking
 
 
-def test_every_module_keeps_the_rules() -> None:
+def test_every_module_keeps_the_rules():
     broken = {}
     for path in MODULES:
         source, name = path.read_text(), path.relative_to(PACKAGE).as_posix()
@@ -160,14 +160,14 @@ def tokens_of(source: str) -> int:
 
 
 @pytest.mark.parametrize(("folder", "tokens", "lines", "files"), SIZES)
-def test_package_and_tests_keep_their_size(folder: str, tokens: int, lines: int, files: int) -> None:
+def test_package_and_tests_keep_their_size(folder, tokens, lines, files):
     sources = [path.read_text() for path in (ROOT / folder).rglob("*.py")]
     assert sum(map(tokens_of, sources)) <= tokens
     assert sum(source.count("\n") for source in sources) <= lines
     assert len(sources) <= files
 
 
-def test_every_room_is_known_and_every_door_is_used() -> None:
+def test_every_room_is_known_and_every_door_is_used():
     rooms = {room_of(path.relative_to(PACKAGE).as_posix()) for path in MODULES}
     assert rooms == {*BELOW, "main", "api", "plugin", "__init__", "__main__"}
     used = set()
@@ -202,11 +202,11 @@ core/loss.py: import torch; torch._C
 
 
 @pytest.mark.parametrize(("lines", "broken"), [(BROKEN, True), (KEPT, False)])
-def test_each_rule_notices_a_module_that_breaks_it_and_no_other(lines: str, broken: bool) -> None:
+def test_each_rule_notices_a_module_that_breaks_it_and_no_other(lines, broken):
     for line in lines.strip().splitlines():
         assert bool(broken_rules(*line.split(": ", 1))) == broken, line
 
 
 @pytest.mark.parametrize("source", ["x = 1", '"""A."""\ndef f(): pass', '"""A."""\nclass C: pass'])
-def test_a_missing_docstring_is_noticed(source: str) -> None:
+def test_a_missing_docstring_is_noticed(source):
     assert undocumented(source) != []

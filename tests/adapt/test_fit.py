@@ -37,7 +37,7 @@ def log_text(schedule: str = "cosine", count: int = 200_000, ends: tuple[float, 
     return head + losslog.line(10, count, sums)
 
 
-def test_the_density_follows_weighting_times_error() -> None:
+def test_the_density_follows_weighting_times_error():
     fitted = fit(log_text("uniform"), floor=1e-6)
     at = torch.linspace(-8, 8, 33, dtype=torch.float64)
     shape = (2 - at).sigmoid() * (at / 2).sigmoid()
@@ -45,7 +45,7 @@ def test_the_density_follows_weighting_times_error() -> None:
     assert float((ratio.max() / ratio.min()).log()) < 0.2
 
 
-def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tmp_path: Path) -> None:
+def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tmp_path):
     fitted = fit(log_text(), criterion="second-moment")
     promised = fitted.report.schedules
     best = promised["fitted:second-moment"]["variance_independent"]
@@ -57,20 +57,20 @@ def test_the_fitted_schedule_has_the_least_variance_and_a_file_brings_it_back(tm
     assert torch.equal(again.logsnr(t), fitted.schedule.logsnr(t))
 
 
-def test_any_weighting_can_be_fitted_from_one_log() -> None:
+def test_any_weighting_can_be_fitted_from_one_log():
     middle = torch.tensor([0.5], dtype=torch.float64)
     fitted = {spec: fit(log_text(), weighting=spec) for spec in ("elbo", "edm:monotone", "schedule:cosine")}
     assert all(each.report.weighting.partition(":")[0] == spec.partition(":")[0] for spec, each in fitted.items())
     assert len({float(each.schedule.logsnr(middle)) for each in fitted.values()}) == 3
 
 
-def test_bins_merge_into_a_divisor_of_them() -> None:
+def test_bins_merge_into_a_divisor_of_them():
     assert fit(log_text(), bins=20).report.bins == 20
     with pytest.raises(UsageError):
         fit(log_text(), bins=33)
 
 
-def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> None:
+def test_the_report_says_for_every_candidate_what_its_schedule_promises():
     report = json.loads(json.dumps(fit(log_text()).report.json(), allow_nan=False))
     assert (report["weighting"], report["criterion"], report["batch"]) == ("sigmoid:bias=2", "loss", 20_000)
     assert list(report["schedules"]) == ["own", "cosine", "edm", "uniform", *(f"fitted:{name}" for name in OF_ERRORS)]
@@ -83,7 +83,7 @@ def test_the_report_says_for_every_candidate_what_its_schedule_promises() -> Non
 
 
 @pytest.mark.parametrize("floor", [None, 0.01])
-def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floor: float | None) -> None:
+def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floor):
     """A schedule's density in one bin is the floor's: of 12,800 draws 1.28 are expected there, and none came.
 
     What is said is what the schedule itself promises, if the log knows its floor; without it, what is likely, and a number.
@@ -102,7 +102,7 @@ def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floo
     )
 
 
-def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit() -> None:
+def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit():
     """An adaptive run that never visited some bins, and a range where EDM's schedule has nothing."""
     head, line = (
         log_text("uniform", ends=(30, 50)).replace('"schedule": "uniform"', '"schedule": "adaptive"').splitlines()
@@ -117,7 +117,7 @@ def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit() -> N
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "uniform"])
-def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors(schedule: str) -> None:
+def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors(schedule):
     """By drawing again what the log was made of, in batches of 64 of either kind of t."""
     text = log_text(schedule).replace('"step": 10,', f'"step": {200_000 // 64},')
     fitted = fit(text)
@@ -133,11 +133,11 @@ def test_the_predicted_variance_of_the_own_schedule_is_that_of_the_logged_errors
         assert 64 * float(loss.var() / loss.mean().square()) == pytest.approx(predicted, rel=0.05)
 
 
-def test_a_runs_log_is_found_and_its_counts_are_the_images(trained: Path) -> None:
+def test_a_runs_log_is_found_and_its_counts_are_the_images(trained):
     assert fit(trained).report.images == 40 * 16
 
 
-def test_a_fit_is_drawn_against_cosine_and_edm(tmp_path: Path) -> None:
+def test_a_fit_is_drawn_against_cosine_and_edm(tmp_path):
     plot_fit(fit(log_text(count=2000)), tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
     assert all(f"<!-- {word}" in text for word in ("cosine", "fitted", "edm", "share of"))

@@ -45,9 +45,7 @@ def bound(elbo: Elbo, tmp_path: Path) -> Found:
     return call
 
 
-def test_the_bound_is_one_json_object_with_all_that_it_can_write(
-    elbo: Elbo, trained: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_the_bound_is_one_json_object_with_all_that_it_can_write(elbo, trained, digits, tmp_path):
     files = ("--curve", "curve.tsv", "--log", "log.jsonl", "--plot", "curve.svg")
     result = elbo("bound", trained, digits, "-n", 40, "--draws", 4, *files, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -61,16 +59,14 @@ def test_the_bound_is_one_json_object_with_all_that_it_can_write(
     assert fitted.returncode == 0 and b"elbo-schedule" in fitted.stdout
 
 
-def test_the_same_line_prints_the_same(elbo: Elbo, trained: Path) -> None:
+def test_the_same_line_prints_the_same(elbo, trained):
     line = ("bound", trained, "-q", "-n", 20, "--draws", 2)
     first, second, other = elbo(*line), elbo(*line), elbo(*line, "--seed", 1)
     assert first.stdout == second.stdout != other.stdout and first.stderr == b""
 
 
 @pytest.mark.parametrize("ending", [".tsv", ".txt"])
-def test_numbers_of_images_add_up_to_the_bound(
-    ending: str, bound: Found, elbo: Elbo, trained: Path, tmp_path: Path
-) -> None:
+def test_numbers_of_images_add_up_to_the_bound(ending, bound, elbo, trained, tmp_path):
     line = (trained, "-n", 30, "--draws", 4, "--per-image", f"each{ending}")
     result, table = bound(*line), read_table(tmp_path / f"each{ending}")
     assert result["per_image"] == f"each{ending}" and [*table][2:] == ["nats", "nats_se", "bpd"]
@@ -80,9 +76,7 @@ def test_numbers_of_images_add_up_to_the_bound(
     assert elbo("bound", *line, cwd=tmp_path).returncode == 2, "it is not overwritten"
 
 
-def test_several_estimates_have_columns_each_and_pictures_on_the_page(
-    bound: Found, elbo: Elbo, trained: Path, tmp_path: Path
-) -> None:
+def test_several_estimates_have_columns_each_and_pictures_on_the_page(bound, elbo, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     found = bound("run", "-n", 20, "--draws", 2, *SPECS[2:], "--per-image", "run/each.tsv")
     (tmp_path / "run/likelihood.json").write_text(json.dumps(found))
@@ -95,9 +89,7 @@ def test_several_estimates_have_columns_each_and_pictures_on_the_page(
     assert "The least likely images" in page and "ode:steps=4,draws=2" in page and "not chosen" in page
 
 
-def test_digits_are_classified_far_better_than_by_chance(
-    bound: Found, trained: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_digits_are_classified_far_better_than_by_chance(bound, trained, digits, tmp_path):
     """After 40 steps of training. The table has each image's answer."""
     how = ("-n", 60, "--draws", 8, "--weights", "model", "--per-image", "each.tsv")
     told = bound(trained, digits, "--classify", *how)
@@ -110,9 +102,7 @@ def test_digits_are_classified_far_better_than_by_chance(
 # Latents
 
 
-def test_of_latents_all_is_in_nats_per_latent_dimension(
-    bound: Found, elbo: Elbo, latent_run: Path, tmp_path: Path
-) -> None:
+def test_of_latents_all_is_in_nats_per_latent_dimension(bound, elbo, latent_run, tmp_path):
     shutil.copytree(latent_run, tmp_path / "run")
     for name, words in (("one", ()), ("two", SPECS)):
         table = tmp_path / "run" / f"{name}.tsv"
@@ -132,7 +122,7 @@ def test_of_latents_all_is_in_nats_per_latent_dimension(
     assert elbo("report", "run", "--scores", "run/one.tsv", cwd=tmp_path).returncode == 1
 
 
-def test_the_other_questions_are_answered_for_latents(bound: Found, latent_run: Path, tmp_path: Path) -> None:
+def test_the_other_questions_are_answered_for_latents(bound, latent_run, tmp_path):
     some = (latent_run, "-n", 24, "--draws", 4)
     assert bound(*some, "--check", "--draws", 8, "--weighting", "sigmoid:bias=2")["agree"]
     assert bound(*some, "--classify")["classes"] == 3
@@ -141,7 +131,7 @@ def test_the_other_questions_are_answered_for_latents(bound: Found, latent_run: 
     assert bound(latent_run, "--target-se", 0.5, "--draws", 4)["nats_per_latent_dimension_se"] < 0.5
 
 
-def test_latents_are_drawn_once_as_training_draws_them(latent_run: Path, latents: Path) -> None:
+def test_latents_are_drawn_once_as_training_draws_them(latent_run, latents):
     """From mean and std, by the image's number and the seed, whatever images come with it."""
 
     def drawn(batch: int, seed: int) -> tuple[Measurement, torch.Tensor]:
@@ -172,9 +162,7 @@ def test_latents_are_drawn_once_as_training_draws_them(latent_run: Path, latents
         ("latent_run", "space", "autoencoder_sha256"),
     ],
 )
-def test_a_dataset_that_does_not_fit_is_refused(
-    run: str, data: str, word: str, elbo: Elbo, latents: Path, pack: Any, images: Any, request: Any, tmp_path: Path
-) -> None:
+def test_a_dataset_that_does_not_fit_is_refused(run, data, word, elbo, latents, pack, images, request, tmp_path):
     if data == "larger":
         path = pack(rows=images(12, 16, 1))
     elif data == "classes":
@@ -189,9 +177,7 @@ def test_a_dataset_that_does_not_fit_is_refused(
     assert (result.returncode, result.stdout) == (2, b"") and word in result.stderr.decode(), result.stderr
 
 
-def test_a_run_is_found_again_from_elsewhere_and_a_changed_dataset_is_not_its_own(
-    bound: Found, trained: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_a_run_is_found_again_from_elsewhere_and_a_changed_dataset_is_not_its_own(bound, trained, digits, tmp_path):
     """Trained as `elbo train data.h5 -o run` in one folder, asked about from another."""
     shutil.copytree(trained, tmp_path / "work/run")
     shutil.copy(digits, tmp_path / "work/data.h5")
@@ -227,12 +213,12 @@ def test_a_run_is_found_again_from_elsewhere_and_a_changed_dataset_is_not_its_ow
         ("--classify --check", "--classify"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_refused(line: str, word: str, elbo: Elbo, trained: Path, tmp_path: Path) -> None:
+def test_a_line_that_makes_no_sense_is_refused(line, word, elbo, trained, tmp_path):
     result = elbo("bound", trained, *line.split(), cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, b"") and word in result.stderr.decode(), result.stderr
     assert not any(tmp_path.iterdir())
 
 
-def test_it_is_one_process(elbo: Elbo, trained: Path) -> None:
+def test_it_is_one_process(elbo, trained):
     result = elbo("bound", trained, env={"WORLD_SIZE": "2"})
     assert result.returncode == 2 and b"torchrun" in result.stderr

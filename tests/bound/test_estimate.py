@@ -75,7 +75,7 @@ def bound_of(
 
 
 @pytest.mark.parametrize("data", [NORMAL, MIXED, TOY], ids=["normal", "mixture", "levels"])
-def test_three_estimates_agree_with_the_exact_one_and_each_other(data: Any) -> None:
+def test_three_estimates_agree_with_the_exact_one_and_each_other(data):
     content = data.draw(60, 2, 1, 1) if data is TOY else data.draw(60, 1, 2, 1)
     found = estimated(data, content, draws=32)
     exact = float(data.nats(content).mean())
@@ -93,7 +93,7 @@ def test_three_estimates_agree_with_the_exact_one_and_each_other(data: Any) -> N
 
 
 @pytest.mark.parametrize("data", [MIXED, TOY], ids=["mixture", "levels"])
-def test_intervals_hold_the_exact_value(data: Any) -> None:
+def test_intervals_hold_the_exact_value(data):
     """20 seeds of the noise, 95 % intervals; the flow's in few steps, too."""
     content = data.draw(40, 1, 1, 1)
     exact = float(data.nats(content).mean())
@@ -106,7 +106,7 @@ def test_intervals_hold_the_exact_value(data: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [300, 60])
-def test_intervals_hold_the_value_of_all_images_where_some_are_chosen(count: int) -> None:
+def test_intervals_hold_the_value_of_all_images_where_some_are_chosen(count):
     """40 seeds choose 60 of 300 images, or ask about all: then the noise alone is uncertain."""
     content = TOY.draw(300, 2, 1, 1)
     exact = float(TOY.nats(content).mean())
@@ -124,9 +124,7 @@ def test_intervals_hold_the_value_of_all_images_where_some_are_chosen(count: int
     ("of", "network"),
     [((0.4, 0.6), (0.4, 0.6)), ((0.4, 0.6), (-1.0, 2.5)), ((0.4, 0.6), (0.0, 0.05)), ((0.0, 0.05), (0.0, 0.05))],
 )
-def test_of_latents_it_is_the_cross_entropy_with_the_density_of_an_exact_denoiser(
-    of: tuple[float, float], network: tuple[float, float]
-) -> None:
+def test_of_latents_it_is_the_cross_entropy_with_the_density_of_an_exact_denoiser(of, network):
     """−log p(x) for every x; of concentrated latents it is negative, since a density may exceed 1."""
     x = of[0] + of[1] * torch.randn(150, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     mean, std = network
@@ -141,7 +139,7 @@ def test_of_latents_it_is_the_cross_entropy_with_the_density_of_an_exact_denoise
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "cosine"])
-def test_of_pixels_it_is_the_entropy_in_bits(schedule: str) -> None:
+def test_of_pixels_it_is_the_entropy_in_bits(schedule):
     """−log₂ p of a level is −log₂ of the density times the width of a level, on average."""
     levels = (127.5 * (Mixture([1.0], [0.1], [0.3]).draw(400, 4, 4, 1) + 1)).round().clamp(0, 255).byte()
     network, how = Mixture([1.0], [0.1], [0.3]), {"high": 12.0, "draws": 64}
@@ -152,7 +150,7 @@ def test_of_pixels_it_is_the_entropy_in_bits(schedule: str) -> None:
     assert found.bpd == pytest.approx(bound_of(network, images_of(levels), schedule, **how).bpd)
 
 
-def test_nothing_is_left_to_chance_where_the_data_are_the_gaussian() -> None:
+def test_nothing_is_left_to_chance_where_the_data_are_the_gaussian():
     """β = γ = 1, so that each image's number is −log p itself."""
     x = NORMAL.draw(64, 1, 2, 1)
     known, ones = fit_gaussian(NORMAL.draw(4, 1, 2, 1)), torch.ones(2, dtype=torch.float64)
@@ -163,7 +161,7 @@ def test_nothing_is_left_to_chance_where_the_data_are_the_gaussian() -> None:
     assert found.parts["information"].nats.sum(2).mean(1).numpy() == pytest.approx(NORMAL.nats(x).numpy(), abs=2e-3)
 
 
-def test_any_gaussian_gives_the_same_number() -> None:
+def test_any_gaussian_gives_the_same_number():
     """It is a control variate: a wrong one costs precision alone."""
     x = MIXED.draw(100, 1, 2, 1)
     wrong = fit_gaussian(3 + 5 * MIXED.draw(50, 1, 2, 1, seed=1))
@@ -171,7 +169,7 @@ def test_any_gaussian_gives_the_same_number() -> None:
     assert abs(found.nats - float(MIXED.nats(x).mean())) < 4 * found.nats_se_noise + 0.01
 
 
-def test_rounding_tightens_the_bound_of_a_network_that_doesnt_know_levels() -> None:
+def test_rounding_tightens_the_bound_of_a_network_that_doesnt_know_levels():
     """The denoiser of a normal on two pixels of 256 levels: from 13 on each λ costs a nat, where rounding errs no more."""
     pixels = torch.full((40, 1, 2, 1), 140, dtype=torch.uint8)
     found = estimated(Mixture([1.0], [0.1], [0.3]), pixels, DRAWN, high=18.0, draws=64)
@@ -179,7 +177,7 @@ def test_rounding_tightens_the_bound_of_a_network_that_doesnt_know_levels() -> N
     assert 4 < variational.nats - information.nats < 7
 
 
-def test_a_difference_is_said_with_all_that_it_may_be_wrong_by() -> None:
+def test_a_difference_is_said_with_all_that_it_may_be_wrong_by():
     """With few images, `information` takes the variational draws as they are; the flow's steps add to the noise."""
     found = estimated(MIXED, MIXED.draw(8, 1, 1, 1), (*DRAWN, "ode:steps=4"), draws=4)
     same, flow, _ = found.result.differences
@@ -188,7 +186,7 @@ def test_a_difference_is_said_with_all_that_it_may_be_wrong_by() -> None:
     assert solver is not None and flow.in_se == pytest.approx(flow.nats / np.hypot(flow.se, solver))
 
 
-def test_errors_of_images_are_honest() -> None:
+def test_errors_of_images_are_honest():
     """Variances from an inverse chi-square of 8 degrees, known by half a difference each: intervals hold as Student's do
     of 9. Half a difference alone would hold in 70 %.
     """
@@ -202,7 +200,7 @@ def test_errors_of_images_are_honest() -> None:
     assert (image_errors(np.ones((2, 2))) == 0).all()
 
 
-def test_fewer_than_two_images_or_draws_and_odd_ones_are_refused() -> None:
+def test_fewer_than_two_images_or_draws_and_odd_ones_are_refused():
     for count, draws in ((0, 2), (1, 2), (4, 1), (4, 5)):
         with pytest.raises(UsageError):
             bound_of(NORMAL, images_of(NORMAL.draw(count, 1, 1, 1)) if count else [], draws=draws)
@@ -218,7 +216,7 @@ def bpd(run: Path, schedule: str = "", target_se: float | None = None, **setting
     return found
 
 
-def test_schedules_and_batches_change_the_error_only(trained: Path) -> None:
+def test_schedules_and_batches_change_the_error_only(trained):
     first, *others = (bpd(trained, spec, images=100, draws=8) for spec in ("uniform", "cosine", "fitted:std"))
     for other in others:
         assert 0 < abs(other.bpd - first.bpd) < 4 * np.hypot(first.bpd_se_noise, other.bpd_se_noise)
@@ -228,7 +226,7 @@ def test_schedules_and_batches_change_the_error_only(trained: Path) -> None:
     assert few.bpd_se == pytest.approx(many.bpd_se, rel=1e-3)
 
 
-def test_the_terms_add_up_and_prior_and_reconstruction_are_exact(trained: Path, digits: Path) -> None:
+def test_the_terms_add_up_and_prior_and_reconstruction_are_exact(trained, digits):
     with h5py.File(digits, "r", locking=False) as file:
         pixels = torch.from_numpy(file["images"][()]).long()
     found = bpd(trained, images=ALL, draws=2)
@@ -243,7 +241,7 @@ def test_the_terms_add_up_and_prior_and_reconstruction_are_exact(trained: Path, 
     assert found.prior.nats_se == found.reconstruction.nats_se == 0
 
 
-def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_draws(trained: Path) -> None:
+def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_draws(trained):
     asked = open_measurement(trained, None, images=40)
     found = estimate.measure_bound(asked)
     result = found.bound
@@ -258,7 +256,7 @@ def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_d
     assert first.terms["diffusion"] == pytest.approx(result.diffusion.nats, rel=1e-6)
 
 
-def test_drawing_goes_on_until_the_error_is_small_enough(trained: Path) -> None:
+def test_drawing_goes_on_until_the_error_is_small_enough(trained):
     """More images first, then more noise on all of them."""
     rough = bpd(trained, images=ALL, draws=2)
     some = bpd(trained, target_se=rough.bpd_se_population * 1.5, images=ALL, draws=2, batch=64)
@@ -268,7 +266,7 @@ def test_drawing_goes_on_until_the_error_is_small_enough(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm", "fitted:loss"])
-def test_the_variance_that_a_log_predicts_is_the_one_measured(trained: Path, schedule: str) -> None:
+def test_the_variance_that_a_log_predicts_is_the_one_measured(trained, schedule):
     """From the errors of one seed, for independent t, against the losses of another seed."""
     one, other = (open_measurement(trained, None, images=ALL, draws=24, batch=2048, seed=seed) for seed in (0, 1))
     logged: ErrorMoments = estimate.measure_bound(one).moments
@@ -279,7 +277,7 @@ def test_the_variance_that_a_log_predicts_is_the_one_measured(trained: Path, sch
     assert predicted == pytest.approx(float(loss.var() / loss.mean().square()), rel=0.1)
 
 
-def test_a_network_that_fails_is_not_averaged(trained: Path) -> None:
+def test_a_network_that_fails_is_not_averaged(trained):
     asked = open_measurement(trained, None, images=20)
     for parameter in asked.trained.network.parameters():
         parameter.data.fill_(torch.nan)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.
 COSINE = parse_schedule("cosine", -12, 12)
 
 
-def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
+def test_both_sides_agree_and_say_how_well(trained):
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
     asked = open_measurement(trained, None, images=ALL, draws=16, batch=1024)
     found = judge.check_theorem(asked, [parse_weighting(spec) for spec in specs])
@@ -39,7 +38,7 @@ def test_both_sides_agree_and_say_how_well(trained: Path) -> None:
     assert Theorem.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
 
 
-def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> None:
+def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained):
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
     asked = open_measurement(trained, None, images=ALL)
     (found,) = judge.check_theorem(asked, [parse_weighting("elbo")]).checks
@@ -50,7 +49,7 @@ def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained: Path) -> No
     assert abs(found.augmented_elbo.nats - wanted) < 5 * (found.augmented_elbo.se + plain.nats_se)
 
 
-def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sides_are_drawn_apart(trained, monkeypatch):
     """No two sweeps share their noise."""
     asked, purposes, whole = open_measurement(trained, None, images=20), list[str](), Measurement.draw_all
 
@@ -63,7 +62,7 @@ def test_the_sides_are_drawn_apart(trained: Path, monkeypatch: pytest.MonkeyPatc
     assert len(purposes) == len(set(purposes)) == 4
 
 
-def test_a_broken_loss_does_not_pass(trained: Path, elbo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
     """The public mistake, injected into the training loss: no −dλ/dt."""
     line = ("bound", trained, "--check", "-n", 100)
     passed = elbo(*line, "--weighting", "sigmoid:bias=2", "--weighting", "edm")
@@ -93,7 +92,7 @@ def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.
     return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
 
 
-def test_it_is_bayes_posterior_for_exact_denoisers() -> None:
+def test_it_is_bayes_posterior_for_exact_denoisers():
     scores, exact = scored(128)
     odds = (scores[0][..., 1] - scores[0][..., 0]).numpy()
     off = (odds.mean(1) - exact) / image_errors(odds)
@@ -109,14 +108,14 @@ def test_it_is_bayes_posterior_for_exact_denoisers() -> None:
     assert Classification.of(json.loads(json.dumps(found.json()))) == found
 
 
-def test_shared_noise_is_why_it_works() -> None:
+def test_shared_noise_is_why_it_works():
     """The two numbers of an image differ by less than either is off."""
     halves = scored(16)[0][0].numpy()
     apart, together = image_errors(halves[..., 0]).mean(), image_errors(halves[..., 1] - halves[..., 0]).mean()
     assert together < 0.7 * apart
 
 
-def test_without_labels_or_classes_there_is_none(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_labels_or_classes_there_is_none(trained, monkeypatch):
     images = [Images(FIRST.draw(4, 1, 1, 1), None, range(4))]
     with pytest.raises(UsageError):
         class_scores(MeasuredNetwork(FIRST, Prediction("eps"), -12, 12), images, 2, COSINE)

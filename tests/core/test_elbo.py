@@ -214,7 +214,7 @@ def kept_of(model: GaussianModel, kept: int, rest: float) -> tuple[GaussianModel
 
 
 @pytest.mark.parametrize("kept", [5, 3, 0])
-def test_the_closed_integral_is_that_of_the_expected_error(kept: int) -> None:
+def test_the_closed_integral_is_that_of_the_expected_error(kept):
     """By the trapezoid rule; also where some directions share a variance."""
     x = correlated(40, 5)
     whole = fit_gaussian(x)
@@ -227,7 +227,7 @@ def test_the_closed_integral_is_that_of_the_expected_error(kept: int) -> None:
 
 
 @pytest.mark.parametrize("kept", [4, 2])
-def test_the_error_is_that_of_the_exact_denoiser(kept: int) -> None:
+def test_the_error_is_that_of_the_exact_denoiser(kept):
     """ε̂ = σ (α²Σ + σ²)⁻¹ (z − αμ), solved as a matrix."""
     x = correlated(60, 4)
     model, covariance = kept_of(fit_gaussian(x), kept, 0.3)
@@ -242,7 +242,7 @@ def test_the_error_is_that_of_the_exact_denoiser(kept: int) -> None:
 
 
 @pytest.mark.parametrize("kept", [6, 3])
-def test_the_likelihood_is_the_density_and_the_integral_up_to_clean_data(kept: int) -> None:
+def test_the_likelihood_is_the_density_and_the_integral_up_to_clean_data(kept):
     """½ ∫_{−∞}^λ E dλ + ½ D log(2πe e^{−λ}) → −log p(x) as λ grows."""
     x = correlated(50, 6)
     model, covariance = kept_of(fit_gaussian(x), kept, 0.02)
@@ -252,7 +252,7 @@ def test_the_likelihood_is_the_density_and_the_integral_up_to_clean_data(kept: i
     assert clean == pytest.approx(wanted, abs=1e-6)
 
 
-def test_few_images_in_many_dimensions_make_one_that_is_sound() -> None:
+def test_few_images_in_many_dimensions_make_one_that_is_sound():
     """The trace is that of the images, no variance is zero, and constant images are no error."""
     few = correlated(5, 12)
     model = fit_gaussian(few)
@@ -262,6 +262,6 @@ def test_few_images_in_many_dimensions_make_one_that_is_sound() -> None:
     assert bool(fit_gaussian(torch.zeros(4, 3)).nats(torch.zeros(1, 3)).isfinite().all())
 
 
-def test_so_many_images_as_the_memory_holds() -> None:
+def test_so_many_images_as_the_memory_holds():
     assert rows_to_fit(300, 64) == 300 and rows_to_fit(10**6, 64) == 4096
     assert rows_to_fit(10**6, 3 * 64 * 64) * 3 * 64 * 64 <= 1 << 24

@@ -25,7 +25,7 @@ sizes = st.integers(2, 12)
 
 
 @given(st.integers(0, 10**6), sizes, sizes)
-def test_the_difference_of_two_means_is_welchs(seed: int, n: int, m: int) -> None:
+def test_the_difference_of_two_means_is_welchs(seed, n, m):
     draw = np.random.default_rng(seed)
     a, b = draw.normal(1, 0.5, n), draw.normal(0, 2, m)
     found = Estimate.of_repeats([*a]).minus(Estimate.of_repeats([*b]))
@@ -34,23 +34,23 @@ def test_the_difference_of_two_means_is_welchs(seed: int, n: int, m: int) -> Non
     assert found.interval == pytest.approx(tuple(wanted.confidence_interval()))
 
 
-def test_an_exact_standard_error_has_a_normal_interval_and_an_unknown_one_none() -> None:
+def test_an_exact_standard_error_has_a_normal_interval_and_an_unknown_one_none():
     found = Estimate(1.0, 0.3).minus(Estimate(0.5, 0.4))
     assert (found.value, found.se, found.freedom) == (0.5, pytest.approx(0.5), math.inf)
     assert found.interval == pytest.approx(stats.norm(0.5, 0.5).interval(0.95))
     assert Estimate(1.0).minus(Estimate(0.5, 0.1)) == Estimate(0.5) and Estimate(0.5).interval is None
 
 
-def test_an_error_of_repeats_beside_an_exact_one_keeps_welchs_freedom() -> None:
+def test_an_error_of_repeats_beside_an_exact_one_keeps_welchs_freedom():
     found = Estimate(1.0, 0.3, 2).minus(Estimate(0.5, 0.4))
     assert found.freedom == pytest.approx((0.09 + 0.16) ** 2 / (0.09**2 / 2))
 
 
-def test_repeats_that_do_not_vary_have_no_width() -> None:
+def test_repeats_that_do_not_vary_have_no_width():
     assert Estimate.of_repeats([2.0, 2.0]).minus(Estimate.of_repeats([1.0, 1.0])).interval == (1.0, 1.0)
 
 
-def test_the_interval_of_a_share_solves_its_equation() -> None:
+def test_the_interval_of_a_share_solves_its_equation():
     """|p − share| = 1.96 √(p (1 − p) / n) at both ends."""
     for end in error_of_share(37, 50)[1]:
         assert abs(end - 0.74) == pytest.approx(1.959963984540054 * np.sqrt(end * (1 - end) / 50), rel=1e-9)
@@ -175,7 +175,7 @@ def test_moments_of_parts_add_up_and_a_part_can_be_taken_out_again(first, second
 # A classifier's probabilities
 
 
-def test_a_calibrated_classifier_has_no_error_and_an_overconfident_one_its_excess() -> None:
+def test_a_calibrated_classifier_has_no_error_and_an_overconfident_one_its_excess():
     random = np.random.default_rng(0)
     said = random.uniform(0.1, 1, 20000)
     true = random.uniform(size=20000) < said

@@ -32,7 +32,7 @@ def least(points: Tensor, levels: Tensor = LEVELS) -> Tensor:
     return (found * MASS[:, None]).sum(1).mean(0)
 
 
-def test_two_points_have_the_error_of_the_hyperbolic_tangent() -> None:
+def test_two_points_have_the_error_of_the_hyperbolic_tangent():
     """x̂ = tanh(e^{λ/2} y) for ±1, so e* = snr (1 − E tanh(snr + √snr ε)) at snr = e^λ."""
     snr = LEVELS.exp()[:, None]
     wanted = (snr * (1 - torch.tanh(snr + snr.sqrt() * GRID)) * MASS).sum(1)
@@ -40,7 +40,7 @@ def test_two_points_have_the_error_of_the_hyperbolic_tangent() -> None:
     torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-9)
 
 
-def test_half_its_integral_is_the_entropy_of_the_choice() -> None:
+def test_half_its_integral_is_the_entropy_of_the_choice():
     """I-MMSE: ½∫ e* dλ from −∞ to ∞ is log N. Below the grid e* is e^λ times the variance, above it vanishes."""
     points = torch.tensor([-2.0, -0.7, 0.1, 1.6, 3.0], dtype=torch.float64)
     levels = torch.linspace(-14, 9, 461, dtype=torch.float64)
@@ -63,7 +63,7 @@ def own(rows: range, size: int) -> Tensor:
 
 @settings(max_examples=10)
 @given(st.integers(2, 40), st.integers(1, 12), st.integers(1, 7), st.integers(0, 99))
-def test_blocks_and_classes_are_those_of_one_softmax(count: int, dimensions: int, batch: int, seed: int) -> None:
+def test_blocks_and_classes_are_those_of_one_softmax(count, dimensions, batch, seed):
     """Stated again: the mean over noise is of ½ (variance + squared error of x̂), for each draw by itself."""
     images, eps, logsnr = draws(count, 2, dimensions, seed)
     labels = torch.arange(count) % 3
@@ -89,14 +89,14 @@ def test_blocks_and_classes_are_those_of_one_softmax(count: int, dimensions: int
                 torch.testing.assert_close(found[kind, source, half], wanted, atol=1e-10, rtol=1e-9)
 
 
-def test_images_that_are_alike_stay_together_at_any_level() -> None:
+def test_images_that_are_alike_stay_together_at_any_level():
     images = torch.full((3, 4), 7.0, dtype=torch.float64)
     sums = LeastErrors(images[:1], torch.ones(1, 1, 4, dtype=torch.float64), LEVELS.expand(1, 1, -1) + 40)
     sums.add(images, own(range(3), 1))
     assert sums.values(torch.tensor([2.0])).abs().max() == 0
 
 
-def test_a_sample_stands_for_all_and_is_the_exact_one_where_it_holds_all() -> None:
+def test_a_sample_stands_for_all_and_is_the_exact_one_where_it_holds_all():
     images, eps, logsnr = draws(30, 4, 3)
     results = []
     for taken in (range(30), range(15)):
@@ -107,7 +107,7 @@ def test_a_sample_stands_for_all_and_is_the_exact_one_where_it_holds_all() -> No
     assert bool(((noisy > 0.5) & (noisy < 2)).all()) and not torch.equal(*results)
 
 
-def test_the_nearest_image_tells_the_mean_square_of_a_draw() -> None:
+def test_the_nearest_image_tells_the_mean_square_of_a_draw():
     """Two points: at least the true one, and at most twice as much. A copy of the source is not its neighbour."""
     for copies in (0, 2):
         points = torch.tensor([-1.0, 1.0] + [-1.0] * copies, dtype=torch.float64)
@@ -135,7 +135,7 @@ def moments(mean: torch.Tensor, spread: float = 0.1, count: int = 400) -> ErrorM
     return ErrorMoments(EDGES, torch.full_like(mean, count), noisy, noisy.square() * (1 + spread**2))
 
 
-def test_the_excess_is_an_integral_within_its_error() -> None:
+def test_the_excess_is_an_integral_within_its_error():
     at = 0.5 * (EDGES[1:] + EDGES[:-1])
     mean, least = at.sigmoid(), 0.5 * at.sigmoid()
     wanted = float((0.5 * 0.5 * parse_weighting("sigmoid:bias=2")(at) * mean * 0.5).sum())
@@ -146,7 +146,7 @@ def test_the_excess_is_an_integral_within_its_error() -> None:
     assert max(map(abs, apart)) < 4 and 0.6 < torch.tensor(apart).std() < 1.4
 
 
-def test_the_error_of_the_least_one_is_shared_by_all_bins() -> None:
+def test_the_error_of_the_least_one_is_shared_by_all_bins():
     ones, nothing = torch.ones(24, dtype=torch.float64), torch.zeros(24, dtype=torch.float64)
     found = excess(moments(ones, 1e-6), nothing, 0.1 * ones, parse_weighting("elbo"))
     assert found.least_se == pytest.approx(0.5 * 12 * 0.1) and found.se == pytest.approx(found.least_se)
@@ -165,11 +165,11 @@ def test_a_network_copies_at_the_least_error_and_not_where_it_is_as_good_on_new_
     ("share", "se", "words"),
     [(COPIES + 0.1, 0.04, "copies"), (BEGUN + 0.1, 0.04, "begun"), (0.0, 0.1, "no sign"), (0.4, 0.3, "may copy")],
 )
-def test_the_verdict_heeds_the_error(share: float, se: float, words: str) -> None:
+def test_the_verdict_heeds_the_error(share, se, words):
     assert words in verdict(share - SURE * se, share + SURE * se)
 
 
-def test_the_share_scatters_as_its_error_says() -> None:
+def test_the_share_scatters_as_its_error_says():
     own, new, least = 0.3, 1.0, 0.1
     found = []
     for noise in torch.randn(4000, 3, generator=GENERATOR, dtype=torch.float64).tolist():
@@ -182,7 +182,7 @@ def test_the_share_scatters_as_its_error_says() -> None:
     assert float(shares.std()) == pytest.approx(float(errors.mean()), rel=0.1)
 
 
-def test_bins_that_were_not_seen_have_no_excess() -> None:
+def test_bins_that_were_not_seen_have_no_excess():
     known = moments(torch.ones(24, dtype=torch.float64))
     known.count[3] = 1
     value, se = excess_by_bin(known, torch.zeros(24, dtype=torch.float64), torch.zeros(24, dtype=torch.float64))

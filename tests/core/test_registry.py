@@ -172,19 +172,19 @@ IDS = [f"{registry.kind}-{declared.name}" for registry, declared in DECLARED]
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
-def test_no_name_means_two_things(registry: Registry) -> None:
+def test_no_name_means_two_things(registry):
     words = [word for each in registry.values() for word in (alike(each.name), *each.known_as)]
     assert len(words) == len(set(words))
 
 
 @pytest.mark.parametrize(("registry", "declared"), DECLARED, ids=IDS)
-def test_a_name_is_found_in_any_case_and_with_either_dash(registry: Registry, declared) -> None:
+def test_a_name_is_found_in_any_case_and_with_either_dash(registry, declared):
     for word in (declared.name.upper(), declared.name.replace("-", "_"), f" {declared.name.title()} "):
         assert registry.find(word) is declared
 
 
 @pytest.mark.parametrize(("registry", "declared"), DECLARED, ids=IDS)
-def test_another_name_is_written_down_as_the_own_name(registry: Registry, declared) -> None:
+def test_another_name_is_written_down_as_the_own_name(registry, declared):
     for word, params in declared.known_as.items():
         found = registry.find(word.upper().replace("-", "_"))
         assert found.spec == declared.bind(params).spec
@@ -230,7 +230,7 @@ def test_a_parameter_given_under_two_names_is_refused():
         ("v-prediction-mse@vp", "v-mse@linear-beta"),
     ],
 )
-def test_a_weighting_by_another_name_is_that_objective(name, same) -> None:
+def test_a_weighting_by_another_name_is_that_objective(name, same):
     assert likeness(parse_weighting(name), parse_weighting(same), -12, 12).deviation < 1e-9
 
 

@@ -407,7 +407,7 @@ def test_a_timestep_has_its_own_number(name, count, spec):
 
 
 @given(st.floats(-49, 49))
-def test_a_code_undoes_what_its_formula_says(level: float) -> None:
+def test_a_code_undoes_what_its_formula_says(level):
     at = torch.tensor([level], dtype=torch.float64)
     sigma = parse_level_code("sigma")(at)
     assert torch.allclose(parse_level_code("logsnr:factor=-0.125")(at), sigma.log() / 4, atol=1e-12)
@@ -418,7 +418,7 @@ def test_a_code_undoes_what_its_formula_says(level: float) -> None:
 
 @pytest.mark.parametrize("name", LEVEL_CODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_code_is_monotone_and_keeps_its_precision(name: str, dtype: torch.dtype) -> None:
+def test_a_code_is_monotone_and_keeps_its_precision(name, dtype):
     told = LEVEL_CODES[name](torch.linspace(-8, 8, 100, dtype=dtype))
     assert told.dtype == dtype and told.isfinite().all()
     assert (told.diff() >= 0).all() or (told.diff() <= 0).all()

@@ -187,7 +187,7 @@ def rates(spec: str, warmup: int = 0, steps: int = STEPS) -> list[float]:
 
 
 @pytest.mark.parametrize("name", LR_DECAYS)
-def test_a_rate_begins_at_lr_and_never_rises_after_warm_up(name: str) -> None:
+def test_a_rate_begins_at_lr_and_never_rises_after_warm_up(name):
     found = rates(name)
     assert found[0] == 0.25
     assert all(one >= other > 0 for one, other in pairwise(found))
@@ -215,7 +215,7 @@ def test_a_rate_falls_to_its_end(spec, part, factor):
     assert LR_DECAYS.parse(spec)(part * STEPS, STEPS) == pytest.approx(factor, abs=1e-15)
 
 
-def test_an_inverse_square_root_is_constant_until_its_reference_whatever_the_number_of_steps() -> None:
+def test_an_inverse_square_root_is_constant_until_its_reference_whatever_the_number_of_steps():
     found = rates("rsqrt:ref=100")
     assert set(found[:101]) == {0.25}
     assert found[400] == pytest.approx(0.25 / 2) and found[900] == pytest.approx(0.25 / 3)

@@ -48,7 +48,7 @@ def exact_error(mixture: Any, logsnr: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["edm2-img512", "laplace:mean=1,scale=2", "uniform", "fm-ot"])
-def test_a_schedule_is_the_adaptive_one_of_its_own_learned_weighting(name: str, mixture: Any) -> None:
+def test_a_schedule_is_the_adaptive_one_of_its_own_learned_weighting(name, mixture):
     """EDM2's theorem: p ∝ w e with w = p/e. The floor adds the only difference, and bins are as fine as it gets."""
     schedule, error = parse_schedule(name, LOW, HIGH), exact_error(mixture, MIDDLE)
     learned = parse_weighting("uncertainty").knowing(schedule, MIDDLE, error)
@@ -94,7 +94,7 @@ ASKED = torch.linspace(-3, 4.6, 39, dtype=torch.float64)
 """λ at which weightings are compared: .8 ± 1.9 standard deviations of those that are drawn."""
 
 
-def test_the_learned_weighting_is_edm2s_with_a_network_for_u() -> None:
+def test_the_learned_weighting_is_edm2s_with_a_network_for_u():
     """EDM2's loop, restated: D and u by one loss, (ω/e^u) ‖D − x‖²/n + u. Ours is learned by averages of the same errors."""
     network, log_variance = small_network(), LogVariance()
     optimizer = torch.optim.Adam(
@@ -132,7 +132,7 @@ def test_the_learned_weighting_is_edm2s_with_a_network_for_u() -> None:
     assert abs(float(apart.mean())) < 0.05, "the scale is that of u, too: the loss is half of each error over its mean"
 
 
-def test_the_loss_of_ones_own_loop_learns_it() -> None:
+def test_the_loss_of_ones_own_loop_learns_it():
     loss, network, losses = DiffusionLoss("uncertainty", "edm2-img512", "edm"), small_network(), []
     optimizer = torch.optim.SGD(network.parameters(), 0.05)
     for step in range(40):
@@ -146,7 +146,7 @@ def test_the_loss_of_ones_own_loop_learns_it() -> None:
     assert sum(losses[-10:]) / 10 == pytest.approx(0.5, abs=0.1), "every error is divided by the mean one"
 
 
-def test_it_begins_as_the_plain_squared_error_of_the_networks_output() -> None:
+def test_it_begins_as_the_plain_squared_error_of_the_networks_output():
     for spec in ("v", "eps", "edm", "u"):
         prediction = Prediction(spec)
         start = learned_weighting(parse_weighting("uncertainty"), EDM2, prediction, AdaptiveSchedule(EDGES))
@@ -154,7 +154,7 @@ def test_it_begins_as_the_plain_squared_error_of_the_networks_output() -> None:
         assert torch.allclose(factor, torch.ones_like(factor), rtol=1e-9)
 
 
-def test_monotone_it_never_rises(mixture: Any) -> None:
+def test_monotone_it_never_rises(mixture):
     error = exact_error(mixture, MIDDLE)
     plain, held = (
         parse_weighting(text).knowing(EDM2, MIDDLE, error) for text in ("uncertainty", "uncertainty:monotone")
@@ -163,7 +163,7 @@ def test_monotone_it_never_rises(mixture: Any) -> None:
     assert bool((held(MIDDLE) >= plain(MIDDLE)).all())
 
 
-def test_a_curve_through_values_is_smooth_and_exact_for_parabolas() -> None:
+def test_a_curve_through_values_is_smooth_and_exact_for_parabolas():
     at = torch.linspace(-2.2, 2.2, 101, dtype=torch.float64)
     knots = torch.linspace(-2, 2, 9, dtype=torch.float64)
     inside = at[(at > -1.5) & (at < 1.5)]
@@ -175,7 +175,7 @@ def test_a_curve_through_values_is_smooth_and_exact_for_parabolas() -> None:
     assert float(slope.diff().abs()) < 1e-5, "no bend at a knot"
 
 
-def test_alone_it_says_no_weight_and_an_adaptive_schedule_is_refused() -> None:
+def test_alone_it_says_no_weight_and_an_adaptive_schedule_is_refused():
     alone = parse_weighting("Uncertainty", monotone=True)
     assert alone.spec == "uncertainty:monotone" == parse_weighting(alone.spec).spec
     assert alone.learned and not parse_weighting("edm").learned

@@ -81,9 +81,7 @@ def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
 
 @pytest.mark.parametrize("std", TRUE)
 @pytest.mark.parametrize(("at", "most"), [(None, 1e-3), (50, 5e-3)])
-def test_reconstruction_meets_the_true_average_of_a_real_training(
-    std: float, at: int | None, most: float, kept: Path, true: Path, tmp_path: Path
-) -> None:
+def test_reconstruction_meets_the_true_average_of_a_real_training(std, at, most, kept, true, tmp_path):
     result = make_average(kept, std, tmp_path / "a.safetensors", at)
     found = checkpoints(true)[-1 if at is None else 0]
     assert result["step"] == (at or 100) and found.name == f"step-{result['step']:08d}"
@@ -96,7 +94,7 @@ def test_reconstruction_meets_the_true_average_of_a_real_training(
     assert 0 < result["residual"] < 0.06
 
 
-def test_a_stored_profile_comes_out_bit_for_bit(kept: Path, tmp_path: Path) -> None:
+def test_a_stored_profile_comes_out_bit_for_bit(kept, tmp_path):
     result = make_average(kept, 0.1, tmp_path / "a.safetensors", 75)
     got, wanted = (
         load(tmp_path / "a.safetensors"),
@@ -106,7 +104,7 @@ def test_a_stored_profile_comes_out_bit_for_bit(kept: Path, tmp_path: Path) -> N
     assert (result["residual"], result["snapshots"], result["profiles"]) == (0, 1, ["power:std=0.1"])
 
 
-def test_the_command_prints_json_and_the_file_says_how_it_was_made(elbo: Elbo, kept: Path, tmp_path: Path) -> None:
+def test_the_command_prints_json_and_the_file_says_how_it_was_made(elbo, kept, tmp_path):
     out = tmp_path / "a.safetensors"
     done = elbo("ema", kept, "--std", ".08", "-o", out, "-q")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -141,16 +139,14 @@ OUT = ["-o", "a"]
         ("tmp_path", ["--std", ".1", *OUT], 1, "not a run"),
     ],
 )
-def test_bad_input_is_told_and_nothing_is_written(
-    run: str, options: list[str], code: int, word: str, elbo: Elbo, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_bad_input_is_told_and_nothing_is_written(run, options, code, word, elbo, tmp_path, request):
     done = elbo("ema", request.getfixturevalue(run), *options, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (code, b"")
     assert done.stderr.startswith(b"elbo ema: error: ") and word in done.stderr.decode()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_snapshot_is_named_and_done_without(copy: Path, tmp_path: Path) -> None:
+def test_a_damaged_snapshot_is_named_and_done_without(copy, tmp_path):
     path = copy / "snapshots/step-00000060/ema-power-0.1.safetensors"
     flip(path)
     whole = make_average(copy, 0.07, tmp_path / "a.safetensors", 55)
@@ -161,9 +157,7 @@ def test_a_damaged_snapshot_is_named_and_done_without(copy: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["x", "first.bias"])
-def test_other_averages_in_a_snapshot_are_left_alone_and_another_networks_refused(
-    place: str, copy: Path, tmp_path: Path
-) -> None:
+def test_other_averages_in_a_snapshot_are_left_alone_and_another_networks_refused(place, copy, tmp_path):
     expected = make_average(copy, 0.07, tmp_path / "a.safetensors")
 
     def rewrite(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], name: str = "") -> None:
@@ -196,7 +190,7 @@ FIRST, LAST = "checkpoints/step-00000050", "checkpoints/step-00000100"
         (f"{LAST}/../step-00000050", "model", "model", 50),
     ],
 )
-def test_weights_are_those_that_are_asked_for(place: str, asked: str, name: str, step: int, kept: Path) -> None:
+def test_weights_are_those_that_are_asked_for(place, asked, name, step, kept):
     opened, path = open_run(kept / place, CPU, asked), kept / f"checkpoints/step-{step:08d}/{name}.safetensors"
     about = {"step": step, "images_trained": 16 * step, "weights": name}
     assert opened.path.samefile(kept) and opened.about == {**opened.about, **about}
@@ -204,9 +198,7 @@ def test_weights_are_those_that_are_asked_for(place: str, asked: str, name: str,
     assert all(torch.equal(value, wanted[key]) for key, value in opened.network.state_dict().items())
 
 
-def test_an_average_made_afterwards_is_opened_sampled_and_measured(
-    elbo: Elbo, kept: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_an_average_made_afterwards_is_opened_sampled_and_measured(elbo, kept, digits, tmp_path):
     average = tmp_path / "a.safetensors"
     result = make_average(kept, 0.15, average, 50)
     opened, wanted = open_run(kept, CPU, str(average)), load_file(average)
@@ -219,9 +211,7 @@ def test_an_average_made_afterwards_is_opened_sampled_and_measured(
     assert (found["weights"], found["step"]) == ("ema-power-0.15", 50)
 
 
-def test_weights_that_are_not_there_or_no_average_are_refused(
-    kept: Path, digits: Path, preset: Path, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_there_or_no_average_are_refused(kept, digits, preset, tmp_path):
     path = tmp_path / "a.safetensors"
     with pytest.raises(UsageError, match=r"ema-0\.9.* ema-power-0\.05, ema-power-0\.1"):
         open_run(kept, CPU, "power:std=.2")
@@ -242,7 +232,7 @@ def test_weights_that_are_not_there_or_no_average_are_refused(
         open_run(tmp_path / "x" / FIRST, CPU)
 
 
-def test_info_knows_snapshots_and_verifies_them_and_a_named_checkpoint_is_not_replaced(elbo: Elbo, copy: Path) -> None:
+def test_info_knows_snapshots_and_verifies_them_and_a_named_checkpoint_is_not_replaced(elbo, copy):
     snapshot, average = copy / "snapshots/step-00000010", copy.parent / "a.safetensors"
     facts = json.loads(elbo("info", snapshot, "--json", "--verify").stdout)
     assert (facts["is"], facts["step"], facts["images"]) == ("snapshot of averages", 10, 160)
@@ -265,7 +255,7 @@ def test_info_knows_snapshots_and_verifies_them_and_a_named_checkpoint_is_not_re
 # Settings
 
 
-def test_averages_and_snapshots_bring_each_other(digits: Path, preset: Path) -> None:
+def test_averages_and_snapshots_bring_each_other(digits, preset):
     def found(**options: Any) -> tuple[tuple[str, ...], int]:
         made = resolved(digits, preset, **options).settings
         return made.ema, made.snapshot_every
@@ -277,7 +267,7 @@ def test_averages_and_snapshots_bring_each_other(digits: Path, preset: Path) -> 
     assert found(snapshot_every=5, ema=("power:std=.2", "0.9")) == (("power:std=0.2", "0.9"), 5)
 
 
-def test_several_averages_come_from_every_source(elbo: Elbo, digits: Path, preset: Path, tmp_path: Path) -> None:
+def test_several_averages_come_from_every_source(elbo, digits, preset, tmp_path):
     """A run's config is the same whether its averages come from options, the environment, a config or a preset."""
     two, spec = ["0.7", "halflife:images=500000,ramp=0"], "halflife:images=5e5,ramp=0"
     (tmp_path / "c.yaml").write_text(f"ema: [0.7, '{spec}']\n")
@@ -299,7 +289,7 @@ def test_several_averages_come_from_every_source(elbo: Elbo, digits: Path, prese
 # Going on
 
 
-def test_going_on_drops_the_snapshots_of_steps_that_come_again(copy: Path, digits: Path, preset: Path) -> None:
+def test_going_on_drops_the_snapshots_of_steps_that_come_again(copy, digits, preset):
     shutil.rmtree(copy / LAST)
     wanted = [(path / "meta.json").read_text() for path in store.snapshots(copy)]
     train(digits, preset, copy, steps=55, snapshot_every=25)
@@ -308,7 +298,7 @@ def test_going_on_drops_the_snapshots_of_steps_that_come_again(copy: Path, digit
     assert [(path / "meta.json").read_text() for path in store.snapshots(copy)] == wanted
 
 
-def test_several_averages_survive_a_stop_and_change_nothing_else(kept: Path, true: Path) -> None:
+def test_several_averages_survive_a_stop_and_change_nothing_else(kept, true):
     one, two = latest(kept), latest(true)
     assert one is not None and two is not None
     for name in ("model", "ema-0.9", "ema-power-0.05"):

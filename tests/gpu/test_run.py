@@ -73,7 +73,7 @@ def steps_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_all_of_it_runs_small_on_a_cpu(started: Callable[..., Any]) -> None:
+def test_all_of_it_runs_small_on_a_cpu(started):
     code, report, table = started(str(GPU / "run.py"), "--budget", "480")
     found = steps_of(report)
     assert len(found) == 14
@@ -93,7 +93,7 @@ def test_all_of_it_runs_small_on_a_cpu(started: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_absent_is_skipped_by_name(started: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_is_absent_is_skipped_by_name(started, tmp_path):
     """A machine that has nothing but what elbo trains with; torch itself asks for some of these and goes on without."""
     for name in ABSENT:
         (tmp_path / "absent" / name).mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_what_is_absent_is_skipped_by_name(started: Callable[..., Any], tmp_path
 
 
 @pytest.mark.slow
-def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started, tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     names = ("good", "again", "bad", "wrong", "absent", "dies", "hangs", "again")
     steps = ", ".join(
@@ -147,7 +147,7 @@ def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started: Callab
         assert child.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_steps_share_what_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_share_what_time_there_is(monkeypatch):
     monkeypatch.syspath_prepend(str(GPU))
     run = import_module("run")
     short, long = run.Step("short", "", 10), run.Step("long", "", 30)
@@ -159,7 +159,7 @@ def test_steps_share_what_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(step.seconds for step in run.STEPS) <= 540 + 30
 
 
-def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_card_is_described(monkeypatch, tmp_path):
     for folder in (GPU, tmp_path):
         monkeypatch.syspath_prepend(str(folder))
     environment = import_module("environment")
@@ -183,7 +183,7 @@ def test_a_card_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert {row.name: row.value for row in environment.rows(session)}["driver version"] == "not told by nvidia-smi"
 
 
-def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wait_is_told_with_its_place(monkeypatch, tmp_path):
     for folder in (GPU, GPU.parent):
         monkeypatch.syspath_prepend(str(folder))
     checks = import_module("checks")
@@ -201,7 +201,7 @@ def test_a_wait_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not row.ok and row.note.startswith("core/adaptive.py:"), "torch's RuntimeError for a negative count"
 
 
-def test_as_many_images_at_a_time_as_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_as_many_images_at_a_time_as_fit(monkeypatch, tmp_path):
     for folder in (GPU.parent / "bench", GPU.parent, GPU):
         monkeypatch.syspath_prepend(str(folder))
     speed = import_module("speed")

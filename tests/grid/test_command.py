@@ -31,7 +31,7 @@ def works(elbo: Elbo, tmp_path: Path) -> Elbo:
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddpm", "dpmpp-2m"])
-def test_sample_visits_the_levels_that_were_found(sampler: str, works: Elbo, trained: Path, tmp_path: Path) -> None:
+def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_path):
     told = json.loads(works("grid", trained, "--sampler", sampler, *FEW, "-o", "g.yaml", "--report").stdout)
     schedule = resolve_schedule(str(tmp_path / "g.yaml"), -10.0, 10.0, clip=True)
     assert time_grid(schedule, 4)[:-1] == pytest.approx(told["levels"], abs=1e-12)
@@ -50,7 +50,7 @@ def test_sample_visits_the_levels_that_were_found(sampler: str, works: Elbo, tra
 
 
 @pytest.mark.parametrize(("kind", "weighting"), [("entropic", "elbo"), ("rescaled", "fm-ot")])
-def test_grids_of_entropy_are_adaptive_schedules(kind: str, weighting: str, works: Elbo, trained: Path) -> None:
+def test_grids_of_entropy_are_adaptive_schedules(kind, weighting, works, trained):
     made, fitted = (
         works("grid", trained, "--kind", kind, *FEW, "--sampler", "ddim"),
         works("adapt", trained, "--weighting", weighting),
@@ -59,7 +59,7 @@ def test_grids_of_entropy_are_adaptive_schedules(kind: str, weighting: str, work
     assert all(word in made.stderr for word in (b"4 levels", b"cosine: root", f"{kind}: root".encode()))
 
 
-def test_guides_are_those_of_sample_and_batches_change_nothing(works: Elbo, trained: Path) -> None:
+def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
     worse = min((trained / "checkpoints").iterdir())
     found = {
         name: json.loads(works("grid", trained, *FEW, "--sampler", "ddim", "--report", *words).stdout)
@@ -77,7 +77,7 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works: Elbo, trai
     assert found["parts"]["evaluations"] == found["worse"]["evaluations"] > 100
 
 
-def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works: Elbo, trained: Path) -> None:
+def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     heun, guided = ("--sampler", "heun"), ("--guidance", 2)
     kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided, "any": ("--kind", "entropic", *heun)}
     for name, words in kinds.items():
@@ -100,17 +100,13 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works: Elbo, tra
     ("words", "code", "word"),
     [(("--sampler", "dpmpp-2m-sde"), 2, "noise"), (("--since", 1000), 1, ""), (("--classes", "12"), 2, "of 10")],
 )
-def test_a_line_that_makes_no_sense_is_refused(
-    words: tuple[Any, ...], code: int, word: str, elbo: Elbo, trained: Path
-) -> None:
+def test_a_line_that_makes_no_sense_is_refused(words, code, word, elbo, trained):
     result = elbo("grid", trained, "-n", 2, *words)
     assert (result.returncode, result.stdout) == (code, b""), result.stderr
     assert b"Traceback" not in result.stderr and word in result.stderr.decode()
 
 
-def test_without_a_log_there_are_grids_for_equations_alone(
-    elbo: Elbo, works: Elbo, trained: Path, tmp_path: Path
-) -> None:
+def test_without_a_log_there_are_grids_for_equations_alone(elbo, works, trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     (run / "losslog.jsonl").unlink()
     made = works("grid", run, *FEW, "--sampler", "ddim", "--report")

@@ -41,9 +41,7 @@ def same(path: Path, wanted: Weights, more: float = 0) -> bool:
     return held.keys() == wanted.keys() and all(torch.equal(held[name], wanted[name] + more) for name in wanted)
 
 
-def test_an_imported_run_is_the_run_that_it_was_made_of(
-    elbo: Elbo, foreign: dict[str, Path], plugin: tuple[Any, ...], trained: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_an_imported_run_is_the_run_that_it_was_made_of(elbo, foreign, plugin, trained, digits, tmp_path):
     result = elbo("import", foreign["weights"], "run", *plugin, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
     draw = ("-n", 6, "--steps", 4, "--seed", 3)
@@ -64,14 +62,7 @@ def test_an_imported_run_is_the_run_that_it_was_made_of(
         (lambda name: name.replace("down.", "encoder."), ("--rename", "encoder.=down.")),
     ],
 )
-def test_wrappers_prefixes_and_other_names_are_taken_off(
-    renamed: Callable[[str], str],
-    said: tuple[str, ...],
-    elbo: Elbo,
-    plugin: tuple[Any, ...],
-    weights: Weights,
-    tmp_path: Path,
-) -> None:
+def test_wrappers_prefixes_and_other_names_are_taken_off(renamed, said, elbo, plugin, weights, tmp_path):
     others = {"other.name": torch.ones(1)} if "--prefix" in said else {}
     save_file({renamed(name): value for name, value in weights.items()} | others, tmp_path / "w.safetensors")
     result = elbo("import", "w.safetensors", "run", *said, *plugin, cwd=tmp_path)
@@ -96,15 +87,8 @@ JIT = ("model", "model_ema1", "model_ema2")
     ],
 )
 def test_the_average_is_taken_unless_another_key_is_asked_for_and_none_of_several_is_guessed(
-    keys: tuple[str, ...],
-    asked: tuple[str, ...],
-    taken: str,
-    noted: bool,
-    elbo: Elbo,
-    plugin: tuple[Any, ...],
-    weights: Weights,
-    tmp_path: Path,
-) -> None:
+    keys, asked, taken, noted, elbo, plugin, weights, tmp_path
+):
     held = {key: {name: value + k for name, value in weights.items()} for k, key in enumerate(keys)}
     torch.save({**held, "epoch": 3}, tmp_path / "w.pt")
     said = [word for key in asked for word in ("--weights", key)]
@@ -145,24 +129,15 @@ EDM: dict[str, Any] = {"map_layer0.weight": torch.zeros(8, 8), f"enc.{LONG}x{LON
     ids=range(11),
 )
 def test_a_checkpoint_or_an_option_that_does_not_fit_is_named(
-    change: Callable[[Weights], dict[str, Any]],
-    words: tuple[str, ...],
-    code: int,
-    word: str,
-    elbo: Elbo,
-    plugin: tuple[Any, ...],
-    weights: Weights,
-    tmp_path: Path,
-) -> None:
+    change, words, code, word, elbo, plugin, weights, tmp_path
+):
     torch.save(change(weights), tmp_path / "w.pt")
     result = elbo("import", "w.pt", "run", *words, *plugin, cwd=tmp_path)
     assert result.returncode == code and word in result.stderr.decode(), result.stderr
     assert b"Traceback" not in result.stderr and [path.name for path in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_files_that_are_no_checkpoints_and_runs_that_exist_are_refused(
-    elbo: Elbo, foreign: dict[str, Path], tmp_path: Path
-) -> None:
+def test_files_that_are_no_checkpoints_and_runs_that_exist_are_refused(elbo, foreign, tmp_path):
     torch.save({"a": 1}, tmp_path / "a.pt")
     (tmp_path / "cut.pt").write_bytes(foreign["weights"].read_bytes()[:-200])
     (tmp_path / "old").mkdir()
@@ -180,14 +155,8 @@ def test_files_that_are_no_checkpoints_and_runs_that_exist_are_refused(
 
 
 def test_an_imported_run_does_not_go_on_but_is_trained_further_from_its_very_weights(
-    elbo: Elbo,
-    foreign: dict[str, Path],
-    plugin: tuple[Any, ...],
-    weights: Weights,
-    trained: Path,
-    digits: Path,
-    tmp_path: Path,
-) -> None:
+    elbo, foreign, plugin, weights, trained, digits, tmp_path
+):
     assert elbo("import", foreign["weights"], "run", *plugin, cwd=tmp_path).returncode == 0
     for words, word in (
         (("train", "-o", "run"), b"--init run"),
@@ -236,9 +205,7 @@ SMALL: dict[str, tuple[Callable[[Path], Any], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_small_one_is_sampled_bounded_and_trained_further(
-    name: str, elbo: Elbo, digits: Path, tmp_path: Path
-) -> None:
+def test_a_small_one_is_sampled_bounded_and_trained_further(name, elbo, digits, tmp_path):
     write, said = SMALL[name]
     write(tmp_path / "w.pkl")
     result = elbo("import", "w.pkl", "run", *said, cwd=tmp_path)
@@ -261,7 +228,7 @@ PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
 LINES = [line for block in re.findall(r"^```\n(.*?)^```$", PAGE, re.M | re.S) for line in block.splitlines()]
 
 
-def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo: Elbo) -> None:
+def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo):
     rows = re.findall(r"^\| `([\w-]+)` \| .* \| .* \| .* \|$", PAGE, re.M)
     listed = elbo("import", "list").stdout.decode()
     assert len(rows) == len(set(rows)) and set(rows) == set(FORMATS) == {*SMALL, "diffusers", "program", "module"}
@@ -269,7 +236,7 @@ def test_each_format_is_in_the_list_in_a_row_of_the_page_and_tested(elbo: Elbo) 
 
 
 @pytest.mark.parametrize("line", LINES[1:])
-def test_a_command_line_of_the_page_is_one_that_elbo_takes(line: str) -> None:
+def test_a_command_line_of_the_page_is_one_that_elbo_takes(line):
     program, name, *words = shlex.split(line)
     command = elbo_command.get_command(click.Context(elbo_command), name)
     assert program == "elbo" and command is not None

@@ -59,9 +59,7 @@ def changed(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_a_pipeline_is_sampled_bounded_and_trained_further(
-    elbo: Elbo, pipeline: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_a_pipeline_is_sampled_bounded_and_trained_further(elbo, pipeline, digits, tmp_path):
     result = elbo("import", pipeline, "run", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"run\n"), result.stderr
     assert json.loads(elbo("bound", "run", digits, "-n", 8, "--draws", 2, cwd=tmp_path).stdout)["bpd"] > 0
@@ -78,7 +76,7 @@ def test_a_pipeline_is_sampled_bounded_and_trained_further(
     ids=["linear", "cosine", "scaled"],
 )
 @torch.no_grad()
-def test_the_function_at_every_timestep_is_diffusers_own(scheduler: Any, elbo: Elbo, tmp_path: Path) -> None:
+def test_the_function_at_every_timestep_is_diffusers_own(scheduler, elbo, tmp_path):
     model = awake(num_class_embeds=5)
     model.save_pretrained(tmp_path / "m")
     scheduler.save_pretrained(tmp_path / "m")
@@ -99,7 +97,7 @@ def test_the_function_at_every_timestep_is_diffusers_own(scheduler: Any, elbo: E
 
 
 @torch.no_grad()
-def test_a_flow_network_sees_the_straight_path(elbo: Elbo, tmp_path: Path) -> None:
+def test_a_flow_network_sees_the_straight_path(elbo, tmp_path):
     model = awake(out_channels=2)
     model.save_pretrained(tmp_path / "m")
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -146,9 +144,7 @@ def halves(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [renamed, parts, halves])
-def test_weights_under_old_names_in_parts_and_of_half_precision_are_read(
-    change: Callable[[Path], Any], elbo: Elbo, flat: Path, tmp_path: Path
-) -> None:
+def test_weights_under_old_names_in_parts_and_of_half_precision_are_read(change, elbo, flat, tmp_path):
     tensors = load_file(flat / WHOLE)
     change(flat)
     result = elbo("import", "flat", "run", cwd=tmp_path)
@@ -158,7 +154,7 @@ def test_weights_under_old_names_in_parts_and_of_half_precision_are_read(
         assert torch.equal(held[f"model.{name}"], value.half().float() if change is halves else value)
 
 
-def test_options_say_what_no_scheduler_does(elbo: Elbo, flat: Path, tmp_path: Path) -> None:
+def test_options_say_what_no_scheduler_does(elbo, flat, tmp_path):
     (flat / "scheduler_config.json").unlink()
     assert elbo("import", "flat", "run", "--prediction", "v", "--levels", "t:linear", cwd=tmp_path).returncode == 0
     settings = elbocli.open_run(tmp_path / "run", "cpu").settings
@@ -180,9 +176,7 @@ def test_options_say_what_no_scheduler_does(elbo: Elbo, flat: Path, tmp_path: Pa
     ],
     ids=range(9),
 )
-def test_a_folder_that_does_not_fit_is_refused(
-    change: Callable[[Path], Any], said: tuple[Any, ...], code: int, word: str, elbo: Elbo, flat: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_does_not_fit_is_refused(change, said, code, word, elbo, flat, tmp_path):
     change(flat)
     result = elbo("import", "flat", "run", *said, cwd=tmp_path)
     assert (result.returncode, [path.name for path in tmp_path.iterdir()]) == (code, ["flat"]), result.stderr

@@ -4,7 +4,6 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -75,9 +74,7 @@ def assert_computes(format: str, found: Imported, tensors: Tensors) -> None:
 
 @pytest.mark.parametrize(("format", "shape"), SHAPES, ids=str)
 @torch.no_grad()
-def test_a_pickle_becomes_a_network_that_computes_the_formula(
-    format: str, shape: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_pickle_becomes_a_network_that_computes_the_formula(format, shape, tmp_path):
     tensors = PEERS[format].made(**shape)
     found, notes = read(format, pickled(format, tensors, tmp_path))
     assert_computes(format, found, tensors)
@@ -90,7 +87,7 @@ def test_a_pickle_becomes_a_network_that_computes_the_formula(
 
 @pytest.mark.parametrize("format", PEERS)
 @torch.no_grad()
-def test_half_precision_becomes_single(format: str, tmp_path: Path) -> None:
+def test_half_precision_becomes_single(format, tmp_path):
     halves = {name: tensor.half() for name, tensor in PEERS[format].made(classes=3, **SMALL).items()}
     found, _ = read(format, pickled(format, halves, tmp_path))
     assert {tensor.dtype for tensor in found.weights.values()} == {torch.float32}
@@ -98,7 +95,7 @@ def test_half_precision_becomes_single(format: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_edms_augmentation_is_left_out_with_a_note(tmp_path: Path) -> None:
+def test_edms_augmentation_is_left_out_with_a_note(tmp_path):
     tensors = edm_unet.made(augment=9, **SMALL)
     found, notes = read("edm", pickled("edm", tensors, tmp_path))
     assert_computes("edm", found, tensors)
@@ -146,9 +143,7 @@ def without_unet(tensors: Tensors, path: Path) -> Path:
     ],
     ids=range(8),
 )
-def test_other_files_of_the_same_weights_become_the_same_network(
-    format: str, write: Callable[[Tensors, Path], Path], averaged: bool, noted: str, tmp_path: Path
-) -> None:
+def test_other_files_of_the_same_weights_become_the_same_network(format, write, averaged, noted, tmp_path):
     tensors = PEERS[format].made(classes=5, levels=(1, 2, 2))
     path = write(tensors, tmp_path / "y.pt")
     (found, notes), (wanted, _) = read(format, path), read(format, pickled(format, tensors, tmp_path))
@@ -158,7 +153,7 @@ def test_other_files_of_the_same_weights_become_the_same_network(
     assert noted in notes and bool(noted) == bool(notes)
 
 
-def test_the_first_of_several_averages_or_the_last_weights_are_taken_as_asked(tmp_path: Path) -> None:
+def test_the_first_of_several_averages_or_the_last_weights_are_taken_as_asked(tmp_path):
     last, narrow, wide = (edm2.made(seed=seed, **SMALL) for seed in range(3))
     path = edm2.write_state(tmp_path / "training-state-0002048.pt", last, {0.05: narrow, 0.1: wide})
     for asked, tensors, averaged in (("ema", narrow, True), ("model", last, False)):
@@ -196,14 +191,8 @@ def edm2_with(channels: int, **beside: Any) -> Callable[[Path], Path]:
     ids=range(6),
 )
 def test_weighting_and_schedule_are_those_of_its_loss_or_of_the_published_networks(
-    format: str,
-    write: Callable[[Path], Path],
-    mean: float,
-    std: float,
-    sigma_data: float,
-    guessed: bool,
-    tmp_path: Path,
-) -> None:
+    format, write, mean, std, sigma_data, guessed, tmp_path
+):
     found, notes = read(format, write(tmp_path))
     settings = found.settings
     low, high = settings["logsnr_min"], settings["logsnr_max"]
@@ -234,9 +223,7 @@ def test_weighting_and_schedule_are_those_of_its_loss_or_of_the_published_networ
     ],
     ids=str,
 )
-def test_published_shapes_have_the_published_number_of_parameters(
-    format: str, shape: dict[str, Any], millions: float
-) -> None:
+def test_published_shapes_have_the_published_number_of_parameters(format, shape, millions):
     """Without memory: edm-imagenet-64x64-cond-adm.pkl, and EDM2's XS to XXL, of which one has no classes and one is of pixels."""
     whole = {"size": 64, "levels": (1, 2, 3, 4), "blocks": 3, "attention": (16, 8), **shape}
     source = Source(Path("x.pt"))
@@ -249,16 +236,14 @@ def test_published_shapes_have_the_published_number_of_parameters(
     assert all(config[key] == value for key, value in wanted.items() if key in config)
 
 
-def test_latents_are_whitened_as_edm2_does(tmp_path: Path) -> None:
+def test_latents_are_whitened_as_edm2_does(tmp_path):
     data = read("edm2", edm2_with(4, encoder=edm2.vae_encoder())(tmp_path))[0].data
     assert (data["latent_convention"], data["latent_input"], data["pixel_size"]) == ("edm2", "[0,1]", 64)
     assert data["latent_shift"] == list(EDM2_MEAN)
     assert data["latent_scale"] == pytest.approx([0.5 / each for each in EDM2_STD])
 
 
-def test_a_network_of_latents_is_guided_by_another_and_decoded(
-    make_autoencoder: Callable[..., Path], elbo: Callable[..., CompletedProcess[bytes]], tmp_path: Path
-) -> None:
+def test_a_network_of_latents_is_guided_by_another_and_decoded(make_autoencoder, elbo, tmp_path):
     """The autoencoder is named when the network is imported."""
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     folder = make_autoencoder(**blocks, block_out_channels=(4, 4, 4, 8), norm_num_groups=2)
@@ -333,15 +318,13 @@ NUMBERS = edm2.object_of("StabilityVAEEncoder", _init_kwargs={"raw_mean": [0, 0,
     ],
     ids=range(18),
 )
-def test_another_network_is_refused_by_the_names_in_its_file(
-    format: str, write: Callable[[Path], Path], word: str, elbo: Any, tmp_path: Path
-) -> None:
+def test_another_network_is_refused_by_the_names_in_its_file(format, write, word, elbo, tmp_path):
     result = elbo("import", write(tmp_path), tmp_path / "run", "--format", format)
     assert result.returncode in (1, 2) and word in result.stderr.decode(), result.stderr
     assert b"Traceback" not in result.stderr and not (tmp_path / "run").exists()
 
 
-def test_an_autoencoder_means_nothing_to_a_network_of_pixels(tmp_path: Path) -> None:
+def test_an_autoencoder_means_nothing_to_a_network_of_pixels(tmp_path):
     with pytest.raises(UsageError):
         read("edm2", edm2_with(3)(tmp_path), autoencoder=tmp_path)
 
@@ -356,7 +339,7 @@ class Bomb:
         return Path.touch, (self.marker,)
 
 
-def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
+def test_nothing_in_a_pickle_is_run(tmp_path):
     marker = tmp_path / "marker"
     module = edm_files.preconditioned(edm_unet.made(**SMALL), more=Bomb(marker))
     path = edm_files.write_pickle(tmp_path / "x.pkl", {"ema": module, "loss_fn": Bomb(marker)})

@@ -86,9 +86,7 @@ def adm_of(source: Source, **options: Any) -> Imported:
     ids=["legacy", "classes, new order, cosine", "no variance", "half a level"],
 )
 @torch.inference_mode()
-def test_guided_diffusions_outputs_are_its_formulas(
-    shape: dict[str, Any], attention: str, heads: int | None, levels: str, saved: Saved
-) -> None:
+def test_guided_diffusions_outputs_are_its_formulas(shape, attention, heads, levels, saved):
     tensors, classes = adm_unet.made(**shape), shape.get("classes", 0)
     source = Source(saved(tensors))
     found = adm_of(source, size=16, attention=attention, levels=levels)
@@ -117,8 +115,8 @@ def test_guided_diffusions_outputs_are_its_formulas(
     ids=["64", "128", "256", "256 without classes, and LSUN", "512"],
 )
 def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
-    size: int, shape: dict[str, Any], millions: int, attention: str, betas: str
-) -> None:
+    size, shape, millions, attention, betas
+):
     """Without memory. Table 1 and appendix I of arXiv:2105.05233 have the numbers."""
     usual = {"size": size, "channels": 256, "blocks": 2, "attention": (32, 16, 8)}
     source = Source(Path("diffusion.pt"))
@@ -134,7 +132,7 @@ def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
     assert (settings["prediction"], settings["weighting"]) == ("eps", f"eps-mse@{settings['schedule']}")
 
 
-def test_levels_that_no_schedule_is_known_of_are_left_open(saved: Saved) -> None:
+def test_levels_that_no_schedule_is_known_of_are_left_open(saved):
     path = saved(adm_unet.made(levels=(1,), attention=()), "model100000.pt")
     found = adm_of(Source(path), **SMALL, levels="sigma")
     assert not found.averaged and not {"schedule", "weighting", "logsnr_min"} & set(found.settings)
@@ -158,9 +156,7 @@ QKV = "input_blocks.3.1.qkv.weight"
     ],
     ids=range(7),
 )
-def test_another_network_than_guided_diffusions_is_refused_by_the_names_in_its_file(
-    spoil: Callable[[Any], Any], word: str, saved: Saved
-) -> None:
+def test_another_network_than_guided_diffusions_is_refused_by_the_names_in_its_file(spoil, word, saved):
     tensors = adm_unet.made(levels=(1, 2), attention=(8,))
     spoil(tensors)
     path = saved(tensors)
@@ -180,7 +176,7 @@ TOLD = [(SOME, ROWS_OF_SOME), (NOBODY, NOBODY + ROWS), (None, NOBODY + ROWS)]
 
 @pytest.mark.parametrize(("labels", "rows"), TOLD)
 @torch.inference_mode()
-def test_dits_noise_and_variances_are_its_formulas(labels: Tensor | None, rows: Tensor, saved: Saved) -> None:
+def test_dits_noise_and_variances_are_its_formulas(labels, rows, saved):
     tensors = dit.made()
     trained, z = imported(saved(tensors)), noised()
     beyond = [(0, 15.0), (999, -15.0)]
@@ -193,9 +189,7 @@ def test_dits_noise_and_variances_are_its_formulas(labels: Tensor | None, rows: 
 @pytest.mark.parametrize(("labels", "rows"), TOLD[::2])
 @pytest.mark.parametrize(("format", "outputs"), [("sit", 8), ("sit", 4), ("repa", 4)])
 @torch.inference_mode()
-def test_a_velocity_leads_to_the_images_that_its_formula_gives(
-    format: str, outputs: int, labels: Tensor | None, rows: Tensor, saved: Saved
-) -> None:
+def test_a_velocity_leads_to_the_images_that_its_formula_gives(format, outputs, labels, rows, saved):
     """At x_t = s x + (1 − s) e: SiT is told s and gives x − e; REPA, which its projectors tell, is told 1 − s and gives e − x."""
     forward = format == "sit"
     tensors = dit.made(outputs=outputs, projectors=0 if forward else 2, seed=1)
@@ -224,9 +218,7 @@ def test_a_velocity_leads_to_the_images_that_its_formula_gives(
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_other_shapes_heads_and_tables(
-    shape: dict[str, int], heads: int, options: dict[str, Any], dtype: torch.dtype, saved: Saved
-) -> None:
+def test_other_shapes_heads_and_tables(shape, heads, options, dtype, saved):
     """Half precision becomes single."""
     tensors = {name: tensor.to(dtype) for name, tensor in dit.made(**{"depth": 1, **shape}).items()}
     trained = imported(saved(tensors), **options)
@@ -238,7 +230,7 @@ def test_other_shapes_heads_and_tables(
     assert config.num_classes == (0 if rows is None else ROWS if whole else ROWS - 1)
 
 
-def test_the_run_knows_what_they_were_trained_with(saved: Saved) -> None:
+def test_the_run_knows_what_they_were_trained_with(saved):
     """A file of DiT's training script, of which the average is taken."""
     args = argparse.Namespace(model="DiT-S/2", image_size=64, num_classes=10)
     average = dit.made(depth=1, seed=4)
@@ -266,9 +258,7 @@ def test_the_run_knows_what_they_were_trained_with(saved: Saved) -> None:
     ],
     ids=range(5),
 )
-def test_another_network_than_dits_is_refused_by_the_names_in_its_file(
-    change: dict[str, Any], word: str, saved: Saved
-) -> None:
+def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, word, saved):
     path = saved({name: tensor for name, tensor in {**dit.made(), **change}.items() if tensor is not None})
     with pytest.raises(FormatError, match=f"{path}.*{word}"):
         imported(path)
@@ -291,7 +281,7 @@ def test_another_network_than_dits_is_refused_by_the_names_in_its_file(
     ],
     ids=range(11),
 )
-def test_options_say_what_shapes_do_not(make: Any, options: dict[str, Any], word: str, saved: Saved) -> None:
+def test_options_say_what_shapes_do_not(make, options, word, saved):
     with pytest.raises(ElboError, match=word):
         imported(saved(make()), **options)
 
@@ -299,9 +289,7 @@ def test_options_say_what_shapes_do_not(make: Any, options: dict[str, Any], word
 # Latents
 
 
-def test_an_autoencoder_is_named_when_a_network_is_imported_or_sampled(
-    saved: Saved, elbo: Elbo, autoencoder: Path, tmp_path: Path
-) -> None:
+def test_an_autoencoder_is_named_when_a_network_is_imported_or_sampled(saved, elbo, autoencoder, tmp_path):
     path = saved(dit.made(depth=1))
     line = ("sample", "run", "-n", 2, "--steps", 2, "-o", "x.npy")
     said = elbo("import", path, "run", cwd=tmp_path)
@@ -320,9 +308,7 @@ def test_an_autoencoder_is_named_when_a_network_is_imported_or_sampled(
         imported(wide, autoencoder=autoencoder)
 
 
-def test_any_autoencoder_will_do_that_scales_as_the_published_ones(
-    saved: Saved, make_autoencoder: Callable[..., Path]
-) -> None:
+def test_any_autoencoder_will_do_that_scales_as_the_published_ones(saved, make_autoencoder):
     """No digest is known of its weights."""
     trained = imported(saved(dit.made(depth=1)))
     data, config = structs.replace(trained.data, more={**trained.data.more, "pixel_size": 16}), trained.network.config

@@ -93,7 +93,7 @@ def network_of(run: Path) -> dict[str, Any]:
     return yaml.safe_load((run / "config.yaml").read_text())["network"]
 
 
-def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder: Path, digits: Path) -> None:
+def test_the_example_is_trained_imported_sampled_and_bounded(elbo, folder, digits):
     """Its weights as another program would save them."""
     plugin = ("--plugin", "small.py")
     words = ("train", digits, "-o", "trained", "--preset", "small.yaml", "--steps", 20, *plugin)
@@ -117,7 +117,7 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo: Elbo, folder:
     assert result.returncode == 2 and b"plug-in small.py" in result.stderr, result.stderr
 
 
-def test_a_plain_class_gets_its_level_and_gives_variances(elbo: Elbo, folder: Path) -> None:
+def test_a_plain_class_gets_its_level_and_gives_variances(elbo, folder):
     save_file(layer(2, 1, 1, 1), folder / "w.safetensors")
     said = ("--network", "mine.py:Pair:drop=0.2", "--levels", "sigma")
     assert elbo("import", "w.safetensors", "run", *said, *SAID, cwd=folder).returncode == 0
@@ -140,7 +140,7 @@ def test_a_plain_class_gets_its_level_and_gives_variances(elbo: Elbo, folder: Pa
         assert result.returncode in (1, 2) and b"Traceback" not in result.stderr, result.stderr
 
 
-def test_a_declared_network_is_imported_as_itself(elbo: Elbo, folder: Path) -> None:
+def test_a_declared_network_is_imported_as_itself(elbo, folder):
     extra = {"extra.weight": torch.ones(5, 2), "extra.bias": torch.zeros(5)}
     save_file({**layer(1, 1, 1, 1), **extra}, folder / "w.safetensors")
     said = ("--network", "mine.py:Declared:widths=[3,5]", "--levels", "sigma")
@@ -170,9 +170,7 @@ def test_a_declared_network_is_imported_as_itself(elbo: Elbo, folder: Path) -> N
     ],
     ids=range(12),
 )
-def test_a_class_that_does_not_fit_is_named(
-    network: str, said: tuple[Any, ...], code: int, word: str, elbo: Elbo, folder: Path
-) -> None:
+def test_a_class_that_does_not_fit_is_named(network, said, code, word, elbo, folder):
     save_file(layer(3, 64), folder / "w.safetensors")
     result = elbo("import", "w.safetensors", "run", "--network", network, *said, cwd=folder)
     assert result.returncode == code and word in result.stderr.decode(), result.stderr
@@ -180,7 +178,7 @@ def test_a_class_that_does_not_fit_is_named(
 
 
 @pytest.mark.slow
-def test_the_demo_runs(tmp_path: Path) -> None:
+def test_the_demo_runs(tmp_path):
     variables = {**os.environ, "STEPS": "20", "PYTHON": sys.executable, "PATH": BIN}
     line = ["sh", EXAMPLE / "demo.sh", tmp_path / "demo"]
     result = subprocess.run(line, env=variables, capture_output=True, check=False)
@@ -222,9 +220,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(
-    elbo: Elbo, program: Path, trained: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(elbo, program, trained, digits, tmp_path):
     result = elbo("import", program, "first", *LEVELS, *CLASSES, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"first\n"), result.stderr
     shutil.move(tmp_path / "first", tmp_path / "run")
@@ -240,7 +236,7 @@ def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(
     assert np.abs(drawn - wanted).max() <= 1
 
 
-def test_whole_timesteps_any_size_and_variances(elbo: Elbo, steps: Path, tmp_path: Path) -> None:
+def test_whole_timesteps_any_size_and_variances(elbo, steps, tmp_path):
     said = ("--prediction", "eps", "--levels", "t:linear", "--size", 8)
     result = elbo("import", steps, "run", *said, cwd=tmp_path)
     assert result.returncode == 0 and b"whole timesteps" in result.stderr, result.stderr
@@ -266,9 +262,7 @@ def test_whole_timesteps_any_size_and_variances(elbo: Elbo, steps: Path, tmp_pat
         ("empty", LEVELS, 1, "empty.pt2"),
     ],
 )
-def test_a_program_that_does_not_fit_is_named(
-    name: str, said: tuple[Any, ...], code: int, word: str, elbo: Elbo, program: Path, steps: Path, tmp_path: Path
-) -> None:
+def test_a_program_that_does_not_fit_is_named(name, said, code, word, elbo, program, steps, tmp_path):
     (tmp_path / "hello.pt2").write_bytes(b"hello")
     (tmp_path / "empty.pt2").write_bytes(b"PK\x05\x06" + bytes(18))
     path = {"net": program, "steps": steps}.get(name, tmp_path / f"{name}.pt2")
@@ -278,8 +272,8 @@ def test_a_program_that_does_not_fit_is_named(
 
 
 def test_a_program_is_neither_guided_without_its_null_class_nor_trained_nor_changed(
-    elbo: Elbo, program: Path, steps: Path, digits: Path, tmp_path: Path
-) -> None:
+    elbo, program, steps, digits, tmp_path
+):
     assert elbo("import", program, "run", *LEVELS, "--classes", 10, cwd=tmp_path).returncode == 0
     (tmp_path / "p.yaml").write_text("network: {family: program, file: network.pt2, sha256: abc}\ntrain: {steps: 3}\n")
     for words, word in (

@@ -79,13 +79,13 @@ print(*map(outcomes.count, ("found", "dead", "missed")))
 """
 
 
-def test_a_whole_dataset_passes(stored: Path) -> None:
+def test_a_whole_dataset_passes(stored):
     facts = verify(stored)
     assert facts["verified"] == ["contents_sha256", "payload_sha256"] and not facts["unverified"]
     assert (facts["bytes_per_image"] == 64) == (facts["store"] == "raw")
 
 
-def test_a_flipped_bit_is_found_or_changes_nothing(digits: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found_or_changes_nothing(digits, tmp_path):
     done = run_code(FLIPS, shutil.copy(digits, tmp_path), text=True)
     assert done.returncode == 0, done.stderr
     found, dead, missed = map(int, done.stdout.split())
@@ -93,7 +93,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(digits: Path, tmp_path: Path)
     assert dead <= 8  # the library itself crashes or hangs; HDF5 1.14.2 oftener than later ones
 
 
-def test_an_older_dataset_is_verified_by_its_digests(elbo: Elbo, digits: Path, tmp_path: Path) -> None:
+def test_an_older_dataset_is_verified_by_its_digests(elbo, digits, tmp_path):
     path = Path(shutil.copy(digits, tmp_path / "a.h5"))
     with h5py.File(path, "r+") as file:
         del file.attrs["digests"], file.attrs["contents_sha256"]
@@ -103,7 +103,7 @@ def test_an_older_dataset_is_verified_by_its_digests(elbo: Elbo, digits: Path, t
     assert facts["unverified"] == ["contents_sha256"]
 
 
-def test_each_file_of_a_run_and_of_a_checkpoint_is_verified(elbo: Elbo, trained: Path, tmp_path: Path) -> None:
+def test_each_file_of_a_run_and_of_a_checkpoint_is_verified(elbo, trained, tmp_path):
     newest = max((trained / "checkpoints").iterdir())
     count = len(list(newest.parent.iterdir()))
     assert verify(trained)["verified"] == [f"sha256 of {3 * count} files"]
@@ -118,7 +118,7 @@ def test_each_file_of_a_run_and_of_a_checkpoint_is_verified(elbo: Elbo, trained:
         assert result.returncode == 1 and f"{name}: damaged".encode() in result.stderr and result.stdout == b""
 
 
-def test_features_and_samples_are_read_whole(elbo: Elbo, tmp_path: Path) -> None:
+def test_features_and_samples_are_read_whole(elbo, tmp_path):
     write_features(tmp_path / "f.safetensors", SavedFeatures(torch.ones(5, 3), about=FeatureFacts(n=5)))
     np.save(tmp_path / "s.npy", np.zeros((100, 8, 8, 3), np.uint8))
     for name, kind in (("f.safetensors", "features of images"), ("s.npy", "samples")):
@@ -131,7 +131,7 @@ def test_features_and_samples_are_read_whole(elbo: Elbo, tmp_path: Path) -> None
             assert result.returncode == 1 and name.encode() in result.stderr
 
 
-def test_a_dataset_is_told_and_verified_without_torch(digits: Path) -> None:
+def test_a_dataset_is_told_and_verified_without_torch(digits):
     """To import torch takes five times as long as all else does at a million images."""
     code = "import sys; from elbocli.main import run; sys.exit(run(['info', '--verify', sys.argv[1]]) or 'torch' in sys.modules)"
     assert run_code(code, digits).returncode == 0
@@ -140,7 +140,7 @@ def test_a_dataset_is_told_and_verified_without_torch(digits: Path) -> None:
 # Pictures
 
 
-def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored: Path, elbo: Elbo, tmp_path: Path) -> None:
+def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored, elbo, tmp_path):
     result = elbo("info", stored, "--grid", "g.png", "--scale", 2, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"") and b"elbo-dataset" in result.stdout
     piped = elbo("info", stored, "--grid", "-", "--scale", 2).stdout
@@ -153,7 +153,7 @@ def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored: Path, e
     assert found == {f"class {k}": [10 * k + i for i in range(10)] for k in range(3)}
 
 
-def test_the_picture_never_goes_onto_a_terminal(digits: Path) -> None:
+def test_the_picture_never_goes_onto_a_terminal(digits):
     leader, follower = pty.openpty()
     with os.fdopen(leader), os.fdopen(follower):
         process = spawn_elbo("info", digits, "--grid", "-", stdout=follower)
@@ -161,7 +161,7 @@ def test_the_picture_never_goes_onto_a_terminal(digits: Path) -> None:
     assert process.returncode == 2 and b"terminal" in stderr
 
 
-def test_images_are_spread_over_the_file(digits: Path) -> None:
+def test_images_are_spread_over_the_file(digits):
     images, layout = images_of(digits)
     data = Dataset(digits)
     for label, group in enumerate(layout.groups):
@@ -174,9 +174,7 @@ def test_images_are_spread_over_the_file(digits: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "shown", "each"), [(1, 1, SHOWN), (2, 2, 32), (3, 3, 21), (16, 16, LEAST), (40, 16, LEAST)]
 )
-def test_few_classes_have_more_images_each_and_many_are_thinned_out(
-    classes: int, shown: int, each: int, tmp_path: Path
-) -> None:
+def test_few_classes_have_more_images_each_and_many_are_thinned_out(classes, shown, each, tmp_path):
     labels = np.arange(80 * classes) % classes
     np.savez(tmp_path / "s.npz", arr_0=np.zeros((80 * classes, 4, 4, 1), np.uint8), arr_1=labels)
     images, layout = images_of(tmp_path / "s.npz")
@@ -184,13 +182,13 @@ def test_few_classes_have_more_images_each_and_many_are_thinned_out(
     assert (layout.groups[0].name, layout.groups[-1].name) == ("0", str(classes - 1))
 
 
-def test_samples_without_classes_are_shown_in_order(tmp_path: Path) -> None:
+def test_samples_without_classes_are_shown_in_order(tmp_path):
     np.save(tmp_path / "s.npy", np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1))
     images, layout = images_of(tmp_path / "s.npy")
     assert images.ravel().tolist() == list(range(9)) and layout.left == 0 and layout.columns == 3
 
 
-def test_files_without_images_are_refused(latents: Path, trained: Path) -> None:
+def test_files_without_images_are_refused(latents, trained):
     with pytest.raises(FormatError, match="latents"):
         images_of(latents)
     with pytest.raises(DataError, match="a run"):
@@ -208,9 +206,7 @@ def test_files_without_images_are_refused(latents: Path, trained: Path) -> None:
         (["--grid", "g.png", "--scale", "0"], ">= 1"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
-    words: list[str], word: str, elbo: Elbo, digits: Path, tmp_path: Path
-) -> None:
+def test_options_that_do_not_fit_are_refused(words, word, elbo, digits, tmp_path):
     (tmp_path / "taken.png").write_text("mine")
     result = elbo("info", digits, *words, cwd=tmp_path)
     assert result.returncode == 2 and word in result.stderr.decode(), result.stderr

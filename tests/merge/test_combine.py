@@ -68,14 +68,14 @@ def flip(path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["raw", "png", "webp"])
-def test_four_shards_are_the_single_preps_file(kind: str, tmp_path: Path) -> None:
+def test_four_shards_are_the_single_preps_file(kind, tmp_path):
     parts = shards(tmp_path, kind)
     merged(tmp_path / "out.h5", [parts[i] for i in (2, 0, 3, 1)])
     assert (tmp_path / "out.h5").read_bytes() == whole(tmp_path, kind)
     assert [path.name for path in tmp_path.glob("out*")] == ["out.h5"]
 
 
-def test_datasets_without_shard_numbers_are_joined_as_given(tmp_path: Path) -> None:
+def test_datasets_without_shard_numbers_are_joined_as_given(tmp_path):
     merged(tmp_path / "out.h5", [write(tmp_path / "b.h5", start=10), write(tmp_path / "a.h5", stop=10)])
     data = Dataset(tmp_path / "out.h5")
     assert np.array_equal(data.batch(np.arange(COUNT)), np.concatenate([PIXELS[10:], PIXELS[:10]]))
@@ -107,15 +107,13 @@ def samples_of(path: Path, start: int = 0, stop: int = COUNT, **about: Any) -> P
         (lambda at: [samples_of(at / "a.h5"), write(at / "b.h5", samples="{} + {}")], r"b\.h5: .*samples"),
     ],
 )
-def test_parts_that_do_not_belong_together_are_named(
-    parts: Callable[[Path], list[Path]], word: str, tmp_path: Path
-) -> None:
+def test_parts_that_do_not_belong_together_are_named(parts, word, tmp_path):
     with pytest.raises(ElboError, match=word):
         merged(tmp_path / "out.h5", parts(tmp_path))
     assert not list(tmp_path.glob("out*"))
 
 
-def test_samples_say_in_what_their_parts_differ_however_they_were_joined(tmp_path: Path) -> None:
+def test_samples_say_in_what_their_parts_differ_however_they_were_joined(tmp_path):
     def described(name: str) -> dict[str, Any]:
         return json.loads(Dataset(tmp_path / name).attributes.samples)
 
@@ -133,7 +131,7 @@ def test_samples_say_in_what_their_parts_differ_however_they_were_joined(tmp_pat
     assert described("three.h5") == described("all.h5")
 
 
-def test_a_damaged_part_is_found_and_good_ones_needn_t_be_copied_again(tmp_path: Path) -> None:
+def test_a_damaged_part_is_found_and_good_ones_needn_t_be_copied_again(tmp_path):
     parts, out = shards(tmp_path), tmp_path / "out.h5"
     flip(parts[2], "images")
     with pytest.raises(DataError, match=r"part2\.h5: damaged: its images"):
@@ -147,7 +145,7 @@ def test_a_damaged_part_is_found_and_good_ones_needn_t_be_copied_again(tmp_path:
     assert out.read_bytes() == whole(tmp_path)
 
 
-def test_an_unfinished_part_is_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_part_is_copied_again(tmp_path, monkeypatch):
     """Else rows of a part that was damaged, and then replaced, would stay."""
     monkeypatch.setattr("elbocli.files.dataset.SCAN_BYTES", 400)
     parts, out = shards(tmp_path), tmp_path / "out.h5"
@@ -176,15 +174,13 @@ print(resumed)
 
 
 @pytest.mark.parametrize("kind", ["raw", "webp"])
-def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(
-    kind: str, tmp_path: Path, crashes: Callable[..., str]
-) -> None:
+def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(kind, tmp_path, crashes):
     whole(tmp_path, kind)
     parts = shards(tmp_path, kind)
     assert int(crashes(KILLED, tmp_path / "out.h5", tmp_path / "whole.h5", *parts)) >= 2
 
 
-def test_a_full_disk_fails_at_once_and_one_too_full_for_the_labels_keeps_the_images(tmp_path: Path) -> None:
+def test_a_full_disk_fails_at_once_and_one_too_full_for_the_labels_keeps_the_images(tmp_path):
     parts, out = shards(tmp_path), tmp_path / "out.h5"
     with largest_file(4000), pytest.raises(DataError, match="could not claim"):
         merged(out, parts)
@@ -196,9 +192,7 @@ def test_a_full_disk_fails_at_once_and_one_too_full_for_the_labels_keeps_the_ima
 
 
 @pytest.mark.parametrize("store", ["raw", "webp"])
-def test_shards_of_prep_are_the_single_preps_file_but_for_the_command(
-    store: str, elbo: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_shards_of_prep_are_the_single_preps_file_but_for_the_command(store, elbo, tmp_path):
     draw = np.random.default_rng(0)
     for index in range(22):
         path = tmp_path / "src" / NAMES[index % 3] / f"{index}.png"

@@ -27,9 +27,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_encode_and_decode_are_diffusers_own(
-    convention: str, make_autoencoder: Callable[..., Path], photos: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encode_and_decode_are_diffusers_own(convention, make_autoencoder, photos, monkeypatch):
     """Without a network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("no network"))
     folder = make_autoencoder(scaling_factor=0.7, shift_factor=0.2)
@@ -57,9 +55,7 @@ def test_encode_and_decode_are_diffusers_own(
     assert darker.min() >= -1 - 1e-2 and darker.max() <= 1e-2
 
 
-def test_its_space_is_what_its_config_says_and_its_digest_that_of_its_weights(
-    make_autoencoder: Callable[..., Path], autoencoder: Path
-) -> None:
+def test_its_space_is_what_its_config_says_and_its_digest_that_of_its_weights(make_autoencoder, autoencoder):
     folders = [make_autoencoder(seed, latent_channels=3, scaling_factor=0.7, shift_factor=0.2) for seed in (0, 1, 0)]
     one, two, same = (Autoencoder(folder, CPU) for folder in folders)
     assert one.sha256 == same.sha256 != two.sha256
@@ -71,9 +67,7 @@ def test_its_space_is_what_its_config_says_and_its_digest_that_of_its_weights(
             one.space(convention, 64, True)
 
 
-def test_weights_with_the_old_names_of_attention_open_too(
-    autoencoder: Path, photos: np.ndarray, tmp_path: Path
-) -> None:
+def test_weights_with_the_old_names_of_attention_open_too(autoencoder, photos, tmp_path):
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     copy = Path(shutil.copytree(autoencoder, tmp_path / "copy"))
     tensors = {}
@@ -116,16 +110,14 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_folder_that_does_not_fit_is_refused_instead_of_made_up(
-    damage: str, autoencoder: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_does_not_fit_is_refused_instead_of_made_up(damage, autoencoder, tmp_path):
     copy = Path(shutil.copytree(autoencoder, tmp_path / "copy"))
     DAMAGE[damage](copy)
     with pytest.raises((DataError, FormatError), match=str(copy)):
         Autoencoder(copy, CPU)
 
 
-def test_grey_autoencoders_are_refused(make_autoencoder: Callable[..., Path]) -> None:
+def test_grey_autoencoders_are_refused(make_autoencoder):
     with pytest.raises(FormatError, match="RGB"):
         Autoencoder(make_autoencoder(in_channels=1, out_channels=1), CPU)
 
@@ -149,7 +141,7 @@ def images() -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_a_unet_is_diffusers_own_with_variances_behind() -> None:
+def test_a_unet_is_diffusers_own_with_variances_behind():
     torch.manual_seed(0)
     ours = build(replace(UNET, variance=True)).eval()
     theirs: Any = UNet2DModel(sample_size=8, in_channels=3, out_channels=6, num_class_embeds=4, **LAYOUT)
@@ -163,7 +155,7 @@ def test_a_unet_is_diffusers_own_with_variances_behind() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("null_class", [False, True])
-def test_no_class_is_the_last_row_or_adds_nothing(null_class: bool) -> None:
+def test_no_class_is_the_last_row_or_adds_nothing(null_class):
     network: Any = build(replace(UNET, null_class=null_class)).eval()
     table = network.model.class_embedding.weight
     assert len(table) == 4 + null_class
@@ -174,7 +166,7 @@ def test_no_class_is_the_last_row_or_adds_nothing(null_class: bool) -> None:
     assert torch.allclose(network(images(), LEVELS, LABELS), none, atol=1e-6)
 
 
-def test_a_unet_trains_and_reads_back() -> None:
+def test_a_unet_trains_and_reads_back():
     assert config_of(section_of(UNET), "here") == UNET
     network = build(replace(UNET, dropout=0.1)).train()
     network(images(), LEVELS, torch.tensor([0, -1, 2])).square().sum().backward()
@@ -192,12 +184,12 @@ TEXTS = [json.dumps({**LAYOUT, **change}) for change in CHANGES]
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "", "[]", "{", "[" * 100_000, '{"norm_eps": NaN}', '{"norm_eps": 1e999}'])
-def test_settings_that_cannot_be_are_refused(text: str) -> None:
+def test_settings_that_cannot_be_are_refused(text):
     with pytest.raises((FormatError, UsageError), match="network: "), torch.device("meta"):
         build(replace(UNET, model=text))
 
 
-def test_a_size_that_cannot_be_halved_is_refused_and_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_that_cannot_be_halved_is_refused_and_the_extra_is_named(monkeypatch):
     with pytest.raises(UsageError, match="multiple of 2"):
         build(UNET.for_size(9))
     monkeypatch.setitem(sys.modules, "diffusers", None)

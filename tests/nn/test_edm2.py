@@ -27,7 +27,7 @@ def size_of(x: Tensor) -> float:
 # Magnitudes
 
 
-def test_a_new_network_keeps_unit_magnitude_through_all_its_blocks() -> None:
+def test_a_new_network_keeps_unit_magnitude_through_all_its_blocks():
     """Their gains of zero leave noise levels and classes out, and the convolutions' edges lose a little."""
     torch.manual_seed(3)
     config = EDM2Config(32, 4, 10, channels=64, levels=(1, 2, 2), blocks=2, attention=(16, 8))
@@ -43,7 +43,7 @@ def test_a_new_network_keeps_unit_magnitude_through_all_its_blocks() -> None:
 
 
 @pytest.mark.parametrize("kernel", [0, 1, 3])
-def test_a_layer_uses_its_weights_at_length_one_however_long_they_are(kernel: int) -> None:
+def test_a_layer_uses_its_weights_at_length_one_however_long_they_are(kernel):
     torch.manual_seed(0)
     layer = UnitLayer(6, 4, kernel).double()
     assert sizes({"": layer.weight}).tolist() == pytest.approx([1 - 1e-4] * 4, abs=8e-5)
@@ -55,14 +55,14 @@ def test_a_layer_uses_its_weights_at_length_one_however_long_they_are(kernel: in
     torch.testing.assert_close(layer.effective(0.3), 0.3 * layer.effective())
 
 
-def test_activations_are_clipped_where_a_block_ends() -> None:
+def test_activations_are_clipped_where_a_block_ends():
     torch.manual_seed(0)
     block = Block(16, 0.0, 8, 8, down=False, attention=False, resample="")
     assert block(torch.randn(2, 8, 4, 4) * 1000, torch.randn(2, 16)).abs().max() == 256
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_neighbouring_levels_are_told_apart_in_bf16(weights: torch.dtype) -> None:
+def test_neighbouring_levels_are_told_apart_in_bf16(weights):
     """Sharded weights are in bf16 themselves; frequencies, which are buffers, are not. They are spread over many turns."""
     torch.manual_seed(0)
     layer = LevelAndClass("logsnr:factor=-0.125", 64, 32, 3)
@@ -109,9 +109,7 @@ def average_of(run: TrainState) -> dict[str, Tensor]:
     return next(iter(run.ema.values()))
 
 
-def test_updates_leave_weights_at_unit_magnitude_and_the_average_sees_them_before(
-    state: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_updates_leave_weights_at_unit_magnitude_and_the_average_sees_them_before(state, monkeypatch):
     fixed = {name: state.live[name].clone() for name in FIXED}
     before, constrain = dict[str, Tensor](), state.network.constrain
 
@@ -131,7 +129,7 @@ def test_updates_leave_weights_at_unit_magnitude_and_the_average_sees_them_befor
         assert torch.equal(value, state.live[name]) and torch.equal(value, average_of(state)[name])
 
 
-def test_an_update_that_is_left_out_changes_no_bit_and_parts_are_held_as_the_whole(state: Any) -> None:
+def test_an_update_that_is_left_out_changes_no_bit_and_parts_are_held_as_the_whole(state):
     """Where weights are sharded, along the first dimension, a process has some outputs whole, or none."""
     before = {name: 3 * value.detach() for name, value in state.live.items()}
     whole = {name: value.clone() for name, value in before.items()}
@@ -145,7 +143,7 @@ def test_an_update_that_is_left_out_changes_no_bit_and_parts_are_held_as_the_who
         assert torch.equal(torch.cat([part[name] for part in parts]), value), name
 
 
-def test_it_learns_digits_in_a_few_dozen_updates(state: Any) -> None:
+def test_it_learns_digits_in_a_few_dozen_updates(state):
     losses = []
     for _ in range(60):
         update(state)
@@ -153,9 +151,7 @@ def test_it_learns_digits_in_a_few_dozen_updates(state: Any) -> None:
     assert losses[-1] - losses[-11] < 0.6 * losses[9]
 
 
-def test_a_run_in_pieces_ends_with_the_same_bits_and_another_begins_with_its_frequencies(
-    digits: Path, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_run_in_pieces_ends_with_the_same_bits_and_another_begins_with_its_frequencies(digits, options, tmp_path):
     """The other's seed draws others. Averages begin as they were, which the network uses alike."""
     data, more = Dataset(digits), {**options, "save_every": 2, "activation_checkpointing": True, "micro_batch": 8}
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from calls import load
@@ -34,7 +33,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
-def test_tiny_is_the_same_everywhere() -> None:
+def test_tiny_is_the_same_everywhere():
     extractor = make_extractor("elbo-tiny", None, "cpu")
     weights = b"".join(value.numpy().tobytes() for value in extractor.module.state_dict().values())
     assert extractor.weights_sha256 == hashlib.sha256(weights).hexdigest()
@@ -44,7 +43,7 @@ def test_tiny_is_the_same_everywhere() -> None:
     assert torch.equal(features, extractor(grey.expand(-1, 3, -1, -1))[0])
 
 
-def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weights: Path, photos: np.ndarray) -> None:
+def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weights, photos):
     """Batch norm folded, channels last: within 1e-4, relative to the features' size."""
     ours = make_extractor("inception-v3-compat", inception_weights, "cpu")
     theirs = FeatureExtractorInceptionV3(
@@ -58,7 +57,7 @@ def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weight
 
 
 @pytest.mark.slow  # half a gigabyte of weights
-def test_vgg16s_features_are_torch_fidelitys(tmp_path: Path) -> None:
+def test_vgg16s_features_are_torch_fidelitys(tmp_path):
     import torchvision
 
     torch.save(torchvision.models.vgg16(init_weights=False).state_dict(), tmp_path / "vgg.pth")
@@ -67,7 +66,7 @@ def test_vgg16s_features_are_torch_fidelitys(tmp_path: Path) -> None:
     assert torch.equal(ours(levels_of(2, 8))[0], theirs(levels_of(2, 8))[0]) and ours(levels_of(2, 8))[1] is None
 
 
-def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     network = timm.create_model("test_vit").eval()
@@ -95,9 +94,7 @@ def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path: Path, mon
         ("vgg16", None, "--extractor-weights"),
     ],
 )
-def test_names_and_weights_that_do_not_fit_are_refused_and_run_no_code(
-    name: str, file: str | None, word: str, bomb: Any, tmp_path: Path
-) -> None:
+def test_names_and_weights_that_do_not_fit_are_refused_and_run_no_code(name, file, word, bomb, tmp_path):
     torch.save({"a": bomb}, tmp_path / "evil.pth")
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises((FormatError, UsageError), match=word):
@@ -105,7 +102,7 @@ def test_names_and_weights_that_do_not_fit_are_refused_and_run_no_code(
     assert not bomb.went_off
 
 
-def test_an_extractor_that_returns_something_else_is_refused() -> None:
+def test_an_extractor_that_returns_something_else_is_refused():
     with pytest.raises(FormatError, match="features"):
         Extractor("odd", torch.nn.Identity(), "")(levels_of(2, 8))
     with pytest.raises(DataError, match="odd"):
@@ -287,7 +284,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_vit_is_its_authors_formula_from_any_file(file: str, tmp_path: Path) -> None:
+def test_a_vit_is_its_authors_formula_from_any_file(file, tmp_path):
     """Of small noise and large: the resize overshoots, and levels below 0 and above 255 stay."""
     pytest.importorskip("timm")
     (shape, names, more), path = FILES[file], tmp_path / file
@@ -302,7 +299,7 @@ def test_a_vit_is_its_authors_formula_from_any_file(file: str, tmp_path: Path) -
         assert close(features, expected(levels, weights, shape))
 
 
-def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_are_refused(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     weights = drawn(DINO)
     wrong: dict[str, Any] = {
@@ -328,9 +325,7 @@ def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("dinov2-vitl14", 304_367_616), ("clip-vitb32", 87_849_216)])
-def test_the_declared_networks_are_as_large_as_the_published_ones(
-    name: str, parameters: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_declared_networks_are_as_large_as_the_published_ones(name, parameters, monkeypatch):
     """DINOv2's file also holds a mask token of 1024 values."""
     pytest.importorskip("timm")
 

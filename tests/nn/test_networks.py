@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import calls
@@ -75,18 +74,18 @@ def inputs(config: Any) -> tuple[Tensor, Tensor, Tensor]:
 # Configs
 
 
-def test_every_family_is_tested_here_or_where_strangers_networks_are() -> None:
+def test_every_family_is_tested_here_or_where_strangers_networks_are():
     assert set(SMALL) | {"program", "diffusers-unet", "module"} == set(NETWORKS)
 
 
 @VARIANT
-def test_a_section_reads_back_as_its_config(config: NetworkConfig) -> None:
+def test_a_section_reads_back_as_its_config(config):
     section = section_of(config)
     assert not any(isinstance(value, tuple) for value in section.values())
     assert config_of(section, "here") == config
 
 
-def test_a_section_without_a_family_is_a_u_nets_and_codes_and_levels_are_written_in_full() -> None:
+def test_a_section_without_a_family_is_a_u_nets_and_codes_and_levels_are_written_in_full():
     section = section_of(VARIANTS["unet-half"])
     assert section.pop("family") == "unet" and config_of(section, "here") == VARIANTS["unet-half"]
     assert section["code"] == "t-linear:count=1000,start=0.0001,end=0.02"
@@ -132,7 +131,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("family", "change"), [(name, each) for name in WRONG for each in WRONG[name]], ids=str)
-def test_what_does_not_fit_is_refused(family: str, change: dict[str, Any]) -> None:
+def test_what_does_not_fit_is_refused(family, change):
     with pytest.raises((FormatError, UsageError), match=r"here|network: "):
         config_of({**section_of(SMALL[family]), **change}, "here")
 
@@ -149,13 +148,13 @@ def test_what_does_not_fit_is_refused(family: str, change: dict[str, Any]) -> No
         *((load_preset(f"imagenet{size}").network, (size, 3), pytest.approx(2e9, rel=0.1)) for size in (128, 256, 512)),
     ],
 )
-def test_published_sizes_have_the_papers_parameters(section: Any, size: Any, parameters: Any) -> None:
+def test_published_sizes_have_the_papers_parameters(section, size, parameters):
     config = config_of({**section, "image_size": size[0], "image_channels": size[1], "num_classes": 1000}, "")
     with torch.device("meta"):
         assert count_parameters(build(config)) == parameters
 
 
-def test_a_network_without_memory_costs_no_imports(python: Callable[..., str]) -> None:
+def test_a_network_without_memory_costs_no_imports(python):
     """Torch decomposes random numbers with sympy, which takes 2 s to import."""
     if torch.__version__.startswith("2.8."):
         pytest.skip("this torch imports it for any check of a size")
@@ -170,7 +169,7 @@ def test_a_network_without_memory_costs_no_imports(python: Callable[..., str]) -
 
 @torch.no_grad()
 @VARIANT
-def test_a_new_network_gives_zeros_in_the_layout_of_its_images(config: Any) -> None:
+def test_a_new_network_gives_zeros_in_the_layout_of_its_images(config):
     """And no view, which FSDP would hook itself to."""
     network, (z, *rest) = place(build(config), torch.device("cpu")), inputs(config)
     out, every = (call(z.contiguous(memory_format=torch.channels_last), *rest) for call in (network, network.outputs))
@@ -182,7 +181,7 @@ def test_a_new_network_gives_zeros_in_the_layout_of_its_images(config: Any) -> N
 
 @torch.no_grad()
 @VARIANT
-def test_an_output_is_of_its_own_image_level_and_class(config: Any) -> None:
+def test_an_output_is_of_its_own_image_level_and_class(config):
     network, (z, logsnr, labels) = awake(config).eval(), inputs(config)
     out, every = network(z, logsnr, labels), network.outputs(z, logsnr, labels)
     assert torch.equal(out, every[:, :3]) and (out.shape == every.shape or not torch.allclose(out, every[:, 3:]))
@@ -198,7 +197,7 @@ def test_an_output_is_of_its_own_image_level_and_class(config: Any) -> None:
 
 @pytest.mark.parametrize("size", [9, 15, 16])
 @VARIANT
-def test_an_odd_size_is_the_next_that_can_be_halved_with_zeros_around(config: Any, size: int) -> None:
+def test_an_odd_size_is_the_next_that_can_be_halved_with_zeros_around(config, size):
     """Every parameter counts."""
     odd = replace(config.for_size(size), dropout=0.0)
     whole = odd.for_size(odd.side)
@@ -217,7 +216,7 @@ def test_an_odd_size_is_the_next_that_can_be_halved_with_zeros_around(config: An
     assert all(each.grad is not None and each.grad.any() for each in network.parameters())
 
 
-def test_attention_stays_as_many_halvings_down_at_odd_sizes() -> None:
+def test_attention_stays_as_many_halvings_down_at_odd_sizes():
     config = replace(UNET, levels=(1, 2, 2), attention=(2, 4))
     assert config.for_size(25).attention == (7, 14) and config.for_size(25).for_size(8) == config
 
@@ -226,7 +225,7 @@ def test_attention_stays_as_many_halvings_down_at_odd_sizes() -> None:
 
 
 @FAMILY
-def test_units_run_once_each_in_their_order_and_share_no_parameter(config: Any) -> None:
+def test_units_run_once_each_in_their_order_and_share_no_parameter(config):
     network, seen = build(config), list[int]()
     units = network.units()
     for index, unit in enumerate(units):
@@ -238,7 +237,7 @@ def test_units_run_once_each_in_their_order_and_share_no_parameter(config: Any) 
 
 
 @FAMILY
-def test_recomputing_gives_the_same_gradients_with_dropout_and_keeps_less(config: Any) -> None:
+def test_recomputing_gives_the_same_gradients_with_dropout_and_keeps_less(config):
     plain = awake(config).train()
     spare = copy.deepcopy(plain)
     spare.recompute, sizes, runs = True, list[int](), list[int]()
@@ -262,7 +261,7 @@ def test_recomputing_gives_the_same_gradients_with_dropout_and_keeps_less(config
 
 
 @FAMILY
-def test_a_network_compiles_to_one_graph_in_which_no_number_is_copied_to_the_device(config: Any) -> None:
+def test_a_network_compiles_to_one_graph_in_which_no_number_is_copied_to_the_device(config):
     network = awake(config).eval()
     network.recompute = True
     torch._dynamo.reset()
@@ -274,7 +273,7 @@ def test_a_network_compiles_to_one_graph_in_which_no_number_is_copied_to_the_dev
     torch.testing.assert_close(whole(*given), wanted)
 
 
-def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back() -> None:
+def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back():
     """A transform as on a GPU, with the norms that it has there, but for the compiler's last step."""
     plain = place(awake(replace(UNET, dropout=0.0, levels=(1,), attention=())), torch.device("cpu"))
     lean, graphs = copy.deepcopy(plain), list[Any]()
@@ -348,7 +347,7 @@ class Kernels(TorchDispatchMode):
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("config", WIDE, ids=["unet", "uvit", "dit"])
-def test_in_bf16_no_image_is_copied_and_attention_is_flash(config: Any, sharded: bool) -> None:
+def test_in_bf16_no_image_is_copied_and_attention_is_flash(config, sharded):
     with torch.device("meta"):
         network = build(config)
         network.to(torch.bfloat16) if sharded else place(network, torch.device("meta"))
@@ -393,7 +392,7 @@ def perceptron() -> Iterator[None]:
     del NETWORKS["perceptron"]
 
 
-def test_a_plug_ins_network_is_built_written_and_read_like_any(perceptron: None) -> None:
+def test_a_plug_ins_network_is_built_written_and_read_like_any(perceptron):
     section = {"family": "perceptron", "width": 8, "gains": [2, 0.5]}
     config = config_of({**section, "image_size": 8, "image_channels": 3, "num_classes": 5}, "here")
     assert config == PerceptronConfig(8, 3, 5, width=8, gains=(2, 0.5)) == config_of(section_of(config), "here")
@@ -403,7 +402,7 @@ def test_a_plug_ins_network_is_built_written_and_read_like_any(perceptron: None)
             config_of({**section_of(config), **bad}, "here")
 
 
-def test_a_plug_ins_network_trains_resumes_and_samples(perceptron: None, digits: Path, tmp_path: Path) -> None:
+def test_a_plug_ins_network_trains_resumes_and_samples(perceptron, digits, tmp_path):
     preset, data = tmp_path / "mine.yaml", Dataset(digits)
     preset.write_text("network: {family: perceptron, width: 16}\ntrain: {logsnr_min: -9, logsnr_max: 9, batch: 8}\n")
     options = {"preset": str(preset), "save_every": 2, "activation_checkpointing": True, "preview_every": 0}
@@ -442,8 +441,8 @@ def switched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_training_its_previews_sampling_and_decoding_run_in_their_precision(
-    latents: Path, preset: Path, tmp_path: Path, short_previews: None, switched: set[str]
-) -> None:
+    latents, preset, tmp_path, short_previews, switched
+):
     data, run = Dataset(latents, latents=True), tmp_path / "run"
     options = {"preset": str(preset), "steps": 2, "preview_every": 2, "val_split": 8, "val_every": 16}
     loop.run(data, run, resolve({**options, "precision": "bf16"}, data))
@@ -453,8 +452,8 @@ def test_training_its_previews_sampling_and_decoding_run_in_their_precision(
 
 
 def test_bounds_encoding_scores_and_the_api_run_in_their_precision(
-    trained: Path, digits: Path, autoencoder: Path, photos: np.ndarray, tmp_path: Path, switched: set[str]
-) -> None:
+    trained, digits, autoencoder, photos, tmp_path, switched
+):
     run, pixels = elbocli.open_run(trained), elbocli.open_dataset(digits).batch(np.arange(2))
     network: Any = (run.network, run.prediction)
     stats = EvalSettings(metrics={}, extractor="elbo-tiny", save_stats=tmp_path / "stats.npz")

@@ -85,9 +85,7 @@ def config(net: Net, tmp_path_factory: pytest.TempPathFactory) -> ProgramConfig:
 
 @torch.no_grad()
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_a_program_computes_what_the_module_does_with_the_weights_of_the_checkpoint(
-    device: str, net: Net, config: ProgramConfig
-) -> None:
+def test_a_program_computes_what_the_module_does_with_the_weights_of_the_checkpoint(device, net, config):
     """At every level and batch."""
     other = Net()
     other.load_state_dict({name: 2 * value for name, value in net.state_dict().items()})
@@ -104,7 +102,7 @@ def test_a_program_computes_what_the_module_does_with_the_weights_of_the_checkpo
 
 
 @torch.no_grad()
-def test_an_exported_network_of_elbo_is_the_same_function(tmp_path: Path) -> None:
+def test_an_exported_network_of_elbo_is_the_same_function(tmp_path):
     own = build(DiTConfig(8, 3, 5, width=24, depth=1, heads=2, patch=2, code="t-linear", variance=True)).eval()
     for parameter in own.parameters():
         parameter.normal_(0, 0.2)
@@ -116,9 +114,7 @@ def test_an_exported_network_of_elbo_is_the_same_function(tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-def test_whole_timesteps_are_rounded_and_a_class_is_a_row_with_a_one_where_that_is_wanted(
-    net: Net, tmp_path: Path
-) -> None:
+def test_whole_timesteps_are_rounded_and_a_class_is_a_row_with_a_one_where_that_is_wanted(net, tmp_path):
     inputs = images(2), torch.zeros(2, 1).long(), torch.zeros(2, 5)
     network = build(opened(tmp_path, net, *inputs, code="t-linear:count=100")).eval()
     abar = (1 - torch.linspace(1e-4, 0.02, 100, dtype=torch.float64)).cumprod(0)
@@ -130,7 +126,7 @@ def test_whole_timesteps_are_rounded_and_a_class_is_a_row_with_a_one_where_that_
 
 
 @torch.no_grad()
-def test_no_class_is_the_label_that_was_named_and_refused_where_none_was(net: Net, config: ProgramConfig) -> None:
+def test_no_class_is_the_label_that_was_named_and_refused_where_none_was(net, config):
     told = build(replace(config, num_classes=4, null_class=(4,))).eval()
     for labels in (torch.full((2,), -1), None):
         assert torch.equal(told(images(2), LEVELS[:2], labels), net(images(2), LEVELS[:2], torch.full((2,), 4)))
@@ -139,7 +135,7 @@ def test_no_class_is_the_label_that_was_named_and_refused_where_none_was(net: Ne
 
 
 @torch.no_grad()
-def test_variances_are_the_second_half_and_half_precision_is_converted_at_the_door(tmp_path: Path) -> None:
+def test_variances_are_the_second_half_and_half_precision_is_converted_at_the_door(tmp_path):
     net = Net(out=6)
     network = build(opened(tmp_path, net, *INPUTS, variance=True)).eval()
     wanted = net(images(5), LEVELS, LABELS)
@@ -153,7 +149,7 @@ def test_variances_are_the_second_half_and_half_precision_is_converted_at_the_do
 
 
 @pytest.mark.skipif(bool(pretend.lacking()), reason=pretend.lacking() or "")
-def test_what_it_makes_itself_is_made_on_the_device_of_its_inputs(net: Net, config: ProgramConfig) -> None:
+def test_what_it_makes_itself_is_made_on_the_device_of_its_inputs(net, config):
     network = build(config).eval().requires_grad_(False)
     wanted = net(images(5), LEVELS, LABELS)
     with pretend.pretending() as device:
@@ -163,7 +159,7 @@ def test_what_it_makes_itself_is_made_on_the_device_of_its_inputs(net: Net, conf
         assert torch.allclose(out.cpu(), wanted, atol=1e-6)
 
 
-def test_it_reads_back_from_a_section_and_follows_its_folder(config: ProgramConfig, tmp_path: Path) -> None:
+def test_it_reads_back_from_a_section_and_follows_its_folder(config, tmp_path):
     shutil.copy(Path(config.folder) / config.file, tmp_path / "net.pt2")
     section = section_of(config)
     assert "folder" not in section
@@ -174,9 +170,7 @@ def test_it_reads_back_from_a_section_and_follows_its_folder(config: ProgramConf
             config_of({**section, **change}, tmp_path / "config.yaml")
 
 
-def test_a_file_that_is_gone_or_changed_or_that_no_user_named_is_refused(
-    config: ProgramConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_gone_or_changed_or_that_no_user_named_is_refused(config, tmp_path, monkeypatch):
     """A run from a stranger may hold a program: it is not loaded."""
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("loaded"))
     copy, path = replace(config, folder=str(tmp_path)), tmp_path / "net.pt2"
@@ -200,9 +194,7 @@ WRONG: list[tuple[Callable[..., Tensor], tuple[Tensor, ...], type[Exception]]] =
 
 
 @pytest.mark.parametrize(("function", "inputs", "error"), WRONG)
-def test_a_program_of_other_inputs_or_outputs_or_of_one_batch_size_is_refused(
-    function: Any, inputs: tuple[Tensor, ...], error: Any, tmp_path: Path
-) -> None:
+def test_a_program_of_other_inputs_or_outputs_or_of_one_batch_size_is_refused(function, inputs, error, tmp_path):
     with pytest.raises(error, match=r"net\.pt2: "):
         elbocli.export_network(Calling(function), tmp_path / "net.pt2", *inputs)
     with pytest.raises(UsageError, match=r"\.pt2"):
@@ -225,9 +217,7 @@ class Features(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_fixed_batch_is_refused_and_the_remedy_that_is_named_makes_it_good(
-    batch: int, net: Net, tmp_path: Path
-) -> None:
+def test_a_fixed_batch_is_refused_and_the_remedy_that_is_named_makes_it_good(batch, net, tmp_path):
     network, path = Features().eval(), tmp_path / "a net.pt2"
     levels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     torch.export.save(torch.export.export(network, (levels[:batch],)), path)
@@ -243,7 +233,7 @@ def test_a_fixed_batch_is_refused_and_the_remedy_that_is_named_makes_it_good(
         open_program(path)
 
 
-def test_an_extractor_of_one_batch_size_alone_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_an_extractor_of_one_batch_size_alone_is_refused_and_nothing_is_written(tmp_path):
     fixed = Calling(lambda images: images.float().reshape(2, 192))
     for network, name in ((fixed, "x.pt2"), (Features(), "x.pt")):
         with pytest.raises(UsageError):

@@ -1,7 +1,6 @@
 """Presets build the networks of their papers for the data they were made for, and one is chosen by size, count, kind and device."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,13 +20,13 @@ FLASH_MOST = 256
 """The widest head that CUDA's flash attention takes."""
 
 
-def test_numbers_in_names_count_as_numbers() -> None:
+def test_numbers_in_names_count_as_numbers():
     sizes = [name for name in NAMES if name.startswith("imagenet")]
     assert sizes == ["imagenet64", "imagenet128", "imagenet256", "imagenet512"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_has_numbers_that_are_numbers_and_an_objective_that_exists(name: str) -> None:
+def test_a_preset_has_numbers_that_are_numbers_and_an_objective_that_exists(name):
     train = load_preset(name).train
     assert all(isinstance(train[key], int | float) for key in NUMBERS)
     averages = train["ema"] if isinstance(train["ema"], list) else [train["ema"]]
@@ -39,7 +38,7 @@ def test_a_preset_has_numbers_that_are_numbers_and_an_objective_that_exists(name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_builds_for_what_it_was_made_for_and_its_range_and_says_its_size(name: str) -> None:
+def test_a_preset_builds_for_what_it_was_made_for_and_its_range_and_says_its_size(name):
     preset = load_preset(name)
     about, data = preset.about, preset.data
     assert about.pixels and data and about.kind == data.kind and data.images >= (about.images or 0)
@@ -59,7 +58,7 @@ def test_a_preset_builds_for_what_it_was_made_for_and_its_range_and_says_its_siz
 # Settings of papers
 
 
-def test_edms_and_edm2s_presets_have_their_settings() -> None:
+def test_edms_and_edm2s_presets_have_their_settings():
     edm, edm2 = load_preset("imagenet64"), load_preset("latents512-edm2")
     shape = {"channels": 192, "levels": [1, 2, 3, 4], "blocks": 3, "attention": [32, 16, 8], "dropout": 0.1}
     assert edm.network == shape
@@ -77,7 +76,7 @@ def test_edms_and_edm2s_presets_have_their_settings() -> None:
 
 
 @pytest.mark.parametrize(("size", "patching"), [(128, "none"), (256, "dwt-1"), (512, "dwt-2")])
-def test_large_images_have_the_papers_settings_and_need_a_gpu(size: int, patching: str) -> None:
+def test_large_images_have_the_papers_settings_and_need_a_gpu(size, patching):
     preset = load_preset(f"imagenet{size}")
     wanted = {
         "weighting": "edm-monotonic",
@@ -120,14 +119,12 @@ LEAST = load_preset("imagenet64").about.images or 0
         (8, 10**6, True, "digits", "cifar"),
     ],
 )
-def test_a_preset_is_chosen_by_size_and_count_and_kind_and_device(
-    size: int, images: int, latents: bool, cpu: str, gpu: str
-) -> None:
+def test_a_preset_is_chosen_by_size_and_count_and_kind_and_device(size, images, latents, cpu, gpu):
     assert choose_preset(size, images, latents) == cpu
     assert choose_preset(size, images, latents, gpu=True) == gpu
 
 
-def test_a_card_that_is_too_small_gets_the_next_smaller_network() -> None:
+def test_a_card_that_is_too_small_gets_the_next_smaller_network():
     order = ["imagenet64", "ffhq64", "small64"]
     for index, name in enumerate(order):
         tried = order[index:]
@@ -136,7 +133,7 @@ def test_a_card_that_is_too_small_gets_the_next_smaller_network() -> None:
 
 @pytest.mark.parametrize("latents", [False, True])
 @pytest.mark.parametrize("gpu", [False, True])
-def test_every_size_has_one_that_is_for_it_and_asks_for_no_more_images(latents: bool, gpu: bool) -> None:
+def test_every_size_has_one_that_is_for_it_and_asks_for_no_more_images(latents, gpu):
     for size in range(4, 65):
         for images in (1, 60_000):
             about = load_preset(choose_preset(size, images, latents, gpu)).about
@@ -150,7 +147,7 @@ START = "network: {channels: 8}\ntrain: {lr: 1e-4}\n"
 DATA = "image_size: 8, channels: 4, classes: 1, images: 9"
 
 
-def test_a_preset_of_ones_own_is_read_by_path(tmp_path: Path) -> None:
+def test_a_preset_of_ones_own_is_read_by_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(START)
     assert load_preset(str(path)) == Preset({"channels": 8}, {"lr": 1e-4})
@@ -180,7 +177,7 @@ def test_a_preset_of_ones_own_is_read_by_path(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_of_another_form_is_refused(tmp_path, text):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(FormatError, match=r"mine\.yaml"):

@@ -47,7 +47,7 @@ def awake(module: Any, std: float = 0.3) -> Any:
 # DiT; tests of `elbo import` hold its formula
 
 
-def test_weights_of_a_dit_begin_as_the_papers_do() -> None:
+def test_weights_of_a_dit_begin_as_the_papers_do():
     """Whatever shifts, scales and gates begins at zero, so that a block is the identity."""
     torch.manual_seed(0)
     network: Any = DiT(DIT).requires_grad_(False)
@@ -67,7 +67,7 @@ def test_weights_of_a_dit_begin_as_the_papers_do() -> None:
 # U-ViT
 
 
-def test_a_place_matters_to_the_transformer_of_a_uvit() -> None:
+def test_a_place_matters_to_the_transformer_of_a_uvit():
     network = awake(UViT(replace(UVIT, levels=(1,), heads=2)), 0.1).float().eval()
     with torch.no_grad():
         network.first.weight.zero_()
@@ -76,7 +76,7 @@ def test_a_place_matters_to_the_transformer_of_a_uvit() -> None:
         assert network(*inputs(UVIT))[:, :, 1:-1, 1:-1].std((2, 3)).max() < 1e-4
 
 
-def test_a_transformer_block_is_attention_and_a_conditioned_mlp() -> None:
+def test_a_transformer_block_is_attention_and_a_conditioned_mlp():
     block = awake(TransformerBlock(12, 3, 8, 0.0))
     x, code = torch.randn(2, 5, 12).double(), torch.randn(2, 8).double()
     q, k, v = block.qkv(F.layer_norm(x, (12,), block.norm1.weight, block.norm1.bias)).view(2, 5, 3, 3, 4).unbind(2)
@@ -88,7 +88,7 @@ def test_a_transformer_block_is_attention_and_a_conditioned_mlp() -> None:
     torch.testing.assert_close(block(x, code), y + block.narrow(wide))
 
 
-def test_units_are_the_levels_blocks_around_the_transformers_which_alone_drop_values() -> None:
+def test_units_are_the_levels_blocks_around_the_transformers_which_alone_drop_values():
     units = UViT(replace(UVIT, blocks=2)).units()
     assert [type(unit) for unit in units] == [Block] * 4 + [TransformerBlock] * 2 + [Block] * 4
     for unit in units:
@@ -97,7 +97,7 @@ def test_units_are_the_levels_blocks_around_the_transformers_which_alone_drop_va
 
 
 @pytest.mark.parametrize("patching", ["dwt-1", "dwt-2"])
-def test_a_uvit_takes_bands_and_puts_its_own_together_in_the_precision_of_the_image(patching: str) -> None:
+def test_a_uvit_takes_bands_and_puts_its_own_together_in_the_precision_of_the_image(patching):
     """With everything between first and last layer taken out, each band is given back as it came in."""
     network, levels = UViT(replace(UVIT, patching=patching)), PATCHINGS[patching]
     given = inputs(UVIT)
@@ -118,7 +118,7 @@ def test_a_uvit_takes_bands_and_puts_its_own_together_in_the_precision_of_the_im
 # The wavelet
 
 
-def test_bands_are_filters_of_three_and_five_taps() -> None:
+def test_bands_are_filters_of_three_and_five_taps():
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64)
     taps = {"l": np.array([-1, 2, 6, 2, -1]) / 8, "h": np.array([-1, 2, -1]) / 2}
     for found, (down, across) in zip(bands(x, [1] * 4)[0], itertools.product("lh", "lh"), strict=True):
@@ -130,7 +130,7 @@ def test_bands_are_filters_of_three_and_five_taps() -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (2, 6), (4, 10), (32, 32)])
 @LEVELS
-def test_images_come_back_to_within_rounding(levels: int, rows: int, columns: int) -> None:
+def test_images_come_back_to_within_rounding(levels, rows, columns):
     x = torch.randn(2, 3, rows * levels, columns * levels)
     y = dwt(x, levels)
     assert y.shape == (2, 3 * 4**levels, rows * levels >> levels, columns * levels >> levels)
@@ -139,7 +139,7 @@ def test_images_come_back_to_within_rounding(levels: int, rows: int, columns: in
 
 
 @LEVELS
-def test_white_noise_has_variance_one_in_every_band_and_a_flat_image_is_in_the_lowest_alone(levels: int) -> None:
+def test_white_noise_has_variance_one_in_every_band_and_a_flat_image_is_in_the_lowest_alone(levels):
     """Exactly: each band is linear in x, so its variance is the sum of its squared coefficients."""
     impulses = torch.eye(24 * 24, dtype=torch.float64).view(-1, 1, 24, 24)
     place = 12 >> levels

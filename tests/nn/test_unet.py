@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("code", [CODE, *LEVEL_CODES])
-def test_fourier_features_are_cosines_and_sines_of_any_level_code(code: str) -> None:
+def test_fourier_features_are_cosines_and_sines_of_any_level_code(code):
     """Of timesteps up to 1000 too, whose angles have no digits left in float32."""
     level = torch.linspace(-15, 15, 41)
     angle = LEVEL_CODES.parse(code)(level.double())[:, None] * 1e-4 ** (torch.arange(16, dtype=torch.float64) / 16)
@@ -67,9 +67,7 @@ class Rounding(TorchDispatchMode):
     ("weights", "precision"), [*((torch.float32, name) for name in PRECISIONS), (torch.bfloat16, "bf16")]
 )
 @pytest.mark.parametrize("code", [LinearCode(), Fourier(8)], ids=["linear", "fourier"])
-def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(
-    code: Any, weights: torch.dtype, precision: str
-) -> None:
+def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(code, weights, precision):
     """Sharded weights are in bf16 themselves."""
     torch.manual_seed(0)
     layer, seen = Conditioning(code, 16, 0).to(weights), list[Tensor]()
@@ -86,7 +84,7 @@ def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(
 
 
 @pytest.mark.parametrize("channels", [4, 60, 64, 100, 128, 192, 332, 768])
-def test_heads_and_groups_divide_the_channels_at_any_width_and_published_heads_have_64(channels: int) -> None:
+def test_heads_and_groups_divide_the_channels_at_any_width_and_published_heads_have_64(channels):
     layer, x = Attention(channels), torch.randn(1, channels, 2, 3)
     assert channels % layer.heads == 0 and layer(x).shape == x.shape
     assert channels % 64 or layer.heads == channels // 64
@@ -94,12 +92,12 @@ def test_heads_and_groups_divide_the_channels_at_any_width_and_published_heads_h
     assert channels % groups == 0 and channels // groups >= 4 and (groups == 32) == (channels in (128, 192, 768))
 
 
-def test_a_new_block_of_equal_width_is_the_identity() -> None:
+def test_a_new_block_of_equal_width_is_the_identity():
     x = torch.randn(2, 8, 4, 4)
     assert torch.equal(Block(8, 8, 16, 0.0, attention=True)(x, torch.randn(2, 16)), x)
 
 
-def test_autocast_on_cuda_leaves_doubled_images_in_half() -> None:
+def test_autocast_on_cuda_leaves_doubled_images_in_half():
     """By torch's own rules, on tensors that say they are there."""
     before = torch.is_autocast_enabled("cuda")
     torch.set_autocast_enabled("cuda", True)
@@ -115,7 +113,7 @@ def test_autocast_on_cuda_leaves_doubled_images_in_half() -> None:
 SMALL = UNetConfig(8, 3, 5, channels=32, levels=(1, 2), blocks=1, attention=(8, 4))
 
 
-def test_heads_groups_eps_and_embedding_are_as_said() -> None:
+def test_heads_groups_eps_and_embedding_are_as_said():
     network = UNet(replace(SMALL, heads=2, groups=16, norm_eps=1e-3, embedding=24))
     norms = [each for each in network.modules() if isinstance(each, GroupNorm)]
     assert {(each.num_groups, each.eps) for each in norms} == {(16, 1e-3)}
@@ -168,7 +166,7 @@ def with_gradients(out: Tensor, *of: Tensor | None) -> list[Tensor]:
 
 
 @EVERY
-def test_values_and_gradients_are_torchs_and_on_a_cpu_to_the_bit(scaled: bool, silu: bool) -> None:
+def test_values_and_gradients_are_torchs_and_on_a_cpu_to_the_bit(scaled, silu):
     layer, given = group_norm(), inputs(scaled)
     both = [
         with_gradients(out, *given, *layer.parameters())
@@ -183,7 +181,7 @@ def test_values_and_gradients_are_torchs_and_on_a_cpu_to_the_bit(scaled: bool, s
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("mean", [0.5, 30.0])
-def test_only_what_is_written_is_rounded(scaled: bool, silu: bool, dtype: torch.dtype, mean: float) -> None:
+def test_only_what_is_written_is_rounded(scaled, silu, dtype, mean):
     """Statistics, and what there is one of for a channel, are float32: errors are those of rounding an image."""
     layer, given = group_norm(torch.float32), inputs(scaled, dtype, mean)
     ours = with_gradients(layer(*given, silu), *given, *layer.parameters())
@@ -217,7 +215,7 @@ class Kernels(TorchDispatchMode):
 
 
 @EVERY
-def test_no_image_is_widened_laid_out_anew_or_kept_but_the_first(scaled: bool, silu: bool) -> None:
+def test_no_image_is_widened_laid_out_anew_or_kept_but_the_first(scaled, silu):
     layer, (x, *rest) = group_norm(torch.float32), inputs(scaled, torch.bfloat16)
     kept = dict[int, Tensor]()
     with (
@@ -237,7 +235,7 @@ def test_no_image_is_widened_laid_out_anew_or_kept_but_the_first(scaled: bool, s
     assert first.is_contiguous(memory_format=torch.channels_last) and torch.equal(first, out)
 
 
-def test_it_is_used_where_images_are_not_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_used_where_images_are_not_on_a_cpu(monkeypatch):
     """Meta tensors stand for any device."""
     torchs: list[Tensor] = []
     monkeypatch.setattr(nn.GroupNorm, "forward", lambda self, x: torchs.append(x) or x)

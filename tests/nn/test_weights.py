@@ -31,7 +31,7 @@ SPECS = {
 }
 
 
-def test_averages_follow_their_recurrences_side_by_side() -> None:
+def test_averages_follow_their_recurrences_side_by_side():
     torch.manual_seed(0)
     live = {"w": torch.randn(3, 2), "b": torch.randn(2)}
     before, averages = live["b"].clone(), Averages([*map(parse_average, SPECS)], live)
@@ -48,12 +48,12 @@ def test_averages_follow_their_recurrences_side_by_side() -> None:
         torch.testing.assert_close(average["b"], before, rtol=1e-6, atol=0)
 
 
-def test_an_update_never_waits_for_the_device() -> None:
+def test_an_update_never_waits_for_the_device():
     """A tensor on the meta device has no value to wait for: asking for one would raise."""
     Averages([*map(parse_average, SPECS)], {"x": torch.empty(2, device="meta")}).follow(1, 1, 1)
 
 
-def test_a_swap_exchanges_in_place_and_back_bit_for_bit_after_an_error_too() -> None:
+def test_a_swap_exchanges_in_place_and_back_bit_for_bit_after_an_error_too():
     torch.manual_seed(1)
     live = {"a": torch.randn(5, 3), "b": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]), "n": torch.tensor(3)}
     average = {key: torch.randn(value.shape).to(value.dtype) for key, value in live.items()}
@@ -155,7 +155,7 @@ def out(made: Network, label: int | None) -> Tensor:
 @pytest.mark.parametrize(
     "rows", [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, None, None], [4, None, 0], [4, 3, 2, 1, 0], [None, 1]], ids=str
 )
-def test_classes_that_stay_mean_what_they_meant_and_new_ones_begin_as_no_class(family: str, rows: list[Any]) -> None:
+def test_classes_that_stay_mean_what_they_meant_and_new_ones_begin_as_no_class(family, rows):
     source = drawn(CONFIGS[family])
     made = taken(source, replace(source.config, num_classes=len(rows), dropout=0.2), rows)
     for row, was in enumerate([*rows, None]):
@@ -164,7 +164,7 @@ def test_classes_that_stay_mean_what_they_meant_and_new_ones_begin_as_no_class(f
 
 
 @FAMILY
-def test_a_table_of_classes_can_begin_and_end(family: str) -> None:
+def test_a_table_of_classes_can_begin_and_end(family):
     config = CONFIGS[family]
     source = drawn(replace(config, num_classes=0))
     told = taken(source, config, [None] * 5)
@@ -174,7 +174,7 @@ def test_a_table_of_classes_can_begin_and_end(family: str) -> None:
         assert torch.equal(out(again, None), out(drawn(config), -1))
 
 
-def test_where_zeros_are_no_class_to_be_new_ones_are_drawn_and_the_others_stay() -> None:
+def test_where_zeros_are_no_class_to_be_new_ones_are_drawn_and_the_others_stay():
     """EDM2's rows have unit magnitude by output, whatever is stored: zeros would make the other classes louder."""
     source = drawn(EDM2Config(8, 2, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,)))
     source.constrain(dict(source.named_parameters()), torch.tensor(False))
@@ -186,7 +186,7 @@ def test_where_zeros_are_no_class_to_be_new_ones_are_drawn_and_the_others_stay()
     assert torch.equal(made.conditioning.phases, source.conditioning.phases)
 
 
-def test_at_another_size_weights_are_the_same_and_positions_are_interpolated() -> None:
+def test_at_another_size_weights_are_the_same_and_positions_are_interpolated():
     """A linear ramp stays one: to the middle of a cell twice as fine."""
     source = drawn(CONFIGS["unet"])
     made = taken(source, source.config.for_size(16), [*range(5)])
@@ -198,7 +198,7 @@ def test_at_another_size_weights_are_the_same_and_positions_are_interpolated() -
     assert torch.equal(made.first.weight, source.first.weight)
 
 
-def test_tables_are_found_by_what_one_class_more_lengthens() -> None:
+def test_tables_are_found_by_what_one_class_more_lengthens():
     assert class_axes(CONFIGS["odd"]) == {"table": 1} and shapes_of(CONFIGS["odd"])["table"] == (6, 6)
     assert class_axes(CONFIGS["unet"]) == {"conditioning.classes.weight": 0}
     assert class_axes(replace(CONFIGS["unet"], num_classes=0)) == {}
@@ -219,15 +219,13 @@ BLIND = BlindConfig(8, 2, 5)
         (BLIND, BLIND.for_classes(3), [1, 0, 2], "row"),
     ],
 )
-def test_other_networks_and_sizes_and_classes_without_rows_are_refused(
-    source: NetworkConfig, now: NetworkConfig, rows: list[int | None], word: str
-) -> None:
+def test_other_networks_and_sizes_and_classes_without_rows_are_refused(source, now, rows, word):
     with pytest.raises(UsageError, match=word):
         transfer(source, now, rows, zeros(source))
     assert len(transfer(BLIND, BLIND.for_classes(3), [0, 1, 2], zeros(BLIND))) == 2
 
 
-def test_a_module_of_ones_own_keeps_its_label_for_no_class_behind_the_classes() -> None:
+def test_a_module_of_ones_own_keeps_its_label_for_no_class_behind_the_classes():
     behind, other = (ModuleConfig(8, 2, 5, name="mine.py:Net", null_class=(label,)) for label in (5, 9))
     assert behind.for_classes(7).null_class == (7,) and other.for_classes(0).null_class == (9,)
     with pytest.raises(UsageError, match="9"):
@@ -238,7 +236,7 @@ def test_a_module_of_ones_own_keeps_its_label_for_no_class_behind_the_classes() 
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_a_perfect_network_gives_back_the_data_and_is_guided_by_anothers(name: str) -> None:
+def test_a_perfect_network_gives_back_the_data_and_is_guided_by_anothers(name):
     """D = D_guide + scale (D − D_guide) inside the interval, though one network outputs x and the other v."""
     x, weak, eps = torch.randn(3, 2, 1, 4, 4, dtype=torch.float64)
     prediction, guide_prediction = Prediction(name), Prediction("v")
@@ -253,7 +251,7 @@ def test_a_perfect_network_gives_back_the_data_and_is_guided_by_anothers(name: s
         assert (denoise.calls, denoise.evaluations) == (1, 2 if logsnr == 0.5 else 1)
 
 
-def test_guidance_mixes_two_outputs_inside_its_interval_only_and_clipping_comes_after() -> None:
+def test_guidance_mixes_two_outputs_inside_its_interval_only_and_clipping_comes_after():
     def labelled(z: Tensor, logsnr: Tensor, labels: Tensor) -> Tensor:
         return labels.to(z.dtype).view(-1, 1, 1, 1).expand_as(z)
 

@@ -51,7 +51,7 @@ def random_images(count: int, side: int = 2) -> Images:
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_half_the_integral_is_the_entropy_of_the_images(conditional: bool) -> None:
+def test_half_the_integral_is_the_entropy_of_the_images(conditional):
     """I-MMSE, on a range that holds all of it: log N, or what the classes leave open."""
     images = random_images(60)
     images.labels = np.arange(60) % 4
@@ -70,7 +70,7 @@ def mean_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0), values.std(0, ddof=1) / math.sqrt(len(values))
 
 
-def test_the_sample_is_unbiased_within_its_error(digits: Path) -> None:
+def test_the_sample_is_unbiased_within_its_error(digits):
     """40 seeds against all images and many draws: their mean, and how far each is off in its own errors."""
     truth, truth_se = mean_of(repeated(Dataset(digits), range(100, 112))[1])
     results, found, errors = repeated(Dataset(digits), range(40), sources=64, sample=60)
@@ -84,7 +84,7 @@ def test_the_sample_is_unbiased_within_its_error(digits: Path) -> None:
     assert np.mean([each.bias for each in checks], 0).min() < -3e-3, "without the check it would be too small"
 
 
-def test_intervals_hold_the_least_error_in_every_bin() -> None:
+def test_intervals_hold_the_least_error_in_every_bin():
     """60 seeds, also where one draw in a thousand, or none, confuses two images: there the sample shows no error."""
     images = random_images(60)
     truth, truth_se = mean_of(repeated(images, range(1000, 1200), sources=60)[1])
@@ -94,7 +94,7 @@ def test_intervals_hold_the_least_error_in_every_bin() -> None:
     assert errors[:, -1].max() < 0.01 * errors.max(), "where no images are confused it is next to nothing"
 
 
-def test_mirror_images_count(digits: Path) -> None:
+def test_mirror_images_count(digits):
     """As if they had been packed, too."""
     levels = Dataset(digits).batch(range(40))
     both = Images(np.concatenate([levels, levels[:, :, ::-1]]))
@@ -105,7 +105,7 @@ def test_mirror_images_count(digits: Path) -> None:
     assert np.abs((np.array(flipped.eps_mse) - packed.eps_mse) / error).max() < 4.5
 
 
-def test_the_size_of_blocks_changes_nothing_but_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_blocks_changes_nothing_but_the_memory(monkeypatch):
     images = random_images(300, 3)
     whole, small = (searched(images, sources=20, batch=batch) for batch in (300, 7))
     monkeypatch.setattr(find, "MOST_IMAGES", 64)
@@ -117,7 +117,7 @@ def test_the_size_of_blocks_changes_nothing_but_the_memory(monkeypatch: pytest.M
         np.testing.assert_allclose(whole.eps_mse, other.eps_mse, rtol=1e-10, atol=1e-14)
 
 
-def test_no_network_is_better_than_the_optimum(elbo: Elbo, digits: Path, preset: Path, tmp_path: Path) -> None:
+def test_no_network_is_better_than_the_optimum(elbo, digits, preset, tmp_path):
     """The loss log of a run, in every bin, down to three standard errors."""
     run = tmp_path / "run"
     how = ("--steps", 150, "--batch", 32, "--val-split", 100, "--flip")
@@ -157,14 +157,14 @@ def told(elbo: Elbo, tmp_path: Path) -> Callable[..., Any]:
     return call
 
 
-def test_the_result_is_one_json_object(told: Any, digits: Path, tmp_path: Path) -> None:
+def test_the_result_is_one_json_object(told, digits, tmp_path):
     found = told("optimum", digits, "-n", 20, "--bins", 10, "--plot", "x.svg")
     assert found["format"] == "elbo-optimum" and len(found["eps_mse"]) == 10 and found["edges"][::10] == [-15, 15]
     assert (found["images"], found["classes"], found["dimensions"], "sample" in found) == (300, 0, 64, False)
     assert (tmp_path / "x.svg").exists()
 
 
-def test_adapt_fits_the_excess_or_the_data_alone(told: Any, validated: Path, tmp_path: Path) -> None:
+def test_adapt_fits_the_excess_or_the_data_alone(told, validated, tmp_path):
     line, optimum = ("-o", "s.yaml", "--overwrite", "--report"), validated / "optimum.json"
     found = told("adapt", validated, "--criterion", "excess", "--optimum", optimum, *line)
     assert "fitted:excess" in found["schedules"] and "criterion: excess" in (tmp_path / "s.yaml").read_text()
@@ -177,7 +177,7 @@ def test_adapt_fits_the_excess_or_the_data_alone(told: Any, validated: Path, tmp
     assert found["half"] == pytest.approx(schedule.logsnr(torch.tensor([0.75, 0.25]).double()).tolist())
 
 
-def test_bound_has_the_excess(told: Any, validated: Path, tmp_path: Path) -> None:
+def test_bound_has_the_excess(told, validated, tmp_path):
     optimum = validated / "optimum.json"
     found = told("bound", validated, "-n", 40, "--optimum", optimum, "--curve", "c.tsv")["excess"]
     assert found["own"]["nats_per_dimension"] > 0 and found["n_own"] == 40
@@ -197,9 +197,7 @@ def test_bound_has_the_excess(told: Any, validated: Path, tmp_path: Path) -> Non
         ("bound run -n 4 --optimum strange", 2, "--like"),
     ],
 )
-def test_a_line_that_does_not_fit_is_refused(
-    line: str, code: int, word: str, elbo: Elbo, validated: Path, digits: Path, pack: Any, tmp_path: Path
-) -> None:
+def test_a_line_that_does_not_fit_is_refused(line, code, word, elbo, validated, digits, pack, tmp_path):
     places = {"data": digits, "run": validated, "found": validated / "optimum.json", "other": pack()}
     content = json.loads(places["found"].read_text())
     changes: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from elbocli.prep.command import prep as command
 Elbo = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
-def test_choices_are_those_declared() -> None:
+def test_choices_are_those_declared():
     kinds = {param.name: param.type for param in command.params}
     for name, declared in (("crop", CROPS), ("store", [RAW, *ENCODINGS])):
         kind = kinds[name]
@@ -50,9 +50,7 @@ def test_choices_are_those_declared() -> None:
         (["digits", "a.h5", "--size", 16, "--crop", "none"], 1, "8 x 8 pixels"),
     ],
 )
-def test_mistakes_are_told_and_leave_nothing(
-    elbo: Elbo, digits_folder: Path, tmp_path: Path, args: list[str], code: int, word: str
-) -> None:
+def test_mistakes_are_told_and_leave_nothing(elbo, digits_folder, tmp_path, args, code, word):
     (tmp_path / "digits").symlink_to(digits_folder)
     (tmp_path / "more").mkdir()
     for name in ("text.txt", "old.h5"):
@@ -63,9 +61,7 @@ def test_mistakes_are_told_and_leave_nothing(
     assert (tmp_path / "old.h5").read_text() == "text"
 
 
-def test_several_sources_classes_and_a_subset_from_the_command_line(
-    elbo: Elbo, digits_folder: Path, tmp_path: Path
-) -> None:
+def test_several_sources_classes_and_a_subset_from_the_command_line(elbo, digits_folder, tmp_path):
     (tmp_path / "classes.txt").write_text("3 three\n1 one\n")
     folders = [digits_folder / name for name in "134"]
     options = {"--size": 4, "--channels": 3, "--classes": "classes.txt", "--shuffle-seed": 1}
@@ -122,9 +118,7 @@ print(resumed)
 
 
 @pytest.mark.parametrize(("source", "store"), [("src", "png"), ("all.tar", "raw")])
-def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(
-    source: str, store: str, tmp_path: Path, crashes: Callable[..., str]
-) -> None:
+def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(source, store, tmp_path, crashes):
     assert int(crashes(KILLED, tmp_path, source, store)) >= 2
 
 
@@ -141,9 +135,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("store", ["raw", "png", "webp"])
-def test_the_disk_is_claimed_at_once_and_a_full_one_left_empty(
-    store: str, elbo: Elbo, photographs: Path, tmp_path: Path
-) -> None:
+def test_the_disk_is_claimed_at_once_and_a_full_one_left_empty(store, elbo, photographs, tmp_path):
     out = tmp_path / "out.h5"
     with largest_file(500_000):
         result = elbo("prep", photographs, out, "--size", 64, "--store", store)
@@ -155,7 +147,7 @@ def test_the_disk_is_claimed_at_once_and_a_full_one_left_empty(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_the_images_that_are_done(number: int, photographs: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_the_images_that_are_done(number, photographs, tmp_path):
     with pytest.raises(Interrupted, match=r"of 300 .*out\.h5\.partial") as told:
         pack(photographs, tmp_path / "out.h5", at=lambda done: done == 9 and os.kill(os.getpid(), number), size=16)
     assert told.value.exit_code == 128 + number
@@ -164,9 +156,7 @@ def test_a_signal_saves_the_images_that_are_done(number: int, photographs: Path,
     assert len(Dataset(tmp_path / "out.h5")) == 300
 
 
-def test_memory_does_not_grow_with_the_images(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_the_images(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(prep, "SAFE_EVERY_BYTES", 1 << 20)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(2))
     tracemalloc.start()

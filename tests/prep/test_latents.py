@@ -77,7 +77,7 @@ def changed(run: Path, tmp_path: Path) -> Callable[..., Path]:
 # --- packing ---
 
 
-def test_rows_are_the_posterior_in_half_precision(autoencoder: Path, photos: np.ndarray) -> None:
+def test_rows_are_the_posterior_in_half_precision(autoencoder, photos):
     encoder = LatentEncoder(autoencoder, 16, device="cpu")
     rows = np.stack(encoder.rows(list(photos[:5])))
     mean, std = encoder.autoencoder.encode(photos[:5], encoder.space)
@@ -85,7 +85,7 @@ def test_rows_are_the_posterior_in_half_precision(autoencoder: Path, photos: np.
     np.testing.assert_allclose(rows, torch.cat([mean, std], 1), rtol=1e-3, atol=1e-4)
 
 
-def test_the_second_row_of_an_image_is_its_mirror_image_in_any_groups(autoencoder: Path, photos: np.ndarray) -> None:
+def test_the_second_row_of_an_image_is_its_mirror_image_in_any_groups(autoencoder, photos):
     plain, both = (LatentEncoder(autoencoder, 16, device="cpu", mirror=mirror) for mirror in (False, True))
     plain.batch = both.batch = 4
     assert (plain.copies, both.copies) == (1, 2)
@@ -96,9 +96,7 @@ def test_the_second_row_of_an_image_is_its_mirror_image_in_any_groups(autoencode
     assert not np.array_equal(rows[1::2], [row[:, :, ::-1] for row in rows[0::2]]), "what makes --flip wrong"
 
 
-def test_images_are_encoded_and_made_safe_batch_by_batch(
-    autoencoder: Path, photos: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_encoded_and_made_safe_batch_by_batch(autoencoder, photos, tmp_path, monkeypatch):
     np.save(tmp_path / "photos.npy", photos[..., :1])  # grey, and made colour
     batches, safe = [], []
 
@@ -116,9 +114,7 @@ def test_images_are_encoded_and_made_safe_batch_by_batch(
     assert len(data) == 48 and data.attributes.image_size == 16
 
 
-def test_the_fingerprint_tells_what_decides_and_nothing_else(
-    autoencoder: Path, make_autoencoder: Make, tmp_path: Path
-) -> None:
+def test_the_fingerprint_tells_what_decides_and_nothing_else(autoencoder, make_autoencoder, tmp_path):
     def fingerprint(folder: Path = autoencoder, size: int = 16, **options: Any) -> str:
         return json.dumps(LatentEncoder(folder, size, device="cpu", **options).fingerprint)
 
@@ -128,7 +124,7 @@ def test_the_fingerprint_tells_what_decides_and_nothing_else(
     assert len({fingerprint(), *others}) == 6
 
 
-def test_latents_beyond_half_precision_are_refused(autoencoder: Path, photos: np.ndarray) -> None:
+def test_latents_beyond_half_precision_are_refused(autoencoder, photos):
     wild = LatentEncoder(autoencoder, 16, device="cpu")
     wild.autoencoder.model.quant_conv.bias.fill_(1e6)
     with pytest.raises(DataError, match="not finite"):
@@ -139,9 +135,7 @@ def test_latents_beyond_half_precision_are_refused(autoencoder: Path, photos: np
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_draws_have_the_posteriors_mean_and_deviation(
-    convention: str, autoencoder: Path, pack_latents: Make, preset: Path
-) -> None:
+def test_draws_have_the_posteriors_mean_and_deviation(convention, autoencoder, pack_latents, preset):
     path = pack_latents(autoencoder, convention=convention)
     data = Dataset(path, latents=True)
     space = data.latent_space
@@ -160,7 +154,7 @@ def test_draws_have_the_posteriors_mean_and_deviation(
     assert np.abs(np.corrcoef(eta[:, :, 0].ravel(), eta[:, :, 1].ravel())[0, 1]) < 0.02
 
 
-def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents: Path, preset: Path) -> None:
+def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents, preset):
     def seen(batch: int, steps: range, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         examples = Batches(Dataset(latents, latents=True), small(latents, preset, batch=batch, seed=seed), CPU)
         rows = np.concatenate([examples.indices(step) for step in steps])
@@ -175,15 +169,15 @@ def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents: P
     assert np.array_equal(x[64:80], seen(16, range(4, 5))[1]), "a step needs none before it"
 
 
-def test_a_run_records_its_space_and_its_log_the_dimensions(latents: Path, run: Path) -> None:
+def test_a_run_records_its_space_and_its_log_the_dimensions(latents, run):
     space = Dataset(latents, latents=True).latent_space
     assert space is not None and space.attributes().items() <= read_config(run).data.more.items()
     assert json.loads((run / "losslog.jsonl").read_text().splitlines()[0])["dimensions"] == 8 * 8 * 4
 
 
 def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(
-    autoencoder: Path, pack_latents: Make, preset: Path, changed: Make, tmp_path: Path
-) -> None:
+    autoencoder, pack_latents, preset, changed, tmp_path
+):
     copy, moved = changed(), pack_latents(Path(shutil.copytree(autoencoder, tmp_path / "moved")))
     assert any("done, 12 steps" in line for line in train(moved, copy, preset, steps=12, preview_every=6))
     with pytest.raises(UsageError, match="latent_input"):
@@ -191,8 +185,8 @@ def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(
 
 
 def test_without_the_autoencoder_training_asks_for_no_previews_and_flips_never(
-    autoencoder: Path, pack_latents: Make, preset: Path, tmp_path: Path
-) -> None:
+    autoencoder, pack_latents, preset, tmp_path
+):
     moved = Path(shutil.copytree(autoencoder, tmp_path / "moved"))
     path = pack_latents(moved)
     shutil.rmtree(moved)
@@ -207,16 +201,14 @@ def test_without_the_autoencoder_training_asks_for_no_previews_and_flips_never(
 # --- pictures ---
 
 
-def test_previews_are_decoded(run: Path) -> None:
+def test_previews_are_decoded(run):
     with Image.open(run / "previews" / "step-00000012.png") as picture:
         layout = layout_of(picture.info[PLACES], picture.size, run)
         assert (layout.height, layout.width, layout.scale, picture.mode) == (16, 16, 6, "RGB")
         assert np.asarray(picture).std() > 0
 
 
-def test_samples_are_the_decoded_draws_the_same_in_any_batch(
-    run: Path, autoencoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_are_the_decoded_draws_the_same_in_any_batch(run, autoencoder, tmp_path, monkeypatch):
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(draw, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])  # type: ignore[func-returns-value]
     whole, pieces = drawn(run, tmp_path / "a.npy"), drawn(run, tmp_path / "b.npy", batch=4)
@@ -229,8 +221,8 @@ def test_samples_are_the_decoded_draws_the_same_in_any_batch(
 
 
 def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_at_its_path(
-    run: Path, autoencoder: Path, make_autoencoder: Make, changed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    run, autoencoder, make_autoencoder, changed, tmp_path, monkeypatch
+):
     copy = changed(autoencoder="vae", path=str(tmp_path / "data" / "latents.h5"), from_run="gone.h5")
     expected = drawn(run, tmp_path / "0.npy")
     with pytest.raises(UsageError, match="--autoencoder"):
@@ -250,22 +242,14 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_at_its_path(
 @pytest.mark.parametrize(
     ("data", "word"), [({"pixel_size": 32}, "32 pixels"), ({"latent_shift": None}, "shift")], ids=["size", "shift"]
 )
-def test_a_run_whose_space_is_damaged_is_refused(
-    data: dict[str, Any], word: str, changed: Make, tmp_path: Path
-) -> None:
+def test_a_run_whose_space_is_damaged_is_refused(data, word, changed, tmp_path):
     with pytest.raises(FormatError, match=word):
         drawn(changed(**data), tmp_path / "x.npy")
 
 
 def test_options_for_other_latents_and_pixels_are_refused(
-    run: Path,
-    trained: Path,
-    autoencoder: Path,
-    make_autoencoder: Make,
-    pack_latents: Make,
-    preset: Path,
-    tmp_path: Path,
-) -> None:
+    run, trained, autoencoder, make_autoencoder, pack_latents, preset, tmp_path
+):
     other = tmp_path / "other"
     train(pack_latents(make_autoencoder(5)), other, preset, steps=1)
     refused: list[tuple[Path, dict[str, Any], str]] = [

@@ -43,7 +43,7 @@ def folder_of(path: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> Pa
     return path
 
 
-def test_images_labels_and_names_are_those_of_the_folders(digits_folder: Path, tmp_path: Path) -> None:
+def test_images_labels_and_names_are_those_of_the_folders(digits_folder, tmp_path):
     data = packed(digits_folder, tmp_path / "a.h5")
     files = sorted(digits_folder.rglob("*.png"))
     assert data.class_names == [str(digit) for digit in range(10)]
@@ -55,9 +55,7 @@ def test_images_labels_and_names_are_those_of_the_folders(digits_folder: Path, t
 
 
 @pytest.mark.parametrize("repair", [True, False])
-def test_a_bad_file_stops_and_the_same_command_goes_on_when_it_is_mended_or_skipped(
-    repair: bool, tmp_path: Path
-) -> None:
+def test_a_bad_file_stops_and_the_same_command_goes_on_when_it_is_mended_or_skipped(repair, tmp_path):
     source, out = folder_of(tmp_path / "in", [(12, 12)] * 6, "L"), tmp_path / "a.h5"
     bad = source / "0003.png"
     good = bad.read_bytes()
@@ -76,7 +74,7 @@ def test_a_bad_file_stops_and_the_same_command_goes_on_when_it_is_mended_or_skip
         assert any("1 files skipped" in text for text in said)
 
 
-def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path, monkeypatch):
     source, out = folder_of(tmp_path / "in", [(8, 8)] * 6), tmp_path / "a.h5"
     (source / "0001.png").write_bytes(b"bad")
     monkeypatch.setattr(prep, "SAFE_EVERY_S", 0.0)
@@ -95,9 +93,7 @@ def test_skipped_files_are_not_kept_by_a_prep_that_stops(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(
-    seed: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Callable[..., np.ndarray]
-) -> None:
+def test_rows_of_arrays_copied_in_blocks_are_those_packed_one_by_one(seed, tmp_path, monkeypatch, images):
     """The border between the arrays lies within a block."""
     rows = images(50)
     for name, part in (("a.npy", rows), ("b.npy", rows[::-1])):
@@ -172,9 +168,7 @@ FORMS: dict[str, Callable[[Path, Path], Path]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_archive_is_the_same_source_as_its_folder_and_is_not_unpacked(
-    form: str, tree: Path, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_is_the_same_source_as_its_folder_and_is_not_unpacked(form, tree, expected, tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -193,9 +187,7 @@ def test_an_archive_is_the_same_source_as_its_folder_and_is_not_unpacked(
     assert (tmp_path / "out/1.h5").read_bytes() == (tmp_path / "out/4.h5").read_bytes()
 
 
-def test_class_tars_or_class_folders_one_by_one_are_the_whole(
-    tree: Path, expected: dict[str, Any], tmp_path: Path
-) -> None:
+def test_class_tars_or_class_folders_one_by_one_are_the_whole(tree, expected, tmp_path):
     tars = class_tars(tree, tmp_path / "parts")
     without = {**expected, "labels": [label - 1 for label in expected["labels"]]}
     without["classes"] = without["class_names"] = ["b", "c d", "é"]
@@ -207,7 +199,7 @@ def test_class_tars_or_class_folders_one_by_one_are_the_whole(
     assert expected["labels"] == [1, 1, 1, 2, 2, 3, 3]
 
 
-def test_shards_in_order_are_the_whole(digits_folder: Path, tmp_path: Path) -> None:
+def test_shards_in_order_are_the_whole(digits_folder, tmp_path):
     chosen: dict[str, Any] = {"limit": 101, "shuffle_seed": 3, "subset": ("train", 0.5)}
     whole = packed(digits_folder, tmp_path / "whole.h5", **chosen)
     parts = [packed(digits_folder, tmp_path / f"{k}.h5", **chosen, shard=(k, 4)) for k in (1, 2, 3, 4)]
@@ -239,16 +231,14 @@ def test_shards_in_order_are_the_whole(digits_folder: Path, tmp_path: Path) -> N
         ([(28, 28)] * 3, {"size": 6}, 6),
     ],
 )
-def test_images_that_are_alike_and_small_keep_their_size(
-    tmp_path: Path, sizes: list[tuple[int, int]], settings: dict[str, Any], size: int
-) -> None:
+def test_images_that_are_alike_and_small_keep_their_size(tmp_path, sizes, settings, size):
     said = pack(folder_of(tmp_path / "in", sizes), tmp_path / "a.h5", **settings)
     assert Dataset(tmp_path / "a.h5").shape == (len(sizes), size, size, 3)
     assert any(f"{size} x {size} pixels, 3 channels" in text for text in said)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16"])
-def test_grey_stays_grey_unless_another_image_or_the_background_is_in_colour(tmp_path: Path, mode: str) -> None:
+def test_grey_stays_grey_unless_another_image_or_the_background_is_in_colour(tmp_path, mode):
     source = folder_of(tmp_path / "in", [(8, 8)] * 3, mode)
     kinds: list[tuple[int, dict[str, Any]]] = [(1, {}), (3, {"channels": 3}), (3, {"background": "red"})]
     for channels, settings in [*kinds, (1, {"background": "black"})]:
@@ -262,7 +252,7 @@ def warnings(source: Path, out: Path, **settings: Any) -> list[str]:
     return pack(source, out, logging.WARNING, overwrite=True, **settings)
 
 
-def test_enlarging_is_warned_of_once_and_its_advice_ends_it(tmp_path: Path) -> None:
+def test_enlarging_is_warned_of_once_and_its_advice_ends_it(tmp_path):
     source = folder_of(tmp_path / "in", [(90, 80), (70, 30), (20, 25), (80, 80)])
     for settings, size, advice in (({}, 64, 20), ({"size": 28, "crop": "pad"}, 28, 25)):
         (text,) = warnings(source, tmp_path / "a.h5", **settings)
@@ -270,7 +260,7 @@ def test_enlarging_is_warned_of_once_and_its_advice_ends_it(tmp_path: Path) -> N
         assert warnings(source, tmp_path / "a.h5", **{**settings, "size": advice}) == []
 
 
-def test_all_shards_and_parts_of_a_subset_choose_alike(tmp_path: Path) -> None:
+def test_all_shards_and_parts_of_a_subset_choose_alike(tmp_path):
     source = folder_of(tmp_path / "in", [(12, 12)] * 5 + [(20, 20)])
     chosen: list[dict[str, Any]] = [
         {"shard": (1, 3)},
@@ -281,9 +271,7 @@ def test_all_shards_and_parts_of_a_subset_choose_alike(tmp_path: Path) -> None:
     assert {packed(source, tmp_path / f"{k}.h5", **each).shape[1:] for k, each in enumerate(chosen)} == {(64, 64, 3)}
 
 
-def test_some_files_are_looked_at_spread_over_the_list_and_all_arrays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Callable[..., np.ndarray]
-) -> None:
+def test_some_files_are_looked_at_spread_over_the_list_and_all_arrays(tmp_path, monkeypatch, images):
     monkeypatch.setattr(prep, "LOOKED_AT", 3)
     source = folder_of(tmp_path / "in", [(12, 12), (9, 9), (9, 9)] * 2)
     assert prep.look(open_source(source)) == {(12, 12, 3), (9, 9, 3)}  # of numbers 0, 2 and 4
@@ -312,7 +300,7 @@ def found_for(odd: Odd) -> Outcome:
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: ascii(odd.name))
-def test_it_is_packed_or_refused_as_declared_and_listed(odd: Odd) -> None:
+def test_it_is_packed_or_refused_as_declared_and_listed(odd):
     found = found_for(odd)
     assert found.packed == odd.packed
     assert odd.pixels is None or np.array_equal(found.pixels, odd.pixels)
@@ -322,12 +310,12 @@ def test_it_is_packed_or_refused_as_declared_and_listed(odd: Odd) -> None:
     assert odd.archive or not listed or listed[0]["trouble"] in found.says
 
 
-def test_the_page_in_the_docs_is_what_comes_out() -> None:
+def test_the_page_in_the_docs_is_what_comes_out():
     lines = [described(odd, found_for(odd)) for odd in ODD]
     assert PAGE.read_text() == HEAD + "\n".join(lines) + "\n", "run make docs"
 
 
-def test_all_of_them_together_are_packed(tmp_path: Path) -> None:
+def test_all_of_them_together_are_packed(tmp_path):
     odd_folder = tmp_path / "in" / "images" / "odd"
     odd_folder.mkdir(parents=True)
     sources = [tmp_path / "in" / "images"]
@@ -344,7 +332,7 @@ def test_all_of_them_together_are_packed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "bad\nlines.png", "encrypted.zip", "negative.tar"])
-def test_a_refused_input_is_named_without_a_traceback(name: str, elbo: Callable[..., Any]) -> None:
+def test_a_refused_input_is_named_without_a_traceback(name, elbo):
     with open_folder() as folder:
         source = source_of(BY_NAME[name], folder)
         stopped = elbo("prep", source, folder / "a.h5", "--size", 8)

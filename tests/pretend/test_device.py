@@ -56,7 +56,7 @@ NO_WAITS: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("name", HOST_WAITS)
-def test_whoever_waits_is_noticed(name: str) -> None:
+def test_whoever_waits_is_noticed(name):
     with pretending() as device:
         x = sent(torch.arange(4.0), CUDA)
         assert device.waits == []
@@ -65,13 +65,13 @@ def test_whoever_waits_is_noticed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NO_WAITS)
-def test_who_does_not_wait_is_let_be(name: str) -> None:
+def test_who_does_not_wait_is_let_be(name):
     with pretending() as device:
         NO_WAITS[name](sent(torch.arange(4.0), CUDA))
     assert device.waits == device.copies == []
 
 
-def test_a_record_names_the_line_that_asked_for_it() -> None:
+def test_a_record_names_the_line_that_asked_for_it():
     level, schedule = torch.zeros(4, dtype=torch.float64), parse_schedule("cosine", -9, 9)
 
     def late(rows: Tensor) -> Tensor:
@@ -105,12 +105,12 @@ def test_a_record_names_the_line_that_asked_for_it() -> None:
         lambda x: x.numpy(),
     ],
 )
-def test_tensors_of_several_devices_do_not_mix(mix: Callable[[Tensor], object]) -> None:
+def test_tensors_of_several_devices_do_not_mix(mix):
     with pretending(), pytest.raises((RuntimeError, TypeError), match="device"):
         mix(sent(torch.arange(4.0), CUDA))
 
 
-def test_a_copy_to_the_host_arrives_when_its_own_card_is_waited_for() -> None:
+def test_a_copy_to_the_host_arrives_when_its_own_card_is_waited_for():
     with pretending():
         values = torch.arange(4.0).to("cuda:1")
         host = torch.empty(4, pin_memory=True).copy_(values, non_blocking=True)
@@ -128,7 +128,7 @@ def test_a_copy_to_the_host_arrives_when_its_own_card_is_waited_for() -> None:
         assert later.tolist() == [1, 2, 3, 4]
 
 
-def test_pinned_memory_is_pinned_as_long_as_it_lives() -> None:
+def test_pinned_memory_is_pinned_as_long_as_it_lives():
     with pretending():
         value = torch.arange(6.0).view(2, 3).T
         there = value.pin_memory()
@@ -144,7 +144,7 @@ def test_pinned_memory_is_pinned_as_long_as_it_lives() -> None:
         assert not is_pinned(value) and before
 
 
-def test_gradients_are_the_cpus_on_either_card_and_accumulate() -> None:
+def test_gradients_are_the_cpus_on_either_card_and_accumulate():
     def work(device: str) -> Any:
         torch.manual_seed(0)
         layers = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.SiLU(), torch.nn.Linear(5, 1)).to(device)
@@ -161,7 +161,7 @@ def test_gradients_are_the_cpus_on_either_card_and_accumulate() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_a_parameter_may_be_given_other_values_and_another_precision() -> None:
+def test_a_parameter_may_be_given_other_values_and_another_precision():
     with pretending():
         layer = torch.nn.Linear(4, 4).to(CUDA)
         layer.weight.data = torch.ones(4, 4, device=CUDA).half()
@@ -171,7 +171,7 @@ def test_a_parameter_may_be_given_other_values_and_another_precision() -> None:
         assert out.tolist() == [[8, 4, 4, 4]]
 
 
-def test_autocast_is_cudas() -> None:
+def test_autocast_is_cudas():
     with pretending(), torch.autocast("cuda", torch.float16):
         x = torch.ones(2, 8, 4, 4, device=CUDA)
         assert torch.nn.functional.conv2d(x, torch.ones(8, 8, 1, 1, device=CUDA)).dtype == torch.float16
@@ -179,7 +179,7 @@ def test_autocast_is_cudas() -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_what_is_rounded_to_tf32_is_noticed(allowed: bool, request: pytest.FixtureRequest) -> None:
+def test_what_is_rounded_to_tf32_is_noticed(allowed, request):
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
     for backend in backends:
         request.addfinalizer(partial(setattr, backend, "allow_tf32", backend.allow_tf32))
@@ -193,7 +193,7 @@ def test_what_is_rounded_to_tf32_is_noticed(allowed: bool, request: pytest.Fixtu
         assert len(device.rounded) == 2 * allowed
 
 
-def test_each_card_has_its_own_random_numbers_and_the_host_keeps_its_own() -> None:
+def test_each_card_has_its_own_random_numbers_and_the_host_keeps_its_own():
     torch.manual_seed(3)
     expected = torch.rand(2)
     with pretending():
@@ -206,7 +206,7 @@ def test_each_card_has_its_own_random_numbers_and_the_host_keeps_its_own() -> No
         assert torch.ones(1, device=CUDA).device == torch.device("cuda:1")
 
 
-def test_a_graph_does_it_again_to_the_same_tensors_and_waits_for_nobody() -> None:
+def test_a_graph_does_it_again_to_the_same_tensors_and_waits_for_nobody():
     with pretending() as device:
         x, graph = torch.zeros(4, device=CUDA), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -220,7 +220,7 @@ def test_a_graph_does_it_again_to_the_same_tensors_and_waits_for_nobody() -> Non
             float(x.sum())
 
 
-def test_inference_mode_takes_parameters_and_views_of_them() -> None:
+def test_inference_mode_takes_parameters_and_views_of_them():
     with pretending():
         layer = torch.nn.Linear(2, 2).to(CUDA)
         with torch.inference_mode():
@@ -229,7 +229,7 @@ def test_inference_mode_takes_parameters_and_views_of_them() -> None:
             assert torch.equal(view.flatten(), layer.weight.flatten())
 
 
-def test_nothing_is_left_behind() -> None:
+def test_nothing_is_left_behind():
     before = torch.cuda.is_available(), torch.cuda.Event, torch.Tensor.tolist, torch._C._get_accelerator()
     with pytest.raises(ZeroDivisionError), pretending():
         assert torch.cuda.is_available() and torch._C._get_accelerator().type == "cuda"

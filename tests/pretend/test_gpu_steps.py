@@ -33,7 +33,7 @@ def session(module: Callable[[str], ModuleType], tmp_path: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_no_step_waits(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_waits(module, session, monkeypatch):
     checks, device_runs = module("checks"), module("device_runs")
     families = ("U-Net", "U-ViT, two wavelet levels")
     monkeypatch.setattr(checks, "FAMILIES", {name: checks.FAMILIES[name] for name in families})
@@ -56,7 +56,7 @@ def test_no_step_waits(module: Any, session: Any, monkeypatch: pytest.MonkeyPatc
     assert {"U-Net, bf16, training", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
 
 
-def test_rates_and_memory_are_taken(module: Any, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_and_memory_are_taken(module, session, monkeypatch):
     speed = module("speed")
     monkeypatch.setattr(speed, "SHORT", speed.SHORT[:3])
     with pretending():
@@ -67,7 +67,7 @@ def test_rates_and_memory_are_taken(module: Any, session: Any, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_losses_images_and_bits_are_compared(module: Any, session: Any) -> None:
+def test_losses_images_and_bits_are_compared(module, session):
     with pretending(), plain_attention():
         rows = list(module("checks").agreement(session))
     assert all(row.ok for row in rows) and len(rows) == 5, rows

@@ -58,14 +58,14 @@ def pretended(ask: Any, run: Path) -> tuple[Any, Any, Pretence]:
     return cuda, cpu, device
 
 
-def test_the_bound(run: Path) -> None:
+def test_the_bound(run):
     cuda, cpu, device = pretended(lambda asked: estimate.measure_bound(asked).bound, run)
     assert (cuda.bpd, cuda.bpd_se) == pytest.approx((cpu.bpd, cpu.bpd_se), rel=1e-6)
     assert len(device.waits.outside(*ONCE)) == len(device.waits.within("MeasuredNetwork.draw")) == TIMES
     assert device.waits.within("denoising_losses", "step_coefficients") == []
 
 
-def test_the_theorem(run: Path) -> None:
+def test_the_theorem(run):
     weighting = parse_weighting("sigmoid:bias=2")
     cuda, cpu, device = pretended(lambda asked: judge.check_theorem(asked, [weighting]).checks[0], run)
     for side in ("left", "right"):
@@ -77,9 +77,7 @@ def test_the_theorem(run: Path) -> None:
     ("network", "metrics", "count"),
     [("elbo-tiny", ("fid", "kid", "prc", "is"), 48), ("inception-v3-compat", ("is",), 2)],
 )
-def test_scores(
-    network: str, metrics: tuple[str, ...], count: int, photos: np.ndarray, inception_weights: Path, tmp_path: Path
-) -> None:
+def test_scores(network, metrics, count, photos, inception_weights, tmp_path):
     np.save(tmp_path / "ours.npy", photos[:count])
     np.save(tmp_path / "theirs.npy", photos[:count, ::-1])
     weights = None if network == "elbo-tiny" else inception_weights
@@ -102,7 +100,7 @@ def test_scores(
     assert device.copies.outside(*seeing) == []
 
 
-def test_the_api_in_anyones_own_loop() -> None:
+def test_the_api_in_anyones_own_loop():
     """Batches, labels and pixels that are on the device already stay there; those that aren't are sent."""
 
     def ask(device: str, given: str) -> tuple[Any, ...]:

@@ -1,6 +1,5 @@
 """Runs on pretend cards: several cards, latents, precisions and sampling do what the CPU does."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pretend import plain_attention, pretending
 from pretend.runs import NETWORKS, train, weights_of
 
 
-def test_images_are_there_before_they_are_read(digits: Path, tmp_path: Path) -> None:
+def test_images_are_there_before_they_are_read(digits, tmp_path):
     """Whoever waits for the other card's stream reads what was in memory before."""
     run = train(digits, tmp_path / "run", device="cpu", lr=0.02, warmup=0)
     images = []
@@ -36,7 +35,7 @@ def test_images_are_there_before_they_are_read(digits: Path, tmp_path: Path) -> 
     assert np.array_equal(*images) and images[0].std() > 1
 
 
-def test_dropout_is_drawn_by_the_card_that_is_seeded(digits: Path, tmp_path: Path) -> None:
+def test_dropout_is_drawn_by_the_card_that_is_seeded(digits, tmp_path):
     runs = {}
     for device in ("cuda:0", "cuda:1"):
         with pretending() as pretend:
@@ -46,7 +45,7 @@ def test_dropout_is_drawn_by_the_card_that_is_seeded(digits: Path, tmp_path: Pat
     assert weights_of(runs["cuda:1"]) == weights_of(runs["cuda:0"])
 
 
-def test_seeding_one_card_leaves_the_other_alone() -> None:
+def test_seeding_one_card_leaves_the_other_alone():
     with pretending():
         seed_dropout(torch.device("cuda:0"), 1)
         first = torch.rand(3, device="cuda:0")
@@ -56,12 +55,12 @@ def test_seeding_one_card_leaves_the_other_alone() -> None:
         assert torch.rand(3, device="cuda:1").tolist() != first.tolist()
 
 
-def test_a_card_that_is_not_there_is_refused() -> None:
+def test_a_card_that_is_not_there_is_refused():
     with pretending(), pytest.raises(UsageError, match=r"'cuda:2' can't be used here"):
         choose_device("cuda:2")
 
 
-def test_each_card_has_its_own_name() -> None:
+def test_each_card_has_its_own_name():
     with pretending():
         assert [name_of(choose_device(f"cuda:{k}")) for k in (0, 1)] == ["pretend card 0", "pretend card 1"]
 
@@ -71,7 +70,7 @@ pytestmark = pytest.mark.usefixtures("short_previews")
 ONCE_FOR_LATENTS = ("place", "Autoencoder.__init__", "Validation.__init__", "TrainState.__init__")
 
 
-def test_images_are_encoded_as_on_the_cpu(autoencoder: Path, photos: np.ndarray) -> None:
+def test_images_are_encoded_as_on_the_cpu(autoencoder, photos):
     with plain_attention():
         cpu = LatentEncoder(autoencoder, 16, device="cpu").rows(list(photos[:5]))
     with pretending() as device:
@@ -81,7 +80,7 @@ def test_images_are_encoded_as_on_the_cpu(autoencoder: Path, photos: np.ndarray)
     assert device.copies.outside(*ONCE_FOR_LATENTS) == []
 
 
-def test_trained_on_drawn_and_decoded(latents: Path, tmp_path: Path, make_autoencoder: Callable[..., Path]) -> None:
+def test_trained_on_drawn_and_decoded(latents, tmp_path, make_autoencoder):
     options = {"val_split": 8, "val_every": 16, "preview_every": 4}
     images = {}
     for device in ("cpu", "cuda"):
@@ -113,23 +112,23 @@ def rounded_by(work: Any) -> list[str]:
     return [str(record) for record in device.rounded]
 
 
-def test_fp32_samples_are_strict(run: Path, tmp_path: Path) -> None:
+def test_fp32_samples_are_strict(run, tmp_path):
     settings = typed(n=2, steps=2, device="cuda", precision="fp32")
     assert rounded_by(lambda: draw.draw_samples(run, tmp_path / "x.npy", settings)) == []
 
 
-def test_an_fp32_bound_is_strict(run: Path) -> None:
+def test_an_fp32_bound_is_strict(run):
     settings: Any = {"images": 2, "draws": 2, "device": "cuda", "precision": "fp32"}
     assert rounded_by(lambda: estimate.measure_bound(open_measurement(run, None, **settings))) == []
 
 
-def test_fp32_latents_are_strict(autoencoder: Path, photos: np.ndarray) -> None:
+def test_fp32_latents_are_strict(autoencoder, photos):
     assert (
         rounded_by(lambda: LatentEncoder(autoencoder, 16, device="cuda", precision="fp32").rows(list(photos[:1]))) == []
     )
 
 
-def test_features_are_strict(photos: np.ndarray, tmp_path: Path) -> None:
+def test_features_are_strict(photos, tmp_path):
     np.save(tmp_path / "x.npy", photos[:2])
     settings = EvalSettings(asked(("is",), splits=2), extractor="elbo-tiny")
     world = World(device=torch.device("cuda"))
@@ -137,9 +136,7 @@ def test_features_are_strict(photos: np.ndarray, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("network", "inputs"), [("unet", 8), ("uvit-none", 1)])
-def test_fp32_training_is_strict_and_tf32_rounds_all_but_the_noise_level(
-    network: str, inputs: int, digits: Path, tmp_path: Path
-) -> None:
+def test_fp32_training_is_strict_and_tf32_rounds_all_but_the_noise_level(network, inputs, digits, tmp_path):
     """inputs: of the layer that sees the noise level."""
 
     def trained(precision: str) -> list[str]:
@@ -191,7 +188,7 @@ def both(run: Path, folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not SAMPLERS[name].traits.learned])
-def test_every_sampler(sampler: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_every_sampler(sampler, runs, tmp_path):
     options = {"sampler": sampler, **SAMPLER_OPTIONS.get(sampler, {})}
     if "guide" in options:
         options["guide"] = runs["uvit-none"]
@@ -201,9 +198,7 @@ def test_every_sampler(sampler: str, runs: dict[str, Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("precision", "levels"), [("fp32", 0), ("bf16", 8), ("fp16", 2)])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_in_every_precision(
-    network: str, precision: str, levels: int, runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_every_network_in_every_precision(network, precision, levels, runs, tmp_path):
     """In half precision CUDA's autocast rounds in other places than the CPU's."""
     cuda, cpu = both(runs[network], tmp_path, sampler="ddim", precision=precision)
     assert np.abs(cuda - cpu).max() <= levels

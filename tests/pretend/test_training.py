@@ -71,7 +71,7 @@ patchings have the same layers between."""
         for precision in TOLERANCES
     ],
 )
-def test_every_network_in_every_precision(network: str, precision: str, digits: Path, tmp_path: Path) -> None:
+def test_every_network_in_every_precision(network, precision, digits, tmp_path):
     """In half precision CUDA's autocast rounds in other places than the CPU's."""
     cpu, cuda, _ = both(digits, tmp_path, network, precision=precision)
     alike(cuda, cpu, TOLERANCES[precision])
@@ -82,12 +82,12 @@ def test_every_network_in_every_precision(network: str, precision: str, digits: 
     [{"micro_batch": 3}, {"activation_checkpointing": True}, {"t_sampling": "independent", "label_dropout": 0.0}],
     ids=str,
 )
-def test_ways_to_do_a_step(options: dict[str, Any], digits: Path, tmp_path: Path) -> None:
+def test_ways_to_do_a_step(options, digits, tmp_path):
     cpu, cuda, _ = both(digits, tmp_path, **options)
     alike(cuda, cpu, 1e-6)
 
 
-def test_all_that_is_done_between_steps(digits: Path, tmp_path: Path) -> None:
+def test_all_that_is_done_between_steps(digits, tmp_path):
     cpu, cuda, device = both(digits, tmp_path, **EVERYTHING)
     alike(cuda, cpu, 1e-6)
     assert [len([*(cuda / name).iterdir()]) for name in ("previews", "snapshots")] == [2, 2]
@@ -98,7 +98,7 @@ def test_all_that_is_done_between_steps(digits: Path, tmp_path: Path) -> None:
     assert device.waits.within("walk") == []
 
 
-def test_dropout_is_drawn_by_the_device_and_drawn_again_by_checkpointing(digits: Path, tmp_path: Path) -> None:
+def test_dropout_is_drawn_by_the_device_and_drawn_again_by_checkpointing(digits, tmp_path):
     with pretending() as device:
         runs = [
             train(
@@ -110,7 +110,7 @@ def test_dropout_is_drawn_by_the_device_and_drawn_again_by_checkpointing(digits:
     assert device.waits.outside(*MAY_WAIT) == []
 
 
-def test_a_run_goes_on_as_if_it_had_not_stopped_and_on_the_cpu_too(digits: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_as_if_it_had_not_stopped_and_on_the_cpu_too(digits, tmp_path):
     with pretending() as device:
         whole = train(digits, tmp_path / "whole", device="cuda")
         parts = train(digits, tmp_path / "parts", device="cuda", steps=2)
@@ -122,9 +122,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_on_the_cpu_too(digits: Path,
         alike(train(digits, moved, device="cpu"), whole, 1e-6)
 
 
-def test_a_step_that_is_not_finite_ends_the_run_without_waiting(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_is_not_finite_ends_the_run_without_waiting(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(Batches, "at", Batches.at)  # put back afterwards
     poisoned(2, 3)
     with pretending() as device, pytest.raises(NonFiniteError, match=r"step 2: loss nan at logsnr"):

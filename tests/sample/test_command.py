@@ -53,9 +53,7 @@ def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, li
     ],
     ids=["plain", "churn", "edm2"],
 )
-def test_elbo_draws_what_edm_draws(
-    noise: str, later: torch.dtype, sampler: str, churn: tuple[float, ...], trained: Path, elbo: Elbo, tmp_path: Path
-) -> None:
+def test_elbo_draws_what_edm_draws(noise, later, sampler, churn, trained, elbo, tmp_path):
     walk = ("--sampler", sampler, "--schedule", "edm-sample:rho=7,sigma_min=0.002,sigma_max=80", "--steps", 18)
     random = ("--noise", noise, "--classes", "random", "--seed", 40, "--start", "edm", "--rounding", "edm")
     done = elbo("sample", trained, "-n", N, *walk, *random, "--batch", 5, "-o", tmp_path / "x.h5")
@@ -70,9 +68,7 @@ def test_elbo_draws_what_edm_draws(
     assert apart.max() <= 1 and (apart > 0).mean() < 0.005 and images.std() > 20
 
 
-def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
-    elbo: Elbo, trained: Path, tmp_path: Path
-) -> None:
+def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(elbo, trained, tmp_path):
     guide = min((trained / "checkpoints").iterdir())
     walk = ("--sampler", "heun:edm-imagenet64,s_churn=3", "--steps", 4, "--schedule", "run")
     how = ("--guidance", 2, "--guide", guide, "--clip", "dynamic:percentile=99")
@@ -96,9 +92,7 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(
     ],
     ids=str,
 )
-def test_a_line_that_makes_no_sense_is_refused(
-    given: list[str], word: str, elbo: Elbo, trained: Path, tmp_path: Path
-) -> None:
+def test_a_line_that_makes_no_sense_is_refused(given, word, elbo, trained, tmp_path):
     words = [trained if each == "RUN" else each for each in given]
     done = elbo("sample", trained, *words, "-o", tmp_path / "x.npy")
     assert done.returncode == 2 and word in done.stderr.decode() and not (tmp_path / "x.npy").exists()

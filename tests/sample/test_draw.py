@@ -83,7 +83,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_an_image_is_the_same_in_any_batch(sampler: str, trained: Path, learned: Path, drawn: Drawn) -> None:
+def test_an_image_is_the_same_in_any_batch(sampler, trained, learned, drawn):
     run = learned if SAMPLERS[sampler].traits.learned else trained
     whole = drawn(run, sampler=sampler)[0]
     for more in ({"batch": 4}, {"n": 9, "batch": 7}):
@@ -102,9 +102,7 @@ def test_an_image_is_the_same_in_any_batch(sampler: str, trained: Path, learned:
     ],
     ids=str,
 )
-def test_samples_say_how_often_networks_were_called(
-    how: dict[str, Any], calls: int, trained: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_say_how_often_networks_were_called(how, calls, trained, drawn, monkeypatch):
     seen, forward = [], UNet.forward
     monkeypatch.setattr(UNet, "forward", lambda *given: seen.append(1) or forward(*given))
     with heard() as lines:
@@ -112,7 +110,7 @@ def test_samples_say_how_often_networks_were_called(
     assert f"{calls} network evaluations" in lines[-1]
 
 
-def test_classes_are_balanced_random_or_listed_and_no_word_means_two() -> None:
+def test_classes_are_balanced_random_or_listed_and_no_word_means_two():
     def chosen(words: str, n: int, classes: int, names: Any = ()) -> list[int]:
         return choose_labels(words, n, classes, 0, names).tolist()  # type: ignore[union-attr]
 
@@ -128,7 +126,7 @@ def test_classes_are_balanced_random_or_listed_and_no_word_means_two() -> None:
             chosen(words, 5, 3, names)
 
 
-def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> None:
+def test_every_format_holds_the_same_images(trained, tmp_path):
     for name in ("a.npy", "a.npz", "a.h5", "folder"):
         sample.draw_samples(trained, tmp_path / name, typed(n=12, steps=6, sampler="ddim"))
     expected = np.load(tmp_path / "a.npy")
@@ -145,8 +143,8 @@ def test_every_format_holds_the_same_images(trained: Path, tmp_path: Path) -> No
 
 
 def test_interrupted_while_pngs_are_made_nothing_is_drawn_again_but_with_other_settings(
-    trained: Path, tmp_path: Path, elbo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    trained, tmp_path, elbo, monkeypatch
+):
     def kill(done: int, total: int, unit: str, *rest: object) -> None:
         if unit == "png" and done == 8:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -164,15 +162,13 @@ def test_interrupted_while_pngs_are_made_nothing_is_drawn_again_but_with_other_s
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_draws_nearly_the_same(precision: str, trained: Path, drawn: Drawn) -> None:
+def test_half_precision_draws_nearly_the_same(precision, trained, drawn):
     exact, half = (drawn(trained, n=32, precision=each)[0] for each in ("fp32", precision))
     assert 0 < np.abs(exact - half).mean() < 3
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance": Guidance(2.0)}, {"precision": "bf16"}])
-def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch(
-    options: dict[str, Any], trained: Path, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch(options, trained, drawn, monkeypatch):
     sizes: list[int] = []
 
     def backend(graph: Any, inputs: list[torch.Tensor]) -> Any:
@@ -189,7 +185,7 @@ def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch
 # Schedules
 
 
-def test_a_preset_brings_its_steps_grid_and_parameters(trained: Path, drawn: Drawn) -> None:
+def test_a_preset_brings_its_steps_grid_and_parameters(trained, drawn):
     about = drawn(trained, n=1, sampler="heun:edm-imagenet64", steps=0)[1]
     assert about["sampler"] == "heun:s_churn=40,s_min=0.05,s_max=50,s_noise=1.003"
     assert (about["steps"], about["nfe"]) == (256, 511)
@@ -198,7 +194,7 @@ def test_a_preset_brings_its_steps_grid_and_parameters(trained: Path, drawn: Dra
     assert (about["logsnr_min"], about["logsnr_max"]) == pytest.approx((-2 * np.log(80), 10))
 
 
-def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained: Path, drawn: Drawn) -> None:
+def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained, drawn):
     about = drawn(trained, schedule="t-linear")[1]
     levels = parse_schedule("t-linear").curve.level  # type: ignore[attr-defined]  # the run was trained on -10 to 10
     assert about["spacing"] == "timesteps" and about["schedule"].startswith("t-linear:count=1000")
@@ -207,9 +203,7 @@ def test_timesteps_are_walked_as_adm_does_unless_asked_otherwise(trained: Path, 
     assert drawn(trained, schedule="cosine")[1]["spacing"] == "even"
 
 
-def test_the_grid_may_be_the_runs_own_schedule(
-    trained: Path, digits: Path, preset: Path, make: Make, drawn: Drawn, tmp_path: Path
-) -> None:
+def test_the_grid_may_be_the_runs_own_schedule(trained, digits, preset, make, drawn, tmp_path):
     """That of a run that adapts is the one that it had at the checkpoint."""
     own, about = drawn(trained, schedule="run")
     assert about["schedule"] == "cosine" and np.array_equal(own, drawn(trained, schedule="cosine")[0])
@@ -231,7 +225,7 @@ def test_the_grid_may_be_the_runs_own_schedule(
 # Guides
 
 
-def test_guidance_acts_inside_its_interval_alone(trained: Path, weak: Path, drawn: Drawn) -> None:
+def test_guidance_acts_inside_its_interval_alone(trained, weak, drawn):
     plain = drawn(trained)[0]
     for guide in (None, weak):
         outside, told = drawn(trained, guide=guide, guidance=Guidance(3.0, 20.0, 30.0))
@@ -242,7 +236,7 @@ def test_guidance_acts_inside_its_interval_alone(trained: Path, weak: Path, draw
     assert (about["guide"], about["guide_step"]) == (str(weak), 3)
 
 
-def test_guidance_zero_draws_what_the_guide_alone_draws(trained: Path, weak: Path, make: Make, drawn: Drawn) -> None:
+def test_guidance_zero_draws_what_the_guide_alone_draws(trained, weak, make, drawn):
     """A guide without classes is told none; one with classes can't guide a network without."""
     plain = make(conditional=False)
     for run, guide in ((weak, trained), (trained, plain)):
@@ -251,7 +245,7 @@ def test_guidance_zero_draws_what_the_guide_alone_draws(trained: Path, weak: Pat
         drawn(plain, guide=trained, guidance=Guidance(2.0))
 
 
-def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make: Make, drawn: Drawn) -> None:
+def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make, drawn):
     run = make(steps=4, save_every=2, lr=0.05, warmup=0, ema=["0.9", "0.05"])
     plain = drawn(run)[0]
     for how, guide in (
@@ -264,7 +258,7 @@ def test_a_checkpoint_or_another_average_of_the_same_run_may_guide(make: Make, d
 
 
 @pytest.mark.parametrize("given", [{"conditional": False}, {"label_dropout": 0.0}])
-def test_a_run_that_can_not_guide_itself_can_be_guided(given: dict[str, Any], make: Make, drawn: Drawn) -> None:
+def test_a_run_that_can_not_guide_itself_can_be_guided(given, make, drawn):
     """Neither without classes, nor where no image was ever shown without its class."""
     run, guide = make(**given), make(steps=1, **given)
     with pytest.raises(UsageError, match="--guide"):
@@ -272,9 +266,7 @@ def test_a_run_that_can_not_guide_itself_can_be_guided(given: dict[str, Any], ma
     assert drawn(run, guidance=Guidance(2.0), guide=guide)[1]["nfe"] == 10
 
 
-def test_a_guide_of_other_images_or_levels_is_refused(
-    make: Make, trained: Path, digits_folder: Path, elbo: Callable[..., Any], drawn: Drawn, tmp_path: Path
-) -> None:
+def test_a_guide_of_other_images_or_levels_is_refused(make, trained, digits_folder, elbo, drawn, tmp_path):
     assert elbo("prep", digits_folder, tmp_path / "16.h5", "--size", 16, "--channels", 1).returncode == 0
     narrow = make(logsnr_max=5.0)
     for guide, word in ((make(tmp_path / "16.h5"), "other images"), (narrow, "--guidance-interval -10 5")):
@@ -286,7 +278,7 @@ def test_a_guide_of_other_images_or_levels_is_refused(
 # Starts, rounding, clipping, variances
 
 
-def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained: Path, drawn: Drawn) -> None:
+def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained, drawn):
     images, about = drawn(trained, guidance=Guidance(6.0))
     assert (about["rounding"], about["start"], about["clip"]) == ("nearest", "unit", "none")
     found = {}
@@ -300,9 +292,7 @@ def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained: P
     assert about["start"] == "edm" and 0 < np.abs(unit - edm).max() < 30
 
 
-def test_a_learned_variance_is_that_of_each_value_and_no_constant(
-    learned: Path, trained: Path, elbo: Callable[..., Any], drawn: Drawn, tmp_path: Path
-) -> None:
+def test_a_learned_variance_is_that_of_each_value_and_no_constant(learned, trained, elbo, drawn, tmp_path):
     how = {"sampler": "ddpm-learned", "schedule": "run", "clip": "dynamic"}  # random weights leave the range of pixels
     images, about = drawn(learned, **how)
     assert about["spacing"] == "timesteps" and about["nfe"] == 5

@@ -44,7 +44,7 @@ def drawn(path: Path) -> tuple[np.ndarray, list[int], dict[str, Any]]:
         return file["images"][()].astype(int), file["labels"][()].tolist(), json.loads(file.attrs["samples"])
 
 
-def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(trained: Path, tmp_path: Path) -> None:
+def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(trained, tmp_path):
     """Also with a multistep sampler that adds noise, and a guide."""
     jobs: list[dict[str, Any]] = [
         {"size": size, "out": f"{batch}-{size}.h5", "options": {"batch": batch, "classes": "random"}}
@@ -68,7 +68,7 @@ def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(tra
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_kills_change_no_byte_and_nothing_is_drawn_twice(size: int, trained: Path, tmp_path: Path) -> None:
+def test_kills_change_no_byte_and_nothing_is_drawn_twice(size, trained, tmp_path):
     job = {"size": size, "options": {"n": MANY, "steps": 2}}
     jobs = [{**job, "out": "whole.h5"}, {**job, "out": "x.h5", "kills": 3}]
     (_, killed), said = came_to(tmp_path, trained, jobs)
@@ -80,7 +80,7 @@ def test_kills_change_no_byte_and_nothing_is_drawn_twice(size: int, trained: Pat
 
 
 @pytest.mark.parametrize(("size", "number"), [(1, "SIGINT"), (2, "SIGTERM")])
-def test_a_signal_saves_and_the_same_again_goes_on(size: int, number: str, trained: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_and_the_same_again_goes_on(size, number, trained, tmp_path):
     job = {"out": "x.npz", "size": size}
     jobs = [{**job, "out": "whole.npz"}, {**job, "told": [number, 20]}, job]
     found, said = came_to(tmp_path, trained, jobs)
@@ -92,7 +92,7 @@ def test_a_signal_saves_and_the_same_again_goes_on(size: int, number: str, train
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
-def test_a_stream_of_two_processes_is_in_order_and_ends_with_its_reader(trained: Path, tmp_path: Path) -> None:
+def test_a_stream_of_two_processes_is_in_order_and_ends_with_its_reader(trained, tmp_path):
     jobs: list[dict[str, Any]] = [
         {"out": "x.npy"},
         {"out": "stream", "stream": True, "size": 2},
@@ -104,9 +104,7 @@ def test_a_stream_of_two_processes_is_in_order_and_ends_with_its_reader(trained:
     assert sum(count for _, count in found[2]["drawn"]) < 5000 and "Traceback" not in said
 
 
-def test_an_error_in_one_process_ends_all_with_its_message_and_what_was_drawn_stays(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_an_error_in_one_process_ends_all_with_its_message_and_what_was_drawn_stays(trained, tmp_path):
     job = {"out": "x.npy", "size": 2}
     found, said = came_to(tmp_path, trained, [{**job, "fails": 1}, job, {"out": "whole.npy"}])
     assert [one["codes"] for one in found] == [[1, 1], [0, 0], [0]], said

@@ -15,7 +15,7 @@ help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
 	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
-	@echo "make test        set up, then all tests but the slow ones: five minutes on two cores"
+	@echo "make test        set up, then all tests but the slow ones"
 	@echo "make check       lint, types, and make test: what CI runs"
 	@echo "make check-slow  the slow tests, then these three:"
 	@echo "make oldest      tests with the oldest Python and packages that setup.cfg allows; PYTHON_OLDEST names that Python"

@@ -120,7 +120,7 @@ def result(samples: Any, ref: Any = None, metrics: Any = ("fid",), **settings: A
 
 
 def score(samples: Any, ref: Any = None, metrics: Any = ("fid",), **settings: Any) -> dict[str, Any]:
-    """The same as JSON, which reads back as it was."""
+    """Score as `result` does; return the result's JSON, and check that it reads back unchanged."""
     text = json.dumps(result(samples, ref, metrics, **settings).json(), allow_nan=False)
     assert json.dumps(EvalResult.of(json.loads(text)).json()) == text
     return json.loads(text)  # type: ignore[no-any-return]

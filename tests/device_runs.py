@@ -204,7 +204,7 @@ class Bare:
 
 
 def step_of(state: TrainState) -> Callable[[], None]:
-    """All that the loop does for a step between two lines of the log."""
+    """Return a function that does one step as the training loop does between two lines of the log."""
 
     def step() -> None:
         state.world.most([0, 0])

@@ -111,7 +111,7 @@ class Mixture:
         return (of * sigma * away / variance).sum(-1).to(z.dtype)
 
     def nats(self, x: Tensor) -> Tensor:
-        """−log p of each example."""
+        """Return −log p(x) in nats, [B]."""
         away = (x.double()[..., None] - self.means) / self.stds
         log_p = self.shares.log() - 0.5 * away**2 - self.stds.log() - 0.5 * math.log(2 * math.pi)
         return -log_p.logsumexp(-1).flatten(1).sum(1)

@@ -61,7 +61,7 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Path:
-    """The same, packed at 8 pixels with one channel."""
+    """Pack the 300 digits at 8 pixels with one channel, and return the dataset's path."""
     path = tmp_path_factory.mktemp("packed") / "digits.h5"
     result = run_elbo("prep", digits_folder, path, "--size", 8, "--channels", 1)
     assert result.returncode == 0, result.stderr

@@ -27,7 +27,7 @@ BELOW = {
         command: {"errors", "version", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS
     },
 }
-"""What each room may import besides itself: only what lies below it."""
+"""Package → packages that it may import besides itself: only those below it."""
 DOORS = {
     ("train", "sample.draw"): "previews are drawn, and latents decoded, as `elbo sample` does",
     ("grid", "sample.draw"): "a grid is made for the guided denoiser that `elbo sample` walks with",
@@ -65,7 +65,7 @@ def imports(tree: ast.AST) -> list[tuple[str, str]]:
 
 
 def outside_functions(tree: ast.Module) -> ast.Module:
-    """What runs when the module is imported; annotations' imports (TYPE_CHECKING) are left out."""
+    """Return the statements that run on import, without imports under TYPE_CHECKING."""
     kept = [
         node
         for node in tree.body
@@ -94,7 +94,7 @@ def reached(tree: ast.AST) -> list[str]:
 
 
 def broken_rules(path: str, source: str) -> list[str]:
-    """What in a module, at `path` within the package, breaks a rule of the house."""
+    """List the rules that a module at `path` within the package breaks."""
     tree, room, found = ast.parse(source), room_of(path), []
     speaks = room in SPEAKING or path.endswith("/command.py")
     for module, name in imports(tree):

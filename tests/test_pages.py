@@ -105,7 +105,7 @@ SMALLER = {
     "split 1000": "split 100",
     "--protocol adm": "--protocol adm --allow-mismatch",
 }
-"""All that is changed of them, and settings that the environment gives where they are silent."""
+"""Replacements that make the examples small; the environment sets what an example does not."""
 SETTINGS = {
     "ELBO_DATA": "out.h5",
     "ELBO_TRAIN_STEPS": "20",
@@ -130,7 +130,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def world(elbo, digits_folder, digits, preset, tmp_path_factory):
-    """All that examples name."""
+    """Make all files that the examples name."""
     folder = tmp_path_factory.mktemp("world") / "world"
     (folder / "scheduler").mkdir(parents=True)
     for name in ("imagenet", "digits"):

@@ -68,7 +68,7 @@ def install(wheel, folder):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """Of this tree."""
+    """Build a wheel of this tree."""
     return make_wheel(tmp_path_factory.mktemp("wheel"))
 
 

@@ -107,7 +107,7 @@ def test_intervals_hold_the_exact_value(data):
 
 @pytest.mark.parametrize("count", [300, 60])
 def test_intervals_hold_the_value_of_all_images_where_some_are_chosen(count):
-    """40 seeds choose 60 of 300 images, or ask about all: then the noise alone is uncertain."""
+    """40 seeds choose 60 of 300 images, or take all 300; with all of them, only the noise makes the estimate uncertain."""
     content = TOY.draw(300, 2, 1, 1)
     exact = float(TOY.nats(content).mean())
     off = []

@@ -193,7 +193,7 @@ def odd(digits, preset, trained, elbo, tmp_path_factory):
 
 
 def refuse(line, code, word, elbo, folder, **places):
-    """Run a line in a folder, and check that it is refused and changes nothing there."""
+    """Run a command line in a folder; check that elbo refuses the line and changes no file."""
     before = sorted(folder.iterdir())
     check(elbo(*fill(line, **places), cwd=folder), code, word.format(**places))
     assert sorted(folder.iterdir()) == before

@@ -145,7 +145,7 @@ sys.exit(run(["train", sys.argv[1], "--dry-run", "--weighting", "mine:lr=3", "--
 
 
 def test_a_parameter_of_a_weighting_shadows_no_option(digits, tmp_path):
-    """Of one that is declared before the command is imported."""
+    """The plug-in declares the weighting before elbo imports the command."""
     result = run_code(SHADOWING, digits, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.findall(r"^(lr|weighting): (.*)$", result.stdout, re.M) == [("weighting", "mine:lr=3"), ("lr", "0.25")]

@@ -228,7 +228,7 @@ def test_the_closed_integral_is_that_of_the_expected_error(kept):
 
 @pytest.mark.parametrize("kept", [4, 2])
 def test_the_error_is_that_of_the_exact_denoiser(kept):
-    """ε̂ = σ (α²Σ + σ²)⁻¹ (z − αμ), solved as a matrix."""
+    """The exact denoiser is ε̂ = σ (α²Σ + σ²)⁻¹ (z − αμ); the test solves that linear system."""
     x = correlated(60, 4)
     model, covariance = kept_of(fit_gaussian(x), kept, 0.3)
     for level in (-6.0, 0.0, 5.0):

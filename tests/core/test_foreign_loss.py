@@ -65,7 +65,7 @@ ERROR = {
 
 
 def min_snr(gamma):
-    """As published, one formula per target; for the others the one that gives the same loss as on x."""
+    """Loss weights as published, one formula per target; a target without one has the formula that gives the same loss as on x."""
 
     def factor(lam, target):
         snr = np.exp(lam)

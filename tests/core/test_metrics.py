@@ -72,7 +72,7 @@ def least(name, **options):
 
 
 def drawn(n, seed=0, width=6, shift=0.0):
-    """Of n images: features, logits of 5 classes, labels."""
+    """Return features, logits of 5 classes and labels of n images."""
     torch.manual_seed(seed)
     values = torch.randn(n, width) + shift
     moments = FeatureMoments.of(values.numpy())
@@ -184,7 +184,7 @@ def test_standard_errors_are_what_sets_of_samples_show():
 
 
 def test_adms_protocol_takes_so_many_of_the_reference_evenly_spaced(monkeypatch):
-    """As prep sorts by class, the first ones would be of a few classes."""
+    """Prep sorts images by class, so the first images of a reference show few classes."""
     assert PRC_PROTOCOLS["adm"].most == 10_000
     monkeypatch.setitem(PRC_PROTOCOLS, "adm", PrcProtocol("", most=10))
     a, b = drawn(50), drawn(40, 1)

@@ -26,7 +26,7 @@ def sigmoid(x):
 
 
 def network(lam, step):
-    """As digits come out: exponential in λ on the noisy side, then a long shoulder."""
+    """An error curve like that of digits: exponential in λ on the noisy side, then a long shoulder."""
     return sigmoid(lam + 2.5) * (0.15 + 0.9 * sigmoid(0.55 * (lam - 4)))
 
 

@@ -42,11 +42,11 @@ TOLERANCE = {
     "heun:s_churn=10": (0.003, 0.014),
     "heun:s_churn=40": (0.004, 0.022),
 }
-"""Of mean and variance at 64 steps on the usual grid."""
+"""Sampler → bounds on the errors of mean and variance, at 64 steps on the usual grid."""
 
 
 def quantiles(n):
-    """Of a standard normal, scaled to variance 1."""
+    """Return n quantiles of a standard normal, scaled to variance 1."""
     z = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
     return z / z.std(correction=0)
 

@@ -1,4 +1,4 @@
-"""Every random number depends on (seed, purpose, index) alone, and has the distribution that it should have."""
+"""Every random number depends on (seed, purpose, index) alone, and is uniform or normal, as its name says."""
 
 import numpy as np
 import pytest

@@ -246,7 +246,7 @@ def density(profile, t):
 
 
 def weights(profile, steps=STEPS):
-    """Of each value: the profile's integral over its step."""
+    """Return the weight of each value in the average: the profile's integral over its step."""
     return np.diff(np.minimum(np.arange(steps + 1) / profile.step, 1) ** (profile.gamma + 1))
 
 

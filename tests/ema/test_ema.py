@@ -58,7 +58,7 @@ def kept(digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def true(digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same training, stopped once, which averaged by the profiles that the other must make afterwards."""
+    """Train the same run with one stop, and average during training by the profiles that `elbo ema` must reconstruct."""
     run = tmp_path_factory.mktemp("true") / "run"
     specs = ["0.9", "power:std=.05", *(f"power:std={std}" for std in TRUE)]
     for count in (37, 100):

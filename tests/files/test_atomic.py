@@ -82,7 +82,7 @@ def missing_folder(request):
 
 @contextmanager
 def read_only_folder(request):
-    """As an ordinary user, also where the tests run as root."""
+    """Make a folder read-only inside the block; a process of root acts as an ordinary user there."""
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))

@@ -1,4 +1,4 @@
-"""Checks on a card: commands end to end, marked tests, host waits, agreement with the CPU, FSDP2, and what happens when memory runs out."""
+"""Checks on a card: commands end to end, tests marked cuda, host waits, agreement with the CPU, FSDP2, and running out of memory."""
 
 import json
 import math
@@ -152,7 +152,7 @@ BRIEF: dict[str, Any] = {"log_every": 10, "preview_every": 0, "warmup": 5}
 
 
 def agreement(session: Session) -> Iterator[Row]:
-    """The largest differences, in float32."""
+    """Yield the largest difference between CPU and device, in float32, for each preset."""
     digits = made_data.packed_digits(session.folder)
     noise = made_data.packed(session.folder, 32, 3, count=64)
     steps = 3 if session.small else 20

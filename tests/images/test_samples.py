@@ -91,7 +91,7 @@ def test_numpy_and_elbo_datasets_read_the_files(tmp_path, rows):
 
 
 class Drip(io.BytesIO):
-    """Takes seven bytes at a time."""
+    """A stream whose write() takes seven bytes at most."""
 
     def write(self, data):
         return super().write(data[:7])

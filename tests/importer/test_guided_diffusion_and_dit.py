@@ -62,7 +62,7 @@ def same(number: float) -> Tensor:
 
 
 def logsnr_of(steps: list[int], name: str = "linear") -> list[float]:
-    """Levels of timesteps of 1000, by the definition of their betas."""
+    """Return λ at timesteps of 1000, computed from the definition of the betas."""
     kept = np.cumprod(1 - betas(name, 1000))
     return [float(np.log(kept[step] / (1 - kept[step]))) for step in steps]
 

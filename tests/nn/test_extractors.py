@@ -116,7 +116,7 @@ CLIP = VitShape(width=32, depth=2, heads=4, patch=32, trained=7, embedding=24)
 
 
 def drawn(shape: VitShape) -> Weights:
-    """Random tensors such that activations keep their size; norms are about 1, and scales of either sign."""
+    """Draw random weights that keep the scale of activations; weights of norms are about 1, and layer scales have either sign."""
     d, clip, generator = shape.width, shape.embedding > 0, torch.Generator().manual_seed(0)
     found: Weights = {}
 
@@ -259,7 +259,7 @@ OTHERS = (
 
 
 def by_names(weights: Weights, names: dict[str, str]) -> Weights:
-    """The same tensors by the names, and in the shapes, of another program."""
+    """Rename and reshape the tensors as another program stores them."""
     found = {}
     for name, value in weights.items():
         for ours, theirs in names.items():
@@ -285,7 +285,7 @@ FILES = {
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_vit_is_its_authors_formula_from_any_file(file, tmp_path):
-    """Of small noise and large: the resize overshoots, and levels below 0 and above 255 stay."""
+    """The images are noise; resizing overshoots, and neither side clips levels below 0 or above 255."""
     pytest.importorskip("timm")
     (shape, names, more), path = FILES[file], tmp_path / file
     weights = {name: value.half().float() if "halves" in file else value for name, value in drawn(shape).items()}

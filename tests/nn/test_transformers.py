@@ -48,7 +48,7 @@ def awake(module: Any, std: float = 0.3) -> Any:
 
 
 def test_weights_of_a_dit_begin_as_the_papers_do():
-    """Whatever shifts, scales and gates begins at zero, so that a block is the identity."""
+    """All shifts, scales and gates begin at zero, so that each block begins as the identity."""
     torch.manual_seed(0)
     network: Any = DiT(DIT).requires_grad_(False)
     for module in (network.modulation, network.last, *(block.modulation for block in network.blocks)):

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("code", [CODE, *LEVEL_CODES])
 def test_fourier_features_are_cosines_and_sines_of_any_level_code(code):
-    """Of timesteps up to 1000 too, whose angles have no digits left in float32."""
+    """Level codes of up to 1000 are among them; float32 is too coarse for their angles."""
     level = torch.linspace(-15, 15, 41)
     angle = LEVEL_CODES.parse(code)(level.double())[:, None] * 1e-4 ** (torch.arange(16, dtype=torch.float64) / 16)
     found = Fourier(32, LEVEL_CODES.parse(code).spec)(level)
@@ -153,7 +153,7 @@ def inputs(scaled: bool, dtype: torch.dtype = torch.float64, mean: float = 0.5) 
 
 
 def plain(layer: GroupNorm, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
-    """The same by torch's functions."""
+    """Normalise, scale, shift and activate by torch's own functions."""
     h = F.group_norm(x, GROUPS, layer.weight, layer.bias, layer.eps)
     if scale is not None and shift is not None:
         h = torch.addcmul(shift[..., None, None], h, scale[..., None, None] + 1)

@@ -49,7 +49,7 @@ def test_averages_follow_their_recurrences_side_by_side():
 
 
 def test_an_update_never_waits_for_the_device():
-    """A tensor on the meta device has no value to wait for: asking for one would raise."""
+    """A tensor on the meta device has no value; code that reads a value from the device raises here."""
     Averages([*map(parse_average, SPECS)], {"x": torch.empty(2, device="meta")}).follow(1, 1, 1)
 
 

@@ -56,7 +56,7 @@ def again(digits):
 
 @pytest.fixture
 def fitted(tmp_path):
-    """A schedule's file, from -9 to 9."""
+    """Write a schedule file with λ from −9 to 9, and return its path."""
     path = tmp_path / "s.yaml"
     path.write_text(to_text(schedule_of_shares(torch.linspace(-9, 9, 5, dtype=torch.float64), torch.ones(4), "")))
     return path

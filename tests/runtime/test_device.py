@@ -92,14 +92,14 @@ class Cards:
         monkeypatch.delenv("ELBO_DEVICE")
 
     def set_device(self, device):
-        """As torch.cuda's."""
+        """Stand in for torch.cuda's method."""
         if device.index >= 2:
             raise RuntimeError("CUDA error: invalid device ordinal\nand more")
         self.current = device.index
 
     @contextmanager
     def device(self, device):
-        """As torch.cuda's."""
+        """Stand in for torch.cuda's method."""
         before, self.current = self.current, device.index
         yield
         self.current = before

@@ -1,4 +1,4 @@
-"""The same images from any number of processes and batch sizes, whatever interrupts them, and nothing drawn twice.
+"""Sampling gives the same images for any number of processes and any batch size, also after interruptions, and draws none twice.
 
 python test_groups.py JOBS.json FOUND.json draws in forked processes that find each other as torchrun's do. Jobs are {"run",
 "out", "size"?, "options"?, …}; of each it finds {"codes": of the last start, by rank, "kills", "drawn": [first image, count] of
@@ -28,7 +28,7 @@ MANY = 301
 
 
 def came_to(folder: Path, run: Path, jobs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """What the jobs came to, and stderr."""
+    """Run the jobs; return their results and stderr."""
     written = [{"run": str(run), **job, "out": str(folder / job["out"])} for job in jobs]
     (folder / "jobs.json").write_text(json.dumps(written))
     line = [sys.executable, __file__, folder / "jobs.json", folder / "found.json"]
@@ -125,7 +125,7 @@ def safe(job: dict[str, Any]) -> int:
 
 
 def work(world: Any, job: dict[str, Any]) -> None:
-    """As `elbo sample` does it, with a line for each batch."""
+    """Draw as `elbo sample` does, and note a line for each batch."""
     from calls import typed
     from harness import heard
 

@@ -230,7 +230,7 @@ class Pretended:
 
 
 def gradients(state, step):
-    """Of this process's pieces, after its only part of a step."""
+    """Return the gradients of this process's shards after the one micro-batch of a step."""
     how = state.weighting, state.schedule, state.prediction
     step_losses(state.spread.forward, state.batches, step, 0, *how)[0].sum().backward()
     found = [to_local(weight.grad).clone() for weight in state.network.parameters()]

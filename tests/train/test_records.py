@@ -217,7 +217,7 @@ def learned(tmp_path_factory, digits, preset, elbo):
 
 
 def said(elbo, *line, code=0, cwd=None):
-    """What a command prints."""
+    """Run a command and return its stdout."""
     done = elbo(*line, cwd=cwd)
     assert done.returncode == code, done.stderr
     return bytes(done.stdout)

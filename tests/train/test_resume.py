@@ -39,7 +39,7 @@ def status_of(run):
 
 
 def content(run):
-    """All that a run has computed: weights, pictures and logs."""
+    """Return the bytes of everything that a run has computed: weights, pictures and logs."""
     kinds = ("*.safetensors", "*.png", "losslog.jsonl", "validation.jsonl")
     files = {str(path.relative_to(run)): path.read_bytes() for kind in kinds for path in run.rglob(kind)}
     return {**files, "metrics": lines_of(run / "metrics.jsonl")}

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class Rows:
-    """As much of a dataset as a split asks for."""
+    """Stand-in for a dataset: it has the attributes that a split reads."""
 
     def __init__(self, count, together):
         self.count, self.latent_space = count, SimpleNamespace(mirrored=together == 2)

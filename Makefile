@@ -10,13 +10,13 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 # What other versions could break: maths, files, networks, processes, the whole pipeline.
 VERSIONS := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/train tests/test_pipeline.py
 
-.PHONY: help demo demo-fashion site test check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
+.PHONY: help demo demo-fashion site test all-but-slow check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
 	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
-	@echo "make test        set up, then all tests but the slow ones"
-	@echo "make check       lint, types, and make test: what CI runs"
+	@echo "make test        set up, then the tests of five minutes, with the whole pipeline on real images"
+	@echo "make check       lint, types and all tests but the slow ones: what CI runs"
 	@echo "make check-slow  the slow tests, then these three:"
 	@echo "make oldest      tests with the oldest Python and packages that setup.cfg allows; PYTHON_OLDEST names that Python"
 	@echo "make middle      the same tests with a torch between them"
@@ -46,9 +46,14 @@ site: $(VENV)/.ready
 	$(BIN)/python -m docs.sphinx.build site
 
 test: $(VENV)/.ready
-	$(PYTEST)
+	$(PYTEST) -m 'not long and not slow'
 
-check: lint types test
+# Types take a minute and a half on one core, which the tests leave free now and then.
+check: $(VENV)/.ready
+	$(MAKE) --jobs --output-sync lint types all-but-slow
+
+all-but-slow: $(VENV)/.ready
+	$(PYTEST)
 
 check-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

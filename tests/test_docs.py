@@ -48,6 +48,7 @@ def test_man_pages_are_what_the_commands_say():
         assert (lint.stdout, lint.returncode) == ("", 0)
 
 
+@pytest.mark.long
 def test_the_page_on_presets_is_what_the_command_says():
     page = ROOT / "docs/presets.md"
     assert page.read_text() == run(ROOT / "tests/presets/page.py", page).stdout, "make docs writes it anew"
@@ -136,6 +137,7 @@ def site(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_the_site_is_whole_and_needs_no_network(site):
     pages = {path: Resources(path.read_text()) for path in site.rglob("*.html")}
     loaded = {path: page.loaded for path, page in pages.items()}

@@ -10,6 +10,7 @@ import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
+import pytest
 import release
 import yaml
 from bounds import SETUP, oldest_python
@@ -26,6 +27,7 @@ PAGE = re.compile(r"man/[^/]+\.[15]")
 EGG = ("SOURCES.txt", "dependency_links.txt", "entry_points.txt", "requires.txt", "top_level.txt", "PKG-INFO")
 
 
+@pytest.mark.long
 def test_a_wheel_holds_the_package_its_pages_and_nothing_else(wheel):
     name, version, *_ = wheel.name.split("-")
     package = [each for each in tracked() if each.startswith("elbocli/")]
@@ -38,6 +40,7 @@ def test_a_wheel_holds_the_package_its_pages_and_nothing_else(wheel):
     assert sorted(zipfile.ZipFile(wheel).namelist()) == sorted([*package, *pages, *about])
 
 
+@pytest.mark.long
 def test_an_sdist_is_what_is_tracked_and_the_same_bytes_whatever_lies_around(tmp_path, monkeypatch):
     made = release.make_sdist(tmp_path / "first")
     with tarfile.open(made) as archive:
@@ -59,6 +62,7 @@ def test_tag_changes_and_version_agree():
     assert "v9.9.9" in release.disagreement("v9.9.9")
 
 
+@pytest.mark.long
 def test_installed_in_a_fresh_environment_it_runs_and_man_finds_its_pages(installed, tmp_path):
     result = installed.run("elbo", "weights", "check", "edm", cwd=tmp_path)
     assert result.returncode == 1 and "-3.307778" in result.stdout

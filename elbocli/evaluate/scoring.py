@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
-from torch_fidelity.version import __version__ as fidelity_version
 
 from elbocli.core.metrics import METRICS, Need, Value, asked
 from elbocli.core.neighbours import nearest
@@ -323,7 +323,7 @@ def scored(
         made=about.made or {},
         options=options_of(settings.metrics),
         elbo_version=__version__,
-        torch_fidelity_version=fidelity_version,
+        torch_fidelity_version=version("torch-fidelity"),
         torch_version=str(torch.__version__),
         ref=sides.reference.name if sides.reference else None,
         command=settings.command,

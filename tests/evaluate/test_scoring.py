@@ -214,7 +214,8 @@ def test_too_few_images_are_refused_by_every_metric(images, tmp_path):
     for metrics, out in ((("fid",), None), (("is",), tmp_path / "s.npz")):
         with pytest.raises(DataError, match="2"):
             score(one, None if out else many, metrics, splits=1, save_stats=out)
-    assert score(many, None, save_stats=tmp_path / "s.npz") and score(one, many, ("accuracy",), classes="1")
+    two = save(tmp_path / "2.npy", images[:2])
+    assert score(two, None, save_stats=tmp_path / "s.npz") and score(one, many, ("accuracy",), classes="1")
     with pytest.raises(DataError, match="20"):
         score(save(tmp_path / "19.npy", images[:19]), many, fid_infinity=True)
 

@@ -188,9 +188,8 @@ def test_cells_of_the_ablation_are_measured_once_by_elbos_own_commands(prepared,
 @pytest.mark.slow
 def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     given = {"BIASES": "-1", "SHIFTS": "1.65", "SCHEDULES": "laplace:mean=0,scale=1.5", "SEEDS": "3", "STEPS": "2"}
-    given |= {"SAMPLES": "20", "WALK": "3", "IMAGES": "4", "OMP_NUM_THREADS": "1"}
-    variables = environment(**given, PATH=BIN, PYTHON=sys.executable, JOBS="1")
-    line = ["sh", SWEEP / "sweep.sh", prepared]
+    given |= {"SAMPLES": "20", "WALK": "3", "IMAGES": "4", "OMP_NUM_THREADS": "1", "JOBS": "1"}
+    line, variables = ["sh", SWEEP / "sweep.sh", prepared], environment(**given, PATH=BIN, PYTHON=sys.executable)
     done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     settings = read_yaml(prepared / "runs/-1_1.65_laplace+mean=0^scale=1.5_3/config.yaml")["settings"]

@@ -46,7 +46,6 @@ def test_shellcheck_finds_nothing():
 @pytest.fixture
 def start(tmp_path):
     """start(script, *options, **variables): run it in an empty folder; programs in ./bin are found first."""
-    fake(tmp_path, "elbo", f'exec "{sys.executable}" -m elbocli "$@"')
 
     def run(name, *options, **variables):
         own = {key: value for key, value in environment().items() if key not in VARIABLES and key[:5] != "SLURM"}
@@ -76,8 +75,11 @@ def understood(words):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_dry_mode_plans_for_as_many_devices_and_leaves_nothing(name, start, tmp_path):
-    result = start(name, "--steps", "77", DRY="1", PRESET="digits")
+def test_dry_mode_plans_for_as_many_devices_and_leaves_nothing(name, start, elbo, tmp_path):
+    """This process runs the command that the script starts."""
+    fake(tmp_path, "elbo", 'echo "$TORCHELASTIC_RUN_ID $WORLD_SIZE"; printf "%s\\n" "$@"')
+    group, *words = start(name, "--steps", "77", DRY="1", PRESET="digits").stdout.splitlines()
+    result = elbo(*words, cwd=tmp_path, env=dict(zip(("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), group.split())))
     assert result.returncode == 0, result.stderr
     plan = yaml.safe_load(result.stdout)
     assert (plan["devices"], plan["steps"], plan["preset"]) == (DEVICES[name], 77, "digits")
@@ -186,15 +188,8 @@ def test_cells_of_the_ablation_are_measured_once_by_elbos_own_commands(prepared,
 @pytest.mark.slow
 def test_one_training_of_the_sweep_through_shell_and_make(prepared):
     given = {"BIASES": "-1", "SHIFTS": "1.65", "SCHEDULES": "laplace:mean=0,scale=1.5", "SEEDS": "3", "STEPS": "2"}
-    given |= {
-        "SAMPLES": "20",
-        "WALK": "3",
-        "IMAGES": "4",
-        "OMP_NUM_THREADS": "1",
-        "PYTHON": sys.executable,
-        "JOBS": "1",
-    }
-    line, variables = ["sh", SWEEP / "sweep.sh", prepared], environment(**given, PATH=BIN)
+    given |= {"SAMPLES": "20", "WALK": "3", "IMAGES": "4", "OMP_NUM_THREADS": "1", "JOBS": "1"}
+    line, variables = ["sh", SWEEP / "sweep.sh", prepared], environment(**given, PATH=BIN, PYTHON=sys.executable)
     done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     settings = read_yaml(prepared / "runs/-1_1.65_laplace+mean=0^scale=1.5_3/config.yaml")["settings"]

@@ -49,6 +49,7 @@ def test_the_jackknife_knows_the_spread_of_independent_gradients():
     assert values[:, 1].mean() == pytest.approx(values[:, 0].std(), rel=0.15)
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_training(trained):
     """Their mean over independent batches doesn't depend on the schedule."""
     asked = probe(trained)
@@ -68,9 +69,10 @@ def test_the_script_writes_a_schedule_and_the_table_shows_it(trained, tmp_path, 
     def called(*line: object) -> None:
         monkeypatch.setattr(sys, "argv", ["", *map(str, line)])
 
+    monkeypatch.setattr(gradients, "BINS", 10)
     monkeypatch.setattr(gradients, "PER_BIN", 6)
     out, result = tmp_path / "g.yaml", tmp_path / "a.json"
-    called(trained, "--batches", 24, "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", out)
+    called(trained, "--batches", 16, "--schedule", "cosine", "--schedule", "fitted:gradient", "-o", out)
     gradients.main()
     result.write_text(capsys.readouterr().out)
     cosine, fitted = (row["relative"] for row in json.loads(result.read_text())["gradient_variance"])

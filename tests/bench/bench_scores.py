@@ -61,11 +61,10 @@ def inception(weights: Path, device: str = "cpu", batch: int = IMAGES_AT_ONCE, r
         return compare(name, *jobs, BOUND_INCEPTION, rounds=rounds, warm_up=1, per=batch)
 
 
-def distance_rows(small: bool) -> Iterator[Row]:
+def distance_rows(small: bool, weights: Path) -> Iterator[Row]:
     """Yield the network, and the distance for covariances of full rank and of fewer images than features."""
     how = {"batch": 2, "rounds": 1} if small else {}
-    with tempfile.TemporaryDirectory() as temporary:
-        yield inception(random_weights(Path(temporary) / "weights.pth"), **how)
+    yield inception(weights, **how)
     width = 16 if small else FEATURES
     reference = drawn(5 * width, 1, width)
     for n, rank in ((5 * width, "full rank"), (width // 2, f"rank {width // 2 - 1}")):
@@ -84,8 +83,7 @@ def distance_rows(small: bool) -> Iterator[Row]:
             )
 
 
-COUNT, SIZE, BATCH = 96, 256, 32
-BOUND_LOOP, BOUND_AHEAD = 1 / 1.2, 0.75
+COUNT, SIZE, BATCH, BOUND_LOOP, BOUND_AHEAD = 96, 256, 32, 1 / 1.2, 0.75
 
 
 class Waits(torch.nn.Module):
@@ -119,10 +117,9 @@ def seen(source: FeatureSource, extractor: Extractor) -> FeatureSource:
     return source
 
 
-def loops(folder: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:
+def loops(folder: Path, weights: Path, stack: contextlib.ExitStack, small: bool) -> Iterator[Row]:
     """Yield Inception's loop against torch-fidelity's; and one whose network needs none of the processor, with and without
     decoding ahead."""
-    weights = random_weights(folder.parent / "weights.pth")
     ours, source = make_extractor("inception-v3-compat", weights, "cpu"), open_source(folder, stack, ALONE)
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
     dataset = prepare_input_from_id(1, input1=str(folder), verbose=False)
@@ -150,14 +147,10 @@ def _decoding(source: FeatureSource) -> float:
     return time.perf_counter() - start
 
 
-def loop_rows(small: bool) -> Iterator[Row]:
-    """Yield both."""
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        folder = folder_of_images(Path(temporary) / "images", 2 if small else COUNT)
-        yield from loops(folder, stack, small)
-
-
 def rows(small: bool) -> Iterator[Row]:
     """Yield both parts."""
-    yield from distance_rows(small)
-    yield from loop_rows(small)
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        weights = random_weights(Path(temporary) / "weights.pth")
+        yield from distance_rows(small, weights)
+        folder = folder_of_images(Path(temporary) / "images", 2 if small else COUNT)
+        yield from loops(folder, weights, stack, small)

@@ -25,11 +25,7 @@ from elbocli.core.weighting import parse_weighting
 from elbocli.errors import DataError, UsageError
 
 EDGES = bin_edges(-6, 8, 28)
-
-
 MIDDLE = 0.5 * (EDGES[1:] + EDGES[:-1])
-
-
 W = parse_weighting("sigmoid:bias=2")
 
 
@@ -188,7 +184,7 @@ def test_predicted_variance_has_no_bias_from_short_logs():
     random = np.random.default_rng(4)
     truth, count, p = (MIDDLE / 2).sigmoid(), 9, parse_schedule("cosine", -6, 8).density
     wanted = loss_variance(moments_of(truth, truth / 2), W, p)[1]
-    error = torch.from_numpy(random.gamma(4, size=(150, 28, count))) / 4 * truth[:, None]
+    error = torch.from_numpy(random.gamma(4, size=(75, 28, count))) / 4 * truth[:, None]
     found = []
     for draw in error:
         measured = ErrorMoments(EDGES, torch.full_like(truth, count), draw.mean(1), draw.square().mean(1))
@@ -264,7 +260,7 @@ def off(found, curve=CURVE):
     return float((found / curve).log().square().mean().sqrt())
 
 
-@pytest.mark.parametrize("bend", BENDS)
+@pytest.mark.parametrize("bend", (BENDS[0], BENDS[-1]))
 def test_roughness_is_that_of_the_curve_however_it_is_cut(bend):
     """∫ f″²/bend + f′² dλ of f = sin over ten periods, on bins of different and of uneven width."""
     wanted = 10 * np.pi * (1 / bend + 1)

@@ -1,5 +1,7 @@
 """Every objective, integrated over its own t by formulas written out here, equals ½∫ w g dλ of its weighting."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -107,17 +109,23 @@ def bump(seed):
     return error
 
 
-def both_sides(spec, times, per_example, panels, kink, seed, ends=(-9.9, 11.0)):
-    """(E_t[c g(λ_t)] on a range of t, ½∫ w g dλ on the same range of λ): per_example is c(λ) by hand."""
+@cache
+def edges_of(times, kink, ends=(-9.9, 11.0)):
+    """Edges of panels in t, between the times of two λ and at a kink of the weighting."""
     low, high = (optimize.brentq(lambda t, lam=lam: times(t) - lam, 1e-13, 1 - 1e-13) for lam in ends[::-1])
     levels = np.linspace(times(high), times(low), 353)
     if kink is not None:
         levels = np.unique([*levels, kink])
     inner = [optimize.brentq(lambda t, lam=lam: times(t) - lam, low, high, xtol=1e-17) for lam in levels[1:-1]]
-    edges = np.array([low, *inner[::-1], high])
+    return np.array([low, *inner[::-1], high])
+
+
+def both_sides(spec, times, factor, target, panels, kink, seed):
+    """(E_t[c g(λ_t)] on a range of t, ½∫ w g dλ on the same range of λ): factor times the error of target is c(λ)."""
+    g, edges = bump(seed), edges_of(times, kink)
     t, share = panels(edges)
-    g = bump(seed)
-    left = float((per_example(times(t)) * g(times(t)) * share).sum())
+    at = times(t)
+    left = float((factor(at, target) * ERROR[target](at) * g(at) * share).sum())
     lam, width = panels(times(edges)[::-1])
     w = parse_weighting(spec)(torch.from_numpy(lam)).numpy()
     return left, 0.5 * float((w * g(lam) * width).sum())
@@ -128,14 +136,7 @@ def both_sides(spec, times, per_example, panels, kink, seed, ends=(-9.9, 11.0)):
 def test_every_objective_is_the_weighted_loss_of_its_weighting(target, schedule, panels):
     for seed, (name, factor) in enumerate(FACTOR.items()):
         spec = f"{target}-mse{':' if name else ''}{name}@{schedule}"
-        left, right = both_sides(
-            spec,
-            TIMES[schedule],
-            lambda lam, factor=factor: factor(lam, target) * ERROR[target](lam),
-            panels,
-            KINKS.get(name),
-            seed,
-        )
+        left, right = both_sides(spec, TIMES[schedule], factor, target, panels, KINKS.get(name), seed)
         assert right == pytest.approx(left, rel=1e-10), spec
 
 

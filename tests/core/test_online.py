@@ -92,7 +92,10 @@ class Simulation:
         return found
 
 
-@pytest.mark.parametrize(("truth", "spread", "ratio"), [(network, 0.3, 2), (network, 1.4, 2), (abrupt, 0.3, 1)])
+@pytest.mark.parametrize(
+    ("truth", "spread", "ratio"),
+    [pytest.param(network, 0.3, 2, marks=pytest.mark.long), (network, 1.4, 2), (abrupt, 0.3, 1)],
+)
 def test_nearer_than_the_plain_method_and_twice_as_near_to_a_truth_that_stays(truth, spread, ratio):
     marks = (200, CHANGE, CHANGE + 200, 2000)
     other, ours = Simulation(truth, spread=spread).plain(marks), Simulation(truth, spread=spread).ours(marks)

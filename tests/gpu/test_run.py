@@ -57,10 +57,8 @@ def started(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST") and key != "PYTHONPATH"}
         words = [sys.executable, *line, "--out", str(out), "--device", "cpu"]
         variables = {**kept, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment}
-        with (
-            open(tmp_path / "stdout", "w") as stdout,
-            open(tmp_path / "stderr", "w") as stderr,
-        ):  # a pipe would stay open
+        # a pipe would stay open
+        with open(tmp_path / "stdout", "w") as stdout, open(tmp_path / "stderr", "w") as stderr:
             done = subprocess.run(words, cwd=tmp_path, env=variables, stdout=stdout, stderr=stderr, check=False)
         assert out.exists(), (tmp_path / "stderr").read_text()
         return done.returncode, json.loads(out.read_text()), (tmp_path / "stdout").read_text()

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from calls import trains, works
-from harness import BIN, declarations_kept
+from harness import BIN, declarations_kept, run_elbo
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -192,10 +192,21 @@ TRUST = ("--plugin", "run/network.pt2")
 
 
 @pytest.fixture(scope="module")
-def program(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The network of `trained` as a program."""
+def native(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small network of elbo's own."""
+    folder = tmp_path_factory.mktemp("native")
+    network = "{family: dit, width: 16, depth: 1, heads: 2, patch: 4}"
+    (folder / "p.yaml").write_text(f"network: {network}\ntrain: {{lr: 0.1, warmup: 0, ema: 0.5, steps: 8}}\n")
+    words = ("--preset", folder / "p.yaml", *RANGE, "--label-dropout", 0.2, "--batch", 16, "--preview-every", 0)
+    assert run_elbo("train", digits, "-o", folder / "run", *words).returncode == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def program(native: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its network as a program."""
     path = tmp_path_factory.mktemp("program") / "net.pt2"
-    elbocli.export_network(elbocli.open_run(trained, "cpu").network, path)
+    elbocli.export_network(elbocli.open_run(native, "cpu").network, path)
     return path
 
 
@@ -220,17 +231,17 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(elbo, program, trained, digits, tmp_path):
+def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(elbo, program, native, digits, tmp_path):
     result = elbo("import", program, "first", *LEVELS, *CLASSES, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (0, b"first\n"), result.stderr
     shutil.move(tmp_path / "first", tmp_path / "run")
     refused = elbo("sample", "run", "-n", 1, "--steps", 1, "-o", "s.npz", cwd=tmp_path)
     assert refused.returncode in (1, 2) and b"--plugin run/network.pt2" in refused.stderr, refused.stderr
     measure = (digits, "-n", 8, "--draws", 4, "--schedule", "uniform", *TRUST)
-    bounds = [json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout)["bpd"] for run in ("run", trained)]
+    bounds = [json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout)["bpd"] for run in ("run", native)]
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
     draw = ("-n", 4, "--steps", 3, "--guidance", 2, "--seed", 3, "-o")
-    for run, name in (("run", "ours.npy"), (trained, "theirs.npy")):
+    for run, name in (("run", "ours.npy"), (native, "theirs.npy")):
         assert elbo("sample", run, *draw, name, *TRUST, cwd=tmp_path).returncode == 0
     drawn, wanted = (np.load(tmp_path / name).astype(int) for name in ("ours.npy", "theirs.npy"))
     assert np.abs(drawn - wanted).max() <= 1

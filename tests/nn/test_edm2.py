@@ -145,7 +145,7 @@ def test_an_update_that_is_left_out_changes_no_bit_and_parts_are_held_as_the_who
 
 def test_it_learns_digits_in_a_few_dozen_updates(state):
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         update(state)
         losses.append(float(state.totals[0]))
     assert losses[-1] - losses[-11] < 0.6 * losses[9]

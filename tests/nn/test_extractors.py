@@ -49,7 +49,7 @@ def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weight
     theirs = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
     )
-    images = torch.from_numpy(photos[:8]).permute(0, 3, 1, 2)
+    images = torch.from_numpy(photos[:3]).permute(0, 3, 1, 2)
     for mine, other in zip(ours(images), theirs(images)):
         assert mine is not None and mine.std() > 1e-3
         assert (mine - other).norm() < 1e-4 * (other - other.mean(0)).norm()
@@ -66,6 +66,7 @@ def test_vgg16s_features_are_torch_fidelitys(tmp_path):
     assert torch.equal(ours(levels_of(2, 8))[0], theirs(levels_of(2, 8))[0]) and ours(levels_of(2, 8))[1] is None
 
 
+@pytest.mark.long
 def test_the_recipe_makes_an_extractor_of_a_network_of_timms(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

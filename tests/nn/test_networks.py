@@ -154,6 +154,7 @@ def test_published_sizes_have_the_papers_parameters(section, size, parameters):
         assert count_parameters(build(config)) == parameters
 
 
+@pytest.mark.long
 def test_a_network_without_memory_costs_no_imports(python):
     """Torch decomposes random numbers with sympy, which takes 2 s to import."""
     if torch.__version__.startswith("2.8."):
@@ -260,6 +261,7 @@ def test_recomputing_gives_the_same_gradients_with_dropout_and_keeps_less(config
     assert all(torch.equal(one.grad, other.grad) for one, other in zip(plain.parameters(), spare.parameters()))
 
 
+@pytest.mark.long
 @FAMILY
 def test_a_network_compiles_to_one_graph_in_which_no_number_is_copied_to_the_device(config):
     network = awake(config).eval()
@@ -273,6 +275,7 @@ def test_a_network_compiles_to_one_graph_in_which_no_number_is_copied_to_the_dev
     torch.testing.assert_close(whole(*given), wanted)
 
 
+@pytest.mark.long
 def test_a_gpus_network_compiles_to_one_graph_forward_and_one_back():
     """A transform as on a GPU, with the norms that it has there, but for the compiler's last step."""
     plain = place(awake(replace(UNET, dropout=0.0, levels=(1,), attention=())), torch.device("cpu"))

@@ -1,12 +1,23 @@
 """Tests of the pretend device, and of elbo on it, are skipped where there can be none."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from elbocli.train import recorder
 from pretend import lacking
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def short_previews() -> Iterator[None]:
+    """Previews of a few images, in several parts of two steps."""
+    with patch.object(recorder, "PREVIEW", replace(recorder.PREVIEW, n=10, steps=2)):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,9 @@ NETWORKS = {
     "edm2": "{family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4]}",
     **{f"uvit-{patching}": UVIT % patching for patching in ("none", "dwt-1", "dwt-2")},
 }
+FEW = {(network, "fp32") for network in NETWORKS} | {("unet", "bf16")}
+"""Networks cast alike in both half precisions, which differ in the factor of the loss, outside of any network; and the
+patchings have the same layers between."""
 PRESET = """
 network: %s
 train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps: 4, batch: 8, lr: 2.0e-3, warmup: 5,
@@ -29,7 +32,7 @@ train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps:
 
 
 def train(
-    dataset: Path, out: Path, network: str = "unet", tell: Callable[[str], Any] = lambda text: None, **options: Any
+    dataset: Path, out: Path, network: str = "uvit-none", tell: Callable[[str], Any] = lambda text: None, **options: Any
 ) -> Path:
     """Train into a folder, which may hold the beginning of the run. Returns the folder. tell: is told what is said.
 

@@ -75,7 +75,10 @@ def test_the_theorem(run):
 
 @pytest.mark.parametrize(
     ("network", "metrics", "count"),
-    [("elbo-tiny", ("fid", "kid", "prc", "is"), 48), ("inception-v3-compat", ("is",), 2)],
+    [
+        ("elbo-tiny", ("fid", "kid", "prc", "is"), 48),
+        pytest.param("inception-v3-compat", ("is",), 2, marks=pytest.mark.long),
+    ],
 )
 def test_scores(network, metrics, count, photos, inception_weights, tmp_path):
     np.save(tmp_path / "ours.npy", photos[:count])
@@ -105,7 +108,7 @@ def test_the_api_in_anyones_own_loop():
 
     def ask(device: str, given: str) -> tuple[Any, ...]:
         torch.manual_seed(0)
-        network = build(config_of({**yaml.safe_load(NETWORKS["unet"]), **IMAGES_OF}, "test")).to(device).eval()
+        network = build(config_of({**yaml.safe_load(NETWORKS["uvit-none"]), **IMAGES_OF}, "test")).to(device).eval()
         labels, pixels = torch.arange(4).to(given), torch.arange(256, dtype=torch.uint8).view(4, 8, 8, 1).to(given)
         x, loss = torch.linspace(-1, 1, 256).view(4, 1, 8, 8), api.DiffusionLoss()
         for _ in range(2):

@@ -1,9 +1,10 @@
-"""Work in forked processes that find each other as torchrun's do, by variables alone; all jobs of a test share one start of Python.
+"""Work in forked processes that find each other as torchrun's do, by variables alone; all tests of a worker share one start of Python.
 
-python group.py JOBS.json: jobs are {"size", "work"?, …}; prints a JSON list of exit codes, by job and rank. A job calls
-work(world, **rest) in `size` processes: `trained`, or the function that "FILE.py:NAME" names.
+python group.py: each line of stdin is a JSON list of jobs, {"size", "work"?, …}, and each of stdout the exit codes, by job
+and rank. A job calls work(world, **rest) in `size` processes: `trained`, or the function that "FILE.py:NAME" names.
 """
 
+import atexit
 import json
 import os
 import runpy
@@ -11,11 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import torch
 import torch._dynamo  # before processes fork: FSDP imports it, which takes long
 from harness import heard, heed_signals
 
+from elbocli.core.elbo import reconstruction
 from elbocli.errors import ElboError
 from elbocli.files.checkpoint import latest
 from elbocli.files.dataset import Dataset
@@ -33,14 +36,27 @@ from elbocli.train import loop, recorder
 from elbocli.train.batches import Batches
 
 
-def in_processes(folder: Path, *jobs: dict[str, Any]) -> tuple[list[list[int]], str]:
+@cache
+def starter() -> tuple[Any, Any]:
+    """The process that forks, which ends with this one, and the file of its stderr."""
+    said: Any = tempfile.TemporaryFile("a+")  # noqa: SIM115 - open as long as the process
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "text": True}
+    how = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "preexec_fn": heed_signals, **pipes}
+    process = subprocess.Popen([sys.executable, __file__], **how)
+    atexit.register(process.communicate)
+    return process, said
+
+
+def in_processes(*jobs: dict[str, Any]) -> tuple[list[list[int]], str]:
     """Run the jobs one after the other, in one process that forks; exit codes by job and rank, and stderr."""
-    (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
-    line = [sys.executable, __file__, str(folder / "jobs.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False, preexec_fn=heed_signals)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+    process, said = starter()
+    before = said.seek(0, os.SEEK_END)
+    print(json.dumps(jobs, default=str), file=process.stdin, flush=True)
+    codes = process.stdout.readline()  # nothing, where it has died
+    said.seek(before)
+    words = said.read()
+    assert codes, words
+    return json.loads(codes), words
 
 
 def weights_of(run: Path) -> dict[str, bytes]:
@@ -168,9 +184,11 @@ def trained(
 
 
 if __name__ == "__main__":
-    codes = []
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        size, (file, _, name) = job.pop("size", 2), job.pop("work", "").rpartition(":")
-        work = runpy.run_path(file)[name] if file else trained
-        codes.append(forked(size, partial(work, **job)))
-    print(json.dumps(codes))
+    reconstruction(10.0)  # once, and not in each process that validates
+    for line in sys.stdin:
+        codes = []
+        for job in json.loads(line):
+            size, (file, _, name) = job.pop("size", 2), job.pop("work", "").rpartition(":")
+            work = runpy.run_path(file)[name] if file else trained
+            codes.append(forked(size, partial(work, **job)))
+        print(json.dumps(codes), flush=True)

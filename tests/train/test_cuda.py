@@ -36,6 +36,7 @@ def test_first_steps_agree_with_the_cpu(preset, device, data):
     assert on.losses(data, device, 5, **options) == pytest.approx(on.losses(data, "cpu", 5, **options), rel=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("precision", "compile"), [("bf16", True), ("fp16", True), ("fp16", False)])
 def test_half_precision_and_compiling_learn(precision, compile, device, data, tmp_path):
     options: dict[str, Any] = {"preset": "digits", "steps": 40, "precision": precision, "compile": compile, **SMALL}

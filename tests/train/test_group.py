@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from group import in_processes, lines_of, weights_of
+from group import in_processes, lines_of, train_here, weights_of
 from safetensors.torch import load
 
 from elbocli.files.checkpoint import checkpoints, read_checkpoint, step_of
@@ -22,22 +22,23 @@ from elbocli.runtime.processes import to_local
 from elbocli.train.state import TrainState, micro_batch
 from elbocli.train.step import step_losses
 
+SMALL = {"network.levels": [1], "network.attention": [], "network.dropout": 0.0}
 ALONE = (1, "ddp")
 FEW = ((2, "ddp"), (2, "fsdp"))
 ALL = (*FEW, (4, "ddp"), (4, "fsdp"))
 PRESETS = {
-    "unet": "channels: 8, levels: [1, 2], blocks: 1, attention: [4]",
+    "unet": "channels: 8, levels: [1], blocks: 1, attention: []",
     "edm2": "family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4]",
 }
 TRAIN = """
-train: {prediction: v, schedule: adaptive, logsnr_min: -10, logsnr_max: 10, steps: 6, batch: 14, lr: 2.0e-3, warmup: 5,
-        ema: 0.9, label_dropout: 0.2, flip: true, save_every: 6, preview_every: 6, log_every: 1}
+train: {prediction: v, schedule: adaptive, logsnr_min: -10, logsnr_max: 10, steps: 4, batch: 14, lr: 2.0e-3, warmup: 3,
+        ema: 0.9, label_dropout: 0.2, flip: true, save_every: 4, preview_every: 4, log_every: 1}
 """
 
 
-def succeeded(folder, *jobs):
+def succeeded(*jobs):
     """Do the jobs, in every process."""
-    codes, said = in_processes(folder, *jobs)
+    codes, said = in_processes(*jobs)
     assert not any(map(any, codes)), said
 
 
@@ -48,22 +49,21 @@ def column(file, key):
     return found
 
 
-@pytest.mark.parametrize(("family", "ways"), [("unet", FEW), pytest.param("edm2", ALL, marks=pytest.mark.slow)])
+LONGER = [pytest.param("unet", FEW[1:], marks=pytest.mark.long), pytest.param("edm2", ALL, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("family", "ways"), [("unet", FEW[:1]), *LONGER])
 def test_losses_do_not_depend_on_processes_or_how_they_share(family, ways, digits, tmp_path):
     """With a batch that neither two parts nor four processes divide evenly."""
     preset = tmp_path / "preset.yaml"
     preset.write_text(f"network: {{{PRESETS[family]}, dropout: 0.0}}{TRAIN}")
-    options = {"preset": str(preset), "val_split": 20, "val_every": 42}
+    options = {"preset": str(preset), "val_split": 20, "val_every": 28}
     jobs = [
-        {
-            "size": size,
-            "data": digits,
-            "out": tmp_path / f"{size}-{way}",
-            "options": {**options, "parallel": way, "micro_batch": 3 if size == 2 else 0},
-        }
+        {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}"}
+        | {"options": {**options, "parallel": way, "micro_batch": 3 if size == 2 else 0}}
         for size, way in (ALONE, *ways)
     ]
-    succeeded(tmp_path, *jobs)
+    succeeded(*jobs)
     alone = jobs[0]["out"]
     for run in (job["out"] for job in jobs[1:]):
         for name, keys in (
@@ -77,25 +77,21 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, ways, digit
         assert whole.keys() == other.keys()
         for name, value in whole.items():
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
-        assert (run / "previews" / "step-00000006.png").exists()
-    assert column(alone / "losslog.jsonl", "count").sum() == 6 * 14
+        assert (run / "previews" / "step-00000004.png").exists()
+    assert column(alone / "losslog.jsonl", "count").sum() == 4 * 14
 
 
-def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(trained, digits, tmp_path):
-    file = tmp_path / "also.jsonl"
+@pytest.mark.long
+def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(digits, preset, tmp_path):
+    first, file = tmp_path / "first", tmp_path / "also.jsonl"
+    train_here(digits, first, preset, steps=10, **SMALL)
     options = {"weighting": "uncertainty:monotone", "network.dropout": 0.0, "steps": 12, "log_every": 4, "lr": 1e-4}
     jobs = [
-        {
-            "size": size,
-            "data": digits,
-            "out": tmp_path / f"{size}-{way}",
-            "init": trained,
-            "log_to": [file],
-            "options": {**options, "save_every": 12, "conditional": False, "parallel": way},
-        }
+        {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}", "init": first, "log_to": [file]}
+        | {"options": {**options, "save_every": 12, "conditional": False, "parallel": way}}
         for size, way in (ALONE, *FEW)
     ]
-    succeeded(tmp_path, *jobs)
+    succeeded(*jobs)
     for name, key in (("metrics.jsonl", "loss"), ("losslog.jsonl", "weight")):
         alone, *shared = (column(job["out"] / name, key) for job in jobs)
         np.testing.assert_allclose(shared, [alone] * 2, rtol=1e-4)
@@ -104,47 +100,41 @@ def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(trained,
     assert lines_of(file) == [line for job in jobs for line in lines_of(job["out"] / "metrics.jsonl")]
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(digits, preset, tmp_path):
-    options = {
-        "preset": str(preset),
-        "network.dropout": 0.0,
-        "schedule": "adaptive",
-        "steps": 14,
-        "log_every": 4,
-        "save_every": 4,
-        "keep": 99,
-    }
-    plan = [(2, "ddp", 3), (1, "ddp", 6), (2, "fsdp", 9), (4, "fsdp", 11), (2, "ddp", None)]
+    options = {"preset": str(preset), "schedule": "adaptive", "steps": 9, "log_every": 3, "save_every": 3, "keep": 99}
+    options |= SMALL
+    plan = [(2, "ddp", 2), (1, "ddp", 4), (2, "fsdp", 5), (3, "fsdp", 7), (2, "ddp", None)]
     job = {"data": digits, "out": tmp_path / "mixed"}
     mixed = [
         {**job, "size": size, "options": {**options, "parallel": way}, "ends": step and ("SIGUSR1", step)}
         for size, way, step in plan
     ]
-    codes, said = in_processes(tmp_path, *mixed, {**job, "size": 1, "out": tmp_path / "alone", "options": options})
-    assert codes == [[138] * 2, [138], [138] * 2, [138] * 4, [0] * 2, [0]], said
+    codes, said = in_processes(*mixed, {**job, "size": 1, "out": tmp_path / "alone", "options": options})
+    assert codes == [[138] * 2, [138], [138] * 2, [138] * 3, [0] * 2, [0]], said
     runs = [tmp_path / name for name in ("mixed", "alone")]
     for name, key in (("metrics.jsonl", "loss"), ("losslog.jsonl", "sum")):
         mix, alone = (column(run / name, key) for run in runs)
-        assert len(mix) == 4
+        assert len(mix) == 3
         np.testing.assert_allclose(mix, alone, rtol=1e-3, atol=1e-5)
     weights = [load(weights_of(run)["model.safetensors"]) for run in runs]
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[0][name], value, rtol=1e-2, atol=1e-3)
     sizes = {step_of(path): read_checkpoint(path).meta.world_size for path in checkpoints(runs[0])}
-    assert sizes == {3: 2, 4: 1, 6: 1, 8: 2, 9: 2, 11: 4, 12: 2, 14: 2}
+    assert sizes == {2: 2, 3: 1, 4: 1, 5: 2, 6: 3, 7: 3, 9: 2}
 
 
 def test_nan_in_one_process_is_named_by_all_and_reaches_no_weights(digits, preset, tmp_path):
-    options = {"preset": str(preset), "steps": 8, "save_every": 4, "log_every": 3, "keep": 9}
+    options = {"preset": str(preset), "steps": 6, "save_every": 4, "log_every": 3, "keep": 9, **SMALL}
     job = {"data": digits, "options": options}
     bad, good = tmp_path / "bad", tmp_path / "good"
-    ways = [{**options, "steps": steps} for steps in (8, 4)]
-    jobs = [{**job, "out": bad, "options": ways[0], "poison": [7, 13]}, {**job, "out": good, "options": ways[1]}]
-    codes, said = in_processes(tmp_path, *jobs)
+    ways = [{**options, "steps": steps} for steps in (6, 4)]
+    jobs = [{**job, "out": bad, "options": ways[0], "poison": [5, 13]}, {**job, "out": good, "options": ways[1]}]
+    codes, said = in_processes(*jobs)
     assert codes == [[4, 4], [0, 0]], said
     state = TrainState(resolve(options, Dataset(digits)), Dataset(digits))
-    level, image = float(state.schedule.logsnr(state.batches.times(6))[13]), state.batches.indices(6)[13]
-    told = f"says: step 7: loss nan at logsnr {level:.4g} (image {image} of the dataset, 1 of 16"
+    level, image = float(state.schedule.logsnr(state.batches.times(4))[13]), state.batches.indices(4)[13]
+    told = f"says: step 5: loss nan at logsnr {level:.4g} (image {image} of the dataset, 1 of 16"
     assert [said.count(f"rank {rank} {told}") for rank in (0, 1)] == [1, 1]
     assert weights_of(bad) == weights_of(good)
 
@@ -180,7 +170,7 @@ def test_a_process_that_fails_dies_or_hangs_ends_the_others(tmp_path):
         {"size": 3, "work": f"{__file__}:fails", "there": tmp_path / "none.h5"},
         *({"work": f"{__file__}:{name}"} for name in ("dies", "hangs")),
     ]
-    codes, said = in_processes(tmp_path, *jobs)
+    codes, said = in_processes(*jobs)
     assert codes == [[1, 1, 1], [1, 9], [1, 1]], said
     assert [said.count(f"rank {rank} says: rank 1: {tmp_path / 'none.h5'}") for rank in range(3)] == [1, 1, 1]
     assert said.count("another process of this run has ended") == 2
@@ -213,7 +203,7 @@ class Pretended:
     networks: list[weakref.ref[Network]] = field(default_factory=list)
 
     def watch(self):
-        """From here on, all networks' units run out of memory when this says so."""
+        """Return a block in which all networks' units run out of memory when this says so."""
         whole = Network.through
 
         def through(network, unit, *inputs):
@@ -226,7 +216,7 @@ class Pretended:
                 inputs = (OutInBackward.apply(inputs[0]), *inputs[1:])
             return whole(network, unit, *inputs)
 
-        Network.through = through  # type: ignore[method-assign, assignment]
+        return patch.object(Network, "through", through)
 
 
 def gradients(state, step):
@@ -238,32 +228,33 @@ def gradients(state, step):
     return found
 
 
-def searched(world, data, preset, parallel, case):
+def searched(world, data, preset, cases):
     """Search, and compare with a network that was never searched with.
 
-    case: by rank, where memory runs out: forward:1:5 is in the forward pass of the second unit above 5 images.
+    cases: how processes share, and by rank, where memory runs out: forward:1:5 is in the forward pass of the second unit above
+    5 images.
     """
-    where, unit, most = (*case.split(",")[world.rank].split(":"), "-1", "0")[:3]
-    memory = Pretended(int(unit), int(most), where == "backward")
     dataset = Dataset(Path(data))
-    resolved = resolve({"preset": preset, "parallel": parallel, "batch": 2 * SHARE}, dataset)
-    state, clean = (TrainState(resolved, dataset, world) for _ in range(2))
-    memory.watch()
-    assert micro_batch(state.spread, SHARE) == (4 if ":5" in case else SHARE)
-    if state.spread.sharded:
-        assert memory.networks and not any(network() for network in memory.networks), "a stand-in is left"
-    memory.unit = -1
-    for step in range(2):
-        assert all(map(torch.equal, gradients(state, step), gradients(clean, step)))
+    for parallel, case in cases:
+        where, unit, most = (*case[world.rank].split(":"), "-1", "0")[:3]
+        memory = Pretended(int(unit), int(most), where == "backward")
+        resolved = resolve({"preset": preset, "parallel": parallel, "batch": 2 * SHARE, **SMALL}, dataset)
+        state, clean = (TrainState(resolved, dataset, world) for _ in range(2))
+        with memory.watch():
+            assert micro_batch(state.spread, SHARE) == (4 if any(":5" in each for each in case) else SHARE), case
+            if state.spread.sharded:
+                assert memory.networks and not any(network() for network in memory.networks), "a stand-in is left"
+        for step in range(2):
+            assert all(map(torch.equal, gradients(state, step), gradients(clean, step))), case
 
 
-def test_out_of_memory_in_any_pass_of_any_process_leaves_nothing_behind(digits, preset, tmp_path):
+@pytest.mark.long
+def test_out_of_memory_in_any_pass_of_any_process_leaves_nothing_behind(digits, preset):
     """The passes are real, the memory is not."""
     cases = [
-        *(("fsdp", "-,-"), ("fsdp", "forward:1:5,-"), ("fsdp", "forward:0:5,backward:3:5")),
-        *(("ddp", "forward:1:5,-"), ("ddp", "backward:4:5,backward:1:5"), ("fsdp", "-,backward:2:0")),
+        *(("fsdp", ("", "")), ("fsdp", ("forward:1:5", "")), ("fsdp", ("forward:0:5", "backward:3:5"))),
+        *(("ddp", ("forward:1:5", "")), ("ddp", ("backward:4:5", "backward:1:5")), ("fsdp", ("", "backward:2:0"))),
     ]
-    job = {"work": f"{__file__}:searched", "data": digits, "preset": preset}
-    codes, said = in_processes(tmp_path, *({**job, "parallel": way, "case": case} for way, case in cases))
-    assert codes == [[0, 0]] * 5 + [[1, 1]], said
+    codes, said = in_processes({"work": f"{__file__}:searched", "data": digits, "preset": preset, "cases": cases})
+    assert codes == [[1, 1]], said
     assert said.count("not even one image at a time fits") == 2

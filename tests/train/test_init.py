@@ -49,10 +49,10 @@ OWN = ("d.h5", "--preset", "own.yaml")
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_preset(gone, train, folder):
-    asked = (*OWN, "--weighting", "edm", "--shift", 1, "--flip", "--set", "network.dropout=.2", "--steps", 20)
+    asked = (*OWN, "--weighting", "edm", "--shift", 1, "--flip", "--set", "network.dropout=.2", "--steps", 14)
     train(*asked, "-o", "whole")
     shutil.copytree(folder / "whole", folder / "run")
-    shutil.rmtree(folder / "run" / "checkpoints" / "step-00000020")  # as if it had been killed after step 10
+    shutil.rmtree(folder / "run" / "checkpoints" / "step-00000014")  # as if it had been killed after step 10
     if gone:
         (folder / "own.yaml").unlink()
     else:
@@ -64,7 +64,7 @@ def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_p
     first, again = (read_config(folder / run) for run in ("whole", "again"))
     assert all(getattr(first, section) == getattr(again, section) for section in ("settings", "network", "data"))
     assert set(first.settings) == {name for name, setting in SETTINGS.items() if setting.says("stored", True)}
-    assert "going on after step 20" in train(*asked[:-1], 21, "-o", "run")
+    assert "going on after step 14" in train(*asked[:-1], 15, "-o", "run")
     train("--config", "run/config.yaml", "-o", "other", "--steps", 1, "--unconditional")
     assert read_config(folder / "other").network == {**first.network, "num_classes": 0}
 
@@ -158,13 +158,8 @@ def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits
     # Memory, time and the images held out are of a machine and of a dataset.
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
-    config["settings"] |= {
-        "micro_batch": 4,
-        "time_limit": 60.0,
-        "parallel": "fsdp",
-        "precision": "bf16",
-        "val_split": 9,
-    }
+    settings = {"micro_batch": 4, "time_limit": 60.0, "parallel": "fsdp", "precision": "bf16", "val_split": 9}
+    config["settings"] |= settings
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     same = resolved(copy, data).settings
     assert (same.micro_batch, same.time_limit, same.parallel, same.precision) == (0, 0, "ddp", "fp32")
@@ -219,7 +214,7 @@ def test_latents_of_another_space_are_refused(latents, train, tmp_path):
 
 
 NEW = (
-    *("d.h5", "--init", "src", "-o", "new", "--weighting", "edm", "--steps", 6),
+    *("d.h5", "--init", "src", "-o", "new", "--weighting", "edm", "--steps", 6, "--preview-every", 0),
     *("--log-every", 1, "--save-every", 2, "--val-split", 20),
 )
 

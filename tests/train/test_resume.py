@@ -47,18 +47,11 @@ def content(run):
 
 # --- ended and begun again ---
 
-EVERYTHING = {
-    "schedule": "adaptive",
-    "ema": ["0.9", "power:std=0.1"],
-    "lr_decay": "cosine:final=.1",
-    "flip": True,
-    "clip": 0.5,
-    "val_split": 20,
-    "val_every": 80,
-    "snapshot_every": 5,
-    "preview_every": 6,
-}
+SMALL = {"network.levels": [1], "network.attention": []}
+EVERYTHING = {"schedule": "adaptive", "ema": ["0.9", "power:std=0.1"], "lr_decay": "cosine:final=.1", "flip": True}
+EVERYTHING |= {"clip": 0.5, "val_split": 20, "val_every": 80, "snapshot_every": 5, "preview_every": 6}
 LEARNED = {"weighting": "uncertainty", "schedule": "edm2-img512", "precision": "fp16", "micro_batch": 6}
+SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 80}
 SIGNALS = [("SIGKILL", 3), ("SIGINT", 5), ("SIGTERM", 6), ("SIGHUP", 7), ("SIGKILL", 8), ("SIGUSR1", 10)]
 KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
 
@@ -66,21 +59,20 @@ KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
 @pytest.mark.parametrize(
     ("size", "ends", "options"),
     [
-        (1, SIGNALS, EVERYTHING),
-        (1, KILLS, LEARNED),
-        (3, KILLS[1:], {"parallel": "ddp", "schedule": "adaptive"}),
-        (2, KILLS[1:], {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 80}),
+        pytest.param(1, SIGNALS, EVERYTHING, id="alone"),
+        pytest.param(1, KILLS, LEARNED, id="learned", marks=pytest.mark.long),
+        pytest.param(3, KILLS[1:], {"parallel": "ddp", "schedule": "adaptive"}, id="ddp", marks=pytest.mark.long),
+        pytest.param(2, KILLS[1:], SHARDED, id="fsdp", marks=pytest.mark.long),
     ],
-    ids=["alone", "learned", "ddp", "fsdp"],
 )
 def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
     size, ends, options, digits, preset, tmp_path
 ):
     """The last process gets the signal, at a step between log lines or where a checkpoint is written."""
-    plan = {"preset": preset, "steps": 12, "save_every": 4, "log_every": 3, "keep": 1, **options}
+    plan = {"preset": preset, "steps": 12, "save_every": 4, "log_every": 3, "keep": 1, **SMALL, **options}
     job = {"size": size, "data": digits, "options": {**plan, "preset": str(preset)}, "out": tmp_path / "pieces"}
     pieces = [{**job, "ends": end} for end in ends]
-    codes, said = in_processes(tmp_path, {**job, "out": tmp_path / "whole"}, *pieces, job)
+    codes, said = in_processes({**job, "out": tmp_path / "whole"}, *pieces, job)
     wanted = [[1] * (size - 1) + [-9] if name == "SIGKILL" else [128 + signal.Signals[name]] * size for name, _ in ends]
     assert codes == [[0] * size, *wanted, [0] * size], said
     assert content(tmp_path / "pieces") == content(tmp_path / "whole")
@@ -118,6 +110,7 @@ def test_a_time_limit_saves_and_the_run_is_no_failure(elbo, digits, preset, tmp_
 # --- terminals and launchers ---
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("way", "code"), [("closed", 128 + signal.SIGHUP), ("nohup", 1), ("pipe", 0)])
 def test_a_reader_that_goes_away_ends_no_training_but_a_terminal_does_with_a_checkpoint(
     way, code, digits, preset, tmp_path
@@ -161,6 +154,7 @@ def under_torchrun(folder, *line, patch=""):
     return subprocess.Popen([*map(str, [*torchrun, "train", *line])], **how)
 
 
+@pytest.mark.long
 def test_under_torchrun_a_signal_to_the_launcher_saves_once_and_one_process_speaks(digits, preset, tmp_path):
     process = under_torchrun(tmp_path, digits, "--preset", preset, "--steps", 10**6, "--save-every", 10**6)
     log = tmp_path / "run" / "metrics.jsonl"
@@ -186,6 +180,7 @@ if os.environ["RANK"] == "1":
 LATE = "import time; os.environ['RANK'] == '0' and time.sleep(2)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("patch", "options", "words"),
     [(LACKING, (), "error: rank 1: out of memory (9 GiB)"), (LATE, ("--steps", "many"), "many")],

@@ -12,6 +12,7 @@ import torch
 import yaml
 from harness import Result, heard
 from safetensors.torch import load_file, save_file
+from shared_fixtures import PRESET
 
 from elbocli.ema.command import make_average
 from elbocli.errors import DataError, FormatError, UsageError
@@ -46,6 +47,19 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
     path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A still smaller network: all that is averaged here is sums of its weights."""
+    path = tmp_path_factory.mktemp("preset") / "small.yaml"
+    path.write_text(
+        PRESET.replace(
+            "channels: 8, levels: [1, 2], blocks: 1, attention: [4]",
+            "channels: 4, levels: [1], blocks: 1, attention: []",
+        )
+    )
+    return path
 
 
 @pytest.fixture(scope="module")

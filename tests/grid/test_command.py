@@ -13,9 +13,26 @@ import pytest
 from elbocli.core.samplers import time_grid
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.files.yaml_text import read_yaml
+from elbocli.grid import make
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 FEW = ("-n", 4, "--steps", 4)
+
+
+@pytest.fixture(scope="module")
+def trained(elbo: Elbo, digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps of a smaller network; a walk asks it hundreds of times."""
+    path = tmp_path_factory.mktemp("grids") / "run"
+    small = [word for each in ("channels=4", "levels=[1]", "attention=[]") for word in ("--set", f"network.{each}")]
+    done = elbo("train", digits, "-o", path, "--preset", preset, "--steps", 20, *small)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the cells of the fine solution, whose exactness tests/core guards."""
+    monkeypatch.setattr(make, "CELLS", 16)
 
 
 @pytest.fixture
@@ -77,6 +94,7 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
     assert found["parts"]["evaluations"] == found["worse"]["evaluations"] > 100
 
 
+@pytest.mark.long
 def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     heun, guided = ("--sampler", "heun"), ("--guidance", 2)
     kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided, "any": ("--kind", "entropic", *heun)}
@@ -101,7 +119,7 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     [(("--sampler", "dpmpp-2m-sde"), 2, "noise"), (("--since", 1000), 1, ""), (("--classes", "12"), 2, "of 10")],
 )
 def test_a_line_that_makes_no_sense_is_refused(words, code, word, elbo, trained):
-    result = elbo("grid", trained, "-n", 2, *words)
+    result = elbo("grid", trained, *FEW, *words)
     assert (result.returncode, result.stdout) == (code, b""), result.stderr
     assert b"Traceback" not in result.stderr and word in result.stderr.decode()
 

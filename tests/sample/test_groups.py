@@ -28,6 +28,7 @@ from harness import heed_signals
 
 Came = Callable[[Path, list[dict[str, Any]]], tuple[list[dict[str, Any]], str]]
 MANY = 301
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,6 @@ NORMAL, MIXED = Mixture([1.0], [0.4], [0.6]), Mixture([0.3, 0.7], [-1.0, 0.5], [
 SHARES = torch.linspace(-2, 2, 256, dtype=torch.float64).square().neg().exp()
 TOY = Levels(SHARES / SHARES.sum())
 DRAWN = ("variational", "information")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small tensors: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def measured(network: Any, count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> MeasuredNetwork:

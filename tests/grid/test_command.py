@@ -2,10 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import pytest
@@ -20,19 +21,14 @@ FEW = ("-n", 4, "--steps", 4)
 
 
 @pytest.fixture(scope="module")
-def trained(elbo: Elbo, digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(elbo: Elbo, digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of 20 steps of a smaller network; a walk asks it hundreds of times."""
     path = tmp_path_factory.mktemp("grids") / "run"
     small = [word for each in ("channels=4", "levels=[1]", "attention=[]") for word in ("--set", f"network.{each}")]
     done = elbo("train", digits, "-o", path, "--preset", preset, "--steps", 20, *small)
     assert done.returncode == 0, done.stderr
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the cells of the fine solution, whose exactness tests/core guards."""
-    monkeypatch.setattr(make, "CELLS", 16)
+    with patch.object(make, "CELLS", 16):  # a quarter; tests/core guards how exact the fine solution is
+        yield path
 
 
 @pytest.fixture
@@ -68,10 +64,8 @@ def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_p
 
 @pytest.mark.parametrize(("kind", "weighting"), [("entropic", "elbo"), ("rescaled", "fm-ot")])
 def test_grids_of_entropy_are_adaptive_schedules(kind, weighting, works, trained):
-    made, fitted = (
-        works("grid", trained, "--kind", kind, *FEW, "--sampler", "ddim"),
-        works("adapt", trained, "--weighting", weighting),
-    )
+    made = works("grid", trained, "--kind", kind, *FEW, "--sampler", "ddim")
+    fitted = works("adapt", trained, "--weighting", weighting)
     assert made.stdout.split(b"knots:")[1] == fitted.stdout.split(b"knots:")[1]
     assert all(word in made.stderr for word in (b"4 levels", b"cosine: root", f"{kind}: root".encode()))
 

@@ -142,9 +142,7 @@ def test_every_format_holds_the_same_images(trained, tmp_path):
     assert np.array_equal(np.stack([np.asarray(Image.open(path)) for path in files]), expected[..., 0])
 
 
-def test_interrupted_while_pngs_are_made_nothing_is_drawn_again_but_with_other_settings(
-    trained, tmp_path, elbo, monkeypatch
-):
+def test_interrupted_while_pngs_are_made_nothing_is_drawn_again(trained, tmp_path, elbo, monkeypatch):
     def kill(done: int, total: int, unit: str, *rest: object) -> None:
         if unit == "png" and done == 8:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -31,9 +31,8 @@ def log_text(schedule: str = "cosine", count: int = 200_000, ends: tuple[float, 
     cell = ((lam - low) / (high - low) * 100).long().clamp(0, 99)
     values = torch.stack([torch.ones_like(error), error, error.square()])
     sums = torch.zeros(3, 100, dtype=torch.float64).index_add_(1, cell, values)
-    head = losslog.header(
-        bin_edges(low, high), dimensions=64, weighting="sigmoid:bias=2", schedule=schedule, prediction="v"
-    )
+    how = {"weighting": "sigmoid:bias=2", "schedule": schedule, "prediction": "v"}
+    head = losslog.header(bin_edges(low, high), dimensions=64, **how)
     return head + losslog.line(10, count, sums)
 
 
@@ -97,16 +96,14 @@ def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floo
     exact = schedule_of_shares(edges, share, "exact")
     own = fit(head + losslog.line(100, 12_800, sums)).report.schedules["own"]
     true = loss_variance(ErrorMoments.of_sums(edges, sums), parse_weighting("elbo"), exact.density, 128)
-    assert (own["variance_independent"], own["variance_low_discrepancy"]) == pytest.approx(
-        true, rel=0.05 if floor else 2
-    )
+    found = own["variance_independent"], own["variance_low_discrepancy"]
+    assert found == pytest.approx(true, rel=0.05 if floor else 2)
 
 
 def test_what_is_infinite_is_null_in_the_report_and_does_not_stop_the_fit():
     """An adaptive run that never visited some bins, and a range where EDM's schedule has nothing."""
-    head, line = (
-        log_text("uniform", ends=(30, 50)).replace('"schedule": "uniform"', '"schedule": "adaptive"').splitlines()
-    )
+    text = log_text("uniform", ends=(30, 50))
+    head, line = text.replace('"schedule": "uniform"', '"schedule": "adaptive"').splitlines()
     row = json.loads(line)
     row |= {key: [0] * 50 + row[key][50:] for key in ("count", "sum", "sumsq")}
     report = fit(f"{head}\n{json.dumps(row)}\n", weighting="elbo").report.json()

@@ -24,6 +24,7 @@ FIRST, SECOND = Mixture([0.5, 0.5], [-0.6, 0.4], [0.4, 0.4]), Mixture([1.0], [0.
 COSINE = parse_schedule("cosine", -12, 12)
 
 
+@pytest.mark.long
 def test_both_sides_agree_and_say_how_well(trained):
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
     asked = open_measurement(trained, None, images=ALL, draws=16, batch=1024)
@@ -40,7 +41,7 @@ def test_both_sides_agree_and_say_how_well(trained):
 
 def test_for_the_elbo_itself_the_augmented_data_is_the_data(trained):
     """p_w is all at λmax, and both sides are the bound's diffusion term."""
-    asked = open_measurement(trained, None, images=ALL)
+    asked = open_measurement(trained, None, images=100)
     (found,) = judge.check_theorem(asked, [parse_weighting("elbo")]).checks
     assert found.p_w is not None and found.augmented_elbo is not None
     assert found.p_w.at_logsnr_max == 1 and not any(found.p_w.mass)

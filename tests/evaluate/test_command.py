@@ -1,13 +1,10 @@
-"""`elbo eval` as a user types it: repeats, cards, saved features, pictures, several processes, mistakes."""
+"""`elbo eval` as a user types it: repeats, cards, saved features, pictures, mistakes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from calls import TINY, save
-from harness import environment
+from calls import save
 from PIL import Image
 
 from elbocli.core.metrics import METRICS
@@ -87,19 +84,3 @@ def test_help_names_every_metric_and_protocol(elbo):
     for metric in METRICS.values():
         assert f"{metric.name}: {metric.formula}".replace("-", "") in said.replace("- ", "-").replace("-", "")
     assert all(name in said for name in PRC_PROTOCOLS)
-
-
-def test_under_torchrun_a_streams_scores_come_once(elbo, folder):
-    options = ["--ref", "data.h5", *LINE, "--batch", "16"]
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "elbocli"]
-    done = subprocess.run(
-        [*run, "eval", "-", *options],
-        input=(folder / "a.npy").read_bytes(),
-        capture_output=True,
-        check=False,
-        cwd=folder,
-        env=environment(OMP_NUM_THREADS="1", PYTHON_EXEC=sys.executable),
-    )
-    assert done.returncode == 0 and done.stderr.count(b"below 10000") == 1, done.stderr
-    found, alone = json.loads(done.stdout), json.loads(elbo("eval", "a.npy", *options, cwd=folder).stdout)
-    assert found[TINY] == pytest.approx(alone[TINY], rel=1e-9) and found["samples_sha256"] == alone["samples_sha256"]

@@ -109,14 +109,18 @@ def scored(world, job):
 
 CODE = f"""
 import json, sys
+from elbocli import main
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
 import group
 from test_extract import scored
 jobs = json.loads(sys.argv[1])
-print(json.dumps([group.forked(job["size"], lambda world: scored(world, job)) for job in jobs]))
+codes = [group.forked(job["size"], lambda world: scored(world, job)) for job in jobs]
+group._exit_code = main.run  # the command itself joins the processes
+print(json.dumps([group.forked(2, sys.argv[2:]), *codes]))
 """
 
 
+@pytest.mark.long
 def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits, tmp_path):
     """100 images in batches of 7, which neither 2 nor 3 processes share evenly; from a file of each kind, and a stream.
 
@@ -133,19 +137,27 @@ def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits,
     jobs = [
         {
             "size": size,
-            "samples": str(tmp_path / name),
+            "samples": f"{tmp_path}/{name}",
             "streamed": streamed,
             "ref": str(digits),
             "out": f"{tmp_path}/{k}",
         }
         for k, (size, name, streamed) in enumerate(cases)
     ]
-    done = run_code(CODE, json.dumps(jobs), env=environment(OMP_NUM_THREADS="1"))
+    line = ["eval", "-", "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--batch", 16]
+    given = {"env": environment(OMP_NUM_THREADS="1"), "input": (tmp_path / "a.npy").read_bytes()}
+    done = run_code(CODE, json.dumps(jobs), *line, **given)
     assert done.returncode == 0, done.stderr
-    *codes, failed = json.loads(done.stdout)
+    *told, codes = done.stdout.splitlines()
+    *codes, failed = json.loads(codes)
     assert not any(map(any, codes)) and failed == [1, 1] and b"10.png" in done.stderr, done.stderr
     scored(ALONE, {**jobs[0], "out": str(tmp_path / "alone")})
     alone, *shared = (json.loads((tmp_path / name).read_text()) for name in ("alone", "0", "1", "2"))
+    command = json.loads(b"".join(told))
+    said = done.stderr.count(b"standard input: 100 images, below 10000")
+    assert said == 2, "once for each stream"
+    assert command["samples_sha256"] == alone["samples_sha256"]
+    assert command[TINY] == pytest.approx(alone[TINY], rel=1e-9)
     for found in shared:
         assert set(found) == set(alone)
         for key in set(alone) - {"samples"}:

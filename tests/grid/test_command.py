@@ -2,10 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import pytest
@@ -13,9 +14,21 @@ import pytest
 from elbocli.core.samplers import time_grid
 from elbocli.files.schedule_file import resolve_schedule
 from elbocli.files.yaml_text import read_yaml
+from elbocli.grid import make
 
 Elbo = Callable[..., CompletedProcess[bytes]]
 FEW = ("-n", 4, "--steps", 4)
+
+
+@pytest.fixture(scope="module")
+def trained(elbo: Elbo, digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of 20 steps of a smaller network; a walk asks it hundreds of times."""
+    path = tmp_path_factory.mktemp("grids") / "run"
+    small = [word for each in ("channels=4", "levels=[1]", "attention=[]") for word in ("--set", f"network.{each}")]
+    done = elbo("train", digits, "-o", path, "--preset", preset, "--steps", 20, *small)
+    assert done.returncode == 0, done.stderr
+    with patch.object(make, "CELLS", 16):  # a quarter; tests/core guards how exact the fine solution is
+        yield path
 
 
 @pytest.fixture
@@ -51,10 +64,8 @@ def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_p
 
 @pytest.mark.parametrize(("kind", "weighting"), [("entropic", "elbo"), ("rescaled", "fm-ot")])
 def test_grids_of_entropy_are_adaptive_schedules(kind, weighting, works, trained):
-    made, fitted = (
-        works("grid", trained, "--kind", kind, *FEW, "--sampler", "ddim"),
-        works("adapt", trained, "--weighting", weighting),
-    )
+    made = works("grid", trained, "--kind", kind, *FEW, "--sampler", "ddim")
+    fitted = works("adapt", trained, "--weighting", weighting)
     assert made.stdout.split(b"knots:")[1] == fitted.stdout.split(b"knots:")[1]
     assert all(word in made.stderr for word in (b"4 levels", b"cosine: root", f"{kind}: root".encode()))
 
@@ -77,6 +88,7 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
     assert found["parts"]["evaluations"] == found["worse"]["evaluations"] > 100
 
 
+@pytest.mark.long
 def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     heun, guided = ("--sampler", "heun"), ("--guidance", 2)
     kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided, "any": ("--kind", "entropic", *heun)}
@@ -101,7 +113,7 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     [(("--sampler", "dpmpp-2m-sde"), 2, "noise"), (("--since", 1000), 1, ""), (("--classes", "12"), 2, "of 10")],
 )
 def test_a_line_that_makes_no_sense_is_refused(words, code, word, elbo, trained):
-    result = elbo("grid", trained, "-n", 2, *words)
+    result = elbo("grid", trained, *FEW, *words)
     assert (result.returncode, result.stdout) == (code, b""), result.stderr
     assert b"Traceback" not in result.stderr and word in result.stderr.decode()
 

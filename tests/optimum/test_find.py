@@ -120,7 +120,8 @@ def test_the_size_of_blocks_changes_nothing_but_the_memory(monkeypatch):
 def test_no_network_is_better_than_the_optimum(elbo, digits, preset, tmp_path):
     """The loss log of a run, in every bin, down to three standard errors."""
     run = tmp_path / "run"
-    how = ("--steps", 150, "--batch", 32, "--val-split", 100, "--flip")
+    small = ("--set", "network.levels=[1]", "--set", "network.attention=[]")
+    how = ("--steps", 150, "--batch", 32, "--val-split", 100, "--flip", *small)
     done = elbo("train", digits, "-o", run, "--preset", preset, *how)
     assert done.returncode == 0, done.stderr
     found = find.find_optimum(open_search(None, run, device="cpu", sources=300, sample=0))

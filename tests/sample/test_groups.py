@@ -1,8 +1,8 @@
 """Sampling gives the same images for any number of processes and any batch size, also after interruptions, and draws none twice.
 
-python test_groups.py JOBS.json FOUND.json draws in forked processes that find each other as torchrun's do. Jobs are {"run",
-"out", "size"?, "options"?, …}; of each it finds {"codes": of the last start, by rank, "kills", "drawn": [first image, count] of
-every batch, "again": batches drawn though they were safe}. stream: `out` is written as a
+python test_groups.py LOG draws in forked processes that find each other as torchrun's do; all tests share one start of Python.
+A line of its input is a list of jobs, {"run", "out", "size"?, "options"?, …}; it prints a line, a list of {"codes": of the last
+start, by rank, "kills", "drawn": [first image, count] of every batch, "again": batches drawn though they were safe}. stream: `out` is written as a
 stream. leave: of a stream, read so many bytes and close. kills: so many times a process gets SIGKILL, and the job is started
 anew. told: [signal, images] for the last process when so many are drawn. fails: the rank that can't draw its third batch.
 guide: a checkpoint that guides.
@@ -17,25 +17,40 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from harness import heed_signals
 
+Came = Callable[[Path, list[dict[str, Any]]], tuple[list[dict[str, Any]], str]]
 MANY = 301
+pytestmark = pytest.mark.long
 
 
-def came_to(folder: Path, run: Path, jobs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """Run the jobs; return their results and stderr."""
-    written = [{"run": str(run), **job, "out": str(folder / job["out"])} for job in jobs]
-    (folder / "jobs.json").write_text(json.dumps(written))
-    line = [sys.executable, __file__, folder / "jobs.json", folder / "found.json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads((folder / "found.json").read_text()), result.stderr
+@pytest.fixture(scope="module")
+def came_to(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Came]:
+    """came_to(folder, jobs): run the jobs; their results and what was said on stderr."""
+    log = tmp_path_factory.mktemp("script") / "log"
+    line, said = [sys.executable, __file__, str(log)], log.with_name("stderr")
+    how: dict[str, Any] = {**dict.fromkeys(("stdin", "stdout"), subprocess.PIPE), "preexec_fn": heed_signals}
+    how["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with said.open("w") as stderr, subprocess.Popen(line, stderr=stderr, text=True, **how) as script:
+
+        def run(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+            before = len(said.read_text())
+            written = [{"run": str(trained), **job, "out": str(folder / job["out"])} for job in jobs]
+            print(json.dumps(written), file=script.stdin, flush=True)
+            found = script.stdout.readline()  # type: ignore[union-attr]
+            assert found, said.read_text()
+            return json.loads(found), said.read_text()[before:]
+
+        yield run
+        script.stdin.close()  # type: ignore[union-attr]
+    assert script.returncode == 0, said.read_text()
 
 
 def drawn(path: Path) -> tuple[np.ndarray, list[int], dict[str, Any]]:
@@ -44,15 +59,15 @@ def drawn(path: Path) -> tuple[np.ndarray, list[int], dict[str, Any]]:
         return file["images"][()].astype(int), file["labels"][()].tolist(), json.loads(file.attrs["samples"])
 
 
-def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(trained, tmp_path):
+def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(came_to, trained, tmp_path):
     """Also with a multistep sampler that adds noise, and a guide."""
     jobs: list[dict[str, Any]] = [
-        {"size": size, "out": f"{batch}-{size}.h5", "options": {"batch": batch, "classes": "random"}}
+        {"size": size, "out": f"{batch}-{size}.h5", "options": {"n": 31, "batch": batch, "classes": "random"}}
         for batch, size in ((64, 1), (64, 2), (1, 2), (7, 1), (7, 2))
     ]
-    guide, walk = str(min((trained / "checkpoints").iterdir())), {"sampler": "dpmpp-2m-sde", "clip": "dynamic"}
+    guide, walk = str(min((trained / "checkpoints").iterdir())), {"n": 31, "sampler": "dpmpp-2m-sde", "clip": "dynamic"}
     jobs += [{"size": size, "out": f"{size}.h5", "guide": guide, "options": walk} for size in (1, 2)]
-    found, said = came_to(tmp_path, trained, jobs)
+    found, said = came_to(tmp_path, jobs)
     assert not any(any(one["codes"]) for one in found), said
     images, labels, about = zip(*(drawn(tmp_path / job["out"]) for job in jobs))
     assert len(set(labels[0])) > 5
@@ -61,17 +76,17 @@ def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(tra
         assert labels[which] == labels[first]
         assert np.abs(images[which] - images[first]).max() <= 1 and about[which] == about[first]
         starts = [start for start, _ in one["drawn"]]
-        assert len(starts) == len(set(starts)) and sum(count for _, count in one["drawn"]) == 61
+        assert len(starts) == len(set(starts)) and sum(count for _, count in one["drawn"]) == 31
     assert np.array_equal(images[3], images[4]), "the same batches are the same to the last bit"
-    assert max(count for _, count in found[1]["drawn"]) == 31, "a batch for all is shared"
+    assert max(count for _, count in found[1]["drawn"]) == 16, "a batch for all is shared"
     assert (about[6]["nfe"], about[6]["guide"], about[6]["guide_step"]) == (8, str(trained), int(guide[-8:]))
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_kills_change_no_byte_and_nothing_is_drawn_twice(size, trained, tmp_path):
+def test_kills_change_no_byte_and_nothing_is_drawn_twice(size, came_to, tmp_path):
     job = {"size": size, "options": {"n": MANY, "steps": 2}}
     jobs = [{**job, "out": "whole.h5"}, {**job, "out": "x.h5", "kills": 3}]
-    (_, killed), said = came_to(tmp_path, trained, jobs)
+    (_, killed), said = came_to(tmp_path, jobs)
     assert (killed["codes"], killed["kills"], killed["again"]) == ([0] * size, 3, 0), said
     assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not list(tmp_path.glob("*.partial*"))
@@ -80,10 +95,10 @@ def test_kills_change_no_byte_and_nothing_is_drawn_twice(size, trained, tmp_path
 
 
 @pytest.mark.parametrize(("size", "number"), [(1, "SIGINT"), (2, "SIGTERM")])
-def test_a_signal_saves_and_the_same_again_goes_on(size, number, trained, tmp_path):
+def test_a_signal_saves_and_the_same_again_goes_on(size, number, came_to, tmp_path):
     job = {"out": "x.npz", "size": size}
     jobs = [{**job, "out": "whole.npz"}, {**job, "told": [number, 20]}, job]
-    found, said = came_to(tmp_path, trained, jobs)
+    found, said = came_to(tmp_path, jobs)
     code = {"SIGINT": 130, "SIGTERM": 143}[number]
     assert [one["codes"] for one in found] == [[0] * size, [code] * size, [0] * size], said
     (safe,) = re.findall(rf"rank 0 says: (?:rank 1: )?{number}: (\d+) of 61 images are written", said)
@@ -92,21 +107,21 @@ def test_a_signal_saves_and_the_same_again_goes_on(size, number, trained, tmp_pa
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
-def test_a_stream_of_two_processes_is_in_order_and_ends_with_its_reader(trained, tmp_path):
+def test_a_stream_of_two_processes_is_in_order_and_ends_with_its_reader(came_to, tmp_path):
     jobs: list[dict[str, Any]] = [
         {"out": "x.npy"},
         {"out": "stream", "stream": True, "size": 2},
         {"out": "gone", "leave": 10, "size": 2, "options": {"n": 5000, "steps": 1, "batch": 50}},
     ]
-    found, said = came_to(tmp_path, trained, jobs)
+    found, said = came_to(tmp_path, jobs)
     assert [one["codes"] for one in found] == [[0], [0, 0], [141, 141]], said
     assert (tmp_path / "stream").read_bytes() == (tmp_path / "x.npy").read_bytes()
     assert sum(count for _, count in found[2]["drawn"]) < 5000 and "Traceback" not in said
 
 
-def test_an_error_in_one_process_ends_all_with_its_message_and_what_was_drawn_stays(trained, tmp_path):
+def test_an_error_in_one_process_ends_all_with_its_message_and_what_was_drawn_stays(came_to, tmp_path):
     job = {"out": "x.npy", "size": 2}
-    found, said = came_to(tmp_path, trained, [{**job, "fails": 1}, job, {"out": "whole.npy"}])
+    found, said = came_to(tmp_path, [{**job, "fails": 1}, job, {"out": "whole.npy"}])
     assert [one["codes"] for one in found] == [[1, 1], [0, 0], [0]], said
     assert all(f"rank {rank} says: rank 1: the disk is on fire" in said for rank in (0, 1))
     assert min(start for start, _ in found[1]["drawn"]) == 20
@@ -139,7 +154,7 @@ def work(world: Any, job: dict[str, Any]) -> None:
         batches.append(indices)
         if len(batches) == 3 and job.get("fails") == world.rank:
             raise DataError("the disk is on fire")
-        with open(sys.argv[2] + ".log", "a") as file:  # a line is written at once
+        with open(sys.argv[1], "a") as file:  # a line is written at once
             file.write(f"[{indices.start}, {len(indices)}]\n")
         return whole(denoiser, indices, *args)
 
@@ -192,7 +207,7 @@ def start(job: dict[str, Any], rng: random.Random, kill: bool) -> list[int]:
 
 def finish(job: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """All starts of a job."""
-    kills, again, lines = 0, 0, Path(sys.argv[2] + ".log")
+    kills, again, lines = 0, 0, Path(sys.argv[1])
     drawn: list[list[int]] = []
     while True:
         before = safe(job)
@@ -207,10 +222,12 @@ def finish(job: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import group  # noqa: F401 - this and the next import what takes every start 2 s otherwise
+
     from elbocli.files.checkpoint import read_config
     from elbocli.run.open import empty_network
 
-    jobs = json.loads(Path(sys.argv[1]).read_text())
-    empty_network(read_config(Path(jobs[0]["run"])), Path())  # imports what takes every start 2 s otherwise
-    Path(sys.argv[2]).write_text(json.dumps([finish(job, random.Random(7)) for job in jobs]))
+    for line in sys.stdin:
+        jobs = json.loads(line)
+        empty_network(read_config(Path(jobs[0]["run"])), Path())
+        print(json.dumps([finish(job, random.Random(7)) for job in jobs]), flush=True)

@@ -54,7 +54,7 @@ OF_WEIGHTS = [
     *(SAMPLE, f"info {CHECKPOINT}", "info --verify run", "train -o run --steps 11 -q", "bound run -n 2 --draws 2"),
     *(f"{DRY} --init run", "ema run --std .1 -o x.safetensors"),
 ]
-OF_RESULTS = [REPORT, "report run --json"]
+OF_RESULTS = ["report run --json", REPORT]
 READERS = {
     "data.h5": [
         *("info --verify {0}", "prep {0} x.h5 -q", "merge x.h5 {0} -q", "bound run {0} -n 2 --draws 2 -q"),
@@ -144,11 +144,9 @@ def check(folder, file, line):
     return done.returncode
 
 
-@pytest.mark.parametrize("file", READERS)
-def test_every_command_line_reads_the_whole_file(file, good, tmp_path):
-    for number, line in enumerate(READERS[file]):
-        code = check(shutil.copytree(good, tmp_path / f"{number}"), file, line)
-        assert (code == 0) == (not line.startswith("import")), line
+@pytest.mark.parametrize("line", dict.fromkeys(line.format(file) for file in READERS for line in READERS[file]))
+def test_every_command_line_reads_the_whole_file(line, folder):
+    assert (check(folder, "", line) == 0) == (not line.startswith("import"))
 
 
 def seal(path):
@@ -269,7 +267,7 @@ def damaged(random, content):
     return any_bytes(random, content)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.long] * (seed > 0)) for seed in SEEDS])
 @pytest.mark.parametrize("file", READERS)
 def test_a_damaged_file_is_refused_in_a_sentence_or_harmless(file, seed, folder):
     random, path = Random(f"{file} {seed}"), folder / file
@@ -305,7 +303,8 @@ def payloads(bomb):
 
 
 @pytest.mark.parametrize("file", READERS | ONLY_PICKLES)
-def test_nothing_in_a_file_is_run_and_a_hostile_one_is_refused_in_a_sentence(file, folder, bomb):
+def test_nothing_in_a_file_is_run_and_a_hostile_one_is_refused_in_a_sentence(file, folder, bomb, monkeypatch):
+    monkeypatch.setattr("elbocli.report.page.pictures", lambda *runs: {})  # a refused file changes none
     lines, path = (READERS | ONLY_PICKLES)[file], folder / file
     before = folder.parent / "before"
     shutil.copytree(folder, before)
@@ -332,7 +331,7 @@ def huge(**change):
 CONTENTS = {
     "channels": ("tiny.yaml", huge(channels=10**9)),
     "blocks": ("tiny.yaml", huge(blocks=10**9)),
-    "levels": ("tiny.yaml", huge(levels=[1] * 10**5)),
+    "levels": ("tiny.yaml", huge(levels=[1] * 10**4)),
     "a level": ("tiny.yaml", huge(levels=[10**9, 1])),
     "a list for a number": (
         "run/scores.json",

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 
 import h5py
 import numpy as np
@@ -14,7 +15,6 @@ from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.yaml_text import parse_yaml
 
 DDPM = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-WITHOUT_DIFFUSERS = "import sys; sys.modules['diffusers'] = None; from elbocli.main import main; main()"
 CLAIM = """
 import elbocli.plugin as elbo
 
@@ -171,7 +171,7 @@ def colours(tmp_path_factory, photos):
 
 
 def test_latents_are_packed_trained_on_and_drawn_with_nothing_said_that_is_not_elbos(
-    elbo, colours, photos, autoencoder, preset, tmp_path
+    elbo, colours, photos, autoencoder, preset, tmp_path, short_previews, monkeypatch
 ):
     """With an autoencoder about whose config diffusers has something to say."""
     config = shutil.copytree(autoencoder, tmp_path / "vae") / "config.json"
@@ -193,8 +193,9 @@ def test_latents_are_packed_trained_on_and_drawn_with_nothing_said_that_is_not_e
     assert images.dtype == np.uint8 and images.shape == (5, 16, 16, 3) and images.std() > 1
     about = json.loads(elbo("info", "l.h5", "--json", cwd=tmp_path).stdout)
     assert about["latent_convention"] == "diffusers" and about["mirrored"]
+    monkeypatch.setitem(sys.modules, "diffusers", None)
     for words in (["sample", "run", "-n", 1, "-o", "y.npy"], ["prep", colours, "y.h5", "--latents", "vae"]):
-        done = run_code(WITHOUT_DIFFUSERS, *words, cwd=tmp_path)
+        done = elbo(*words, cwd=tmp_path)
         assert done.returncode == 2 and b"pip install 'elbocli[latents]'" in done.stderr
     assert not [*tmp_path.glob("y*")]
 
@@ -203,6 +204,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import torch
+from diffusers import AutoencoderKL  # once, for all children
 from elbocli.prep import encode_latents as encode
 from elbocli.prep import pack as prep
 torch.set_num_threads(1)
@@ -229,6 +231,7 @@ assert [pack("whole.h5", 10**6), pack("killed.h5", 2), pack("killed.h5", 1), pac
 """
 
 
+@pytest.mark.long
 def test_killed_while_encoding_the_latents_are_the_same(colours, autoencoder, tmp_path):
     """Groups of images go through the autoencoder as they would have without the kill, also past a broken file."""
     shutil.copytree(colours, tmp_path / "src")

@@ -147,12 +147,16 @@ merge out10.h5 data.h5
 """
 
 
-def test_overwriting_replaces_results_of_the_command_and_nothing_else(elbo, shelf):
+def test_overwriting_replaces_nothing_but_results_of_the_command(elbo, shelf):
     before = tree(shelf)
     for line in REFUSED.strip().splitlines():
         result = elbo(*line.split(), "--overwrite", cwd=shelf)
         assert result.returncode in (1, 2) and result.stderr.count(b"error:") == 1, (line, result)
         assert tree(shelf) == before, line
+
+
+@pytest.mark.long
+def test_overwriting_replaces_results_of_the_command(elbo, shelf):
     for line in REPEATED.strip().splitlines():
         assert elbo(*line.split(), cwd=shelf).returncode == 0, line
         before = tree(shelf)

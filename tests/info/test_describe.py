@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import pty
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from harness import run_code, spawn_elbo
+from harness import run_code
 from PIL import Image
 
 from elbocli.errors import DataError, FormatError
@@ -64,13 +63,14 @@ def outcome():
     except Exception:
         return 12
 
+verify(path)  # so that all is imported before the children
 expected, outcomes = everything(path), []
-for position in range(0, len(good), 187):
+for position in range(0, len(good), 397):
     content = bytearray(good)
     content[position] ^= 1 << position % 8
     work.write_bytes(content)
     if (child := os.fork()) == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
+        resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os._exit(outcome())
     status = os.waitpid(child, 0)[1]
@@ -151,14 +151,6 @@ def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored, elbo, t
     assert layout.scale == 2
     found = {group.name: images[group.images, 0, 0, 0].tolist() for group in layout.groups}
     assert found == {f"class {k}": [10 * k + i for i in range(10)] for k in range(3)}
-
-
-def test_the_picture_never_goes_onto_a_terminal(digits):
-    leader, follower = pty.openpty()
-    with os.fdopen(leader), os.fdopen(follower):
-        process = spawn_elbo("info", digits, "--grid", "-", stdout=follower)
-        stderr = process.communicate()[1]
-    assert process.returncode == 2 and b"terminal" in stderr
 
 
 def test_images_are_spread_over_the_file(digits):

@@ -147,7 +147,9 @@ def test_the_disk_is_claimed_at_once_and_a_full_one_left_empty(store, elbo, phot
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_the_images_that_are_done(number, photographs, tmp_path):
+def test_a_signal_saves_the_images_that_are_done(number, photographs, tmp_path, request):
+    before = signal.signal(number, signal.SIG_DFL)  # SIGHUP is ignored under nohup
+    request.addfinalizer(lambda: signal.signal(number, before))
     with pytest.raises(Interrupted, match=r"of 300 .*out\.h5\.partial") as told:
         pack(photographs, tmp_path / "out.h5", at=lambda done: done == 9 and os.kill(os.getpid(), number), size=16)
     assert told.value.exit_code == 128 + number

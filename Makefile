@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Each of the hundreds of processes that tests start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Workers take whole files; the longest file is collected first (tests/conftest.py). Now and then they wait for processes that
 # they started: three workers keep two cores busy.

@@ -19,6 +19,14 @@ import pretend  # noqa: F401 - before the first backward pass of the process, wh
 from harness import Result, run_elbo
 from hypothesis import settings
 
+LONG = (
+    "test_pages.py",
+    "bench/test_bench.py",
+    "cli/test_interruption.py",
+    "importer/test_own_network.py",
+    "nn/test_own_network.py",
+)
+"""Files of tests that are all marked long."""
 LONGEST = ("test_pipeline.py", "train/test_resume.py", "test_pages.py", "train/test_group.py")
 """Files that take longest, by the time that they take on an idle core."""
 TESTS = Path(__file__).parent
@@ -43,6 +51,9 @@ def elbo() -> Callable[..., Result]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, so that no core waits for one of them at the end."""
+    for item in items:
+        if str(item.path.relative_to(TESTS)) in LONG:
+            item.add_marker("long")
     longest = [TESTS / name for name in LONGEST]
     items.sort(key=lambda item: longest.index(item.path) if item.path in longest else len(longest))
 

@@ -160,11 +160,7 @@ CPU = torch.device("cpu")
 
 
 class Bare:
-    """Cosine schedule, v prediction, mean squared error, fused AdamW; images normalised and on the device.
-
-    precision: bf16 and fp16 are autocast's, anything else is float32 as torch's switches have it. micro_batch: images
-    at a time; 0 is the batch.
-    """
+    """Cosine schedule, v prediction, squared error, fused AdamW, autocast in bf16 and fp16. micro_batch: 0 is the batch."""
 
     def __init__(
         self,

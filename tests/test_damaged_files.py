@@ -145,6 +145,7 @@ def check(folder, file, line):
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(line.format(file) for file in READERS for line in READERS[file]))
+@pytest.mark.long
 def test_every_command_line_reads_the_whole_file(line, folder):
     assert (check(folder, "", line) == 0) == (not line.startswith("import"))
 

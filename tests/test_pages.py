@@ -43,9 +43,6 @@ def train(network: nn.Module, path: str) -> float:
 """
 
 
-pytestmark = pytest.mark.long
-
-
 @pytest.mark.parametrize(("epochs", "least", "most"), [(4, 6, 9), pytest.param(20, 5, 7, marks=pytest.mark.slow)])
 def test_the_page_on_python_runs_and_its_network_learns(epochs, least, most, run_page, tmp_path):
     page = (ROOT / "docs/python.md").read_text()

@@ -9,7 +9,7 @@ import pytest
 from harness import BIN, environment, heed_signals
 
 ROOT = Path(__file__).parent.parent
-RUNS = ("0-untrained", "1-elbo-cosine", "2-sigmoid-cosine", "3-sigmoid-fitted", "4-test-images")
+RUNS = ("0-untrained", "2-sigmoid-cosine", "3-sigmoid-fitted", "4-test-images")
 
 
 def shell(*line, cwd, **variables):
@@ -28,7 +28,9 @@ def demo(folder, **settings):
 
 def test_the_demo_learns_digits(tmp_path):
     """Chance is 10 %; in 120 steps a sound build reaches 80 %, and a quarter of the untrained distance."""
-    said, read = demo(tmp_path, STEPS="120", IMAGES="150", WALK="10", ELBO_TRAIN_PREVIEW_EVERY="0")
+    said, read = demo(
+        tmp_path, STEPS="120", IMAGES="150", WALK="10", LEAVE_OUT="1-elbo-cosine", ELBO_TRAIN_PREVIEW_EVERY="0"
+    )
     scores = {name: read(f"{name}.json") for name in RUNS}
     accuracy = {name: score["accuracy"] for name, score in scores.items()}
     distance = {name: score["frechet_distance[classifier.pt2]"] for name, score in scores.items()}

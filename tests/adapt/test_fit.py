@@ -83,10 +83,7 @@ def test_the_report_says_for_every_candidate_what_its_schedule_promises():
 
 @pytest.mark.parametrize("floor", [None, 0.01])
 def test_a_bin_that_a_short_adaptive_run_missed_by_chance_makes_no_infinity(floor):
-    """A schedule's density in one bin is the floor's: of 12,800 draws 1.28 are expected there, and none came.
-
-    What is said is what the schedule itself promises, if the log knows its floor; without it, what is likely, and a number.
-    """
+    """A schedule's density in one bin is the floor's: of 12,800 draws 1.28 are expected there, and none came."""
     edges = bin_edges(-10, 10)
     share = floored(torch.cat([torch.zeros(1), torch.full((99,), 1 / 99)]).double(), edges.diff(), 0.01)
     count, error = 12_800 * share, torch.full((100,), 0.5, dtype=torch.float64)

@@ -1,8 +1,7 @@
 """What a sampler costs beside its network, batch 64 of 3x32x32, as `elbo sample` and its peers' own loops run it.
 
-First with a network that returns its input as v, per evaluation over walks of 20 steps: those that draw no noise against
-diffusers, those that do against drawing as much noise and calling the network as often. Then with the
-network of a preset: the share of a walk's time that is not spent in it.
+A network that returns its input as v, per evaluation over walks of 20 steps: without noise against diffusers, with noise
+against drawing as much and calling the network as often. A preset's network: the share of a walk's time outside of it.
 """
 
 import time

@@ -1,8 +1,6 @@
-"""Time of the processor to `--help` of every command, from a wheel with its bytecode, against a program of click alone
-with as many options.
+"""Processor time of every command's `--help`, from a wheel with its bytecode, against a program of click with as many options.
 
-The wheel is installed into an environment of its own, whose dependencies are this one's: an editable install may have to
-compile at every start, and is found by a hook that costs time as well.
+An editable install is no measure: it may have to compile at every start, and is found by a hook that costs time as well.
 """
 
 import os

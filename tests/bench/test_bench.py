@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parent
-pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCH.glob("bench_*.py")))

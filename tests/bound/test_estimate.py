@@ -178,9 +178,7 @@ def test_a_difference_is_said_with_all_that_it_may_be_wrong_by():
 
 
 def test_errors_of_images_are_honest():
-    """Variances from an inverse chi-square of 8 degrees, known by half a difference each: intervals hold as Student's do
-    of 9. Half a difference alone would hold in 70 %.
-    """
+    """Variances from an inverse chi-square of 8 degrees, known by half a difference each: intervals hold as Student's of 9."""
     random = np.random.default_rng(0)
     spread = np.sqrt(8 / random.chisquare(8, 4000))
     halves = random.normal(size=(4000, 2)) * spread[:, None]

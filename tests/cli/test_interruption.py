@@ -58,8 +58,6 @@ COMMANDS = {
     "sample pictures": f"{SAMPLE} x",
     "train": TRAIN,
 }
-SLOWEST = ("adapt", "bound", "bound images", "report", "weights plot", "sample npz", "sample sheet")
-"""Commands that draw or measure for a second, and kinds of samples that are written as others are."""
 ONE_BATCH = ("merge", "prep", "prep webp")
 """Commands that look for signals between batches of images, and have one here: tests/prep and tests/merge have several."""
 CHANGING = {"metrics.jsonl", "status.json", "meta.json", ".lock", "events"}
@@ -193,9 +191,7 @@ def end(name, start, folder, made):
     assert not (folder / "x.lost").exists(), "--on-checkpoint found no checkpoint"
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=[pytest.mark.long] * (each in SLOWEST)) for each in COMMANDS]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_has_the_shells_code_and_after_a_kill_the_bytes_are_the_same(name, start, whole, tmp_path):
     made, called = whole(name)
     signum = SIGNALS[[*COMMANDS].index(name) % 3]

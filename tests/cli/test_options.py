@@ -144,6 +144,7 @@ sys.exit(run(["train", sys.argv[1], "--dry-run", "--weighting", "mine:lr=3", "--
 """
 
 
+@pytest.mark.long
 def test_a_parameter_of_a_weighting_shadows_no_option(digits, tmp_path):
     """The plug-in declares the weighting before elbo imports the command."""
     result = run_code(SHADOWING, digits, text=True, cwd=tmp_path)

@@ -56,10 +56,7 @@ def test_it_is_quadratic_in_scale_however_small():
 
 
 class World:
-    """Features of known mean and covariance, and a reference at a known distance.
-
-    decay: of the spread by dimension. skewed: log-normal rather than normal. apart: how far the reference is.
-    """
+    """Features of known mean and covariance. decay: of the spread by dimension. skewed: log-normal. apart: the reference's."""
 
     def __init__(self, width, decay=0.5, skewed=False, apart=0.3, seed=0):
         self.random = random = np.random.default_rng(seed)

@@ -1,8 +1,7 @@
 """A schedule that adapts while training comes nearer to w·E than the plain method, on simulated errors.
 
-Errors are gamma-distributed about a known mean at each λ, λ is drawn from the schedule of the moment as in training, and
-the distance is total variation from w·E to the schedule, by bin. The plain method keeps for each bin an average of
-w·‖ε−ε̂‖² with decay .999, from ones, no floor. Errors are scaled so that the mean of w·E over λ is 4 at step 0.
+Errors are gamma-distributed about a known mean at each λ; the mean of w·E over λ is 4 at step 0. The distance is total variation from
+w·E to the schedule, by bin. The plain method keeps for each bin an average of w·‖ε−ε̂‖² with decay .999, from ones, no floor.
 """
 
 import math

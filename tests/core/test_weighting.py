@@ -29,9 +29,6 @@ NAMES = sorted(WEIGHTINGS)
 MONOTONE = [name for name in NAMES if WEIGHTINGS[name].traits.monotone]
 
 
-PEAKED = [name for name in NAMES if not WEIGHTINGS[name].traits.monotone]
-
-
 def named(name, params=None, **modifiers):
     """A declared weighting, built from its parts."""
     return Weighting(WEIGHTINGS[name].bind(params or {}), **modifiers)

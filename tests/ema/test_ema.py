@@ -87,6 +87,7 @@ def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
 
 @pytest.mark.parametrize("std", TRUE)
 @pytest.mark.parametrize(("at", "most"), [(None, 1e-3), (50, 5e-3)])
+@pytest.mark.long
 def test_reconstruction_meets_the_true_average_of_a_real_training(std, at, most, kept, true, tmp_path):
     result = make_average(kept, std, tmp_path / "a.safetensors", at)
     found = checkpoints(true)[-1 if at is None else 0]

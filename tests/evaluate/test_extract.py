@@ -122,10 +122,7 @@ print(json.dumps([group.forked(2, sys.argv[2:]), *codes]))
 
 @pytest.mark.long
 def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits, tmp_path):
-    """100 images in batches of 7, which neither 2 nor 3 processes share evenly; from a file of each kind, and a stream.
-
-    A picture is cut short in the second process's part, images 7 to 13.
-    """
+    """100 images in batches of 7, which no 2 or 3 processes share evenly; a picture is cut short in the second's part."""
     images, folder = Dataset(digits).batch(np.arange(100)), tmp_path / "cut"
     np.save(tmp_path / "a.npy", images)
     np.savez_compressed(tmp_path / "a.npz", images)

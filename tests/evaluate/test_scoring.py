@@ -56,6 +56,7 @@ def frechet(one, other):
     return apart @ apart + np.trace(first + second - 2 * sqrtm(first @ second).real)
 
 
+@pytest.mark.long
 def test_fid_sfid_and_inception_score_are_those_of_torch_fidelitys_network(inception_weights, tmp_path):
     coarse = np.random.default_rng(0).integers(0, 200, (8, 4, 4, 3), np.uint8)
     made = np.kron(coarse, np.ones((1, 4, 4, 1), np.uint8))

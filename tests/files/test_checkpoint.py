@@ -194,6 +194,7 @@ print(k)
 """
 
 
+@pytest.mark.long
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_to_go_on_from(tmp_path, crashes):
     assert int(crashes(KILLED, tmp_path)) >= 10
 

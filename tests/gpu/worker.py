@@ -112,10 +112,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Step:
-    """A step by name. function: MODULE.FUNCTION, (Session) → rows, one by one. seconds: that it takes on a card.
-
-    fresh: it changes the process, so that it gets one of its own.
-    """
+    """A step by name. function: MODULE.FUNCTION, (Session) → rows. seconds: on a card. fresh: in a process of its own."""
 
     name: str
     function: str

@@ -70,6 +70,7 @@ def test_grids_of_entropy_are_adaptive_schedules(kind, weighting, works, trained
     assert all(word in made.stderr for word in (b"4 levels", b"cosine: root", f"{kind}: root".encode()))
 
 
+@pytest.mark.long
 def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
     worse = min((trained / "checkpoints").iterdir())
     found = {

@@ -85,6 +85,7 @@ def test_a_whole_dataset_passes(stored):
     assert (facts["bytes_per_image"] == 64) == (facts["store"] == "raw")
 
 
+@pytest.mark.long
 def test_a_flipped_bit_is_found_or_changes_nothing(digits, tmp_path):
     done = run_code(FLIPS, shutil.copy(digits, tmp_path), text=True)
     assert done.returncode == 0, done.stderr

@@ -43,6 +43,7 @@ def test_tiny_is_the_same_everywhere():
     assert torch.equal(features, extractor(grey.expand(-1, 3, -1, -1))[0])
 
 
+@pytest.mark.long
 def test_inceptions_features_are_torch_fidelitys_up_to_rounding(inception_weights, photos):
     """Batch norm folded, channels last: within 1e-4, relative to the features' size."""
     ours = make_extractor("inception-v3-compat", inception_weights, "cpu")

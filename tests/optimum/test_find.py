@@ -117,6 +117,7 @@ def test_the_size_of_blocks_changes_nothing_but_the_memory(monkeypatch):
         np.testing.assert_allclose(whole.eps_mse, other.eps_mse, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.long
 def test_no_network_is_better_than_the_optimum(elbo, digits, preset, tmp_path):
     """The loss log of a run, in every bin, down to three standard errors."""
     run = tmp_path / "run"
@@ -165,6 +166,7 @@ def test_the_result_is_one_json_object(told, digits, tmp_path):
     assert (tmp_path / "x.svg").exists()
 
 
+@pytest.mark.long
 def test_adapt_fits_the_excess_or_the_data_alone(told, validated, tmp_path):
     line, optimum = ("-o", "s.yaml", "--overwrite", "--report"), validated / "optimum.json"
     found = told("adapt", validated, "--criterion", "excess", "--optimum", optimum, *line)

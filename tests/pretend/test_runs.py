@@ -21,7 +21,7 @@ from elbocli.runtime.device import choose_device, name_of, seed_dropout
 from elbocli.runtime.processes import World
 from elbocli.sample import draw
 from pretend import plain_attention, pretending
-from pretend.runs import FEW, NETWORKS, train
+from pretend.runs import NETWORKS, train
 
 
 def test_images_are_there_before_they_are_read(digits, tmp_path):
@@ -55,7 +55,7 @@ def test_each_card_has_its_own_name():
         assert [name_of(choose_device(f"cuda:{k}")) for k in (0, 1)] == ["pretend card 0", "pretend card 1"]
 
 
-pytestmark = pytest.mark.usefixtures("short_previews")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
 ONCE_FOR_LATENTS = ("place", "Autoencoder.__init__", "Validation.__init__", "TrainState.__init__")
 
@@ -186,14 +186,8 @@ def test_every_sampler(sampler, runs, tmp_path):
     assert np.array_equal(cuda, cpu)
 
 
-@pytest.mark.parametrize(
-    ("network", "precision", "levels"),
-    [
-        pytest.param(network, *each, marks=() if (network, each[0]) in FEW else pytest.mark.long)
-        for network in NETWORKS
-        for each in (("fp32", 0), ("bf16", 8), ("fp16", 2))
-    ],
-)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("precision", "levels"), [("fp32", 0), ("bf16", 8), ("fp16", 2)])
 def test_every_network_in_every_precision(network, precision, levels, runs, tmp_path):
     """In half precision CUDA's autocast rounds in other places than the CPU's."""
     cuda, cpu = both(runs[network], tmp_path, sampler="ddim", precision=precision)

@@ -13,7 +13,7 @@ from elbocli.train.batches import Batches
 from pretend import Pretence, plain_attention, pretending
 from pretend.runs import FEW, NETWORKS, measured_by, train, weights_of
 
-pytestmark = pytest.mark.usefixtures("short_previews")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("short_previews")]
 
 MAY_WAIT = (
     "TrainState.__init__",

@@ -53,6 +53,7 @@ os.kill(host, signal.SIGKILL)
 """
 
 
+@pytest.mark.long
 def test_processes_that_are_started_anew_do_not_wait_for_the_dead():
     """All meet through one store, as torchrun's, where the first to come finds what the dead have left; each is once late."""
     result = run_code(RESTARTED, text=True)

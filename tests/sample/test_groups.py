@@ -1,11 +1,10 @@
 """Sampling gives the same images for any number of processes and any batch size, also after interruptions, and draws none twice.
 
 python test_groups.py LOG draws in forked processes that find each other as torchrun's do; all tests share one start of Python.
-A line of its input is a list of jobs, {"run", "out", "size"?, "options"?, …}; it prints a line, a list of {"codes": of the last
-start, by rank, "kills", "drawn": [first image, count] of every batch, "again": batches drawn though they were safe}. stream: `out` is written as a
-stream. leave: of a stream, read so many bytes and close. kills: so many times a process gets SIGKILL, and the job is started
-anew. told: [signal, images] for the last process when so many are drawn. fails: the rank that can't draw its third batch.
-guide: a checkpoint that guides.
+A line of its input is a list of jobs, {"run", "out", "size"?, "options"?, …}; a line of its output is a list of {"codes" of the last
+start, by rank, "kills", "drawn": [first image, count] of every batch, "again": batches drawn though they were safe}. stream: write
+`out` as a stream. leave: bytes of a stream to read before it is closed. kills: number of SIGKILLs, each with a new start. told:
+[signal, images] for the last process when so many are drawn. fails: rank that can't draw its third batch. guide: a checkpoint.
 """
 
 import contextlib

@@ -1,8 +1,6 @@
 """The same code on a CUDA device: close to the CPU's numbers, compiled, in half precision.
 
-Each test runs on the CPU as well, so that it can't rot where there is no card. Its data are made of numbers, and its
-fixtures are here: `python -m pytest --noconftest -m cuda tests/train/test_cuda.py` needs nothing but pytest and what elbo
-trains with. tests/pretend holds that no step waits for a device, and tests/gpu compares samples, bounds, sharding, and a search for memory.
+Each test runs on the CPU as well. With `python -m pytest --noconftest -m cuda tests/train/test_cuda.py` it needs nothing but pytest.
 """
 
 from contextlib import nullcontext

@@ -231,8 +231,7 @@ def gradients(state, step):
 def searched(world, data, preset, cases):
     """Search, and compare with a network that was never searched with.
 
-    cases: how processes share, and by rank, where memory runs out: forward:1:5 is in the forward pass of the second unit above
-    5 images.
+    cases: how processes share, and by rank where memory runs out: forward:1:5 is the second unit's forward pass above 5 images.
     """
     dataset = Dataset(Path(data))
     for parallel, case in cases:

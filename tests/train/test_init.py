@@ -227,6 +227,7 @@ def forget(run):
     (run / "metrics.jsonl").unlink()
 
 
+@pytest.mark.long
 def test_a_run_from_anothers_weights_goes_on_without_it_once_there_is_a_checkpoint(train, folder, trained, elbo):
     shutil.copytree(trained, folder / "src")
     said, new = train(*NEW), folder / "new"

@@ -59,6 +59,7 @@ def measured_peak(config, batch, recompute):
 
 
 @pytest.mark.parametrize("config", [UNET, UVIT, DIT, PAIRS], ids=["unet", "uvit", "dit", "pairs"])
+@pytest.mark.long
 def test_memory_and_operations_of_a_pass_are_about_what_was_planned(config):
     """In bf16 a CPU takes what its kernels need besides, so that plan is compared with the one in fp32."""
     batch, data = 8, RunData("here", None, 100, config.image_size, 3, config.num_classes)

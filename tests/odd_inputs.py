@@ -290,9 +290,7 @@ archive("zip packed in an unknown way", "method.zip", patched(8, 10, b"\x63\0"))
 
 @dataclass(frozen=True)
 class Outcome:
-    """packed: images; says: what elbo says when it may stop; warned: everything it says with --on-error skip;
-    skipped: the names it lists then.
-    """
+    """packed: images. says: the error. warned, skipped: the warning and the names it lists with --on-error skip."""
 
     packed: int
     says: str

@@ -153,6 +153,7 @@ def test_samples_go_through_a_pipe_and_a_producer_that_dies_is_noticed(elbo, dig
         ('info "$2" <&-', 0),
     ],
 )
+@pytest.mark.long
 def test_streams_that_end_early_or_were_never_open(line, code, trained, digits):
     words = ["bash", "-o", "pipefail", "-c", f'"$0" -m elbocli {line}', sys.executable, trained, digits]
     done = subprocess.run(words, capture_output=True, check=False, preexec_fn=heed_signals)

@@ -93,7 +93,7 @@ class Simulation:
 
 @pytest.mark.parametrize(
     ("truth", "spread", "ratio"),
-    [pytest.param(network, 0.3, 2, marks=pytest.mark.long), (network, 1.4, 2), (abrupt, 0.3, 1)],
+    [*(pytest.param(network, bend, 2, marks=pytest.mark.long) for bend in (0.3, 1.4)), (abrupt, 0.3, 1)],
 )
 def test_nearer_than_the_plain_method_and_twice_as_near_to_a_truth_that_stays(truth, spread, ratio):
     marks = (200, CHANGE, CHANGE + 200, 2000)

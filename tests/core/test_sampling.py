@@ -65,10 +65,7 @@ class Spaced:
         self.largest = np.log(self.beta)
 
     def walk(self, network, z, noise, variance, clip=False):
-        """x from z at the last timestep. network(z, timestep) → ε̂, or (ε̂, v) with variance `learned`.
-
-        variance: `small`, `large` or `learned`, the range of which v ∈ [−1, 1] spans.
-        """
+        """x from z at the last timestep. network(z, timestep) → ε̂, or (ε̂, v) with v ∈ [−1, 1] for variance `learned`."""
         for i in reversed(range(len(self.beta))):
             out = network(z, self.timesteps[i])
             eps, v = out if variance == "learned" else (out, None)

@@ -174,6 +174,7 @@ print(resumed)
 
 
 @pytest.mark.parametrize("kind", ["raw", "webp"])
+@pytest.mark.long
 def test_killed_at_its_steps_and_resumed_the_bytes_are_the_same(kind, tmp_path, crashes):
     whole(tmp_path, kind)
     parts = shards(tmp_path, kind)

@@ -40,6 +40,7 @@ def test_a_preset_has_numbers_that_are_numbers_and_an_objective_that_exists(name
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.long
 def test_a_preset_builds_for_what_it_was_made_for_and_its_range_and_says_its_size(name):
     preset = load_preset(name)
     about, data = preset.about, preset.data

@@ -71,6 +71,7 @@ def test_a_finished_run_says_everything(trained):
 
 
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.long
 def test_a_page_needs_nothing_but_itself_and_is_the_same_bytes_every_time(count, runs):
     page = render(*map(gather, runs[:count]))
     assert "default-src 'none'" in page
@@ -226,6 +227,7 @@ DRAWS = {"one bin": {5: (1, 0.5, 0.25)}, "two": {5: (1, 0.5, 0.25), 9: (1, 0.4, 
     [*((0.5, "cosine", draws) for draws in DRAWS), (0.0, "adaptive", "one bin"), (-1.0, "adaptive", "no")],
 )
 @pytest.mark.filterwarnings("error")
+@pytest.mark.long
 def test_a_run_in_its_first_steps_has_its_plots_and_no_complaints(loss, schedule, draws, copy):
     """One line in each log, with few draws or none, and with numbers that have no logarithm."""
     just_begun(copy)

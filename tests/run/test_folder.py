@@ -41,6 +41,7 @@ def resolved(digits, preset):
     return resolve({"preset": str(preset)}, Dataset(digits))
 
 
+@pytest.mark.long
 def test_a_claim_killed_at_any_moment_is_gone_on_with(crashes, digits, preset, tmp_path):
     assert int(crashes(CLAIM, digits, preset, tmp_path)) >= 6
 

@@ -23,10 +23,7 @@ CHURN = (40.0, 0.05, 50.0, 1.003)
 
 
 def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, list[int]]:
-    """Images [N,H,W,C] and labels that EDM's sampler makes of a run that was trained on λ from −10 to 10, in float64.
-
-    later: the type of its random numbers after the start, float32 in EDM2.
-    """
+    """Images [N,H,W,C] and labels by EDM's sampler for λ from −10 to 10. later: dtype of noise after the start."""
     trained, random = open_run(run, torch.device("cpu")), identities.Stacked(SEEDS)
     first, labels = [random.normal((1, 8, 8)).double()], random.label(10)
     denoiser = Denoiser(trained.network.double(), trained.prediction, labels=labels)

@@ -238,6 +238,7 @@ def test_the_log_has_the_weighting_of_its_steps_and_it_follows_from_the_errors(l
     assert all("weight" not in row for row in lines_of(trained / "losslog.jsonl"))
 
 
+@pytest.mark.long
 def test_weights_adapt_report_and_bound_take_the_weighting_of_a_run(learned, trained, elbo, tmp_path):
     found = json.loads(said(elbo, "weights", "check", learned, "--json", code=1))
     assert found["weighting"] == "uncertainty" and found["schedule"] == "edm:mean=-0.4,std=1" and not found["monotone"]

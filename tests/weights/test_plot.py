@@ -34,6 +34,7 @@ def test_one_sheet_names_every_weighting_and_schedule_once(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+@pytest.mark.long
 def test_the_same_sheet_is_the_same_bytes(suffix, tmp_path):
     for name in "ab":
         plot_weights(by_spec(("sigmoid", "elbo")), [], -15, 15, tmp_path / f"{name}.{suffix}")
@@ -49,6 +50,7 @@ def test_few_weightings_stand_in_one_column(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["elbo", "eps-mse@edm-sample", "schedule:edm-sample", "edm:shift=30"])
+@pytest.mark.long
 def test_odd_weightings_can_be_drawn_alone_and_out_of_sight(spec, tmp_path):
     w = parse_weighting(spec)
     plot_weights({w.spec: w}, [], -15, 15, tmp_path / "a.png")

@@ -48,6 +48,7 @@ OWN = ("d.h5", "--preset", "own.yaml")
 
 
 @pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.long
 def test_a_run_goes_on_and_is_repeated_to_the_same_bits_whatever_became_of_its_preset(gone, train, folder):
     asked = (*OWN, "--weighting", "edm", "--shift", 1, "--flip", "--set", "network.dropout=.2", "--steps", 14)
     train(*asked, "-o", "whole")

@@ -251,7 +251,8 @@ def searched(state, most, error):
     "error",
     [
         torch.OutOfMemoryError("x"),
-        *map(RuntimeError, ("FIND was unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")),
+        pytest.param(RuntimeError("FIND was unable to find an engine"), marks=pytest.mark.long),
+        pytest.param(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), marks=pytest.mark.long),
     ],
 )
 def test_batches_are_halved_until_one_fits_twice_and_nothing_is_left(error, fresh):

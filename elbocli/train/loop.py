@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from elbocli.errors import Interrupted, UsageError
 from elbocli.files import checkpoint as store
@@ -192,6 +193,7 @@ class CheckpointHook:
         self._thread = ThreadPoolExecutor(1, "elbo-hook")
         self._jobs: dict[Path, Future[None]] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = Lock()
 
     def start(self, checkpoint: Path) -> None:
         """Run the command for this checkpoint, now or when the one before has ended."""
@@ -208,21 +210,26 @@ class CheckpointHook:
         told = {"CHECKPOINT": checkpoint.absolute(), "RUN": self.run.absolute(), "STEP": store.step_of(checkpoint)}
         environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
         environment |= {f"ELBO_{key}": str(value) for key, value in told.items()}
-        self._process = subprocess.Popen(
-            self.command,
-            shell=True,
-            env=environment,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=STDERR,
-            stderr=STDERR,
-        )
+        with self._starting:
+            if not (command := self.command):
+                return
+            self._process = subprocess.Popen(
+                command,
+                shell=True,
+                env=environment,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=STDERR,
+                stderr=STDERR,
+            )
         if code := self._process.wait():
-            log.warning("--on-checkpoint: exit code %d for %s: %s", code, checkpoint.name, self.command)
+            log.warning("--on-checkpoint: exit code %d for %s: %s", code, checkpoint.name, command)
 
     def stop(self) -> None:
         """End the command, with all that it has started."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        with self._starting:
+            self.command = ""
         if self._process is not None and self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)

@@ -175,10 +175,10 @@ def trains(elbo: Elbo, run: Path, data: Path, *more: Any) -> None:
 
 
 def load(path: Path) -> ModuleType:
-    """Run a script as a module of its own name."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """Run a script as a module, whose name is no library's."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 

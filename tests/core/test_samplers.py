@@ -1,7 +1,6 @@
 """Samplers walked with exact denoisers: their steps on paper, the moments that they reach, and the order of their error.
 
-Without sampling error: samplers of an equation start from quantiles of a normal, those that draw noise use Sobol's
-points for the start and for every step, whose means over 2^16 walks are within about .001.
+Starts are quantiles of a normal, or with noise Sobol's points at every step: means over 2^16 walks are within about .001.
 """
 
 import math

@@ -86,14 +86,17 @@ def read_only_folder(request):
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
-        Path(name).chmod(0o555)
+        folders = [Path(name), Path(name, "checkpoints")]
+        for each in folders:
+            each.chmod(0o555)
         try:
             if user == 0:
                 os.seteuid(NOBODY)
             yield Path(name)
         finally:
             os.seteuid(user)
-            Path(name).chmod(0o700)
+            for each in folders:
+                each.chmod(0o700)
 
 
 def prepare(folder):

@@ -44,10 +44,7 @@ LEAST, KEPT = 0.25, 0.4
 
 
 def planned(step: Step, later: list[Step], left: float) -> tuple[float, float]:
-    """(seconds that a step should take, seconds after which it is ended), when so many are left for it and later ones.
-
-    Short of time, all shrink alike; with time to spare, all may take longer.
-    """
+    """Seconds that a step should take, and after which it is ended: all steps share alike the time that is left."""
     rest = sum(other.seconds for other in later)
     share = left * step.seconds / (step.seconds + rest)
     return share, min(max(share, left - KEPT * rest), 2 * share + 30)

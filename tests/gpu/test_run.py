@@ -168,6 +168,7 @@ def test_a_card_is_described(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, total_memory=85 * 10**9)
     told = {"get_device_properties": properties, "get_device_name": "H100", "is_bf16_supported": True}
+    told |= {"device_count": 1, "get_device_capability": (9, 0)}
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     session = environment.Session("cuda", False, 0.0, tmp_path)

@@ -52,7 +52,7 @@ test: $(VENV)/.ready
 
 # Types take a minute and a half on one core, which the tests leave free now and then.
 check: $(VENV)/.ready
-	$(MAKE) --jobs --output-sync lint types all-but-slow
+	$(MAKE) --jobs --output-sync=line lint types all-but-slow
 
 all-but-slow: $(VENV)/.ready
 	$(PYTEST)

@@ -361,7 +361,7 @@ def test_a_command_that_fails_is_a_warning_and_the_next_has_its_turn(command, co
 def test_a_command_has_a_session_of_its_own_and_is_killed_where_it_ignores_sigterm(hook, tmp_path, monkeypatch):
     """So no Ctrl-C at the terminal reaches it. The thread that starts it may be slow."""
     start = subprocess.Popen
-    monkeypatch.setattr(loop.subprocess, "Popen", lambda *line, **how: (start(*line, **how), time.sleep(0.5))[0])
+    monkeypatch.setattr(subprocess, "Popen", lambda *line, **how: (start(*line, **how), time.sleep(0.5))[0])
     monkeypatch.setattr(loop, "GRACE_S", 0.1)
     one = hook("trap '' TERM; echo $$ > new; mv new pid; until test -e over; do sleep .01; done", 1)
     until((tmp_path / "pid").exists)

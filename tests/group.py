@@ -38,7 +38,7 @@ from elbocli.train.batches import Batches
 
 @cache
 def starter() -> tuple[Any, Any]:
-    """The process that forks, which ends with this one, and the file of its stderr."""
+    """Start the forking process, which ends with this process. Return the process and the file of its stderr."""
     said: Any = tempfile.TemporaryFile("a+")  # noqa: SIM115 - open as long as the process
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "text": True}
     how = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "preexec_fn": heed_signals, **pipes}

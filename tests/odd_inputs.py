@@ -290,7 +290,7 @@ archive("zip packed in an unknown way", "method.zip", patched(8, 10, b"\x63\0"))
 
 @dataclass(frozen=True)
 class Outcome:
-    """packed: images. says: the error. warned, skipped: the warning and the names it lists with --on-error skip."""
+    """packed: number of images. says: the error. With --on-error skip, `warned` is the warning, `skipped` its file names."""
 
     packed: int
     says: str

@@ -22,7 +22,7 @@ FEW = ("-n", 4, "--steps", 4)
 
 @pytest.fixture(scope="module")
 def trained(elbo: Elbo, digits: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of 20 steps of a smaller network; a walk asks it hundreds of times."""
+    """Train a small network for 20 steps; a walk evaluates the network hundreds of times."""
     path = tmp_path_factory.mktemp("grids") / "run"
     small = [word for each in ("channels=4", "levels=[1]", "attention=[]") for word in ("--set", f"network.{each}")]
     done = elbo("train", digits, "-o", path, "--preset", preset, "--steps", 20, *small)

@@ -92,14 +92,14 @@ class Cards:
         monkeypatch.delenv("ELBO_DEVICE")
 
     def set_device(self, device):
-        """Stand in for torch.cuda's method."""
+        """Do what torch.cuda's function of this name does, on two pretend cards."""
         if device.index >= 2:
             raise RuntimeError("CUDA error: invalid device ordinal\nand more")
         self.current = device.index
 
     @contextmanager
     def device(self, device):
-        """Stand in for torch.cuda's method."""
+        """Do what torch.cuda's function of this name does, on two pretend cards."""
         before, self.current = self.current, device.index
         yield
         self.current = before

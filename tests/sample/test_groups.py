@@ -32,7 +32,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def came_to(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Came]:
-    """came_to(folder, jobs): run the jobs; their results and what was said on stderr."""
+    """Return came_to(folder, jobs), which runs the jobs and returns their results and the text on stderr."""
     log = tmp_path_factory.mktemp("script") / "log"
     line, said = [sys.executable, __file__, str(log)], log.with_name("stderr")
     how: dict[str, Any] = {**dict.fromkeys(("stdin", "stdout"), subprocess.PIPE), "preexec_fn": heed_signals}

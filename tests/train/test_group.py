@@ -203,7 +203,7 @@ class Pretended:
     networks: list[weakref.ref[Network]] = field(default_factory=list)
 
     def watch(self):
-        """Return a block in which all networks' units run out of memory when this says so."""
+        """Return a context in which that unit of any network raises OutOfMemoryError for more than `most` images."""
         whole = Network.through
 
         def through(network, unit, *inputs):

@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 # Each of the hundreds of processes that tests start would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Workers take whole files; the longest file is collected first (tests/conftest.py). Now and then they wait for processes that
-# they started: three workers keep two cores busy.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, -(-3 * os.cpu_count() // 2)))')
+# Workers take whole files; the longest file is collected first (tests/conftest.py). More workers than cores took longer:
+# each collects all tests and makes its own runs.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(6, os.cpu_count()))')
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # What other versions could break: maths, files, networks, processes, the whole pipeline.
 VERSIONS := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/train tests/test_pipeline.py

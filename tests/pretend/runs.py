@@ -21,9 +21,6 @@ NETWORKS = {
     "edm2": "{family: edm2, channels: 8, levels: [1, 2], blocks: 1, attention: [4]}",
     **{f"uvit-{patching}": UVIT % patching for patching in ("none", "dwt-1", "dwt-2")},
 }
-FEW = {(network, "fp32") for network in NETWORKS} | {("unet", "bf16")}
-"""Networks cast alike in both half precisions, which differ in the factor of the loss, outside of any network; and the
-patchings have the same layers between."""
 PRESET = """
 network: %s
 train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps: 4, batch: 8, lr: 2.0e-3, warmup: 5,

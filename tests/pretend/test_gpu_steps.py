@@ -56,7 +56,7 @@ def test_no_step_waits(module, session, monkeypatch):
     assert {"U-Net, bf16, training", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_rates_and_memory_are_taken(module, session, monkeypatch):
     speed = module("speed")
     monkeypatch.setattr(speed, "SHORT", speed.SHORT[:3])

@@ -69,9 +69,11 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(elbo, 
     guide = min((trained / "checkpoints").iterdir())
     walk = ("--sampler", "heun:edm-imagenet64,s_churn=3", "--steps", 4, "--schedule", "run")
     how = ("--guidance", 2, "--guide", guide, "--clip", "dynamic:percentile=99")
-    done = elbo("sample", trained, "-n", 3, *walk, *how, "-o", "x.npy", cwd=tmp_path)
+    done = elbo("sample", trained, "-n", 3, *walk, *how, "-o", "x.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert np.load(tmp_path / "x.npy").shape == (3, 8, 8, 1)
+    with h5py.File(tmp_path / "x.h5") as file:
+        about = json.loads(str(file.attrs["samples"]))
+    assert about["guidance"] == 2 and not {"guidance_low", "guidance_high", "guidance_channels"} & set(about)
     assert b"heun:s_churn=3,s_min=0.05,s_max=50,s_noise=1.003, 4 steps" in done.stderr
     assert b"14 network evaluations each" in done.stderr
 

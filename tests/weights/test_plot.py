@@ -31,6 +31,7 @@ def test_one_sheet_names_every_weighting_and_schedule_once(tmp_path):
     masses = [text for text in found if text.startswith("1 at $") or text == "elbo"]
     assert len(masses) == 2 and masses[1].endswith(": elbo")  # all of its p_w is a point mass
     assert "monotone: the loss is an ELBO" in found and "not monotone" in found
+    assert r"$w(\lambda) / w(0)$" in found
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
@@ -41,10 +42,11 @@ def test_the_same_sheet_is_the_same_bytes(suffix, tmp_path):
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
-def test_few_weightings_stand_in_one_column(tmp_path):
-    plot_weights(by_spec(("sigmoid", "edm", "x-mse:snr@edm")), [], -10, 10, tmp_path / "a.svg")
+def test_few_weightings_stand_in_one_column(tmp_path, elbo):
+    drawn = ("sigmoid", "edm", "x-mse:snr@edm", "--schedule", "cosine", "-o", tmp_path / "a.svg")
+    assert elbo("weights", "plot", *drawn).returncode == 0
     found = texts(tmp_path / "a.svg")
-    assert {"sigmoid", "edm", "x-mse:snr@edm"} <= set(found)
+    assert {"sigmoid", "edm", "x-mse:snr@edm", "cosine"} <= set(found)
     assert "not monotone" not in found
     assert any("rises" in text for text in found)
 

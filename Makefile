@@ -111,8 +111,8 @@ docs: $(VENV)/.ready
 	mv docs/odd-images.md.new docs/odd-images.md
 	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
 	mv docs/presets.md.new docs/presets.md
-	$(BIN)/python tests/formats.py docs/formats.md > docs/formats.md.new
-	mv docs/formats.md.new docs/formats.md
+	$(BIN)/python tests/formats.py docs/datasets.md > docs/datasets.md.new
+	mv docs/datasets.md.new docs/datasets.md
 	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
 	echo >> docs/ablation.md.new
 	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new

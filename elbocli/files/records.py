@@ -44,7 +44,7 @@ FORMATS: dict[type[Record], StoredFormat] = {}
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
     """Declare a record as a format of its own.
 
-    file: what holds it, for docs/formats.md. name: what the file's key `format` says; "" where there is no such key.
+    file: what holds it, for docs/datasets.md. name: what the file's key `format` says; "" where there is no such key.
     version: raised when an earlier elbo would misread the file; 0 for a record without it. remedy: the end of the
     message about a file of another format.
     """

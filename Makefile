@@ -113,14 +113,12 @@ docs: $(VENV)/.ready
 	mv docs/presets.md.new docs/presets.md
 	$(BIN)/python tests/formats.py docs/datasets.md > docs/datasets.md.new
 	mv docs/datasets.md.new docs/datasets.md
-	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
-	echo >> docs/ablation.md.new
-	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new
-	mv docs/ablation.md.new docs/ablation.md
-	sed '/^## Measured/q' docs/sweep.md > docs/sweep.md.new
-	echo >> docs/sweep.md.new
-	$(BIN)/python examples/sweep/tabulate.py examples/sweep/results.jsonl >> docs/sweep.md.new
-	mv docs/sweep.md.new docs/sweep.md
+	sed '/^## Measured/q' docs/experiments.md > docs/experiments.md.new
+	printf '\n### Digits\n\n' >> docs/experiments.md.new
+	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/experiments.md.new
+	printf '\n### Fashion-MNIST\n\n' >> docs/experiments.md.new
+	$(BIN)/python examples/sweep/tabulate.py examples/sweep/results.jsonl >> docs/experiments.md.new
+	mv docs/experiments.md.new docs/experiments.md
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/run.py

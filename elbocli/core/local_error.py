@@ -91,7 +91,7 @@ class FineSolution:
 
         An error of z = αx + σε stays about as large on its way to the data, where the spread of z is about 1 throughout; one of
         y = z/α would count for 1/α. Their geometric mean gave the smallest errors at the end of walks, on mixtures with their
-        exact denoisers: docs/instruments.md has the comparison, with the growth as measured too.
+        exact denoisers: docs/measurements.md has the comparison, with the growth as measured too.
         """
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]

@@ -26,27 +26,42 @@ from elbocli.cli.commands import (
 from elbocli.errors import ElboError
 from elbocli.version import __version__
 
-COMMANDS = {
-    "adapt": "Fit a noise schedule to the loss logs of runs, for any weighting.",
-    "bound": "Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.",
-    "compare": "Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.",
-    "completion": "Print what makes SHELL complete command lines of elbo.",
-    "ema": "Make an average of RUN's weights after training.",
-    "eval": "Score SAMPLES against a reference; one JSON object.",
-    "grid": "Make the grid of noise levels on which a sampler draws from RUN with few steps.",
-    "import": "Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.",
-    "info": "Say what FILE is and how it was made, and show its images.",
-    "merge": "Make one dataset, OUT.h5, of several PARTs.",
-    "optimum": "Find the least error that any denoiser of DATA.h5 can have, at each noise level.",
-    "prep": "Pack images into one dataset, OUT.h5.",
-    "presets": "Look at presets: a network and training settings for a size of image.",
-    "report": "Show a run, or several side by side, on one page of HTML that needs no other file.",
-    "sample": "Draw images from RUN, or from one of its checkpoints.",
-    "train": "Train a denoiser on DATA.h5, under any weighting of the noise levels.",
-    "weights": "Look at weightings: how much each noise level counts.",
+GROUPS = {
+    "Data": {
+        "prep": "Pack images into one dataset, OUT.h5.",
+        "merge": "Make one dataset, OUT.h5, of several PARTs.",
+        "info": "Describe any file of elbo's, and show its images.",
+    },
+    "Training": {
+        "train": "Train a denoiser on DATA.h5, under any weighting.",
+        "adapt": "Fit a noise schedule to loss logs, for any weighting.",
+        "ema": "Make an average of RUN's weights after training.",
+        "import": "Make RUN of another program's checkpoint.",
+        "presets": "List networks and settings for sizes of images.",
+    },
+    "Sampling": {
+        "sample": "Draw images from RUN, or from one of its checkpoints.",
+        "grid": "Find the noise levels for sampling RUN in few steps.",
+    },
+    "Scores": {
+        "eval": "Score SAMPLES against a reference: FID and others.",
+        "compare": "Tell differences between scores from chance.",
+        "bound": "Measure the variational bound, in bits per dimension.",
+    },
+    "Analysis": {
+        "weights": "List, check and plot weightings.",
+        "optimum": "Find the least error that any denoiser can have.",
+        "report": "Show a run, or several, on one page of HTML.",
+    },
+    "Other commands": {
+        "completion": "Print a script that completes command lines in SHELL.",
+        "help": "Show the help of COMMAND.",
+    },
 }
-"""Name → the first sentence of its help. The command is elbocli.NAME.command.NAME, but for these:"""
+"""Heading → name → the first sentence of its help."""
+COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
+    "help": "elbocli.main.help_",
     "completion": "elbocli.main.completion",
     "eval": "elbocli.evaluate.command.evaluate",
     "import": "elbocli.importer.command.import_",
@@ -72,9 +87,10 @@ class Commands(Group):
         return ADDED.get(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        added = [(name, command.get_short_help_str(100)) for name, command in ADDED.items()]
-        with formatter.section("Commands"):
-            formatter.write_dl([*COMMANDS.items(), *added])
+        added = {name: command.get_short_help_str(60) for name, command in ADDED.items()}
+        for heading, rows in {**GROUPS, **({"Plug-ins": added} if added else {})}.items():
+            with formatter.section(heading):
+                formatter.write_dl([(f"{name:10}", text) for name, text in rows.items()])
 
 
 def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -117,14 +133,7 @@ def _environment() -> Iterator[str]:
 )
 @option("-v", "--verbose", is_flag=True, is_eager=True, allow_from_autoenv=False, help="Say more, with --version.")
 def elbo() -> None:
-    """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score.
-
-    \b
-    elbo prep imagenet/ out.h5
-    elbo train --weighting sigmoid --bias 2
-    elbo sample run -n 64 | elbo eval --ref out.h5
-    elbo adapt run > schedule.yaml
-    """
+    """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score."""
 
 
 LATER_S = 10.0
@@ -140,7 +149,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @common
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete command lines of elbo.
+    """Print a script that completes command lines in SHELL.
 
     SHELL is bash, zsh or fish. Completed are commands and options, and names of weightings, schedules, predictions,
     presets and samplers.
@@ -155,6 +164,15 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(elbo, {}, "elbo", COMPLETE).source())
+
+
+@click.command("help", cls=Command)
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@common
+def help_(words: tuple[str, ...]) -> None:
+    """Show the help of COMMAND."""
+    with elbo.make_context("elbo", [*words, "--help"]) as context:
+        elbo.invoke(context)
 
 
 elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # names that click suggests for an unknown one

@@ -83,7 +83,7 @@ def adapt(
     floor: float,
     **options: Any,
 ) -> None:
-    """Fit a noise schedule to the loss logs of runs, for any weighting.
+    """Fit a noise schedule to loss logs, for any weighting.
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output.
     Standard error shows the predicted variance of the loss estimate for the log's own schedule, for others, and for

@@ -120,7 +120,7 @@ def bound(
     classify: bool,
     **how: Any,
 ) -> None:
-    """Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.
+    """Measure the variational bound, in bits per dimension.
 
     Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
     over the 256 levels) and diffusion terms and their standard errors: bpd_se for the dataset's mean, bpd_se_noise for

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
+from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import click
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from elbocli.core.sampling import Guidance
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 COMPLETE = "_ELBO_COMPLETE"
 """The variable by which a shell asks how a command line may go on."""
 NAMES_WIDTH = 26
@@ -158,6 +159,22 @@ def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=Option, **attributes)
 
 
+def examples() -> dict[str, list[tuple[str, str]]]:
+    """Examples of each command by its full name: a sentence, and lines of shell."""
+    found = {}
+    for section in Path(__file__).with_name("examples.txt").read_text("utf-8").split("\n# "):
+        name, _, rest = section.removeprefix("# ").partition("\n")
+        parts = (block.partition("\n") for block in rest.strip().split("\n\n"))
+        found[name] = [(text, dedent(code.rstrip("\n"))) for text, _, code in parts]
+    return found
+
+
+def write_examples(self: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """End a command's help with its first two examples."""
+    for text, code in examples().get(ctx.command_path, [])[:2]:
+        formatter.write(f"\n{text}\n{indent(code, '  ')}\n")
+
+
 class Command(click.Command):
     """Remembers which command runs, for messages, and the options that all commands share; checks the files to write.
 
@@ -189,6 +206,8 @@ class Command(click.Command):
                 formatter.write_dl(
                     [(SWITCH.sub(r"--[\2]\1", names), text) for names, text in records], col_max=NAMES_WIDTH
                 )
+
+    format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
@@ -246,6 +265,8 @@ def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.C
 
 class Group(click.Group):
     """A group of commands."""
+
+    format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does. No arguments are wrong usage, which help answers on standard error."""

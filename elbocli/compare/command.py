@@ -31,7 +31,7 @@ from elbocli.cli.commands import (
 @plugin_option
 @common
 def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
-    """Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.
+    """Tell differences between scores from chance.
 
     FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). If both have several repeats of the same seeds, these
     are paired; otherwise each side's own standard error counts. They may also be features that 'elbo eval --save-features'

@@ -55,36 +55,35 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--ref",
     type=PATH,
-    help="The reference to compare with: a dataset (.h5) or other images, features saved by --save-features, or statistics "
-    "(.npz; ADM's and EDM's too).",
+    help="Reference: a dataset or other images, saved features, or statistics (.npz, also ADM's and EDM's).",
 )
 @option(
     "--held-out",
     type=PATH,
-    help="Images or saved features like those of --ref that the model was not trained on: to find copies, --ref is what it "
-    "was trained on.",
+    help="Images or features that the model was not trained on, to find copies of --ref's.",
+    more="--ref is then what the model was trained on.",
 )
 @option(
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
-    help="Score as published tables do; sets metrics, their options, extractor, n and classes, and refuses others.  "
-    + "; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items())
-    + ".",
+    help="Score as published tables do: sets metrics, their options, extractor, n and classes, and refuses others.",
+    more="; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items()) + ".",
 )
 @option(
     "--metrics",
     metavar="LIST",
     default="fid,is",
-    help="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
+    help="Names from 'elbo weights list metrics'.",
+    more="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
 @metric_options
 @option(
     "--extractor",
     metavar="NAME|FILE.pt2",
-    help="; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
-    + "; or a torch.export program: uint8 NCHW to features, or (features, logits)."
-    + f"  [default: that of saved features, or {DEFAULT}]",
-    more="elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
+    help="A name from 'elbo weights list extractors', or a torch.export program: uint8 NCHW to features, or (features, "
+    f"logits).  [default: that of saved features, or {DEFAULT}]",
+    more="; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
+    + ".  elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
 )
 @option(
     "--extractor-weights",
@@ -107,26 +106,26 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--card",
     type=Output("a score card"),
     metavar="FILE.md",
-    help="Also write the result as a page, with everything that must be published with it.",
+    help="Also write the result as a page to publish.",
 )
 @option(
     "--neighbours",
     type=Output("images"),
     metavar="FILE.png",
-    help="Also draw the samples closest to images of --ref, each beside those, to see whether they are copies.",
+    help="Also draw the samples that are closest to images of --ref.",
 )
 @option(
     "--classes",
     default="",
     metavar="balanced|random|LIST",
-    help="The classes a stream was drawn with, for accuracy, as 'elbo sample' takes them; names only if --ref is a dataset "
-    "that has them.",
+    help="Classes that a stream was drawn with, for accuracy; as in 'elbo sample'.",
+    more="They may be names if --ref is a dataset that has them.",
 )
 @option(
     "--seed",
     type=SEED,
     default=0,
-    help="The seed a stream was drawn with, for --classes random; and that of metrics that draw.",
+    help="Seed of --classes random, and of metrics that draw.",
 )
 @option("--batch", type=value(int, ge=1, le=10**6), default=64, help="Images per call of the extractor.")
 @device_option
@@ -134,7 +133,8 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--precision",
     type=click.Choice(PRECISIONS),
     default=STRICT,
-    help="Precision of the extractor. fp32 is strict, and what tables have; bf16 is faster, and moves FID.",
+    help="Precision of the extractor; bf16 is faster, and moves FID.",
+    more="fp32 is strict, and what tables have.",
 )
 @overwrite_option
 @plugin_option
@@ -147,7 +147,7 @@ def evaluate(
     device: str,
     **options: Any,
 ) -> None:
-    """Score SAMPLES against a reference; one JSON object.
+    """Score SAMPLES against a reference: FID and others.
 
     SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
     may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES

@@ -70,7 +70,7 @@ from elbocli.core.sampling import GRIDS
 @plugin_option
 @common
 def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
-    """Make the grid of noise levels on which a sampler draws from RUN with few steps.
+    """Find the noise levels for sampling RUN in few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
     measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For

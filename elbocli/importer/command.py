@@ -83,7 +83,7 @@ GROUPS = {
 @plugin_option
 @common
 def import_(source: Path, run: Path | None, format: str, **options: Any) -> None:
-    """Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.
+    """Make RUN of another program's checkpoint.
 
     'elbo import list' says which formats are known and what is known of the published weights; docs/models.md has the
     commands that reproduce their published numbers. Nothing in SOURCE is run. Options say what a file doesn't. RUN can

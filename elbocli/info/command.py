@@ -37,7 +37,7 @@ from elbocli.errors import UsageError
 @overwrite_option
 @common
 def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int | None) -> None:
-    """Say what FILE is and how it was made, and show its images.
+    """Describe any file of elbo's, and show its images.
 
     It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
     """

@@ -68,7 +68,7 @@ from elbocli.cli.commands import (
 @plugin_option
 @common
 def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, **options: Any) -> None:
-    """Find the least error that any denoiser of DATA.h5 can have, at each noise level.
+    """Find the least error that any denoiser can have.
 
     It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
     is trained on these images has a smaller error, and one that comes near has learned them by heart. The result is one

@@ -40,7 +40,7 @@ DATA = {
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def presets() -> None:
-    """Look at presets: a network and training settings for a size of image.
+    """List networks and settings for sizes of images.
 
     'elbo train' chooses one by the size and number of the images and by the device. To train with other settings, give
     options; for another network, write a preset to a file, edit it, and give it: --preset FILE.yaml.

@@ -54,7 +54,7 @@ def report(
     results: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Show a run, or several side by side, on one page of HTML that needs no other file.
+    """Show a run, or several, on one page of HTML.
 
     The page shows what was trained and whether its loss is an ELBO, losses and validation, the error by noise level,
     the noise levels drawn over time, previews, samples by class, scores and the bound; with an optimum

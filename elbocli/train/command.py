@@ -47,9 +47,8 @@ GROUPS: dict[str, list[str]] = {}
 for name, setting in SETTINGS.items():
     if setting.says("flags", name):
         GROUPS.setdefault(setting.group, []).append(name)
-GROUPS[RUN] = ["out", "overwrite", "config", "init", "plugin", *GROUPS[RUN], "words"]
+GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
-GROUPS["Plan, without training"] = ["dry_run"]
 
 
 @click.command(cls=Command, groups=GROUPS)
@@ -111,7 +110,7 @@ GROUPS["Plan, without training"] = ["dry_run"]
 @option(
     "--dry-run",
     is_flag=True,
-    help="Print what would run, need and fit; then stop.",
+    help="Print the plan, time and memory; then stop.",
     more="It is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With --preset and no DATA.h5 "
     "it is for the data that the preset is made for, if that says some.",
 )
@@ -128,7 +127,7 @@ def train(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Train a denoiser on DATA.h5, under any weighting of the noise levels.
+    """Train a denoiser on DATA.h5, under any weighting.
 
     Settings come from options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
     dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.

@@ -41,6 +41,7 @@ REGISTRIES = {
     "criteria": "elbocli.core.training.CRITERIA",
     "averages": "elbocli.core.training.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
+    "metrics": "elbocli.core.metrics.METRICS",
 }
 """Kinds of things with names, and what holds them."""
 
@@ -53,7 +54,7 @@ def _range_options(function: Any) -> Any:
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def weights() -> None:
-    """Look at weightings: how much each noise level counts.
+    """List, check and plot weightings.
 
     A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2, edm:monotone.
 
@@ -80,7 +81,7 @@ def list_(kind: str, as_json: bool) -> None:
     """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, clips, roundings, grids, criteria, averages or extractors.
+    noises, starts, clips, roundings, grids, criteria, averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed
 

@@ -190,7 +190,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         bool | None,
         about(
             "torch.compile the network.",
-            more="The start takes a minute or more longer. If compilation fails, elbo ends; --no-compile trains without. On "
+            more="The start takes a minute or more longer. If compilation fails, training goes on without, with a warning. On "
             "CUDA, the kernels of networks of up to 100 million parameters are also replayed as CUDA graphs, where one process "
             "sees a whole batch at once, without --activation-checkpointing.",
             shown="on CUDA",

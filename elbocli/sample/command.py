@@ -108,7 +108,7 @@ GROUPS = {
     "--compile",
     type=click.Choice(["off", "graphs", "on"]),
     default="graphs",
-    help="Launch all of the network's kernels at once on CUDA (graphs), and compile the network, too (on).",
+    help="graphs: CUDA graphs; on: also torch.compile.",
     more="Compiling takes minutes at first. Without CUDA, graphs do nothing.",
 )
 @option(

@@ -88,7 +88,7 @@ class Commands(Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         added = {name: command.get_short_help_str(60) for name, command in ADDED.items()}
-        for heading, rows in {**GROUPS, **({"Plug-ins": added} if added else {})}.items():
+        for heading, rows in (GROUPS | ({"Plug-ins": added} if added else {})).items():
             with formatter.section(heading):
                 formatter.write_dl([(f"{name:10}", text) for name, text in rows.items()])
 

@@ -12,12 +12,12 @@ from elbocli.cli.commands import (
     STREAM,
     WEIGHTING,
     Command,
-    Output,
     common,
     hand_out,
     option,
     overwrite_option,
     plugin_option,
+    schedule_options,
     stdin_or_fail,
     value,
 )
@@ -53,14 +53,7 @@ from elbocli.core.training import CRITERIA
     help="Fit to the least error of 'elbo optimum' alone: for data that nothing was trained on yet.",
 )
 @option("--bins", type=value(int, ge=2, le=2000), help="Merge the log's bins to this many.")
-@option(
-    "--floor",
-    type=value(float, gt=0, le=1),
-    default=0.01,
-    help="Smallest density, relative to a uniform one, so that every level is sampled.",
-)
-@option("--since", type=value(int, ge=0), default=0, help="Use only intervals after this step.")
-@option("-o", "--out", type=Output("a schedule", stdout=True), default="-", help="The file that the schedule goes to.")
+@schedule_options
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(
     "--report",

@@ -10,7 +10,6 @@ from elbocli.cli.commands import (
     LEVEL,
     PATH,
     SCHEDULE,
-    SEED,
     WEIGHTING,
     Command,
     Named,
@@ -22,6 +21,7 @@ from elbocli.cli.commands import (
     overwrite_option,
     plugin_option,
     print_json,
+    seed_option,
     value,
     weights_option,
 )
@@ -93,7 +93,7 @@ GROUPS = {
 @option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=LEVEL, help="Cleanest level, where images are read.  [default: the run's]")
 @weights_option
-@option("--seed", type=SEED, default=0, help="Seed of images and noise.")
+@seed_option
 @option(
     "--batch",
     type=value(int, ge=1, le=10**6),

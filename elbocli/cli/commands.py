@@ -327,8 +327,12 @@ batch_option = option(
     "--batch",
     type=value(int, ge=1, le=10**6),
     default=64,
-    help="Images that a process draws at a time; changes nothing else.",
+    help="Images that a process takes at a time; changes nothing else.",
 )
+
+seed_option = option("--seed", type=SEED, default=0, help="Seed of images and noise.")
+
+table_option = option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 
 scale_option = option(
     "--scale",
@@ -358,6 +362,25 @@ def device_options(function: Any) -> Any:
         more="tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by autocast.",
     )(function)
     return device_option(function)
+
+
+def out_option(kind: str) -> Callable[[Any], Any]:
+    """Decorator that adds -o, for a file of that kind or standard output."""
+    return option(
+        "-o", "--out", type=Output(kind, stdout=True), default="-", help="The file to write; - is standard output."
+    )
+
+
+def schedule_options(function: Any) -> Any:
+    """Add --floor, --since and -o, of commands that make a schedule of a loss log."""
+    out_option("a schedule")(function)
+    option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the log after this step.")(function)
+    return option(
+        "--floor",
+        type=value(float, gt=0, le=1),
+        default=0.01,
+        help="Smallest density, relative to a uniform one, so that every level is sampled.",
+    )(function)
 
 
 def command_line() -> str:

@@ -13,6 +13,7 @@ from elbocli.cli.commands import (
     STREAM,
     Command,
     Output,
+    batch_option,
     command_line,
     common,
     device_option,
@@ -127,7 +128,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     default=0,
     help="Seed of --classes random, and of metrics that draw.",
 )
-@option("--batch", type=value(int, ge=1, le=10**6), default=64, help="Images per call of the extractor.")
+@batch_option
 @device_option
 @option(
     "--precision",

@@ -7,10 +7,8 @@ import click
 
 from elbocli.cli.commands import (
     PATH,
-    SEED,
     Command,
     Named,
-    Output,
     batch_option,
     common,
     device_options,
@@ -20,6 +18,8 @@ from elbocli.cli.commands import (
     option,
     overwrite_option,
     plugin_option,
+    schedule_options,
+    seed_option,
     value,
     weights_option,
 )
@@ -49,15 +49,8 @@ from elbocli.core.sampling import GRIDS
     help="Class of trajectory i: i mod K, random, or a repeated list of numbers or names.",
 )
 @option("-n", "--images", type=value(int, ge=1, le=10_000), default=32, help="Trajectories to measure along.")
-@option("--seed", type=SEED, default=0, help="Seed of their noise.")
-@option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the log after this step.")
-@option(
-    "--floor",
-    type=value(float, gt=0, le=1),
-    default=0.01,
-    help="Smallest density of an entropic or rescaled grid, relative to a uniform one.",
-)
-@option("-o", "--out", type=Output("a schedule", stdout=True), default="-", help="The file that the schedule goes to.")
+@seed_option
+@schedule_options
 @option(
     "--report",
     is_flag=True,

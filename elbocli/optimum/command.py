@@ -9,15 +9,15 @@ from elbocli.cli.commands import (
     FIGURE,
     LEVEL,
     PATH,
-    SEED,
     Command,
-    Output,
     common,
     device_option,
     hand_out,
     option,
+    out_option,
     overwrite_option,
     plugin_option,
+    seed_option,
     value,
 )
 
@@ -51,18 +51,12 @@ from elbocli.cli.commands import (
 @option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: RUN's, or -15]")
 @option("--logsnr-max", type=LEVEL, help="Cleanest level.  [default: RUN's, or 15]")
 @option("--bins", type=value(int, ge=1, le=2000), default=100, help="Equal bins of logsnr, as in the loss log.")
-@option("--seed", type=SEED, default=0, help="Seed of images and noise.")
+@seed_option
 @option(
     "--batch", type=value(int, ge=1, le=10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]"
 )
 @device_option
-@option(
-    "-o",
-    "--out",
-    type=Output("an optimum", stdout=True),
-    default="-",
-    help="The file that the JSON goes to; - is standard output.",
-)
+@out_option("an optimum")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")
 @overwrite_option
 @plugin_option

@@ -16,10 +16,10 @@ from elbocli.cli.commands import (
     Output,
     common,
     hand_out,
-    option,
     overwrite_option,
     print_json,
     print_table,
+    table_option,
     visible_lines,
 )
 
@@ -48,7 +48,7 @@ def presets() -> None:
 
 
 @presets.command("list", cls=Command)
-@option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@table_option
 @common
 def list_(as_json: bool) -> None:
     """List presets: the images, the device, the network and the length of training that each is for.

@@ -9,9 +9,9 @@ from elbocli.cli.commands import (
     PATH,
     STREAM,
     Command,
-    Output,
     common,
     option,
+    out_option,
     overwrite_option,
     plugin_option,
     print_json,
@@ -20,13 +20,7 @@ from elbocli.cli.commands import (
 
 @click.command(cls=Command)
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
-@option(
-    "-o",
-    "--out",
-    type=Output("a page", stdout=True),
-    default="-",
-    help="The file that the page goes to; - is standard output.",
-)
+@out_option("a page")
 @option(
     "--samples",
     type=PATH,

@@ -10,7 +10,6 @@ from elbocli.cli.commands import (
     GUIDANCE,
     PATH,
     SCHEDULE,
-    SEED,
     STREAM,
     Command,
     Named,
@@ -25,6 +24,7 @@ from elbocli.cli.commands import (
     overwrite_option,
     plugin_option,
     scale_option,
+    seed_option,
     value,
     weights_option,
 )
@@ -89,7 +89,7 @@ GROUPS = {
     help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
 )
 @weights_option
-@option("--seed", type=SEED, default=0, help="Image i depends on (seed, i) alone.")
+@seed_option
 @option(
     "--noise",
     type=Named("elbocli.core.sampling.NOISES"),
@@ -141,8 +141,8 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
     Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load. If the command is
-    interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i is
-    the same in every case.
+    interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i
+    depends on (seed, i) alone.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS

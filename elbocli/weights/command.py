@@ -22,6 +22,7 @@ from elbocli.cli.commands import (
     plugin_option,
     print_json,
     print_table,
+    table_option,
     value,
     visible,
 )
@@ -74,7 +75,7 @@ def weights() -> None:
 
 @weights.command("list", cls=Command)
 @click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
-@option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@table_option
 @plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:

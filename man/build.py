@@ -69,8 +69,8 @@ FILES = {
 
 
 def filled(text: str) -> str:
-    """Running text in lines of at most 78 characters."""
-    return escape("\n".join(textwrap.wrap(" ".join(text.split()), 72, break_long_words=False, break_on_hyphens=False)))
+    """Running text in lines of at most 78 bytes."""
+    return escape("\n".join(textwrap.wrap(" ".join(text.split()), 70, break_long_words=False, break_on_hyphens=False)))
 
 
 def escape(text: str) -> str:

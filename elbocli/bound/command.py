@@ -45,7 +45,7 @@ GROUPS = {
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
     more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
     "the probability-flow equation by Heun's method, with 2 x steps x draws evaluations for an image and a backward pass "
-    "for each; its solver_nats says what the steps cost, and nats_se includes it.",
+    "for each; solver_nats is the error of the finite number of steps, and nats_se includes it.",
 )
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
 @option(
@@ -80,7 +80,8 @@ GROUPS = {
     type=PATH,
     metavar="FILE",
     help="Also the error above the least one of 'elbo optimum --like RUN', and whether the network copies.",
-    more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
+    more="The network's training images are measured, too, without held-out ones. The result has 'excess', and the curve two "
+    "more columns.",
 )
 @option(
     "--per-image",

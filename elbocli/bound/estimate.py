@@ -151,11 +151,9 @@ def estimate_bound(
 
 
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
-    """Estimate the variational bound of a run on a dataset.
+    """Estimate the variational bound of a run on a dataset. Raises ElboError.
 
-    schedule: spec of the schedule of noise levels; '' fits one to the run's own log.
-    target_se: as for `estimate_bound`.
-    Raises ElboError.
+    schedule: spec of the schedule of noise levels; '' fits one to the run's own log. target_se: as for `estimate_bound`.
     """
     return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
@@ -173,10 +171,9 @@ CHECKED = 32
 
 
 class Parts(NamedTuple):
-    """Two independent estimates of −log p for each image, by term.
+    """Two independent estimates of −log p for each image, by term: nats [N, 2, len(names)], which add up.
 
-    nats: [N, 2, len(names)]; terms add up. evaluations: network evaluations per image.
-    solver: error of the ODE solver in nats; 0 for other estimators.
+    evaluations: network evaluations per image. solver: error of the ODE solver in nats; 0 for other estimators.
     """
 
     names: tuple[str, ...]
@@ -273,12 +270,10 @@ def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
 def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Parts:
     """Estimate −log p by the probability-flow ODE, solved by Heun's method from the cleanest level to pure noise.
 
-    steps: number of steps, even; evenly spaced in λ.
-    draws: samples of initial noise (and of probe vectors) per image, an even number.
+    steps: even number of steps, evenly spaced in λ. draws: even number of samples of initial noise per image.
     probes: random sign vectors per sample, for Hutchinson's estimate of the trace.
     exact: largest number of dimensions for which the exact trace is computed instead.
-    The decoder term is that of the variational bound.
-    Raises UsageError for odd or fractional numbers.
+    The decoder term is that of the variational bound. Raises UsageError for odd or fractional numbers.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError("ode: steps and draws must be even numbers, probes and exact whole ones")
@@ -354,9 +349,8 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
 
 
 class Found(NamedTuple):
-    """Several estimates of −log p of the same images.
+    """Several estimates of −log p of the same images. parts: values per image, by the estimator's spec.
 
-    parts: values per image, by the estimator's spec.
     bound: the variational bound with its profile; None if no estimator uses its draws.
     """
 
@@ -399,8 +393,7 @@ def estimate_likelihoods(
     """Estimate −log p of any images under any denoiser, by several estimators, and compare the estimates.
 
     images: batches; iterated over once for the draws that estimators in DRAWN share, and once for each other estimator.
-    gaussian: Gaussian fitted to similar data, which `information` needs.
-    denoiser, schedule: as for `estimate_bound`.
+    gaussian: Gaussian fitted to similar data, which `information` needs. denoiser, schedule: as for `estimate_bound`.
     Raises UsageError, NonFiniteError.
     """
     first, kept, bound = next(iter(images)), list[Draws](), None
@@ -440,10 +433,7 @@ def estimate_likelihoods(
 
 
 def flat(content: Tensor) -> Tensor:
-    """Return images as vectors [N, D], float, in the network's channels-first order; pixels are in [-1, 1].
-
-    content: as in Images.
-    """
+    """Return `content` of Images as float vectors [N, D], in the network's channels-first order; pixels are in [-1, 1]."""
     x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.flatten(1)
 
@@ -457,9 +447,8 @@ def _pooled(nats: Tensor) -> PairedEstimate:
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
     """Estimate −log p of a dataset's images under a run, by several estimators.
 
-    schedule: spec of the schedule of noise levels; '' fits one to the run's own log.
+    schedule: spec of the schedule of noise levels; '' fits one to the run's own log. Raises ElboError.
     The Gaussian of `information` is fitted to a sample of the whole dataset, not only to the measured images.
-    Raises ElboError.
     """
     n, gaussian = len(asked.dataset), None
     if "information" in (each.name for each in estimators):

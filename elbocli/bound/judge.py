@@ -128,10 +128,7 @@ def class_scores(
 def judge_scores(
     halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
 ) -> tuple[Classification, Columns]:
-    """Score p(c|x) against the labels. Return the result, and a table with a row per image.
-
-    halves, labels, rows: as from `class_scores`. draws, schedule: for the record.
-    """
+    """Compute accuracy and calibration from the scores of `class_scores`; return the result, and a table of images."""
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
     right, of_label = guess == labels, found[np.arange(len(found)), labels]
@@ -161,10 +158,9 @@ def judge_scores(
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
-    """Classify images of a dataset with a run. Return the result, and a table with a row per image.
+    """Classify images of a dataset with a run; return the result, and a table of images. Raises ElboError.
 
     schedule: spec of the schedule of noise levels; '' fits one to the run's own log.
-    Raises ElboError.
     """
     classes = asked.trained.network.config.num_classes
     if classes < 2:

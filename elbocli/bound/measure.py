@@ -102,10 +102,7 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Return the contribution of each draw to its half's estimate of ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K].
-
-        schedule: the schedule of the draws.
-        """
+        """Return each draw's contribution to its half's estimate of ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K]. schedule: that of the draws."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
 
@@ -114,10 +111,8 @@ class MeasuredNetwork:
     """A network to evaluate, its prediction type, and the range of logsnr.
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W].
-    low, high: range of logsnr.
-    precision: name as for Precision. batch: network inputs at a time.
-    draws: noise levels per image, an even number. seed: seed of levels and noise.
-    name: name in messages.
+    low, high: range of logsnr. draws: noise levels per image, an even number. seed: seed of levels and noise.
+    precision: name as for Precision. batch: network inputs at a time. name: name in messages.
     population: number of images in the set that the images are chosen from; inf for a distribution.
     total: number of images, for progress messages.
     """
@@ -199,10 +194,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """A run's network, and the images of a dataset to evaluate it on; iterating yields batches of these images.
-
-    images: largest number of images. rows: dataset rows of the chosen images.
-    """
+    """A run's network, and at most `images` images (dataset rows `rows`) to evaluate it on; iterating yields batches of them."""
 
     trained: TrainedRun
     dataset: Dataset
@@ -249,9 +241,8 @@ class Measurement(MeasuredNetwork):
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """Return the schedule of noise levels that a spec names.
 
-        spec: spec of a schedule, or fitted[:CRITERION], fitted to the run's own log; '' fits one that gives low variance for
-        the weighting. Without a loss log that covers the range, a fitted schedule is uniform.
-        Raises ElboError.
+        spec: spec of a schedule; fitted[:CRITERION] to fit one to the run's own log; '' to fit one with low variance for the
+        weighting. Without a loss log that covers the range, a fitted schedule is uniform. Raises ElboError.
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
@@ -304,13 +295,10 @@ def open_measurement(
 ) -> Measurement:
     """Open a run and a dataset to evaluate it on.
 
-    path: run or checkpoint. data: dataset; None for the run's own.
+    path: run or checkpoint. data: dataset; None for the run's own. weights: as for `open_run`.
     images: number of images (None for DEFAULT_IMAGES; ALL for all), limited by the dataset.
-    seed: seed of the choice of images, of levels and noise.
     batch: network inputs at a time; None for 256, fewer for images of more than 32 × 32 × 3 values.
-    weights: as for `open_run`.
-    logsnr_min, logsnr_max: None for the run's.
-    options: draws and precision, as in MeasuredNetwork.
+    logsnr_min, logsnr_max: None for the run's. options: draws and precision, as in MeasuredNetwork.
     Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES

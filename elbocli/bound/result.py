@@ -10,10 +10,7 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Common fields of the other results than Bound.
-
-    per_image: path of the table with a row per image. excess: errors above the least errors, with --optimum.
-    """
+    """Fields that all results share. per_image: path of the table of images. excess: errors above the least, with --optimum."""
 
     REST: ClassVar[str] = "about"
 
@@ -80,10 +77,9 @@ class Estimate(Nats, frozen=True, kw_only=True):
     bounds: the quantity that the estimate bounds from above.
     nats_se_noise: standard error from the noise alone.
     nats_se_population: standard error of the mean over the distribution that the images are from.
-    terms: parts in nats, which add up to the estimate.
+    terms: parts in nats, which add up to the estimate. evaluations: network evaluations per image, without backward passes.
     solver_nats: error of the ODE solver, estimated by a solution with half the steps; included in all standard errors but
     nats_se_noise; None for other estimators.
-    evaluations: network evaluations per image, without backward passes.
     """
 
     estimator: str
@@ -96,10 +92,7 @@ class Estimate(Nats, frozen=True, kw_only=True):
 
 
 class Difference(Record, frozen=True):
-    """One estimate minus another on the same images, in nats.
-
-    se: standard error from the noise. in_se: the difference in units of the total error, the solver's included.
-    """
+    """One estimate minus another, in nats. se: standard error from noise. in_se: difference over error, the solver's included."""
 
     estimator: str
     minus: str
@@ -173,8 +166,7 @@ class Theorem(Answer, frozen=True):
 class Classification(Answer, frozen=True):
     """Scores of a run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with shared noise and a uniform prior.
 
-    accuracy_low, accuracy_high: 95 % interval of the accuracy.
-    log_loss: mean of −log p of the label, in nats.
+    accuracy_low, accuracy_high: 95 % interval of the accuracy. log_loss: mean of −log p of the label, in nats.
     ece: expected calibration error, the mean of |accuracy − confidence|.
     undecided: share of images for which the two halves of the draws give different likeliest classes.
     reliability: for each interval of confidence, the number of images, their mean confidence and their accuracy.

@@ -70,7 +70,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value of a difference in the table."""
+    """Format a value of a difference for the table."""
     if isinstance(value, list):
         return " to ".join(map(_cell, value))
     if isinstance(value, float):

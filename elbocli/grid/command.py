@@ -67,8 +67,8 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
     measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For
-    ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what all steps are expected to
-    do wrong, on this and on other grids.
+    ddpm, and for the other kinds, the run's loss log suffices. Standard error shows the expected error of all steps, on
+    this and on other grids.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid

@@ -38,8 +38,8 @@ from elbocli.cli.commands import (
     type=value(int, ge=0, le=10**9),
     metavar="COUNT",
     help="Compare with this many images instead of all; 0 is all.  [default: all if that takes minutes, else an eighth]",
-    more="Each stands for several then, which makes the least error too small where few images matter. Some of the images "
-    "are compared with all, too, and the difference is taken off; the result says how large it was.",
+    more="With fewer images, the least error is too small at levels where few images matter. Therefore some images "
+    "are compared with all, too, and the difference is subtracted; the result has its size.",
 )
 @option(
     "--classes/--no-classes",

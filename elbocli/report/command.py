@@ -52,7 +52,8 @@ def report(
 
     The page shows what was trained and whether its loss is an ELBO, losses and validation, the error by noise level,
     the noise levels drawn over time, previews, samples by class, scores and the bound; with an optimum
-    also what training can still gain, and whether the network copies. It gives the commands that repeat the run. The run may be unfinished, interrupted or damaged; the page names the parts that are missing.
+    also what training can still gain, and whether the network copies. It gives the commands that repeat the run. The run
+    may be unfinished, interrupted or damaged; the page names the parts that are missing.
 
     Several runs are compared: the settings that differ, figures, losses and errors in shared plots, and samples of
     each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.

@@ -110,8 +110,7 @@ class RunStatus(Record, frozen=True):
 
     state: running, done, stopped, interrupted or failed. `read_status` also returns dead: the file has running, but no process
     holds the run's lock.
-    step, images: reached so far. steps: updates in all.
-    saved: step of the newest checkpoint.
+    step, images: reached so far. steps: updates in all. saved: step of the newest checkpoint.
     time: time of writing, in seconds since 1970.
     """
 
@@ -148,8 +147,7 @@ def read_status(run: Path) -> RunStatus:
 class Status:
     """Writer of status.json. Write errors are ignored here; the checkpoint writer reports them.
 
-    step, images: reached so far. saved: step of the newest checkpoint.
-    These and `state` begin with the values that an earlier start of the run left.
+    step, images, saved (step of the newest checkpoint) and state begin with the values of an earlier start of the run.
     writes: whether to write; True only on rank 0.
     """
 

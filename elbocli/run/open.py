@@ -102,10 +102,7 @@ class TrainedRun:
         return Prediction(self.settings.prediction)
 
     def schedule(self) -> Schedule:
-        """Return the run's noise schedule; an adaptive one as of the checkpoint.
-
-        Raises FormatError, DataError (the schedule's file has changed).
-        """
+        """Return the run's noise schedule; an adaptive one as of the checkpoint. Raises FormatError, DataError (file changed)."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -115,10 +112,7 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the weighting that the run was trained with; a learned one as of the checkpoint.
-
-        Raises FormatError, DataError.
-        """
+        """Return the run's training weighting; a learned one as of the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
@@ -314,10 +308,7 @@ class Initial(TrainedRun):
 
 
 def open_initial(path: Path) -> Initial:
-    """Open the run of --init: a run, a checkpoint, or a file of weights in a checkpoint.
-
-    Raises FormatError, DataError, and UsageError for a missing plug-in.
-    """
+    """Open the run, checkpoint or file of weights of --init. Raises FormatError, DataError, UsageError (missing plug-in)."""
     folder, name = path, "ema"
     if path.suffix == WEIGHTS and (path.parent / META).exists():
         folder, name = path.parent, path.stem

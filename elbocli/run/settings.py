@@ -86,11 +86,7 @@ def read_options(
 
 
 def preset_data(preset: str) -> RunData | None:
-    """Return the facts of the data that a preset is made for; None if the preset names no data.
-
-    preset: name, or path of a YAML file.
-    Raises UsageError, FormatError.
-    """
+    """Return the data that a preset (name or path) is made for; None if the preset names none. Raises UsageError, FormatError."""
     data = load_preset(preset).data
     if data is None:
         return None
@@ -102,8 +98,7 @@ def preset_data(preset: str) -> RunData | None:
 class Resolved:
     """Settings, network and objective of a run.
 
-    files: sha256 of each file that settings name.
-    schedule: None if adaptive.
+    files: sha256 of each file that settings name. schedule: None if adaptive.
     init: facts for config.yaml about the run whose weights this run begins from; None without --init.
     initial: the run with those weights; None if the run resumes from its own checkpoint.
     """

@@ -48,17 +48,13 @@ def about(help: str, **said: Any) -> Meta:
     """Return the declaration of a setting: all but its type and default.
 
     help: help text of the option. said: any of these keys:
-    group: heading of this setting and the following ones in the help.
-    ge, gt, le: bounds of the value.
-    more: text that the man page adds to the help.
-    shown: the default to show in the help, for settings whose default isn't up to presets.
+    group: heading of this setting and the following ones in the help. more: text that the man page adds to the help.
+    ge, gt, le: bounds of the value. parse: function that reads the value from text.
     names: module and name of the registry whose names the value may begin with. words: further names.
-    metavar: placeholder of the value in the help.
-    flags: the option's name, "" for no option.
-    free: whether the setting may change when a run resumes.
+    flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
+    shown: the default to show in the help, for settings whose default isn't up to presets.
+    free: whether the setting may change when a run resumes. preset: whether a preset may set it; by default as `stored`.
     stored: False if config.yaml lacks the setting, as it only refines another one.
-    preset: whether a preset may set it; by default as `stored`.
-    parse: function that reads the value from text.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
     return Meta(description=help, extra=said, **bounds)

@@ -53,10 +53,7 @@ class Wrapped(Network):
 
 @dataclass(frozen=True)
 class GuidedRun:
-    """A run with guidance: by another network (`guide`), or by its own predictions without classes (guide None).
-
-    guidance: scale, interval and channels; the default is no guidance. clip: clipping of the estimate of x.
-    """
+    """A run with guidance, if any: by another network (`guide`), or by its own predictions without classes (guide None)."""
 
     trained: TrainedRun
     guidance: Guidance = Guidance()
@@ -152,10 +149,8 @@ def _images(run: TrainedRun) -> tuple[Any, ...]:
 
 
 class Decoder(NamedTuple):
-    """Function from the network's output to images.
+    """Function `pixels` from network output [B,c,h,w] to uint8 images [B,H,W,C] of `shape` (H, W, C), on the same device.
 
-    shape: (H, W, C) of the images.
-    pixels: network output [B,c,h,w] → uint8 images [B,H,W,C], on the same device.
     rounding: method of rounding pixels to the 256 levels.
     """
 
@@ -179,8 +174,7 @@ def open_decoder(
 ) -> Decoder:
     """Return the decoder from a run's network output to images.
 
-    data, network: sections of the run's config.
-    autoencoder: folder of the autoencoder; None for the recorded one. run: the run folder.
+    data, network: sections of the config in the folder `run`. autoencoder: folder; None for the recorded one.
     rounding: None for the latent convention's own, or to the nearest level for pixels.
     Raises UsageError (no autoencoder there; diffusers is missing), DataError (other weights), FormatError (doesn't fit the run).
     """
@@ -225,16 +219,13 @@ RUN = "run"
 class SampleSettings:
     """Settings of `elbo sample`.
 
-    n: number of images. batch: images per process at a time.
     steps: number of noise levels; 0 for the sampler's default.
     schedule: spec of the schedule; '' for the sampler's default, RUN for the run's training schedule.
     spacing, start, noise, rounding: declarations of SPACINGS, STARTS, NOISES, ROUNDINGS; None for the default.
-    weights: as for `open_run`.
+    weights: as for `open_run`. compile: off; graphs (CUDA graphs); on (also torch.compile).
     guide: run or checkpoint to guide away from. guide_weights: weights of the guide, or of the run itself without a guide.
-    compile: off; graphs (CUDA graphs); on (also torch.compile).
     autoencoder: folder of the autoencoder; None for the one that encoded the latents.
     scale: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
-    command: command line, for the samples' file.
     """
 
     n: int = 64

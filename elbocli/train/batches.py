@@ -40,10 +40,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 
 
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
-    """Return the dataset rows that a run trains on; None means all rows.
-
-    Raises UsageError as `split_rows` does.
-    """
+    """Return the dataset rows that a run trains on; None means all rows. Raises UsageError as `split_rows` does."""
     return split_rows(settings, dataset)[0] if settings.val_split else None
 
 

@@ -29,8 +29,8 @@ FLOAT = 4
 class Step(NamedTuple):
     """Costs of a training step.
 
-    weights: number of parameters.
-    forward_flops, flops: operations per image of the forward pass, and of both passes; a multiply-add counts as two.
+    weights: number of parameters. forward_flops: operations per image of the forward pass; flops: of both passes. A multiply-add
+    counts as two operations.
     kept: float32 bytes per image of the tensors that autograd saves, and of the largest gradient.
     checkpointed: the same with activation checkpointing: the inputs of all units, the saved tensors of the largest unit, and the
     largest gradient.
@@ -93,11 +93,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
-    """Return the bytes on each device, by purpose: weights, gradients, optimizer, averages, copies, activations.
-
-    images: images per forward pass on a device.
-    cuda: whether the devices are CUDA devices.
-    """
+    """Return the bytes on each device by purpose, such as weights and activations. images: per forward pass on a device."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (devices if sharded else 1))

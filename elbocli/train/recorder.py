@@ -351,8 +351,7 @@ class Validation:
         """Return the validation's numbers for a line of metrics.jsonl.
 
         sums: `partial`'s sums, added over all ranks.
-        val_loss: the weighted loss that training minimises, in nats per dimension.
-        val_bpd: the bound in bits per dimension, for pixels only.
+        val_loss: weighted loss as in training, in nats per dimension. val_bpd: bound in bits per dimension, for pixels only.
         val_loss_se, val_bpd_se: standard errors over images; conservative, as neighbouring images complement each other's levels.
         Raises NonFiniteError.
         """
@@ -397,7 +396,7 @@ Target = Callable[[int, Mapping[str, Any]], object]
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
-    """Open a JSONL file that gets the lines of metrics.jsonl. It is append-only: steps repeated after a resume are in it twice."""
+    """Open an append-only copy of metrics.jsonl, in which steps repeated after a resume are twice."""
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
@@ -463,8 +462,7 @@ def check_targets(words: Iterable[str], run: Path) -> None:
 class LogTargets:
     """The targets of --log-to for one start of a run, each opened at its first write.
 
-    words: tensorboard, wandb, or paths of JSONL files.
-    step: the last step done before this start.
+    words: tensorboard, wandb, or paths of JSONL files. step: the last step done before this start.
     A target that fails is logged as a warning and dropped.
     """
 

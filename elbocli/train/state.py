@@ -150,8 +150,7 @@ def compile_units(units: list[nn.Module]) -> None:
 def count_parts(batch: int, processes: int, most: int) -> int:
     """Return the number of parts (micro-batches) that each process splits its share of a batch into.
 
-    batch: images per step, over all processes.
-    most: most images in a part.
+    batch: images per step, over all processes. most: most images in a part.
     The number is the smallest possible, or up to twice as large (less one) if all parts then have one size: a network is
     compiled for each size.
     """
@@ -165,8 +164,7 @@ def count_parts(batch: int, processes: int, most: int) -> int:
 def split(world: World, batch: int, most: int) -> list[range]:
     """Return the positions in a batch that this process trains on, as one range per part.
 
-    batch: images per step, over all processes.
-    most: most images in a part.
+    batch: images per step, over all processes. most: most images in a part.
     All processes have equally many parts, of sizes as even as possible.
     Raises UsageError when a process would have fewer images than parts.
     """
@@ -310,8 +308,7 @@ class TrainState:
     def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
         """Return whether to skip this update (a bool on the device): it, or an earlier update, is not finite.
 
-        total: sum of the losses of all images, float64 scalar.
-        norm: gradient norm without the loss scale, float64 scalar.
+        total, norm: sum of the losses of all images, and gradient norm without the loss scale, float64 scalars.
         The weights thus stay as before the first bad step until the host calls `check`. In fp16, an overflow of the gradient
         halves the loss scale and skips only this update.
         """

@@ -28,9 +28,8 @@ def step_losses(
     prediction: Prediction,
     logsnr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the weighted loss, the unweighted ε error and λ of each image in a part of a step: [n] each, on the device.
+    """Return the weighted loss and ε error (both per dimension) and λ of each image in a part of a step: [n] on the device.
 
-    Loss and error are means per dimension.
     network: (z, λ [n], labels [n] or None) → out [n,C,H,W].
     logsnr: λ of each image of the batch, [batch], instead of the schedule's λ(t).
     Source: Kingma & Gao 2023.

@@ -44,7 +44,7 @@ REGISTRIES = {
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
     "metrics": "elbocli.core.metrics.METRICS",
 }
-"""Kinds of things with names, and what holds them."""
+"""Kind of names to list, and the registry with these names."""
 
 
 def _range_options(function: Any) -> Any:
@@ -104,7 +104,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value in the table."""
+    """Format a value for the table."""
     if isinstance(value, dict):
         value = [f"{key}={each:g}" for key, each in value.items()]
     return visible(value if isinstance(value, str) else ", ".join(value) or "-")
@@ -191,7 +191,7 @@ def check(
 
 
 def _weighting(text: str) -> Any:
-    """The Weighting of a SPEC; of a run, the one that it trains with now. Raises ElboError."""
+    """Return the Weighting of a SPEC, or the current weighting of a run. Raises ElboError."""
     from elbocli.files.schedule_file import resolve_weighting
     from elbocli.run.open import means_run, weighting_of_run
 

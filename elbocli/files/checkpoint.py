@@ -30,7 +30,7 @@ from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log
 
 if TYPE_CHECKING:
-    from torch import Tensor  # a dataset needs the records, and no torch
+    from torch import Tensor  # for types only, because reading a dataset needs no torch
 
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
@@ -316,7 +316,7 @@ def save(
         for name, tensors in weights.items():
             file = aside / f"{name}{WEIGHTS}"
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
-            file.chmod(aside.stat().st_mode & 0o666)  # safetensors keeps its files to their owner
+            file.chmod(aside.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
         if state is not None:
             torch.save(state, aside / "state.pt")
         files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in sorted(aside.iterdir())}

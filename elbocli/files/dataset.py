@@ -174,7 +174,7 @@ class Dataset:
         """Return an array of the file. Raises FormatError if it is missing or stored in another file."""
         member = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
         if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
-            raise FormatError(f"{self.path}: array {name!r} is missing, or a link, which is not followed")
+            raise FormatError(f"{self.path}: array {name!r} is missing or a link, which is not followed")
         return member
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
@@ -225,7 +225,7 @@ class Dataset:
 
     @property
     def layout(self) -> BlockLayout:
-        """The layout of the block on disk."""
+        """Layout of the block on disk."""
         if self.kind == ENCODED:
             return BlockLayout(ENCODED, (), -(-self.block.nbytes // len(self)))
         return BlockLayout(self.kind, tuple(self.block.shape[1:]))
@@ -435,7 +435,7 @@ class Resumable:
         """
         room = self.offset + self.limit * (self.layout.claim or self.layout.row_bytes)
         with locked(self.partial, str(self.out), wait), ExitStack() as stack:
-            if os.path.lexists(self.out) and not overwrite:  # another process may have made it meanwhile
+            if os.path.lexists(self.out) and not overwrite:  # another process may have written it meanwhile
                 if not self.journal.exists():
                     self.discard()
                 raise UsageError(f"{self.out}: already exists; choose another name or add --overwrite")

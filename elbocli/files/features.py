@@ -19,7 +19,7 @@ from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
 from elbocli.files.records import Count, Record, parse_json, stored
 
-if TYPE_CHECKING:  # packing images takes no torch, and asks whether files are pickles
+if TYPE_CHECKING:  # for types only, because packing images needs no torch
     from torch import Tensor
 
 FORMAT = "elbo-features"
@@ -35,10 +35,8 @@ SYMMETRIC = 1e-5
 class FeatureFacts(Record, frozen=True, kw_only=True):
     """Facts about the images (number, preprocessing, origin, digest) and about the network that extracted the features.
 
-    made: how samples were drawn.
-    feature_precision: precision in which the network ran.
-    images: number of single images, if the statistics are of other images.
-    sha256: digest of a file of statistics.
+    made: how samples were drawn. feature_precision: precision in which the network ran.
+    images: number of single images, if the statistics are of other images. sha256: digest of a file of statistics.
     """
 
     REST: ClassVar[str] = "more"
@@ -98,7 +96,7 @@ def read_features(path: Path) -> SavedFeatures:
             kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
             fits = tensor.dtype == kind and tensor.dim() == rank and len(tensor) == n > 0
             if not fits or not bool((tensor.abs() <= LARGEST_FEATURE).all() or rank == 1):
-                raise ValueError(f"{name} is not finite {kind} of {n} images")
+                raise ValueError(f"{name} must be finite {kind} for {n} images")
     return SavedFeatures(**tensors, about=about)
 
 
@@ -138,7 +136,7 @@ def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
     largest = float(np.abs(sigma).max()) if square else np.inf
     if not (largest <= LARGEST_FEATURE**2 and float(np.abs(mu).max()) <= LARGEST_FEATURE):
-        raise ValueError("mu and sigma must be finite, and of the same features")
+        raise ValueError("mu and sigma must be finite, and sigma as large as mu")
     if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
-        raise ValueError("sigma is no covariance: it is not symmetric, or a variance is negative")
+        raise ValueError("sigma is not a covariance: it is asymmetric, or a variance is negative")
     return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

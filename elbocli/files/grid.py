@@ -102,7 +102,6 @@ class Layout(Record, frozen=True):
     scale: whole factor of the enlargement.
     columns: images per row.
     left: pixels left of the images, for class names.
-    groups: the images by class.
     """
 
     height: Side
@@ -164,7 +163,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     held = sorted(each for group in layout.groups for each in group.images)
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
-        raise FormatError(f"{what}: {len(held)} places for {layout.size}, in a picture of {size}")
+        raise FormatError(f"{what}: {len(held)} images in {layout.size} pixels, but the picture has {size}")
     return layout
 
 

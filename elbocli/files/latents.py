@@ -50,7 +50,7 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
         if mean is None or std is None:
             mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
         if {len(mean), len(std)} != {channels}:
-            raise ValueError(f"latents_mean and latents_std need {channels} numbers each, one for a channel")
+            raise ValueError(f"latents_mean and latents_std need {channels} numbers each, one per channel")
         return tuple(map(float, mean)), tuple(scale / each for each in std)
 
 
@@ -142,5 +142,5 @@ def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> L
         content["mirrored"] = bool(content["mirrored"])
     space: LatentSpace = convert(content, LatentSpace, said)
     if len(space.shift) != channels:
-        raise FormatError(f"{said}: shifts {len(space.shift)} channels, expected {channels}")
+        raise FormatError(f"{said}: {len(space.shift)} shifts for {channels} channels")
     return space

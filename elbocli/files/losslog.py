@@ -35,7 +35,7 @@ Sums = Annotated[list[Annotated[float, Meta(ge=0, le=LARGEST)]], Bins]
 def check_edges(edges: list[float]) -> None:
     """Raise ValueError if the edges of bins don't increase."""
     if sorted(set(edges)) != edges:
-        raise ValueError("edges must rise")
+        raise ValueError("edges must increase")
 
 
 @stored("metrics.jsonl")
@@ -127,22 +127,19 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
             break
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
-            raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each, as the header before says")
+            raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each, one per bin of the header")
         yield row
     if not bins:
-        raise FormatError(f"{name}: no header in it; expected a loss log ('losslog.jsonl' of a run)")
+        raise FormatError(f"{name}: lacks a header; expected a loss log ('losslog.jsonl' of a run)")
 
 
 @dataclass
 class LossLog:
     """Sum of one or more loss logs.
 
-    header: of the first log.
     edges: [bins + 1], increasing λ.
     sums: [3, bins], count, sum and sum of squares of the errors.
-    images: images seen.
-    lines: number of intervals.
-    batch: images per step, from the last line.
+    images: images seen. lines: number of intervals. batch: images per step, from the last line.
     """
 
     header: LossLogHeader
@@ -291,7 +288,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         blind = self.without_class
         curves = [self.eps_mse, self.eps_mse_se, *([blind.eps_mse, blind.eps_mse_se] if blind else [])]
         if {*map(len, curves)} != {bins}:
-            raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, as there are bins")
+            raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, one per bin")
 
     def text(self) -> str:
         """Return the content of the file."""
@@ -354,5 +351,5 @@ def read_table(path: Path) -> Columns:
         values = np.array(lines, np.float64)
         table = dict(zip(names, values.T, strict=True))
         if len(table) < 3 or not np.isfinite(values).all():
-            raise ValueError("not all columns are finite numbers of images")
+            raise ValueError("expected columns of finite numbers, with a row per image")
         return {**table, "index": table["index"].astype(np.int64), "label": table["label"].astype(np.int64)}

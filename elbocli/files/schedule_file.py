@@ -109,7 +109,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     if config.use_dynamic_shifting:
         raise FormatError(
             f"{path}: with use_dynamic_shifting the shift depends on the images; "
-            "write it yourself: u-mse@fm-ot:shift=S with S = -2 log(shift)"
+            "give one shift instead: u-mse@fm-ot:shift=S with S = -2 log(shift)"
         )
     if flow:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
@@ -118,7 +118,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
         if config.trained_betas is not None:
             betas = torch.tensor(config.trained_betas, dtype=torch.float64)
         elif config.beta_start is None or config.beta_end is None:
-            raise ValueError("it has no beta_start or no beta_end")
+            raise ValueError("beta_start or beta_end is missing")
         else:
             declared = BETAS.find(str(config.beta_schedule))
             betas = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)

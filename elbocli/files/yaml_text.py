@@ -45,7 +45,7 @@ def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """Parse YAML text that holds a mapping. name: the file, for messages. Raises FormatError with the line."""
     with reading(f"{name}: not usable YAML"):
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ValueError("an alias, such as *name; write it out")
+            raise ValueError("it has an alias, such as *name; write out its value")
         value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, dict):
             raise ValueError("expected 'key: value' lines")

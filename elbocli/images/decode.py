@@ -28,7 +28,7 @@ BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Re
 Colour = int | tuple[int, ...]
 
 
-# Ways from an image of any shape to a square
+# Crops of an image of any shape to a square
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
@@ -41,7 +41,7 @@ def center(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before it is cut")
+        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before the crop")
     return _middle(image.resize((width, height), BICUBIC), size)
 
 
@@ -67,7 +67,7 @@ def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
 def none(image: Image.Image, size: int) -> Image.Image:
     """Return the image unchanged. Raises DataError if its size is not (size, size)."""
     if image.size != (size, size):
-        raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none takes only those of --size {size}")
+        raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none needs images of --size {size}")
     return image
 
 

@@ -137,7 +137,7 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
     return None
 
 
-# Their numbers
+# Numbers of classes
 
 
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
@@ -182,8 +182,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     words: class of each image, a word or a number. Numbers count from 0; from 1 with ILSVRC's meta.mat, and in a bare list
     without a 0.
     known: classes of the sources in order, used if they include all words, even those without images.
-    listed: file of --classes.
-    bare: `words` is a bare list of --labels.
+    listed: file of --classes. bare: `words` is a bare list of --labels.
     Raises DataError for a number without a class.
     """
     numbers, texts = (

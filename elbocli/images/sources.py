@@ -66,7 +66,7 @@ def open_source(
     for name in papers:
         if is_picture(name) or not classed:
             both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
-            raise DataError(f"{both}; move one kind away, or name by --labels a class for each image")
+            raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
         log.warning(f"{whole.prefix}{papers[0]}: {len(papers)} files left out: not images by name, and without a class")
     whole = whole.take(classed)
@@ -99,8 +99,7 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
 
     any_depth: folders are not classes, because the classes are given otherwise.
     among: one of several sources; without class folders, it is a class or a shard, whose name is put before its file names.
-    skip: as in `open_source`.
-    ours: names of files that are not images.
+    skip: as in `open_source`. ours: names of files that are not images.
     Raises DataError or FormatError if no images can be packed.
     """
     kind = kind_of(root)

@@ -48,7 +48,7 @@ GROUPS = {
     default="ema",
     help="The average, the last weights, or the weights under a key of SOURCE.",
 )
-@option("--prefix", metavar="TEXT", help="Take only weights whose names begin with TEXT, and remove it.")
+@option("--prefix", metavar="TEXT", help="Take only names that begin with TEXT, and remove TEXT.")
 @option(
     "--rename",
     metavar="OLD=NEW",

@@ -55,7 +55,7 @@ def open_part(path: Path) -> Dataset:
     """Open a part. Raises FormatError; DataError if its labels, names or attributes differ from their digest."""
     data = Dataset(path, latents=True)
     if data.attributes.contents_sha256 not in (None, data.contents_digest()):
-        raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
+        raise DataError(f"{path}: damaged: its labels, names or attributes differ from their digest; pack it again")
     return data
 
 
@@ -68,7 +68,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
     if len(preps) > 1 or set(shards) != set(expected):
         found = ", ".join(map(str, shards))
-        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {found}; name all of them")
+        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {found}; name all shards")
     return [shards[name] for name in expected]
 
 
@@ -162,6 +162,6 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
                 safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
                 raise interrupted(signals.received, f"{safe}; the same command goes on from there")
         if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
-            raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
+            raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
         # Only now, because a part counts once all of it was checked.
         writer.append([], done, {"parts": index + 1})

@@ -169,11 +169,11 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
         grey = shapes and all(shape[2] == 1 for shape in shapes)
         channels = 1 if grey and not coloured and settings.latents is None else 3
     if min(sides) < size and settings.crop != "none":
-        log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} enlarges none")
+        log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} avoids this")
     return replace(settings, size=size, channels=channels, grey_expected=not settings.channels and channels == 1)
 
 
-# What is written
+# Encoders
 
 
 class Pixels(NamedTuple):
@@ -225,7 +225,7 @@ def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEnc
     return digest.hexdigest()
 
 
-# Rows
+# Writing of rows
 
 
 class Packed(NamedTuple):

@@ -30,7 +30,7 @@ def open_cifar(files: Sequence[str], folder: Entries) -> Images:
         records = np.concatenate(batches)
         largest = records[:, labels - 1].max()
         if largest >= count:
-            raise FormatError(f"a label is {largest}, of CIFAR-{count}")
+            raise FormatError(f"a label is {largest}, but CIFAR-{count} has {count} classes")
     classes = [str(number) for number in range(count)]
     if beside in folder:
         with reading(beside, "; get it again, or remove it"):

@@ -72,7 +72,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: the label {label!r} is none of its {len(classes)} classes")
+            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes")
     return Images(names, labels or None, refs, classes)
 
 
@@ -83,7 +83,7 @@ def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
     schema = file.schema_arrow
     images = [each.name for each in schema if types.is_struct(each.type) and each.type.get_field_index("bytes") >= 0]
     if not images:
-        raise FormatError(f"no column of images' bytes among {', '.join(schema.names[:5])}")
+        raise FormatError(f"no column of images (with image bytes) among {', '.join(schema.names[:5])}")
     said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
     classes = {name: feature["names"] for name, feature in features.items() if "names" in feature}

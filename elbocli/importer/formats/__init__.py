@@ -139,7 +139,7 @@ def source_format(
     return FORMATS.declare(name, source=said["source"], traits=traits)
 
 
-# The weights of a file.
+# Weights in a file.
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
@@ -264,7 +264,7 @@ def fitted(
     return weights
 
 
-# Facts that shapes don't tell.
+# Facts that shapes don't show.
 
 
 class AttentionOrder(NamedTuple):
@@ -318,7 +318,7 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
             raise FormatError(f"{folder}: its latents have {model.channels} channels, {source.path}'s have {channels}")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
-        f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; 'elbo sample' needs its folder: --autoencoder DIR, here or there"
+        f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
     )
     known = {"scaling_factor": SCALE}
     return space_of(convention, known, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()

@@ -41,8 +41,8 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: no {UNET} without a class_embed_type; other networks of diffusers are read as a program "
-            "(elbocli.export_network makes one)"
+            f"{where}: elbo reads {UNET} without class_embed_type; export other networks as a program, and import that "
+            "(elbocli.export_network)"
         )
     settings, code = _scheduled(source, options)
     numbers = (("in_channels", 3), ("out_channels", 3), ("num_class_embeds", 0))
@@ -100,9 +100,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
     places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, path.parent / "scheduler" / SCHEDULER]
     file = next(filter(Path.is_file, places), None)
     if file is None:
-        raise UsageError(
-            f"{path}: no {SCHEDULER} says how it was trained; add --prediction and --levels (t:linear, t:squaredcos, …)"
-        )
+        raise UsageError(f"{path}: no {SCHEDULER} beside it; add --prediction and --levels (t:linear, t:squaredcos, …)")
     config = read_json(file)
     curve: Any
     prediction, curve = read_config(file)
@@ -118,7 +116,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
         apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
         if not apart <= NEAR:
-            raise ValueError(f"they are up to {apart:g} off, perhaps rescaled or learned")
+            raise ValueError(f"they differ by up to {apart:g} from the nearest code's, perhaps rescaled or learned")
     code = timestep.spec
     low, high = curve.support
     return {**formats.timestep_settings(code, source, options, prediction), "logsnr_min": low, "logsnr_max": high}, code

@@ -84,7 +84,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     def turned(name: str, tensor: Tensor) -> Tensor:
         if not name.startswith("last."):
             return tensor
-        if flow and outputs == doubled:  # channel by channel in every place of a patch
+        if flow and outputs == doubled:  # in each place of a patch, outputs are ordered by channel
             tensor = tensor.unflatten(0, (patch**2, 2, channels))[:, 0].flatten(0, 1)
         return -tensor if its_code == "flow-reversed" else tensor
 

@@ -48,7 +48,7 @@ CONSTANTS: dict[str, Any] = {
 """Attributes of EDM2's objects that are constants in elbo's network."""
 
 
-# What the two share.
+# Shared by EDM and EDM2.
 
 
 def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -121,12 +121,12 @@ def _is_edm(names: Iterable[str]) -> bool:
     recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes, and the objective off the objects of a pickle."""
+    """Translate a checkpoint of EDM: names and shapes give the network, a pickle's objects the objective."""
     where = source.path
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
     if strange:
-        raise FormatError(f"{where}: has {' and '.join(sorted(strange))}; elbo reads DhariwalUNet in EDMPrecond alone")
+        raise FormatError(f"{where}: has {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
     if LABELS in tensors:
         tensors[LABELS] = tensors[LABELS].T
@@ -199,7 +199,7 @@ def _encoder(content: Any, channels: int) -> str:
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes, and the objective off the objects of a pickle."""
+    """Translate a checkpoint of EDM2: names and shapes give the network, a pickle's objects the objective."""
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:

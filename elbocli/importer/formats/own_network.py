@@ -82,7 +82,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
             f"{source.path}: takes {takes.classes or 'no'} labels, which --classes or --null-class contradicts"
         )
     if takes.labels is not None and not classes and null is None and not takes.classes:
-        raise UsageError(f"{source.path}: takes labels; add --classes, and --null-class where it is 0")
+        raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class if it has no classes")
     config = ProgramConfig(
         image_size=size,
         image_channels=options.channels or takes.images.shape[1],

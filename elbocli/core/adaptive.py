@@ -112,9 +112,7 @@ def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> fl
 
 BINS = 100
 POINTS = 16  # number of λ inside a bin at which w and p are evaluated
-SHARE = (
-    1 / 8
-)  # fraction of a run that AdaptiveSchedule remembers: a shorter window adapts faster, a longer one is less noisy
+SHARE = 1 / 8  # fraction of a run in the window: a shorter one adapts faster, a longer one is less noisy
 LONGEST = 100_000  # longest window in images: about the memory of a 0.999 average at batch 128
 LEAST_SPREAD = 1e-9  # least relative variance of an error, so that its logarithm is finite even for equal errors
 TIMES = 2**16  # number of times at which the error of a comb is integrated

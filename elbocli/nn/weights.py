@@ -87,8 +87,8 @@ def transfer(
     rows: for each new class, its number in the old network, or None. read: function name → weight of the old network.
     A row after those of the classes is that of "no class", and stays last. A class with None starts like "no class": with
     that row, or else with zeros; or, if a zero row does not mean "no class" to the network, with random signs at the
-    magnitude of other rows. Without an old table all rows start at zero, or are drawn by the new network, so that they are
-    left out. Weights on a grid of positions are interpolated.
+    magnitude of other rows. Without an old table, all rows are zero, or left out, so that the new network draws them.
+    Weights on a grid of positions are interpolated.
     Raises UsageError if the networks differ in other settings, or a weight can't be transferred.
     """
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)

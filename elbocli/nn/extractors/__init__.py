@@ -43,10 +43,7 @@ class Extractor(NamedTuple):
     precision: str = STRICT
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features and logits (or None) of images, uint8 [B,C,H,W].
-
-        Raises DataError for images that the module can't process, FormatError for outputs of another form.
-        """
+        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, FormatError (bad output)."""
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
@@ -59,9 +56,8 @@ class Extractor(NamedTuple):
         return features.float(), None if logits is None else logits.float()
 
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return features, logits (or None) and spatial features [B,S]: 7 channels of `spatial`, in ADM's order (NHWC).
-
-        Needs `spatial`. Raises DataError and FormatError as __call__ does.
+        """Return features, logits (or None) and spatial features [B,S]: the first 7 channels of the output of `spatial`, which
+        must not be None, in ADM's order (NHWC). Raises DataError, FormatError.
         """
         kept: list[Tensor] = []
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
@@ -138,9 +134,7 @@ def _given(weights: Path | None, name: str) -> Path:
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """Load one of torch-fidelity's networks; return it with the SHA-256 of its weights. Runs no code from the file. Raises
-    FormatError.
-    """
+    """Load one of torch-fidelity's networks, and its weights' SHA-256. Runs no code from the file. Raises FormatError."""
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)

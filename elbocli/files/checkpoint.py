@@ -100,10 +100,10 @@ class SourceFacts(Record, frozen=True):
 class InitFacts(Record, frozen=True):
     """Facts about the weights that a run began from.
 
-    run: the run that --init named, as typed.
-    step, images: of the checkpoint in that run.
-    seen: for imported weights, facts about their import.
-    changed: sentences about differences from that run.
+    run: path that was given to --init.
+    step, images: of the checkpoint with these weights.
+    seen: if the weights were imported, facts about their import.
+    changed: sentences about differences from the run of these weights.
     """
 
     REST: ClassVar[str] = "seen"

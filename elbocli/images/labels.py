@@ -216,5 +216,5 @@ def some(words: Sequence[Word]) -> str:
 
 
 def utf8(name: str) -> str:
-    """Return a file name as UTF-8 text, with invalid bytes escaped, and NUL, which HDF5 can't store."""
+    """Return a file name as UTF-8 text, with invalid bytes, and NUL (which HDF5 can't store), escaped."""
     return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

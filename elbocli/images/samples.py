@@ -131,7 +131,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
 
 def has_images(path: Path) -> bool:
-    """Tell whether an npz holds `arr_0`."""
+    """Tell whether an .npz holds images, in the array `arr_0`."""
     with open_zip(path) as archive:
         return "arr_0.npy" in archive.namelist()
 

@@ -21,8 +21,8 @@ from elbocli.cli.commands import (
 )
 
 GROUPS = {
-    "What lies at SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
-    "What its file doesn't say": (
+    "Contents of SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
+    "Facts that SOURCE lacks": (
         "prediction",
         "levels",
         "weighting",

@@ -103,7 +103,7 @@ class InitFacts(Record, frozen=True):
     run: path that was given to --init.
     step, images: of the checkpoint with these weights.
     seen: if the weights were imported, facts about their import.
-    changed: sentences about differences from the run of these weights.
+    changed: names of the settings that differ from the run of these weights.
     """
 
     REST: ClassVar[str] = "seen"

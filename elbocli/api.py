@@ -89,7 +89,8 @@ class DiffusionLoss:
 
         L_w = ½ E_t[(w/p)(λ_t) ‖ε − ε̂‖²]
 
-    where w is the weighting and p the density of the schedule. `elbo train` minimises the same loss.
+    where w is the weighting and p the density of the schedule. ``elbo train`` minimises the same loss. A SPEC is text as on
+    the command line, such as ``"edm:mean=-0.4,std=1"``. An adaptive schedule is uniform in λ until ``adapt`` refits it.
 
     Args:
         weighting (Weighting or str): The weighting w(λ), or its SPEC. Default: ``"sigmoid:bias=2"``
@@ -105,7 +106,7 @@ class DiffusionLoss:
 
     Shape:
         - x: [B, …], floating point, data scaled to about [−1, 1]
-        - Output: ``LossTerms``, whose ``loss``, ``eps_mse`` and ``logsnr`` have shape [B]
+        - Output: ``LossTerms``, whose ``loss`` (in nats per dimension), ``eps_mse`` and ``logsnr`` have shape [B]
 
     Raises:
         UsageError: for an invalid argument, or a range of λ that the schedule does not cover.
@@ -121,7 +122,7 @@ class DiffusionLoss:
         ...     terms.loss.mean().backward()
         ...     optimizer.step()
         ...     optimizer.zero_grad()
-        >>> loss.adapt(loss.take_sums())  # every few hundred steps: refit the adaptive schedule
+        >>> loss.adapt(loss.take_sums())  # after each epoch: refit the adaptive schedule
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class DiffusionLoss:
         return terms
 
     def take_sums(self) -> Tensor:
-        """Return the statistics of `eps_mse` in each bin of λ since the last call, and reset them.
+        """Return the statistics of ``eps_mse`` in each bin of λ since the last call, and reset them.
 
         Every process has its own statistics: add them up with ``torch.distributed.all_reduce`` before you log them or
         pass them to ``adapt``. The call waits for the device.

@@ -9,12 +9,12 @@ in λ, so a bin borrows from its neighbours, the more the fewer observations it 
 model: gamma likelihood, log link, and a roughness penalty whose scale maximises the marginal likelihood (Wood 2011, by
 Laplace's approximation).
 
-The weighting `uncertainty` is learned while a run trains, from the statistics of its errors. It is equivalent to EDM2's
-u(σ). Under its loss every t contributes equally. So the best density, ∝ w e, is the schedule itself: every schedule is the
+The weighting `uncertainty` is learned while a run trains, from the statistics of its errors; the result is equivalent to
+EDM2's u(σ). Under its loss every t contributes equally. So the best density, ∝ w e, is the schedule itself: every schedule is the
 adaptive schedule of this weighting, and schedule and weighting can't both be learned. The weighting rises wherever p rises
 faster than e, usually left of the peak of p; its loss is then not an ELBO.
 
-The loss of `uncertainty:monotone` is an ELBO. It uses the least non-increasing upper bound, like the modifier of any
+The loss of `uncertainty:monotone` is an ELBO: w is replaced by its least non-increasing upper bound, as for any
 weighting (core/monotone.py). Alternatives are worse: a running minimum from the noisy end is almost zero everywhere,
 because p is almost zero there; isotonic least squares depends on the measure on λ, and lowers the peak.
 """
@@ -279,7 +279,7 @@ def loss_variance(
 
     With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t give ∫ w² Var[e]/p / (∫ w E[e])²
     plus the integration error of a comb of `batch` times, which is zero for None, the limit of large batches.
-    Both are infinite if p is zero where w is not.
+    Both variances are infinite if p is zero where w is not.
     """
     known = moments.filled()
     at = fine_levels(moments.edges)

@@ -38,7 +38,7 @@ GRID = 1 << 14
 def prior(x: Tensor, logsnr_min: float) -> Tensor:
     """Return the prior term KL(q(z₁|x) ‖ N(0,I)) of each example x [B, …], [B], nats.
 
-    It is ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ).
+    The term is ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ).
     """
     signal = alpha_sigma(logsnr_min)[0] ** 2
     square = x.double().square().flatten(1)

@@ -1,8 +1,8 @@
 """Estimates with standard errors, moments of features, calibration, and the Fréchet distance of two Gaussians:
 |μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½ (Dowson & Landau 1982; Heusel et al. 2017: FID).
 
-A Fréchet distance from n samples has a standard error, and a bias, which `extrapolate` removes. Both treat the reference as
-exact and the samples as independent draws.
+A Fréchet distance from n samples has a standard error, and a bias, which `extrapolate` removes. The estimates treat the
+reference as exact and the samples as independent draws.
 """
 
 from __future__ import annotations
@@ -333,8 +333,8 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
 def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
     """Return the standard error of the Fréchet distance of features [N, D] by the infinitesimal jackknife.
 
-    It equals, in closed form, the limit of the bootstrap's standard error for many resamples.
-    It does not include the bias of the distance, which falls as 1/N and is often larger.
+    The jackknife gives, in closed form, the limit of the bootstrap's standard error for many resamples.
+    The result does not include the bias of the distance, which falls as 1/N and is often larger.
     Source: Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))

@@ -15,13 +15,13 @@ from elbocli.errors import UsageError
 LARGEST = 1e15
 """Largest absolute value of a parameter, above any count of images."""
 LEARNED = "uncertainty"
-"""Name of the weighting that is learned while a run trains. It is not declared, because the name alone has no w(λ)."""
+"""Name of the weighting that training learns. No registry declares this weighting, because the name alone has no w(λ)."""
 M = TypeVar("M", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, repr=False)
 class Declaration:
-    """Named thing of a registry, with values of its parameters. Call it to make the thing.
+    """Named thing of a registry, with values of its parameters. Calling the declaration makes the thing.
 
     make: its function or class. formula, source: text for docs and help. params: parameter → value.
     positive, within: bounds of parameters. traits: facts specific to the registry, or None.
@@ -135,8 +135,8 @@ class Registry(dict[str, Declaration]):
         parameters_known_as: Mapping[str, str] | None = None,
         **params: Any,
     ) -> Callable[[M], M]:
-        """Return a decorator that registers a function or class under `name`. Its parameters are the arguments with a float
-        default, in its signature or in `params`.
+        """Return a decorator that registers a function or class under `name`. Arguments with a float default, in its
+        signature or in `params`, become parameters.
 
         positive: parameters that must be above 0. within: parameter → (least, greatest) value.
         known_as: names elsewhere for exactly the same thing, `name` or `name:key=value,…`, with the parameters that make it so.

@@ -213,7 +213,7 @@ class Cosine:
     positive=["s"],
 )
 class Iddpm:
-    """ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, with θ the angle and θ₀ its value at t = 0."""
+    """Cosine schedule with offset s: ᾱ = cos²θ/cos²θ₀, 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, and θ is linear in t from θ₀."""
 
     def __init__(self, s=0.008):
         self.rate = math.pi / 2 / (1 + s)

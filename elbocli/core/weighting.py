@@ -5,7 +5,7 @@ L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ (Kingma & Gao 2023, arXiv:2303.00848
 Every objective of the form E_t[c F(λ) ‖target − out‖²] is a weighting of the ε loss: with
 ‖ε−ε̂‖² = eps_factor · ‖target−out‖² and the density p(λ) = −dt/dλ of the schedule that draws t, the objective is L_w for
 w = 2 c p F / eps_factor. A usual mistake is to leave out dt/dλ, which is part of p.
-Its SPEC is TARGET-mse[:FACTOR]@SCHEDULE, where SCHEDULE draws t.
+The SPEC of such an objective is TARGET-mse[:FACTOR]@SCHEDULE, where SCHEDULE draws t.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def p2(logsnr, gamma=1.0):
 
 
 class ForeignLoss(NamedTuple):
-    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²], where the untruncated schedule draws t. Call it to get w(λ).
+    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²], where the untruncated schedule draws t. Calls return w(λ).
 
     factor: F, a declared factor or any declared weighting.
     """
@@ -175,7 +175,7 @@ WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve
 class Weighting:
     """Weighting w(λ): a curve, shifted and optionally made monotone.
 
-    Call it with λ, a float64 tensor of any shape, to get w of the same shape. w spans hundreds of orders of magnitude.
+    Call a weighting with λ, a float64 tensor of any shape, to get w of the same shape. w spans hundreds of orders of magnitude.
     shift: replaces w(λ) by w(λ − shift), for other resolutions.
     monotone: replaces w by its least non-increasing upper bound; with a single peak, w is constant left of the peak.
     """
@@ -235,7 +235,7 @@ class Weighting:
     def rise(self, low: float, high: float) -> float:
         """Return the total increase of w on [low, high], relative to the largest w there: 0 for an ELBO.
 
-        This is the negative mass of −dw/dλ, the density of added noise.
+        The increase is the negative mass of −dw/dλ, the density of added noise.
         """
         import torch
 

@@ -137,7 +137,7 @@ def soft_min_snr(logsnr, sigma_data=0.5):
     """Return soft Min-SNR on the unshifted cosine schedule.
 
     k-diffusion's objective differs: it draws σ_edm = sigma_data tan(πt/2), the cosine shifted by s = −2 ln sigma_data.
-    Write eps-mse:sigmoid:bias=s@cosine:shift=s for it, with s = 1.386294 at sigma_data 0.5. Both agree at sigma_data 1.
+    Its SPEC is eps-mse:sigmoid:bias=s@cosine:shift=s, with s = 1.386294 at sigma_data 0.5. The objectives agree at sigma_data 1.
     """
     noise = (-logsnr).exp()
     return _sech(logsnr / 2) * noise / (noise + sigma_data**2)

@@ -119,7 +119,7 @@ PERCENT = "authenticity_percent"
     few="authenticity depends on the reference's n, so compare it at the same only",
 )
 def authenticity(samples, reference, options):
-    """Return the percentage of samples farther from their nearest training image than that image from its own neighbour.
+    """Return the percentage of samples whose nearest training image is nearer to another training image than to the sample.
 
     The standard error and interval are those of a share of independent samples.
     """

@@ -94,8 +94,8 @@ def kid(samples, reference, options):
 
     The standard error follows from the spread over subsets of m of n images: overlap reduces this spread to √(1 − m/n) of
     that of independent subsets, and the error of all n images is √(m/n) of the latter. The finite number of subsets adds
-    its own error. Near the reference the error is too large, because it includes the choice of reference images. It is
-    None for m = n.
+    its own error. Near the reference the error is too large, because it includes the choice of reference images.
+    For m = n the error is None.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

@@ -3,7 +3,7 @@
 A network is a torch module (z, logsnr, labels) → out:
 z: [B, C, H, W], noised images times c_in of the prediction, with H = W = image_size and C = image_channels;
 logsnr: [B], their λ, float; labels: [B], int64, their classes, −1 for "no class"; or None if no image has a class;
-out: [B, C, H, W], the run's prediction. It must not be a view of another tensor, because FSDP would warn.
+out: [B, C, H, W], the run's prediction, but not a view of another tensor, because FSDP would warn.
 The output for an image must not depend on other images of the batch.
 Floating-point buffers in the state dict are saved in checkpoints and averaged like the weights.
 A network is built from its config, a frozen dataclass derived from NetworkConfig, which determines it completely.

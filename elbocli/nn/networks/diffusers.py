@@ -1,6 +1,6 @@
 """Networks of the optional package diffusers: UNet2DModel of any layout, and AutoencoderKL, from pixels to latents and back.
 
-Both are read from local folders, weights only as safetensors: nothing is downloaded or unpickled. The config.json of a
+Models are read from local folders, weights only as safetensors: nothing is downloaded or unpickled. The config.json of a
 U-Net is stored as text, without the entries that NetworkConfig has: size, channels, classes and dropout.
 """
 

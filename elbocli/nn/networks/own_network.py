@@ -1,6 +1,6 @@
 """Networks of users: any torch.nn.Module of a plug-in, and any program of torch.export (.pt2).
 
-Both map (z, level, labels), or (z, level), to out. Only files that the user names are executed: a run stores the name of the
+Networks map (z, level, labels), or (z, level), to out. Only files that the user names are executed: a run stores the name of the
 plug-in's class, not its code, and a program beside the run's config.yaml is loaded only if the user trusts it.
 """
 
@@ -252,8 +252,8 @@ class Program(Network):
 def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> None:
     """Export a network to FILE.pt2 for batches of any size, and check that elbo can read it. An existing file is replaced.
 
-    network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W] or twice the channels; or (z, level) → out. It must be
-        on the CPU, and is set to eval mode.
+    network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W] or twice the channels; or (z, level) → out. The network
+        must be on the CPU, and is set to eval mode.
     inputs: example inputs; networks built by elbo need none.
     Raises UsageError if torch can't export it, FormatError if it is not a network of images, DataError if writing fails.
 

@@ -65,7 +65,7 @@ class DiTConfig(NetworkConfig):
 def positions(side: int, width: int, device: torch.device) -> Tensor:
     """Return position embeddings of side × side tokens, row by row, [side², width]: column embedding, then row embedding.
 
-    Each embedding has sines, then cosines. They are computed on the fly, so that checkpoints and devices don't store them.
+    An embedding has sines, then cosines. The embeddings are computed on the fly, so that checkpoints don't contain them.
     """
     quarter = width // 4
     power = torch.arange(quarter, device=device, dtype=torch.float64) / quarter
@@ -267,7 +267,7 @@ class UViT(Network):
 # The 5/3 wavelet (Le Gall & Tabatabai 1988) by lifting, from images to subbands of half the size and back. Edges are mirrored.
 
 VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
-"""Variances of unit white noise along one axis after levels 1 and 2: (low band, high band). Those of two axes multiply."""
+"""Variances of unit white noise along one axis after levels 1 and 2: (low band, high band). For two axes, multiply."""
 
 SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
 """1/σ of white noise in the four bands of an image, at levels 1 and 2. Python floats, which need no copy to the device."""

@@ -45,4 +45,4 @@ class ReaderGone(ElboError):
     exit_code = 141
 
     def __init__(self) -> None:
-        super().__init__("nobody reads the output any more")
+        super().__init__("the reader of the output has closed the pipe")

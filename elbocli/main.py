@@ -99,7 +99,9 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
     if ctx.resilient_parsing or not (asked or verbose):
         return
     if not asked:
-        raise click.UsageError("-v before a command goes with --version; else it stands after it: elbo COMMAND -v", ctx)
+        raise click.UsageError(
+            "before a command, -v goes only with --version; put it after the command: elbo COMMAND -v", ctx
+        )
     click.echo(f"elbo {__version__}")
     for line in _environment() if verbose else ():
         click.echo(visible_lines(line))
@@ -140,7 +142,7 @@ LATER_S = 10.0
 """Seconds that ranks other than 0 wait after an error, so that rank 0 prints its error before the launcher ends all ranks."""
 SIGNALLED = 128
 """Exit code minus signal number of a command that was ended by a signal, as in shells."""
-LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
+LESS = "try a smaller --batch; in 'elbo train', a smaller --micro-batch or --activation-checkpointing"
 OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory|std::bad_alloc")
 SHELLS = ("bash", "zsh", "fish")
 

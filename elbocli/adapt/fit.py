@@ -110,7 +110,7 @@ def fit_log(
     if optimum is not None:
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
-            raise UsageError(f"{optimum}: is of images of {known.dimensions} numbers; the log's have others")
+            raise UsageError(f"{optimum}: is of images with {known.dimensions} values, unlike the log's images")
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
     schedule = fit_schedule(moments, w, criterion, floor, least=least)
@@ -150,7 +150,7 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
     count = losses.sums.shape[1]
     bins = bins or count
     if count % bins:
-        raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of that")
+        raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of {count}")
     return losses.edges[:: count // bins], losses.sums.reshape(3, bins, -1).sum(2)
 
 
@@ -193,9 +193,9 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     told_apart = float(edges[peak + int(below[0])]) if len(below) else None
     own = {"half": half, "p_mean": -0.5 * mean, "p_std": 0.5 * spread, "told_apart": told_apart}
     log.info(f"{weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
-    log.info(f"as EDM has it: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
+    log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"beyond logsnr {told_apart:.3g} the least error vanishes, and the error of a network doesn't")
+        log.warning(f"above logsnr {told_apart:.3g} the least error vanishes, but a network's error doesn't")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(

@@ -276,7 +276,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     The decoder term is that of the variational bound. Raises UsageError for odd or fractional numbers.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
-        raise UsageError("ode: steps and draws must be even numbers, probes and exact whole ones")
+        raise UsageError("ode: steps and draws must be even integers, probes and exact integers")
     count, how = int(steps), (int(draws), int(probes), int(exact))
     found, reads, coarse, fine = [], [], [], []
     # A piece has a quarter of the network's batch, because backward passes need more memory.
@@ -328,7 +328,9 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     with torch.no_grad():
         log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
     if not bool(log_p.isfinite().all()):
-        raise NonFiniteError(f"{denoiser.name}: the flow is not finite; try precision fp32, or a narrower range")
+        raise NonFiniteError(
+            f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower range"
+        )
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
     return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
@@ -379,7 +381,7 @@ def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
     """Parse specs of estimators. Raises UsageError for an unknown estimator, or one that is named twice."""
     found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
     if len(found) < len(specs):
-        raise UsageError("an estimator is named twice; one way of each at a time")
+        raise UsageError("an estimator is named twice; name each estimator once")
     return [*found.values()]
 
 

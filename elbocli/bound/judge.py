@@ -45,7 +45,9 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
-            raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {low:g} to {high:g}")
+            raise UsageError(
+                f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; choose another range"
+            )
     # The bounds are shared, so their levels follow the average density: no level that a weighting needs is rare.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
     share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
@@ -113,7 +115,7 @@ def class_scores(
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
-            raise UsageError("a classifier is judged by labels; these images have none")
+            raise UsageError("a classifier needs images with labels; these images have none")
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
@@ -184,7 +186,7 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
     known, run = trained.data.payload_sha256, trained.path
     if least.payload_sha256 != known:
         raise UsageError(
-            f"{optimum}: is not of the images that {run} was trained on; find it by 'elbo optimum --like {run}'"
+            f"{optimum}: is of other images than {run} was trained on; make one with 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     same = asked.dataset.attributes.payload_sha256 == known

@@ -156,7 +156,7 @@ class MeasuredNetwork:
         Raises UsageError for an odd number of levels, NonFiniteError.
         """
         if self.draws < 2 or self.draws % 2:
-            raise UsageError(f"draws is {self.draws}; it must be even, because two independent halves give the error")
+            raise UsageError(f"draws is {self.draws}; it must be even: two independent halves give the standard error")
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
@@ -334,7 +334,7 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     """Open a dataset that fits a run. data: None for the run's own. Raises UsageError, DataError, FormatError."""
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
-        raise UsageError(f"{trained.path}: has no dataset of its own; name one, DATA.h5, after the run")
+        raise UsageError(f"{trained.path}: has no dataset of its own; name a dataset, DATA.h5, after the run")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)

@@ -132,7 +132,7 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
         """Convert text to a Path. Raises UsageError for a wrong suffix, and for - if not allowed."""
         path = Path(value)
         if path == STREAM and not self.stdout:
-            self.fail("standard output is for other results; name a file", param, ctx)
+            self.fail("standard output is used for other results; name a file", param, ctx)
         if path != STREAM and self.suffixes and path.suffix not in self.suffixes:
             raise click.UsageError(f"{path}: name a file that ends in {', '.join(self.suffixes)}", ctx)
         return path
@@ -258,7 +258,7 @@ def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.C
 
     def add(function: Callable[..., Any]) -> click.Command:
         if name in ADDED:
-            raise UsageError(f"a command is called {name!r} already; choose another name")
+            raise UsageError(f"the command {name!r} exists already; choose another name")
         ADDED[name] = click.command(name, cls=Command, **how)(common(function))
         return ADDED[name]
 
@@ -395,7 +395,7 @@ def command_line() -> str:
 def stdin_or_fail(what: str) -> Any:
     """Return standard input as a binary stream. Raises click.UsageError when it is a terminal. what: the expected input."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise click.UsageError(f"name {what}, or pipe one in")
+        raise click.UsageError(f"name {what}, or pipe it to standard input")
     return sys.stdin.buffer
 
 

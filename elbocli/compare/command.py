@@ -48,9 +48,9 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     from elbocli.version import __version__
 
     if len(files) < 2:
-        raise click.UsageError("name two files at least")
+        raise click.UsageError("name at least two files")
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
-        raise click.UsageError("features need --ref, and results take none; name files of one kind")
+        raise click.UsageError("features need --ref, and results take no --ref; name files of one kind")
     if ref is not None:
         others, alike = compare_features(files, ref)
     else:

@@ -17,7 +17,7 @@ from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
 from elbocli.files.features import read_features
 from elbocli.files.records import Record, stored
 
-ALIKE = "such numbers don't compare; score both alike"
+ALIKE = "such scores are not comparable; score both alike"
 
 
 class Difference(Record, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
                 how = f"paired by {len(seeds)} seeds"
             scores.append(difference_of(number.name(first.network), before.value, after.value, change, how))
         if not scores:
-            raise DataError(f"{beside}: has no score that {name} has, too; score both with the same --metrics")
+            raise DataError(f"{beside}: has no score in common with {name}; score both with the same --metrics")
         compared.append(Compared(file=beside, scores=scores))
     return compared, shared([result.alike() for _, result in results])
 
@@ -113,7 +113,9 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)
     if reference.width is None:
-        raise UsageError(f"{ref}: neither statistics nor features; make them: elbo eval {ref} --save-stats ref.npz")
+        raise UsageError(
+            f"{ref}: neither statistics nor features; make statistics: elbo eval {ref} --save-stats ref.npz"
+        )
     points: Any = reference.statistics
     if reference.saved is not None:
         points = FeatureMoments.of(reference.saved.features.numpy())

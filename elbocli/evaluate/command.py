@@ -176,7 +176,7 @@ def evaluate(
         raise click.UsageError("--held-out goes with --metrics copying")
     sources: Any = samples or (STREAM,)
     if STREAM in sources and len(sources) > 1:
-        raise click.UsageError("a stream can't be one of several; name files")
+        raise click.UsageError("a stream can't be one of several SAMPLES; name files")
     if STREAM in sources:  # only rank 0 reads the stream
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
     with joined(device) as world:

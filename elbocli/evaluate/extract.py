@@ -194,7 +194,7 @@ def _features_of(
         if not usable.all():
             raise DataError(
                 f"{where} {begin + int(usable.int().argmin())} are not finite, or beyond {LARGEST_FEATURE:g}; "
-                f"{extractor.name} doesn't suit these images"
+                f"the extractor {extractor.name} doesn't suit these images"
             )
     return found
 

@@ -113,7 +113,7 @@ def run(
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
-        raise DataError("two of the samples are the same images; repeats must be drawn with other seeds")
+        raise DataError("two of the SAMPLES hold the same images; repeats must be drawn with different seeds")
     result = EvalResult([])
     for source, mismatch, deviates in zip(sides.samples, differ, deviating):
         _save(source, settings)
@@ -135,7 +135,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if all(source.saved is not None for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:
-            raise UsageError(f"{told[0].name} is of {name}: name it with --extractor")
+            raise UsageError(f"{told[0].name}: features by {name}; name that extractor with --extractor")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
@@ -173,9 +173,11 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
             if side and side.n < needed and (side.n or not side.statistics):
                 raise DataError(f"{side.name}: {side.n} images; --metrics {name} needs at least {needed}")
     if settings.save_stats is not None and samples[0].n < 2:
-        raise DataError(f"{samples[0].name}: one image is no distribution; statistics need at least 2")
+        raise DataError(f"{samples[0].name}: has one image; statistics need at least 2")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
-        raise UsageError("--save-stats, --save-features and --neighbours take one set of samples; name one at a time")
+        raise UsageError(
+            "--save-stats, --save-features and --neighbours take one set of samples; name one set at a time"
+        )
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
@@ -196,7 +198,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
         refuse(counted, others, source.name, first.name, "such scores have no common mean")
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:
-            remedy = "such scores compare with no others; use images made alike, or --allow-mismatch"
+            remedy = "such scores are not comparable; use images made alike, or --allow-mismatch"
             refuse(fingerprint(other.about), own, other.name, source.name, remedy)
     theirs = fingerprint(sides.reference.about) if sides.reference else {}
     return [mismatches(own, theirs) for own in made]
@@ -210,8 +212,8 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
     width, logits = found["values"].shape[1], found.get("logits")
     for other in sides.every:
         if other.width not in (None, width):
-            both = f"{width} features an image, and {other.name} has {other.width}"
-            raise DataError(f"{source.name}: {both}; use one made alike")
+            both = f"{width} features per image, but {other.name} has {other.width}"
+            raise DataError(f"{source.name}: {both}; use features of one extractor")
     if source not in sides.samples:
         return
     if logits is None and (needing := settings.needing(Need.LOGITS)):
@@ -226,8 +228,8 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
     labels: Any = source.labels
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
-            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
-            "accuracy needs a network of the same classes"
+            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {classes - 1}; "
+            "accuracy needs an extractor with the same classes"
         )
 
 
@@ -368,7 +370,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
-        log.warning("repeats differ in more than the seed: %s; their spread is not that of repeats", told)
+        log.warning("repeats differ in more than the seed: %s; their spread is not the spread over seeds", told)
 
 
 SAMPLES, BESIDE = 12, 5

@@ -108,7 +108,7 @@ def make_grid(
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
-        log.warning(f"the errors of {sampler.spec} are the loss log's, which knows no guidance")
+        log.warning(f"the errors of {sampler.spec} are from the loss log, which knows no guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(precision, place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])

@@ -200,7 +200,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
         classes = config_of(config.network, where).num_classes > 0
         data = data or (dataset_of(known, like) if known.path else None)
     if data is None:
-        raise UsageError("name a dataset, or a run that has one with --like")
+        raise UsageError("name a dataset, or with --like a run that has a dataset")
     dataset = Dataset(data)
     if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
         raise DataError(f"{data}: holds other images than {like} was trained on; name its own dataset")

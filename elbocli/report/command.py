@@ -62,9 +62,9 @@ def report(
     from elbocli.report.gather import gather, report_of
 
     if samples and len(samples) != len(runs):
-        raise click.UsageError(f"--samples: {len(samples)} of them for {len(runs)} runs; give one for each, or none")
+        raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one for each run, or none")
     if results and len(runs) > 1:
-        raise click.UsageError("--scores: of several runs, put each result into its run's folder, where it is found")
+        raise click.UsageError("--scores takes one RUN; for several, put each result into its run's folder")
     if out == STREAM and sys.stdout.isatty() and not as_json:
         raise click.UsageError("standard output is a terminal; add -o FILE")
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]

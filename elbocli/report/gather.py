@@ -324,10 +324,10 @@ def _excess(
     """
     optimum, path = result.found, result.path
     if course is None or not effective:
-        raise DataError(f"{path}: the run has no errors to compare with the least ones")
+        raise DataError(f"{path}: the run has no loss log, or no weighting, to compare with the least errors")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
-            f"{path}: is of {optimum.dataset}, not of the images of training; find it by 'elbo optimum --like RUN'"
+            f"{path}: is of {optimum.dataset}, not of the training images; make one with 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
     sums = {}
@@ -392,7 +392,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
     """Return the command that packed the run's dataset. Raises FormatError, and DataError when the dataset has changed."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(f"{data}: holds other images now than this run was trained on")
+        raise DataError(f"{data}: now holds other images than this run was trained on")
     return attributes.command
 
 

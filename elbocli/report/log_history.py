@@ -76,7 +76,7 @@ class LogHistory:
     def add(self, images: int, sums: Tensor) -> None:
         """Append an interval, and merge neighbours if there are too many. Raises FormatError for one that isn't later."""
         if images <= (self.images[-1] if self.images else 0):
-            raise FormatError(f"an interval ends after {images} images, not after the one before it")
+            raise FormatError(f"an interval ends after {images} images, which is not later than the interval before")
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]

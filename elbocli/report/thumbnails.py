@@ -51,7 +51,7 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     """
     with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
         if PLACES not in sheet.info:
-            raise DataError(f"{path}: no sheet of previews: it doesn't say where its pictures are")
+            raise DataError(f"{path}: not a contact sheet of 'elbo train': the PNG lacks the positions of its images")
         layout = layout_of(sheet.info[PLACES], sheet.size, path)
         return cut_up(np.asarray(sheet.convert("RGB")), layout), layout.groups
 
@@ -120,7 +120,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     with reading(path, kind=DataError):
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
-        raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
+        raise DataError(f"{data.path}: holds other images than {path}; run 'elbo bound --per-image' again")
     order = np.argsort(values, kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1
 

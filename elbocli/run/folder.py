@@ -43,7 +43,7 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     config = store.read_config(out)
     if config.source:
         raise UsageError(
-            f"{out}: was imported, and can't go on; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights"
+            f"{out}: an imported run can't be resumed; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights"
         )
     return Known(out / CONFIG, config) if preset in (None, config.settings.get("preset")) else None
 
@@ -69,7 +69,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
         changed = difference(before, resolved.config())
         if changed and store.checkpoints(out):
             raise UsageError(
-                f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  "
+                f"{out}: holds a run with other settings; choose another -o, or leave out these options:\n  "
                 + "\n  ".join(changed)
             )
         if not anew and Status(out, 0).saved is not None and not store.checkpoints(out):

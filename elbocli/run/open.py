@@ -57,11 +57,11 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
-        raise UsageError(f"{data.path}: holds {holds}, and {run} was not trained on {holds}")
+        raise UsageError(f"{data.path}: holds {holds}, but {run} was not trained on {holds}")
     for key in SPACE if known.latents else ():
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
-            raise UsageError(f"{data.path}: latents of another space: {key} is {here}, and {there} in {run}")
+            raise UsageError(f"{data.path}: latents of another space: {key} is {here}, but {there} in {run}")
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -108,7 +108,9 @@ class TrainedRun:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
-            raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
+            raise DataError(
+                f"{file}: has changed since {self.path} was trained; name the schedule to use with --schedule"
+            )
         return fixed
 
     def weighting(self) -> Weighting:
@@ -124,7 +126,7 @@ class TrainedRun:
         try:
             online.state.copy_(self.checkpoint.state()["online"])
         except (KeyError, TypeError, RuntimeError) as error:
-            raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no errors to adapt to") from error
+            raise FormatError(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level") from error
         return online
 
 
@@ -148,7 +150,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     config = read_run_config(run)
     checkpoint = store.read_checkpoint(path) if within else store.latest(run)
     if checkpoint is None:
-        raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
+        raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first checkpoint")
     settings = run_settings(config.settings, run / CONFIG)
     if weights == "ema":  # an imported run has one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
@@ -188,7 +190,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
     made, digest = read_about(file)
     ours = trained_as(config)
     if strange := [key for key, value in made.trained.items() if ours.get(key, value) != value]:
-        raise DataError(f"{file}: is of another run, which has another {', '.join(strange)}; name its own")
+        raise DataError(f"{file}: is of another run ({', '.join(strange)} differ); name a file of this run")
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
     check_average(file)
     return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
@@ -219,7 +221,7 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
     """Return a run's settings, and its weighting over the course of training. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
-        raise DataError(f"{run}: was imported without its objective; 'elbo import' takes --weighting and --schedule")
+        raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
     settings = run_settings(config.settings, run / CONFIG)
     return settings, effective_weightings(run, settings)
 
@@ -331,7 +333,9 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
         return None
     found = open_initial(Path(began.run))
     if found.about["weights_sha256"] != began.sha256:
-        raise DataError(f"{began.run}: has changed since {known.where} named it; name its checkpoint by --init")
+        raise DataError(
+            f"{began.run}: has changed since {known.where} was written; name the old checkpoint with --init"
+        )
     return found
 
 

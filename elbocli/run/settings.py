@@ -186,7 +186,7 @@ def resolve(
         values["prediction"] = said.get("prediction", initial.settings.prediction)
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
-        raise UsageError(f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}")
+        raise UsageError(f"--prediction {prediction.spec}: {initial.named} predicts {initial.prediction.spec}")
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if data.latents and values["flip"]:
@@ -241,7 +241,7 @@ def _choose(data: RunData, device: str) -> str:
             return TRAINED_BYTES * count_parameters(build(network)) <= room
 
     name = choose_preset(data.image_size, data.count, data.latents, meant_by(device) != "cpu", fits)
-    log.info("preset %s, for %d images of side %d", name, data.count, data.image_size)
+    log.info("preset %s, chosen for %d images of side %d", name, data.count, data.image_size)
     return name
 
 

@@ -89,7 +89,7 @@ class GuidedRun:
         """Return a copy whose network also outputs its learned variance. Raises UsageError when the network has none."""
         run = self.trained
         if not getattr(run.network.config, "variance", False):
-            raise UsageError(f"{run.path}: its network has learned no variance; use --sampler ddpm:gamma=G")
+            raise UsageError(f"{run.path}: the network has no learned variance; use --sampler ddpm:gamma=G")
         return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
@@ -120,10 +120,12 @@ class GuidedRun:
             raise UsageError(f"--guidance-channels {channels}: {path} draws {config.image_channels} channels")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
-                raise UsageError(f"{path}: was not trained on classes with --label-dropout; only --guide can guide it")
+                raise UsageError(
+                    f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide"
+                )
             return
         if scale == 1:
-            raise UsageError("a guide does nothing at --guidance 1; try --guidance 2")
+            raise UsageError("a guide has no effect at --guidance 1; try --guidance 2")
         known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
         if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
             raise UsageError(
@@ -134,7 +136,7 @@ class GuidedRun:
         beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
         if beyond:
             raise UsageError(
-                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, and would guide at {beyond[0]:.4g}; "
+                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at {beyond[0]:.4g}; "
                 f"add --guidance-interval {low:g} {high:g}"
             )
 
@@ -190,10 +192,10 @@ def open_decoder(
     same = (its.shift, its.scale) == (space.shift, space.scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
         raise DataError(
-            f"{folder}: is not the autoencoder that made the run's latents; name {space.autoencoder} with --autoencoder DIR"
+            f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR"
         )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
-        raise FormatError(f"{folder}: doesn't make {size} pixels of the run's {network.image_channels} channels")
+        raise FormatError(f"{folder}: can't decode {network.image_channels} channels to images of side {size}")
     batch = comfortable_batch(size, device.type == "cpu")
 
     def decode(x: Tensor) -> Tensor:
@@ -208,7 +210,7 @@ def _recorded(space: LatentSpace, data: Path) -> Path:
         if place.is_dir():
             return place
     raise UsageError(
-        f"{space.autoencoder}: the autoencoder of these latents is not there; name its folder with --autoencoder DIR"
+        f"{space.autoencoder}: the autoencoder of these latents is missing; name its folder with --autoencoder DIR"
     )
 
 

@@ -267,7 +267,7 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     """Raise UsageError if the datasets hold the same images, or if a network trained on `trained` can't be scored on `held`."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
-        raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
+        raise UsageError(f"--val {held.path}: holds the training images; hold some of them out with --val-split N")
 
     here, there = held.identity().json(), trained.identity().json()
     named = conditional and held.class_names and trained.class_names
@@ -276,7 +276,7 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if conditional and held.num_classes > trained.num_classes:
         wrong.append("num_classes")
     if wrong:
-        raise UsageError(f"--val {held.path}: other {', '.join(wrong)} than the training images; pack it as they were")
+        raise UsageError(f"--val {held.path}: {', '.join(wrong)} differ from the training data; pack both alike")
 
 
 class Validation:
@@ -357,7 +357,7 @@ class Validation:
         """
         if not sums.isfinite().all():
             raise NonFiniteError(
-                f"{self.dataset.path}: the validation's error is not finite; lower --lr, or try --precision fp32"
+                f"{self.dataset.path}: the validation loss is not finite; lower --lr, or try --precision fp32"
             )
         count, total, squares = sums[:, -2:]
         mean = total / count[0]
@@ -477,5 +477,5 @@ class LogTargets:
                 opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
                 opened(step, values)
             except Exception as error:  # tensorboard and wandb raise errors of any type
-                log.warning("--log-to %s: %s; nothing more goes there in this start of the run", word, error)
+                log.warning("--log-to %s: %s; this target gets no more values until the run is resumed", word, error)
                 del self._targets[word]

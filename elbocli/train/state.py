@@ -172,8 +172,8 @@ def split(world: World, batch: int, most: int) -> list[range]:
     mine = range(batch * world.rank // world.size, batch * (world.rank + 1) // world.size)
     if batch // world.size < parts:
         raise UsageError(
-            f"a batch of {batch} images can't be shared by {world.size} processes in {parts} parts each; "
-            "raise --batch or --micro-batch, or start fewer"
+            f"a batch of {batch} images can't be split over {world.size} processes in {parts} parts each; "
+            "raise --batch or --micro-batch, or start fewer processes"
         )
     cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
     return [range(a, b) for a, b in pairwise(cuts)]
@@ -210,7 +210,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
         if images == 1:
             raise DataError(
                 "not even one image at a time fits into the device's memory; try --activation-checkpointing, "
-                "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' says what fits where"
+                "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' prints the memory needed"
             )
         images = math.ceil(images / 2)
 
@@ -288,7 +288,7 @@ class TrainState:
         if trouble := next(filter(None, self.world.all(trouble)), ""):
             for module in self.network.modules():
                 module._compiled_call_impl = None
-            log.warning("not compiled, which takes longer: %s; --no-compile asks for no compiler", trouble)
+            log.warning("torch.compile failed, so training is slower: %s; --no-compile skips compilation", trouble)
 
     @property
     def images(self) -> int:

@@ -129,8 +129,8 @@ def _environment() -> Iterator[str]:
     allow_from_autoenv=False,
     expose_value=False,
     callback=_say_version,
-    help="Say the version; with -v all that a report of a bug needs.",
-    more="That is the version of each package, and torch's own report on Python, the system, the devices and how torch was "
+    help="Print the version; with -v all facts for a bug report.",
+    more="These are the version of each package, and torch's own report on Python, the system, the devices and how torch was "
     "built.",
 )
 @option("-v", "--verbose", is_flag=True, is_eager=True, allow_from_autoenv=False, help="Say more, with --version.")
@@ -153,7 +153,7 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(shell: str) -> None:
     """Print a script that completes command lines in SHELL.
 
-    SHELL is bash, zsh or fish. Completed are commands and options, and names of weightings, schedules, predictions,
+    SHELL is bash, zsh or fish. The script completes commands, options, and names of weightings, schedules, predictions,
     presets and samplers.
 
     \b

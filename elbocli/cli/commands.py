@@ -329,7 +329,7 @@ batch_option = option(
     "--batch",
     type=value(int, ge=1, le=10**6),
     default=64,
-    help="Images that a process takes at a time; changes nothing else.",
+    help="Images per process at a time; results don't depend on it.",
 )
 
 seed_option = option("--seed", type=SEED, default=0, help="Seed of images and noise.")
@@ -416,8 +416,8 @@ def guidance_options(function: Any) -> Any:
         "--guide",
         type=PATH,
         metavar="RUN",
-        help="Guide away from this run or checkpoint, which is a worse one (autoguidance).",
-        more="It is of the same images, and of the same classes or none.",
+        help="Guide away from this weaker run or checkpoint (autoguidance).",
+        more="It must know the same images, and the same classes or none.",
     )(function)
     option(
         "--guidance-channels",

@@ -39,8 +39,8 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     classes, which often tells apart what two separate results can't.
 
     Results that were made differently are refused, and the message names the key: another extractor, reference, number of
-    images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
-    itself: of twenty equal pairs, one looks different.
+    images, preprocessing, protocol or option of a metric. Each interval has a confidence of 95 % by itself: of twenty
+    equal pairs, one looks different.
     """
     from elbocli.compare.result import Comparison, Difference, compare_features, compare_results
     from elbocli.evaluate.result import result_of

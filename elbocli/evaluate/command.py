@@ -94,7 +94,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--allow-mismatch",
     is_flag=True,
-    help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
+    help="Accept a reference made in another way, and deviations from --protocol; the result names them.",
 )
 @option("--save-stats", type=Output("statistics"), help="Also save the samples' statistics, for use as --ref.")
 @option(
@@ -134,8 +134,8 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--precision",
     type=click.Choice(PRECISIONS),
     default=STRICT,
-    help="Precision of the extractor; bf16 is faster, and moves FID.",
-    more="fp32 is strict, and what tables have.",
+    help="Precision of the extractor; bf16 is faster, but changes FID.",
+    more="fp32 is strict; published tables use it.",
 )
 @overwrite_option
 @plugin_option

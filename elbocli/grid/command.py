@@ -38,7 +38,7 @@ from elbocli.core.sampling import GRIDS
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
     default="ddpm",
-    help="The sampler that will walk it: NAME, NAME:key=value,… or NAME:PRESET.",
+    help="The sampler to use it with: NAME, NAME:key=value,… or NAME:PRESET.",
 )
 @option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
 @guidance_options
@@ -54,7 +54,7 @@ from elbocli.core.sampling import GRIDS
 @option(
     "--report",
     is_flag=True,
-    help="Print levels, the error of each step and other grids' as one JSON object; write the schedule only to -o.",
+    help="Print levels and errors, also of other grids, as one JSON object; write the schedule only to -o.",
 )
 @weights_option
 @batch_option

@@ -30,9 +30,7 @@ from elbocli.cli.commands import (
     metavar="RUN",
     help="Take the images, logsnr, classes and mirror images that RUN was trained with.",
 )
-@option(
-    "-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Images to look at through noise."
-)
+@option("-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Number of images to denoise.")
 @option(
     "--sample",
     type=value(int, ge=0, le=10**9),
@@ -65,7 +63,7 @@ def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, 
     """Find the least error that any denoiser can have.
 
     It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
-    is trained on these images has a smaller error, and one that comes near has learned them by heart. The result is one
+    is trained on these images has a smaller error, and a network that comes close has memorised them. The result is one
     JSON object: edges of the bins of logsnr, eps_mse (the least squared error of ε for each dimension) and its standard error.
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """

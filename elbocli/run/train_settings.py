@@ -83,12 +83,12 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             preset=False,
         ),
     ] = ""
-    seed: Annotated[int, count("All draws are functions of it.", shown="0", le=LARGEST_SEED)] = 0
+    seed: Annotated[int, count("Seed of all random draws.", shown="0", le=LARGEST_SEED)] = 0
     time_limit: Annotated[
         float,
         about(
             "Save and end after 3h50m, 90s, 1:30:00.",
-            more="The same command goes on. Leave time to start and to save.",
+            more="The same command resumes the run. Leave time to start and to save.",
             ge=0,
             le=1000 * 86400,
             metavar="DURATION",
@@ -111,7 +111,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             shown="sigmoid",
         ),
     ] = "sigmoid"
-    bias: Annotated[Number | None, about("The weighting's parameter bias: 2 is :bias=2.", stored=False)] = None
+    bias: Annotated[Number | None, about("Parameter bias of the weighting; 2 is :bias=2.", stored=False)] = None
     shift: Annotated[
         Shift | None,
         about("Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True),
@@ -208,7 +208,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     micro_batch: Annotated[
         int,
         count(
-            "Images at once in a process; 0 is automatic.",
+            "Images per process at a time; 0 is automatic.",
             more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
             "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
             le=10**6,

@@ -62,8 +62,8 @@ GROUPS = {
 @option(
     "--spacing",
     type=Named("elbocli.core.sampling.SPACINGS"),
-    help="Levels of the schedule that are visited: even, or of timesteps a subset (timesteps) or every k-th (stride).  "
-    "[default: timesteps with t-linear and its like]",
+    help="Levels of the schedule to visit: even, a subset of timesteps (timesteps), or every k-th timestep (stride).  "
+    "[default: even; timesteps for t-linear and similar]",
     more="timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. Without "
     "this option, a diffusers scheduler_config.json is visited at evenly spaced timesteps.",
 )
@@ -120,8 +120,8 @@ GROUPS = {
 @option(
     "--rounding",
     type=Named("elbocli.core.sampling.ROUNDINGS"),
-    help="From a pixel to a level: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; of "
-    "latents, their convention's]",
+    help="Rounding to pixel levels: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; "
+    "for latents, their convention's]",
     more="half-up differs from nearest only in halves; truncate is half a level darker on average, which a FID sees. Latents "
     "of the convention edm2 are truncated. The arithmetic is float32; EDM's is float64.",
 )

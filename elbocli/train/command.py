@@ -61,7 +61,7 @@ GROUPS[KEPT] += ["log_to", "on_checkpoint"]
     help="The run, new or to continue.",
     more="It is a folder, whose path is printed at the end.",
 )
-@option("--overwrite", is_flag=True, help="Begin a run anew whose checkpoints are gone.")
+@option("--overwrite", is_flag=True, help="Begin anew if the run's checkpoints are gone.")
 @option(
     "--config",
     type=PATH,
@@ -130,8 +130,8 @@ def train(
 ) -> None:
     """Train a denoiser on DATA.h5, under any weighting.
 
-    Settings come from options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
-    dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
+    A setting comes from the first of these that has it: options, $ELBO_TRAIN_…, --config, an existing RUN, the preset.
+    The dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one in this folder.
     """
     from elbocli.files.dataset import Dataset
     from elbocli.files.yaml_text import yaml_text

@@ -68,8 +68,8 @@ def weights() -> None:
     It may be the path of a diffusers scheduler_config.json: the loss of its prediction at its timesteps. Or it may be
     schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
 
-    It may also be the folder of a run: the weighting that the run trains with. A learned one ('elbo train --weighting
-    uncertainty') is shown as it is now, and 'elbo weights check RUN' tells how it was.
+    It may also be the folder of a run, for the run's weighting. A learned weighting ('elbo train --weighting uncertainty')
+    is shown as it is now; 'elbo weights check RUN' shows it over the course of training.
     """
 
 
@@ -79,7 +79,7 @@ def weights() -> None:
 @plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:
-    """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
+    """List names with formula, parameters and defaults, whether monotone, and source; with -v, also their aliases.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
     noises, starts, clips, roundings, grids, criteria, averages, extractors or metrics.
@@ -155,8 +155,8 @@ def check(
     --equals, the exit status is 0 if the two weightings are the same up to a constant. The range is limited to the
     noise levels at which the weightings are not zero.
 
-    SPEC may be the folder of a run. Its own range counts then, and a weighting that it learned is judged at its start, its
-    end and up to ten times between them: the exit status is 0 if it never increased at any of them.
+    SPEC may be the folder of a run. The run's own range then applies, and a learned weighting is checked at the start,
+    the end and up to ten steps between: the exit status is 0 if it never increases at any of them.
     """
     from elbocli.core.monotone import likeness
     from elbocli.core.schedule import check_range

@@ -36,7 +36,7 @@ class LeastErrors:
 
     source: [S, D], float64. eps: [S, H, D], float64, H noises per source. logsnr: [S, H, L], rising along L.
     labels: [S], classes of the sources, to sum also the posterior over images of the source's class; or None.
-    unit: scale of the pixel values. Integer levels of 0 to 255 keep all products exact in float64.
+    unit: distance of images that differ by 1 in one value. Integer levels of 0 to 255 keep all products exact in float64.
     """
 
     def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
@@ -137,7 +137,7 @@ def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: We
 def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
     """Return the share of copying: 1 − (excess on the training images) / (excess on new images).
 
-    own, new: excess over the least error of the training images, on training and on new images.
+    own, new: excess on training and on new images over the least error of the training images, whose error both share.
     Returns a dict, or None if the excess on new images is within its error:
     share: 0 for equal errors, 1 for the least possible error on the training images. se: its standard error.
     verdict: a verb phrase.

@@ -50,7 +50,7 @@ class DiffusersUNet(Network):
             import diffusers
 
             make: Any = diffusers.UNet2DModel
-        with quiet(), reading(f"network: diffusers can't make a {UNET} of its settings"):
+        with quiet(), reading(f"network: diffusers can't make a {UNET} from these settings"):
             self.model: Any = make(
                 **parse_json(config.model, "network: model"),
                 sample_size=config.image_size,

@@ -288,7 +288,7 @@ def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | s
     several = tuple(torch.cat([each[:1], each[-1:]]) for each in inputs)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     wrong = f"{path}: torch.export can't make a program of this network for batches of any size"
-    remedy = "; take sizes from the input's shape in its forward, and branch on no value of a tensor"
+    remedy = "; in its forward, read sizes from the input's shape, and don't branch on values of tensors"
     with reading(wrong, remedy, UsageError), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))

@@ -164,7 +164,7 @@ class LevelsConfig(NetworkConfig):
         object.__setattr__(self, "levels", whole)
         if self.image_size < 1 << self.halvings:
             raise UsageError(
-                f"network: it halves the image {self.halvings} times, too often for {self.image_size} pixels; choose "
+                f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} pixels; choose "
                 "another preset, or pack with another --size"
             )
 
@@ -468,8 +468,8 @@ class UNetConfig(AttendedConfig):
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
-                    f"network: a level {level:g} of {self.channels} channels has {exact:g}, which must be a whole number that "
-                    f"groups {self.groups} and heads {heads} divide"
+                    f"network: level {level:g} × {self.channels} makes {exact:g} channels, which must be a whole number, and "
+                    f"divisible by groups ({self.groups}) and heads ({heads}) unless these are 0"
                 )
 
 

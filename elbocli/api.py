@@ -85,9 +85,9 @@ class DiffusionLoss:
     """Weighted diffusion loss of any network, for your own training loop.
 
     Each call draws a time t for every example, noises the example to z = αx + σε at λ(t), calls the network, and returns
-    the terms of the weighted loss, importance-sampled by the schedule:
+    the terms of the weighted loss per dimension, importance-sampled by the schedule:
 
-        L_w = ½ E_t[(w/p)(λ_t) ‖ε − ε̂‖²]
+        L_w/D = ½ E_t[(w/p)(λ_t) ‖ε − ε̂‖²/D]
 
     where w is the weighting and p the density of the schedule. ``elbo train`` minimises the same loss. A SPEC is text as on
     the command line, such as ``"edm:mean=-0.4,std=1"``. An adaptive schedule is uniform in λ until ``adapt`` refits it.
@@ -110,7 +110,7 @@ class DiffusionLoss:
 
     Raises:
         UsageError: for an invalid argument, or a range of λ that the schedule does not cover.
-        FormatError: for an unreadable schedule file.
+        FormatError: for an unreadable file.
 
     Source: Kingma & Gao 2023, arXiv:2303.00848.
 

@@ -107,7 +107,8 @@ def estimate_bound(
     schedule: schedule of the noise levels, from denoiser.low to denoiser.high; changes the variance, not the expectation.
     target_se: continue, with more images first, then with more noise on all images, until the standard error per dimension
     is below this value; None for one pass over the images.
-    gaussian: as for MeasuredNetwork.draw. kept: list to which all draws are appended.
+    gaussian: as for MeasuredNetwork.draw.
+    kept: list to which all draws are appended; None to drop them.
     Raises UsageError for fewer than two images, NonFiniteError.
     """
     low, high, population = denoiser.low, denoiser.high, denoiser.population
@@ -300,7 +301,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch: [B, 2 halves of the draws, 2], E[log q(z₀|x)] − log p(z₀), and ½‖ε‖² minus its expectation."""
+    """Solve the ODE for a batch; return [B, halves, 2]: E[log q(z₀|x)] − log p(z₀), and the control variate ½‖ε‖² − D/2."""
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
     x, labels = denoiser.placed(images)
@@ -428,7 +429,7 @@ def estimate_likelihoods(
         apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
         nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
         whole = math.hypot(se, of.solver, minus.solver)
-        known = whole > ROUNDING * abs(one.nats)  # else the estimates share all draws, and the difference has no chance
+        known = whole > ROUNDING * abs(one.nats)  # else both use the same draws, and their difference has no error
         pairs.append(Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0))
     how = (denoiser.draws, schedule.base) if kept else (0, "")
     return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)

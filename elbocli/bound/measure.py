@@ -111,8 +111,10 @@ class MeasuredNetwork:
     """A network to evaluate, its prediction type, and the range of logsnr.
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W].
-    low, high: range of logsnr. draws: noise levels per image, an even number. seed: seed of levels and noise.
-    precision: name as for Precision. batch: network inputs at a time. name: name in messages.
+    low, high: range of logsnr.
+    precision: fp32, tf32, bf16 or fp16. batch: network inputs at a time.
+    draws: noise levels per image, an even number. seed: seed of levels and noise.
+    name: name in messages.
     population: number of images in the set that the images are chosen from; inf for a distribution.
     total: number of images, for progress messages.
     """

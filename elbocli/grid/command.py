@@ -66,9 +66,9 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     """Find the noise levels for sampling RUN in few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
-    measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For
-    ddpm, and for the other kinds, the run's loss log suffices. Standard error shows the expected error of all steps, on
-    this and on other grids.
+    measures the error of each step along the run's own trajectories, and moves the levels until all steps have equal
+    errors. For ddpm, and for the other kinds, the run's loss log suffices. Standard error shows the expected error of
+    all steps, on this and on other grids.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid

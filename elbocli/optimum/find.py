@@ -83,7 +83,7 @@ class Search:
         """Return the least errors per dimension, and their mean squares by the nearest image, [S, NOISES, kinds · bins].
 
         places: positions in `rows` of the sources. among: positions of the images in the softmax.
-        levels: [S]; relative position of each source's λ within every bin, plus a random offset; evenly spaced over sources.
+        levels: position of each source's λ within every bin, [S] in [0, 1), to which a random offset is added (modulo 1).
         """
         device, count = self.device, len(places)
         noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
@@ -187,7 +187,7 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
 
 
 def open_search(data: Path | None, like: Path | None, *, device: str = "auto", **options: Any) -> Search:
-    """Return the search for a dataset or a run.
+    """Return the Search for the dataset `data`, or for the training images of the run `like`.
 
     like: run whose dataset, training images, range of λ, classes and mirror images are the defaults.
     options: fields of Search, None where not given.

@@ -281,7 +281,7 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run on `data` inherits: no time limit, speed settings, or validation of other data."""
+        """Return the settings that a new run on `data` inherits: all but time limit, speed and, for other images, validation."""
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()

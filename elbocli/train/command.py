@@ -155,7 +155,7 @@ def train(
     with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
         with world.together():
             recorder.check_targets(log_to, out)
-            initial = initial_of(init, known, out) if world.first else None  # one process reads all of its weights
+            initial = initial_of(init, known, out) if world.first else None  # only rank 0 reads the weights
         initial = world.of_first(initial)
         with world.together():
             dataset = Dataset(data or dataset_for(known), latents=True)

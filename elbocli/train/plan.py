@@ -22,7 +22,7 @@ from elbocli.runtime.processes import World
 from elbocli.train.state import split
 
 BATCH = 1_000_003
-"""Images of the counted batch: a prime that divides no weight's size. A tensor whose size it divides grows with the batch."""
+"""Batch size of the counted step: a large prime, so that only tensors with a batch dimension have sizes that it divides."""
 FLOAT = 4
 
 

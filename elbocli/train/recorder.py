@@ -48,7 +48,7 @@ from elbocli.train.step import check
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
 PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
 MOST_ROWS, SOME_ROWS = 10, 8
-"""Most classes for which a preview has a row each; number of rows (sampled classes) when there are more."""
+"""Largest number of classes that previews show in full; number of classes that previews show of more."""
 FIRST_PREVIEW_S = 60.0
 """Seconds of training before the first preview."""
 
@@ -303,7 +303,7 @@ class Validation:
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / (STEP_COST * SHARE))
 
     def due(self, step: int) -> bool:
-        """Return whether to validate after a step: every `every` images, and after the last step."""
+        """Return whether to validate after a step: each time that `self.every` more images are seen, and after the last step."""
         batch = self.settings.batch
         return step >= self.settings.steps or step * batch // self.every > (step - 1) * batch // self.every
 
@@ -427,7 +427,7 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
     """Open the W&B run with the id of this run; a resumed run continues the same W&B run.
 
     W&B's environment variables override the defaults set here; WANDB_MODE=offline keeps everything in the run's folder until
-    `wandb sync`. The x axis is our own `step`, because W&B refuses to log an earlier step of its own counter again.
+    `wandb sync`. The x axis is the key `step`, because W&B's own counter can't go back when a run resumes at an earlier step.
     """
     import wandb
 

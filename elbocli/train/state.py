@@ -216,7 +216,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
-"""fp16 loss scale, grown as by torch.amp.GradScaler. Below LEAST_SCALE, a non-finite gradient is an error, not an overflow."""
+"""Loss scale of fp16: first, least, and steps until it doubles (as in GradScaler). Overflow below the least is an error."""
 
 
 class TrainState:

@@ -78,5 +78,5 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     text, made = make_grid(run, kind, sampler, guidance=guidance_of(options), **options)
     log.info(f"{made.steps} levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
     for name, found in made.grids.items():
-        log.info(f"{name}: error ({made.unit}) {found.summed:.4g} in all steps, {found.largest:.4g} in the worst step")
+        log.info(f"{name}: {made.unit} {found.summed:.4g} in all steps, {found.largest:.4g} in the worst step")
     hand_out(text, out, made.json() if report else None)

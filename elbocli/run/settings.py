@@ -186,7 +186,7 @@ def resolve(
         values["prediction"] = said.get("prediction", initial.settings.prediction)
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
-        raise UsageError(f"--prediction {prediction.spec}: {initial.named} predicts {initial.prediction.spec}")
+        raise UsageError(f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}")
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if data.latents and values["flip"]:

@@ -276,7 +276,7 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if conditional and held.num_classes > trained.num_classes:
         wrong.append("num_classes")
     if wrong:
-        raise UsageError(f"--val {held.path}: {', '.join(wrong)} differ from the training data; pack both alike")
+        raise UsageError(f"--val {held.path}: other {', '.join(wrong)} than the training dataset; pack both alike")
 
 
 class Validation:

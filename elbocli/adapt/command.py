@@ -38,7 +38,9 @@ from elbocli.core.training import CRITERIA
     "--criterion",
     type=click.Choice(list(CRITERIA)),
     default="loss",
-    help="The density follows it: " + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values()) + ".",
+    help="Criterion of the density: "
+    + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
+    + ".",
 )
 @option(
     "--optimum",
@@ -50,7 +52,7 @@ from elbocli.core.training import CRITERIA
     "--data-only",
     type=PATH,
     metavar="FILE",
-    help="Fit to the least error of 'elbo optimum' alone: for data that nothing was trained on yet.",
+    help="Fit to the least error of 'elbo optimum' alone, for data without a trained network.",
 )
 @option("--bins", type=value(int, ge=2, le=2000), help="Merge the log's bins to this many.")
 @schedule_options

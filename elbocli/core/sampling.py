@@ -1,9 +1,7 @@
-"""Choices of a drawing, declared once each: spacings, starts, clips, roundings, noises and grids; and guidance.
+"""Options of sampling: spacings, starts, clips, roundings to pixel levels, noise sources, grids, and guidance.
 
-Roundings: what becomes of a pixel between two of the 256 levels, declared once each.
-
-A range of pixels is (divisor, offset): level p lies at p / divisor + offset. Each rounding is written as its authors
-write it, because another order of the same operations moves numbers that lie within rounding error of a boundary.
+A range of pixels is (divisor, offset): level p of 0 to 255 has the value p / divisor + offset. Each rounding is written as
+its authors write it, because another order of operations changes values within rounding error of a boundary.
 """
 
 from __future__ import annotations
@@ -28,13 +26,13 @@ if TYPE_CHECKING:
 
 
 SPACINGS = Registry("spacing")
-"""(schedule, steps) → the λ of each step, rising: [steps]."""
+"""Spacings: functions (schedule, number of steps) → rising λ of each step, a list."""
 spacing = SPACINGS.declare
 
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
 def even(schedule, steps):
-    """Both ends included; a single step is at t = 1."""
+    """Return λ at equally spaced t, both ends included; a single step is at t = 1."""
     import torch
 
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
@@ -47,7 +45,7 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """A sum of equal parts, rounded, as ADM has it: i (T−1)/(steps−1) in one product would round some halves otherwise."""
+    """Return λ at rounded timesteps, summed up like ADM's: the product i (T−1)/(steps−1) would round some halves differently."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, and {steps} steps were asked for")
@@ -64,31 +62,33 @@ def timesteps(schedule, steps):
     known_as=["ddim"],
 )
 def stride(schedule, steps):
-    """The noisiest of them is not the last timestep, as a rule."""
+    """Return λ at every k-th timestep; the last timestep is usually left out."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
         near = min(counts, key=lambda count: abs(count - steps))
-        raise UsageError(f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; {near} have one")
+        raise UsageError(f"no stride gives {steps} of the {len(levels)} timesteps of {schedule.base}; use {near} steps")
     return levels[:: counts[steps]][::-1]
 
 
 def _levels(schedule):
-    """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
+    """Return the λ of the timesteps in a schedule's range, falling. Raises UsageError for a schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
-        raise UsageError(f"{schedule.base} has no timesteps, which this spacing needs")
+        raise UsageError(
+            f"{schedule.base} has no timesteps, which this spacing needs; choose t-linear, or even spacing"
+        )
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
 
 def usual_spacing(schedule: Schedule) -> Declaration:
-    """The one where no other is asked for: declared schedules of timesteps are walked as their authors did."""
+    """Return the default spacing: `timesteps` for declared schedules of discrete timesteps, as published, else `even`."""
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 
 
 STARTS = Registry("start")
-"""λ of the noisiest level → s, where z = s ε there."""
+"""Starts: functions λ of the noisiest level → s, where sampling starts from z = s ε."""
 start = STARTS.declare
 
 
@@ -106,18 +106,18 @@ UNIT = STARTS["unit"]
 
 
 CLIPS = Registry("clip")
-"""x̂ [B, …] → x̂ within its range."""
+"""Clips: functions x̂ [B, …] → clipped x̂."""
 
 
 @CLIPS.declare("none", formula="x_hat")
 def none(x_hat):
-    """x̂ as it is."""
+    """Return x̂ unchanged."""
     return x_hat
 
 
 @CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
 def static(x_hat):
-    """x̂ cut to [−1, 1]."""
+    """Clip x̂ to [−1, 1]."""
     return x_hat.clamp(-1, 1)
 
 
@@ -129,7 +129,7 @@ def static(x_hat):
     within={"percentile": (0, 100)},
 )
 def dynamic(x_hat, percentile=99.5):
-    """x̂ cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
+    """Clip x̂ to [−s, s] and divide by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
     limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
@@ -137,7 +137,7 @@ def dynamic(x_hat, percentile=99.5):
 
 
 ROUNDINGS = Registry("rounding")
-"""(x, divisor, offset) → numbers that become levels when they are cut to 0 to 255 and what follows the point is dropped."""
+"""Roundings: functions (x, divisor, offset) → values that `to_levels` clamps to 0 to 255 and truncates to whole levels."""
 rounding = ROUNDINGS.declare
 SIGNED = (127.5, -1.0)
 """The range [−1, 1]."""
@@ -169,7 +169,7 @@ NEAREST = ROUNDINGS["nearest"]
 
 
 def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
-    """Pixels [B,C,H,W] of a range → uint8 [B,H,W,C]. span: (divisor, offset) of the range."""
+    """Convert pixels [B,C,H,W] to levels, uint8 [B,H,W,C]. span: (divisor, offset) of the pixels' range."""
     import torch
 
     levels = rounded(x.float(), *span).clamp_(0, 255).to(torch.uint8)
@@ -178,12 +178,14 @@ def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, floa
 
 @dataclass(frozen=True)
 class Guidance:
-    """out = weak + scale · (strong − weak), where low ≤ λ ≤ high; strong elsewhere.
+    """Guidance: out = weak + scale · (strong − weak) for low ≤ λ ≤ high; out = strong elsewhere.
 
-    Weak is the same network without the class (classifier-free), or a worse network (autoguidance). Scale 1 is no
-    guidance, 0 the weak one alone. channels: so many from the first are guided, 0 is all. Every prediction is linear in ε̂ at fixed z, so this is the same for all of them.
+    weak: the output without the class (classifier-free guidance), or of a worse network (autoguidance).
+    scale: 1 is no guidance, 0 the weak output alone.
+    channels: number of leading channels that are guided; 0 is all.
+    Every prediction is linear in ε̂ at fixed z, so guidance is the same for all predictions.
+    Raises UsageError for an empty interval.
     Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
-    Raises UsageError when the interval is empty.
     """
 
     scale: float = 1.0
@@ -198,11 +200,11 @@ class Guidance:
             )
 
     def active(self, logsnr: float) -> bool:
-        """Tell whether the weak output is needed at this λ."""
+        """Tell whether guidance needs the weak output at this λ."""
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
     def combine(self, strong: Tensor, weak: Tensor) -> Tensor:
-        """Both outputs [B, C, …] at the same z and λ → the guided one."""
+        """Return the guided output from both outputs [B, C, …] at the same z and λ."""
         if not self.channels:
             return weak.lerp(strong, self.scale)
         guided = strong.clone()
@@ -212,16 +214,16 @@ class Guidance:
 
 
 NOISES = Registry("noise")
-"""(seed, (H, W, C), number of classes, device) → Noise."""
+"""Noise sources: constructors (seed, (H, W, C), number of classes, device) → Noise."""
 EDM_SEEDS = 1 << 32
 
 
 @NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of a drawing: streams of (seed, purpose, index), or those of others, whose classes follow.
+    """Random numbers of sampling, from streams of (seed, purpose, index). Subclasses reproduce other programs' numbers.
 
-    every_step: as in walk.
+    every_step: as in `samplers.walk`.
     """
 
     seed: int
@@ -232,23 +234,23 @@ class Noise:
 
     @property
     def about(self):
-        """For the record: whatever they depend on beside the seed."""
+        """Facts besides the seed that the numbers depend on, for the record of a sample file."""
         return {}
 
     def seeds(self, n):
-        """A number for each image that tells it from the others, int64 [n]."""
+        """Return a distinct number for each image, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
 
     def classes(self, n):
-        """A random class for each image, int64 [n]."""
+        """Return a random class for each image, int64 [n]."""
         from elbocli.core.streams import random_classes
 
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """The noise of a walk, [len(indices), H, W, C] float32 of any device: called for the k-th time, the k-th of it."""
+        """Return a function whose k-th call returns the k-th noise of a walk, [len(indices), H, W, C], float32."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -261,21 +263,24 @@ class Noise:
 )
 @dataclass(frozen=True)
 class EdmNoise(Noise):
-    """A generator for each image, asked in EDM's order: float32 noise, a class, and noise: float64 if in every step."""
+    """EDM's random numbers: one torch generator per image draws the start noise (float32), a class, then the noise of steps.
+
+    every_step: draw noise in every step, in float64; otherwise only where a step adds noise, in float32.
+    """
 
     every_step: bool = True
 
     @property
     def about(self):
-        """See Noise: torch's generators differ by kind of device."""
+        """See Noise. torch's generators differ between CPU and CUDA."""
         return {"noise_device": self.device.type}
 
     def seeds(self, n):
-        """Those that EDM calls --seeds."""
+        """Return the numbers of EDM's option --seeds."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):
-        """See Noise. Every image's first noise is drawn and dropped, because its class comes after it."""
+        """See Noise. The start noise is drawn and dropped, because the generator draws the class after it."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
@@ -298,7 +303,7 @@ class EdmNoise(Noise):
         return draws().__next__
 
     def _begun(self, index):
-        """z [C,H,W] of an image, its class, and its generator after both. Without classes, none is drawn."""
+        """Return the start noise [C,H,W] of an image, its class (0, not drawn, without classes), and its generator."""
         import torch
 
         height, width, channels = self.shape
@@ -318,9 +323,9 @@ ELBO = NOISES["elbo"]
 
 
 GRIDS = Registry("grid")
-"""(fit, equal) → Schedule, whose levels at even t are the grid.
+"""Grids: functions (fit, equal) → Schedule, whose λ at equally spaced t are the grid.
 
-fit: a weighting → the adaptive schedule of the run's log. equal: → the levels at which all steps of the sampler err alike.
+fit: function weighting → adaptive schedule of the run's log. equal: function () → λ with equal errors of all steps.
 """
 
 
@@ -330,7 +335,7 @@ fit: a weighting → the adaptive schedule of the run's log. equal: → the leve
     source="Stancevic et al. 2025; the adaptive schedule of elbo",
 )
 def entropic(fit, equal):
-    """dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
+    """Return the schedule of equal entropy steps, from dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
     return fit("elbo")
 
 
@@ -340,7 +345,7 @@ def entropic(fit, equal):
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
 def rescaled(fit, equal):
-    """Equal steps of entropy weighted by σ/α, the scale of noise in the data's units."""
+    """Return the schedule of equal steps of entropy weighted by σ/α, the noise level in units of the data."""
     return fit("fm-ot")
 
 
@@ -350,7 +355,7 @@ def rescaled(fit, equal):
     source="along the run's own trajectories; of ddpm by its log",
 )
 def solver(fit, equal):
-    """The levels themselves, rising, to the last bit: a table of so many knots at even t, both ends included."""
+    """Return a tabulated schedule with knots at equally spaced t, which reproduces the levels bit for bit."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule
@@ -361,6 +366,6 @@ def solver(fit, equal):
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
+    """Describe the sampler, steps and guidance scale that a grid is valid for. Ancestral grids don't depend on guidance."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

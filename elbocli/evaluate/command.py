@@ -31,7 +31,7 @@ from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 OPTIONS = {
     own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"
 }
-"""Options of metrics, by their Python names, with the metric of each. Protocols alone set the order of the Inception score."""
+"""Options of metrics by Python name, with their metric; without is_order (of the Inception score), which only protocols set."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -42,7 +42,7 @@ GROUPS = {
 
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Every option that a metric declares."""
+    """Add the options that metrics declare to a command."""
     for name, (_, own) in reversed(OPTIONS.items()):
         kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
         flag = isinstance(own.default, bool)
@@ -94,7 +94,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--allow-mismatch",
     is_flag=True,
-    help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
+    help="Accept a reference made in another way, and deviations from --protocol; the result names them.",
 )
 @option("--save-stats", type=Output("statistics"), help="Also save the samples' statistics, for use as --ref.")
 @option(
@@ -134,8 +134,8 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--precision",
     type=click.Choice(PRECISIONS),
     default=STRICT,
-    help="Precision of the extractor; bf16 is faster, and moves FID.",
-    more="fp32 is strict, and what tables have.",
+    help="Precision of the extractor; bf16 is faster, but changes FID.",
+    more="fp32 is strict; published tables use it.",
 )
 @overwrite_option
 @plugin_option
@@ -152,7 +152,8 @@ def evaluate(
 
     SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
     may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES
-    count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun, processes share the images, except those of a stream.
+    count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun, processes
+    share the images, except those of a stream.
     """
     from elbocli.evaluate import scoring
     from elbocli.evaluate.result import score_card
@@ -175,8 +176,8 @@ def evaluate(
         raise click.UsageError("--held-out goes with --metrics copying")
     sources: Any = samples or (STREAM,)
     if STREAM in sources and len(sources) > 1:
-        raise click.UsageError("a stream can't be one of several; name files")
-    if STREAM in sources:  # which only the first process reads
+        raise click.UsageError("a stream can't be one of several SAMPLES; name files")
+    if STREAM in sources:  # only rank 0 reads the stream
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
     with joined(device) as world:
         result = scoring.run(sources, ref, settings, world)

@@ -38,7 +38,7 @@ from elbocli.core.sampling import GRIDS
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
     default="ddpm",
-    help="The sampler that will walk it: NAME, NAME:key=value,… or NAME:PRESET.",
+    help="The sampler to use it with: NAME, NAME:key=value,… or NAME:PRESET.",
 )
 @option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
 @guidance_options
@@ -54,7 +54,7 @@ from elbocli.core.sampling import GRIDS
 @option(
     "--report",
     is_flag=True,
-    help="Print levels, the error of each step and other grids' as one JSON object; write the schedule only to -o.",
+    help="Print levels and errors, also of other grids, as one JSON object; write the schedule only to -o.",
 )
 @weights_option
 @batch_option
@@ -66,9 +66,9 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     """Find the noise levels for sampling RUN in few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
-    measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For
-    ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what all steps are expected to
-    do wrong, on this and on other grids.
+    measures the error of each step along the run's own trajectories, and moves the levels until all steps have equal
+    errors. For ddpm, and for the other kinds, the run's loss log suffices. Standard error shows the expected error of
+    all steps, on this and on other grids.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid
@@ -78,5 +78,5 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     text, made = make_grid(run, kind, sampler, guidance=guidance_of(options), **options)
     log.info(f"{made.steps} levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
     for name, found in made.grids.items():
-        log.info(f"{name}: {made.unit} {found.summed:.4g} in all steps, {found.largest:.4g} in the worst")
+        log.info(f"{name}: {made.unit} {found.summed:.4g} in all steps, {found.largest:.4g} in the worst step")
     hand_out(text, out, made.json() if report else None)

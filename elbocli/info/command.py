@@ -31,7 +31,7 @@ from elbocli.errors import UsageError
     metavar="FILE.png",
     help="Show images of a dataset or of samples as a picture, by class; - is standard output.",
     more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
-    "picture stands for the lines.",
+    "picture replaces the lines.",
 )
 @scale_option
 @overwrite_option
@@ -39,7 +39,7 @@ from elbocli.errors import UsageError
 def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int | None) -> None:
     """Describe any file of elbo's, and show its images.
 
-    It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
+    FILE is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
     """
     from elbocli.files.grid import write_grid
     from elbocli.images.samples import refuse_terminal

@@ -1,1 +1,1 @@
-"""`elbo optimum`: the least error that any denoiser of a set of images can have; find.py does the search."""
+"""`elbo optimum`: the least error that any denoiser of a set of images can have. find.py computes it."""

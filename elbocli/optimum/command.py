@@ -30,16 +30,14 @@ from elbocli.cli.commands import (
     metavar="RUN",
     help="Take the images, logsnr, classes and mirror images that RUN was trained with.",
 )
-@option(
-    "-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Images to look at through noise."
-)
+@option("-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Number of images to denoise.")
 @option(
     "--sample",
     type=value(int, ge=0, le=10**9),
     metavar="COUNT",
     help="Compare with this many images instead of all; 0 is all.  [default: all if that takes minutes, else an eighth]",
-    more="Each stands for several then, which makes the least error too small where few images matter. Some of the images "
-    "are compared with all, too, and the difference is taken off; the result says how large it was.",
+    more="With fewer images, the least error is too small at levels where few images matter. Therefore some images "
+    "are compared with all, too, and the difference is subtracted; the result has its size.",
 )
 @option(
     "--classes/--no-classes",
@@ -65,7 +63,7 @@ def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, 
     """Find the least error that any denoiser can have.
 
     It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
-    is trained on these images has a smaller error, and one that comes near has learned them by heart. The result is one
+    is trained on these images has a smaller error, and a network that comes close has memorised them. The result is one
     JSON object: edges of the bins of logsnr, eps_mse (the least squared error of ε for each dimension) and its standard error.
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """

@@ -28,7 +28,7 @@ CROP_HELP = (
 
 
 def shard(value: str) -> tuple[int, int]:
-    """I/N, counting from 1. Raises BadParameter."""
+    """Parse I/N, with I counting from 1. Raises BadParameter."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
     index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
@@ -69,7 +69,7 @@ def shard(value: str) -> tuple[int, int]:
     type=PATH,
     metavar="FILE",
     help="Classes of the images: lines of NAME CLASS, CSV, a class a line in the order of the names, or an .npy of "
-    "numbers. Folders are then no classes.",
+    "numbers. Folders are then not classes.",
 )
 @option(
     "--classes",
@@ -97,7 +97,7 @@ def shard(value: str) -> tuple[int, int]:
     "--latent-convention",
     type=click.Choice(list(CONVENTIONS)),
     default="diffusers",
-    help="The way in which a network sees latents z. "
+    help="Scaling of latents z for the network. "
     + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values())
     + ".",
 )

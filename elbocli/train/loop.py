@@ -1,4 +1,4 @@
-"""Train a denoiser under any weighting and schedule, so that nothing is lost when it stops."""
+"""The training loop: from start or checkpoint to the last step, with checkpoints written by a background thread."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
 
 GLANCE_S = 0.5
-"""Seconds to wait for a run's lock, which also those take for a moment who ask whether it is trained."""
+"""Seconds to wait for a run's lock: commands that check whether the run is training also hold it for a moment."""
 GRACE_S, LOOK_S = 5.0, 0.1
-"""Seconds between SIGTERM and SIGKILL for a command of --on-checkpoint, and between two looks whether it has ended."""
+"""Seconds between SIGTERM and SIGKILL for a command of --on-checkpoint, and between checks whether the command has ended."""
 STDERR = 2
 LAUNCHER = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "WORLD_SIZE", "TORCHELASTIC_")
-"""Beginnings of torchrun's variables. A command that had these would wait for other processes."""
+"""Prefixes of torchrun's environment variables. A command of --on-checkpoint with these variables would wait for other ranks."""
 
 
 def run(
@@ -47,12 +47,14 @@ def run(
     log_to: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Train until `steps`, going on where an earlier run of the same settings stopped. A finished run stays as it is.
+    """Train until `steps`, resuming from the newest checkpoint in `out`; a finished run is left unchanged.
 
-    Every process of the world runs this; the first alone writes. command_line: as typed, for config.yaml. on_checkpoint:
-    what to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. overwrite: begin again
-    where checkpoints are gone. Raises UsageError (another run is there), NonFiniteError, Interrupted after a checkpoint,
-    DataError, PeerLost.
+    Every process of the world calls this function; only rank 0 writes.
+    command_line: the command as typed, for config.yaml.
+    on_checkpoint: shell command to run after each checkpoint; '' for none.
+    log_to: targets as for LogTargets.
+    overwrite: begin again although the run's checkpoints are gone.
+    Raises UsageError (the folder holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
     world = world or World(device=choose_device(settings.device))
@@ -81,14 +83,14 @@ def run(
                     lengths = saved.meta.log_bytes or {}
                 elif resolved.initial is not None:
                     state.begin(resolved.initial.weights(resolved.network, resolved.data))
-                del saved  # it holds its files open, also when they are deleted
+                del saved  # a Checkpoint keeps its files open, even after they are deleted
                 if world.first:
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
                 recorder = Recorder(state, out, lengths, log_to)
             hook = CheckpointHook(on_checkpoint if world.first else "", out)
             stack.callback(hook.stop)
-            gc.freeze()  # what lives as long as the run isn't looked at again and again
+            gc.freeze()  # the collector skips objects that live as long as the run
             stack.callback(gc.unfreeze)
             _train(state, out, recorder, status, hook, Ending(signals, settings.time_limit, world.size > 1))
         except BaseException as error:
@@ -100,9 +102,9 @@ def run(
 def _train(
     state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending
 ) -> None:
-    """Train until the last step, or until there is a reason to end. A thread of the first process writes meanwhile.
+    """Train until the last step, a signal or the time limit, while a thread of rank 0 writes checkpoints.
 
-    Raises Interrupted, unless the time limit is the reason.
+    Raises Interrupted on a signal; returns at the time limit.
     """
     settings, world, last_saved = state.settings, state.world, state.steps_done or -1
     writing = Future[object]()
@@ -110,14 +112,14 @@ def _train(
     with ThreadPoolExecutor(1, "elbo-saver") as writer:
 
         def start(write: Callable[[], object]) -> None:
-            """Have the thread write, when what is being written is done. Raises DataError when that failed."""
+            """Start `write` in the thread after the previous write ends. Raises DataError if the previous write failed."""
             nonlocal writing
             if world.first:
                 writing.result()
                 writing = writer.submit(write)
 
         def save() -> None:
-            """Write a checkpoint of this moment."""
+            """Start writing a checkpoint of the current step, unless it is saved already."""
             nonlocal last_saved
             if last_saved == (step := state.steps_done):
                 return
@@ -182,10 +184,10 @@ def _train(
 
 
 class CheckpointHook:
-    """Runs `sh -c command` after a checkpoint, one at a time; '' runs nothing. Failures are warnings.
+    """Runner of --on-checkpoint's shell command, one at a time; '' runs nothing. A failed command is logged as a warning.
 
-    The command has a session of its own, no input, and both outputs on stderr. A checkpoint that comes while the command
-    is busy waits; a newer one takes its place.
+    The command runs in a new session, with no stdin, and with stdout and stderr both on stderr. A checkpoint that is saved
+    while the command is busy waits, and a newer checkpoint replaces the waiting one.
     """
 
     def __init__(self, command: str, run: Path):
@@ -196,14 +198,14 @@ class CheckpointHook:
         self._starting = Lock()
 
     def start(self, checkpoint: Path) -> None:
-        """Run the command for this checkpoint, now or when the one before has ended."""
+        """Run the command for this checkpoint, now or after the current command ends."""
         for job in self._jobs.values():
             job.cancel()
         if self.command:
             self._jobs[checkpoint] = self._thread.submit(self._do, checkpoint)
 
     def held(self) -> list[Path]:
-        """Return the checkpoints that the command uses or waits for, which must not be deleted."""
+        """Return the checkpoints that running or waiting commands need, which must not be deleted."""
         return [path for path, job in self._jobs.items() if not job.done()]
 
     def _do(self, checkpoint: Path) -> None:
@@ -226,7 +228,7 @@ class CheckpointHook:
             log.warning("--on-checkpoint: exit code %d for %s: %s", code, checkpoint.name, command)
 
     def stop(self) -> None:
-        """End the command, with all that it has started."""
+        """End the command's process group, and start no other command."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         with self._starting:
             self.command = ""
@@ -239,7 +241,7 @@ class CheckpointHook:
 
 
 def _introduction(state: TrainState, out: Path) -> str:
-    """Return a sentence on a run in the folder `out`: where it stands, its network, device and objective."""
+    """Return the log line for the start of training: first step, network size, device and objective."""
     settings, start, init = state.settings, state.steps_done, state.resolved.init
     new = f"new run from {init.run}, weights {init.weights}" if init else "new run"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""

@@ -1,1 +1,1 @@
-"""`elbo weights`: weightings listed, shown, checked, plotted."""
+"""`elbo weights`: list, show, check and plot weightings."""

@@ -30,8 +30,8 @@ EXIT = [
     ("2", "Wrong usage or configuration."),
     ("4", "The loss was not finite (train)."),
     (
-        "130, 138, 143",
-        "Interrupted by SIGINT, SIGUSR1 or SIGTERM; train, prep, merge and sample save their work first.",
+        "129, 130, 138, 143",
+        "Interrupted by SIGHUP, SIGINT, SIGUSR1 or SIGTERM; train, prep, merge and sample save their work first.",
     ),
     ("141", "The reader of the output went away."),
 ]

@@ -111,7 +111,7 @@ GROUPS[KEPT] += ["log_to", "on_checkpoint"]
 @option(
     "--dry-run",
     is_flag=True,
-    help="Print the plan, time and memory; then stop.",
+    help="Print the plan, with memory; then stop.",
     more="The plan is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With "
     "--preset and no DATA.h5, the plan is for the data that the preset is made for, if the preset names some.",
 )

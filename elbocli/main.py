@@ -157,9 +157,9 @@ def completion(shell: str) -> None:
     presets and samplers.
 
     \b
-    bash, in ~/.bashrc:               eval "$(elbo completion bash)"
-    zsh, in ~/.zshrc after compinit:  eval "$(elbo completion zsh)"
-    fish:                             elbo completion fish > ~/.config/fish/completions/elbo.fish
+    bash, in ~/.bashrc: eval "$(elbo completion bash)"
+    zsh, in ~/.zshrc after compinit: eval "$(elbo completion zsh)"
+    fish: elbo completion fish > ~/.config/fish/completions/elbo.fish
     """
     from click.shell_completion import get_completion_class
 

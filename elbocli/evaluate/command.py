@@ -81,9 +81,10 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--extractor",
     metavar="NAME|FILE.pt2",
-    help="A name from 'elbo weights list extractors', or a torch.export program: uint8 NCHW to features, or (features, "
-    f"logits).  [default: that of saved features, or {DEFAULT}]",
-    more="; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
+    help="A name from 'elbo weights list extractors', or a torch.export program.  [default: that of saved features, or "
+    f"{DEFAULT}]",
+    more="A program takes uint8 NCHW and gives features, or (features, logits). "
+    + "; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
     + ".  elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
 )
 @option(

@@ -76,8 +76,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about(
             group=RUN,
-            help="Network and settings; or a FILE.yaml.",
-            shown="by size and count",
+            help="Network and settings, or a FILE.yaml.",
+            shown="by size",
             names="elbocli.nn.presets.NAMES",
             metavar="NAME",
             preset=False,
@@ -101,7 +101,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about(
             group="Objective, what is learned",
-            help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
+            help="w(logsnr); see 'elbo weights list'.",
             more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
             "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
             "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
@@ -156,7 +156,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     lr_decay: Annotated[
         str,
         about(
-            "Fall of lr: constant, cosine, linear, rsqrt:ref=STEPS.",
+            "constant, cosine, linear or rsqrt:ref=STEPS.",
             more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
             "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
             "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "

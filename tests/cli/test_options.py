@@ -54,7 +54,7 @@ for line in json.loads(sys.argv[1]):
 assert not {"torch", "numpy", "h5py", "matplotlib", "PIL", "yaml", "jinja2"} & set(sys.modules)
 """
 COMPLETIONS = {
-    "elbo ": sorted(COMMANDS),
+    "elbo ": [*COMMANDS],
     "elbo re": ["report"],
     "elbo weights check ": WEIGHTINGS,
     "elbo weights plot edm ed": ["edm", "edm-monotonic"],

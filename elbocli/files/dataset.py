@@ -166,7 +166,7 @@ class Dataset:
             whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
             if not whole or not 0 <= labels.min() <= labels.max() < limit:
                 raise FormatError(
-                    f"{path}: 'labels' must be {len(self)} integers from 0 to less than {limit}; make the dataset again with 'elbo prep'"
+                    f"{path}: 'labels' must be {len(self)} integers in [0, {limit}); pack the images again"
                 )
             self.labels: np.ndarray = labels.astype(np.int64)
             self.num_classes = classes or int(self.labels.max()) + 1
@@ -177,9 +177,7 @@ class Dataset:
         """Return the array `name` of the file. Raises FormatError if it is missing, or is a link (perhaps to another file)."""
         member = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
         if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
-            raise FormatError(
-                f"{self.path}: array {name!r} is missing or a link, which is not followed; make the dataset again with 'elbo prep'"
-            )
+            raise FormatError(f"{self.path}: array {name!r} is missing or a link; pack the images again")
         return member
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
@@ -196,9 +194,7 @@ class Dataset:
                 if len(ends) > 1 and ends[0] == 0 and ends[-1] == size and (np.diff(ends) > 0).all():
                     return len(ends) - 1, about.image_size, about.image_size, about.channels
         found = f"{self.kind!r} is {block.dtype} {block.shape}"
-        raise FormatError(
-            f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; make it again with 'elbo prep'"
-        )
+        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack them again")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -341,7 +337,7 @@ def find_dataset(folder: Path) -> Path:
             found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
         raise DataError(
-            f"{len(found)} datasets here; give the path of a dataset, set ELBO_DATA to its path, or make one with 'elbo prep SRC OUT.h5'"
+            f"{len(found)} datasets here; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
         )
     return found[0]
 
@@ -489,9 +485,7 @@ class Resumable:
         for column in self._columns:
             column.resume(0)
         self.journal.unlink()
-        log.warning(
-            f"{self.partial}: its rows are damaged or were made with other settings; all rows are written again"
-        )
+        log.warning(f"{self.partial}: damaged, or made with other settings; all rows are written again")
 
     def discard(self) -> None:
         """Remove the unfinished file and its journal."""

@@ -137,9 +137,7 @@ class Layout(Record, frozen=True):
         width, height = self.size
         if width * height > LARGEST_PICTURE:
             remedy = "use a smaller --scale, fewer images, or write a folder, .npy, .npz or .h5"
-            raise UsageError(
-                f"{where}: a grid of {width} x {height} pixels is too large for a picture of at most 89 million pixels; {remedy}"
-            )
+            raise UsageError(f"{where}: a grid of {width} x {height} pixels is too large for a picture; {remedy}")
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
@@ -165,9 +163,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     held = sorted(each for group in layout.groups for each in group.images)
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
-        raise FormatError(
-            f"{what}: {len(held)} images in {layout.size} pixels, but the picture has {size}; draw it again"
-        )
+        raise FormatError(f"{what}: {len(held)} images in {layout.size} pixels, but the picture has {size}")
     return layout
 
 

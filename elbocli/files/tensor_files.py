@@ -66,7 +66,7 @@ def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
             return torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise FormatError(
-                f"{what}: refused: the file holds more than tensors, and loading it could run code; save only tensors in it"
+                f"{what}: refused: holds more than tensors, so loading could run code; save only tensors"
             ) from error
 
 
@@ -128,9 +128,7 @@ def check_average(path: Path) -> None:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != read_about(path)[1]:
-        raise FormatError(
-            f"{path}: damaged: its tensors differ from the digest in the file; make it again with 'elbo ema'"
-        )
+        raise FormatError(f"{path}: damaged: tensors differ from the file's digest; make it again with 'elbo ema'")
 
 
 def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:

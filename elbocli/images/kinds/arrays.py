@@ -63,12 +63,12 @@ class StreamRows:
 
 @source("npy", magic=b"\x93NUMPY")
 def open_npy(path: Path) -> Images:
-    """Open a .npy. Raises FormatError if it holds no images."""
+    """Open a .npy file of images. Raises FormatError if the array is not uint8 images."""
     return images_of_array(npy_rows(path))
 
 
 def npy_rows(path: Path) -> np.ndarray:
-    """Map the rows of a .npy into memory. Raises FormatError if it holds no images or is truncated."""
+    """Map a .npy file of images into memory. Raises FormatError if the array is not uint8 images, or the file is truncated."""
     with reading(path), open_file(path) as file:
         shape = read_header(file, str(path))
         return np.memmap(path, np.uint8, "r", file.tell(), shape)

@@ -84,7 +84,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> FeatureMoments:
-        """Compute the moments of features [N, D], N > 0."""
+        """Return the moments of features [N, D], N > 0."""
         features = features.astype(np.float64)
         mu = features.mean(0)
         features -= mu
@@ -185,7 +185,10 @@ class PairedMoments:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """Mean [C] over n images. between: [C, C], covariance of the true values of images. noise: [C, C], of their errors."""
+    """Mean [C] of a vector over n images, and what its error consists of.
+
+    between: [C, C], covariance of the true vectors of images. noise: [C, C], covariance of the errors of their estimates.
+    """
 
     n: int
     mean: np.ndarray
@@ -194,7 +197,7 @@ class PairedEstimate:
 
     @staticmethod
     def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
-        """Combine several rounds of draws on the same images."""
+        """Average the estimates of several independent rounds of draws on the same images."""
         mean, between, noise = (
             np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise")
         )
@@ -205,14 +208,16 @@ class PairedEstimate:
         return float(self.mean @ of)
 
     def noise_se(self, of: np.ndarray) -> float:
-        """Return the standard error due to the noise alone: the spread over seeds on the same images."""
+        """Return the standard error of `value` due to the noise alone, which is its spread over seeds on the same images."""
         return float(np.sqrt(of @ self.noise @ of / self.n))
 
     def se(self, of: np.ndarray, population: float) -> float:
-        """Return the standard error of the mean over a population of that many images (inf: a distribution).
+        """Return the standard error of `value` as an estimate for all images of a population.
 
-        Images are drawn without replacement, so the choice of images adds no error if all were drawn.
-        Source: Cochran 1977, Sampling Techniques, eq. 2.20.
+        of: coefficients [C]. population: number of images that the n images were drawn from; inf for a distribution.
+
+            Images are drawn without replacement, so the choice of images adds no error if all were drawn.
+            Source: Cochran 1977, Sampling Techniques, eq. 2.20.
         """
         chosen = max(0.0, float(of @ self.between @ of)) * (1 - self.n / population)
         return float(np.sqrt((chosen + of @ self.noise @ of) / self.n))
@@ -281,7 +286,7 @@ class Gaussian(Protocol):
 def root(sigma: np.ndarray) -> np.ndarray:
     """Return A [D, rank] with A Aᵀ = sigma, by pivoted Cholesky decomposition, which stops at the rank of sigma.
 
-    So singular covariances, of fewer images than features, are no special case, and their null space adds no √(rounding).
+    So a singular covariance, from fewer images than features, is no special case, and its null space adds no rounding error.
     """
     from scipy.linalg.lapack import dpstrf
 

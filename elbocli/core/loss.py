@@ -34,7 +34,7 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a step for each example: alpha to c_in broadcast over images, [B, 1, 1, 1]; the others are [B]."""
+    """Coefficients (see prediction.Coefficients) of a step: alpha to c_in broadcast over images, [B, 1, 1, 1]; others [B]."""
 
     alpha: Tensor
     sigma: Tensor
@@ -98,7 +98,7 @@ def denoising_losses(
     """Noise x to z = αx + σε, call the network, and return the weighted loss of each example.
 
     Training, validation and bounds all use this function.
-    x, eps: [B, …].
+    x, eps: [B, …], data and noise. labels: passed to the network unchanged.
     logsnr, send: as in `step_coefficients`.
     Raises UsageError for an output of another shape.
     """

@@ -117,7 +117,7 @@ def _short(value: float) -> str:
 
 
 def parse_average(text: str | float) -> Average:
-    """Return the average of a SPEC (`0.9999`, `halflife:images=50e6`) or of a file name (`ema-0.9999`). Raises UsageError."""
+    """Return the average with a SPEC (`0.9999`, `halflife:images=50e6`) or file name (`ema-0.9999`). Raises UsageError."""
     words = str(text).strip()
     if words.startswith(PREFIX):
         return _of_name(words)
@@ -139,13 +139,13 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the full SPEC of one average or of several. Raises UsageError for none, an unknown or a repeated average."""
+    """Return the full SPECs of one average or several. Raises UsageError for no average, or an unknown or repeated one."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
     averages = {(average := parse_average(item)).name: average.spec for item in items}
     if len(averages) < len(items):
-        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice")
+        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice; give it once")
     return tuple(averages.values())
 
 
@@ -228,7 +228,7 @@ def excess(mean, second, least):
 
 
 OF_ERRORS = tuple(name for name in CRITERIA if name != "excess")
-"""Names of the criteria that need only the loss log."""
+"""Names of the criteria that need only the loss log, and not the least possible error."""
 
 
 RIDGE = 1e-10

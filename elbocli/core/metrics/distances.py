@@ -161,7 +161,7 @@ ORDERS = ("shuffled", "given")
     needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),
     options=[
-        Option("splits", 10, "Of the Inception score."),
+        Option("splits", 10, "Splits of the Inception score."),
         Option("is_order", "shuffled", "Order of the images in --splits.", choices=ORDERS),
     ],
     few="the Inception score is biased downwards",

@@ -55,7 +55,7 @@ WARN, REFUSE = 0.1, 0.5
 """Residuals above which elbo warns, and refuses. For weights on a random walk, the error of the average is 3 % of its distance
 from the last weights at .09, and 24 % at .3 (tests/core/test_posthoc.py).
 """
-REMEDY = "take an std between those stored and .2, or train with a smaller --snapshot-every"
+REMEDY = "choose --std between the stored averages' and .2, or train with a smaller --snapshot-every"
 
 
 def make_average(path: Path, std: float, out: Path, at: int | None = None, command: str = "") -> dict[str, Any]:
@@ -95,7 +95,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:
-        off = f"{path}: {target.spec} of these snapshots is off by {100 * solution.residual:.0f} %; {REMEDY}"
+        off = f"{path}: {target.spec} from these snapshots has an error of {100 * solution.residual:.0f} %; {REMEDY}"
         if solution.residual > REFUSE:
             raise DataError(off)
         log.warning(off)

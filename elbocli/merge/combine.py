@@ -21,7 +21,7 @@ from elbocli.runtime.progress import log, progress
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
 WRITTEN |= {"shard", "shard_of"}
 OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
-"""Attributes that may differ between parts of one dataset; all others describe how it was made."""
+"""Attributes that may differ between parts of one dataset. All others describe how the dataset was made, and must agree."""
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
@@ -31,7 +31,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     damaged, the disk is full; FormatError: a part is not a dataset.
     """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("a part is named twice; name each part once")
+        raise UsageError("one of the parts is named twice; name each part once")
     parts = in_order([open_part(path) for path in paths])
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]

@@ -53,7 +53,7 @@ def presets() -> None:
 def list_(as_json: bool) -> None:
     """List presets: the images, the device, the network and the length of training that each is for.
 
-    Training chooses a preset for images of these sizes, if there are at least so many; '-' is never.
+    Training chooses a preset for images of SIZES, if there are at least LEAST IMAGES of them; '-' is never.
     """
     from elbocli.nn.presets import NAMES
 

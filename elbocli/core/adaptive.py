@@ -60,9 +60,7 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 def roughness(at: Tensor, bend: float) -> Tensor:
     """Return the penalty matrix K [B, B] with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ, for any spacing of λ.
 
-    at: [B], float64, rising λ. bend: one of BENDS.
-
-    The second term keeps the curve flat far from any observation.
+    at: [B], float64, rising λ. bend: one of BENDS. The second term keeps the curve flat far from any observation.
     """
     step = at.diff()
     slope = torch.eye(len(at), dtype=torch.float64).diff(dim=0) / step[:, None]
@@ -283,7 +281,7 @@ def loss_variance(
     """Return the relative variance Var/L² per example of the loss estimate under p(λ), for (independent, low-discrepancy) t.
 
     With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t give ∫ w² Var[e]/p / (∫ w E[e])²
-    plus the integration error of a comb of `batch` times, which is zero for None, the limit of large batches.
+    plus the integration error of `batch` equally spaced times; batch None is the limit of large batches, without it.
     Both variances are infinite if p is zero where w is not.
     """
     known = moments.filled()

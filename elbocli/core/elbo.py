@@ -225,7 +225,7 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return c² in each principal direction [B, K], and its sum over the other directions [B]."""
+        """Return x's squared deviation from the mean: in each principal direction [B, K], and summed over the others [B]."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)

@@ -24,9 +24,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of the share right/n of independent trials, and the ends of Wilson's 95 % interval, which
-    has a positive width even if all trials agree.
-    """
+    """Return the standard error of a share right/n of independent trials, and Wilson's 95 % interval, never of width 0."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -176,7 +174,7 @@ class PairedMoments:
     def estimate(self) -> PairedEstimate:
         """Return the estimate from the images so far. Raises UsageError for fewer than two images."""
         if self.n < 2:
-            raise UsageError("a standard error needs at least two images")
+            raise UsageError(f"a standard error needs at least two images, found {self.n}; give more")
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
@@ -185,7 +183,7 @@ class PairedMoments:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """Mean [C] of a vector over n images, and what its error consists of.
+    """Mean [C] of a vector over n images, and the two sources of its error.
 
     between: [C, C], covariance of the true vectors of images. noise: [C, C], covariance of the errors of their estimates.
     """
@@ -215,9 +213,8 @@ class PairedEstimate:
         """Return the standard error of `value` as an estimate for all images of a population.
 
         of: coefficients [C]. population: number of images that the n images were drawn from; inf for a distribution.
-
-            Images are drawn without replacement, so the choice of images adds no error if all were drawn.
-            Source: Cochran 1977, Sampling Techniques, eq. 2.20.
+        Images are drawn without replacement, so the choice of images adds no error if all were drawn.
+        Source: Cochran 1977, Sampling Techniques, eq. 2.20.
         """
         chosen = max(0.0, float(of @ self.between @ of)) * (1 - self.n / population)
         return float(np.sqrt((chosen + of @ self.noise @ of) / self.n))
@@ -316,7 +313,7 @@ ROWS = 4096
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return the influence of each of the features [N, D] on their Fréchet distance from the reference: [N], mean zero.
+    """Return the influence [N] of each image on the Fréchet distance of features [N, D] from the reference; its mean is zero.
 
     own: moments of the features.
     The influence is the derivative of the distance with respect to an image's weight. With c = x − μ and the optimal map

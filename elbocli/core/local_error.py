@@ -26,7 +26,7 @@ StepErrors = Callable[[list[float]], list[float]]
 
 
 def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
-    """Return dz/dλ of the probability-flow ODE."""
+    """Return dz/dλ of the probability-flow ODE at z, given the denoiser's x̂."""
     alpha = alpha_sigma(logsnr)[0]
     return (x_hat - alpha * z).mul_(0.5 * alpha)
 
@@ -91,7 +91,7 @@ class FineSolution:
 
         The weight estimates how an error grows until the data: weight 1 fits z = αx + σε, whose spread stays about 1, and 1/α
         fits y = z/α. Their geometric mean gave the smallest final errors on mixtures with exact denoisers;
-        docs/measurements.md compares it, also with the measured growth.
+        docs/measurements.md compares these weights, and weights by the measured growth.
         """
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]

@@ -135,8 +135,7 @@ class Likeness(NamedTuple):
 def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
     """Compare two non-negative functions up to a factor, on a fine grid of [low, high].
 
-    The best scale minimises the largest |log(f/(scale · g))|. If only one function is zero at some λ, the deviation is
-    infinite.
+    The best scale minimises the largest |log(f/(scale · g))|. If only one function is zero at some λ, the deviation is infinite.
     """
     import torch
 

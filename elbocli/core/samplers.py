@@ -253,7 +253,7 @@ def parse_sampler(text: str) -> Sampler:
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
-    """Return the grid of a walk: the λ of `steps` steps, rising, then inf for clean data.
+    """Return the noise levels of a walk: the λ at which `steps` steps start, rising, then inf for clean data.
 
     spacing: one of SPACINGS; None for the default. Raises UsageError if the schedule has too few timesteps.
     """
@@ -275,7 +275,7 @@ def walk(
 ) -> Tensor:
     """Walk from noise z [B, …] at grid[0] to data at grid[-1], and return the data.
 
-    grid: rising λ; inf is clean data. denoise: with variance if the sampler is `learned`. noise: draws noise of the shape of z.
+    grid: rising λ; inf is clean data. denoise: a DenoiseWithVariance for `learned` samplers. noise: draws noise like z.
     every_step: draw noise once in every step, even in steps that add none, as EDM does.
     """
     last = None

@@ -45,7 +45,7 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return λ at even timesteps, rounded. Their positions are running sums, as in ADM: products would round some differently."""
+    """Return λ at equally spaced timesteps, rounded from running sums as in ADM: products would round some differently."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(
@@ -171,7 +171,7 @@ NEAREST = ROUNDINGS["nearest"]
 
 
 def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
-    """Convert pixels [B,C,H,W] to levels, uint8 [B,H,W,C]. rounded: a rounding. span: (divisor, offset) of the pixels."""
+    """Convert pixels [B,C,H,W] to levels, uint8 [B,H,W,C]. rounded: one of ROUNDINGS. span: (divisor, offset) of pixels."""
     import torch
 
     levels = rounded(x.float(), *span).clamp_(0, 255).to(torch.uint8)
@@ -252,7 +252,7 @@ class Noise:
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function whose calls draw a walk's noises for images `indices` in turn, [len(indices), H, W, C], float32."""
+        """Return a function whose k-th call returns the k-th noise of a sampling walk, [len(indices), H, W, C], float32."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)

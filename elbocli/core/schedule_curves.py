@@ -57,7 +57,7 @@ def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     """Return λ after each timestep i, from ᾱ_i = Π(1 − β_j).
 
     beta: [T], float64.
-    snr_scale: divides the signal-to-noise ratio.
+    snr_scale: number by which the signal-to-noise ratio is divided.
     zero_terminal: whether to rescale √ᾱ linearly, afterwards, so that its last value is 0 (λ = −∞) and its first stays.
     Raises UsageError unless all β lie within (0, 1).
     Source: Lin et al. 2023, algorithm 1, for zero_terminal.
@@ -377,7 +377,9 @@ class Interpolated:
     def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
-            raise UsageError(f"interpolated: low must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
+            raise UsageError(
+                f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises"
+            )
 
     def _cosine(self, logsnr):
         """Return u at each λ, by bisection and two Newton steps; autograd differentiates the last step only."""
@@ -423,7 +425,7 @@ class Uniform:
 
 
 TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
-"""Bounds of `count`, the number of timesteps. Their curves are smooth; samplers visit the timesteps by default."""
+"""Bounds of `count`, the number of timesteps. The curves are smooth between timesteps; samplers use timesteps by default."""
 
 
 @schedule(

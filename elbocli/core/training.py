@@ -34,7 +34,7 @@ BARE, STORED = "decay", "power"
 """Name of the average that a bare number means, and of the average whose snapshots `elbo ema` can combine."""
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
-"""Largest relative standard deviation of a profile, at γ = 0: a wider profile would weight old weights more than new ones."""
+"""Largest relative standard deviation of a profile t^γ, at γ = 0: a wider one would weight old weights more than new ones."""
 
 
 @AVERAGES.declare(
@@ -88,7 +88,7 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """Average of the weights with its parameters. stored: whether `elbo ema` can combine its snapshots."""
+    """Kind of average of the weights, with its parameters. stored: whether `elbo ema` can combine its snapshots."""
 
     def __init__(self, declared: Declaration):
         self.declared, self.beta, self.params = declared, declared, declared.params
@@ -198,7 +198,7 @@ def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declarat
 
 
 CRITERIA = Registry("criterion")
-"""Criteria: functions (E e, E e², least error e* or None) → score; the fitted density is proportional to w × score."""
+"""Criteria: functions (mean error, mean square, least possible error or None) → score; the fitted density is ∝ w × score."""
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")

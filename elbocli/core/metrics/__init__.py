@@ -44,9 +44,7 @@ BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
 
 
 class Role(Enum):
-    """Role of a number: a result, or the standard error, spread over parts, limit at infinitely many images, or confidence
-    interval of a result.
-    """
+    """Role of a number: a result, or a result's standard error, spread over parts, limit for infinitely many images, interval."""
 
     NUMBER = ""
     ERROR = "standard error"

@@ -32,7 +32,7 @@ class Extractor(NamedTuple):
 
     weights_sha256: digest of the weights, to check that scores are comparable. channels: number of image channels; 0: any.
     spatial: submodule whose output [B,C,H,W] has the spatial features, or None. precision: one of PRECISIONS; the caller
-    sets torch's switches.
+    sets torch's switches for TF32 and autocast to match.
     """
 
     name: str

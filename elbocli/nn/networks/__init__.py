@@ -71,7 +71,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. Weights by class have the classes' rows first."""
+        """Return the config for another number of classes. In weights with a row per class, classes come first."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -91,7 +91,7 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config, bound to the folder that it was read from, where the files lie that it may name."""
+        """Return the config for reading the files that it names, if any, from `folder`, where the config's own file lies."""
         return self
 
 
@@ -115,9 +115,8 @@ class Network(nn.Module):
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
         """Project the weights onto the network's constraints, in place, after an update. Most networks have none.
 
-        weights: by name, complete or this rank's shard along the first dimension, without gradients. left_out: scalar tensor
-        on their device, true if the update was skipped; then the weights must not change. Averages are updated before this
-        call.
+        weights: by name, complete or this rank's shard along the first dimension, without gradients. left_out: scalar tensor on
+        their device, true if the update was skipped; then the weights must not change. Averages are updated before this call.
         """
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -110,7 +110,7 @@ class Autoencoder:
             raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3; choose one for RGB images")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return the latent space under a convention of CONVENTIONS. Raises UsageError if the autoencoder doesn't fit it."""
+        """Return the latent space with a scaling of CONVENTIONS. Raises UsageError if the scaling doesn't fit."""
         with reading(self.folder / CONFIG, kind=UsageError):
             return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 

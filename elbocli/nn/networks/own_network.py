@@ -130,7 +130,7 @@ class ProgramConfig(OwnConfig):
             raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
 
     def beside(self, folder: Path) -> Self:
-        """Return the config, bound to the folder that it was read from, where the program lies."""
+        """Return the config for reading the program from `folder`, where the config's own file lies."""
         return replace(self, folder=str(folder))
 
 

@@ -156,7 +156,7 @@ POSITION_STD = 0.02
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """Config of a U-ViT. The last level is the transformer: `depth` blocks with `heads` heads, and the only one with dropout.
+    """Config of a U-ViT. The last level is the transformer: `depth` blocks with `heads` heads, and dropout in these only.
 
     embedding: width of the conditioning. patching: a key of PATCHINGS. Raises UsageError if the image is too small for the
     levels, or heads don't divide the width.

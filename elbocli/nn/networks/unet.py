@@ -346,7 +346,7 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """Apply a linear layer to an embedding of λ in at least float32; on CUDA in float64.
 
     Neither bf16 nor TF32 has enough digits to separate neighbouring λ. CUDA may use TF32 for float32, but not for float64.
-    Sharded weights arrive in the lower precision.
+    FSDP may hand over sharded weights in a lower precision.
     """
     kept = torch.promote_types(weight.dtype, torch.float32)
     wide = torch.float64 if x.is_cuda else kept
@@ -375,7 +375,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
 
 def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Compute self-attention over pixels: queries, keys and values [B, 3C, H, W] → [B, C, H, W]. normed: acts on them first."""
+    """Compute self-attention over pixels: qkv [B, 3C, H, W] → [B, C, H, W]. normed: applied to queries, keys and values."""
     batch, channels, height, width = qkv.shape
     # Flash attention needs a pixel's channels contiguous; with sharded weights they are not.
     qkv = qkv.contiguous(memory_format=torch.channels_last)

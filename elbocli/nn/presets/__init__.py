@@ -24,7 +24,7 @@ Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
-    """Data that a preset was made for. image_size: side in pixels, or of latents. images: number of images."""
+    """Data that a preset was made for. image_size: side in pixels, or of latents. classes: 1 means unconditional."""
 
     image_size: Least1
     channels: Least1

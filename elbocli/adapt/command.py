@@ -1,4 +1,4 @@
-"""`elbo adapt`."""
+"""Command line of `elbo adapt`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""`elbo bound`."""
+"""Command line of `elbo bound`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any

@@ -61,14 +61,14 @@ def about(help: str, **said: Any) -> Meta:
 
 
 def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
-    """Return the declaration of an integer setting with bounds; other arguments as for `about`."""
+    """Return the declaration of an integer setting between `ge` and `le`. help, said: as for `about`."""
     return about(help, ge=ge, le=le, **said)
 
 
 class TrainSettings(Struct, frozen=True, kw_only=True):
     """Training settings of a run.
 
-    Settings with `stored=False`, such as `bias`, are None after `resolve`, which merges them into others.
+    Settings with `stored=False`, such as `bias`, refine other settings; `resolve` merges them into those and sets them to None.
     Raises UsageError for settings that contradict each other.
     """
 
@@ -257,7 +257,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
                 "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
             )
         if self.micro_batch > self.batch:
-            raise UsageError(f"micro-batch is {self.micro_batch}; it must be at most the batch, {self.batch}")
+            raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most the batch, {self.batch}")
 
     def stored(self) -> dict[str, Any]:
         """Return the settings by name, as config.yaml stores them."""
@@ -266,7 +266,10 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
 
 class Setting(NamedTuple):
-    """A setting: heading in the help, annotated type, type without None and bounds, and declaration."""
+    """A training setting.
+
+    group: heading in the help. hint: type with its bounds. kind: type without None and bounds. meta: declaration by `about`.
+    """
 
     group: str
     hint: Any
@@ -308,7 +311,7 @@ def convert_text(value: Any, hint: Any) -> Any:
 
 
 def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Return settings by name, converted to their types. Raises UsageError for an unknown name or a bad value."""
+    """Return settings by name, converted to their types. known: allowed names. Raises UsageError (unknown name, bad value)."""
     found = {}
     for name, value in values.items():
         if name not in known:

@@ -88,7 +88,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
     last, _, last_file = parts[-1]
     if at not in (None, last.step):
-        raise UsageError(f"--at {at}: no snapshot there; the last one before is of step {last.step} ({last.path})")
+        raise UsageError(f"--at {at}: no snapshot there; choose {last.step}, the last before it ({last.path})")
     layout = last_file.layout
     if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
         raise FormatError(f"{strange[0]}: its network differs from that of {last.path}")

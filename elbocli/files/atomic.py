@@ -86,7 +86,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
-    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock, OSError if `path` can't be opened."""
+    """Lock a file or folder during the block. Raises BlockingIOError if another process holds it, OSError if `path` can't be opened."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         lock(handle)
@@ -96,10 +96,10 @@ def _hold(path: Path) -> Iterator[None]:
 
 
 def replace(aside: Path, path: Path) -> None:
-    """Rename the temporary file `aside` to `path`, and flush the folder to disk. Raises DataError if `path` is a pipe or device."""
+    """Rename `aside`, a temporary file or folder, to `path` and flush to disk. Raises DataError if `path` is a pipe or device."""
     with writing(path):
         if special(path):
-            raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files")
+            raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
         os.replace(aside, path)
         flush_folder(path.parent)
 

@@ -190,7 +190,7 @@ def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
 
 
 class Seal(Record, frozen=True):
-    """Size in bytes and sha256 of a file."""
+    """Size in bytes and sha256 of a file, by which damage is detected."""
 
     bytes: Count
     sha256: str
@@ -253,7 +253,7 @@ class Checkpoint:
         from elbocli.files.tensor_files import load
 
         if name not in self.names:
-            raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
+            raise FormatError(f"{self.path}: holds no weights {name}; choose from {', '.join(self.names)}")
         return load(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     verify: compare the digest of every file; otherwise only its size.
     Raises FormatError if it is damaged or from another run, DataError if this user may not read it.
     """
-    with reading(f"{path}: not whole"):
+    with reading(f"{path}: not a complete checkpoint"):
         content = read_json(path / META)
         kind = SnapshotMeta if content.get("format") == SnapshotMeta.head()["format"] else CheckpointMeta
         meta = kind.of(content, path / META)

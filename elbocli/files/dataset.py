@@ -117,7 +117,7 @@ class BlockLayout:
 
 
 class Encoding(NamedTuple):
-    """A lossless image format. claim: usual size relative to raw pixels, for allocating disk space. options: of Pillow's `save`."""
+    """A lossless image format. claim: usual size relative to raw pixels, to allocate disk space. options: of Pillow's `save`."""
 
     claim: float
     options: dict[str, Any]
@@ -194,7 +194,7 @@ class Dataset:
                 if len(ends) > 1 and ends[0] == 0 and ends[-1] == size and (np.diff(ends) > 0).all():
                     return len(ends) - 1, about.image_size, about.image_size, about.channels
         found = f"{self.kind!r} is {block.dtype} {block.shape}"
-        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack them again")
+        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack the images again")
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Facts about a convention. input: the autoencoder's pixel range, a key of INPUTS. rounding: of decoded pixels, see ROUNDINGS."""
+    """Facts about a convention. input: the autoencoder's pixel range, in INPUTS. rounding: of decoded pixels, in ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"

@@ -92,7 +92,7 @@ class LossLogRow(Record, frozen=True):
 
 
 def text_line(record: Record) -> str:
-    """Return a record as a line of a log."""
+    """Return a record as one line of JSON, with its line feed."""
     return json.dumps(record.json()) + "\n"
 
 
@@ -253,7 +253,8 @@ class Optimum(Record, frozen=True, kw_only=True):
     classes: number of classes, for a denoiser that is given the class; 0 otherwise.
     label_dropout: fraction of a run's training images whose class was hidden from the network.
     without_class: least error where the class is hidden.
-    nats: ½∫e* dλ over the edges' range, with the least error e*; equal to log_images, ln(images), if the range is wide enough.
+    nats: ½∫e* dλ over the edges' range, with the least error e*; equal to log_images if the range covers the whole integral.
+    log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number of images in the set, including mirror images if `flip`.
     sources, draws: number of images to which noise was added, and draws of noise for each.
     about: further facts.
@@ -292,7 +293,7 @@ class Optimum(Record, frozen=True, kw_only=True):
             raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, one per bin")
 
     def text(self) -> str:
-        """Return the content of the file."""
+        """Return the optimum as JSON text, the content of its file."""
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
 
     def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
@@ -307,7 +308,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         if float(edges[0]) < own[0] - slack or float(edges[-1]) > own[-1] + slack:
             raise UsageError(
                 f"the optimum covers logsnr {own[0]:g} to {own[-1]:g}, and {edges[0]:g} to {edges[-1]:g} is needed; "
-                f"compute the optimum again with --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
+                f"compute it again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
             )
         curves = torch.tensor([self.eps_mse, self.eps_mse_se], dtype=torch.float64)
         if training and (other := self.without_class) is not None:

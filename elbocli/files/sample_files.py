@@ -123,10 +123,10 @@ class FileSink:
         self.done = self._file.rows
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Complete the file and rename it. look: function to call after each PNG of a folder, which may raise to stop. Raises DataError."""
+        """Complete the file and rename it. look: called after each PNG of a folder; may raise to stop. Raises DataError."""
         file, header, out = self._file, self._header, self._file.out
         if self.done != header.shape[0]:
-            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}")
+            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}; run it again")
         with writing(out):
             if isinstance(file, DatasetWriter):
                 _finish_dataset(file, header)

@@ -1,8 +1,8 @@
 """Noise levels from files: fitted schedules (elbo-schedule, YAML), and diffusers' scheduler_config.json.
 
-A scheduler_config.json also defines a weighting: the mean squared error of its network's output, at its timesteps. Only settings of training are
-read; the spacing or rescaling of a sampler's steps doesn't change the objective. `resolve_schedule` and `resolve_weighting`
-turn the user's text, a name or the path of such a file, into a schedule or a weighting.
+A scheduler_config.json also defines a weighting: the mean squared error of its network's output, at its timesteps. Only
+settings of training are read; the spacing or rescaling of a sampler's steps doesn't change the objective. `resolve_schedule`
+and `resolve_weighting` turn the user's text, a name or the path of such a file, into a schedule or a weighting.
 """
 
 import math
@@ -127,7 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return the sampler and steps, as text, for which `elbo grid` made a schedule's file; None for others. Raises FormatError."""
+    """Return the sampler and steps (text) for which `elbo grid` made a schedule's file; None for others. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
     said = read_table(schedule.file)[1].about.get("made_for")

@@ -57,7 +57,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
-    """Load tensors and plain values saved by torch.save. name: of the file, for messages. Raises FormatError for other objects."""
+    """Load tensors and plain values saved by torch.save. name: for messages. Raises FormatError for other objects."""
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():
         if isinstance(source, Path):

@@ -44,7 +44,7 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read the file of --labels. Returns a class for each image name (None for none, or for two), and whether the file is a bare list.
+    """Read the file of --labels. Returns each image's class (None for none, or for two), and whether the file is a bare list.
 
     A name in the file may be the whole path, a longer path, the file name, or the file name without its suffix. An array (.npy)
     has a number for each image, counted from 0. A bare list has one class a line without names; its numbers are those of
@@ -211,7 +211,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
 
 
 def some(words: Sequence[Word]) -> str:
-    """Return the first few words, for a message."""
+    """Return the first three words as text for a message, with "…" if there are more."""
     return ", ".join(map(str, words[:3])) + (", …" if len(words) > 3 else "")
 
 

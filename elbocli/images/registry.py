@@ -113,7 +113,7 @@ class Images:
 
     @property
     def numbered(self) -> bool:
-        """Tell whether labels are numbers, and the classes have names."""
+        """Tell whether the labels are numbers of classes that have names."""
         return bool(self.class_names and self.labels and isinstance(self.labels[0], int))
 
     def shown(self, index: int) -> str:

@@ -75,7 +75,7 @@ def open_source(
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the classes of these images ({dropped})")
+        raise DataError(f"{classes}: lists none of the classes of these images ({dropped}); correct it")
     if dropped:
         log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
@@ -148,6 +148,7 @@ def _order(name: str) -> bytes:
 def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
     """Sort the files of a folder or an archive into classes. Names of folders end with a slash.
 
+    prefix, stem: text before file names in messages, and the source's name. any_depth, among: as in `list_source`.
     Returns the images, whose labels are None if they are all of one class, and the name of that class.
     """
     # A single folder at the top, as many archives have, is skipped.
@@ -190,7 +191,7 @@ def is_picture(name: str) -> bool:
 def _published_set(entries: Entries) -> Images | None:
     """Open a data set in its published files: IDX (MNIST), batches (CIFAR) or parquet. None if there is no such data set.
 
-    If the data set has several parts, its training images are used. Raises DataError for several data sets, and for damaged files.
+    If the data set has several parts, its training images are used. Raises DataError for several data sets or damaged files.
     """
     files: dict[str, SourceKind] = {}
     for name, ref in entries.items() if len(entries) <= SET_FILES else ():

@@ -200,7 +200,7 @@ def _verify_dataset(path: Path) -> Facts:
         elif written is None and name not in (data.attributes.digests or ""):
             unverified.append(name)
         else:
-            raise DataError(f"{path}: damaged: its {name} differs from its content; pack it again")
+            raise DataError(f"{path}: damaged: its {name} differs from its content; pack the images again")
     return {"verified": verified, "unverified": unverified}
 
 
@@ -227,7 +227,7 @@ def _verify_folder(path: Path) -> int:
 def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
     """Read evenly spaced images of a dataset or of samples, uint8 [N, H, W, C], and lay them out on a contact sheet.
 
-    scale: whole factor of the enlargement; 0 to choose it. Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
+    scale: whole factor of the enlargement; 0 to choose it. Raises FormatError or DataError without images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)

@@ -210,7 +210,7 @@ def _encoder(settings: Settings) -> Pixels | LatentEncoder:
         device=settings.device,
         precision=settings.precision,
     )
-    log.info(f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
+    log.info(f"encoding latents with {settings.latents} on {encoder.device} in {encoder.precision}")
     return encoder
 
 

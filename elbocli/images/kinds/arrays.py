@@ -108,7 +108,7 @@ def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> Strea
     info = archive.getinfo(f"{name}.npy")
     stream = StreamRows(archive.open(info), f"{path}: {name}")
     if info.file_size != stream.file.tell() + math.prod(stream.shape):
-        raise FormatError(f"{stream.name}: has {info.file_size} bytes, a size that differs from its header")
+        raise FormatError(f"{stream.name}: has {info.file_size} bytes, not as its header says; write it again")
     return stream
 
 

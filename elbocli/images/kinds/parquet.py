@@ -72,7 +72,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes")
+            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes; get it again")
     return Images(names, labels or None, refs, classes)
 
 

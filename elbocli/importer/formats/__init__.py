@@ -207,13 +207,13 @@ def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose with --weights KEY")
     if wanted == "ema" and [*held] != averages:
         source.notes.append(
-            f"{source.path}: takes the weights {choices[0]}; choose with --weights from {', '.join(held)}"
+            f"{source.path}: takes the weights {choices[0]}; for others, give --weights one of {', '.join(held)}"
         )
     return choices[0]
 
 
 def inventory(tree: Any) -> str:
-    """Return a short description of a file's content, for messages."""
+    """Return a short description of a file's content for messages: its first keys, or its type."""
     return ", ".join(map(repr, [*tree][:6])) if isinstance(tree, dict) else getattr(tree, "name", type(tree).__name__)
 
 
@@ -279,7 +279,7 @@ def fitted(
 
 
 class AttentionOrder(NamedTuple):
-    """Number and order of attention heads. heads: their number; 0 for one head per `width` channels. outside: whether the channels
+    """Number and order of attention heads. heads: their number; 0 for one per `width` channels. outside: whether the channels
     are all of q, then k, then v ("new" in guided-diffusion); otherwise they are q, k and v of the first head, then the next.
     """
 

@@ -60,7 +60,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the settings of the training's objective. loss: attributes of the loss function. kind: key of DRAWN, for defaults."""
+    """Return the settings of the training's objective. loss: attributes of the loss function. kind: key of DRAWN (defaults)."""
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
     return {
@@ -144,7 +144,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     weights = formats.fitted(tensors, config, source, modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
     if AUGMENT in tensors:
         source.notes.append(
-            "it was trained with augmented images; elbo samples without augmentation (map_augment is dropped)"
+            "the network was trained with augmented images; elbo samples without augmentation (map_augment is dropped)"
         )
     if isinstance(module, dict):
         source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
@@ -203,7 +203,7 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:
-        source.notes.append(f"of its {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
+        source.notes.append(f"it has {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
     known, modules = layout(tensors, module, "edm2")

@@ -94,7 +94,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
         null_class=() if null is None else (null,),
     )
     if not takes.levels.is_floating_point():
-        source.notes.append("it takes whole timesteps: values between them are rounded")
+        source.notes.append("the network takes whole timesteps, so values between them are rounded")
     settings = formats.range_settings(options.levels, source, options)
     # A program's weights may share memory, which safetensors refuses.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}

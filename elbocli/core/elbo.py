@@ -88,7 +88,7 @@ def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
 
 
 class Augmented:
-    """Measure −dw over noise levels, which turns the bounds L(t;x) into the weighted loss.
+    """Measure −dw over noise levels, which turns L(λ;x), the bounds for data with the noise of λ, into the weighted loss.
 
     L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x). For a non-increasing w, −dw together with the
     point mass w(λmax) is w(λmin) times a distribution p_w: the loss is the expected bound of data noised by it.

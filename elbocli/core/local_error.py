@@ -139,8 +139,8 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
 
 
 SHARE = 0.35
-"""Exponent of one round: each step's width is multiplied by its error to the power −SHARE. For constant C, 1/(p+1) would be
-exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so that the rounds converge for unknown p."""
+"""Exponent of one round: each step's width is multiplied by its error to the power −SHARE. For errors C h^{p+1} with constant C,
+1/(p+1) would be exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so that the rounds converge for unknown p."""
 ROUNDS = 40
 ALIKE = 1.05
 """Ratio of the largest error to the smallest at which the iteration stops."""

@@ -81,7 +81,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
         return out
     given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    raise UsageError(f"the network returned {given} for z of shape {list(z.shape)}; expected a tensor of that shape")
+    raise UsageError(f"the network returned {given} for z of shape {list(z.shape)}; expected a tensor of z's shape")
 
 
 def denoising_losses(

@@ -28,9 +28,9 @@ from elbocli.core.adaptive import ErrorMoments, fine_levels
 from elbocli.core.weighting import Weighting
 
 GONE = 1e-34
-"""Weight that is negligible beside the source's weight of 1; below it, weights only fall as λ rises."""
+"""Weight below which an image is negligible beside the source, whose weight is 1; at higher λ the weight only falls."""
 TILE = {"cpu": 2**16, "cuda": 2**24}
-"""Number of pairs whose weights are computed at a time; on a CPU they fit into the cache."""
+"""Number of pairs (noised source, image) whose weights are computed at a time; on a CPU they fit into the cache."""
 
 
 class LeastErrors:
@@ -38,7 +38,7 @@ class LeastErrors:
 
     source: [S, D], float64, images to be noised. eps: [S, H, D], float64, H noises per source.
     logsnr: [S, H, L], the λ of each noise, rising along L.
-    labels: [S], classes of the sources, to sum also the posterior over images of the source's class; or None.
+    labels: [S], classes of the sources, for a second sum over images of the source's class alone; None: no such sum.
     unit: distance of images that differ by 1 in one value. Integer levels of 0 to 255 keep all products exact in float64.
     """
 

@@ -86,12 +86,12 @@ class Schedule:
         low, high = self.support
         if self.logsnr_min < low - 1e-9 or self.logsnr_max > high + 1e-9:
             raise UsageError(
-                f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}; narrow it"
+                f"{self.base} covers logsnr {low:g} to {high:g}; narrow the range {self.logsnr_min:g} to {self.logsnr_max:g}"
             )
         first, last = self._ends
         if not float(last - first) > LEAST_SHARE:
             raise UsageError(
-                f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; widen it"
+                f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; widen the range"
             )
 
     def __repr__(self) -> str:

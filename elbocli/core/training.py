@@ -69,7 +69,7 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Return the β of an average with weights proportional to t^γ; `elbo ema` combines its snapshots."""
+    """Return the β of an average with weights ∝ t^γ, where γ follows from `std`; `elbo ema` combines its snapshots."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
@@ -145,7 +145,7 @@ def canonical(value: Any) -> tuple[str, ...]:
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
     averages = {(average := parse_average(item)).name: average.spec for item in items}
     if len(averages) < len(items):
-        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice; give it once")
+        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice; give each once")
     return tuple(averages.values())
 
 
@@ -222,7 +222,7 @@ def std(mean, second, least):
 def excess(mean, second, least):
     if least is None:
         raise UsageError(
-            "criterion excess needs the least error; write it with 'elbo optimum' and pass it as --optimum FILE"
+            "criterion excess needs the least possible error; write it to a FILE by 'elbo optimum', and pass --optimum FILE"
         )
     return (mean - least).clamp(min=0)
 

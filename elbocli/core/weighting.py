@@ -162,7 +162,7 @@ class LearnedCurve(NamedTuple):
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
-            raise UsageError(f"{LEARNED} has no w(λ) before training, which learns it; name a run that trained with it")
+            raise UsageError(f"{LEARNED} has no w(λ) until a run has learned it; name a run that was trained with it")
         within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
@@ -287,7 +287,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes no parameter but monotone; write a schedule's own after the schedule's name")
+        raise UsageError(f"{text!r} takes the parameter monotone alone; write others after the schedule's name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 

@@ -56,7 +56,7 @@ class Denoiser:
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"a learned variance needs {2 * z.shape[1]} channels of output for {z.shape[1]} of the image; use ddpm"
+                f"a learned variance needs {2 * z.shape[1]} output channels for {z.shape[1]} of the image; sample by ddpm"
             )
         return x_hat, (v + 1).mul_(0.5)
 

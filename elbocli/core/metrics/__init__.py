@@ -121,7 +121,7 @@ class Number(NamedTuple):
     of: str = ""
 
     def whole(self) -> list[Number]:
-        """Return the number and its parts. An interval belongs to the number whose name precedes `_interval`."""
+        """Return a list of the number and its parts. An interval belongs to the number whose name precedes `_interval`."""
         found = [self]
         for part in self.parts:
             key, elsewhere, alias = (

@@ -165,5 +165,5 @@ def read_weights(
             value = torch.cat([given.pop(part) for part in dict.fromkeys(parts)])
             weights[key] = (value.T if key in layout.get("transposed", ()) else value).reshape(shape).contiguous()
     if given:
-        raise FormatError(f"{wrong}: it also holds the tensor {min(given)}, which this network doesn't have")
+        raise FormatError(f"{wrong}: it also holds tensor {min(given)}, which {name} lacks; see docs/extractors.md")
     return weights

@@ -86,7 +86,7 @@ class Autoencoder:
         self.folder, self.device = folder, device
         found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
         if found != AUTOENCODER:
-            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}")
+            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}; use its folder")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         with quiet(), reading(f"{folder}: {EXTRA}", kind=UsageError):
@@ -107,7 +107,7 @@ class Autoencoder:
         self.channels = int(self.config["latent_channels"])
         self.factor = 2 ** (len(self.config["block_out_channels"]) - 1)
         if not self.config["in_channels"] == self.config["out_channels"] == 3:
-            raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3; choose one for RGB images")
+            raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
         """Return the latent space with a scaling of CONVENTIONS. Raises UsageError if the scaling doesn't fit."""

@@ -32,7 +32,7 @@ EPS = 1e-4
 SILU_SIZE = 0.596
 """Root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)."""
 RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5
-"""Weights (`share`) of a block's residual branch, attention, the class embedding, and the skip connection in sums."""
+"""`share` in blend() and join() of the residual branch, attention, the class embedding and the skip connection."""
 CLIP = 256.0
 """Largest absolute activation of a block's output."""
 
@@ -87,7 +87,7 @@ def join(x: Tensor, y: Tensor, share: float) -> Tensor:
 class UnitLayer(nn.Module):
     """Linear layer (kernel 0) or convolution without bias, whose weights are normalised to length 1 per output (eq. 47).
 
-    Stored weights have root mean square 1 per output; `EDM2.constrain` restores it in training.
+    Stored weights have root mean square 1 per output; `EDM2.constrain` restores this magnitude in training.
     """
 
     def __init__(self, cin: int, cout: int, kernel: int = 0):
@@ -159,6 +159,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Residual block: two convolutions, scaled in between by the conditioning; optionally halves or doubles the size first.
 
+    width: of the conditioning. down: whether the block is on the way down. resample: as in `resized`.
     On the way down, the input is normalised to unit magnitude per pixel. On the way up, the skip is concatenated inside the
     block, so that activation checkpointing keeps no copy of the concatenation.
     """

@@ -126,7 +126,7 @@ def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
 
 
 def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
-    """Return the number of heads of width `head_width`, or wider if it does not divide the channels, but at least one head."""
+    """Return the number of attention heads: the largest divisor of the channels up to channels / head_width, at least 1."""
     most = max(1, channels // head_width)
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
@@ -134,7 +134,7 @@ def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
 def check_heads(width: int, heads: int) -> None:
     """Raise UsageError unless the number of heads divides the width of a transformer."""
     if width % heads:
-        raise UsageError(f"network: heads {heads} must divide the width {width}")
+        raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number")
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -149,7 +149,7 @@ LEVELS = "Width of each level as a multiple of channels; each level has half the
 
 @dataclass(frozen=True)
 class LevelsConfig(NetworkConfig):
-    """Config of a U-Net. levels: width multipliers of `channels`; each level has half the size of the one before.
+    """Config of a U-Net. levels: width multipliers of `channels`; each level has half the image size of the level before.
 
     Raises UsageError if the image is too small for so many levels.
     """

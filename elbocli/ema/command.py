@@ -53,7 +53,7 @@ def ema(run: Path, std: float, at: int | None, out: Path) -> None:
 
 WARN, REFUSE = 0.1, 0.5
 """Residuals above which elbo warns, and refuses. For weights on a random walk, the error of the average is 3 % of its distance
-from the last weights at .09, and 24 % at .3 (tests/core/test_posthoc.py).
+from the last weights at a residual of .09, and 24 % at .3 (tests/core/test_posthoc.py).
 """
 REMEDY = "choose --std between the stored averages' and .2, or train with a smaller --snapshot-every"
 
@@ -103,7 +103,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
 
     def combined(key: str) -> torch.Tensor:
-        """Return Σ x·average, summed in float64, in the snapshots' type; integers are taken from the last snapshot."""
+        """Return the tensor `key` of the new average: Σ x·average, summed in float64; integers are those of the last snapshot."""
         newest: torch.Tensor = used[-1][-1].read(key)
         if not newest.is_floating_point():
             return newest

@@ -86,7 +86,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
-    """Lock a file or folder during the block. Raises BlockingIOError if another process holds it, OSError if `path` can't be opened."""
+    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock, or OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         lock(handle)

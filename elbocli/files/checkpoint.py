@@ -93,7 +93,7 @@ class SourceFacts(Record, frozen=True):
     notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
-        """Return the facts for descriptions of the run, by keys that begin with imported_."""
+        """Return the facts under keys that begin with imported_, for descriptions of the run."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
@@ -118,7 +118,7 @@ class InitFacts(Record, frozen=True):
     changed: list[str] | None = None
 
     def about(self) -> dict[str, Any]:
-        """Return the facts for descriptions of the run, by keys that begin with init_."""
+        """Return the facts under keys that begin with init_, for descriptions of the run."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
 
@@ -347,7 +347,7 @@ def snapshots(run: Path) -> list[Path]:
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
-    """Yield the checkpoints that are whole, with a warning for each damaged one."""
+    """Read and yield the undamaged checkpoints or snapshots; warn about each damaged one."""
     for path in paths:
         try:
             yield read_checkpoint(path)
@@ -356,7 +356,7 @@ def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """Return the newest whole checkpoint, with a warning for each newer damaged one; None if the run has no checkpoints.
+    """Return the newest undamaged checkpoint; warn about each newer damaged one. None if the run has no checkpoints.
 
     Raises FormatError if every checkpoint is damaged.
     """
@@ -368,17 +368,17 @@ def latest(run: Path) -> Checkpoint | None:
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
-    """Return the whole snapshots up to step `until`, by step, with a warning for each damaged one."""
+    """Return the undamaged snapshots up to step `until`, by step; warn about each damaged snapshot."""
     return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until]))
 
 
 def due(step: int, save_every: int, milestone_every: int) -> bool:
-    """Tell whether a checkpoint is due after a step: every `save_every` steps, and every `milestone_every` steps (0: never)."""
+    """Tell whether to save a checkpoint after a step: every `save_every` steps, and every `milestone_every` steps unless 0."""
     return step % save_every == 0 or (milestone_every > 0 and step % milestone_every == 0)
 
 
 def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection[int]) -> None:
-    """Delete old checkpoints after the one of `step` was written, except the newest `keep`, milestones, and those in use.
+    """Delete old checkpoints after the checkpoint of `step` was written, except the newest `keep`, milestones, and `held`.
 
     Checkpoints of later steps are deleted too: they are damaged, otherwise the run would have resumed from them.
     milestone_every: steps between milestones; 0 for none.

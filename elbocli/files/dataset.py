@@ -284,7 +284,7 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Return everything except the block: arrays, and lists of names. Raises FormatError."""
+        """Return the arrays and the lists of names in the file, without the block, by name. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
@@ -295,7 +295,7 @@ class Dataset:
         return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
-        """Return the facts of the dataset that must be the same when a run resumes."""
+        """Return facts about the dataset for config.yaml, by which a resuming run notices another dataset."""
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -415,7 +415,7 @@ class Column:
 
 
 class Resumable:
-    """Unfinished file to which rows are appended, and which a later process can resume. Use it inside `held`.
+    """Unfinished file to which rows are appended, and which a later process can resume. Append rows only in a `with file.held()` block.
 
     out: path of the finished file.
     offset: bytes before the rows.
@@ -524,7 +524,7 @@ class Resumable:
         write_json(self.journal, self.state.json())
 
     def block(self) -> np.ndarray:
-        """Return the rows on disk as a memory map, [rows, …]; unused disk space after them is freed."""
+        """Return the rows on disk as a memory map, [rows, …], and free the unused disk space after the rows."""
         os.ftruncate(self._rows.handle, self.offset + self._rows.size)
         shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
         return np.memmap(self.partial, dtype, "r", self.offset, shape)
@@ -539,7 +539,7 @@ class Resumable:
 
 
 class DatasetWriter(Resumable):
-    """Writer of a dataset: first the rows, then the HDF5 header before them and everything else after them."""
+    """Writer of a dataset. Rows come first; `finish` writes the HDF5 header before the rows and all else after them."""
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)

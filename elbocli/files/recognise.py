@@ -180,7 +180,7 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a path is missing, or of another kind in USES than `wanted`, a key of MAKERS. Unknown kinds pass."""
+    """Raise FormatError if a path is missing, or of a kind in USES other than `wanted`, a key of MAKERS. Other kinds pass."""
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))
@@ -189,8 +189,8 @@ def expect(path: Path, wanted: str) -> None:
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
     """Check that a command may write its output files.
 
-    outputs: paths, and the kinds of files written there, as `recognise` and FOLDER name them; with FOLDER, a name without a
-    suffix is a folder. Without kinds, no file is replaced.
+    outputs: paths, and the kinds of files written there, as `recognise` and FOLDER name them. If FOLDER is among the kinds, a
+    path without a suffix is a folder. Without kinds, no file is replaced.
     inputs: files that the command reads.
     overwrite: allow replacing a file of these kinds.
     Raises UsageError for a path that may not be written, DataError if its folder is missing.

@@ -168,8 +168,8 @@ def resolve_weighting(
 ) -> Weighting:
     """Return the weighting for a SPEC, in which the path of a schedule file may replace the name of a schedule.
 
-    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, where the file names the prediction.
-    shift: w(λ) → w(λ − shift).
+    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, if the prediction in the file is v.
+    shift: replace w(λ) by w(λ − shift).
     monotone: hold w constant at all λ below its peak.
     given: values of the weighting's parameters by name.
     size: side of the images in pixels, for a schedule that depends on it.

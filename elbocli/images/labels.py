@@ -48,7 +48,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
     A name in the file may be the whole path, a longer path, the file name, or the file name without its suffix. An array (.npy)
     has a number for each image, counted from 0. A bare list has one class a line without names; its numbers are those of
-    ILSVRC's meta.mat if that lies beside it.
+    ILSVRC's meta.mat if meta.mat lies beside the list.
     Raises DataError if the list's length is not the number of images, or the file names none of the images.
     """
     if path.suffix == ".npy":
@@ -181,7 +181,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
 
     words: class of each image, a word or a number. Numbers count from 0; from 1 with ILSVRC's meta.mat, and in a bare list
     without a 0.
-    known: classes of the sources in order, used if they include all words, even those without images.
+    known: names of the sources' classes in order. If they include all words, all of them become classes, even without images.
     listed: file of --classes. bare: `words` is a bare list of --labels.
     Raises DataError for a number without a class.
     """

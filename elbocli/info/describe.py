@@ -19,7 +19,7 @@ from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
-"""Number of images on a contact sheet, and least number of images of each class, which may exceed the former in sum."""
+"""Number of images on a contact sheet, and least number of images of each class, even if they are more in sum."""
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
 """Keys of files that are redundant or too long to show."""
 Facts = dict[str, Any]
@@ -227,7 +227,8 @@ def _verify_folder(path: Path) -> int:
 def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
     """Read evenly spaced images of a dataset or of samples, uint8 [N, H, W, C], and lay them out on a contact sheet.
 
-    scale: whole factor of the enlargement; 0 to choose it. Raises FormatError or DataError without images, UsageError if the sheet is too large.
+    scale: whole factor of the enlargement; 0 to choose it.
+    Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)

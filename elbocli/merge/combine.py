@@ -75,7 +75,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
 def _check_alike(
     parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]
 ) -> None:
-    """Raise DataError if a part's kind or settings differ from the first part's."""
+    """Raise DataError if a part's kind or settings differ from the first part's. drawn: how each part's samples were drawn."""
     first: dict[str, Any] = {}
     for part, (arrays, names), about in zip(parts, contents, drawn):
         making = {
@@ -147,7 +147,7 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the rows of parts that are not copied yet. Raises DataError if a part's rows differ from their digest."""
+    """Copy the rows of the parts that were not copied before a kill. Raises DataError if a part's rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts")

@@ -247,7 +247,7 @@ def _fill(
 ) -> None:
     """Write the rows of all images, resuming after an earlier prep. The writer's notes record skipped and changed images.
 
-    Their `source_sha256` is a sum of digests, so that the sums of shards add up to that of the whole. Rows are flushed only
+    The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to that of the whole. Rows are flushed only
     between batches of the encoder, so that batches, and thus numbers, are the same after a kill.
     """
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}

@@ -165,7 +165,7 @@ def editable(name: str, preset: Preset) -> str:
 
 
 def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
-    """Return the lines of one key, below a comment with its meaning."""
+    """Return the YAML lines of one key, after a comment with its meaning. given: False makes the key a comment too."""
     import textwrap
 
     from elbocli.files.yaml_text import yaml_text

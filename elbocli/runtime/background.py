@@ -57,7 +57,7 @@ class Signals:
 
 
 def interrupted(reason: int, saved: str) -> ElboError:
-    """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost (ORPHAN). saved: text on what is saved."""
+    """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost (ORPHAN). saved: what is saved."""
     if reason == ORPHAN:
         return PeerLost(f"the launcher of this run (torchrun) has ended; {saved}")
     return Interrupted(f"{signal.Signals(reason).name}: {saved}", reason)

@@ -48,7 +48,7 @@ class StreamRows:
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read consecutive rows, after the rows read before. Raises DataError if the stream ends early."""
+        """Read consecutive rows, which must come after all rows read before. Raises DataError if the stream ends early."""
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
@@ -101,7 +101,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
-    """Return the images in an array of an .npz, to be read in order. Raises FormatError."""
+    """Return the images in array `name` of an opened .npz, to be read in order. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
         raise FormatError(f"{path}: no images in {name} (it holds {held}); write them with numpy.savez(FILE, images)")
@@ -113,7 +113,7 @@ def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> Strea
 
 
 def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read a whole array of an .npz; None if there is no array of that name. Raises FormatError."""
+    """Read the array `name` of an opened .npz; None if there is no such array. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:
@@ -121,7 +121,7 @@ def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | N
 
 
 def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
-    """Read labels from an array of an .npz, int64 [count]; None if there is no array of that name. Raises FormatError."""
+    """Read labels, int64 [count], from array `name` of an opened .npz; None if there is no such array. Raises FormatError."""
     with reading(f"{path}: {name} is not usable as labels"):
         labels = npz_array(archive, path, name)
         return None if labels is None else check_labels(labels, count)

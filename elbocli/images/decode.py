@@ -32,7 +32,7 @@ Colour = int | tuple[int, ...]
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
-    """Centre crop of ADM: halve by BOX while both sides are at least 2·size, resize the short side bicubically, cut out the middle.
+    """Centre crop of ADM: halve by BOX while both sides are at least 2·size, resize the short side bicubically, and crop.
 
     Source: Dhariwal & Nichol 2021, preparation of the training images. Raises DataError for a too elongated image.
     """

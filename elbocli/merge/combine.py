@@ -147,7 +147,7 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the rows of the parts that were not copied before a kill. Raises DataError if a part's rows differ from their digest."""
+    """Copy the rows of all parts not copied before a kill. Raises DataError if a part's rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts")

@@ -415,7 +415,7 @@ class Column:
 
 
 class Resumable:
-    """Unfinished file to which rows are appended, which a later process can resume. Append rows only in a `with file.held()` block.
+    """Unfinished file of rows, which a later process can resume. Append rows only in a `with file.held()` block.
 
     out: path of the finished file.
     offset: bytes before the rows.

@@ -44,7 +44,7 @@ class BoundEstimate:
 
     sums: count, sum and sum of squares of the ε error per bin of λ, as in a loss log, [3, bins].
     moments: mean and variance of the error per dimension in each bin, from `sums`.
-    profile, profile_se: L(t;x) in nats at the upper edge of each bin, and its standard error, [bins].
+    profile, profile_se: L(λ;x), the bound on data as noisy as at the upper edge of each bin, in nats, and standard error, [bins].
     excess: error minus the least possible error in each bin, and its standard error; () if --optimum wasn't given.
     """
 
@@ -231,9 +231,9 @@ def variational(asked: Question) -> Parts:
 def information(asked: Question) -> Parts:
     """Estimate the integral over all λ: in closed form outside the network's range, from samples inside.
 
-    Below the range, the denoiser is that of a Gaussian fitted to the data. Above the range, it is the softmax over the pixel
-    levels, or for latents the Gaussian's. Inside, in each of CELLS cells, it is x̂ or x̂ rounded to levels: the one with the
-    smaller error on the other half of the draws.
+    Below the range, the denoiser is the Bayes denoiser of a Gaussian fitted to the data. Above the range, the denoiser is the
+    softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, the denoiser is x̂, or
+    x̂ rounded to pixel levels if rounding has the smaller error on the other half of the draws.
     The Gaussian is a control variate twice. From each draw, β times the deviation of the Gaussian's error, on the same noise,
     from its expectation is subtracted (one β per cell, fitted on the other half). From the integral, γ times the deviation of
     the Gaussian's sampled integral from its closed form is subtracted (γ fitted on other images). Both fits are least squares;
@@ -280,7 +280,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     steps: even number of steps, evenly spaced in λ. draws: even number of samples of initial noise per image.
     probes: random sign vectors per sample, for Hutchinson's estimate of the trace.
     exact: largest number of dimensions for which the exact trace is computed instead.
-    The decoder term is that of the variational bound. Raises UsageError for odd or fractional numbers.
+    The decoder term is the variational bound's reconstruction term. Raises UsageError for odd or fractional numbers.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, {probes=:g} and {exact=:g} integers")
@@ -350,7 +350,7 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
     """Return the coefficient of a zero-mean control variate for each image: value, known [N, 2] → [N].
 
     The coefficient of even images is fitted on odd images, and vice versa, by least squares on the differences between the two
-    halves (axis 1). value: to be corrected. known: the control variate.
+    halves (axis 1). value: estimates to correct. known: control variate.
     """
     odd = torch.arange(len(value)) % 2 == 1
     found = torch.zeros(len(value), dtype=torch.float64)
@@ -390,7 +390,7 @@ class Found(NamedTuple):
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
-    """Parse specs of estimators. Raises UsageError for an unknown estimator, or one that is named twice."""
+    """Parse specs of estimators. Raises UsageError if an estimator is unknown, or is named twice."""
     found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
     if len(found) < len(specs):
         raise UsageError(f"--estimator {', '.join(specs)}: an estimator is named twice; name each estimator once")

@@ -46,7 +46,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
             raise UsageError(
-                f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; choose another range"
+                f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; set another --logsnr-min or --logsnr-max"
             )
     # The bounds are shared, so their levels follow the average density: no level that a weighting needs is rare.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
@@ -70,7 +70,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
 def _check(
     weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
 ) -> Check:
-    """Compare left side `loss` and right side, column `index` of `bounds`. edges: cells for the report of −dw, `measure`."""
+    """Compare the theorem's left side, `loss`, with its right side, column `index` of `bounds`. edges: cells of λ for −dw."""
     of = np.zeros(len(bounds.mean))
     of[index] = 1
     left, right = _side(loss, np.ones(1)), _side(bounds, of)
@@ -115,7 +115,7 @@ def class_scores(
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
-            raise UsageError("a classifier needs images with labels; these images have none")
+            raise UsageError("a classifier needs images with labels; these images have none; give them labels")
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))

@@ -347,5 +347,5 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:
-        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}, but {expected} in the run's data")
+        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; name a dataset that has {expected}")
     return dataset

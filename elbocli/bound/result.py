@@ -21,7 +21,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """A mean over images, in nats and per dimension, with its standard errors as an estimate of the dataset's mean."""
+    """A mean over images, in nats and per dimension. Its standard errors are those of the mean over the whole dataset."""
 
     bpd: float | None = None
     bpd_se: float | None = None

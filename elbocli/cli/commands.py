@@ -33,7 +33,7 @@ COMPLETE = "_ELBO_COMPLETE"
 NAMES_WIDTH = 26
 SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
 ADDED: dict[str, click.Command] = {}
-"""Commands of plug-ins, by name."""
+"""Commands that plug-ins have added, by name."""
 
 
 def _escaped(text: str) -> str:
@@ -186,7 +186,7 @@ class Command(click.Command):
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
     silent: ClassVar[bool] = False
-    """Whether to print nothing, not even errors: True on ranks other than 0, as rank 0 prints the same."""
+    """Whether to print nothing, not even errors: True on ranks other than 0, because rank 0 prints the same messages."""
 
     def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)

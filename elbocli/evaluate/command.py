@@ -172,9 +172,9 @@ def evaluate(
     for name, (metric, _) in OPTIONS.items():
         typed = context.get_parameter_source(name) is source.COMMANDLINE
         if typed and metric not in settings.metrics:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}")
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}; add this metric")
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
-        raise click.UsageError("--held-out goes with --metrics copying")
+        raise click.UsageError("--held-out is for --metrics copying; add this metric, or leave --held-out out")
     sources: Any = samples or (STREAM,)
     if STREAM in sources and len(sources) > 1:
         raise click.UsageError("a stream can't be one of several SAMPLES; name files")

@@ -36,7 +36,7 @@ from elbocli.runtime.progress import progress
 
 @dataclass(eq=False)
 class FeatureSource:
-    """An opened file of samples or of a reference: images, saved features, statistics, or statistics with images as ADM's.
+    """An opened file of samples or of a reference: images, saved features, or statistics with or without images.
 
     name: path, for messages. n: number of images or features; 0 for statistics alone. about: facts about the features.
     streamed: whether the images are a stream, which only rank 0 can read, once, in its main thread.

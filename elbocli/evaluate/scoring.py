@@ -64,7 +64,7 @@ def run(
     sources: paths, or one NPY stream. Several sources are repeats of one experiment with different seeds.
     ref: reference; None if no metric needs one.
     Memory: one batch of images, the moments of each source, and, for metrics that need them, 4 bytes per image and feature
-    (or class). Ranks other than 0 return once all features are extracted.
+    (or class). Ranks other than 0 return as soon as all features are extracted.
     Raises UsageError, DataError and FormatError: too few images, a truncated stream, files that don't fit each other.
     """
     deviations(settings)
@@ -86,7 +86,7 @@ def run(
         seen = [side for side in sides.every if side.statistics is None or compares]
         extractor = _extractor(settings, seen, world)
         if extractor is not None:
-            log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
+            log.info("extracting features by %s; %s, %s", extractor.name, world.device, settings.precision)
         for source in sides.every:
             about = source.about
             if extractor is not None and source.saved is None and source.n and not about.extractor:
@@ -125,7 +125,7 @@ def run(
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    """Return the extractor, by default that of saved features; None if all sources are saved features.
+    """Return the extractor, by default the one that made saved features; None if all sources are saved features.
 
     For safety, an extractor that is a file is used only if the user names the file, not if saved features name it.
     """

@@ -37,7 +37,7 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
-        """Return the names of the chosen metrics that have a need, such as a reference or labels."""
+        """Return the names of the chosen metrics that need an input. need: kind of input, such as a reference or labels."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
 

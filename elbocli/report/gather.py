@@ -83,7 +83,7 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
 class ErrorMap(Record, frozen=True):
     """The errors of a loss log over time.
 
-    edges: edges of the bins of λ. images: number of images at the end of each interval.
+    edges: edges of the bins of λ. images: number of training images by the end of each interval.
     eps_mse, density: mean error, and density of the draws in λ, [intervals][bins].
     """
 
@@ -111,7 +111,7 @@ class CommandReport(Record, frozen=True):
 class RunReport(Record, frozen=True, kw_only=True):
     """All facts about a run, for --json.
 
-    status, settings, source, data, network, environment: named as in the run's files; status is {} if unknown.
+    status, settings, source, data, network, environment: named as in the run's files; status is {} if it is unknown.
     curves: columns of metrics.jsonl. missing: sentences on missing or damaged parts.
     scores, bound, theorem, likelihoods, classification: results of other commands, with their `file`.
     """
@@ -400,7 +400,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (purpose, command line) of the commands that made dataset, run, `samples` and `scores`. packed: made the dataset."""
+    """Yield (purpose, command line) of the commands that made dataset, run, `samples` and `scores`. packed: the dataset's."""
     if packed:
         yield "Pack the images", packed
     for line in config.commands:

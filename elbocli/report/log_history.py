@@ -18,9 +18,9 @@ POINTS = 400
 CELLS = 48
 """Number of time intervals in a LogHistory after merging. When it has twice as many, neighbours are merged."""
 LATE = 0.2
-"""Share of a run's training images whose losses count as those of its end."""
+"""Errors over the last part of a run's training images, with this share, count as the errors at the end."""
 EARLY = 0.1
-"""Share of a run's training images whose losses count as those of its beginning."""
+"""Errors over the first part of a run's training images, with this share, count as the errors at the beginning."""
 Curve = list[float | None]
 
 
@@ -130,5 +130,5 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
                     else:
                         history.edges = torch.tensor(entry.edges, dtype=torch.float64)
     except FormatError as error:
-        missing.append(f"{path}: shown up to a damaged line ({error})")
+        missing.append(f"{path}: shown only up to a damaged line ({error})")
     return history if history.images else None

@@ -154,7 +154,7 @@ def draw_lines(
 
 
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
-    """Draw values [intervals, bins] as colours over training images and λ. label, scale: colour bar's label; colour norm."""
+    """Draw values [intervals, bins] as colours over training images and λ. label: of the colours. scale: norm of the colours."""
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
     shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)

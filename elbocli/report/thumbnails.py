@@ -25,7 +25,7 @@ CLASSES = 16
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A row of `count` pictures as one PNG image, with its title `name`."""
+    """A row of `count` pictures as one PNG image (its bytes), and the title `name` of the row."""
 
     name: str
     png: bytes

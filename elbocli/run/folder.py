@@ -35,7 +35,7 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     """Return the config.yaml of the run in a folder; None if there is no run to resume.
 
     anew: whether the user named a dataset; a run without a checkpoint then begins anew.
-    preset: the preset that the user named; None is returned if the run's preset is another one.
+    preset: the preset that the user named; None is returned if the run has another preset.
     Raises FormatError, UsageError (an imported run can't resume).
     """
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):

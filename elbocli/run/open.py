@@ -39,7 +39,7 @@ SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "a
 AVERAGE = "ema-imported"
 """Name of an imported run's weights if the other program had averaged them; else they are called `model`."""
 TIMES = 12
-"""Number of steps at which a learned weighting is reported: start, end, and others evenly spaced in between."""
+"""Number of steps at which a learned weighting is reported: the first, the last, and evenly spaced steps in between."""
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
@@ -296,7 +296,7 @@ class Initial(TrainedRun):
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return the class number in this run for each class of the data; None for a new class.
 
-        Classes are matched by name if both datasets have names and share any, else by number.
+        Classes are matched by name if both datasets name their classes and share a name, else by number.
         """
         before, now = self.network.config.num_classes, network.num_classes
         old, new = self.data.class_names or [], data.class_names or []

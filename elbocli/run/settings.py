@@ -187,7 +187,7 @@ def resolve(
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
         raise UsageError(
-            f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}; leave it out"
+            f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}; leave --prediction out"
         )
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
@@ -224,7 +224,7 @@ def resolve(
         raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; take another")
     if fresh:
         init = fresh.facts(settings, network, data)
-        log.info("weights from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
+        log.info("settings from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
     elif initial and init:
         init = structs.replace(init, run=str(initial.named))  # the run may have moved
     return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)
@@ -310,7 +310,7 @@ def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that must not change when a run resumes, by their names in messages. Missing settings are defaults."""
+    """Return the settings that must not change when a run resumes, by their names in messages. A missing setting is a default."""
     settings = {**TrainSettings().stored(), **config.settings}
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"

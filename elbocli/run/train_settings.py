@@ -45,7 +45,7 @@ def seconds(value: Any) -> Any:
 
 
 def about(help: str, **said: Any) -> Meta:
-    """Return the declaration of a setting: all but its type and default.
+    """Return the declaration of a setting, which lacks only the type and the default.
 
     help: help text of the option. said: any of these keys:
     group: heading of this setting and the following ones in the help. more: text that the man page adds to the help.
@@ -54,7 +54,7 @@ def about(help: str, **said: Any) -> Meta:
     flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
     shown: the default to show in the help, for settings whose default isn't up to presets.
     free: whether the setting may change when a run resumes. preset: whether a preset may set it; by default as `stored`.
-    stored: False if config.yaml lacks the setting, as it only refines another one.
+    stored: False if config.yaml lacks the setting, because the setting only refines another setting.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
     return Meta(description=help, extra=said, **bounds)
@@ -68,7 +68,7 @@ def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
 class TrainSettings(Struct, frozen=True, kw_only=True):
     """Training settings of a run.
 
-    Settings with `stored=False`, such as `bias`, refine other settings; `resolve` merges them into those and sets them to None.
+    Settings with `stored=False`, such as `bias`, refine others; `resolve` merges them into the others and sets them to None.
     Raises UsageError for settings that contradict each other.
     """
 

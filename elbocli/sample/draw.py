@@ -182,7 +182,7 @@ def open_decoder(
 
     data, network: sections of the config of the run in folder `run`.
     autoencoder: folder of the autoencoder; None for the autoencoder that encoded the run's latents.
-    rounding: method of rounding to pixel levels; None for the usual one: of the latents' convention, or to the nearest level.
+    rounding: method of rounding to pixel levels; None for the latents' convention, or for pixels the nearest.
     Raises UsageError (no autoencoder there; diffusers is missing), DataError (other weights), FormatError (doesn't fit the run).
     """
     space = latent_space(data, network)
@@ -201,7 +201,7 @@ def open_decoder(
         )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
         raise FormatError(
-            f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another DIR"
+            f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another --autoencoder"
         )
     batch = comfortable_batch(size, device.type == "cpu")
 
@@ -234,7 +234,7 @@ class SampleSettings:
     weights: which weights of the run to use, as for `open_run`. compile: off; graphs (CUDA graphs); on (also torch.compile).
     guide: run or checkpoint to guide away from. guide_weights: which weights of the guide to use; without a guide, which of
     the run's own weights to guide away from.
-    autoencoder: folder of the autoencoder; None for the one that encoded the latents.
+    autoencoder: folder of the autoencoder; None for the autoencoder that encoded the latents.
     scale: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
     """
 
@@ -432,7 +432,7 @@ class _Drawing:
                 self.done += len(images)
             if sink:  # other ranks end here: writing many PNGs may take an hour
                 sink.finish(self.look)
-        log.info(f"{n} images, {about['nfe']} network evaluations each")
+        log.info(f"drew {n} images, {about['nfe']} network evaluations each")
 
     def look(self) -> None:
         """Raise Interrupted if a signal has arrived, or PeerLost if another rank has ended."""

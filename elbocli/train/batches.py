@@ -143,7 +143,7 @@ class Batches:
         return pinned(torch.from_numpy(stored), self.device), eta, eps, labels
 
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the images, noise and labels of a micro-batch, on the device. which: its number within the step.
+        """Return the images, noise and labels of a micro-batch, on the device. which: number of the micro-batch in the step.
 
         Images x and noise ε: [n,C,H,W]; pixels are in [-1, 1].
         Labels: [n], −1 where label dropout removed the class; None for an unconditional network.

@@ -75,7 +75,7 @@ def run(
             if status.state != DONE:  # a process was killed after its last checkpoint
                 status.step, status.images, status.saved = saved.step, saved.images, saved.step
                 status.write(DONE)
-            log.info("%s: done, %d steps, %d images", out, saved.step, saved.images)
+            log.info("%s: done, %d steps, trained on %d images", out, saved.step, saved.images)
             return
         try:
             with world.together():
@@ -182,7 +182,7 @@ def _train(
         log.info("waiting for the last command of --on-checkpoint to end")
         while hook.held() and not ending.signals.received:
             time.sleep(LOOK_S)
-    log.info("%s: done, %d steps, %d images", out, state.steps_done, state.images)
+    log.info("%s: done, %d steps, trained on %d images", out, state.steps_done, state.images)
 
 
 class CheckpointHook:

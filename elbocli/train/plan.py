@@ -22,7 +22,7 @@ from elbocli.runtime.processes import World
 from elbocli.train.state import split
 
 BATCH = 1_000_003
-"""Batch size of the counted step: a large prime, so that sizes in bytes are multiples of BATCH only with a batch dimension."""
+"""Batch size of the counted step: a large prime, so that only tensors with a batch dimension have a size divisible by it."""
 FLOAT = 4
 
 
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 @cache
 def measure_step(config: NetworkConfig, cuda: bool) -> Step:
-    """Count the costs of a training step of a network. cuda: count the fused group norm that CUDA has."""
+    """Count the costs of a training step of a network. cuda: whether to count group norm as fused, as it is on CUDA."""
     kept, entering = dict[int, torch.UntypedStorage](), [0]
 
     def keep(tensor: Tensor) -> Tensor:

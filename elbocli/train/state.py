@@ -91,7 +91,7 @@ class Parallel:
     def stand_in(self) -> nn.Module:
         """Return a network for trial passes without communication, so that a rank that fails blocks no other rank.
 
-        For a sharded network it is a copy with uninitialised weights and a fake process group. Every rank must call this.
+        For a sharded network, return a copy with uninitialised weights and a fake process group. Every rank must call this.
         """
         if not self.sharded:
             return self.forward
@@ -130,7 +130,7 @@ class Parallel:
     def changed(self) -> None:
         """Discard gathered parameters, after code other than the optimizer has changed the parameters.
 
-        Under FSDP, parameters outside all units stay gathered after a forward pass without a backward pass.
+        Under FSDP, parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
         """
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
@@ -265,7 +265,7 @@ class TrainState:
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
         """Loss scale, and number of steps since the last change of the loss scale."""
         self.first_bad = zeros[2:5]
-        """Number, loss and gradient norm of the first step that wasn't finite; zeros if all were finite."""
+        """Number, loss and gradient norm of the first step that wasn't finite; zeros if all steps were finite."""
         self.totals = zeros[5:]
         """Sums since the last log interval: sum of the losses of all images, sum of the gradient norms, number of updates."""
         low, high = settings.logsnr_min, settings.logsnr_max
@@ -293,7 +293,7 @@ class TrainState:
 
     @property
     def images(self) -> int:
-        """Training images seen so far, with repeats."""
+        """Number of images trained on so far, in which repeated images count each time."""
         return self.steps_done * self.settings.batch
 
     @contextmanager

@@ -15,7 +15,7 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
 MANY = 6
-"""Largest number of weightings drawn in one column. More are drawn in two: those whose loss is an ELBO, and the others."""
+"""Largest number of weightings drawn in one column. More are drawn in two columns: monotone ones, and others."""
 STEEP = 20.0
 """Ratio max w / w(0) above which the vertical axis is logarithmic, because a large weighting would dwarf the others."""
 SAME = 1e-9

@@ -156,7 +156,7 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(losses: LossLog) -> Density:
-    """Return the density of the noise levels in the log: of its schedule, or counted if that was adaptive or is missing.
+    """Return the density of a log's noise levels: its schedule's, or counted if the schedule was adaptive or is missing.
 
     Half a draw is added to each bin (the Krichevsky-Trofimov estimate), so that no density is zero. The counted density gets
     the floor of the adaptive schedule.

@@ -41,7 +41,7 @@ def _escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters in a message or a name, line breaks included; indented continuation lines stay."""
+    """Escape control characters, also line breaks, in a message or a name; a line break before an indented line is kept."""
     return "\n  ".join(map(_escaped, text.split("\n  ")))
 
 

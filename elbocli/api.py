@@ -102,7 +102,7 @@ class DiffusionLoss:
         t_sampling (str): Draw of times, ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
         seed (int): Times depend on the seed and the step, noise on the seed and the images seen before. Default: ``0``
         rank (int): Rank of this process. Default: ``0``
-        ranks (int): Number of processes. All use the same batch size, and share one comb of times. Default: ``1``
+        ranks (int): Number of processes. All use the same batch size, and share equally spaced times. Default: ``1``
 
     Shape:
         - x: [B, …], floating point, data scaled to about [−1, 1]
@@ -366,7 +366,7 @@ def variational_bound(
     labels: [N], or None.
     schedule: draws the noise levels; it changes the standard errors, not the expectation.
     draws: noise levels per image, an even number.
-    population: number of images that these were sampled from, for the standard errors; inf for a distribution.
+    population: number of images that the given images were sampled from, for the standard errors; inf for a distribution.
     batch: inputs per call of the network.
     device, precision: as in `draw`.
     Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.

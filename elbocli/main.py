@@ -141,7 +141,7 @@ def elbo() -> None:
 LATER_S = 10.0
 """Seconds that ranks other than 0 wait after an error, so that rank 0 prints its error before the launcher ends all ranks."""
 SIGNALLED = 128
-"""Exit code minus signal number of a command that was ended by a signal, as in shells."""
+"""Number added to a signal's number for the exit code of a command that the signal has ended, as in shells."""
 LESS = "try a smaller --batch; in 'elbo train', a smaller --micro-batch or --activation-checkpointing"
 OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory|std::bad_alloc")
 SHELLS = ("bash", "zsh", "fish")
@@ -204,7 +204,8 @@ def extend_segments() -> None:
 def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """Print an error, or the signal that ended the command, on stderr; return the exit code.
 
-    alone: whether other ranks may not know of the error, so that ranks other than 0 print it, too; else they wait for rank 0.
+    where: name of the command. alone: whether this rank may be the only one with the error, so that it prints the error even
+    if it isn't rank 0; otherwise ranks other than 0 print nothing, and wait until rank 0 has printed.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""

@@ -1,4 +1,4 @@
-"""`elbo adapt`."""
+"""Command line of `elbo adapt`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def adapt(
         source, ctx = click.core.ParameterSource, click.get_current_context()
         given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not source.DEFAULT]
         if sources or given:
-            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}")
+            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}; leave one out")
         fitted = fit_data(data_only, choose("elbo"), floor)
     else:
         inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]

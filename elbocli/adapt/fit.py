@@ -1,4 +1,4 @@
-"""Fit a schedule to loss logs, or to the least error on images before any training; draw the errors and the schedule."""
+"""Fit a schedule to loss logs, or, before any training, to the least possible error on images; draw errors and schedule."""
 
 import hashlib
 import math
@@ -40,12 +40,12 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 class AdaptReport(Record, frozen=True):
     """A fitted schedule, and the predicted variance of the loss for this and other schedules.
 
-    schedules: by name, for independent and for low-discrepancy t: the variance of the loss estimate per image, relative to the
-    squared loss, and its ratio to the smallest. null: infinite, or a ratio to zero.
+    schedules: for each schedule, by name, and for independent and low-discrepancy t: the variance of the loss estimate per image,
+    divided by the squared loss, and its ratio to the smallest variance; None if infinite or undefined.
     Only for a schedule fitted to data alone (--data-only):
     half: the two logsnr between which half of the draws lie.
     p_mean, p_std: mean and standard deviation of EDM's ln sigma = −logsnr/2 under the schedule.
-    told_apart: logsnr above which the least error is below half of its peak, as the denoiser can tell the images apart; or None.
+    told_apart: logsnr above which the least error is below half of its peak, because the images can be told apart; or None.
     """
 
     weighting: str
@@ -67,8 +67,8 @@ class AdaptReport(Record, frozen=True):
 class FittedSchedule:
     """A fitted schedule, the text of its file, the report, and the data of the plot.
 
-    edges: edges of the λ bins. error: error in each bin, and its standard error.
-    densities: densities of this and other schedules, by name. share: density of the weighted loss in each bin.
+    edges: edges of the λ bins. error: (error, standard error) of each bin.
+    densities: density functions of this and other schedules, by name. share: density over λ of the weighted loss, by bin.
     """
 
     schedule: Schedule
@@ -93,7 +93,8 @@ def fit_log(
     """Fit a schedule to loss logs (runs, files, or a binary stream). Raises ElboError.
 
     choose: function from the spec of the log's own weighting to the weighting to use.
-    bins: number of bins after merging. since: use only intervals after this step. optimum: file, for criterion excess.
+    bins: number of bins after merging. floor: smallest density, relative to a uniform density.
+    since: step after which intervals are used. optimum: file of least errors, for criterion excess only.
     """
     if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
@@ -110,7 +111,7 @@ def fit_log(
     if optimum is not None:
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
-            raise UsageError(f"{optimum}: is of images with {known.dimensions} values, unlike the log's images")
+            raise UsageError(f"{optimum}: is for images of {known.dimensions} values, unlike the log's images")
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
     schedule = fit_schedule(moments, w, criterion, floor, least=least)
@@ -120,7 +121,7 @@ def fit_log(
     densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
-    log.info(f"{w.spec}, {criterion} criterion, {losses.images} images in {losses.lines} intervals")
+    log.info(f"fitting to {w.spec} by criterion {criterion}: {losses.images} images in {losses.lines} intervals")
     log.info(
         f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:"
     )
@@ -155,10 +156,10 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(losses: LossLog) -> Density:
-    """Return the density of the log's draws: its schedule's, or counted from the log if the schedule was adaptive or is missing.
+    """Return the density of a log's noise levels: its schedule's, or counted if the schedule was adaptive or is missing.
 
-    Adding half a draw to each bin (the Krichevsky-Trofimov estimate) avoids zero densities; the floor is that of the adaptive
-    schedule.
+    Half a draw is added to each bin (the Krichevsky-Trofimov estimate), so that no density is zero. The counted density gets
+    the floor of the adaptive schedule.
     """
     low, high = float(losses.edges[0]), float(losses.edges[-1])
     try:
@@ -177,7 +178,7 @@ def _fixed_density(name: str, like: Schedule) -> Density:
 
 
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
-    """Fit a schedule with density proportional to weighting × least error. path: file of an optimum. Raises ElboError."""
+    """Fit a schedule with density proportional to weighting × least error. path: file of least errors. Raises ElboError."""
     optimum = read_optimum(path)
     edges = torch.tensor(optimum.edges, dtype=torch.float64)
     error = optimum.least(edges, training=True)
@@ -192,10 +193,10 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     half = schedule.logsnr(torch.tensor([0.75, 0.25], dtype=torch.float64)).tolist()
     told_apart = float(edges[peak + int(below[0])]) if len(below) else None
     own = {"half": half, "p_mean": -0.5 * mean, "p_std": 0.5 * spread, "told_apart": told_apart}
-    log.info(f"{weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
+    log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"above logsnr {told_apart:.3g} the least error vanishes, but a network's error doesn't")
+        log.warning(f"above logsnr {told_apart:.3g} the least error vanishes, but a network's doesn't; raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(
@@ -209,7 +210,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
 
 
 def plot_fit(fitted: FittedSchedule, out: Path) -> None:
-    """Draw two panels over λ: ε error per dimension ± 2 standard errors; density of the weighted loss, and of schedules."""
+    """Draw two plots over λ: the ε error per dimension ± 2 standard errors; densities of the weighted loss and of schedules."""
     from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 
     (error, se), middle, measured = fitted.error, bin_middles(fitted.edges), fitted.share is not None

@@ -1,4 +1,4 @@
-"""`elbo bound`."""
+"""Command line of `elbo bound`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def bound(
     )
     for name, other in ((name, other) for holds, other, refused in rules if holds for name in refused):
         if ctx.params[name]:
-            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}")
+            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}; leave one out")
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
     own = judge.open_own(asked, optimum) if optimum else asked
     result: Any

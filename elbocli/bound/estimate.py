@@ -34,7 +34,7 @@ from elbocli.runtime.progress import progress
 TRUSTED = 64
 """Least number of images at which --target-se trusts the estimated standard error."""
 UNITS = ("bpd", "nats_per_latent_dimension")
-"""Units per dimension, of pixels and of latents."""
+"""Names of the fields with values per dimension: for pixels, and for latents."""
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
 
 
@@ -43,9 +43,9 @@ class BoundEstimate:
     """The variational bound of a set of images, with its profile over λ.
 
     sums: count, sum and sum of squares of the ε error per bin of λ, as in a loss log, [3, bins].
-    moments: error per dimension in each bin, from `sums`.
-    profile, profile_se: L(t;x) in nats at the upper edge of each bin, and its standard error, [bins].
-    excess: error above the least error in each bin, and its standard error; empty without an optimum.
+    moments: mean and variance of the error per dimension in each bin, from `sums`.
+    profile, profile_se: L(λ;x), the bound on data as noisy as at the upper edge of each bin, in nats, and standard error, [bins].
+    excess: error minus the least possible error in each bin, and its standard error; () if --optimum wasn't given.
     """
 
     bound: Bound
@@ -65,7 +65,7 @@ class BoundEstimate:
         return "".join("\t".join(row) + "\n" for row in rows)
 
     def log_text(self, asked: Measurement) -> str:
-        """Return the errors as text of a loss log, from which `elbo adapt` can fit a schedule to a finished run."""
+        """Return the errors as text of a loss log, from which `elbo adapt` can fit a schedule. asked: run and dataset."""
         trained = asked.trained
         specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
         about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
@@ -88,7 +88,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats record, in nats and per dimension, for pixels or latents as in `some`."""
+    """Return the fields of a Nats record for a value of `nats` per image and its standard error. some: images of that kind."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -107,8 +107,8 @@ def estimate_bound(
     schedule: schedule of the noise levels, from denoiser.low to denoiser.high; changes the variance, not the expectation.
     target_se: continue, with more images first, then with more noise on all images, until the standard error per dimension
     is below this value; None for one pass over the images.
-    gaussian: as for MeasuredNetwork.draw.
-    kept: list to which all draws are appended; None to drop them.
+    gaussian: Gaussian whose errors on the same noise are computed, too; None for none.
+    kept: list to which the errors at all noise levels are appended; None to drop these errors.
     Raises UsageError for fewer than two images, NonFiniteError.
     """
     low, high, population = denoiser.low, denoiser.high, denoiser.population
@@ -154,7 +154,8 @@ def estimate_bound(
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
     """Estimate the variational bound of a run on a dataset. Raises ElboError.
 
-    schedule: spec of the schedule of noise levels; '' fits one to the run's own log. target_se: as for `estimate_bound`.
+    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log.
+    target_se: standard error per dimension at which to stop, as for `estimate_bound`.
     """
     return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
@@ -162,18 +163,19 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 # Several estimates of −log p of the same images.
 
 ROUNDING = 1e-9
-"""Relative standard error below which an error is rounding alone, not chance."""
+"""Relative standard error below which the standard error of a difference is due to rounding alone."""
 CELLS = 20
 """Number of λ cells in which the information estimator chooses its denoiser and its control-variate coefficient."""
 ENOUGH = 16
-"""Least number of draws in a cell (or of images) from which to estimate a control-variate coefficient."""
+"""Least number of draws in a cell, or of images, to which a control-variate coefficient is fitted."""
 CHECKED = 32
 """Number of images on which the ODE is also solved with half the steps, to estimate the solver's error."""
 
 
 class Parts(NamedTuple):
-    """Two independent estimates of −log p for each image, by term: nats [N, 2, len(names)], which add up.
+    """Two independent estimates of −log p for each image, split into terms that add up to −log p.
 
+    names: names of the terms. nats: [N, 2, len(names)].
     evaluations: network evaluations per image. solver: error of the ODE solver in nats; 0 for other estimators.
     """
 
@@ -184,7 +186,11 @@ class Parts(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The input of an estimator: network, images, schedule, and the draws of all images for estimators in DRAWN."""
+    """The input of an estimator.
+
+    images: batches. schedule: schedule of the noise levels. latent: whether the images are latents.
+    draws: errors of all images at random noise levels, for the estimators in DRAWN; empty if no such estimator is asked for.
+    """
 
     denoiser: MeasuredNetwork
     images: Iterable[Images]
@@ -193,14 +199,14 @@ class Question(NamedTuple):
     draws: Draws
 
     def integral(self, error: Tensor) -> Tensor:
-        """Return ½ ∫ error dλ by each half of the draws. error: [N, 2, K] → [N, 2]."""
+        """Estimate ½ ∫ error dλ of each image from each half of its draws: error [N, 2, K] → [N, 2]."""
         return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
 ESTIMATORS = Registry("estimator")
-"""Registry of estimators of −log p: (Question, parameters) → Parts. traits: the quantity that is bounded from above."""
+"""Registry of estimators of −log p: (Question, parameters) → Parts. traits: the quantity that it bounds from above."""
 DRAWN = ("variational", "information")
-"""Names of the estimators that use the draws of the variational bound."""
+"""Names of the estimators that use the same draws (random noise levels and noise) as the variational bound."""
 
 
 @ESTIMATORS.declare(
@@ -225,9 +231,9 @@ def variational(asked: Question) -> Parts:
 def information(asked: Question) -> Parts:
     """Estimate the integral over all λ: in closed form outside the network's range, from samples inside.
 
-    Below the range, the denoiser is that of a Gaussian fitted to the data. Above the range, it is the softmax over the pixel
-    levels, or for latents the Gaussian's. Inside, in each of CELLS cells, it is x̂ or x̂ rounded to levels: the one with the
-    smaller error on the other half of the draws.
+    Below the range, the denoiser is the Bayes denoiser of a Gaussian fitted to the data. Above the range, the denoiser is the
+    softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, the denoiser is x̂, or
+    x̂ rounded to pixel levels if rounding has the smaller error on the other half of the draws.
     The Gaussian is a control variate twice. From each draw, β times the deviation of the Gaussian's error, on the same noise,
     from its expectation is subtracted (one β per cell, fitted on the other half). From the integral, γ times the deviation of
     the Gaussian's sampled integral from its closed form is subtracted (γ fitted on other images). Both fits are least squares;
@@ -274,10 +280,10 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     steps: even number of steps, evenly spaced in λ. draws: even number of samples of initial noise per image.
     probes: random sign vectors per sample, for Hutchinson's estimate of the trace.
     exact: largest number of dimensions for which the exact trace is computed instead.
-    The decoder term is that of the variational bound. Raises UsageError for odd or fractional numbers.
+    The decoder term is the variational bound's reconstruction term. Raises UsageError for odd or fractional numbers.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
-        raise UsageError("ode: steps and draws must be even integers, probes and exact integers")
+        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, {probes=:g} and {exact=:g} integers")
     count, how = int(steps), (int(draws), int(probes), int(exact))
     found, reads, coarse, fine = [], [], [], []
     # A piece has a quarter of the network's batch, because backward passes need more memory.
@@ -301,7 +307,10 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch; return [B, halves, 2]: E[log q(z₀|x)] − log p(z₀), and the control variate ½‖ε‖² − D/2."""
+    """Solve the ODE for a batch, and return [B, 2, 2], with an axis 1 for two independent halves of the draws.
+
+    Axis 2: E[log q(z₀|x)] − log p(z₀), and its control variate ½‖ε‖² − D/2. steps, draws, probes, exact: as for `ode`.
+    """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
     x, labels = denoiser.placed(images)
@@ -340,7 +349,8 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
     """Return the coefficient of a zero-mean control variate for each image: value, known [N, 2] → [N].
 
-    Coefficients of even images are fitted on odd images and vice versa, by least squares on the differences of the two halves.
+    The coefficient of even images is fitted on odd images, and vice versa, by least squares on the differences between the two
+    halves (axis 1). value: estimates to correct. known: control variate.
     """
     odd = torch.arange(len(value)) % 2 == 1
     found = torch.zeros(len(value), dtype=torch.float64)
@@ -352,8 +362,9 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
 
 
 class Found(NamedTuple):
-    """Several estimates of −log p of the same images. parts: values per image, by the estimator's spec.
+    """Several estimates of −log p of the same images.
 
+    result: means over images, as a JSON record. parts: values per image, by the estimator's spec.
     bound: the variational bound with its profile; None if no estimator uses its draws.
     """
 
@@ -379,10 +390,10 @@ class Found(NamedTuple):
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
-    """Parse specs of estimators. Raises UsageError for an unknown estimator, or one that is named twice."""
+    """Parse specs of estimators. Raises UsageError if an estimator is unknown, or is named twice."""
     found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
     if len(found) < len(specs):
-        raise UsageError("an estimator is named twice; name each estimator once")
+        raise UsageError(f"--estimator {', '.join(specs)}: an estimator is named twice; name each estimator once")
     return [*found.values()]
 
 
@@ -396,7 +407,7 @@ def estimate_likelihoods(
     """Estimate −log p of any images under any denoiser, by several estimators, and compare the estimates.
 
     images: batches; iterated over once for the draws that estimators in DRAWN share, and once for each other estimator.
-    gaussian: Gaussian fitted to similar data, which `information` needs. denoiser, schedule: as for `estimate_bound`.
+    gaussian: Gaussian fitted to similar data, which the estimator `information` needs. schedule: schedule of the noise levels.
     Raises UsageError, NonFiniteError.
     """
     first, kept, bound = next(iter(images)), list[Draws](), None
@@ -450,7 +461,7 @@ def _pooled(nats: Tensor) -> PairedEstimate:
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
     """Estimate −log p of a dataset's images under a run, by several estimators.
 
-    schedule: spec of the schedule of noise levels; '' fits one to the run's own log. Raises ElboError.
+    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log. Raises ElboError.
     The Gaussian of `information` is fitted to a sample of the whole dataset, not only to the measured images.
     """
     n, gaussian = len(asked.dataset), None

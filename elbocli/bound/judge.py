@@ -34,19 +34,19 @@ from elbocli.runtime.progress import progress
 from elbocli.train.batches import training_rows
 
 AGREE = 4.0
-"""Largest difference between the theorem's sides that counts as agreement, in standard errors."""
+"""Largest difference between the two sides of the theorem that counts as agreement, in standard errors."""
 SHARES = 10
 """Number of λ cells in which the measure −dw is reported."""
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Check the paper's theorem on a run, for each weighting. Raises ElboError."""
+    """Compare the two sides of the paper's theorem on a run, for each weighting. Raises ElboError."""
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
             raise UsageError(
-                f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; choose another range"
+                f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; set another --logsnr-min or --logsnr-max"
             )
     # The bounds are shared, so their levels follow the average density: no level that a weighting needs is rare.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
@@ -70,7 +70,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
 def _check(
     weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
 ) -> Check:
-    """Compare both sides for one weighting. index: its column in `bounds`."""
+    """Compare the theorem's left side, `loss`, with its right side, column `index` of `bounds`. edges: cells of λ for −dw."""
     of = np.zeros(len(bounds.mean))
     of[index] = 1
     left, right = _side(loss, np.ones(1)), _side(bounds, of)
@@ -115,7 +115,7 @@ def class_scores(
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
-            raise UsageError("a classifier needs images with labels; these images have none")
+            raise UsageError("a classifier needs images with labels; these images have none; give them labels")
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
@@ -130,7 +130,10 @@ def class_scores(
 def judge_scores(
     halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
 ) -> tuple[Classification, Columns]:
-    """Compute accuracy and calibration from the scores of `class_scores`; return the result, and a table of images."""
+    """Compute accuracy and calibration from the scores of `class_scores`; return the result, and a table of images.
+
+    halves, labels, rows: as `class_scores` returns them. draws, schedule: noise levels per image, and their schedule.
+    """
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
     right, of_label = guess == labels, found[np.arange(len(found)), labels]
@@ -162,7 +165,7 @@ def judge_scores(
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
     """Classify images of a dataset with a run; return the result, and a table of images. Raises ElboError.
 
-    schedule: spec of the schedule of noise levels; '' fits one to the run's own log.
+    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log.
     """
     classes = asked.trained.network.config.num_classes
     if classes < 2:
@@ -174,11 +177,11 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     return judge_scores(*scores, asked.draws, chosen)
 
 
-# Errors above the least possible ones, and whether a network copies its training images, by its errors on new images.
+# Errors above the least possible errors, and whether a network copies its training images, by its errors on new images.
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return a measurement of the same run on equally many of its training images.
+    """Return a measurement of the same run on its training images, as many as in `asked`. optimum: file of least errors.
 
     Raises UsageError when the optimum is for other images or noise levels, and the errors of `open_data`.
     """
@@ -186,7 +189,7 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
     known, run = trained.data.payload_sha256, trained.path
     if least.payload_sha256 != known:
         raise UsageError(
-            f"{optimum}: is of other images than {run} was trained on; make one with 'elbo optimum --like {run}'"
+            f"{optimum}: has least errors of other images than {run} was trained on; make one with 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     same = asked.dataset.attributes.payload_sha256 == known
@@ -201,11 +204,11 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
 def add_excess(
     asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
 ) -> tuple[dict[str, Any], BoundEstimate]:
-    """Compare errors with the least possible ones. Return the result's field `excess`, and `found` with the excess per bin.
+    """Compare errors with the least possible errors. Return the result's field `excess`, and `found` with the excess per bin.
 
-    own: measurement on the training images; evaluated too, unless its images are those of `asked`.
-    found: the bound of `asked`.
-    The excess is that of the loss with the run's weighting, in nats per dimension: the gain that training can still make.
+    own: measurement on training images, from `open_own`; it is evaluated, too, unless it has the same images as `asked`.
+    optimum: file of least errors. found: the bound of `asked`.
+    Field `excess`: weighted loss minus the least possible loss, in nats per dimension, which training can still gain.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

@@ -63,7 +63,7 @@ class Images(NamedTuple):
 
     @property
     def divisor(self) -> float:
-        """Divisor from nats per image to the unit per dimension: D ln 2 for pixels (bits), D for latents (nats)."""
+        """Number that nats per image are divided by for a value per dimension: D ln 2 for pixels (bits), D for latents (nats)."""
         return self.content[0].numel() * (1.0 if self.latent else math.log(2))
 
     def decoder_nats(self, logsnr_max: float) -> Tensor:
@@ -83,11 +83,12 @@ class Draws(NamedTuple):
     The two halves (axis 1) of an image's draws are independent. Within a half, the K times t are evenly spaced, with one
     uniform offset.
     logsnr, loss, error: λ, weighted loss and ‖ε−ε̂‖², [B, 2, K].
-    below, above: nats beyond the range of λ, the prior and the reconstruction term, [B].
+    below, above: terms of the bound for λ below and above the range, in nats: prior and reconstruction, [B].
     Only with a Gaussian:
     rounded, gaussian: ‖ε−ε̂‖² of x̂ rounded to the nearest level, and of the Gaussian's denoiser, [B, 2, K].
     expected: expectation of `gaussian` over the noise, [B, 2, K].
-    ends: the Gaussian's nats up to both ends of the range, [B, 2]. nats: −log p of the Gaussian, [B].
+    ends: nats of the Gaussian's error, integrated over λ up to the low and the high end of the range, [B, 2].
+    nats: −log p of the images under the Gaussian, [B].
     """
 
     logsnr: Tensor
@@ -102,7 +103,7 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Return each draw's contribution to its half's estimate of ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K]. schedule: that of the draws."""
+        """Return each draw's part in its half's estimate of ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K]. schedule: schedule of the draws."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
 
@@ -112,9 +113,9 @@ class MeasuredNetwork:
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W].
     low, high: range of logsnr.
-    precision: fp32, tf32, bf16 or fp16. batch: network inputs at a time.
-    draws: noise levels per image, an even number. seed: seed of levels and noise.
-    name: name in messages.
+    precision: fp32, tf32, bf16 or fp16. batch: number of network inputs at a time.
+    draws: number of noise levels per image, even. seed: seed of the noise levels and of the noise.
+    name: name of the network in messages.
     population: number of images in the set that the images are chosen from; inf for a distribution.
     total: number of images, for progress messages.
     """
@@ -153,6 +154,7 @@ class MeasuredNetwork:
     ) -> Draws:
         """Evaluate the network on a batch of images, at `draws` noise levels each.
 
+        weighting: weighting of the losses. schedule: schedule from which the noise levels are drawn.
         purpose: name of the random stream; different purposes give independent draws.
         gaussian: Gaussian whose errors on the same noise are computed, too.
         Raises UsageError for an odd number of levels, NonFiniteError.
@@ -196,7 +198,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """A run's network, and at most `images` images (dataset rows `rows`) to evaluate it on; iterating yields batches of them."""
+    """A run's network, and the images (dataset rows `rows`, at most `images`) to evaluate; iterating yields batches of images."""
 
     trained: TrainedRun
     dataset: Dataset
@@ -243,8 +245,8 @@ class Measurement(MeasuredNetwork):
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """Return the schedule of noise levels that a spec names.
 
-        spec: spec of a schedule; fitted[:CRITERION] to fit one to the run's own log; '' to fit one with low variance for the
-        weighting. Without a loss log that covers the range, a fitted schedule is uniform. Raises ElboError.
+        spec: spec of a schedule; or fitted[:CRITERION] to fit a schedule to the run's loss log; or '' for a fitted schedule
+        with low variance for `weighting`. If no loss log covers the range of λ, the schedule is uniform. Raises ElboError.
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
@@ -259,12 +261,12 @@ class Measurement(MeasuredNetwork):
         return parse_schedule("uniform", self.low, self.high)
 
     def weightings(self, specs: Sequence[str]) -> list[Weighting]:
-        """Return the weightings of some specs; the run's own without specs. Raises ElboError."""
+        """Return the weightings that `specs` name; the run's own weighting if `specs` is empty. Raises ElboError."""
         size = self.trained.network.config.image_size
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def about(self) -> dict[str, Any]:
-        """Return the facts that every result includes."""
+        """Return the facts about run, dataset and settings that every result includes."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,
@@ -298,9 +300,9 @@ def open_measurement(
     """Open a run and a dataset to evaluate it on.
 
     path: run or checkpoint. data: dataset; None for the run's own. weights: as for `open_run`.
-    images: number of images (None for DEFAULT_IMAGES; ALL for all), limited by the dataset.
-    batch: network inputs at a time; None for 256, fewer for images of more than 32 × 32 × 3 values.
-    logsnr_min, logsnr_max: None for the run's. options: draws and precision, as in MeasuredNetwork.
+    images: largest number of images; None for DEFAULT_IMAGES, ALL for all images of the dataset.
+    batch: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
+    logsnr_min, logsnr_max: range of λ; None for the run's. options: draws and precision, as in MeasuredNetwork.
     Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
@@ -327,7 +329,7 @@ def open_measurement(
         rows=rows,
         **options,
     )
-    how = f"{asked.draws} draws each; {place}, {asked.arithmetic}"
+    how = f"{asked.draws} noise levels each; {place}, {asked.arithmetic}"
     log.info(f"{asked.name}: {len(rows)} of {len(dataset)} images, {how}")
     return asked
 
@@ -341,9 +343,9 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
-        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name the dataset to use")
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name a dataset after the run")
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:
-        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; the run's are {expected}")
+        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; name a dataset that has {expected}")
     return dataset

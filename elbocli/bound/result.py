@@ -1,7 +1,7 @@
 """The JSON records of `elbo bound`, one for each question that the command answers.
 
-nats are summed over dimensions. Values per dimension are in bits for pixels (bpd), and in nats for latents, which have no
-levels. Suffix _se: standard error. about: facts on network and images: run, checkpoint, weights, dataset, logsnr_min, ….
+Nats are per image. Values per dimension are in bits for pixels (bpd), and in nats for latents, which have no pixel levels.
+Suffix _se: standard error. about: facts about network and images: run, checkpoint, weights, dataset, logsnr_min, ….
 """
 
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Fields that all results share. per_image: path of the table of images. excess: errors above the least, with --optimum."""
+    """Fields of all results. per_image: path of the table of images. excess: errors minus the least possible, with --optimum."""
 
     REST: ClassVar[str] = "about"
 
@@ -21,7 +21,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """A value in nats and per dimension, with the standard errors of the dataset's mean."""
+    """A mean over images, in nats and per dimension. Its standard errors are those of the mean over the whole dataset."""
 
     bpd: float | None = None
     bpd_se: float | None = None
@@ -92,7 +92,7 @@ class Estimate(Nats, frozen=True, kw_only=True):
 
 
 class Difference(Record, frozen=True):
-    """One estimate minus another, in nats. se: standard error from noise. in_se: difference over error, the solver's included."""
+    """One estimate minus another. se: standard error from the noise. in_se: nats over the error from noise and ODE solver."""
 
     estimator: str
     minus: str
@@ -112,7 +112,7 @@ class Likelihoods(Answer, frozen=True):
 
 
 class Side(Record, frozen=True):
-    """One side of the theorem in nats, with its standard error from the noise; relative_se: the error over the value."""
+    """One side of the theorem in nats, with its standard error from the noise. relative_se: se divided by |nats|."""
 
     nats: float
     se: float
@@ -120,10 +120,10 @@ class Side(Record, frozen=True):
 
 
 class NoiseShares(Record, frozen=True):
-    """The measure −dw over the largest w. For a monotone weighting it is p_w, the distribution of the augmentation noise.
+    """The measure −dw, divided by the largest w. For a monotone weighting it is p_w, the distribution of the augmentation noise.
 
-    at_logsnr_max: mass at the cleanest level. logsnr: edges of cells. mass: mass in each cell.
-    positive, negative: for a weighting that rises, the sums of the masses of each sign.
+    at_logsnr_max: mass at the cleanest level. logsnr: edges of cells of logsnr. mass: mass in each cell.
+    positive, negative: for a weighting that rises, the total positive and the total negative mass.
     """
 
     at_logsnr_max: float
@@ -134,9 +134,9 @@ class NoiseShares(Record, frozen=True):
 
 
 class Check(Record, frozen=True):
-    """The theorem's check for one weighting.
+    """Comparison of the two sides of the theorem for one weighting.
 
-    left: the weighted loss as in training. right: the same value as an integral of bounds.
+    left: the weighted loss as in training. right: the loss computed as an integral of bounds over noise levels.
     rising, signed_mass: for a weighting that rises, the intervals of logsnr where it rises, and its signed measure.
     augmented_elbo, p_w: for a monotone weighting, the ELBO of noise-augmented data, and the distribution of that noise.
     """

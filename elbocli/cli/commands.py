@@ -33,7 +33,7 @@ COMPLETE = "_ELBO_COMPLETE"
 NAMES_WIDTH = 26
 SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
 ADDED: dict[str, click.Command] = {}
-"""Commands of plug-ins, by name."""
+"""Commands that plug-ins have added, by name."""
 
 
 def _escaped(text: str) -> str:
@@ -41,7 +41,7 @@ def _escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters in a message or a name, line breaks included; indented continuation lines stay."""
+    """Escape control characters, also line breaks, in a message or a name; a line break before an indented line is kept."""
     return "\n  ".join(map(_escaped, text.split("\n  ")))
 
 
@@ -120,7 +120,7 @@ STREAM = Path("-")
 class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """Click type of the path of an output file.
 
-    kinds: kinds of files that it may replace, as for `check_outputs`.
+    kinds: kinds of existing files that the output may replace, as for `check_outputs`.
     suffixes: allowed suffixes; () for any. stdout: whether - is allowed. streams: whether a pipe or a device is allowed.
     """
 
@@ -132,7 +132,7 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
         """Convert text to a Path. Raises UsageError for a wrong suffix, and for - if not allowed."""
         path = Path(value)
         if path == STREAM and not self.stdout:
-            self.fail("standard output is used for other results; name a file", param, ctx)
+            self.fail("- is standard output, which other results use; name a file", param, ctx)
         if path != STREAM and self.suffixes and path.suffix not in self.suffixes:
             raise click.UsageError(f"{path}: name a file that ends in {', '.join(self.suffixes)}", ctx)
         return path
@@ -170,7 +170,7 @@ def examples() -> dict[str, list[tuple[str, str]]]:
 
 
 def write_examples(self: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """Write a command's first two examples, as the end of its help."""
+    """Write the first two examples of a command at the end of its help."""
     for text, code in examples().get(ctx.command_path, [])[:2]:
         formatter.write(f"\n{text}\n{indent(code, '  ')}\n")
 
@@ -186,7 +186,7 @@ class Command(click.Command):
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
     silent: ClassVar[bool] = False
-    """Whether to print nothing, not even errors: True on ranks other than 0, as rank 0 prints the same."""
+    """Whether to print nothing, not even errors: True on ranks other than 0, because rank 0 prints the same messages."""
 
     def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -224,7 +224,7 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def _check_outputs(self, params: Mapping[str, Any]) -> None:
-        """Check that outputs replace no input, and no existing file without --overwrite."""
+        """Check that no output replaces an input, or without --overwrite any existing file."""
         types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
         outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
         if outputs:
@@ -367,7 +367,7 @@ def device_options(function: Any) -> Any:
 
 
 def out_option(kind: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds option -o, for a file of that kind or standard output."""
+    """Return a decorator that adds option -o, for a file or standard output. kind: kind of file that -o may replace."""
     return option(
         "-o", "--out", type=Output(kind, stdout=True), default="-", help="The file to write; - is standard output."
     )
@@ -441,7 +441,7 @@ def guidance_options(function: Any) -> Any:
 
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
-    """Return the guidance, and remove its scale, interval and channels from `options`. Raises UsageError."""
+    """Return the guidance that `options` set, and remove its scale, interval and channels from them. Raises UsageError."""
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)

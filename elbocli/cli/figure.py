@@ -93,7 +93,7 @@ def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw the densities p(λ) of schedules by name, where positive; the schedule named FITTED is black."""
+    """Draw the densities p(λ) of schedules, with their names in the legend. The line of the schedule named FITTED is black."""
     for index, (name, density) in enumerate(densities.items()):
         value = density(at)
         style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)

@@ -18,7 +18,7 @@ LINE = "{n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 @contextmanager
 def shown_on_stderr() -> Iterator[None]:
-    """Show the messages of `log` and the counts of `progress` on stderr inside the block; on rank 0 only."""
+    """Show messages of `log` and reports of `progress` on stderr inside the block, on rank 0 only."""
     display = Display()
     log.addHandler(display)
     level = logging.WARNING if Command.quiet else logging.DEBUG if Command.verbose else logging.INFO
@@ -34,7 +34,7 @@ def shown_on_stderr() -> Iterator[None]:
 
 
 class Display(logging.Handler):
-    """Log handler that prints messages, and the progress bar with the rate since its first report."""
+    """Log handler that prints messages and a progress bar. The rate shown is the mean rate since the first report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Display(logging.Handler):
         tell(f"{Command.path}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
     def show(self, done: int, total: int | None, unit: str, then: str, values: dict[str, Any]) -> None:
-        """Show progress as reported by `progress`. Values stay until replaced: the loss stays visible during validation."""
+        """Show a report of `progress`. then: current phase, such as validating. Earlier `values` stay visible until replaced."""
         from tqdm import tqdm
 
         now, terminal = time.monotonic(), sys.stderr.isatty()
@@ -75,7 +75,7 @@ class Display(logging.Handler):
             self.bar.update(done - self.bar.n)
 
     def end(self) -> None:
-        """Remove the progress bar; the next count draws it again."""
+        """Remove the progress bar; the next report draws a new progress bar."""
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.close()

@@ -1,4 +1,4 @@
-"""`elbo compare`."""
+"""Command line of `elbo compare`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     from elbocli.version import __version__
 
     if len(files) < 2:
-        raise click.UsageError("name at least two files")
+        raise click.UsageError("name at least two files, FIRST and OTHER")
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
         raise click.UsageError("features need --ref, and results take no --ref; name files of one kind")
     if ref is not None:

@@ -21,9 +21,9 @@ ALIKE = "such scores are not comparable; score both alike"
 
 
 class Difference(Record, frozen=True, kw_only=True):
-    """A score in two files, and its difference, other − first, with standard error and 95 % interval (None if unknown).
+    """A score in two files, and the difference, other − first, with its standard error and 95 % interval (None if unknown).
 
-    apart: whether 0 lies outside the interval; None if unknown. how: basis of the standard error, such as "paired by 3 seeds".
+    apart: whether 0 lies outside the interval; None if unknown. how: origin of the standard error, such as "paired by 3 seeds".
     """
 
     score: str
@@ -37,7 +37,7 @@ class Difference(Record, frozen=True, kw_only=True):
 
 
 class Compared(Record, frozen=True, kw_only=True):
-    """The differences between the scores of a file and the first file's."""
+    """The differences between the scores of a file and the scores of the first file."""
 
     file: str
     scores: list[Difference]
@@ -57,7 +57,7 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """Return the record of an estimated difference, with its interval."""
+    """Return the record of a difference. first, other: the two values. estimate: difference with its standard error."""
     ends = estimate.interval
     return Difference(
         score=score,
@@ -99,7 +99,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
-    """Return the scores of each repeat by its seed; {} unless there are several repeats with distinct seeds."""
+    """Return the scores of each repeat by the seed of its samples; {} unless there are several repeats with distinct seeds."""
     found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
     return found if 1 < len(found) == len(result.repeats) else {}
 
@@ -127,7 +127,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         n, width = values.shape
         if width != reference.width or 1 in (n, reference.n):
             sizes = f"{n} x {width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
-            raise DataError(f"{path}: {sizes}; use files made alike, of 2 images at least")
+            raise DataError(f"{path}: {sizes}; use features by one extractor, of at least 2 images")
         own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
         refuse(own, fingerprint(reference.about), path, ref, ALIKE)
         distance, moved = frechet_distance(moments, points), influence(values, moments, points)
@@ -156,5 +156,5 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
 
 
 def _mean(value: float, each: np.ndarray) -> Estimate:
-    """Return a value with its standard error by the infinitesimal jackknife. each: influence of each image on the value."""
+    """Return a value with its standard error by the infinitesimal jackknife. each: influence of each image on the value, [N]."""
     return Estimate(value, float(each.std(ddof=1)) / math.sqrt(len(each)))

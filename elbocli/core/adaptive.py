@@ -44,7 +44,7 @@ CLOSE = 1e-6
 
 
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Evaluate the piecewise cubic through values at rising knots, with central differences as slopes, at `at` (any shape).
+    """Interpolate values [K] at rising knots [K] by cubics with central differences as slopes, at `at` of any shape.
 
     Beyond the knots the outer cubics continue. Linear interpolation has a kink at every knot, so that a product with a smooth
     function could rise and fall within each cell.
@@ -58,9 +58,9 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def roughness(at: Tensor, bend: float) -> Tensor:
-    """Return the penalty matrix K [B, B] with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ, for any spacing of λ. at: [B], float64.
+    """Return the penalty matrix K [B, B] with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ, for any spacing of λ.
 
-    The second term keeps the curve flat far from any observation.
+    at: [B], float64, rising λ. bend: one of BENDS. The second term keeps the curve flat far from any observation.
     """
     step = at.diff()
     slope = torch.eye(len(at), dtype=torch.float64).diff(dim=0) / step[:, None]
@@ -73,7 +73,7 @@ def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     """Return the smoothed means [B], positive: e^f for the f that maximises Σ precision·(−mean e^{−f} − f) − ½ fᵀKf.
 
     at: [B], rising. mean: [B], non-negative. precision: [B], 1/(relative variance of the mean), 0 without observations.
-    At least one bin needs a positive mean and precision. All are float64. K has the most likely bend of BENDS.
+    At least one bin needs a positive mean and precision. All are float64. K is the `roughness` with the most likely of BENDS.
     The gamma likelihood weights relative errors, and avoids the bias of logarithms of noisy means.
     """
     found = []
@@ -139,7 +139,7 @@ class BinSums:
         self.values = torch.zeros(3, bins, dtype=torch.float64, device=device)
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
-        """Add a batch. logsnr, error: [B]."""
+        """Add the errors [B] of a batch at their logsnr [B]."""
         index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
         error = error.double()
         self.values.index_add_(1, index, torch.stack([torch.ones_like(error), error, error.square()]))
@@ -153,7 +153,10 @@ class BinSums:
 
 @dataclass
 class ErrorMoments:
-    """First and second moments of the error in bins of λ. edges: [bins + 1]; count of errors, mean, second: [bins] each."""
+    """Moments of the error in bins of λ.
+
+    edges: [bins + 1], rising λ. count, mean, second: [bins] each, the number of errors, their mean and their mean square.
+    """
 
     edges: Tensor
     count: Tensor
@@ -234,7 +237,7 @@ def fit_schedule(
     """Return the schedule with density proportional to weighting × criterion in each bin.
 
     criterion: a name of CRITERIA. floor: least density, as a fraction of the uniform density.
-    least: [bins], the least error in each bin, for the criterion that needs it.
+    base: name of the schedule. least: [bins], least possible error of a denoiser, for the criterion `excess`.
     Raises UsageError for an unknown criterion, a missing least error, or a floor outside [LEAST_FLOOR, 1]; DataError for an
     empty log.
     """
@@ -248,7 +251,7 @@ def schedule_of_scores(
 ) -> Schedule:
     """Return the schedule with density proportional to weighting × score [bins] in each bin.
 
-    floor: least density, as a fraction of the uniform density.
+    floor, base: as in fit_schedule.
     Raises UsageError for a floor outside [LEAST_FLOOR, 1], DataError if weighting × score is zero or not finite.
     """
     check_floor(floor)
@@ -262,7 +265,7 @@ def schedule_of_scores(
 
 
 def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
-    """Raise the shares of bins [bins], which add up to 1, to at least `floor` × the uniform share. width: of the bins.
+    """Raise the shares of bins [bins], which add up to 1, to at least `floor` × the uniform share. width: [bins], in λ.
 
     Bins above the floor give up mass in proportion to their mass above the floor. If no bin is below the floor, the shares
     don't change.
@@ -278,7 +281,7 @@ def loss_variance(
     """Return the relative variance Var/L² per example of the loss estimate under p(λ), for (independent, low-discrepancy) t.
 
     With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t give ∫ w² Var[e]/p / (∫ w E[e])²
-    plus the integration error of a comb of `batch` times, which is zero for None, the limit of large batches.
+    plus the integration error of `batch` equally spaced times; batch None is the limit of large batches, without it.
     Both variances are infinite if p is zero where w is not.
     """
     known = moments.filled()
@@ -314,7 +317,7 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[
 
 
 def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate linearly between knots; constant outside."""
+    """Interpolate values at rising knots linearly at `at`, and continue them as constants outside the knots."""
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
     part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
     return values[right - 1].lerp(values[right], part.clamp(0, 1))
@@ -358,7 +361,7 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a fixed schedule."""
     if weighting.learned:
-        raise UsageError(f"{LEARNED} needs a schedule that stays, such as edm:mean=-0.4,std=1")
+        raise UsageError(f"{LEARNED} needs a schedule that stays as it is; choose one such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(
@@ -380,7 +383,7 @@ def followed(
 ) -> tuple[Weighting, Schedule]:
     """Return the weighting and schedule for the next step: a learned weighting or an adaptive schedule is refitted.
 
-    online: recent errors; None if both are fixed. schedule: the current schedule. floor: as in fit_schedule.
+    online: the recent errors; None if both are fixed. schedule: the current schedule. floor: as in fit_schedule.
     """
     if online is None:
         return weighting, schedule

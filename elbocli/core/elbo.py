@@ -82,13 +82,13 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
-    """Sum values [.., K] in the cells of λ that their logsnr [.., K] fall into, [.., cells]: the pieces of L(t;x)."""
+    """Sum values [.., K] in the bins of λ between edges [bins + 1] that their logsnr [.., K] fall into: [.., bins]."""
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
 
 class Augmented:
-    """Measure −dw over noise levels, which turns the bounds L(t;x) into the weighted loss.
+    """Measure −dw over noise levels, which turns L(λ;x), the bounds for data with the noise of λ, into the weighted loss.
 
     L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x). For a non-increasing w, −dw together with the
     point mass w(λmax) is w(λmin) times a distribution p_w: the loss is the expected bound of data noised by it.
@@ -105,13 +105,13 @@ class Augmented:
         self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
 
     def above(self, logsnr: Tensor) -> Tensor:
-        """Return the measure of all levels above each λ with the point mass: the weight of the error at λ in the loss."""
+        """Return the measure of all λ above each λ given, with the point mass at λmax: the weight of the error there in L_w."""
         position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
         cell = position.floor().long().clamp(0, len(self.mass) - 1)
         return self._from[cell] - (position - cell) * self.mass[cell]
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
-        """Return (measure of each cell [cells], point mass at λmax) over the largest w; negative in cells where w rises."""
+        """Return the measure of each bin of λ, [bins], negative where w rises, and the point mass, both over the largest w."""
         at = 0.5 * (self.levels[1:] + self.levels[:-1])
         return by_cell(self.mass, at, edges) / self.largest, self.last / self.largest
 
@@ -121,8 +121,9 @@ DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]
 
 
 def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWithTrace:
-    """Return a denoiser that also returns its trace: the mean of n·(∂x̂/∂z)n over probes n of the shape of z, or for None the
-    exact trace, which takes one backward pass per dimension.
+    """Return a denoiser that also returns the trace of ∂x̂/∂z.
+
+    probes: random signs n like z, to estimate the trace by the mean of n·(∂x̂/∂z)n; None: exact, a backward pass per dimension.
     """
 
     def both(z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
@@ -146,7 +147,7 @@ def log_density(
 ) -> Tensor:
     """Return log p(z), [B], nats, float64, of noisy data z [B, …] at logsnr_max, for a prior N(0, I) at logsnr_min.
 
-    steps: number of equal steps in λ. sampler: SPEC of a sampler without noise.
+    denoise: denoiser with trace. steps: number of equal steps in λ. sampler: SPEC of a sampler without noise.
     """
     shape, size = z.shape, z[0].numel()
 
@@ -165,13 +166,13 @@ def log_density(
 
 
 DIRECTIONS = 1024
-"""Largest number of principal directions with individual variances."""
+"""Largest number of principal directions of a GaussianModel."""
 ENTRIES = 1 << 24
 """Largest number of values (images × dimensions) in the fit of the Gaussian."""
 LEAST = 1e-9
-"""Least variance relative to the mean variance, for pixels that are constant."""
+"""Least variance of a GaussianModel relative to the mean variance, for pixels that are constant."""
 FLOOR = 1e-6
-"""Least absolute variance, for identical images: a standard deviation of 1/8 of the step between pixel levels."""
+"""Least variance of a GaussianModel, for identical images: a standard deviation of 1/8 of the step between pixel levels."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class GaussianModel:
         return torch.stack(columns, 1)
 
     def nats(self, x: Tensor) -> Tensor:
-        """Return −log of the density at x [B, …], [B], nats."""
+        """Return −log p(x), [B], nats, of each example x [B, …] under the Gaussian."""
         square, beyond = self._squares(x)
         size = self.variances.log().sum() + self.others * math.log(self.rest)
         away = (square / self.variances).sum(1) + beyond / self.rest
@@ -224,14 +225,14 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return c² in each principal direction [B, K], and its sum over the other directions [B]."""
+        """Return x's squared deviation from the mean: in each principal direction [B, K], and summed over the others [B]."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)
 
 
 def rows_to_fit(count: int, dimensions: int) -> int:
-    """Return how many of `count` images to use in the fit of the Gaussian, to bound its cost."""
+    """Return how many of `count` images to use in the fit of the Gaussian, so that its time and memory stay bounded."""
     return min(count, 4096 if dimensions <= DIRECTIONS else 2048, max(2, ENTRIES // dimensions))
 
 

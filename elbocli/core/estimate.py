@@ -24,9 +24,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of the share right/n of independent trials, and the ends of Wilson's 95 % interval, which
-    has a positive width even if all trials agree.
-    """
+    """Return the standard error of a share right/n of independent trials, and Wilson's 95 % interval, never of width 0."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -84,7 +82,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> FeatureMoments:
-        """Compute the moments of features [N, D], N > 0."""
+        """Return the moments of features [N, D], N > 0."""
         features = features.astype(np.float64)
         mu = features.mean(0)
         features -= mu
@@ -176,7 +174,7 @@ class PairedMoments:
     def estimate(self) -> PairedEstimate:
         """Return the estimate from the images so far. Raises UsageError for fewer than two images."""
         if self.n < 2:
-            raise UsageError("a standard error needs at least two images")
+            raise UsageError(f"a standard error needs at least two images, found {self.n}; give more")
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
@@ -185,7 +183,10 @@ class PairedMoments:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """Mean [C] over n images. between: [C, C], covariance of the true values of images. noise: [C, C], of their errors."""
+    """Mean [C] of a vector over n images, and the two sources of its error.
+
+    between: [C, C], covariance of the true vectors of images. noise: [C, C], covariance of the errors of their estimates.
+    """
 
     n: int
     mean: np.ndarray
@@ -194,7 +195,7 @@ class PairedEstimate:
 
     @staticmethod
     def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
-        """Combine several rounds of draws on the same images."""
+        """Average the estimates of several independent rounds of draws on the same images."""
         mean, between, noise = (
             np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise")
         )
@@ -205,12 +206,13 @@ class PairedEstimate:
         return float(self.mean @ of)
 
     def noise_se(self, of: np.ndarray) -> float:
-        """Return the standard error due to the noise alone: the spread over seeds on the same images."""
+        """Return the standard error of `value` due to the noise alone, which is its spread over seeds on the same images."""
         return float(np.sqrt(of @ self.noise @ of / self.n))
 
     def se(self, of: np.ndarray, population: float) -> float:
-        """Return the standard error of the mean over a population of that many images (inf: a distribution).
+        """Return the standard error of `value` as an estimate for all images of a population.
 
+        of: coefficients [C]. population: number of images that the n images were drawn from; inf for a distribution.
         Images are drawn without replacement, so the choice of images adds no error if all were drawn.
         Source: Cochran 1977, Sampling Techniques, eq. 2.20.
         """
@@ -281,7 +283,7 @@ class Gaussian(Protocol):
 def root(sigma: np.ndarray) -> np.ndarray:
     """Return A [D, rank] with A Aᵀ = sigma, by pivoted Cholesky decomposition, which stops at the rank of sigma.
 
-    So singular covariances, of fewer images than features, are no special case, and their null space adds no √(rounding).
+    So a singular covariance, from fewer images than features, is no special case, and its null space adds no rounding error.
     """
     from scipy.linalg.lapack import dpstrf
 
@@ -311,7 +313,7 @@ ROWS = 4096
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return the influence of each of the features [N, D] on their Fréchet distance from the reference: [N], mean zero.
+    """Return the influence [N] of each image on the Fréchet distance of features [N, D] from the reference; its mean is zero.
 
     own: moments of the features.
     The influence is the derivative of the distance with respect to an image's weight. With c = x − μ and the optimal map

@@ -22,11 +22,11 @@ from elbocli.core.samplers import Denoise, Move, Sampler, no_noise, walk
 from elbocli.errors import DataError
 
 StepErrors = Callable[[list[float]], list[float]]
-"""Function: finite rising λ → error of each step, scaled to its effect on the data. The last step leads to clean data."""
+"""Function: rising λ where steps start → error of each step, scaled to its effect on the data. The last step ends at λ = inf."""
 
 
 def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
-    """Return dz/dλ of the probability-flow ODE."""
+    """Return dz/dλ of the probability-flow ODE at z, given the denoiser's x̂."""
     alpha = alpha_sigma(logsnr)[0]
     return (x_hat - alpha * z).mul_(0.5 * alpha)
 
@@ -75,7 +75,7 @@ class FineSolution:
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
-        """Return the local error of each step of a sampler without noise: in z, and for the last step in the data.
+        """Return the local error of each step of a sampler without noise, a tensor like z; for the last step, of the data.
 
         grid: rising λ; a step to clean data is added. A multistep method gets x̂ of the exact trajectory at the level before.
         """
@@ -91,25 +91,25 @@ class FineSolution:
 
         The weight estimates how an error grows until the data: weight 1 fits z = αx + σε, whose spread stays about 1, and 1/α
         fits y = z/α. Their geometric mean gave the smallest final errors on mixtures with exact denoisers;
-        docs/measurements.md compares it, also with the measured growth.
+        docs/measurements.md compares these weights, and weights by the measured growth.
         """
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final_error(self, sampler: Sampler, grid: list[float]) -> float:
-        """Return the root-mean-square error of the data after a whole walk."""
+        """Return the root-mean-square error of the data after the sampler's whole walk along the grid."""
         return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
 
 
 def rms(difference: Tensor) -> float:
-    """Return the root mean square over all values."""
+    """Return the root mean square of all values of a tensor."""
     return float(difference.double().square().mean().sqrt())
 
 
 def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     """Return a function that estimates, from the loss log alone, the variance that each ancestral step leaves out.
 
-    The errors are per dimension and scaled to their effect on the data. moments: from a loss log.
+    The errors are per dimension and scaled to their effect on the data. moments: of the network's errors, from a loss log.
 
     Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
     c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
@@ -139,8 +139,8 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
 
 
 SHARE = 0.35
-"""Exponent of a round, which multiplies each step's width by its error to the power −SHARE. For constant C, 1/(p+1) would be
-exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so that the rounds converge for unknown p."""
+"""Exponent of one round: each step's width is multiplied by its error to the power −SHARE. For errors C h^{p+1} with constant C,
+1/(p+1) would be exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so that the rounds converge for unknown p."""
 ROUNDS = 40
 ALIKE = 1.05
 """Ratio of the largest error to the smallest at which the iteration stops."""
@@ -148,8 +148,11 @@ LEAST = 1e-30
 
 
 class EqualErrors(NamedTuple):
-    """Grid of equal local errors. grid: rising λ. errors: of each step, the last to clean data. spread: ratio of the largest
-    error to the smallest, over the steps that can be changed. rounds: number of rounds until this grid.
+    """Grid on which all steps have about equal local errors.
+
+    grid: rising λ at which the steps start. errors: error of each step; the last step ends at clean data.
+    spread: ratio of the largest error to the smallest, over the steps that can be changed.
+    rounds: number of rounds until this grid.
     """
 
     grid: list[float]
@@ -180,8 +183,8 @@ def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> Eq
 
 
 def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
-    """Place levels at equal shares of Σ errors^SHARE, taken as uniform within a step. The last level moves by the error of
-    the last step, which falls about as e^{−λ/2}.
+    """Move the levels so that each step covers an equal part of Σ errors^SHARE, which is taken as uniform within a step. The
+    last level moves according to the error of the last step, which falls about as e^{−λ/2}.
     """
     typical = math.exp(sum(map(math.log, errors[:-1])) / (len(errors) - 1))
     by = 2 * SHARE * math.log(errors[-1] / typical)

@@ -34,7 +34,7 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a step for each example: alpha to c_in broadcast over images, [B, 1, 1, 1]; the others are [B]."""
+    """Coefficients (see prediction.Coefficients) of a step: alpha to c_in broadcast over images, [B, 1, 1, 1]; others [B]."""
 
     alpha: Tensor
     sigma: Tensor
@@ -81,7 +81,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
         return out
     given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    raise UsageError(f"the network returned {given} for z of shape {list(z.shape)}; expected a tensor of that shape")
+    raise UsageError(f"the network returned {given} for z of shape {list(z.shape)}; expected a tensor of z's shape")
 
 
 def denoising_losses(
@@ -98,7 +98,7 @@ def denoising_losses(
     """Noise x to z = αx + σε, call the network, and return the weighted loss of each example.
 
     Training, validation and bounds all use this function.
-    x, eps: [B, …].
+    x, eps: [B, …], data and noise. labels: passed to the network unchanged.
     logsnr, send: as in `step_coefficients`.
     Raises UsageError for an output of another shape.
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
 ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
-"""Least relative rise of a grid step, least relative rise of an interval, and least value that is not seen as rounding."""
+"""Limits below which a rise counts as rounding: relative rise per grid step, relative rise per interval, and value."""
 SHOWN = 4
 """Number of intervals to name in messages; a weighting by a schedule of many knots jumps at every knot."""
 
@@ -135,8 +135,7 @@ class Likeness(NamedTuple):
 def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
     """Compare two non-negative functions up to a factor, on a fine grid of [low, high].
 
-    The best scale minimises the largest |log(f/(scale · g))|. If only one function is zero at some λ, the deviation is
-    infinite.
+    The best scale minimises the largest |log(f/(scale · g))|. If only one function is zero at some λ, the deviation is infinite.
     """
     import torch
 

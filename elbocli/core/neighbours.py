@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 ROWS = 4096
-"""Rows and columns of a block: 134 MB in float64."""
+"""Number of rows, and of columns, of a block of distances; a block takes 134 MB in float64."""
 SPARE = 4
-"""Extra neighbours to keep, because rounding may change the order of nearly equal distances."""
+"""Number of candidates kept beyond the k nearest, because rounding may change the order of nearly equal distances."""
 DENSE = 300
-"""If more than one pair in DENSE is a candidate, converting the whole block is faster than measuring single pairs."""
+"""If more than 1/DENSE of a block's pairs are candidates, taking all distances of the block is faster than measuring pairs."""
 LIMIT, ROUNDING = 1 + 1e-6, 1e-14
-"""Tolerances: factor on a squared distance, for rounding to float32; and rounding error of a dot product per term."""
+"""Tolerances of `within`: factor on squared distances, for rounding to float32; rounding error of a dot product per term."""
 
 
 def squares(
     queries: Tensor, points: Tensor, device: torch.device | str = "cpu", *, unit: bool = False, upper: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield blocks of squared distances: (first row, first column, float64 [≤ ROWS, ≤ ROWS] on the device).
+    """Yield the squared distances of queries and points in blocks: (first query, first point, float64 [≤ ROWS, ≤ ROWS]).
 
     queries: [N, D], points: [M, D].
+    device: where the blocks are computed, and stay.
     unit: scale the vectors to length 1 first.
-    upper: yield only blocks on or right of the diagonal.
+    upper: for queries that are the points: yield only blocks on or right of the diagonal; the others are their transposes.
     """
     # Centre the vectors, which reduces cancellation.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
@@ -50,13 +51,13 @@ def squares(
 def nearest(
     queries: Tensor, points: Tensor, k: int, device: torch.device | str = "cpu", *, others: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return distances [N, k], float32, ascending, and indices [N, k] of each query's k nearest points, on the CPU.
+    """Return the distances [N, k], float32, ascending, and indices [N, k] of each query's k nearest points, on the CPU.
 
-    others: the queries are the points, and a point is not its own neighbour.
+    others: the queries are the same vectors as the points, and a vector doesn't count as its own neighbour.
     The distance to a copy is exactly zero. Ties are ordered by index. Raises ValueError for too few points.
     """
     if len(points) < k + others:
-        raise ValueError(f"{len(points)} points are too few for {k} neighbours")
+        raise ValueError(f"{len(points)} points are too few for {k} neighbours; give at least {k + others}")
     most = min(k + SPARE, len(points) - others)
     values = torch.full((len(queries), most), torch.inf, device=device, dtype=torch.float64)
     which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)
@@ -87,9 +88,10 @@ def nearest(
 def within(
     queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield candidate pairs: query indices, point indices and float32 distances, [P] each, on the CPU.
+    """Yield pairs of near vectors in batches: query indices, point indices and float32 distances, [P] each, on the CPU.
 
-    The candidates include every pair within the reach of its point [M] or of its query (own_reach, [N]), and some others.
+    reach: [M], a radius for each point. own_reach: [N], a radius for each query, or None.
+    The pairs include every pair whose distance is within the radius of its point or of its query, and a few others.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2
 
@@ -110,7 +112,7 @@ def within(
 
 
 def _apart(queries: Tensor, points: Tensor, rows: Tensor, columns: Tensor, device: torch.device | str) -> Tensor:
-    """Return the distances of pairs, float32 [P], on the CPU."""
+    """Return the distance between queries[rows[i]] and points[columns[i]] for each i, float32 [P], on the CPU."""
     apart = queries[rows].to(device).double()
     apart -= points[columns].to(device)
     return apart.square_().sum(1).sqrt_().float().cpu()

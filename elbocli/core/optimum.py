@@ -1,5 +1,7 @@
-"""The least error of any denoiser on a finite set of images (the Bayes denoiser's), the excess of a network's error over the
-least error, which training can still remove, and a test whether a network copies its training images.
+"""The least possible error of a denoiser on a finite set of images, a network's excess over it, and a test for copying.
+
+The least error is that of the Bayes denoiser. The excess is the part of a network's error that training can still remove.
+The test tells from the excess whether a network copies its training images.
 
 Images x_1 … x_N are equally likely; z = αx_s + σε. With s = α/σ = e^{λ/2}, a_i = ε·(x_i − x_s) and b_i = ‖x_i − x_s‖², the
 posterior of the images is π_i ∝ exp(s a_i − ½ s² b_i), and x̂* = Σ π_i x_i. Given z the source x_s is itself a draw from the
@@ -8,8 +10,8 @@ posterior, and the mean squared distance of two independent draws is twice the v
     e*(λ) = E‖ε − ε̂*‖² = e^λ E‖x_s − x̂*‖² = ½ e^λ E Σ π_i b_i.
 
 The last form doesn't need x̂*, and the products a and b serve all λ. Its terms are non-negative, the source has weight 1
-(log weight 0), and no log weight exceeds ½‖ε‖²; so there is no cancellation and no overflow. Given z, its variance in excess
-of that of the posterior variance is a quarter of that of ‖ε − ε̂*‖².
+(log weight 0), and no log weight exceeds ½‖ε‖²; so there is no cancellation and no overflow. Given z, the last form
+still varies with x_s, but with a quarter of the variance of ‖ε − ε̂*‖².
 
 At high λ few draws confuse the source with another image, so the sample variance is unreliable, and only the nearest image
 matters. With w its weight, π = w/(1 + w) and δ² = s² b, log w is N(−δ²/2, δ²), whose density at −l is e^l times that at l.
@@ -26,16 +28,17 @@ from elbocli.core.adaptive import ErrorMoments, fine_levels
 from elbocli.core.weighting import Weighting
 
 GONE = 1e-34
-"""Weight that is negligible beside the source's weight of 1; below it, weights only fall as λ rises."""
+"""Weight below which an image is negligible beside the source, whose weight is 1; at higher λ the weight only falls."""
 TILE = {"cpu": 2**16, "cuda": 2**24}
-"""Number of pairs whose weights are computed at a time; on a CPU they fit into the cache."""
+"""Number of pairs (noised source, image) whose weights are computed at a time; on a CPU they fit into the cache."""
 
 
 class LeastErrors:
-    """Posterior sums over images for the least error of some noised sources; images are added block by block.
+    """Accumulator of the sums over images that give the least possible error of denoising some source images.
 
-    source: [S, D], float64. eps: [S, H, D], float64, H noises per source. logsnr: [S, H, L], rising along L.
-    labels: [S], classes of the sources, to sum also the posterior over images of the source's class; or None.
+    source: [S, D], float64, images to be noised. eps: [S, H, D], float64, H noises per source.
+    logsnr: [S, H, L], the λ of each noise, rising along L.
+    labels: [S], classes of the sources, for a second sum over images of the source's class alone; None: no such sum.
     unit: distance of images that differ by 1 in one value. Integer levels of 0 to 255 keep all products exact in float64.
     """
 
@@ -70,7 +73,7 @@ class LeastErrors:
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
-        """Add the weights of pairs level by level until they are negligible. along: [s, H, J]; distance, mates: [s, 1, J]."""
+        """Add the weights of pairs at one λ after another until they vanish. along: [s, H, J]; distance, mates: [s, 1, J]."""
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
             weight = distance * self._half[rows, :, level, None]
@@ -85,7 +88,7 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return ½ e^λ Σ π_i b_i of each draw: [1, S, H, L], or [2, S, H, L], the second within the source's class.
+        """Return ½ e^λ Σ π_i b_i of each noised source: [1, S, H, L]; given mates [2, S, H, L], the second for its class alone.
 
         others, mates: [S], number of images besides the source, in total and of its class. If fewer were added, the images
         added are weighted up: numerator and denominator are then unbiased, and their ratio nearly so.
@@ -98,7 +101,7 @@ class LeastErrors:
     def squares(self) -> Tensor:
         """Return (½ e^λ b)² Φ(−δ/2) for the image nearest to each source, shaped like `values`.
 
-        The result approximates the mean square of a draw where only the nearest image matters.
+        The result approximates the mean square of `values` at those λ where only the nearest image matters.
         """
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
@@ -106,13 +109,16 @@ class LeastErrors:
 
 
 COPIES, BEGUN = 0.5, 0.1
-"""Shares above which a network is said to copy, and to have begun to copy."""
+"""Shares of copying (see `copying`) above which a network copies its training images, and has begun to copy them."""
 SURE = 2.0
-"""Number of standard errors by which a share must exceed a threshold."""
+"""Number of standard errors by which a share of copying must lie above or below a threshold."""
 
 
 class Excess(NamedTuple):
-    """Weighted excess ½∫ w (e − e*) dλ, nats per dimension. se: standard error. least_se: the part of se due to e*."""
+    """Weighted excess ½∫ w (e − e*) dλ of a network's error e over the least possible error e*, nats per dimension.
+
+    se: standard error. least_se: the part of se that is due to e*.
+    """
 
     value: float
     se: float
@@ -120,10 +126,11 @@ class Excess(NamedTuple):
 
 
 def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: Weighting) -> Excess:
-    """Return the weighted excess of the errors in bins of λ over the least errors there, both per dimension.
+    """Return the weighted excess of a network's errors over the least possible errors, both per dimension in bins of λ.
 
-    least, least_se: [bins], the least error and its standard error, which is fully correlated between bins, since all bins
-    use the same images. The network's errors are independent between bins.
+    moments: of the network's errors.
+    least, least_se: [bins], the least possible error and its standard error, which is fully correlated between bins, since
+    all bins use the same images. The network's errors are independent between bins.
     Bins with fewer than two errors are filled from their neighbours. Raises DataError if no bin has two errors.
     """
     known = moments.filled()
@@ -159,6 +166,6 @@ def verdict(low: float, high: float) -> str:
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """Return e − e* in each bin and its standard error, [bins] each; NaN for bins with fewer than two errors."""
+    """Return the excess e − e* in each bin of λ and its standard error, [bins] each; NaN for bins with fewer than two errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

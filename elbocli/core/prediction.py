@@ -113,7 +113,12 @@ def edm(alpha, sigma, sigma_data=0.5):
 
 
 class Coefficients(NamedTuple):
-    """Coefficients of a step at given λ, all of the shape of λ: z = αx + σε, target = a·x + b·ε, x̂ from z and the output."""
+    """Coefficients at given λ, each of the shape of λ.
+
+    alpha, sigma: z = alpha·x + sigma·ε. a, b: target = a·x + b·ε. c_in: the network's input is c_in·z.
+    x_from_z, x_from_out: x̂ = x_from_z·z + x_from_out·output.
+    eps_factor: (α/d)², the ratio of the squared error of ε to that of the target.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -126,7 +131,7 @@ class Coefficients(NamedTuple):
 
 
 class Prediction:
-    """Quantity that a network predicts, from a SPEC: `v`, `edm:sigma_data=0.5`. Raises UsageError."""
+    """Quantity that a network predicts, from a SPEC: `v`, `edm:sigma_data=0.5`. Raises UsageError for an unknown name."""
 
     def __init__(self, text: str):
         self.declared = PREDICTIONS.parse(text)
@@ -136,10 +141,7 @@ class Prediction:
         return f"Prediction({self.spec!r})"
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
-        """Return the coefficients at each λ: any shape, float64.
-
-        eps_factor: (α/d)², the ratio of the squared error of ε to that of the target.
-        """
+        """Return the coefficients at each λ: any shape, float64."""
         signal, noise = alpha(logsnr), sigma(logsnr)
         a, b, c_in = self.declared(signal, noise)
         d = signal * b - noise * a

@@ -1,4 +1,4 @@
-"""Registries of named things with parameters, such as weightings: the command line, docs and tests read them."""
+"""Registries of named functions and classes with parameters, such as weightings; the command line and docs list them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 @dataclass(frozen=True, repr=False)
 class Declaration:
-    """Named thing of a registry, with values of its parameters. Calling the declaration makes the thing.
+    """Registered function or class with values of its parameters. Calling the declaration calls `make` with these values.
 
-    make: its function or class. formula, source: text for docs and help. params: parameter → value.
-    positive, within: bounds of parameters. traits: facts specific to the registry, or None.
+    make: the function or class. formula, source: text for docs and help. params: parameter → value.
+    positive, within: bounds of parameters. traits: further facts, an instance of the registry's class of traits, or None.
     known_as: other name → the parameters that the name sets. parameters_known_as: other name of a parameter → parameter.
     """
 
@@ -43,7 +43,7 @@ class Declaration:
         return f"Declaration({self.spec!r})"
 
     def __call__(self, *args: Any) -> Any:
-        """Call `make` with the parameters."""
+        """Return `make(*args, **params)`."""
         return self.make(*args, **self.params)
 
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
@@ -55,7 +55,7 @@ class Declaration:
         for word, text in given.items():
             key = self._parameter(word)
             if key in values:
-                raise UsageError(f"{self.name}: {key} is given twice")
+                raise UsageError(f"{self.name}: {key} is given twice; give it once")
             value = values[key] = number(text, key)
             low, high = self.within.get(key, (-math.inf, math.inf))
             if not low <= value <= high or (key in self.positive and value <= 0):
@@ -112,11 +112,13 @@ def load_installed() -> None:
         try:
             point.load()
         except Exception as error:
-            raise UsageError(f"the installed plug-in {point.value} failed: {type(error).__name__}: {error}") from error
+            raise UsageError(
+                f"the installed plug-in {point.value} failed; mend or uninstall it: {type(error).__name__}: {error}"
+            ) from error
 
 
 class Registry(dict[str, Declaration]):
-    """Registry of all declarations of one kind, by name. traits: NamedTuple class of facts specific to this kind, or None."""
+    """Registry of all declarations of one kind, by name. traits: NamedTuple class of the facts of this kind, or None."""
 
     def __init__(self, kind: str, traits: Any = None):
         super().__init__()
@@ -139,8 +141,8 @@ class Registry(dict[str, Declaration]):
         signature or in `params`, become parameters.
 
         positive: parameters that must be above 0. within: parameter → (least, greatest) value.
-        known_as: names elsewhere for exactly the same thing, `name` or `name:key=value,…`, with the parameters that make it so.
-        parameters_known_as: lower-case names elsewhere → parameter. params: further parameters, and the traits of the kind.
+        known_as: other names for exactly the same, `name` or `name:key=value,…` with the parameters that make them the same.
+        parameters_known_as: other name in lower case → parameter. params: further parameters, and the fields of the traits.
         Raises UsageError if the name is taken.
         """
         aka = {
@@ -189,7 +191,7 @@ class Registry(dict[str, Declaration]):
         return found
 
     def parse(self, text: str) -> Declaration:
-        """Return the declaration of a SPEC `name:key=value,…` with its parameters. Raises UsageError."""
+        """Return the declaration of a SPEC `name:key=value,…` with its parameters. Raises UsageError for unknown names."""
         name, params = parse_spec(text)
         return self.find(name).bind(params)
 
@@ -208,7 +210,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def number(text: str | float, what: str = "value") -> float:
-    """Convert to a float of absolute value up to LARGEST. Raises UsageError otherwise."""
+    """Convert to a float of absolute value up to LARGEST, or raise UsageError. what: name of the value in the message."""
     with suppress(TypeError, ValueError):
         if abs(value := float(text)) <= LARGEST:
             return value

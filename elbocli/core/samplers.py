@@ -31,7 +31,10 @@ STEPS = 128
 
 
 class Move(NamedTuple):
-    """Step from λ = now to λ = then > now. before: λ at the start of the previous step, or −inf; steps: steps of the walk."""
+    """Step from λ = now to λ = then > now.
+
+    before: λ at the start of the previous step; −inf in the first step. steps: number of steps of the whole walk.
+    """
 
     now: float
     then: float
@@ -50,7 +53,7 @@ class Move(NamedTuple):
 
 
 class SamplerPreset(NamedTuple):
-    """Published settings of a sampler: schedule of its grid, number of steps, and parameters."""
+    """Published settings of a sampler: schedule of its noise levels (grid), number of steps, and parameters."""
 
     grid: str
     steps: int = STEPS
@@ -59,7 +62,7 @@ class SamplerPreset(NamedTuple):
 
 
 class SamplerTraits(NamedTuple):
-    """Traits of a sampler. grid, steps: default schedule and number of steps. presets: published settings by name.
+    """Facts about a sampler. grid, steps: default schedule and number of steps. presets: published settings by name.
     learned: whether it needs a DenoiseWithVariance. ancestral: whether its steps draw from q(z' | z, x̂), with noise.
     """
 
@@ -89,7 +92,7 @@ def ddim(z, last, move, denoise, noise):
 
 
 def ancestor(z, x_hat, move, noise, gamma):
-    """Draw z' from z and x̂. gamma: 0 for the small variance, 1 for the large; a number or a tensor. Clean data gets no noise."""
+    """Draw z' from q(z' | z, x̂). gamma: number or tensor, 0 for the small variance, 1 for the large. Noise-free at σ' = 0."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
     fresh = -math.expm1(-2 * move.width)
@@ -162,7 +165,7 @@ def advance(z, x_hat, last, move, eta=0.0):
     known_as=["dpm++-2m", "dpmpp", "dpm++", "dpm-solver++", "dpm-solver++(2m)"],
 )
 def dpmpp_2m(z, last, move, denoise, noise):
-    """Make a second-order step with one network evaluation."""
+    """Make a second-order step of DPM-Solver++ with one network evaluation, using x̂ of the previous step."""
     x_hat = denoise(z, move.now)
     return advance(z, x_hat, last, move), x_hat
 
@@ -206,7 +209,8 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
     """Make a step of Heun's method, second order: an Euler step in y = z/α with d = (y − x̂)/σ_edm, then the mean of both d.
 
     The correction of the Euler step is (σ' − σ)(d₂ − d₁)/2, with d₂ − d₁ = (x̂₁ − x̂₂)/σ'.
-    s_churn: noise added before the steps, in total over all steps with s_min ≤ σ_edm ≤ s_max.
+    s_churn: amount of noise added before steps with s_min ≤ σ_edm ≤ s_max, in total over all steps of the walk.
+    s_noise: factor on the standard deviation of this noise.
     """
     now, then, _, steps = move
     sigma, sigma_then = math.exp(-now / 2), math.exp(-then / 2)
@@ -249,7 +253,7 @@ def parse_sampler(text: str) -> Sampler:
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
-    """Return the grid of a walk: the λ of `steps` steps, rising, then inf for clean data.
+    """Return the noise levels of a walk: the λ at which `steps` steps start, rising, then inf for clean data.
 
     spacing: one of SPACINGS; None for the default. Raises UsageError if the schedule has too few timesteps.
     """
@@ -257,7 +261,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 
 def no_noise() -> NoReturn:
-    """Raise UsageError: the noise function of a walk that must not draw noise."""
+    """Raise UsageError. Stands in for the noise function where a walk must not draw noise."""
     raise UsageError("this sampler adds noise, which is not supported here; use dpmpp-2m, heun without churn, or ddpm")
 
 
@@ -271,7 +275,7 @@ def walk(
 ) -> Tensor:
     """Walk from noise z [B, …] at grid[0] to data at grid[-1], and return the data.
 
-    grid: rising λ; inf is clean data. denoise: of the kind that the sampler needs. noise: draws noise of the shape of z.
+    grid: rising λ; inf is clean data. denoise: a DenoiseWithVariance for `learned` samplers. noise: draws noise like z.
     every_step: draw noise once in every step, even in steps that add none, as EDM does.
     """
     last = None

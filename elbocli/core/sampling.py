@@ -1,4 +1,4 @@
-"""Options of sampling: spacings, starts, clips, roundings to pixel levels, noise sources, grids, and guidance.
+"""Options of sampling: spacings and fitted grids of noise levels, starts, clips, roundings, noise sources, and guidance.
 
 A range of pixels is (divisor, offset): level p of 0 to 255 has the value p / divisor + offset. Each rounding is written as
 its authors write it, because another order of operations changes values within rounding error of a boundary.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 SPACINGS = Registry("spacing")
-"""Spacings: functions (schedule, number of steps) → rising λ of each step, a list."""
+"""Spacings: functions (schedule, number of steps) → list of the rising λ at which the steps start."""
 spacing = SPACINGS.declare
 
 
@@ -45,10 +45,12 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return λ at rounded timesteps, summed up like ADM's: the product i (T−1)/(steps−1) would round some halves differently."""
+    """Return λ at equally spaced timesteps, rounded from running sums as in ADM: products would round some differently."""
     levels = _levels(schedule)
     if steps > len(levels):
-        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, and {steps} steps were asked for")
+        raise UsageError(
+            f"{schedule.base} has {len(levels)} timesteps in this range; use so many or fewer, not {steps}"
+        )
     if steps == 1:
         return levels[-1:]
     part = (len(levels) - 1) / (steps - 1)
@@ -62,7 +64,7 @@ def timesteps(schedule, steps):
     known_as=["ddim"],
 )
 def stride(schedule, steps):
-    """Return λ at every k-th timestep; the last timestep is usually left out."""
+    """Return λ at every k-th timestep, from the first; the last timestep is usually left out."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
@@ -75,7 +77,7 @@ def _levels(schedule):
     """Return the λ of the timesteps in a schedule's range, falling. Raises UsageError for a schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
-            f"{schedule.base} has no timesteps, which this spacing needs; choose t-linear, or even spacing"
+            f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or the spacing even"
         )
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
@@ -88,7 +90,7 @@ def usual_spacing(schedule: Schedule) -> Declaration:
 
 
 STARTS = Registry("start")
-"""Starts: functions λ of the noisiest level → s, where sampling starts from z = s ε."""
+"""Starts: functions λ of the noisiest level → scale s of the start noise: sampling starts from z = s ε."""
 start = STARTS.declare
 
 
@@ -129,7 +131,7 @@ def static(x_hat):
     within={"percentile": (0, 100)},
 )
 def dynamic(x_hat, percentile=99.5):
-    """Clip x̂ to [−s, s] and divide by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
+    """Clip each image x̂ to [−s, s] and divide it by s: the value of |x̂| at rank ⌈percentile/100 · D⌉, but at least 1."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
     limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
@@ -140,7 +142,7 @@ ROUNDINGS = Registry("rounding")
 """Roundings: functions (x, divisor, offset) → values that `to_levels` clamps to 0 to 255 and truncates to whole levels."""
 rounding = ROUNDINGS.declare
 SIGNED = (127.5, -1.0)
-"""The range [−1, 1]."""
+"""(divisor, offset) of pixels in [−1, 1]."""
 
 
 @rounding("nearest", formula="level nearest to 127.5 (x+1); of a half, the even one", source="diffusers, this program")
@@ -169,7 +171,7 @@ NEAREST = ROUNDINGS["nearest"]
 
 
 def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
-    """Convert pixels [B,C,H,W] to levels, uint8 [B,H,W,C]. span: (divisor, offset) of the pixels' range."""
+    """Convert pixels [B,C,H,W] to levels, uint8 [B,H,W,C]. rounded: one of ROUNDINGS. span: (divisor, offset) of pixels."""
     import torch
 
     levels = rounded(x.float(), *span).clamp_(0, 255).to(torch.uint8)
@@ -180,7 +182,7 @@ def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, floa
 class Guidance:
     """Guidance: out = weak + scale · (strong − weak) for low ≤ λ ≤ high; out = strong elsewhere.
 
-    weak: the output without the class (classifier-free guidance), or of a worse network (autoguidance).
+    strong: the network's output with the class. weak: its output without the class, or a worse network's (autoguidance).
     scale: 1 is no guidance, 0 the weak output alone.
     channels: number of leading channels that are guided; 0 is all.
     Every prediction is linear in ε̂ at fixed z, so guidance is the same for all predictions.
@@ -204,7 +206,7 @@ class Guidance:
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
     def combine(self, strong: Tensor, weak: Tensor) -> Tensor:
-        """Return the guided output from both outputs [B, C, …] at the same z and λ."""
+        """Return the guided output from the strong and the weak output, both [B, C, …], at the same z and λ."""
         if not self.channels:
             return weak.lerp(strong, self.scale)
         guided = strong.clone()
@@ -221,9 +223,9 @@ EDM_SEEDS = 1 << 32
 @NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of sampling, from streams of (seed, purpose, index). Subclasses reproduce other programs' numbers.
+    """Source of the random numbers of sampling: functions of (seed, purpose, index). Subclasses reproduce other programs.
 
-    every_step: as in `samplers.walk`.
+    shape: (H, W, C) of an image. every_step: whether each step draws noise, even if the step adds none.
     """
 
     seed: int
@@ -234,23 +236,23 @@ class Noise:
 
     @property
     def about(self):
-        """Facts besides the seed that the numbers depend on, for the record of a sample file."""
+        """Facts besides the seed that determine the random numbers, as a dict; sample files record them."""
         return {}
 
     def seeds(self, n):
-        """Return a distinct number for each image, int64 [n]."""
+        """Return the seed of each of n images, int64 [n]; sample files record it. Here it is the image's index."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
 
     def classes(self, n):
-        """Return a random class for each image, int64 [n]."""
+        """Return a random class for each of n images, int64 [n]."""
         from elbocli.core.streams import random_classes
 
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function whose k-th call returns the k-th noise of a walk, [len(indices), H, W, C], float32."""
+        """Return a function whose k-th call returns the k-th noise of a sampling walk, [len(indices), H, W, C], float32."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -272,21 +274,21 @@ class EdmNoise(Noise):
 
     @property
     def about(self):
-        """See Noise. torch's generators differ between CPU and CUDA."""
+        """Type of the device that draws the noise; sample files record it, as torch's generators differ between CPU and CUDA."""
         return {"noise_device": self.device.type}
 
     def seeds(self, n):
-        """Return the numbers of EDM's option --seeds."""
+        """Return the seed that EDM's option --seeds would have for each of n images, int64 [n]."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):
-        """See Noise. The start noise is drawn and dropped, because the generator draws the class after it."""
+        """Return the class of each of n images; the image's generator draws it after the start noise, which is dropped here."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """See Noise."""
+        """Return a function that draws a walk's noise as Noise.walk does, with one torch generator per image."""
         import torch
 
         begun = [self._begun(index) for index in indices]
@@ -303,7 +305,7 @@ class EdmNoise(Noise):
         return draws().__next__
 
     def _begun(self, index):
-        """Return the start noise [C,H,W] of an image, its class (0, not drawn, without classes), and its generator."""
+        """Return an image's start noise [C,H,W], its class (0 if there are no classes), and its generator after these draws."""
         import torch
 
         height, width, channels = self.shape
@@ -323,9 +325,10 @@ ELBO = NOISES["elbo"]
 
 
 GRIDS = Registry("grid")
-"""Grids: functions (fit, equal) → Schedule, whose λ at equally spaced t are the grid.
+"""Fitted grids of noise levels: functions (fit, equal) → Schedule, whose λ at equally spaced t are the grid.
 
-fit: function weighting → adaptive schedule of the run's log. equal: function () → λ with equal errors of all steps.
+fit: function SPEC of a weighting → adaptive schedule for this weighting, fitted to the run's loss log.
+equal: function () → rising λ between which all sampling steps have equal errors.
 """
 
 
@@ -335,7 +338,7 @@ fit: function weighting → adaptive schedule of the run's log. equal: function 
     source="Stancevic et al. 2025; the adaptive schedule of elbo",
 )
 def entropic(fit, equal):
-    """Return the schedule of equal entropy steps, from dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
+    """Return the schedule whose equal steps in t change the entropy of x given z equally: dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
     return fit("elbo")
 
 
@@ -345,7 +348,7 @@ def entropic(fit, equal):
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
 def rescaled(fit, equal):
-    """Return the schedule of equal steps of entropy weighted by σ/α, the noise level in units of the data."""
+    """Return the schedule whose equal steps in t change the entropy of x given z, weighted by σ/α = σ_edm, equally."""
     return fit("fm-ot")
 
 
@@ -355,7 +358,7 @@ def rescaled(fit, equal):
     source="along the run's own trajectories; of ddpm by its log",
 )
 def solver(fit, equal):
-    """Return a tabulated schedule with knots at equally spaced t, which reproduces the levels bit for bit."""
+    """Return a tabulated schedule that takes the λ of `equal` at equally spaced t, bit for bit."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule
@@ -366,6 +369,6 @@ def solver(fit, equal):
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Describe the sampler, steps and guidance scale that a grid is valid for. Ancestral grids don't depend on guidance."""
+    """Describe the sampler, number of steps and guidance that a grid was fitted for. Ancestral grids hold for any guidance."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

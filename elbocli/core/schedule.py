@@ -1,4 +1,4 @@
-"""Noise schedules: a curve λ(t), shifted, then truncated to a range of λ. And level codes, a network's noise inputs.
+"""Noise schedules (curves λ(t), shifted, then truncated to a range of λ) and level codes, the noise inputs of networks.
 
 A schedule is an importance sampler of noise levels: the weighted loss doesn't depend on it (arXiv:2303.00848 sec. 3).
 The declared curves are in core/schedule_curves.py. Everything here is float64.
@@ -29,7 +29,7 @@ NARROWEST = 1e-3
 
 
 def cell_of(at: Tensor, edges: Tensor) -> Tensor:
-    """Return the index k of the cell [edges[k], edges[k+1]) of each value; values outside count to the outer cells."""
+    """Return the index k of the interval [edges[k], edges[k+1]) of each value; outer values get the first or last interval."""
     import torch
 
     return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
@@ -86,11 +86,13 @@ class Schedule:
         low, high = self.support
         if self.logsnr_min < low - 1e-9 or self.logsnr_max > high + 1e-9:
             raise UsageError(
-                f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}"
+                f"{self.base} covers logsnr {low:g} to {high:g}; narrow the range {self.logsnr_min:g} to {self.logsnr_max:g}"
             )
         first, last = self._ends
         if not float(last - first) > LEAST_SHARE:
-            raise UsageError(f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}")
+            raise UsageError(
+                f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; widen the range"
+            )
 
     def __repr__(self) -> str:
         return f"Schedule({self.base!r}, {self.logsnr_min:g}, {self.logsnr_max:g})"
@@ -193,7 +195,7 @@ def parse_schedule(
     text: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`; every schedule takes `shift`.
     low, high, clip: as in make_schedule.
     size: image size in pixels, the default of a schedule's parameter `size`.
-    Raises UsageError.
+    Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)
     declared = SCHEDULES.find(name)
@@ -209,7 +211,7 @@ def parse_schedule(
 
 
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
-    """Return the tabulated schedule with time proportional to shares [B] in the cells between edges [B + 1], rising λ."""
+    """Return a tabulated schedule that spends time in proportion to shares [B] between edges [B + 1], which are rising λ."""
     import torch
 
     time = torch.cat([torch.zeros(1, dtype=torch.float64), shares.flip(0).cumsum(0)])
@@ -218,7 +220,7 @@ def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
 
 
 LEVEL_CODES = Registry("level code")
-"""Level codes: functions λ [B] → number [B], at least float32; float64 stays float64."""
+"""Level codes, which tell networks their noise level: functions λ [B] → number [B], in float32, or float64 if λ is float64."""
 level_code = LEVEL_CODES.declare
 
 

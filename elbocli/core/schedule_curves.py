@@ -1,7 +1,7 @@
 """The declared schedules: λ(t) from t = 0 (data) to t = 1 (noise), t(λ), and the density p(λ) = −dt/dλ.
 
 Use float64: in float32, tan(π/2) is negative and Φ⁻¹ never leaves ±5.3.
-Only tensor methods and the standard library at import, so that listing the names does not import torch.
+At import, the module needs only the standard library, so that listing the names does not import torch.
 
 A schedule of T discrete timesteps becomes a smooth curve: timestep i has λ_i and an equal share of the time. t(λ) is the
 cubic spline through (λ_i, (i + ½)/T), so that the integral of p(λ) = −dt/dλ between two timesteps is exactly the share
@@ -57,13 +57,13 @@ def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     """Return λ after each timestep i, from ᾱ_i = Π(1 − β_j).
 
     beta: [T], float64.
-    snr_scale: divides the signal-to-noise ratio.
-    zero_terminal: then rescale √ᾱ linearly so that the last is 0 and the first stays; the last λ is −∞.
+    snr_scale: number by which the signal-to-noise ratio is divided.
+    zero_terminal: whether to rescale √ᾱ linearly, afterwards, so that its last value is 0 (λ = −∞) and its first stays.
     Raises UsageError unless all β lie within (0, 1).
     Source: Lin et al. 2023, algorithm 1, for zero_terminal.
     """
     if not bool(((beta > 0) & (beta < 1)).all()):
-        raise UsageError("every beta must be between 0 and 1")
+        raise UsageError("every beta must be between 0 and 1; choose other ends of the beta schedule")
     total = (-beta).log1p().cumsum(0)
     logsnr = total - (-total.expm1()).log() - math.log(snr_scale)
     if not zero_terminal:
@@ -148,7 +148,7 @@ class Steps:
 
 @lru_cache
 def steps_of(betas, start, end, count):
-    """Return the curve of `count` timesteps with a beta schedule of BETAS. Raises UsageError for invalid values."""
+    """Return the curve of `count` timesteps with the beta schedule `betas` from `start` to `end`. Raises UsageError."""
     import torch
 
     if count != int(count):
@@ -178,7 +178,7 @@ class Moved:
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator that declares a ScheduleCurve; float defaults of its constructor are the schedule's parameters."""
+"""Decorator that declares a ScheduleCurve; arguments of its constructor with float defaults become parameters."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
 """Parameter names in EDM's code → their names here."""
 
@@ -377,7 +377,9 @@ class Interpolated:
     def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
-            raise UsageError(f"interpolated: low must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
+            raise UsageError(
+                f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises"
+            )
 
     def _cosine(self, logsnr):
         """Return u at each λ, by bisection and two Newton steps; autograd differentiates the last step only."""
@@ -423,7 +425,7 @@ class Uniform:
 
 
 TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
-"""Bounds of `count`. Schedules of timesteps are smooth curves; samplers visit the timesteps themselves by default."""
+"""Bounds of `count`, the number of timesteps. The curves are smooth between timesteps; samplers use timesteps by default."""
 
 
 @schedule(

@@ -33,7 +33,7 @@ class Stream:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, index: int) -> np.random.Generator:
-        """Return the generator at the start of an index's sequence. Valid until the next call."""
+        """Return a NumPy generator at the start of the index's sequence. The next call of any method resets the generator."""
         self._state["state"]["counter"][:] = (0, 0, index, 0)
         self._state["buffer_pos"] = 4
         self._state["has_uint32"] = 0
@@ -57,11 +57,11 @@ class Stream:
         return from_numpy(np.stack(rows).astype(np.float32) * 2 - 1)
 
     def uniform(self, index: int, count: int) -> np.ndarray:
-        """Return `count` uniforms in [0, 1), float64."""
+        """Return `count` uniform random numbers in [0, 1), float64, from the index's sequence."""
         return self.at(index).random(count)
 
     def permutation(self, index: int, count: int) -> np.ndarray:
-        """Return a random permutation of range(count)."""
+        """Return a random permutation of range(count), from the index's sequence."""
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:
@@ -70,7 +70,7 @@ class Stream:
 
 
 def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """Return a function whose k-th call returns a walk's k-th noise, [len(indices), *shape], from (seed, k, index) alone."""
+    """Return a function that draws a sampling walk's noise: call k gives [len(indices), *shape], from (seed, k, index) alone."""
     calls = count(1)
     return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)
 
@@ -81,7 +81,8 @@ T_SAMPLINGS = ("low-discrepancy", "independent")
 def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepancy") -> Tensor:
     """Return the times t of a batch, [count], float64 in [0, 1).
 
-    sampling: `low-discrepancy` (a regular comb with one random offset) or `independent`.
+    stream, step: source of the random numbers, and index of the batch.
+    sampling: `low-discrepancy` (equally spaced times with one random offset) or `independent`.
     Source: Kingma et al. 2021 (VDM), appendix I.1, for low-discrepancy times.
     """
     import torch
@@ -100,7 +101,7 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequ
     """
     if num_classes < 1:
         if classes not in ("balanced", "random"):
-            raise UsageError(f"--classes {classes}: the run is unconditional; leave it out")
+            raise UsageError(f"--classes {classes}: the run is unconditional; leave --classes out")
         return None
     if classes == "balanced":
         return np.arange(n) % num_classes

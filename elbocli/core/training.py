@@ -34,7 +34,7 @@ BARE, STORED = "decay", "power"
 """Name of the average that a bare number means, and of the average whose snapshots `elbo ema` can combine."""
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
-"""Largest relative standard deviation of a profile, at γ = 0: a wider profile would weight old weights more than new ones."""
+"""Largest relative standard deviation of a profile t^γ, at γ = 0: a wider one would weight old weights more than new ones."""
 
 
 @AVERAGES.declare(
@@ -69,7 +69,7 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Return the β of an average with weights proportional to t^γ; `elbo ema` combines its snapshots."""
+    """Return the β of an average with weights ∝ t^γ, where γ follows from `std`; `elbo ema` combines its snapshots."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
@@ -88,7 +88,7 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """Average of the weights with its parameters. stored: whether `elbo ema` can combine its snapshots."""
+    """Kind of average of the weights, with its parameters. stored: whether `elbo ema` can combine its snapshots."""
 
     def __init__(self, declared: Declaration):
         self.declared, self.beta, self.params = declared, declared, declared.params
@@ -117,7 +117,7 @@ def _short(value: float) -> str:
 
 
 def parse_average(text: str | float) -> Average:
-    """Return the average of a SPEC (`0.9999`, `halflife:images=50e6`) or of a file name (`ema-0.9999`). Raises UsageError."""
+    """Return the average with a SPEC (`0.9999`, `halflife:images=50e6`) or file name (`ema-0.9999`). Raises UsageError."""
     words = str(text).strip()
     if words.startswith(PREFIX):
         return _of_name(words)
@@ -139,13 +139,13 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the full SPEC of one average or of several. Raises UsageError for none, an unknown or a repeated average."""
+    """Return the full SPECs of one average or several. Raises UsageError for no average, or an unknown or repeated one."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
     averages = {(average := parse_average(item)).name: average.spec for item in items}
     if len(averages) < len(items):
-        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice")
+        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice; give each once")
     return tuple(averages.values())
 
 
@@ -198,7 +198,7 @@ def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declarat
 
 
 CRITERIA = Registry("criterion")
-"""Criteria: functions (E e, E e², least error e* or None) → score; the fitted density is proportional to w × score."""
+"""Criteria: functions (mean error, mean square, least possible error or None) → score; the fitted density is ∝ w × score."""
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")
@@ -222,13 +222,13 @@ def std(mean, second, least):
 def excess(mean, second, least):
     if least is None:
         raise UsageError(
-            "criterion excess needs the least error; write it with 'elbo optimum' and pass it as --optimum FILE"
+            "criterion excess needs the least possible error; write it to a FILE by 'elbo optimum', and pass --optimum FILE"
         )
     return (mean - least).clamp(min=0)
 
 
 OF_ERRORS = tuple(name for name in CRITERIA if name != "excess")
-"""Names of the criteria that need only the loss log."""
+"""Names of the criteria that need only the loss log, and not the least possible error."""
 
 
 RIDGE = 1e-10

@@ -77,7 +77,7 @@ def p2(logsnr, gamma=1.0):
 class ForeignLoss(NamedTuple):
     """Weighting of the loss E_t[F(λ_t) ‖target − out‖²], where the untruncated schedule draws t. Calls return w(λ).
 
-    factor: F, a declared factor or any declared weighting.
+    factor: F, a declared factor or any declared weighting; None for F = 1.
     """
 
     prediction: Prediction
@@ -162,7 +162,7 @@ class LearnedCurve(NamedTuple):
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
-            raise UsageError(f"{LEARNED} has no w(λ) before training, which learns it; name a run that trained with it")
+            raise UsageError(f"{LEARNED} has no w(λ) until a run has learned it; name a run that was trained with it")
         within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
@@ -189,7 +189,7 @@ class Weighting:
 
     @property
     def learned(self) -> bool:
-        """Whether training learns the weighting. A learned weighting can't be called before `knowing` sets its errors."""
+        """Whether training learns the weighting. A learned weighting can be called only after `knowing` has set its errors."""
         return isinstance(self.curve, LearnedCurve)
 
     def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
@@ -267,7 +267,7 @@ def parse_weighting(
     text: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine`, `schedule:cosine`.
     given: parameters from options, which override those in the text.
     schedule: parser of the schedule in the text; by default only declared schedules are known.
-    Raises UsageError.
+    Raises UsageError for an unknown name or parameter.
     """
     text = text.strip()
     left, loss, found = text, is_foreign_loss(text), None
@@ -287,12 +287,12 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes monotone alone; write the schedule's parameters after the schedule's name")
+        raise UsageError(f"{text!r} takes the parameter monotone alone; write others after the schedule's name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:
-    """Split parameters into (the others, shift, monotone). Raises UsageError."""
+    """Split the parameters in a weighting's SPEC into (other parameters, shift, monotone). Raises UsageError."""
     others, shift, monotone = [], None, False
     for word in filter(None, (part.strip() for part in words.split(","))):
         key, _, value = word.partition("=")
@@ -300,7 +300,7 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
             monotone = True
         elif key.strip() == "shift":
             if shift is not None:
-                raise UsageError(f"{words!r}: shift is given twice")
+                raise UsageError(f"{words!r}: shift is given twice; give it once")
             shift = number(value, "shift")
         else:
             others.append(word)

@@ -1,8 +1,8 @@
 """The declared weightings: w(λ), the weight of each noise level relative to the ε loss.
 
-L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. Constant factors do not change the optimum, so they are left out;
-the trait `const` is (the objective as its authors write it) / L_w.
-Only tensor methods and the standard library, so that listing the names does not import torch.
+L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. A constant factor does not change which network minimises the loss, so w leaves it out:
+the field `const` of a declaration is (the objective as its authors write it) / L_w.
+The functions use only tensor methods and the standard library, so that listing the names does not import torch.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 
 
 class WeightingTraits(NamedTuple):
-    """Traits of a declared weighting.
+    """Facts that the declaration of a weighting states besides its formula.
 
     monotone: whether w is claimed never to increase in λ.
     const: (the objective as its authors write it) / L_w, as text.

@@ -1,4 +1,4 @@
-"""`elbo eval`."""
+"""Command line of `elbo eval`: options, and the function that runs the command."""
 
 import io
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 OPTIONS = {
     own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"
 }
-"""Options of metrics by Python name, with their metric; without is_order (of the Inception score), which only protocols set."""
+"""Option's Python name → (name of its metric, declaration). is_order is left out, because only protocols set is_order."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -172,9 +172,9 @@ def evaluate(
     for name, (metric, _) in OPTIONS.items():
         typed = context.get_parameter_source(name) is source.COMMANDLINE
         if typed and metric not in settings.metrics:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}")
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}; add this metric")
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
-        raise click.UsageError("--held-out goes with --metrics copying")
+        raise click.UsageError("--held-out is for --metrics copying; add this metric, or leave --held-out out")
     sources: Any = samples or (STREAM,)
     if STREAM in sources and len(sources) > 1:
         raise click.UsageError("a stream can't be one of several SAMPLES; name files")

@@ -36,11 +36,11 @@ from elbocli.runtime.progress import progress
 
 @dataclass(eq=False)
 class FeatureSource:
-    """Samples or a reference: images, saved features, or statistics; or statistics with images, as in ADM's files.
+    """An opened file of samples or of a reference: images, saved features, or statistics with or without images.
 
-    n: number of images or features; 0 for statistics alone. about: facts on the features.
+    name: path, for messages. n: number of images or features; 0 for statistics alone. about: facts about the features.
     streamed: whether the images are a stream, which only rank 0 can read, once, in its main thread.
-    labels: class of each image; None if the file has none. features: on rank 0 after `extract_features`.
+    labels: class of each image; None if the file has no labels. features: set on rank 0 by `extract_features`.
     """
 
     name: str
@@ -61,12 +61,12 @@ class FeatureSource:
         return None if self.saved is None else self.saved.features.shape[1]
 
     def class_counts(self) -> list[int]:
-        """Return the number of images of each class present; [] without labels."""
+        """Return the number of images of each class that has images; [] without labels."""
         return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
 
 
 def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
-    """Open saved features (a path), or images (a path or a binary stream). Raises FormatError, DataError."""
+    """Open saved features (a path) or images (a path or a binary stream) until `stack` closes. Raises FormatError, DataError."""
     if isinstance(source, Path) and source.suffix == SUFFIX:
         saved = read_features(source)
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
@@ -85,7 +85,7 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
 
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
-    """Open a reference: a dataset or other images, saved features, or statistics. Raises FormatError."""
+    """Open a reference (a dataset, other images, saved features, or statistics) until `stack` closes. Raises FormatError."""
     if not is_statistics(path):
         return open_source(path, stack, world)
     statistics = read_statistics(path)
@@ -106,11 +106,11 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract the features of a source into `source.features`: their moments, and some values per image.
+    """Extract the features of a source into `source.features`: mean and covariance, and the features that `keep` names.
 
-    keep: values to keep for each image: `values`, `logits`, `spatial_values`.
-    check: function of the first batch's features that raises an ElboError if they are unsuitable.
-    spatial: also extract the moments of spatial features. Raises DataError.
+    keep: features to keep for each image: `values`, `logits`, `spatial_values`. batch: number of images at a time.
+    check: function of the first batch's features and the source; it raises an ElboError if the features are unsuitable.
+    spatial: whether to extract mean and covariance of spatial features, too. Raises DataError.
     Each rank takes whole batches, so that the result doesn't depend on the number of ranks.
     """
     statistics, saved = source.statistics, source.saved
@@ -171,7 +171,7 @@ def extract_features(
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
-    """Return the moments over all ranks, at least one of which must have features."""
+    """Return the moments over all ranks, from those of this rank (`own`). At least one rank must have features."""
     parts = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     return sum(parts[1:], parts[0])
 
@@ -181,7 +181,7 @@ def _features_of(
 ) -> dict[str, Tensor]:
     """Return the features of a batch on the CPU: values [B, D], logits [B, K] if any, spatial_values [B, S] if asked for.
 
-    Raises DataError when features are not finite, or too large.
+    where, begin: text and index of the first image, for messages. Raises DataError when features are not finite or too large.
     """
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
@@ -194,19 +194,19 @@ def _features_of(
         if not usable.all():
             raise DataError(
                 f"{where} {begin + int(usable.int().argmin())} are not finite, or beyond {LARGEST_FEATURE:g}; "
-                f"the extractor {extractor.name} doesn't suit these images"
+                f"the extractor {extractor.name} doesn't suit these images; choose another --extractor"
             )
     return found
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """Return the network that the scores' names must include; None for the published Inception, whose scores are FID and IS."""
+    """Return the extractor to add to the names of scores; None for the published Inception, whose scores are FID and IS."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """Return the known facts that must be equal for samples and reference: preprocessing, network, weights and precision.
+    """Return the known facts that samples and reference must share: preprocessing, network, weights and precision.
 
     Files of earlier versions lack the precision, which was always STRICT.
     """

@@ -21,15 +21,15 @@ from elbocli.files.records import Record, convert, parse_json, plain, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"
-"""Suffix of a number's name for its standard deviation over repeats."""
+"""Suffix of a score's name that makes the name of its standard deviation over repeats."""
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
 """Facts that differ, by name: pairs [value, expected value]."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 """A number whose square is within float64 range."""
 ENOUGH = 10_000
-"""Number of images below which reports and warnings mark a score as of few images."""
+"""Number of images below which reports and warnings say that a score is of few images."""
 KEYS = ("n_samples", "extractor")
-"""Keys by which a result is distinguished from other JSON."""
+"""Keys by which a file is recognised as a result of `elbo eval`."""
 NONE = "not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
 ALIKE = (
     "n_samples",
@@ -43,16 +43,16 @@ ALIKE = (
     "ref_preprocessing",
     "protocol",
 )
-"""Facts that must be equal for two results to be comparable, if both results have them."""
+"""Facts that must be equal for two results to be comparable; a fact that one result lacks is not compared."""
 
 
 class Facts(Record, frozen=True, kw_only=True):
     """Facts about the scores of one set of samples, by their names in the JSON. None means unknown.
 
-    n_ref_images: number of images in the reference file, if its statistics are of other images.
-    classes: number of classes; fewest_of_a_class, most_of_a_class: images of the smallest and the largest class.
+    n_ref_images: number of images in a reference file whose statistics are of other images.
+    classes: number of classes. fewest_of_a_class, most_of_a_class: number of images in the smallest and the largest class.
     made: how the samples were drawn, from their file. options: options of the metrics.
-    mismatch: facts in which samples and reference differ. deviates: facts that differ from the protocol's.
+    mismatch: facts in which samples and reference differ. deviates: facts in which the evaluation differs from its protocol.
     held_out, n_held_out: file of held-out images, and their number.
     """
 
@@ -90,7 +90,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one set of samples. values: by the metrics' keys. network: extractor in their names; None for FID and IS."""
+    """Scores of one set of samples. values: scores by key. network: extractor in the scores' names; None for FID and IS."""
 
     network: str | None
     values: dict[str, Value]
@@ -99,7 +99,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score of one set of samples, or the mean over repeats with their standard deviation `sd`."""
+    """A score of one set of samples, or its mean over repeats with standard deviation. number: description of the score."""
 
     number: Number
     value: Value
@@ -132,7 +132,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the number with a role, such as the standard error, that belongs to a score; None if there is none."""
+        """Return the number that has a role for a score, such as its standard error; None if there is no such number."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
@@ -142,7 +142,7 @@ class EvalResult(Record, frozen=True):
         return within and within.value
 
     def estimate(self, score: Score) -> Estimate:
-        """Return a score with its standard error: from repeats, else from its interval, else as computed with the score."""
+        """Return a score with its standard error: over repeats, else from its interval, else as computed with the score."""
         if score.sd is not None:
             return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
         value: Any = score.value
@@ -184,7 +184,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def json(self) -> dict[str, Any]:
-        """Return the JSON object: scores and facts of one set; for repeats, means, standard deviations and shared facts.
+        """Return the JSON object: scores and facts of one set of samples; for repeats, means, standard deviations, shared facts.
 
         Standard deviations are under NAME_sd (before any [NETWORK]), and the object of each repeat is in `repeats`.
         """
@@ -220,7 +220,7 @@ def refuse(
     then: str,
     kind: type[ElboError] = DataError,
 ) -> None:
-    """Raise an error of class `kind` if facts of files `where` (mine) and `other` (theirs) differ. then: the remedy to print."""
+    """Raise a `kind` error if the facts of file `where` (mine) and file `other` (theirs) differ. then: remedy for the message."""
     if pairs := mismatches(mine, theirs):
         told = "; ".join(f"{key} is {one}, that of {other} {another}" for key, (one, another) in pairs.items())
         raise kind(f"{where}: {told}: {then}")
@@ -232,7 +232,7 @@ def numbers() -> dict[str, Number]:
 
 
 def result_of(content: bytes, where: str) -> EvalResult:
-    """Parse the content of a result's file. where: its path, for messages. Raises FormatError for other content."""
+    """Parse the content of a file with a result. where: path of the file, for messages. Raises FormatError for other content."""
     result = EvalResult.of(parse_json(content, where), where)
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
         raise FormatError(f"{where}: {NONE}")

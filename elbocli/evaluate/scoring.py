@@ -1,4 +1,4 @@
-"""Score images against a reference."""
+"""Score images against a reference: open the files, check that they are comparable, and compute the metrics."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ from elbocli.version import __version__
 
 
 class Sides(NamedTuple):
-    """The opened files of an evaluation. samples: one set, or several repeats."""
+    """The opened files of an evaluation. samples: one set of samples, or one set for each repeat."""
 
     samples: list[FeatureSource]
     reference: FeatureSource | None
@@ -61,10 +61,10 @@ def run(
 ) -> EvalResult | None:
     """Score samples against a reference; return the result on rank 0, and None on other ranks.
 
-    sources: paths, or one NPY stream; several are repeats of one experiment.
+    sources: paths, or one NPY stream. Several sources are repeats of one experiment with different seeds.
     ref: reference; None if no metric needs one.
     Memory: one batch of images, the moments of each source, and, for metrics that need them, 4 bytes per image and feature
-    (or class). Ranks other than 0 return once all features are extracted.
+    (or class). Ranks other than 0 return as soon as all features are extracted.
     Raises UsageError, DataError and FormatError: too few images, a truncated stream, files that don't fit each other.
     """
     deviations(settings)
@@ -86,7 +86,7 @@ def run(
         seen = [side for side in sides.every if side.statistics is None or compares]
         extractor = _extractor(settings, seen, world)
         if extractor is not None:
-            log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
+            log.info("extracting features by %s; %s, %s", extractor.name, world.device, settings.precision)
         for source in sides.every:
             about = source.about
             if extractor is not None and source.saved is None and source.n and not about.extractor:
@@ -95,7 +95,7 @@ def run(
             held: Any = source.statistics or source.saved or extractor
             if spatial and source is not sides.held_out and held.spatial is None:
                 raise UsageError(
-                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images by {DEFAULT}"
+                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images by --extractor {DEFAULT}"
                 )
         differ = check_alike(sides, settings)
         deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
@@ -125,9 +125,9 @@ def run(
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    """Return the extractor, by default that of saved features; None if all sources are saved features.
+    """Return the extractor, by default the one that made saved features; None if all sources are saved features.
 
-    For safety, an extractor FILE that only a features' file names is not opened.
+    For safety, an extractor that is a file is used only if the user names the file, not if saved features name it.
     """
     told = [each for each in sources if each.saved is not None and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
@@ -135,14 +135,14 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if all(source.saved is not None for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:
-            raise UsageError(f"{told[0].name}: features by {name}; name that extractor with --extractor")
+            raise UsageError(f"{told[0].name}: features are by {name}; name this file with --extractor")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
 def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
-    """Check that the files suffice for the metrics; return the settings.
+    """Check that the files suffice for the metrics; return the settings, with the metrics that can be computed.
 
-    Without a reference, when statistics or features are to be saved, metrics that need a reference are dropped.
+    If statistics or features are saved and there is no reference, metrics that need a reference are left out of the settings.
     Raises UsageError for metrics that lack an input, DataError for too few images.
     """
     samples, reference, held_out = sides
@@ -196,9 +196,9 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
                 raise UsageError(f"--metrics {name} with these options is defined for --extractor {network}")
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
-        refuse(counted, others, source.name, first.name, "such scores have no common mean")
+        refuse(counted, others, source.name, first.name, "score one set at a time, or repeats made alike")
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:
-            remedy = "such scores are not comparable; use images made alike, or --allow-mismatch"
+            remedy = "such scores are not comparable; use images made alike, or add --allow-mismatch"
             refuse(fingerprint(other.about), own, other.name, source.name, remedy)
     theirs = fingerprint(sides.reference.about) if sides.reference else {}
     return [mismatches(own, theirs) for own in made]
@@ -234,7 +234,7 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
 
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics' options that change their numbers. Flags are left out: they add numbers but change none."""
+    """Return the metrics' options that change scores. Flags are left out, because they add scores but change none."""
     found = {key: value for own in metrics.values() for key, value in vars(own).items()}
     return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
 
@@ -244,8 +244,8 @@ def deviations(
 ) -> Pairs:
     """Return the facts that deviate from the protocol, with the protocol's values.
 
-    source, reference: opened files; None to check the settings alone.
-    Fewer metrics than the protocol's are no deviation, nor are flags, which add numbers but change none.
+    source, reference: opened samples and reference; None to check the settings alone.
+    Fewer metrics than the protocol's are no deviation. Neither are flags, which add scores but change none.
     Raises UsageError (settings) or DataError (files) unless --allow-mismatch is given.
     """
     if not settings.protocol:
@@ -284,7 +284,7 @@ def deviations(
             mine["reference"] = "no statistics" if reference.statistics is None else form.format(held)
             theirs["reference"] = form.format(images)
     if not settings.allow_mismatch:
-        remedy = "leave that to the protocol, or add --allow-mismatch, and the result says what deviates"
+        remedy = "follow the protocol, or add --allow-mismatch, and the result says what deviates"
         where, kind = (source.name, DataError) if source else ("settings", UsageError)
         refuse(mine, theirs, where, f"--protocol {settings.protocol}", remedy, kind)
     return mismatches(mine, theirs)
@@ -300,7 +300,8 @@ def scored(
 ) -> Scores:
     """Compute all metrics of one set of samples, and collect the facts of all files.
 
-    mismatched: whether names of scores must include the extractor, as files were made differently.
+    mismatched: whether names of scores must include the extractor, because files were made differently.
+    mismatch, deviates: facts that differ from the reference's, and from the protocol's; None if there are none.
     Raises DataError when a metric can't be computed from these features.
     """
     features: Any = source.features
@@ -370,7 +371,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
-        log.warning("repeats differ in more than the seed: %s; their spread is not the spread over seeds", told)
+        log.warning("repeats differ in more than the seed: %s; their standard deviation is not over seeds alone", told)
 
 
 SAMPLES, BESIDE = 12, 5

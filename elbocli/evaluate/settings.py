@@ -1,4 +1,4 @@
-"""The settings of `elbo eval`, and its protocols, which set them as published evaluations do. Imports no torch."""
+"""The settings of `elbo eval`, and its protocols: settings of published evaluations. This module doesn't import torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from elbocli.nn.extractors import DEFAULT, STRICT
 class EvalSettings:
     """Settings of `elbo eval`.
 
-    metrics: options by name of metric. extractor: name; '' for the extractor of saved features, else Inception.
+    metrics: options by name of metric. extractor: name; '' for the extractor that made saved features, else Inception.
     classes: classes that a stream was drawn with, as in `elbo sample`; seed: seed of random classes.
     allow_mismatch: score although samples and reference were made differently; the result names the differences.
-    save_stats, save_features: files to write about the samples. protocol: name; '' for none.
-    held_out: images like the reference's that the model was not trained on.
-    neighbours: picture to write, of samples beside the closest images of the reference.
+    save_stats, save_features: files for the samples' statistics and features; None for no file.
+    held_out: file of images like the reference's that the model was not trained on. protocol: name in PROTOCOLS; '' for none.
+    neighbours: file for a picture of samples beside the closest images of the reference.
     """
 
     metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
@@ -37,18 +37,18 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
-        """Return the names of the chosen metrics that have a need, such as a reference or labels."""
+        """Return the names of the chosen metrics that need an input. need: kind of input, such as a reference or labels."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
 
 class Protocol(NamedTuple):
     """A published evaluation protocol.
 
-    tables: papers whose tables have scores by this protocol.
+    formula: description for the help. tables: papers whose tables have scores by this protocol.
     extractor: the only extractor that is allowed; its preprocessing is part of it.
     options: options of metrics that the protocol sets.
-    n: samples. ref_images: number of images that the reference must have besides its statistics; 0 for any reference.
-    classes, per_class: number of classes, and of samples in each; 0 for any.
+    n: number of samples. ref_images: number of images that the reference must have besides its statistics; 0 for any reference.
+    classes, per_class: number of classes, and of samples in each class; 0 for any.
     """
 
     formula: str
@@ -103,7 +103,7 @@ USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))
 
 
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the protocol, metrics and extractor for EvalSettings: as `given`, else by protocol `name`, else by default."""
+    """Return protocol, metrics and extractor for EvalSettings: as the user has `given`, else of protocol `name`, else default."""
     protocol = PROTOCOLS.get(name, USUAL)
     return {
         "protocol": name,

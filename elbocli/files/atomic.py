@@ -1,8 +1,8 @@
 """Atomic writes: a file or folder is written under a temporary name, flushed and renamed, and its parent folder is flushed.
 
 `.NAME.PID.tmp` is a file or folder being written, `.NAME.PID.trash` a folder being removed, `.NAME.PID.old` a folder being
-replaced. The writer locks `.tmp`, so that the next process can tell the leftovers of a killed writer. `sweep` removes these
-leftovers, but renames an old folder back if no new folder has taken its name.
+replaced. The writer locks `.tmp`, so that other processes can tell a file in use from a leftover of a killed writer. `sweep`
+removes leftovers, except that an `.old` folder gets its name back if no new folder has taken the name.
 """
 
 import fcntl
@@ -33,12 +33,12 @@ def special(path: Path) -> bool:
 
 
 def lock(handle: int) -> None:
-    """Lock an open file or folder until it is closed. Raises BlockingIOError when another process holds the lock."""
+    """Lock an open file or folder (a file descriptor) until it is closed. Raises BlockingIOError if another process holds it."""
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename in it survives a power cut."""
+    """Flush a folder to disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,7 +47,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_all(handle: int, data: bytes, at: int) -> None:
-    """Write all bytes to an open file at an offset. Raises OSError."""
+    """Write all of `data` to the file descriptor `handle` at the byte offset `at`. Raises OSError."""
     left = memoryview(data)
     while left:
         count = os.pwrite(handle, left, at)
@@ -56,7 +56,7 @@ def write_all(handle: int, data: bytes, at: int) -> None:
 
 @contextmanager
 def writing(path: Path, what: str = "write") -> Iterator[None]:
-    """Turn an OSError in the block into a DataError that names the file and the cause, such as a full disk."""
+    """Turn an OSError in the block into a DataError "PATH: could not WHAT: …", such as a full disk. what: a verb."""
     try:
         yield
     except BrokenPipeError:
@@ -70,7 +70,7 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove the leftovers of killed writers from a folder. name: only those of the file or folder `name`."""
+    """Remove the leftovers of killed writers from a folder. name: remove only leftovers of the file or folder `name` in it."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
@@ -86,7 +86,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
-    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock, OSError."""
+    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock, or OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         lock(handle)
@@ -96,16 +96,16 @@ def _hold(path: Path) -> Iterator[None]:
 
 
 def replace(aside: Path, path: Path) -> None:
-    """Rename `aside` to `path` and flush the folder. Raises DataError if a pipe or a device has that name."""
+    """Rename `aside`, a temporary file or folder, to `path` and flush to disk. Raises DataError if `path` is a pipe or device."""
     with writing(path):
         if special(path):
-            raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files")
+            raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
         os.replace(aside, path)
         flush_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder atomically, by renaming it first. Raises DataError."""
+    """Delete a folder atomically: a kill leaves the whole folder, or leftovers under another name. Raises DataError."""
     with writing(path, "delete"):
         trash = _aside(path, "trash")
         path.rename(trash)
@@ -167,7 +167,7 @@ def write_json(path: Path, value: Any) -> None:
 def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
     """Hold a lock on the file `path` during the block.
 
-    what: name for the message.
+    what: name of the file or folder that is being written, for the message.
     wait: seconds to wait for another process to release the lock.
     Raises DataError if another process still holds the lock.
     """
@@ -182,7 +182,7 @@ def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() >= until:
                     raise DataError(
-                        f"{what}: another elbo process is writing it; wait for it or choose another name"
+                        f"{what}: another elbo process is writing this file; wait until it has ended, or choose another name"
                     ) from error
             time.sleep(0.1)
         yield

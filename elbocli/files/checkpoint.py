@@ -46,19 +46,19 @@ GONE = (
     "tensorboard",
     "tf32",
 )
-"""Settings of earlier versions that config.yaml may hold, and that are ignored."""
+"""Settings of earlier versions. config.yaml may hold them, and elbo ignores them."""
 RESOLVED = ("settings", "network", "data", "files", "init", "plugins")
 """Sections of config.yaml that define a run."""
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 Section = dict[str, Any]
-"""Values by name, which TrainSettings or a NetworkConfig checks."""
+"""Section of config.yaml: values by name, which TrainSettings or a NetworkConfig checks later."""
 
 
 class RunData(Record, frozen=True):
     """Identity of a run's dataset, which must be the same when the run resumes.
 
-    path: the file, as typed.
-    from_run: the file, relative to the run's folder.
+    path: the dataset file, as the user typed it.
+    from_run: path of the dataset file relative to the run's folder.
     crop, filter: how images were cropped and resampled.
     more: for latents, their latent space.
     """
@@ -93,7 +93,7 @@ class SourceFacts(Record, frozen=True):
     notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
-        """Return the facts for descriptions of the run, by keys that begin with imported_."""
+        """Return the facts under keys that begin with imported_, for descriptions of the run."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
@@ -101,9 +101,10 @@ class InitFacts(Record, frozen=True):
     """Facts about the weights that a run began from.
 
     run: path that was given to --init.
-    step, images: of the checkpoint with these weights.
+    weights, sha256: `model` or the name of an average, and the digest of its file.
+    step, images: optimizer updates and images seen at the checkpoint with these weights.
     seen: if the weights were imported, facts about their import.
-    changed: names of the settings that differ from the run of these weights.
+    changed: names of the settings in which the new run differs from the run that trained these weights.
     """
 
     REST: ClassVar[str] = "seen"
@@ -117,7 +118,7 @@ class InitFacts(Record, frozen=True):
     changed: list[str] | None = None
 
     def about(self) -> dict[str, Any]:
-        """Return the facts for descriptions of the run, by keys that begin with init_."""
+        """Return the facts under keys that begin with init_, for descriptions of the run."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
 
@@ -166,7 +167,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
         return super().of({**content, **read}, where)
 
     def resolved(self) -> dict[str, Any]:
-        """Return the sections that define the run."""
+        """Return the sections of config.yaml that define the run (RESOLVED)."""
         return {key: value for key, value in self.json().items() if key in RESOLVED}
 
 
@@ -189,17 +190,17 @@ def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
 
 
 class Seal(Record, frozen=True):
-    """Size in bytes and sha256 of a file."""
+    """Size in bytes and sha256 of a file, by which damage is detected."""
 
     bytes: Count
     sha256: str
 
 
 class FolderMeta(Record, frozen=True, kw_only=True):
-    """Content of meta.json: optimizer updates done, images seen, and the seal of every other file by name.
+    """Content of meta.json: optimizer updates done (step), images seen, and the size and digest of every other file by name.
 
     run_id: as in config.yaml.
-    log_bytes: for a checkpoint, the lengths of the run's logs.
+    log_bytes: for a checkpoint, the size in bytes of each of the run's logs at that step, by file name.
     """
 
     REST: ClassVar[str] = "more"
@@ -217,12 +218,12 @@ class FolderMeta(Record, frozen=True, kw_only=True):
 
 @stored("meta.json of a checkpoint", "elbo-checkpoint")
 class CheckpointMeta(FolderMeta, frozen=True):
-    """meta.json of a checkpoint, which has log_bytes."""
+    """Content of a checkpoint's meta.json, in which log_bytes is given."""
 
 
 @stored("meta.json of a snapshot", "elbo-snapshot")
 class SnapshotMeta(FolderMeta, frozen=True):
-    """meta.json of a snapshot."""
+    """Content of a snapshot's meta.json."""
 
 
 @dataclass(frozen=True)
@@ -234,12 +235,12 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer updates done."""
+        """Number of optimizer updates done."""
         return self.meta.step
 
     @property
     def images(self) -> int:
-        """Images seen."""
+        """Number of images seen."""
         return self.meta.images
 
     @property
@@ -252,7 +253,7 @@ class Checkpoint:
         from elbocli.files.tensor_files import load
 
         if name not in self.names:
-            raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
+            raise FormatError(f"{self.path}: holds no weights {name}; choose from {', '.join(self.names)}")
         return load(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     verify: compare the digest of every file; otherwise only its size.
     Raises FormatError if it is damaged or from another run, DataError if this user may not read it.
     """
-    with reading(f"{path}: not whole"):
+    with reading(f"{path}: not a complete checkpoint"):
         content = read_json(path / META)
         kind = SnapshotMeta if content.get("format") == SnapshotMeta.head()["format"] else CheckpointMeta
         meta = kind.of(content, path / META)
@@ -276,10 +277,10 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
             file = path / name
             whole = file_sha256(file) == seal.sha256 if verify else file.stat().st_size == seal.bytes
             if not whole or Path(name).name != name:
-                raise FormatError(f"{file}: damaged: it differs from the file that {META} lists")
+                raise FormatError(f"{file}: damaged: its size or digest differs from {META}")
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
-        raise FormatError(f"{path}: of another run than {run / CONFIG}; move it back to its run, or delete it")
+        raise FormatError(f"{path}: of another run than {run / CONFIG}; move the folder back, or delete it")
     return Checkpoint(path, meta)
 
 
@@ -336,52 +337,52 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(run: Path, kind: str = FOLDER) -> list[Path]:
-    """List the folders of a run's checkpoints by step, damaged ones too, but not a copy named `step-00001000-good`."""
+    """List a run's checkpoint folders by step, including damaged checkpoints, without copies such as `step-00001000-good`."""
     return sorted((path for path in (run / kind).glob("*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def snapshots(run: Path) -> list[Path]:
-    """List the folders of a run's snapshots by step, damaged ones too."""
+    """List a run's snapshot folders by step, including damaged snapshots."""
     return checkpoints(run, SNAPSHOTS)
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
-    """Yield the checkpoints that are whole, with a warning for each damaged one."""
+    """Read and yield the undamaged checkpoints or snapshots; warn about each damaged one."""
     for path in paths:
         try:
             yield read_checkpoint(path)
         except FormatError as error:
-            log.warning("%s; it is skipped", error)
+            log.warning("%s; this folder is skipped", error)
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """Return the newest whole checkpoint, with a warning for each newer damaged one; None if the run has no checkpoints.
+    """Return the newest undamaged checkpoint; warn about each newer damaged one. None if the run has no checkpoints.
 
     Raises FormatError if every checkpoint is damaged.
     """
     paths = checkpoints(run)
     found = next(_whole(reversed(paths)), None)
     if paths and found is None:
-        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
+        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete this one to train again")
     return found
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
-    """Return the whole snapshots up to step `until`, by step, with a warning for each damaged one."""
+    """Return the undamaged snapshots up to step `until`, by step; warn about each damaged snapshot."""
     return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until]))
 
 
 def due(step: int, save_every: int, milestone_every: int) -> bool:
-    """Tell whether a checkpoint is due after a step: every `save_every` steps, and every `milestone_every` steps (0: never)."""
+    """Tell whether to save a checkpoint after a step: every `save_every` steps, and every `milestone_every` steps unless 0."""
     return step % save_every == 0 or (milestone_every > 0 and step % milestone_every == 0)
 
 
 def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection[int]) -> None:
-    """Delete old checkpoints after the one of `step` was written, except the newest `keep`, milestones, and those in use.
+    """Delete old checkpoints after the checkpoint of `step` was written, except the newest `keep`, milestones, and `held`.
 
     Checkpoints of later steps are deleted too: they are damaged, otherwise the run would have resumed from them.
     milestone_every: steps between milestones; 0 for none.
-    held: steps in use.
+    held: steps of the checkpoints that are in use.
     Raises DataError.
     """
     paths = checkpoints(run)

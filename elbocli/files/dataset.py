@@ -2,7 +2,7 @@
 
 The block is `images` uint8 [N, H, W, C], or `encoded` bytes with `offsets` [N + 1], or `latents` float16 [N, 2C, H, W].
 Beside the block: `labels` int64 [N], `class_names` and `files` (UTF-8 strings), and attributes that record how it was made.
-Any HDF5 tool reads the file; a random batch costs no more than from a plain array file.
+Any HDF5 tool can read the file; reading a random batch takes no longer than from a plain array file.
 
 Datasets (and samples, by Resumable) are written to `OUT.partial`, which is locked and allocated on disk in full before the
 first row, so that a full disk fails at once. Rows are written at their final offset. A journal beside the file holds the
@@ -46,11 +46,11 @@ BLOCKS = {
     ENCODED: "uint8 bytes of png or webp, with rising 'offsets', image_size and channels",
     LATENTS: "float16 (N, 2C, H, W) with N > 0",
 }
-"""Names of blocks → the type and shape that each must have."""
+"""Name of a block (the HDF5 array that holds all images or latents) → its type and shape."""
 PREPROCESSING = ("crop", "filter")
 """Attributes that record how images were cropped and resampled, besides the size."""
 SCAN_BYTES = 16 << 20
-"""Bytes of the block in one step of a full scan."""
+"""Bytes that are read at a time when the whole block is read."""
 Arrays = dict[str, np.ndarray]
 Names = dict[str, list[str]]
 
@@ -61,9 +61,10 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
 
     store: raw, or the encoding of the images (png, webp).
     digests: names of the digests that the file holds.
-    changed: JSON, number of images by change made while decoding, such as "alpha dropped".
+    changed: JSON object: a change made while decoding, such as "alpha dropped" → the number of images changed in this way.
     samples: JSON of SamplesAbout, for drawn samples.
-    shard: I/N, for one of N parts of the same prep, whose identity is shard_of.
+    shard: I/N, if the file is the I-th of N parts of one `elbo prep`.
+    shard_of: digest that is the same in all parts of that prep.
     more: the latent space, and other settings of prep.
     """
 
@@ -93,10 +94,10 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Layout of the block: rows of one shape, or encoded images of any length (row `()`), separated by `offsets`.
+    """Layout of a dataset's block: rows of one shape, or encoded images of any length, whose ends are in `offsets`.
 
     name: one of BLOCKS.
-    row: shape of a row.
+    row: shape of a row; () for encoded images.
     claim: bytes of disk to allocate per row beforehand; 0 for the size of a row.
     """
 
@@ -111,12 +112,12 @@ class BlockLayout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row; 1 for encoded images."""
+        """Bytes of a row; 1 for encoded images, whose block is an array of bytes."""
         return math.prod(self.row) * np.dtype(self.dtype).itemsize
 
 
 class Encoding(NamedTuple):
-    """A lossless image format. claim: usual size relative to raw pixels, to allocate disk space beforehand."""
+    """A lossless image format. claim: usual size relative to raw pixels, to allocate disk space. options: of Pillow's `save`."""
 
     claim: float
     options: dict[str, Any]
@@ -164,17 +165,19 @@ class Dataset:
             labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
             whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
             if not whole or not 0 <= labels.min() <= labels.max() < limit:
-                raise FormatError(f"{path}: 'labels' must be {len(self)} integers from 0 to less than {limit}")
+                raise FormatError(
+                    f"{path}: 'labels' must be {len(self)} integers in [0, {limit}); pack the images again"
+                )
             self.labels: np.ndarray = labels.astype(np.int64)
             self.num_classes = classes or int(self.labels.max()) + 1
         if self.kind == LATENTS and not latents:
-            raise FormatError(f"{path}: holds latents, but pixels are needed; name a dataset of images instead")
+            raise FormatError(f"{path}: holds latents, but this command needs pixels; name a dataset of images instead")
 
     def _member(self, file: h5py.File, name: str) -> h5py.Dataset:
-        """Return an array of the file. Raises FormatError if it is missing or stored in another file."""
+        """Return the array `name` of the file. Raises FormatError if it is missing, or is a link (perhaps to another file)."""
         member = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
         if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
-            raise FormatError(f"{self.path}: array {name!r} is missing or a link, which is not followed")
+            raise FormatError(f"{self.path}: array {name!r} is missing or a link; pack the images again")
         return member
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
@@ -191,7 +194,7 @@ class Dataset:
                 if len(ends) > 1 and ends[0] == 0 and ends[-1] == size and (np.diff(ends) > 0).all():
                     return len(ends) - 1, about.image_size, about.image_size, about.channels
         found = f"{self.kind!r} is {block.dtype} {block.shape}"
-        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack it again")
+        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack the images again")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -220,7 +223,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Number of channels: 1 (grey), 3 (RGB), or those of the latents."""
+        """Number of channels: 1 (grey), 3 (RGB), or the number of channels of the latents."""
         return self.shape[3]
 
     @property
@@ -281,7 +284,7 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Return everything except the block: arrays, and lists of names. Raises FormatError."""
+        """Return the arrays and the lists of names in the file, without the block, by name. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
@@ -292,7 +295,7 @@ class Dataset:
         return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
-        """Return the facts of the dataset that must be the same when a run resumes."""
+        """Return facts about the dataset for config.yaml, by which a resuming run notices another dataset."""
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -310,7 +313,7 @@ class Dataset:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a dataset. Raises FormatError if it is not an HDF5 file, and for any error of the library inside the block."""
+    """Open a dataset. Raises FormatError if the file is not HDF5, or if h5py raises any error in the block."""
     if recognise(path) != "a dataset":
         raise FormatError(instead(path, "dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
@@ -319,7 +322,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 @cache
 def _decoders() -> ThreadPoolExecutor:
-    """Return the threads for decoding; Pillow releases the interpreter lock meanwhile."""
+    """Return the pool of decoding threads, which run in parallel because Pillow releases the interpreter lock."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
 
 
@@ -333,12 +336,14 @@ def find_dataset(folder: Path) -> Path:
         with suppress(FormatError):
             found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
-        raise DataError(f"{len(found)} datasets here; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'")
+        raise DataError(
+            f"{len(found)} datasets here; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
+        )
     return found[0]
 
 
 def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
-    """Return the sha256 of a dataset's attributes, arrays and names: everything except the block and the digest itself."""
+    """Return the sha256 of a dataset's attributes, arrays and names: everything except the block and `contents_sha256`."""
     digest = hashlib.sha256()
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
     digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # damaged attributes may have any type
@@ -376,7 +381,8 @@ class Journal(Record, frozen=True):
     """Progress of an unfinished file: the rows that are safely on disk.
 
     source: identity of the contents and settings.
-    done: number of items of the source that were read.
+    rows, bytes: number of rows that are safely on disk, and their size.
+    done: number of items of the source that were read; some may have been skipped.
     sha256: digest of the rows, and for encoded images of their offsets.
     notes: further state that the writer needs to resume.
     """
@@ -390,7 +396,7 @@ class Journal(Record, frozen=True):
 
 
 class Column:
-    """Append-only part of a file, from an offset on, with its digest."""
+    """Part of a file, from a byte offset on, to which bytes are appended; `digest` is the sha256 of these bytes."""
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()
@@ -409,11 +415,11 @@ class Column:
 
 
 class Resumable:
-    """Unfinished file to which rows are appended, and which a later process can resume. Use it inside `held`.
+    """Unfinished file of rows, which a later process can resume. Append rows only in a `with file.held()` block.
 
     out: path of the finished file.
     offset: bytes before the rows.
-    limit: maximum number of rows.
+    layout, limit: shape and type of the rows, and their maximum number.
     source: identity of the contents and settings; an unfinished file of another identity is not resumed.
     """
 
@@ -457,7 +463,7 @@ class Resumable:
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Resume from the journal if the file still holds its rows; otherwise start again."""
+        """Continue after the rows that the journal counts, if their digest still fits; otherwise write all rows again."""
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:
@@ -479,7 +485,7 @@ class Resumable:
         for column in self._columns:
             column.resume(0)
         self.journal.unlink()
-        log.warning(f"{self.partial}: its rows differ from those of this command; all rows are written again")
+        log.warning(f"{self.partial}: damaged, or made with other settings; all rows are written again")
 
     def discard(self) -> None:
         """Remove the unfinished file and its journal."""
@@ -518,7 +524,7 @@ class Resumable:
         write_json(self.journal, self.state.json())
 
     def block(self) -> np.ndarray:
-        """Return the rows on disk as a memory map, [rows, …]; unused disk space after them is freed."""
+        """Return the rows on disk as a memory map, [rows, …], and free the unused disk space after the rows."""
         os.ftruncate(self._rows.handle, self.offset + self._rows.size)
         shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
         return np.memmap(self.partial, dtype, "r", self.offset, shape)
@@ -533,7 +539,7 @@ class Resumable:
 
 
 class DatasetWriter(Resumable):
-    """Writer of a dataset: first the rows, then the HDF5 header before them and everything else after them."""
+    """Writer of a dataset. Rows come first; `finish` writes the HDF5 header before the rows and all else after them."""
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
@@ -566,7 +572,7 @@ class DatasetWriter(Resumable):
 
 
 def _head(layout: BlockLayout, rows: int) -> bytes:
-    """Return the bytes of an HDF5 file before a block of that many rows (or bytes), without writing the block."""
+    """Return the bytes of an HDF5 file that come before a block of `rows` rows (for encoded images, bytes)."""
     with tempfile.NamedTemporaryFile() as scratch:
         with h5py.File(scratch.name, "w", libver=LIBVER) as file:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

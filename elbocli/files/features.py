@@ -28,15 +28,16 @@ SUFFIX = ".safetensors"
 LARGEST_FEATURE = 1e20
 """Largest absolute feature: metrics compute sixth powers, which fit into float64 up to this size."""
 SYMMETRIC = 1e-5
-"""Largest asymmetry of a covariance, relative to its largest entry, as single precision leaves it."""
+"""Largest asymmetry of a covariance, relative to its largest entry, that is accepted: single precision leaves such errors."""
 
 
 @stored("`about` of features (safetensors) and statistics (npz)")
 class FeatureFacts(Record, frozen=True, kw_only=True):
     """Facts about the images (number, preprocessing, origin, digest) and about the network that extracted the features.
 
-    made: how samples were drawn. feature_precision: precision in which the network ran.
-    images: number of single images, if the statistics are of other images. sha256: digest of a file of statistics.
+    n: number of images. made: how samples were drawn. feature_precision: precision in which the network ran.
+    images: number of images that a reference names beside its statistics, which may be of other images.
+    sha256: digest of a file of statistics.
     """
 
     REST: ClassVar[str] = "more"
@@ -54,7 +55,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
 
 
 class SavedFeatures(NamedTuple):
-    """Features of images, as in the file, and how they were made."""
+    """Content of a features file: its tensors (see the module's docstring), and `about`, which says how they were made."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -96,7 +97,7 @@ def read_features(path: Path) -> SavedFeatures:
             kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
             fits = tensor.dtype == kind and tensor.dim() == rank and len(tensor) == n > 0
             if not fits or not bool((tensor.abs() <= LARGEST_FEATURE).all() or rank == 1):
-                raise ValueError(f"{name} must be finite {kind} for {n} images")
+                raise ValueError(f"{name} must be finite {kind} for {n} images; extract the features again")
     return SavedFeatures(**tensors, about=about)
 
 
@@ -136,7 +137,7 @@ def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
     largest = float(np.abs(sigma).max()) if square else np.inf
     if not (largest <= LARGEST_FEATURE**2 and float(np.abs(mu).max()) <= LARGEST_FEATURE):
-        raise ValueError("mu and sigma must be finite, and sigma as large as mu")
+        raise ValueError("mu and sigma must be finite float arrays of shapes [D] and [D, D]")
     if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
         raise ValueError("sigma is not a covariance: it is asymmetric, or a variance is negative")
     return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

@@ -19,21 +19,21 @@ from elbocli.files.atomic import new_file
 from elbocli.files.records import Record, parse_json, stored
 
 CELL = 96
-"""Pixels: images are enlarged by the largest whole factor that keeps them within this size."""
+"""Largest side of an enlarged image in pixels. The factor is the largest whole number that keeps images within this size."""
 WIDE = 4096
-"""Pixels: images are not enlarged beyond this width of the contact sheet."""
+"""Width of a contact sheet in pixels that enlarging the images may not exceed."""
 NEAR = 4
-"""The number of columns may differ by 1/NEAR from that of a square sheet, to leave fewer cells empty."""
+"""The number of columns may differ from that of a square sheet by 1/NEAR of this number, to leave fewer places empty."""
 LARGEST_PICTURE = 89_478_485
-"""Pixels of the largest picture: Pillow, among others, takes a larger one for a decompression bomb."""
+"""Largest number of pixels of a picture. Pillow, among others, refuses a larger picture as a decompression bomb."""
 MOST_CLASSES = 16
-"""Most classes that get rows of their own, unless each has as many images as there are classes."""
+"""Largest number of classes that get rows of their own. More classes do, if there are at least as many columns as classes."""
 PLACES = "elbo-grid"
 """Key of the PNG text chunk that holds the layout."""
 LETTER = 14
-"""Height of the letters of class names in pixels, less in lower rows, more in much higher rows."""
+"""Font size of class names in pixels. It is smaller in rows that are lower, and larger in rows above 8 times this height."""
 MOST_LETTERS = 20
-"""Most letters of a class name that are shown."""
+"""Length in letters to which class names are shortened."""
 PAPER, INK = 255, 0
 """Grey levels of the background and of the letters."""
 Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
@@ -50,7 +50,7 @@ def whole_factor(side: int) -> int:
 
 
 class Group(NamedTuple):
-    """Images of one class, which share rows, by their index in an array. name: of the class, '' without classes."""
+    """Images of one class, which share the rows of a contact sheet. name: of the class, or ''. images: indices into an array."""
 
     name: str
     images: Sequence[int]
@@ -62,7 +62,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     count: number of images.
     labels: class of each image, [count].
     names: class names; a class without a name is shown by its number.
-    most: maximum number of groups, for classes spread evenly from the first to the last.
+    most: maximum number of groups; if there are more classes, classes spread evenly from the first to the last are taken.
     """
     if labels is None:
         return [Group("", range(count))]
@@ -78,13 +78,13 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
 
 
 def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] = ()) -> list[Group]:
-    """Group all images: by class, or in one group if most classes have few images or there are no labels."""
+    """Group images as `by_class` does, but in one group if there are too many classes for rows of their own (MOST_CLASSES)."""
     groups = by_class(count, labels, names)
     return by_class(count, None) if len(groups) > max(MOST_CLASSES, _columns(groups)) else groups
 
 
 def _columns(groups: list[Group]) -> int:
-    """Choose the images per row: about as many as rows, at most as many as a group has, with few empty cells."""
+    """Choose the number of images per row: near the number of rows, at most the size of a group, and with few empty places."""
     sizes = [len(group.images) for group in groups]
     square = math.ceil(math.sqrt(sum(sizes)))
     if len(sizes) == 1:
@@ -98,7 +98,7 @@ def _columns(groups: list[Group]) -> int:
 class Layout(Record, frozen=True):
     """Layout of a contact sheet. Each group begins a new row.
 
-    height, width: of an image in pixels, before it is enlarged.
+    height, width: size of an image in pixels, before it is enlarged.
     scale: whole factor of the enlargement.
     columns: images per row.
     left: pixels left of the images, for class names.
@@ -123,7 +123,7 @@ class Layout(Record, frozen=True):
         return self.left + self.columns * self.width * self.scale, rows * self.height * self.scale
 
     def places(self) -> list[tuple[slice, slice]]:
-        """Return the slices of rows and columns of each image, in pixels."""
+        """Return for each image the slices of pixel rows and pixel columns that it takes on the sheet."""
         places = {}
         height, width = self.height * self.scale, self.width * self.scale
         for row, _, group in self.rows():
@@ -136,7 +136,7 @@ class Layout(Record, frozen=True):
         """Raise UsageError if the picture has more than LARGEST_PICTURE pixels."""
         width, height = self.size
         if width * height > LARGEST_PICTURE:
-            remedy = "use a smaller --scale, fewer images, or a folder, .npy, .npz or .h5"
+            remedy = "use a smaller --scale, fewer images, or write a folder, .npy, .npz or .h5"
             raise UsageError(f"{where}: a grid of {width} x {height} pixels is too large for a picture; {remedy}")
 
 
@@ -186,7 +186,7 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
 
 @cache
 def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
-    """Return the font of class names for rows of that height, and the margin at both sides, in pixels.
+    """Return the font of class names for rows `row` pixels high, and the margin left and right of a name, in pixels.
 
     DejaVu Sans from matplotlib, with Pillow's basic layout, gives the same pixels on every machine.
     """
@@ -208,7 +208,7 @@ def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def write_grid(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
-    """Write a contact sheet as PNG, with its layout as text. Raises DataError if the disk is full."""
+    """Write a contact sheet as PNG, with its layout in a text chunk of the PNG. Raises DataError if the disk is full."""
     about = PngInfo()
     about.add_text(PLACES, json.dumps(layout.json()), zip=True)
     with new_file(target) if isinstance(target, Path) else nullcontext(target) as file:

@@ -1,4 +1,4 @@
-"""Conventions for latents: how a network sees them, and how they become pixels.
+"""Conventions for latents: how latents are scaled for a network, and how they become pixels.
 
 A dataset of latents holds the mean and standard deviation of the autoencoder's posterior, without scaling. A convention
 defines the network's input x0 = (z − shift)·scale, by channel, for a draw z from the posterior; the range of pixels that the
@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Facts of a convention. input: pixel range of the autoencoder, a key of INPUTS. rounding: a name of ROUNDINGS."""
+    """Facts about a convention. input: the autoencoder's pixel range, in INPUTS. rounding: of decoded pixels, in ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"
@@ -23,7 +23,7 @@ class ConventionTraits(NamedTuple):
 
 CONVENTIONS = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
-"""Pixel range → (divisor, offset): the autoencoder's input for a level p from 0 to 255 is p / divisor + offset."""
+"""Pixel range → (divisor, offset): the autoencoder's input for a pixel value p from 0 to 255 is p / divisor + offset."""
 
 UNKNOWN = "unknown"
 """Stand-in for the digest of an autoencoder's weights if only its name is known."""
@@ -42,7 +42,10 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return shift and scale by channel, with latents_mean and latents_std of config.json if present."""
+    """Return the shift and the scale of each channel, by `config`, the autoencoder's config.json.
+
+    shift: latents_mean, otherwise shift_factor. scale: scaling_factor, divided by latents_std if present.
+    """
     from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
     with reading("config.json"):
@@ -62,10 +65,10 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     traits=ConventionTraits("[0,1]", "truncate"),
 )
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return shift and scale by channel. Raises UsageError unless there are 4 channels."""
+    """Return EDM2's constant shift and scale of each channel. Raises UsageError unless there are 4 channels."""
     if channels != len(EDM2_MEAN):
         found = f"{len(EDM2_MEAN)} channels, this autoencoder has {channels}"
-        raise UsageError(f"the latent convention edm2 whitens {found}; use diffusers")
+        raise UsageError(f"the latent convention edm2 whitens {found}; use --latent-convention diffusers")
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
@@ -79,7 +82,7 @@ ATTRIBUTES = {
     "pixel_size": "pixel_size",
     "mirrored": "mirrored",
 }
-"""Field of LatentSpace → its name in files."""
+"""Field of LatentSpace → its name among a dataset's attributes and in a run's config.yaml."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class LatentSpace:
     convention: one of CONVENTIONS.
     shift, scale: one number per channel; the network's input is x0 = (z − shift)·scale.
     input: pixel range of the autoencoder, a key of INPUTS.
-    autoencoder: its folder, as given.
+    autoencoder: its folder, as the user gave it.
+    autoencoder_sha256: digest of its weights, or UNKNOWN.
     pixel_size: side of the images in pixels.
     mirrored: whether every image is followed by its mirror image.
     Raises ValueError for impossible values.
@@ -130,7 +134,7 @@ class LatentSpace:
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
     """Return the latent space that attributes describe.
 
-    channels: of the latents.
+    channels: number of channels of the latents.
     where: the file, for messages.
     Raises FormatError if an attribute is missing or wrong.
     """

@@ -1,7 +1,7 @@
-"""Errors by noise level and numbers by image: loss logs, the least error (elbo-optimum, JSON), likelihoods (TSV).
+"""Loss logs (errors by noise level), optima (the least possible error by noise level; JSON), and likelihoods by image (TSV).
 
 losslog.jsonl holds a LossLogHeader, then a LossLogRow per interval: sums of ‖ε−ε̂‖²/D in each bin of λ. Logs may be
-concatenated. metrics.jsonl holds numbers by step, an optimum the mean error in each bin; _se marks a standard error.
+concatenated. metrics.jsonl holds numbers by step. A name that ends in _se means a standard error.
 """
 
 import json
@@ -23,9 +23,9 @@ from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Record, parse_json, read_json, stored
 
 MOST_BINS = 2000
-"""Most bins of λ, because fitting builds matrices of bins × bins."""
+"""Largest number of bins of λ, because fitting builds matrices of bins × bins."""
 LARGEST = 1e100
-"""Largest sum of errors, so that intervals can be added and a mean can be drawn on a logarithmic axis."""
+"""Largest sum of errors that is accepted, so that intervals can be added and a mean can be drawn on a logarithmic axis."""
 Bins = Meta(min_length=1, max_length=MOST_BINS)
 Edges = Annotated[list[Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]], Meta(min_length=2, max_length=MOST_BINS + 1)]
 Counts = Annotated[list[Count], Bins]
@@ -40,7 +40,7 @@ def check_edges(edges: list[float]) -> None:
 
 @stored("metrics.jsonl")
 class MetricsRow(Record, frozen=True):
-    """Metrics of a step, by name; a number that is not finite is None."""
+    """Metrics after a step. values: by name of the metric; None for a number that is not finite."""
 
     REST: ClassVar[str] = "values"
 
@@ -54,7 +54,7 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
     """First line of a loss log: the origin of the errors, and the increasing edges of the λ bins.
 
     floor: for an adaptive schedule, the least density that it ever had, relative to a uniform density.
-    about: for a validation, its images.
+    about: further facts; for a validation, facts about its images.
     """
 
     REST: ClassVar[str] = "about"
@@ -73,7 +73,7 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
 @stored("losslog.jsonl, validation.jsonl: other lines", version=0)
 class LossLogRow(Record, frozen=True):
-    """One interval of a loss log: in each bin, the number, sum and sum of squares of the errors since the line before.
+    """One interval of a loss log: in each bin, the number, sum and sum of squares of the errors since the previous line.
 
     weight: for a learned weighting, w(λ) at the middle of each bin during the interval.
     """
@@ -92,18 +92,19 @@ class LossLogRow(Record, frozen=True):
 
 
 def text_line(record: Record) -> str:
-    """Return a record as a line of a log."""
+    """Return a record as one line of JSON, with its line feed."""
     return json.dumps(record.json()) + "\n"
 
 
 def header(edges: Tensor, **about: Any) -> str:
-    """Return the first line of a loss log. edges: [bins + 1], increasing λ."""
+    """Return the first line of a loss log. edges: [bins + 1], increasing λ. about: other fields of LossLogHeader."""
     return text_line(LossLogHeader.of({**LossLogHeader.head(), **about, "edges": edges.tolist()}, "loss log"))
 
 
 def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
-    """Return the line of one interval.
+    """Return the line of one interval of a loss log.
 
+    step, images: optimizer updates done and images seen at its end.
     sums: [3, bins], count, sum and sum of squares of the errors.
     weight: [bins], w(λ) of a learned weighting.
     """
@@ -151,7 +152,7 @@ class LossLog:
 
 
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
-    """Add up the loss logs of runs, files and streams, without the intervals up to step `since`.
+    """Add up the loss logs of runs, files and streams. Intervals that end at step `since` or before are left out.
 
     Raises FormatError for a damaged log or different bins, UsageError without sources.
     """
@@ -163,7 +164,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
                 total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
                 if entry.edges != total.header.edges:
                     raise FormatError(
-                        f"{source}: its bins of logsnr differ from the log before; fit a schedule to each log alone"
+                        f"{source}: its bins of logsnr differ from those of the first log; fit a schedule to each log alone"
                     )
             elif total and entry.step > since:
                 total.sums += entry.sums
@@ -171,7 +172,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
                 total.lines += 1
                 total.batch = max(1, entry.images // max(1, entry.step))
     if total is None:
-        raise UsageError("name a run, a loss log, or - for standard input")
+        raise UsageError("no loss log is given; name a run, a loss log, or - for standard input")
     return total
 
 
@@ -215,7 +216,7 @@ class LossLogWriter:
 
 
 CLOSE = 1e-9
-"""Tolerance for equal ranges of λ, as a fraction of a bin."""
+"""Tolerance when ranges of λ are compared, as a fraction of the narrowest bin."""
 ENDINGS = (".tsv", ".txt")
 NATS = "nats"
 Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
@@ -223,18 +224,18 @@ Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 
 class LeastCurve(Record, frozen=True):
-    """Least error in each bin of λ, and its standard error, [bins] each."""
+    """Least possible error of a denoiser in each bin of λ, and its standard error, [bins] each."""
 
     eps_mse: Values
     eps_mse_se: Sums
 
 
 class SampleCheck(Record, frozen=True):
-    """Check of an optimum that was computed on a sample of the images.
+    """Check of an optimum that was computed from a random sample of the images instead of all images.
 
     images: number of images in the sample.
-    sources: number of source images that were also compared with all images.
-    bias, bias_se: excess of the sample's least error on these sources, [bins], which was subtracted; its standard error.
+    sources: number of noised images whose least error was also computed from all images.
+    bias, bias_se: [bins], mean excess of the sample's result on these, which was subtracted; its standard error.
     """
 
     images: Positive
@@ -245,15 +246,16 @@ class SampleCheck(Record, frozen=True):
 
 @stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
 class Optimum(Record, frozen=True, kw_only=True):
-    """Least error of a denoiser that knows a set of images, and how the error was computed.
+    """Least possible error of a denoiser for a finite set of images, by noise level, and how the error was computed.
 
     edges: [bins + 1], increasing λ.
     eps_mse, eps_mse_se: [bins], the least error and its standard error.
     classes: number of classes, for a denoiser that is given the class; 0 otherwise.
-    label_dropout: share of a run's images that were seen without their class.
-    without_class: least error for these images.
-    nats: ½∫e* dλ over the range; equal to log_images if the range covers the whole integral.
-    images: size of the set, with mirror images if `flip`.
+    label_dropout: fraction of a run's training images whose class was hidden from the network.
+    without_class: least error where the class is hidden.
+    nats: ½∫e* dλ over the edges' range, with the least error e*; equal to log_images if the range covers the whole integral.
+    log_images: ln(images); with classes, the mean over images of ln(images of the same class).
+    images: number of images in the set, including mirror images if `flip`.
     sources, draws: number of images to which noise was added, and draws of noise for each.
     about: further facts.
     """
@@ -291,14 +293,14 @@ class Optimum(Record, frozen=True, kw_only=True):
             raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, one per bin")
 
     def text(self) -> str:
-        """Return the content of the file."""
+        """Return the optimum as JSON text, the content of its file."""
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
 
     def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """Return the least error e* and its standard error in other bins, float64 [bins] each.
 
         edges: [bins + 1], of the other bins.
-        training: the least error for training, where label dropout hides some classes.
+        training: average the errors with and without the class, as label dropout mixes them in training.
         Raises UsageError if the file doesn't cover the range of these edges.
         """
         own = torch.tensor(self.edges, dtype=torch.float64)
@@ -306,7 +308,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         if float(edges[0]) < own[0] - slack or float(edges[-1]) > own[-1] + slack:
             raise UsageError(
                 f"the optimum covers logsnr {own[0]:g} to {own[-1]:g}, and {edges[0]:g} to {edges[-1]:g} is needed; "
-                f"find it again with --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
+                f"compute it again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
             )
         curves = torch.tensor([self.eps_mse, self.eps_mse_se], dtype=torch.float64)
         if training and (other := self.without_class) is not None:

@@ -31,9 +31,9 @@ DTYPES = "Double float64 Float float32 Half float16 BFloat16 bfloat16 Long int64
 class Foreign:
     """Stand-in for an object of an unknown class, or for the result of an unknown function, in a pickle.
 
-    name: of the class or function, with its module.
+    name: name of the class or function, with its module.
     args: arguments of the call.
-    state: usually its __dict__.
+    state: state that the pickle gives the object, usually its __dict__.
     items, values: contents, if the class is a kind of dict or list.
     """
 
@@ -69,7 +69,7 @@ def _storage(content: bytes) -> Tensor:
 
 
 def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """Return a strided tensor on a storage."""
+    """Return a view of a storage [n], by offset, size and stride in elements."""
     return stored.as_strided(size, stride, offset)
 
 
@@ -88,11 +88,11 @@ KNOWN: dict[str, Any] = {
     "__builtin__.set": set,
     "_codecs.encode": lambda text, _: text.encode("latin-1"),
 }
-"""Names that the unpickler resolves: storage types, and functions that make tensors and containers."""
+"""Name in a pickle → the type or function that the unpickler uses for it. All other names, except dtypes, become Foreign."""
 
 
 class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damaged PUT
-    """Unpickler for tensors and containers. archive: the .pt file, which holds the tensors."""
+    """Unpickler for tensors and containers. archive: the zip archive (.pt) with the tensors' bytes; None for a plain pickle."""
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None = None):
         super().__init__(file, encoding="latin-1")
@@ -112,7 +112,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         """Load a storage from the archive, as a tensor [n]. Raises FormatError if the storage is elsewhere."""
         _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
-            raise FormatError("it refers to a tensor that is not in the file")
+            raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
         if (key, dtype) not in self._storages:
             content = bytearray(_member(self._archive, f"data/{key}"))
             self._storages[key, dtype] = (
@@ -122,7 +122,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a member of torch's archive by its path without the first folder."""
+    """Return the content of a file in torch's zip archive. name: its path without the first folder."""
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 
@@ -146,7 +146,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _meta(found: Any) -> dict[Any, Any]:
-    """Return the facts that EDM's torch_utils.persistence stores about an object, in the only argument of its call."""
+    """Return the facts that EDM's torch_utils.persistence pickles about an object, as its only argument; empty for others."""
     meta = found.args[0] if isinstance(found, Foreign) and found.args else None
     meta = meta.items if isinstance(meta, Foreign) else meta
     return meta if isinstance(meta, dict) else {}
@@ -167,7 +167,7 @@ def module_state(module: Any) -> dict[Any, Any]:
     """Return the attributes of a pickled nn.Module. Raises FormatError if the object is not an nn.Module."""
     state = attributes(module)
     if not all(isinstance(state.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
-        raise FormatError("it is not a pickled network")
+        raise FormatError("the object is not a pickled network (torch.nn.Module)")
     return state
 
 

@@ -24,27 +24,27 @@ _RUN: dict[Path, PluginFile] = {}
 
 
 def defined(file: str, name: str) -> Any:
-    """Return an object that a plug-in defines itself; None if it defines no such name or was not run."""
+    """Return the object `name` that the plug-in `file` defines itself; None if there is none, or the plug-in was not run."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None
 
 
 def trust(path: Path) -> None:
-    """Allow loading a program (.pt2) that the user names, also from a run that holds a copy of it."""
+    """Record that the user named a program (.pt2), so that elbo may load it, also from a run that holds a copy."""
     _TRUSTED.add(file_sha256(path))
 
 
 def check_trusted(digest: str, path: Path) -> None:
-    """Raise UsageError for a program that the user has not named, because a run may come from a stranger."""
+    """Raise UsageError unless the user has named the program of this sha256, because a run may come from a stranger."""
     if digest not in _TRUSTED:
         raise UsageError(
-            f"{path}: is a program that can run any code; if you trust it, add --plugin {path}, in Python plugins=[…]"
+            f"{path}: is a program that can run any code; if you trust its author, add --plugin {path}, or in Python plugins=[…]"
         )
 
 
 def run_plugin(path: Path) -> None:
-    """Run a plug-in once, or use its module if the user's program has imported the file or is the file.
+    """Run the plug-in at `path`, unless it has been run or imported already, or is the user's main program itself.
 
     The plug-in's folder is appended to sys.path, so that it can import files beside it.
     Raises UsageError if the file is missing or fails.
@@ -82,7 +82,7 @@ def plugins_run() -> list[PluginFile]:
 
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
-    """Raise UsageError if a run needs a plug-in that was not run; warn about a plug-in that has changed since.
+    """Raise UsageError if a run needs a plug-in that was not run; warn about a plug-in that has changed since the training.
 
     needed: the plug-ins recorded when the run was trained.
     where: the run, for messages.

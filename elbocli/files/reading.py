@@ -15,7 +15,7 @@ from elbocli.version import __version__
 
 
 def one_line(error: Exception, most: int = 160) -> str:
-    """Return the message of a library's error in one line, or the error's type if the message is empty."""
+    """Return a library error's message as one line of at most `most` characters, or the error's type if the message is empty."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
@@ -23,13 +23,14 @@ def one_line(error: Exception, most: int = 160) -> str:
 def reading(
     where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Turn errors in the block, which reads or parses a file, into an error of elbo that begins with the file's name.
+    """Turn library errors in the block, which reads or parses a file, into an elbo error that begins with the file's name.
 
     where: the file's path, optionally with ": " and a description of the problem.
-    then: the remedy.
+    then: end of the message, which says what to do, such as '; get the file again'.
     kind: class of the error to raise; a file without read permission always gives DataError.
-    on: library errors to turn; other library errors pass unchanged.
-    An error of elbo that begins with the same path passes; others get the path in front, and a UsageError becomes `kind`.
+    on: types of library errors to turn; other library errors pass unchanged.
+    An elbo error that begins with the same path passes unchanged. Any other UsageError, DataError or FormatError gets the path
+    in front, and a UsageError also becomes `kind`.
     """
     try:
         yield
@@ -57,11 +58,13 @@ def quiet() -> Iterator[None]:
 
 
 def check_format(where: object, found: Mapping[str, Any], name: str, known: int = 1, then: str = "") -> None:
-    """Check the format and version that a file names.
+    """Check the format and version that are recorded in a file.
 
+    where: the file, for messages.
+    found: mapping from the file, with the keys `format` and `version`.
     name: expected format; "" for a format whose files don't name it.
     known: version that this elbo writes; it reads earlier versions too.
-    then: the remedy.
+    then: end of the FormatError's message, which says what to do.
     Raises FormatError for another format, DataError for a later version.
     """
     kind, version = found.get("format") if name else "", str(found.get("version", "" if name else 1))
@@ -74,13 +77,13 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
 
 
 def check_file(path: Path | str) -> None:
-    """Raise OSError unless a path is a regular file: it may be missing, a folder, a pipe or a device."""
+    """Raise OSError if a path is missing, or if it is a folder, a pipe or a device instead of a regular file."""
     if Path(path).stat() and not Path(path).is_file():
         raise OSError(0, "is no regular file", str(path))
 
 
 def open_file(path: Path | str) -> BufferedReader:
-    """Open a file to read its bytes. Raises OSError, also for a folder, a pipe or a device."""
+    """Open a regular file to read its bytes. Raises OSError for a missing or unreadable file, a folder, a pipe or a device."""
     check_file(path)
     return open(path, "rb")
 

@@ -20,14 +20,14 @@ PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPE
 MISSING, EMPTY = "no such file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
 HERE = "/"
-"""First character of patterns for files in a folder."""
+"""First character of Kind.names, if its patterns are for the names of files in a folder."""
 
 
 class Kind(NamedTuple):
     """A kind of file or folder.
 
     names: patterns of the file's name, or, after HERE, of names in the folder; "" for any file.
-    content: regular expression found in the first 4 kB of that file.
+    content: regular expression to find in the first 4 kB of a file with such a name.
     use: commands that take such a file; {} stands for its path.
     """
 
@@ -111,7 +111,7 @@ MAKERS = {
     "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
-"""Kinds of files that a command may expect → the commands that make them."""
+"""Kind of file that a command may expect → the command that makes such files, for messages."""
 
 RECORD = {
     "config.yaml",
@@ -164,7 +164,7 @@ def begins_like_tensors(path: Path) -> bool:
 
 
 def instead(path: Path, wanted: str) -> str:
-    """Return the error message for a path where another kind of file was expected: its kind, and a remedy.
+    """Return the error message for a path of another kind than expected: the kind that was found, and a remedy.
 
     wanted: the expected kind, a key of MAKERS.
     """
@@ -180,7 +180,7 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a path is missing or of another known kind; files of unknown kind are left to the reader."""
+    """Raise FormatError if a path is missing, or of a kind in USES other than `wanted`, a key of MAKERS. Other kinds pass."""
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))
@@ -189,8 +189,8 @@ def expect(path: Path, wanted: str) -> None:
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
     """Check that a command may write its output files.
 
-    outputs: paths, and the kinds of files written there, as `recognise` and FOLDER name them; with FOLDER, a name without a
-    suffix is a folder. Without kinds, no file is replaced.
+    outputs: paths, and the kinds of files written there, as `recognise` and FOLDER name them. If FOLDER is among the kinds, a
+    path without a suffix is a folder. Without kinds, no file is replaced.
     inputs: files that the command reads.
     overwrite: allow replacing a file of these kinds.
     Raises UsageError for a path that may not be written, DataError if its folder is missing.

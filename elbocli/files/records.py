@@ -28,7 +28,7 @@ _fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
-    """A file format of elbo: its record, the files that hold it, and the name and version written in them."""
+    """A file format of elbo: the class of its records, and the arguments of `stored`, whose docstring explains them."""
 
     record: type[Record]
     file: str
@@ -38,13 +38,13 @@ class StoredFormat(NamedTuple):
 
 
 FORMATS: dict[type[Record], StoredFormat] = {}
-"""Formats declared by all modules imported so far."""
+"""Class of a record → its file format, for the modules imported so far."""
 
 
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
     """Declare a record as a file format.
 
-    file: the file that holds the record, for docs/datasets.md.
+    file: name of the file that holds the record, as docs/datasets.md lists it.
     name: value of the file's key `format`; "" if the file has no such key.
     version: incremented when an earlier elbo would misread the file; 0 for a record without a version.
     remedy: end of the error message about a file of another format.
@@ -63,7 +63,7 @@ class Record(msgspec.Struct, frozen=True):
     REST: ClassVar[str] = ""
 
     def json(self) -> dict[str, Any]:
-        """Return the object to write, with its format and version first."""
+        """Return the record as a JSON object for a file: format and version (if it has them), then the fields."""
         return {**self.head(), **self.facts()}
 
     @classmethod
@@ -84,8 +84,9 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a record from an object that `json` wrote.
+        """Make a record from a parsed file.
 
+        content: an object as `json` returns it.
         where: the file, for messages.
         Raises FormatError if a key is missing or wrong, DataError for a later version.
         """

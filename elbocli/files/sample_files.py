@@ -1,7 +1,7 @@
 """Writing of samples: an NPY stream, or .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG contact sheet.
 
-The NPY header announces the number of images, so that a reader notices if the writer died. Every other file is written as
-rows first, which a later process can resume (see `dataset.Resumable`); everything else is written at the end.
+The NPY header announces the number of images, so that a reader notices if the writer died. For every other
+format, images are first written to an unfinished file, which a later process can resume (see `dataset.Resumable`).
 """
 
 import contextlib
@@ -48,10 +48,11 @@ class SamplesAbout(Record, frozen=True):
 
 @dataclass(frozen=True)
 class SamplesHeader:
-    """Description of samples to be written: shape [N, H, W, C], a label per image (or None), seeds, and how they are made.
+    """Description of samples to be written: shape (N, H, W, C), and for each image a label (or no labels) and a seed.
 
     class_names: names of all classes, if there are labels.
-    scale: enlargement of a contact sheet, as `lay_out` takes it; the images don't depend on it.
+    about: facts on how the samples are made.
+    scale: whole factor by which a contact sheet enlarges the images; 0 to choose the factor.
     """
 
     shape: tuple[int, int, int, int]
@@ -109,7 +110,7 @@ class StreamSink:
 
 
 class FileSink:
-    """Writer of samples to an unfinished file, `partial`. done: number of images that are safely on disk."""
+    """Writer of samples to an unfinished file, `partial`. done: number of images safely on disk. layout: of a contact sheet."""
 
     def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
         self._file, self._header, self._layout = file, header, layout
@@ -122,10 +123,10 @@ class FileSink:
         self.done = self._file.rows
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Complete the file and rename it. look: called after each PNG of a folder. Raises DataError."""
+        """Complete the file and rename it. look: called after each PNG of a folder; may raise to stop. Raises DataError."""
         file, header, out = self._file, self._header, self._file.out
         if self.done != header.shape[0]:
-            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}")
+            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}; run it again")
         with writing(out):
             if isinstance(file, DatasetWriter):
                 _finish_dataset(file, header)
@@ -173,7 +174,7 @@ def open_samples(
     """
     suffix = target.suffix if isinstance(target, Path) else None
     if header.scale and suffix != ".png":
-        raise UsageError("--scale enlarges a PNG grid, and the output is none; leave it out, or add -o FILE.png")
+        raise UsageError("--scale enlarges a PNG grid, but the output is no PNG; leave --scale out, or add -o FILE.png")
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return

@@ -1,8 +1,8 @@
 """Noise levels from files: fitted schedules (elbo-schedule, YAML), and diffusers' scheduler_config.json.
 
-The latter also defines a weighting: the loss on its network's prediction, under its timesteps. Only settings of training are
-read; the spacing or rescaling of a sampler's steps doesn't change the objective. `resolve_schedule` and `resolve_weighting`
-turn the user's text, a name or the path of such a file, into a schedule or a weighting.
+A scheduler_config.json also defines a weighting: the mean squared error of its network's output, at its timesteps. Only
+settings of training are read; the spacing or rescaling of a sampler's steps doesn't change the objective. `resolve_schedule`
+and `resolve_weighting` turn the user's text, a name or the path of such a file, into a schedule or a weighting.
 """
 
 import math
@@ -43,7 +43,7 @@ Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class Knot(Record, frozen=True):
-    """A knot of a schedule: the level logsnr at time t."""
+    """A knot of a schedule: the noise level `logsnr` at time `t`."""
 
     t: Annotated[float, Meta(ge=0, le=1)]
     logsnr: Level
@@ -51,7 +51,7 @@ class Knot(Record, frozen=True):
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
 class ScheduleFile(Record, frozen=True, kw_only=True):
-    """A fitted schedule. about: how it was made: weighting, criterion, …."""
+    """Content of a schedule file: λ at knots of t, and the range of λ. about: weighting, criterion and other facts on the fit."""
 
     REST: ClassVar[str] = "about"
 
@@ -62,7 +62,7 @@ class ScheduleFile(Record, frozen=True, kw_only=True):
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
-    """Return the YAML text of a tabulated schedule. origin: how it was made."""
+    """Return the YAML text of a tabulated schedule. origin: facts on how the schedule was made, for `about`."""
     curve = schedule.curve
     assert isinstance(curve, Table)
     knots = zip(curve.time.tolist(), curve.level.tolist(), strict=True)
@@ -72,7 +72,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
-    """Read a schedule file: its curve, and all of its content. Raises FormatError."""
+    """Read a schedule file. Returns its curve t → λ, and the whole content. Raises FormatError."""
     expect(path, "schedule")
     file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
@@ -98,7 +98,7 @@ class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"})
 
 
 def read_config(path: Path) -> tuple[str, ScheduleCurve]:
-    """Read prediction and λ(t) from a scheduler_config.json of diffusers. Raises FormatError with the remedy."""
+    """Read the network's prediction (eps, x, v or u) and λ(t) from a scheduler_config.json of diffusers. Raises FormatError."""
     import torch
 
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
@@ -127,7 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return the sampler and steps for which `elbo grid` made a schedule file, or None. Raises FormatError."""
+    """Return the sampler and steps (text) for which `elbo grid` made a schedule's file; None for others. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
     said = read_table(schedule.file)[1].about.get("made_for")
@@ -166,13 +166,13 @@ def resolve_weighting(
     given: dict[str, float] | None = None,
     size: int | None = None,
 ) -> Weighting:
-    """Return the weighting for a SPEC; wherever a SPEC names a schedule, it may name a file.
+    """Return the weighting for a SPEC, in which the path of a schedule file may replace the name of a schedule.
 
-    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, where the file names the prediction.
-    shift: w(λ) → w(λ − shift).
-    monotone: w is held constant left of its peak.
-    given: values of parameters by name.
-    size: as in resolve_schedule.
+    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, if the prediction in the file is v.
+    shift: replace w(λ) by w(λ − shift).
+    monotone: hold w constant at all λ below its peak.
+    given: values of the weighting's parameters by name.
+    size: side of the images in pixels, for a schedule that depends on it.
     Raises ElboError.
     """
     named = is_foreign_loss(text) or text.startswith("schedule:")

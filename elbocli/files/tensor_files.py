@@ -57,7 +57,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
-    """Load a file of tensors and plain values, by torch.load. Raises FormatError if it holds any other object."""
+    """Load tensors and plain values saved by torch.save. name: for messages. Raises FormatError for other objects."""
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():
         if isinstance(source, Path):
@@ -65,15 +65,18 @@ def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
         try:
             return torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
+            raise FormatError(
+                f"{what}: refused: holds more than tensors, so loading could run code; save only tensors"
+            ) from error
 
 
 @stored("`about` of an average (safetensors)", version=0)
 class AverageFacts(Record, frozen=True):
     """Origin of an average of weights: the run, its snapshots up to a step, and their coefficients.
 
-    trained: facts that distinguish the run from others.
-    residual: error of the averaging profile; 0 is exact.
+    spec, std: the average, such as power:std=0.1, and its relative standard deviation.
+    trained: facts that identify the run, to check that the average fits it.
+    residual: error with which the snapshots' averages express the wanted average; 0 is exact.
     """
 
     REST: ClassVar[str] = "more"
@@ -125,13 +128,13 @@ def check_average(path: Path) -> None:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != read_about(path)[1]:
-        raise FormatError(f"{path}: damaged: its tensors differ from its digest; make it again with 'elbo ema'")
+        raise FormatError(f"{path}: damaged: tensors differ from the file's digest; make it again with 'elbo ema'")
 
 
 def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
     """Load a program of torch.export, which may run code.
 
-    export: line of Python for messages that exports such a program for any batch size; "" for a feature extractor.
+    export: Python code that exports such a program for any batch size, for messages; "" for a feature extractor's code.
     Raises FormatError if the file is not a program, or takes batches of only one size.
     """
     export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"

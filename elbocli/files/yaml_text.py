@@ -1,4 +1,4 @@
-"""YAML, read and written by libyaml's safe loader: plain mappings, in which dates stay text and 1e-4 is a number."""
+"""Reading and writing of plain mappings as YAML, by PyYAML's safe loader; dates stay text, and 1e-4 is a number."""
 
 import re
 from pathlib import Path
@@ -45,10 +45,10 @@ def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """Parse YAML text that holds a mapping. name: the file, for messages. Raises FormatError with the line."""
     with reading(f"{name}: not usable YAML"):
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ValueError("it has an alias, such as *name; write out its value")
+            raise ValueError("the text has an alias, such as *name; write the alias's value out")
         value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, dict):
-            raise ValueError("expected 'key: value' lines")
+            raise ValueError("expected lines of the form 'key: value'")
         return value
 
 

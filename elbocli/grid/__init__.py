@@ -1,1 +1,1 @@
-"""`elbo grid`: choose the noise levels that a sampler visits, for a given run."""
+"""`elbo grid` chooses the noise levels that a sampler visits, for a given run."""

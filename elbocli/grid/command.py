@@ -1,4 +1,4 @@
-"""`elbo grid`."""
+"""Command line of `elbo grid`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
 
     kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
     text, made = make_grid(run, kind, sampler, guidance=guidance_of(options), **options)
-    log.info(f"{made.steps} levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
+    log.info(f"grid of {made.steps} noise levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
     for name, found in made.grids.items():
-        log.info(f"{name}: {made.unit} {found.summed:.4g} in all steps, {found.largest:.4g} in the worst step")
+        log.info(f"errors on {name}: {found.summed:.4g} in all steps, {found.largest:.4g} in the worst ({made.unit})")
     hand_out(text, out, made.json() if report else None)

@@ -1,4 +1,4 @@
-"""Make a grid of noise levels for a run: from its loss log, or from measured errors of a sampler's steps on its network."""
+"""Make a grid of noise levels for a run, from its loss log, or from errors measured on a sampler's steps with its network."""
 
 import math
 from contextlib import suppress
@@ -28,9 +28,9 @@ from elbocli.version import __version__
 
 
 class GridErrors(Record, frozen=True):
-    """Errors of a sampler's steps on one grid, as errors of the resulting data.
+    """Errors that a sampler's steps on one grid of noise levels cause in the drawn data.
 
-    summed, largest: sum and maximum over steps. final: error of the final images; None for ancestral samplers.
+    summed, largest: sum and largest of the steps' errors. final: error of the drawn images; None for ancestral samplers.
     """
 
     summed: float
@@ -40,11 +40,11 @@ class GridErrors(Record, frozen=True):
 
 @stored("result of elbo grid --report (JSON)")
 class GridReport(Record, frozen=True):
-    """A grid, the errors of its steps, and the errors on other grids.
+    """A grid of noise levels, the errors of a sampler's steps on the grid, and the errors on other grids.
 
-    levels: λ, rising.
+    levels: noise levels λ, rising.
     errors: error of the step from each level, in `unit`; the last step goes to clean data.
-    spread: largest error over smallest. grids: errors on this grid, and on others with as many steps, by name.
+    spread: largest error divided by the smallest. grids: errors by name of grid, for this and others with as many steps.
     order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
     rounds: iterations that equalised the errors; None for a grid from the loss log.
     evaluations: network evaluations per trajectory, in all measurements.
@@ -71,7 +71,7 @@ class GridReport(Record, frozen=True):
 
 
 CELLS = 64
-"""Least number of cells of the fine solution; four times the number of steps is used if larger."""
+"""Number of steps of the fine reference solution, unless four times the number of the grid's steps is larger."""
 
 
 @torch.inference_mode()
@@ -94,11 +94,12 @@ def make_grid(
     device: str,
     precision: str,
 ) -> tuple[str, GridReport]:
-    """Make a grid for a run; return the text of its schedule file, and a report on errors.
+    """Make a grid of noise levels for a run; return the text of its schedule file, and a report on errors.
 
     path: run or checkpoint. kind: declaration in GRIDS.
-    steps: None for the sampler's default. images: number of trajectories to measure along.
-    guide, guide_weights, weights, batch: as in SampleSettings. since, floor: as for `elbo adapt`.
+    steps: None for the sampler's default. images: number of trajectories along which errors are measured.
+    guide, guide_weights, weights, batch: as in SampleSettings. since: step after which intervals of the loss log are used.
+    floor: smallest density of a grid fitted to the loss log, relative to a uniform density.
     Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a
     loss log that is needed, or when estimates are not finite.
     """

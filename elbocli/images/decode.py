@@ -32,7 +32,7 @@ Colour = int | tuple[int, ...]
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
-    """Centre crop of ADM: halve by BOX while at least twice too large, resize the short side bicubically, cut out the middle.
+    """Centre crop of ADM: halve by BOX while both sides are at least 2·size, resize the short side bicubically, and crop.
 
     Source: Dhariwal & Nichol 2021, preparation of the training images. Raises DataError for a too elongated image.
     """
@@ -41,7 +41,7 @@ def center(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before the crop")
+        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before the crop; use another --crop")
     return _middle(image.resize((width, height), BICUBIC), size)
 
 
@@ -78,7 +78,7 @@ CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {
     "pad": (pad, "lanczos"),
     "none": (none, "none"),
 }
-"""Name of a crop → function of (image, size), and its filters for the dataset's attributes."""
+"""Name of a crop → its function of (image, size), and its resampling filters as the dataset's attributes name them."""
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -106,10 +106,11 @@ def halve(image: Image.Image) -> Image.Image:
 class DecodeOptions:
     """Settings for turning an image into a square.
 
+    size: side of the square in pixels. crop: a key of CROPS.
     channels: 1, 3, or 0 for the channels of the file.
-    background: colour behind transparent pixels and of padding; '' drops alpha.
+    background: colour behind transparent pixels and of padding; '' drops the alpha channel and pads with white.
     auto_orient: rotate by the EXIF orientation.
-    grey_expected: report an image in colour as changed if it becomes grey.
+    grey_expected: if an image in colour is made grey, report this as a change.
     """
 
     size: int = 0
@@ -184,7 +185,7 @@ def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray, str]:
-    """Make a square uint8 [size, size, channels] from an image file or pixels [H, W, C]. Returns it, and the changes made.
+    """Make a square uint8 [size, size, channels] from an image file or pixels [H, W, C]. Returns its pixels, and the changes.
 
     Raises DataError.
     """

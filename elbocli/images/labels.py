@@ -44,11 +44,11 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read the file of --labels. Returns a class for each image name (None for no class, or two), and whether it is a bare list.
+    """Read the file of --labels. Returns each image's class (None for none, or for two), and whether the file is a bare list.
 
     A name in the file may be the whole path, a longer path, the file name, or the file name without its suffix. An array (.npy)
     has a number for each image, counted from 0. A bare list has one class a line without names; its numbers are those of
-    ILSVRC's meta.mat if that lies beside it.
+    ILSVRC's meta.mat if meta.mat lies beside the list.
     Raises DataError if the list's length is not the number of images, or the file names none of the images.
     """
     if path.suffix == ".npy":
@@ -62,7 +62,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
             )
         numbers, meta = [_word(line) for line in lines], path.with_name("meta.mat")
         if isinstance(numbers[0], int) and meta.is_file():
-            log.warning(f"{path}: its numbers are class numbers of {meta}")
+            log.warning(f"{path}: the numbers in this file are read as class numbers of {meta}")
             wnids: dict[Word, Word] = dict(enumerate(read_meta(meta)[0], 1))
             with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
                 numbers = [wnids[number] for number in numbers]
@@ -91,9 +91,9 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
-    """Return the class of each image from EDM's dataset.json, None for an image without; None if the file has no labels.
+    """Return the class of each image of `names` from EDM's dataset.json, `ref`: None for an image that the file doesn't list.
 
-    Raises DataError.
+    Returns None instead of a list if the file has no labels. Raises DataError.
     """
     with reading("dataset.json: expected 'labels', a list of [name, number]", kind=DataError):
         labels = json.loads(bytes(ref.read())).get("labels")
@@ -106,8 +106,8 @@ def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
 def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
     """Separate webdataset's images from their label files. Returns the images, and their classes.
 
-    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name). It is
-    None for an image without; if no image has a class, the whole list is None. Raises DataError.
+    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name). An image
+    without such a file has the class None. If no image has a class, None is returned instead of a list. Raises DataError.
     """
     sides: dict[str, Entries] = {}
     images, keys = Entries(), []
@@ -144,8 +144,8 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
     """Read the file of --classes. Returns the classes' keys (their words in the labels) and their names for people, in order.
 
     words: the images' words for their classes; empty if the labels are numbers.
-    A whole line is a key if it is such a word, or if no line begins with such a word. For numbers, a line is a name, after its
-    number or WordNet ID if it begins with one. Raises DataError if a class is listed twice.
+    A whole line is a key if it is one of `words`, or if no line begins with one of them. If labels are numbers, a line is the
+    class's name, perhaps after a number or WordNet ID. Raises DataError if a class is listed twice.
     """
     if path.suffix == ".mat":
         return read_meta(path)
@@ -177,11 +177,11 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
 
 
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
-    """Number the classes. Returns each image's number (−1 if its class isn't listed), and the class names.
+    """Number the classes from 0. Returns the class number of each image (−1 if its class isn't listed), and the class names.
 
     words: class of each image, a word or a number. Numbers count from 0; from 1 with ILSVRC's meta.mat, and in a bare list
     without a 0.
-    known: classes of the sources in order, used if they include all words, even those without images.
+    known: names of the sources' classes in order. If they include all words, all of them become classes, even without images.
     listed: file of --classes. bare: `words` is a bare list of --labels.
     Raises DataError for a number without a class.
     """
@@ -204,14 +204,14 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
         names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
     last = first + len(names) - 1
     if not first <= least <= largest <= last:
-        raise DataError(f"the classes of images are {least} to {largest}, expected {first} to {last}")
+        raise DataError(f"the classes of images are {least} to {largest}, expected {first} to {last}; correct them")
     if first:
         log.warning(f"no class is 0, so numbers are taken to count from 1, {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names
 
 
 def some(words: Sequence[Word]) -> str:
-    """Return the first few words, for a message."""
+    """Return the first three words as text for a message, with "…" if there are more."""
     return ", ".join(map(str, words[:3])) + (", …" if len(words) > 3 else "")
 
 

@@ -38,7 +38,7 @@ Entries = dict[str, ImageRef]
 
 
 class Span(NamedTuple):
-    """Reference to a file, or to `size` bytes of it from `offset`."""
+    """Reference to `size` bytes of a file from `offset` on; a size of −1 means all bytes up to the end of the file."""
 
     path: str
     offset: int = 0
@@ -66,7 +66,7 @@ class ZipEntry(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """End of the readable part of a damaged archive. why: message that begins with the archive's name."""
+    """Entry in a listing where the readable part of a damaged archive ends. why: message that begins with the archive's name."""
 
     why: str
 
@@ -97,9 +97,9 @@ class Images:
     """Images in a fixed order.
 
     files: paths within the source, or other names.
-    labels: class of each image, a word or a number, None for an image without a class; None if no image has a class.
+    labels: class of each image (a word or a number; None for no class), or None if no image has a class. refs: references.
     class_names: names of numbered classes, or all words in order.
-    prefix: put before file names in messages.
+    prefix: text that messages put before file names.
     """
 
     files: list[str]
@@ -113,7 +113,7 @@ class Images:
 
     @property
     def numbered(self) -> bool:
-        """Tell whether labels are numbers, and the classes have names."""
+        """Tell whether the labels are numbers of classes that have names."""
         return bool(self.class_names and self.labels and isinstance(self.labels[0], int))
 
     def shown(self, index: int) -> str:
@@ -136,7 +136,7 @@ def images_of_array(
     classes: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Images:
-    """Return all rows of an array as images, named by `names`, otherwise by their numbers."""
+    """Return all rows of an array as images. labels: class number per row. names: per row; by default the row's number."""
     rows = range(array.shape[0])
     return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
 
@@ -186,12 +186,12 @@ def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def kinds() -> list[SourceKind]:
-    """Return all kinds in the order of trial: kinds of plug-ins first, then elbo's own by name."""
+    """Return all kinds of sources in the order in which a file is tried: first those of plug-ins, then elbo's, by name."""
     return sorted(KINDS, key=lambda kind: (kind.open.__module__.startswith("elbocli."), kind.name))
 
 
 def kind_of(path: Path) -> SourceKind | None:
-    """Return the kind of a file or folder, or None. Raises DataError."""
+    """Return the kind of source of a file or folder, or None if it is of no kind. Raises DataError if it can't be read."""
     head = b""
     if not path.is_dir():
         head = Span(str(path)).read(HEAD)

@@ -23,7 +23,7 @@ from elbocli.images.registry import DatasetRows, Span
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BATCH_BYTES = 256 << 20
-"""Bytes of images in memory at a time."""
+"""Largest size in bytes of a batch of images."""
 
 
 class FolderRows:
@@ -56,11 +56,11 @@ Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
 
 @dataclass
 class SampleReader:
-    """Reader of images of one size from `rows`, with what is known of them.
+    """Reader of images of one size from `rows`, with the known facts about these images.
 
     labels: [N], or None.
     made: how the images were drawn.
-    class_names: of a dataset of several classes.
+    class_names: names of the classes, for a dataset of several classes.
     preprocessing: crop and filter of the original images.
     """
 

@@ -26,7 +26,7 @@ from elbocli.runtime.progress import log
 SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SET_FILES = 4096
-"""Most files in a folder that may be a published data set."""
+"""Largest number of files in a folder that is examined for a published data set."""
 SPLIT = re.compile(
     r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])"
 )
@@ -75,7 +75,7 @@ def open_source(
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the classes of these images ({dropped})")
+        raise DataError(f"{classes}: lists none of the classes of these images ({dropped}); correct it")
     if dropped:
         log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
@@ -87,7 +87,7 @@ def _words_of(images: Images) -> list[Word | None]:
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}two of its classes are named alike; pack it alone, without --classes")
+        raise DataError(f"{images.prefix}two of its classes have the same name; pack it alone, without --classes")
     return [names[number] for number in images.labels]
 
 
@@ -97,9 +97,9 @@ def _words_of(images: Images) -> list[Word | None]:
 def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequence[str]) -> Images:
     """List the images of one source.
 
-    any_depth: folders are not classes, because the classes are given otherwise.
-    among: one of several sources; without class folders, it is a class or a shard, whose name is put before its file names.
-    skip: as in `open_source`. ours: names of files that are not images.
+    any_depth: whether --labels gives the classes, so that folders are not classes.
+    among: whether there are other sources. A source without class folders is then a class or shard, named in its file names.
+    skip: as in `open_source`. ours: names of the files of --labels and --classes, which may lie among the images.
     Raises DataError or FormatError if no images can be packed.
     """
     kind = kind_of(root)
@@ -148,6 +148,7 @@ def _order(name: str) -> bytes:
 def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
     """Sort the files of a folder or an archive into classes. Names of folders end with a slash.
 
+    prefix, stem: text before file names in messages, and the source's name. any_depth, among: as in `list_source`.
     Returns the images, whose labels are None if they are all of one class, and the name of that class.
     """
     # A single folder at the top, as many archives have, is skipped.
@@ -190,7 +191,7 @@ def is_picture(name: str) -> bool:
 def _published_set(entries: Entries) -> Images | None:
     """Open a data set in its published files: IDX (MNIST), batches (CIFAR) or parquet. None if there is no such data set.
 
-    If it has several parts, the training images are used. Raises DataError for several data sets, and for damaged files.
+    If the data set has several parts, its training images are used. Raises DataError for several data sets or damaged files.
     """
     files: dict[str, SourceKind] = {}
     for name, ref in entries.items() if len(entries) <= SET_FILES else ():
@@ -206,7 +207,7 @@ def _published_set(entries: Entries) -> Images | None:
     kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
     sets = {(files[name], splits[name], Path(name).parent) for name in taken}
     if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
-        raise DataError(f"holds several sets of images ({some(taken)}); name one")
+        raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
     if len(taken) < len(files):
         others = some([name for name in files if name not in taken])
         log.warning(f"{taken[0]}: the training images are taken; left out: {others}")
@@ -248,5 +249,5 @@ def choose(
         begin, end = ((k * len(chosen) // count) // step * step for k in (index - 1, index))
         chosen = chosen[begin : len(chosen) if index == count else end]
     if not len(chosen):
-        raise DataError(f"no images are left of {len(source)} after --subset, --limit and --shard")
+        raise DataError(f"no images are left of {len(source)}; change --subset, --limit or --shard")
     return source.take(chosen.tolist())

@@ -31,7 +31,7 @@ BATCH = 2
 def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:
     """Make a run from the checkpoint at `path`, and log what was chosen, dropped or guessed.
 
-    format: a name of FORMATS; '' to detect it from the content.
+    format: a name of FORMATS; '' to detect it from the content. command: command line to record.
     Raises UsageError (the run exists, an option doesn't fit), FormatError (another or unknown format, a network that fails),
     DataError (full disk).
     """

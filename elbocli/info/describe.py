@@ -19,7 +19,7 @@ from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
-"""Most images on a contact sheet, and least images of each class."""
+"""Number of images on a contact sheet, and least number of images of each class, even if they are more in sum."""
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
 """Keys of files that are redundant or too long to show."""
 Facts = dict[str, Any]
@@ -200,12 +200,12 @@ def _verify_dataset(path: Path) -> Facts:
         elif written is None and name not in (data.attributes.digests or ""):
             unverified.append(name)
         else:
-            raise DataError(f"{path}: damaged: its {name} differs from its content; pack it again")
+            raise DataError(f"{path}: damaged: its {name} differs from its content; pack the images again")
     return {"verified": verified, "unverified": unverified}
 
 
 def _verify_folder(path: Path) -> int:
-    """Verify a checkpoint, a snapshot, or all those of a run; return the number of files. Raises DataError, FormatError."""
+    """Verify a checkpoint, a snapshot, or all of a run; return the number of verified files. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
 
     if recognise(path) != "a run":
@@ -227,7 +227,8 @@ def _verify_folder(path: Path) -> int:
 def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
     """Read evenly spaced images of a dataset or of samples, uint8 [N, H, W, C], and lay them out on a contact sheet.
 
-    scale: as `lay_out` takes it. Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
+    scale: whole factor of the enlargement; 0 to choose it.
+    Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)

@@ -21,7 +21,7 @@ from elbocli.runtime.progress import log, progress
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
 WRITTEN |= {"shard", "shard_of"}
 OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
-"""Attributes that may differ between parts of one dataset; all others describe how it was made."""
+"""Attributes that may differ between parts of one dataset. All others describe how the dataset was made, and must agree."""
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
@@ -31,7 +31,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     damaged, the disk is full; FormatError: a part is not a dataset.
     """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("a part is named twice; name each part once")
+        raise UsageError("one of the parts is named twice; name each part once")
     parts = in_order([open_part(path) for path in paths])
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
@@ -75,7 +75,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
 def _check_alike(
     parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]
 ) -> None:
-    """Raise DataError if a part's kind or settings differ from the first part's."""
+    """Raise DataError if a part's kind or settings differ from the first part's. drawn: how each part's samples were drawn."""
     first: dict[str, Any] = {}
     for part, (arrays, names), about in zip(parts, contents, drawn):
         making = {
@@ -147,7 +147,7 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the rows of parts that are not copied yet. Raises DataError if a part's rows differ from their digest."""
+    """Copy the rows of all parts not copied before a kill. Raises DataError if a part's rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts")

@@ -21,7 +21,8 @@ UNCLIPPED = CLIPS["none"]
 class Denoiser:
     """Denoiser of a network with its prediction and labels, with guidance and clipping of x̂.
 
-    guide: denoiser with the weak output of guidance; None uses the same network without classes if guidance needs one.
+    guide: denoiser that gives the weak output of guidance; None: the same network without classes, if guidance is on.
+    labels: [B], classes, or None. clip: one of CLIPS, applied to x̂.
     calls: number of calls of this network; a batch counts once.
     The network may output twice the channels: the prediction, then values for a learned variance.
     """
@@ -55,12 +56,12 @@ class Denoiser:
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"a learned variance needs an output of {2 * z.shape[1]} channels, for {z.shape[1]} of the image; use ddpm"
+                f"a learned variance needs {2 * z.shape[1]} output channels for {z.shape[1]} of the image; sample by ddpm"
             )
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """Return the kind of denoiser that a sampler needs: with or without a variance."""
+        """Return the function that a sampler calls: `with_variance` for a sampler of a learned variance, else this denoiser."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

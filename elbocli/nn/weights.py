@@ -18,9 +18,9 @@ Shape = tuple[int, ...]
 
 
 class Averages(dict[str, dict[str, Tensor]]):
-    """Averages of the live weights of a network, by file name, updated in place without waiting for the device.
+    """Averages of a network's weights during training, {average: {tensor name: tensor}}, updated in place and asynchronously.
 
-    averages: the first is the default average of a run. tensors: live floating-point tensors; DTensors under FSDP.
+    averages: the first is the default average of a run. tensors: the network's floating-point tensors; DTensors under FSDP.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
@@ -68,7 +68,7 @@ def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
 
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:
-    """Return the weights with a row per class, and the axis of the rows: the axis that grows with the number of classes."""
+    """Return the weights that have a row per class: weight name → axis of the rows, which grows with the number of classes."""
     more = shapes_of(config.for_classes(config.num_classes + 1)) if config.num_classes else {}
     differ = {name: _axes(shape, more.get(name, ())) for name, shape in shapes_of(config).items()}
     return {name: axes[0] for name, axes in differ.items() if len(axes) == 1}
@@ -93,7 +93,7 @@ def transfer(
     """
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
     if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
-        raise UsageError(f"a {family} with other settings can't take over the weights of the source; use its settings")
+        raise UsageError(f"a {family} with other settings can't take over these weights; use the source's settings")
     if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
         raise UsageError(f"the weights of a {family} have no row per class; keep the classes of the source")
     found = {}

@@ -1,4 +1,4 @@
-"""`elbo optimum`."""
+"""Command line of `elbo optimum`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any

@@ -28,7 +28,7 @@ from elbocli.train.batches import training_rows
 from elbocli.version import __version__
 
 NOISES = 2
-"""Number of noise samples per source; their difference gives the standard error from noise."""
+"""Number of noise samples per source image; the difference of their errors gives the standard error from noise."""
 NUMBERS = 2**22
 """Number of float64 values in a block of images, or of sources and their noise: 32 MB."""
 MOST_IMAGES = 1024
@@ -36,19 +36,19 @@ MOST_SOURCES = 512
 UNIT = 1 / 127.5
 """Distance of neighbouring pixel levels after scaling to [-1, 1]."""
 AFFORDABLE = 1e13
-"""Floating-point operations up to which the softmax is over all images: minutes on two cores; 1000 times as many on a GPU."""
+"""Most operations for a softmax over all images (minutes on two cores); 1000 times as many are allowed on a GPU."""
 CHECKED = 1 / 8
-"""Share of sources (LEAST_CHECKED or more) whose error is also computed with all images, to correct the sample's bias."""
+"""Share of sources (at least LEAST_CHECKED) whose error is also computed with all images, to correct a sample's bias."""
 LEAST_CHECKED = 32
 
 
 @dataclass
 class Search:
-    """The settings of a search: the images of the Bayes denoiser, and the sources, images that are noised and denoised.
+    """The settings for computing least errors: images of the Bayes denoiser, and sources (images that are noised and denoised).
 
     rows: dataset rows of the images. sources: number of images to noise. flip: whether mirror images are included.
-    sample: number of images in the softmax (0: all; None: all if AFFORDABLE, else an eighth).
-    batch: images at a time; None for as many as fit NUMBERS.
+    sample: number of images in the softmax; 0 for all; None for all if AFFORDABLE, else an eighth.
+    batch: number of images at a time; None for as many as fit NUMBERS.
     conditional: whether the denoiser knows the class, except for a share `label_dropout` of the images.
     """
 
@@ -80,9 +80,10 @@ class Search:
         return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the least errors per dimension, and their mean squares by the nearest image, [S, NOISES, kinds · bins].
+        """Return least errors per dimension, and their mean squares if only the nearest image counts: [S, NOISES, kinds · bins].
 
-        places: positions in `rows` of the sources. among: positions of the images in the softmax.
+        kinds: 1, or 2 if the denoiser knows classes: without and with the class.
+        places: positions in `rows` of the S sources. among: positions of the images in the softmax.
         levels: position of each source's λ within every bin, [S] in [0, 1), to which a random offset is added (modulo 1).
         """
         device, count = self.device, len(places)
@@ -119,7 +120,7 @@ def find_optimum(search: Search) -> Optimum:
     if size < count:
         among = Stream(search.seed, "optimum-sample").permutation(0, count)[:size]
         checked = min(len(places) // 2, max(LEAST_CHECKED, round(CHECKED * len(places))))
-    log.info(f"{search.dataset.path}: softmax over {size} of {count} images; {len(places)} sources; {search.device}")
+    log.info(f"{search.dataset.path}: softmax over {size} of {count} images; {len(places)} to denoise; {search.device}")
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))
     done = 0
@@ -141,7 +142,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """Return the optimum from the mean errors, minus the bias of a sample (`apart`), which is None for all images."""
+    """Return the result: mean errors `main`, minus the bias `apart` of a softmax over `size` images (None if over all images)."""
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 
@@ -200,10 +201,10 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
         classes = config_of(config.network, where).num_classes > 0
         data = data or (dataset_of(known, like) if known.path else None)
     if data is None:
-        raise UsageError("name a dataset, or with --like a run that has a dataset")
+        raise UsageError("no dataset given; name DATA.h5, or a run that has a dataset with --like RUN")
     dataset = Dataset(data)
     if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
-        raise DataError(f"{data}: holds other images than {like} was trained on; name its own dataset")
+        raise DataError(f"{data}: holds other images than {like} was trained on; name the dataset of {like}")
     rows = training_rows(usual, dataset)
     of_run = {key: getattr(usual, key) for key in ("logsnr_min", "logsnr_max", "flip", "label_dropout")}
     given = {key: value for key, value in options.items() if value is not None}

@@ -28,7 +28,7 @@ CROP_HELP = (
 
 
 def shard(value: str) -> tuple[int, int]:
-    """Parse I/N, with I counting from 1. Raises BadParameter."""
+    """Parse the text I/N of --shard; I counts from 1. Raises BadParameter."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
     index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
@@ -75,7 +75,7 @@ def shard(value: str) -> tuple[int, int]:
     "--classes",
     type=PATH,
     metavar="FILE",
-    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of others "
+    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes "
     "are left out.",
 )
 @option(

@@ -17,9 +17,9 @@ from elbocli.runtime.device import Precision, choose_device
 class LatentEncoder:
     """Encoder of square RGB images to rows of a dataset of latents: mean and standard deviation of the posterior.
 
-    layout: of the rows. batch: images per call; equal groups of images give equal bytes. copies: rows per image, 2 with
-    `mirror` (the second for the mirror image). attributes: of the dataset. fingerprint: everything that the rows depend on,
-    except the images.
+    layout: shape and type of the rows. batch: images per call of the autoencoder; equal batches give equal bytes.
+    copies: rows per image: 1, or with `mirror` 2, of which the second is for the mirror image.
+    attributes: for the dataset. fingerprint: everything that the rows depend on, except the images.
     Raises UsageError (no diffusers, a size that doesn't fit), FormatError and DataError (an unusable folder).
     """
 
@@ -62,7 +62,7 @@ class LatentEncoder:
                 moments = [torch.cat(self.autoencoder.encode(copy, self.space), 1).half().cpu() for copy in copies]
             rows = torch.stack(moments, 1).numpy().reshape(-1, *self.layout.row)
             if not np.isfinite(rows).all():
-                trouble = "its latents are not finite in float16; name the autoencoder that fits these images"
+                trouble = "its latents are not finite in float16; name the right autoencoder with --latents"
                 raise DataError(f"{self.autoencoder.folder}: {trouble}")
             out += list(rows)
         return out

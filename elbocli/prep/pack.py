@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder
 
 USUAL_SIZE = 64
-"""Default size for images of several sizes, or larger ones; smaller images of one size keep it."""
+"""Default size in pixels for images that differ in size or are larger. Smaller images that are all of one size keep it."""
 LOOKED_AT = 1000
 """Number of image files whose size and channels are read beforehand."""
 AT_ONCE, AHEAD = 1 << 16, 8
-"""Numbers (pixels × channels) that a thread packs per task, and tasks in flight per thread."""
+"""Numbers (pixels × channels) that a thread packs in one task, and number of tasks submitted ahead per thread."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Settings(DecodeOptions):
-    """Settings of `elbo prep`. size, channels: 0 to choose them from the images."""
+    """Settings of `elbo prep`, named as its options. size, channels: 0 to choose the number from the images."""
 
     channels: int = 0
     store: str = RAW
@@ -155,10 +155,10 @@ def look(source: Images) -> set[Shape]:
 
 
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
-    """Choose size and channels unless they are set. shapes: those of the images that were read.
+    """Choose size and channels unless they are set. shapes: (H, W, C) of images of the source.
 
-    Small images of one size keep it; if they are not square, the size is the side that the crop fills. With crop 'none', square
-    images of any size keep it. Channels are 1 if all images are grey and no other setting needs colour.
+    Small images that are all of one size keep this size; if they are not square, it is the side that the crop fills. With crop
+    'none', larger square images keep their size too. Channels are 1 if all images are grey and no other setting needs colour.
     """
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
@@ -186,7 +186,7 @@ class Pixels(NamedTuple):
     fingerprint: dict[str, Any] = {}
 
     def rows(self, images: list[Any]) -> list[Any]:
-        """Return the rows of a batch of images."""
+        """Return the images of a batch unchanged, as rows."""
         return images
 
 
@@ -210,7 +210,7 @@ def _encoder(settings: Settings) -> Pixels | LatentEncoder:
         device=settings.device,
         precision=settings.precision,
     )
-    log.info(f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
+    log.info(f"encoding latents with {settings.latents} on {encoder.device} in {encoder.precision}")
     return encoder
 
 
@@ -231,7 +231,9 @@ def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEnc
 class Packed(NamedTuple):
     """One image as it will be stored, or the reason why it is unusable (trouble).
 
-    digest: of the bytes that were read. row: pixels [H, W, C], or an encoded image. change: made while decoding.
+    digest: sha256 of the bytes that were read.
+    row: pixels [H, W, C], or an encoded image.
+    change: change made while decoding, such as 'alpha dropped'.
     """
 
     digest: str
@@ -245,7 +247,7 @@ def _fill(
 ) -> None:
     """Write the rows of all images, resuming after an earlier prep. The writer's notes record skipped and changed images.
 
-    Their `source_sha256` is a sum of digests, so that the sums of shards add up to that of the whole. Rows are flushed only
+    The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to that of the whole. Rows are flushed only
     between batches of the encoder, so that batches, and thus numbers, are the same after a kill.
     """
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}

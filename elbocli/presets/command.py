@@ -53,7 +53,7 @@ def presets() -> None:
 def list_(as_json: bool) -> None:
     """List presets: the images, the device, the network and the length of training that each is for.
 
-    Training chooses a preset for images of these sizes, if there are at least so many; '-' is never.
+    Training chooses a preset for images of SIZES, if there are at least LEAST IMAGES of them; '-' is never.
     """
     from elbocli.nn.presets import NAMES
 
@@ -165,7 +165,7 @@ def editable(name: str, preset: Preset) -> str:
 
 
 def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
-    """Return the lines of one key, below a comment with its meaning."""
+    """Return the YAML lines of one key, after a comment with its meaning. given: False makes the key a comment too."""
     import textwrap
 
     from elbocli.files.yaml_text import yaml_text

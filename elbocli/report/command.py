@@ -1,4 +1,4 @@
-"""`elbo report`."""
+"""Command line of `elbo report`: options, and the function that runs the command."""
 
 import sys
 from pathlib import Path

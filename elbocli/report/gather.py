@@ -1,4 +1,4 @@
-"""Read all facts in a run's folder, for the page or as JSON; missing or damaged parts are listed."""
+"""Read all facts in a run's folder, for the page or as JSON, and list the parts that are missing or damaged."""
 
 import json
 import shlex
@@ -57,7 +57,7 @@ TWICE = "2 standard errors"
 
 
 class Term(Record, frozen=True):
-    """A part of the objective: kind (`what`), spec, formula and source."""
+    """A part of the objective. what: kind of the part, such as weighting. name: spec of the part."""
 
     what: str
     name: str
@@ -68,7 +68,7 @@ class Term(Record, frozen=True):
 class ObjectiveReport(Record, frozen=True, kw_only=True):
     """The objective, and whether it is an ELBO on the range of levels `logsnr`.
 
-    rising: intervals where the weighting rises. over_time: the same facts at several steps, for a learned weighting.
+    rising: intervals where the weighting rises. over_time: for a learned weighting, the same facts after several steps.
     """
 
     weighting: str
@@ -83,7 +83,7 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
 class ErrorMap(Record, frozen=True):
     """The errors of a loss log over time.
 
-    edges: edges of the bins of λ. images: number of images at the end of each interval.
+    edges: edges of the bins of λ. images: number of training images by the end of each interval.
     eps_mse, density: mean error, and density of the draws in λ, [intervals][bins].
     """
 
@@ -101,7 +101,7 @@ class ShownSamples(Record, frozen=True):
 
 
 class CommandReport(Record, frozen=True):
-    """A command line, and its purpose (`does`)."""
+    """A command line (`command`), and its purpose (`does`)."""
 
     does: str
     command: str
@@ -111,7 +111,7 @@ class CommandReport(Record, frozen=True):
 class RunReport(Record, frozen=True, kw_only=True):
     """All facts about a run, for --json.
 
-    status, settings, source, data, network, environment: named as in the run's files; status is {} if unknown.
+    status, settings, source, data, network, environment: named as in the run's files; status is {} if it is unknown.
     curves: columns of metrics.jsonl. missing: sentences on missing or damaged parts.
     scores, bound, theorem, likelihoods, classification: results of other commands, with their `file`.
     """
@@ -142,7 +142,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
-    """Facts about several runs. differences: value in each run of each setting that differs; None if a run lacks it."""
+    """Facts about several runs. differences: for each setting that differs, its value in each run, or None."""
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]
@@ -150,11 +150,11 @@ class ComparisonReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that a page about a run needs: the report, and data for plots and pictures. Missing parts are None or empty.
+    """The facts about a run that its page shows: the report, and data for plots and pictures. Missing parts are None or empty.
 
-    schedule: training schedule; None if adaptive. effective: weighting over time, one entry if fixed.
-    course, held_out: errors of training and of validation. drawn: rows of samples by class.
-    results: results of other commands, by kind.
+    schedule: training schedule; None if adaptive. effective: weighting over the course of training, one entry if it is fixed.
+    course, held_out: errors of training and of validation, by λ and time. drawn: rows of samples by class.
+    results: results of other commands, by kind. extremes: likeliest and least likely images of each table of --per-image.
     """
 
     report: RunReport
@@ -181,7 +181,7 @@ class RunFacts:
 
     @property
     def headline(self) -> list[Row]:
-        """Key numbers of the run: last losses, last bounds, and two scores of the last result."""
+        """Key numbers of the run: last losses, last bound, and the first two scores of the last result of `elbo eval`."""
         found = []
         for name, (what, unit) in CURVES.items():
             values, errors = (curve(self.report.curves, key)[1] for key in (name, f"{name}_se"))
@@ -198,7 +198,7 @@ class RunFacts:
 
 
 def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
-    """Merge dicts by key: each key's value in every dict, None where a dict lacks the key; keys in order of appearance."""
+    """Merge dicts: return, for each key in order of appearance, the list of its values in all dicts, None where it is missing."""
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name) for column in columns] for name in names}
 
@@ -216,7 +216,7 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return the key numbers of all runs, by name and unit."""
+    """Return, by name and unit, each key number's rows in all runs, None where a run lacks the number."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
@@ -318,16 +318,17 @@ def _excess(
     effective: list[EffectiveWeighting],
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Return the errors of training (last fifth) and validation in excess of the least ones, and whether the network copies.
+    """Compare training errors (last fifth) and validation errors with the least possible errors; tell if the network copies.
 
-    Copying is unknown (None) without held-out images. Raises ElboError when errors and optimum aren't comparable.
+    result: least errors, by `elbo optimum`. The value of "copying" is None without held-out images.
+    Raises ElboError when the errors aren't comparable.
     """
     optimum, path = result.found, result.path
     if course is None or not effective:
-        raise DataError(f"{path}: the run has no loss log, or no weighting, to compare with the least errors")
+        raise DataError(f"{path}: left out, because the run has no loss log or no weighting to compare with")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
-            f"{path}: is of {optimum.dataset}, not of the training images; make one with 'elbo optimum --like RUN'"
+            f"{path}: has least errors of {optimum.dataset}, not of the training images; make one with 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
     sums = {}
@@ -343,7 +344,7 @@ def _excess(
 
 
 def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
-    """Return the likeliest and least likely images of a result with a --per-image file beside it. Raises ElboError."""
+    """Return the likeliest and least likely images in a result's --per-image file; None without the file. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or result.kind == "classification":
         return None
@@ -353,7 +354,7 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
 
 
 def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
-    """Return the objective, with a learned weighting as of now. Raises ElboError when a needed file is missing."""
+    """Return objective, schedule and weighting over time. Raises ElboError when a file that the objective needs is missing."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
     *_, weighting, low, high = effective[-1]
     rising = weighting.rising(low, high)
@@ -389,7 +390,7 @@ def _environment(
 
 
 def _packed(data: Path, config: RunConfig) -> str | None:
-    """Return the command that packed the run's dataset. Raises FormatError, and DataError when the dataset has changed."""
+    """Return the command line that packed the run's dataset. Raises FormatError, DataError (the dataset has changed)."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
         raise DataError(f"{data}: now holds other images than this run was trained on")
@@ -399,7 +400,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (purpose, command line) for all recorded commands behind the run. packed: command that packed the dataset."""
+    """Yield (purpose, command line) of the commands that made dataset, run, `samples` and `scores`. packed: the dataset's."""
     if packed:
         yield "Pack the images", packed
     for line in config.commands:
@@ -430,11 +431,11 @@ FORMULAS = {
     ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
     Schedule: ("a table of t and logsnr", "a file"),
 }
-"""Formula and source of terms that are not in a registry."""
+"""Class of a weighting's or schedule's curve → (formula, source), for classes that no registry declares."""
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """Return the terms of a weighting; for a weighting written as a loss, also its target, factor and schedule."""
+    """Return the Terms of a weighting: itself and, for a weighting written as a loss, its target, factor and schedule."""
     curve = weighting.curve
     terms = [_term("weighting", weighting.spec, curve)]
     if isinstance(curve, ForeignLoss):
@@ -446,7 +447,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
 
 
 def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
-    """Return the term of a schedule of noise levels. schedule: None if adaptive."""
+    """Return the Term of a schedule; None means the adaptive schedule. what: kind of the term, as the page names it."""
     if schedule is None:
         loss = CRITERIA["loss"]
         return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)

@@ -1,4 +1,4 @@
-"""Read the logs of a run, which may be still growing, truncated or damaged. Unusable lines are skipped and reported."""
+"""Read the logs of a run. They may be still growing, truncated or damaged; unusable lines are skipped and reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
 POINTS = 400
-"""Most points of a curve; neighbouring points of longer curves are averaged."""
+"""Largest number of points in a curve; neighbouring points of longer curves are averaged."""
 CELLS = 48
-"""Number of time intervals on a map after merging; at twice as many, neighbours are merged."""
+"""Number of time intervals in a LogHistory after merging. When it has twice as many, neighbours are merged."""
 LATE = 0.2
-"""Share of a run's images that counts as its end."""
+"""Errors over the last part of a run's training images, with this share, count as the errors at the end."""
 EARLY = 0.1
-"""Share of a run's images that counts as its beginning."""
+"""Errors over the first part of a run's training images, with this share, count as the errors at the beginning."""
 Curve = list[float | None]
 
 
@@ -55,7 +55,7 @@ def _pooled(name: str, values: Sequence[float]) -> float | None:
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
-    """Return (images, values) of a column, without missing values."""
+    """Return (numbers of training images, values) of a column, without missing values. columns: as from `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
     return [at for at, _ in known], [value for _, value in known]
@@ -65,7 +65,7 @@ def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float
 class LogHistory:
     """Errors per bin of λ over the course of a run.
 
-    edges: edges of the bins of λ. images: number of images at the end of each interval.
+    edges: edges of the bins of λ. images: number of training images by the end of each interval.
     sums: count, sum and sum of squares of the error in each interval, [3, bins].
     """
 
@@ -74,7 +74,7 @@ class LogHistory:
     sums: list[Tensor] = field(default_factory=list)
 
     def add(self, images: int, sums: Tensor) -> None:
-        """Append an interval, and merge neighbours if there are too many. Raises FormatError for one that isn't later."""
+        """Append an interval; if there are too many, merge neighbours. Raises FormatError for an interval that isn't later."""
         if images <= (self.images[-1] if self.images else 0):
             raise FormatError(f"an interval ends after {images} images, which is not later than the interval before")
         if len(self.images) == 2 * CELLS:
@@ -90,7 +90,7 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; of an earlier interval if a bin had no draws, NaN before its first draw."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]. A bin without draws has its last earlier value, or NaN at the beginning."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)
@@ -102,15 +102,15 @@ class LogHistory:
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 
     def between(self, start: float, end: float) -> Tensor:
-        """Return the sums [3, bins] of the intervals that end after more than `start` and at most `end` images."""
+        """Return the sums [3, bins] of the intervals that end after `start` (exclusive) to `end` (inclusive) training images."""
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
 
     def late(self, share: float = LATE) -> Tensor:
-        """Return the sums [3, bins] of the last share of the images."""
+        """Return the sums [3, bins] over the last `share` of the training images."""
         return self.between(self.images[-1] * (1 - share), self.images[-1])
 
     def early(self) -> Tensor:
-        """Return the sums [3, bins] of the first share EARLY of the images, at least of one interval."""
+        """Return the sums [3, bins] over the first tenth (EARLY) of the images, or over the first interval if longer."""
         return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:
@@ -119,7 +119,7 @@ class LogHistory:
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
-    """Read a loss log; None if empty. A damaged line ends the reading, and adds a sentence to `missing`."""
+    """Read a loss log; return None if it is empty. A damaged line ends the reading, and adds a sentence to `missing`."""
     history = LogHistory(torch.empty(0))
     try:
         if path.exists() and path.stat().st_size:
@@ -130,5 +130,5 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
                     else:
                         history.edges = torch.tensor(entry.edges, dtype=torch.float64)
     except FormatError as error:
-        missing.append(f"{path}: shown up to a damaged line ({error})")
+        missing.append(f"{path}: shown only up to a damaged line ({error})")
     return history if history.images else None

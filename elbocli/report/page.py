@@ -58,7 +58,7 @@ NATS, BITS = "loss, nats per dimension", "bits per dimension"
 
 
 class Line(NamedTuple):
-    """A curve of a plot: x and y [N]. spread: half-width of the band around y, two standard errors [N]."""
+    """A curve of a plot: x and y, [N] each. spread: half-width of the band around y, two standard errors, [N]."""
 
     x: Tensor
     y: Tensor
@@ -78,7 +78,7 @@ def swatch(index: int) -> tuple[str, str]:
 
 
 def new_panel(label: str) -> Any:
-    """Return the axes of a new figure. label: label of the vertical axis."""
+    """Make a figure with one plot, and return its matplotlib Axes. label: label of the vertical axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, HEIGHT))
@@ -154,7 +154,7 @@ def draw_lines(
 
 
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
-    """Draw values [intervals, bins] as a colour map over training images and λ. label, scale: label and norm of the colours."""
+    """Draw values [intervals, bins] as colours over training images and λ. label: of the colours. scale: norm of the colours."""
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
     shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
@@ -171,7 +171,7 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
 
 
 def curve_line(facts: RunFacts, name: str) -> Line | None:
-    """Return a column of metrics.jsonl over training images, with standard errors; None without values."""
+    """Return a column of metrics.jsonl over the number of training images, with standard errors; None without values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, f"{name}_se")
     x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
@@ -179,7 +179,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the mean error at each noise level; None without errors. sums: function that selects a part of the log."""
+    """Return the mean error at each noise level; None without errors. sums: function that adds up a part of the log."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
@@ -245,8 +245,8 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    """Draw w and p_w = −dw/dλ, both over the largest w, and p(λ): a fixed schedule's with the drawn density, an adaptive
-    schedule's over time.
+    """Draw w and p_w = −dw/dλ, both divided by the largest w, and the density p(λ): for a fixed schedule with the density of
+    the draws, for an adaptive schedule as a map over time.
     """
     if not facts.effective:
         return {}

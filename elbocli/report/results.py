@@ -27,7 +27,7 @@ KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file with one result. kind: name in KINDS. content: the JSON, with keys of other versions. found: its record."""
+    """A file with one result. kind: name in KINDS. content: the whole JSON object. found: the JSON as a record of its kind."""
 
     path: Path
     kind: str
@@ -38,8 +38,8 @@ class ResultFile:
 class Row(NamedTuple):
     """A number in a table of the page.
 
-    unit: unit, or extractor of a score, unless the name includes it. note: remark on the images, such as "n = 500".
-    spread, spread_is: size and kind of the spread, such as "sd of repeats".
+    unit: unit, or for a score its extractor, if the name lacks it. note: remark about the images, such as "n = 500".
+    spread, spread_is: the error or deviation after ±, and its kind, such as "sd of repeats".
     interval: 95 % confidence interval; None if the error is unknown.
     """
 
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 def score_rows(result: EvalResult) -> list[Row]:
-    """Return the rows of a result's scores, with the spread of repeats, else of parts, else the standard error, if any."""
+    """Return a row for each score of a result, with its deviation over repeats, else over parts, else its standard error."""
     rows, n = [], result.repeats[0].facts.n_samples
     for score in result.scores:
         number = score.number
@@ -92,7 +92,7 @@ def read_result(path: Path) -> ResultFile:
 
 
 def results_in(run: Path) -> list[ResultFile]:
-    """Read all results among the JSON files of a run folder; skip other files."""
+    """Read all results among the JSON files in a run folder; skip files that aren't results."""
     found = []
     for path in sorted(run.glob("*.json")):
         with suppress(FormatError):

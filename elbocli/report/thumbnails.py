@@ -1,4 +1,4 @@
-"""Make rows of pictures for the page: previews, samples by class, likeliest and least likely images; PNG of bounded size."""
+"""Make rows of pictures, as small PNG images, for the page: previews, samples by class, likeliest and least likely images."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ ROW = 8
 """Number of pictures in a row."""
 TIMES = 7
 CLASSES = 16
-"""Most rows of previews (TIMES), and of classes (CLASSES)."""
+"""Largest number of rows of previews (TIMES), and of rows of classes (CLASSES)."""
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A row of `count` pictures as one PNG image, with its title `name`."""
+    """A row of `count` pictures as one PNG image (its bytes), and the title `name` of the row."""
 
     name: str
     png: bytes
@@ -33,7 +33,7 @@ class Thumbnails:
 
 
 def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
-    """Make a row of pictures from images, uint8 [H, W, C] of one size; large ones are shrunk, small ones enlarged."""
+    """Make a row of pictures from images, uint8 [H, W, C] of one size. Large images are shrunk, and small images enlarged."""
     shown, buffer = [], io.BytesIO()
     for image in images:
         factor = whole_factor(max(image.shape[:2]))
@@ -63,12 +63,12 @@ def read_preview(path: Path) -> Thumbnails:
 
 
 def chosen_times(count: int) -> list[int]:
-    """Return the indices of the previews to show, of `count`: first, last, and others at geometric intervals."""
+    """Return the indices of the previews to show, of `count` previews: first, last, and some at geometric intervals."""
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
-    """Return a row of the first ROW images of each class; for one class, several rows. images: index → image [H, W, C]."""
+    """Return a row of the first ROW images of each class, or several rows for a single class. images: index → image [H, W, C]."""
     if len(groups) == 1:
         found = groups[0].images[: ROW * ROW]
         groups = [Group("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
@@ -79,13 +79,13 @@ def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thu
 
 
 def read_strips(path: Path) -> list[Thumbnails]:
-    """Return the rows of a preview, by class. Raises DataError."""
+    """Return a row for each class in a preview. path: contact sheet of the preview. Raises DataError."""
     images, groups = read_sheet(path)
     return strips(lambda index: images[index], groups)
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
-    """Return the rows of a samples' file, by class; only the images shown are read. Raises FormatError and DataError."""
+    """Return a row for each class in a file of samples; other images aren't read. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(lambda index: reader.at(index, 1)[0], groups)
@@ -97,7 +97,7 @@ ROWS = 2
 
 @dataclass(frozen=True)
 class Extremes:
-    """Rows of the likeliest and the least likely images, sorted by column `by`. count: number of images in the file."""
+    """Rows of the likeliest and the least likely images of a table, `path`, with `count` images, sorted by the column `by`."""
 
     path: Path
     by: str

@@ -23,7 +23,7 @@ from elbocli.run.settings import Known, Resolved, difference
 from elbocli.version import __version__
 
 PREVIEW_COUNT = 64
-"""Most images in a preview. All previews use the same noise, and all drawn classes get equally many images."""
+"""Largest number of images in a preview. All previews use the same noise, and all drawn classes get equally many images."""
 STATUS = "status.json"
 LOCK = ".lock"
 RUNNING, DONE = "running", "done"
@@ -35,7 +35,7 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     """Return the config.yaml of the run in a folder; None if there is no run to resume.
 
     anew: whether the user named a dataset; a run without a checkpoint then begins anew.
-    preset: the preset that the user named; None is returned if the run's preset is another one.
+    preset: the preset that the user named; None is returned if the run has another preset.
     Raises FormatError, UsageError (an imported run can't resume).
     """
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
@@ -80,10 +80,10 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
-    """Write config.yaml: settings and versions of the steps from now on, and the commands of all starts.
+    """Write config.yaml: the settings and software versions from now on, and the command lines of all starts of the run.
 
-    command: the command line as typed; a repetition of the last one is not added.
-    about: fields `processes` and `device_name`.
+    command: the command line as typed; it is not added again if the last start had the same command line.
+    about: fields `processes` and `device_name` of config.yaml.
     """
     config = resolved.config()
     commands, run_id = list[str](), None
@@ -108,9 +108,10 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 class RunStatus(Record, frozen=True):
     """Status of a run: state, current step, and step of the newest checkpoint.
 
-    state: running, done, stopped, interrupted or failed. `read_status` also returns dead: the file has running, but no process
+    state: running, done, stopped, interrupted or failed. `read_status` returns dead if the file says running, but no process
     holds the run's lock.
-    step, images: reached so far. steps: updates in all. saved: step of the newest checkpoint.
+    step, images: number of updates done, and of images trained on. steps: number of updates in the whole run.
+    saved: step of the newest checkpoint.
     time: time of writing, in seconds since 1970.
     """
 
@@ -140,7 +141,7 @@ def read_status(run: Path) -> RunStatus:
             return found
         except FileNotFoundError:
             pass
-        return structs.replace(found, state="dead", message="its process is gone; the same command goes on")
+        return structs.replace(found, state="dead", message="its process is gone; the same command resumes the run")
     return found
 
 
@@ -159,7 +160,7 @@ class Status:
         self.state, self.step, self.steps, self.images, self.saved = now.state, now.step, steps, now.images, now.saved
 
     def reached(self, step: int, images: int) -> None:
-        """Set the current step, and write status.json at most every EVERY_S seconds."""
+        """Set the number of updates done and of images trained on; write status.json at most every EVERY_S seconds."""
         self.step, self.images = step, images
         if time.monotonic() - self._noted >= EVERY_S:
             self._noted = time.monotonic()

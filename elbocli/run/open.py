@@ -35,11 +35,11 @@ from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSetting
 from elbocli.runtime.progress import log
 
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
-"""Facts of a latent space. Latents are comparable only where these facts are equal."""
+"""Keys of the facts about a latent space. Latents are comparable only if these facts are equal."""
 AVERAGE = "ema-imported"
 """Name of an imported run's weights if the other program had averaged them; else they are called `model`."""
 TIMES = 12
-"""Number of steps at which a learned weighting is reported: start, end, and others evenly spaced in between."""
+"""Number of steps at which a learned weighting is reported: the first, the last, and evenly spaced steps in between."""
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
@@ -53,15 +53,17 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
     """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
 
     data: the dataset's identity.
-    known: section `data` of the run's config.yaml; facts that it lacks are not compared.
+    known: section `data` of the run's config.yaml; missing facts are not compared. run: name of the run in messages.
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
-        raise UsageError(f"{data.path}: holds {holds}, but {run} was not trained on {holds}")
+        raise UsageError(f"{data.path}: holds {holds}, but {run} was not trained on {holds}; name another dataset")
     for key in SPACE if known.latents else ():
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
-            raise UsageError(f"{data.path}: latents of another space: {key} is {here}, but {there} in {run}")
+            raise UsageError(
+                f"{data.path}: latents of another space: {key} is {here}, but {there} in {run}; encode both alike"
+            )
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -75,7 +77,7 @@ def read_run_config(run: Path) -> RunConfig:
 class TrainedRun:
     """A run's network with the weights of a checkpoint or of a file made by 'elbo ema', in eval mode on its device.
 
-    path: the run folder.
+    path: the run folder. data: section `data` of config.yaml.
     files: sha256 of each file that settings name.
     about: facts that identify the weights: weights, step, images_trained, weights_sha256, and weights_file for a file.
     """
@@ -102,7 +104,7 @@ class TrainedRun:
         return Prediction(self.settings.prediction)
 
     def schedule(self) -> Schedule:
-        """Return the run's noise schedule; an adaptive one as of the checkpoint. Raises FormatError, DataError (file changed)."""
+        """Return the run's noise schedule, as at the checkpoint if adaptive. Raises FormatError, DataError (its file changed)."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -114,7 +116,7 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the run's training weighting; a learned one as of the checkpoint. Raises FormatError, DataError."""
+        """Return the run's training weighting, as at the checkpoint if it is learned. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
@@ -182,10 +184,10 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
 
 
 def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of an average made by 'elbo ema', and facts that identify them."""
+    """Return the weights in a file made by 'elbo ema', and the facts that identify these weights."""
     if not file.is_file():
         raise UsageError(
-            f"{str(file)!r} is neither a file nor an average; {checkpoint.path} holds {', '.join(checkpoint.names)}"
+            f"{str(file)!r} is neither a file nor an average; choose one in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
     made, digest = read_about(file)
     ours = trained_as(config)
@@ -206,7 +208,7 @@ class EffectiveWeighting(NamedTuple):
     high: float
 
     def json(self) -> dict[str, Any]:
-        """Return the facts for JSON. rise: total rise of w over λ, relative to the largest w."""
+        """Return the facts as a JSON object. rising: intervals of λ where w rises. rise: total rise of w, over the largest w."""
         rising = self.weighting.rising(self.low, self.high)
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
@@ -267,7 +269,7 @@ class Initial(TrainedRun):
     named: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
-        """Return the facts about the weights for config.yaml, with the names of the settings that the new run changes.
+        """Return the facts about the weights that the new run's config.yaml records, with the names of changed settings.
 
         Raises UsageError when the weights can't be transferred to the network.
         """
@@ -281,7 +283,7 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run on `data` inherits: all but time limit, speed and, for other images, validation."""
+        """Return the settings that a new run on `data` inherits: not the time limit, speed and, for other images, validation."""
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
@@ -294,7 +296,7 @@ class Initial(TrainedRun):
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
         """Return the class number in this run for each class of the data; None for a new class.
 
-        Classes are matched by name if both datasets have names and share any, else by number.
+        Classes are matched by name if both datasets name their classes and share a name, else by number.
         """
         before, now = self.network.config.num_classes, network.num_classes
         old, new = self.data.class_names or [], data.class_names or []
@@ -303,7 +305,7 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return the weights for another network, by name, without those to draw at random. Raises UsageError, FormatError."""
+        """Return the weights for another network, by name, except weights to draw at random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).__getitem__
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
@@ -342,5 +344,5 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
 def dataset_for(known: Known | None) -> Path:
     """Return the default dataset: the run's, else the only dataset in the current folder. Raises DataError."""
     data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
-    log.info("dataset %s", data)
+    log.info("using dataset %s", data)
     return data

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from elbocli.run.open import Initial
 
 PLACES = ("path", "from_run", ATTRIBUTES["autoencoder"], *PREPROCESSING)
-"""Facts of the dataset that may change or be missing when a run resumes; digests identify the dataset."""
+"""Facts about the dataset that may change or be missing when a run resumes, because digests identify the dataset."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """Power averages whose snapshots are kept when --ema names none. Source: arXiv:2312.02696 (EDM2)."""
 SNAPSHOTS = 20
@@ -45,11 +45,11 @@ SNAPSHOTS = 20
 NETWORK = "network."
 """Prefix of the network's keys among options, as in network.channels."""
 TRAINED_BYTES = 2 * 5 * 4
-"""Estimated device bytes per parameter: weight, gradient, two moments, an average (float32); as much again for activations."""
+"""Estimated device bytes per parameter: weight, gradient, two moments, an average (float32), times two for activations."""
 
 
 class Known(NamedTuple):
-    """A config.yaml, the run's own or that of --config, whose settings apply where no option is given."""
+    """A config.yaml whose settings apply where no option is given: of the run to resume, or of --config. where: its path."""
 
     where: Path
     config: RunConfig
@@ -174,7 +174,7 @@ def resolve(
         preset = load_preset(name)
     if preset.data and preset.data.kind and not data.latents:
         raise UsageError(
-            f"--preset {name} is for latents, and {data.path} holds pixels; 'elbo prep --latents' makes some"
+            f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'"
         )
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
@@ -186,12 +186,14 @@ def resolve(
         values["prediction"] = said.get("prediction", initial.settings.prediction)
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
-        raise UsageError(f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}")
+        raise UsageError(
+            f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}; leave --prediction out"
+        )
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if data.latents and values["flip"]:
         raise UsageError(
-            f"--flip: {data.path} holds latents, which can't be mirrored; pack both with 'elbo prep --mirror'"
+            f"--flip: {data.path} holds latents, which can't be mirrored; pack mirror images, too, by 'elbo prep --mirror'"
         )
     if "shift" in train and "shift" not in asked and "weighting" in said:
         del values["shift"]  # the preset's shift is for the preset's weighting
@@ -219,10 +221,10 @@ def resolve(
     classes = (data.num_classes or 0) if conditional else 0
     network = _network({**section, **overrides}, where, data, classes)
     if not network.trainable:
-        raise UsageError(f"{where}: a network of family {declaration_of(network).name!r} can't be trained")
+        raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; take another")
     if fresh:
         init = fresh.facts(settings, network, data)
-        log.info("from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
+        log.info("settings from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
     elif initial and init:
         init = structs.replace(init, run=str(initial.named))  # the run may have moved
     return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)
@@ -241,7 +243,7 @@ def _choose(data: RunData, device: str) -> str:
             return TRAINED_BYTES * count_parameters(build(network)) <= room
 
     name = choose_preset(data.image_size, data.count, data.latents, meant_by(device) != "cpu", fits)
-    log.info("preset %s, chosen for %d images of side %d", name, data.count, data.image_size)
+    log.info("preset %s, chosen for a dataset of %d images of side %d", name, data.count, data.image_size)
     return name
 
 
@@ -260,8 +262,8 @@ def _network(section: dict[str, Any], where: object, data: RunData, classes: int
 def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> Weighting:
     """Return the weighting, and remove its refinements (shift, bias, monotone) from `values`.
 
-    full: whether the weighting's spec is from another run's config.yaml, where refinements are included already.
-    made_for: image side in pixels for which that spec was made.
+    size: image side in pixels. full: whether the weighting's spec is from a config.yaml, where it includes the refinements.
+    made_for: image side in pixels for which the spec of the config.yaml was made.
     """
     spec, asked, bias = values["weighting"], values.pop("shift", None), values.pop("bias", None)
     shift = resolution_shift(size) if asked == AUTO else asked or 0.0
@@ -290,7 +292,7 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return settings `ema` and `snapshot_every`: a power average turns snapshots on, and snapshots add power averages."""
+    """Return the settings `ema` and `snapshot_every`; if only one asks for snapshots of power averages, complete the other."""
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:
@@ -301,14 +303,14 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
-    """Return one line for each changed setting that must not change when a run resumes."""
+    """Return one line for each setting that differs from the run's own but must not change when the run resumes."""
     had, asked = _fixed(had_run), _fixed(asked_for)
     changed = sorted(key for key in {**had, **asked} if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that must not change when a run resumes, by name in messages; defaults fill in for older versions."""
+    """Return the settings that must not change when a run resumes, by their names in messages. A missing setting is a default."""
     settings = {**TrainSettings().stored(), **config.settings}
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"
@@ -336,6 +338,6 @@ IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr"
 
 
 def trained_as(config: RunConfig) -> dict[str, Any]:
-    """Return the facts of a run's config that identify the run, for files made from its weights."""
+    """Return the facts in a run's config that identify the run; files made from the run's weights record these facts."""
     digests = {"payload_sha256": config.data.payload_sha256, "init_sha256": config.init and config.init.sha256}
     return {**{key: config.settings.get(key) for key in IDENTITY}, **digests}

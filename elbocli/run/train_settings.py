@@ -45,7 +45,7 @@ def seconds(value: Any) -> Any:
 
 
 def about(help: str, **said: Any) -> Meta:
-    """Return the declaration of a setting: all but its type and default.
+    """Return the declaration of a setting, which lacks only the type and the default.
 
     help: help text of the option. said: any of these keys:
     group: heading of this setting and the following ones in the help. more: text that the man page adds to the help.
@@ -54,21 +54,21 @@ def about(help: str, **said: Any) -> Meta:
     flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
     shown: the default to show in the help, for settings whose default isn't up to presets.
     free: whether the setting may change when a run resumes. preset: whether a preset may set it; by default as `stored`.
-    stored: False if config.yaml lacks the setting, as it only refines another one.
+    stored: False if config.yaml lacks the setting, because the setting only refines another setting.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
     return Meta(description=help, extra=said, **bounds)
 
 
 def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
-    """Return the declaration of an integer setting with bounds; other arguments as for `about`."""
+    """Return the declaration of an integer setting between `ge` and `le`. help, said: as for `about`."""
     return about(help, ge=ge, le=le, **said)
 
 
 class TrainSettings(Struct, frozen=True, kw_only=True):
     """Training settings of a run.
 
-    Settings with `stored=False`, such as `bias`, are None after `resolve`, which merges them into others.
+    Settings with `stored=False`, such as `bias`, refine others; `resolve` merges them into the others and sets them to None.
     Raises UsageError for settings that contradict each other.
     """
 
@@ -257,7 +257,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
                 "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
             )
         if self.micro_batch > self.batch:
-            raise UsageError(f"micro-batch is {self.micro_batch}; it must be at most the batch, {self.batch}")
+            raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most the batch, {self.batch}")
 
     def stored(self) -> dict[str, Any]:
         """Return the settings by name, as config.yaml stores them."""
@@ -266,7 +266,10 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
 
 class Setting(NamedTuple):
-    """A setting: heading in the help, annotated type, type without None and bounds, and declaration."""
+    """A training setting.
+
+    group: heading in the help. hint: type with its bounds. kind: type without None and bounds. meta: declaration by `about`.
+    """
 
     group: str
     hint: Any
@@ -308,7 +311,7 @@ def convert_text(value: Any, hint: Any) -> Any:
 
 
 def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Return settings by name, converted to their types. Raises UsageError for an unknown name or a bad value."""
+    """Return settings by name, converted to their types. known: allowed names. Raises UsageError (unknown name, bad value)."""
     found = {}
     for name, value in values.items():
         if name not in known:

@@ -35,7 +35,7 @@ class Ahead(Generic[T]):
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE_S = 1.0
-"""Seconds after the first signal in which a Ctrl-C counts as its echo from torchrun, not as a second Ctrl-C."""
+"""Seconds after the first signal in which another SIGINT is ignored, because torchrun passes the first Ctrl-C on again."""
 PATIENCE_S = 60
 """Seconds that a process restarted by torchrun waits until its predecessor, which may still be saving, has ended."""
 TIME, ORPHAN = 1001, 1002
@@ -57,7 +57,7 @@ class Signals:
 
 
 def interrupted(reason: int, saved: str) -> ElboError:
-    """Return the error that ends a run: Interrupted with exit code 128 + signal, or PeerLost if the launcher has died."""
+    """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost (ORPHAN). saved: what is saved."""
     if reason == ORPHAN:
         return PeerLost(f"the launcher of this run (torchrun) has ended; {saved}")
     return Interrupted(f"{signal.Signals(reason).name}: {saved}", reason)
@@ -79,7 +79,7 @@ def catching_signals() -> Iterator[Signals]:
 
 
 class Ending:
-    """The reason to end a run now, as a number that processes can agree on: a signal, TIME or ORPHAN.
+    """Watch for reasons to end a run: a signal, the end of its time limit (TIME), or the death of its launcher (ORPHAN).
 
     limit: time limit in seconds; 0 for none.
     launched: whether a launcher started this process; the run ends if the launcher dies.
@@ -91,7 +91,7 @@ class Ending:
         self._parent = os.getppid() if launched else 0
 
     def reason(self) -> int:
-        """Return the reason to end the run; 0 for none."""
+        """Return the reason to end the run, as a number that processes can agree on: a signal, TIME or ORPHAN; 0 for none."""
         if self.signals.received:
             return self.signals.received
         if self._parent not in (0, os.getppid()):

@@ -42,7 +42,9 @@ def choose_device(name: str) -> torch.device:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"device {name!r} can't be used here; choose another --device: {str(error).splitlines()[0]}"
+        ) from error
     return device
 
 
@@ -57,8 +59,9 @@ def name_of(device: torch.device) -> str:
 class Precision:
     """Arithmetic of a network on a device. str() gives the precision actually used there.
 
-    name: fp32: strict float32, as on a CPU. tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32;
-    the same as fp32 on other devices. bf16, fp16: autocast; operations that autocast leaves in float32 run as with tf32.
+    fp32: strict float32, as on a CPU.
+    tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32; on other devices the same as fp32.
+    bf16, fp16: autocast; operations that autocast leaves in float32 run as with tf32.
     Losses are at least float32, and λ is never rounded. Raises UsageError for another name.
     """
 
@@ -181,7 +184,7 @@ class CudaGraphs:
             self._failed = True
             self._graphs.clear()
             log.warning(
-                "CUDA graphs are off, as a call failed; small networks run slower: %s", str(error).partition("\n")[0]
+                "CUDA graphs are off, as a capture failed; small networks run slower: %s", str(error).partition("\n")[0]
             )
         finally:
             torch.set_autocast_cache_enabled(caching)

@@ -135,7 +135,9 @@ def joined(device: str = "auto") -> Iterator[World]:
         )
     meant = meant_by(device)
     if meant.startswith("cuda:"):
-        raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
+        raise UsageError(
+            f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out"
+        )
     cuda, rank = meant == "cuda", int(os.environ["RANK"])
     chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else meant)
     with telling_lost(), _stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections

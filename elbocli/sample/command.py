@@ -1,4 +1,4 @@
-"""`elbo sample`."""
+"""Command line of `elbo sample`: options, and the function that runs the command."""
 
 import sys
 from pathlib import Path

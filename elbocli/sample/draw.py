@@ -1,4 +1,4 @@
-"""Draw images from a run: guided denoiser, latent decoder, and distribution over ranks.
+"""Draw images from a run: guide its denoiser, decode latents, and share the work among ranks.
 
 Images are drawn in rounds: each rank draws one batch, and rank 0 writes the batches of all ranks in order.
 """
@@ -53,7 +53,10 @@ class Wrapped(Network):
 
 @dataclass(frozen=True)
 class GuidedRun:
-    """A run with guidance, if any: by another network (`guide`), or by its own predictions without classes (guide None)."""
+    """A run to draw from, guided by another run (`guide`), or by its own predictions without classes if `guide` is None.
+
+    clip: method that keeps estimates of the image within the range of pixels.
+    """
 
     trained: TrainedRun
     guidance: Guidance = Guidance()
@@ -67,7 +70,7 @@ class GuidedRun:
         return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """Return the guided denoiser for images of these classes ([B] or None), with its evaluation count at zero."""
+        """Return the guided denoiser for images of the classes `labels` ([B] or None); it counts its evaluations from zero."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
@@ -75,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy whose networks are compiled, and replayed as CUDA graphs if given; use one batch size with it."""
+        """Return a copy with compiled networks if `compile`, replayed as CUDA graphs if given. Its batches need equal sizes."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -86,14 +89,14 @@ class GuidedRun:
         return replace(self, trained=ready(self.trained), guide=self.guide and ready(self.guide))
 
     def with_variance(self) -> GuidedRun:
-        """Return a copy whose network also outputs its learned variance. Raises UsageError when the network has none."""
+        """Return a copy whose network also outputs its learned variance. Raises UsageError if the network has no such output."""
         run = self.trained
         if not getattr(run.network.config, "variance", False):
             raise UsageError(f"{run.path}: the network has no learned variance; use --sampler ddpm:gamma=G")
         return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
-        """Return the number of network evaluations per image (NFE), counted on a dry run with dummy networks."""
+        """Return the number of network evaluations per image (NFE), counted with dummy networks. grid: noise levels λ, rising."""
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
         for one in filter(None, (denoiser, denoiser.guide)):
@@ -102,7 +105,7 @@ class GuidedRun:
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
-        """Return the facts for the samples' file: guidance, its interval and channels if limited, guide, clipping."""
+        """Return the facts that sample files record: scale, interval and channels of the guidance, the guide, clipping."""
         given = self.guidance
         numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
@@ -115,9 +118,9 @@ class GuidedRun:
         trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
         config, path = trained.network.config, trained.path
         if self.clip.name != "none" and trained.data.latents:
-            raise UsageError(f"--clip {self.clip.spec}: {path} draws latents, which have no range; leave it out")
+            raise UsageError(f"--clip {self.clip.spec}: {path} draws latents, which have no range; leave --clip out")
         if channels > config.image_channels:
-            raise UsageError(f"--guidance-channels {channels}: {path} draws {config.image_channels} channels")
+            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
                 raise UsageError(
@@ -142,7 +145,7 @@ class GuidedRun:
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    """Return the facts that must be equal for a run and its guide: image size, channels, latent space."""
+    """Return the facts about images that must be equal for a run and its guide: image size, channels, latent space."""
     config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
     return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
@@ -151,8 +154,9 @@ def _images(run: TrainedRun) -> tuple[Any, ...]:
 
 
 class Decoder(NamedTuple):
-    """Function `pixels` from network output [B,c,h,w] to uint8 images [B,H,W,C] of `shape` (H, W, C), on the same device.
+    """Decoder from the output of a sampler to pixels.
 
+    shape: (H, W, C) of an image. pixels: function from [B,c,h,w] to uint8 images [B,H,W,C] on the same device.
     rounding: method of rounding pixels to the 256 levels.
     """
 
@@ -162,7 +166,7 @@ class Decoder(NamedTuple):
 
 
 def latent_space(data: RunData, network: NetworkConfig) -> LatentSpace | None:
-    """Return the latent space of a run; None for a run on pixels. data: section `data` of its config. Raises FormatError."""
+    """Return the latent space of a run; None for pixels. data: section `data` of the run's config. Raises FormatError."""
     return read_space(data.more, network.image_channels, "config.yaml") if data.latents else None
 
 
@@ -176,8 +180,9 @@ def open_decoder(
 ) -> Decoder:
     """Return the decoder from a run's network output to images.
 
-    data, network: sections of the config in the folder `run`. autoencoder: folder; None for the recorded one.
-    rounding: None for the latent convention's own, or to the nearest level for pixels.
+    data, network: sections of the config of the run in folder `run`.
+    autoencoder: folder of the autoencoder; None for the autoencoder that encoded the run's latents.
+    rounding: method of rounding to pixel levels; None for the latents' convention, or for pixels the nearest.
     Raises UsageError (no autoencoder there; diffusers is missing), DataError (other weights), FormatError (doesn't fit the run).
     """
     space = latent_space(data, network)
@@ -195,7 +200,9 @@ def open_decoder(
             f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR"
         )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
-        raise FormatError(f"{folder}: can't decode {network.image_channels} channels to images of side {size}")
+        raise FormatError(
+            f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another --autoencoder"
+        )
     batch = comfortable_batch(size, device.type == "cpu")
 
     def decode(x: Tensor) -> Tensor:
@@ -205,7 +212,7 @@ def open_decoder(
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:
-    """Return the autoencoder's folder that the dataset names: the path itself, else relative to the dataset."""
+    """Return the folder of the autoencoder that the latents record: the path as it is, else relative to the dataset's folder."""
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place
@@ -221,12 +228,13 @@ RUN = "run"
 class SampleSettings:
     """Settings of `elbo sample`.
 
-    steps: number of noise levels; 0 for the sampler's default.
+    n: number of images. steps: number of noise levels; 0 for the sampler's default.
     schedule: spec of the schedule; '' for the sampler's default, RUN for the run's training schedule.
     spacing, start, noise, rounding: declarations of SPACINGS, STARTS, NOISES, ROUNDINGS; None for the default.
-    weights: as for `open_run`. compile: off; graphs (CUDA graphs); on (also torch.compile).
-    guide: run or checkpoint to guide away from. guide_weights: weights of the guide, or of the run itself without a guide.
-    autoencoder: folder of the autoencoder; None for the one that encoded the latents.
+    weights: which weights of the run to use, as for `open_run`. compile: off; graphs (CUDA graphs); on (also torch.compile).
+    guide: run or checkpoint to guide away from. guide_weights: which weights of the guide to use; without a guide, which of
+    the run's own weights to guide away from.
+    autoencoder: folder of the autoencoder; None for the autoencoder that encoded the latents.
     scale: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
     """
 
@@ -272,8 +280,8 @@ def draw(
     indices: numbers of the images.
     shape: (height, width, channels) of the network's output, which `output` decodes to pixels.
     grid: noise levels λ to visit, rising, as from `time_grid`.
-    look: called before each network evaluation; may raise an error to stop early, as a batch may take minutes.
-    source: source of the noise; None for elbo's own.
+    look: function called before each network evaluation; it may raise an error to stop early, as a batch may take minutes.
+    source: random numbers of the noise; None for the default, which is the same on all devices.
     """
     source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
@@ -298,8 +306,8 @@ def draw(
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
     """Draw `settings.n` images from the run or checkpoint at `path` into `target`, a path or a binary stream.
 
-    An unfinished file by an earlier call with the same settings is continued.
-    Every process of the world calls this function; only rank 0 writes.
+    If an earlier call with the same settings left an unfinished file, that file is continued.
+    Every process of `world` calls this function; only rank 0 writes.
     Raises UsageError for settings that don't fit the run or the unfinished file, FormatError when `path` is not a run, DataError
     for another autoencoder, Interrupted (all work is saved), PeerLost, BrokenPipeError.
     """
@@ -315,7 +323,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
-    """Open the run. All ranks open the checkpoint that rank 0 has found, because training may be saving newer ones."""
+    """Open a run on all ranks, at the checkpoint that rank 0 has found, because training may save newer ones meanwhile."""
     trained = None
     with world.together():
         if world.first:
@@ -326,7 +334,7 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
-    """Return the sampling schedule, cut to the run's range of λ; warn if its file is for another sampler, steps or guidance."""
+    """Return the sampling schedule on the run's range of λ; warn if its file was made for another sampler, steps or guidance."""
     low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or settings.sampler.traits.grid
     if spec == RUN:
@@ -334,7 +342,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
     schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
     meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
     if meant not in (None, found):
-        log.warning(f"{schedule.file}: is made for {meant}, not for {found}")
+        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; use 'elbo grid' again")
     return schedule
 
 
@@ -355,7 +363,7 @@ class _Drawing:
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"
         self.fixed = compiled or graphs is not None
-        """Whether each batch is padded to full size, as compiled networks need."""
+        """Whether each batch is padded to full size, because compiled networks need equal batches."""
         self.drawer = drawer.hastened(compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
@@ -424,10 +432,10 @@ class _Drawing:
                 self.done += len(images)
             if sink:  # other ranks end here: writing many PNGs may take an hour
                 sink.finish(self.look)
-        log.info(f"{n} images, {about['nfe']} network evaluations each")
+        log.info(f"drew {n} images, {about['nfe']} network evaluations each")
 
     def look(self) -> None:
-        """Raise Interrupted after a signal, or PeerLost after the loss of another rank."""
+        """Raise Interrupted if a signal has arrived, or PeerLost if another rank has ended."""
         if reason := self.ending.reason():
             done = f"{self.done} of {self.settings.n} images are written"
             raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")
@@ -454,7 +462,7 @@ class _Drawing:
 
 
 def _put(sink: Sink, images: np.ndarray, processes: int) -> None:
-    """Write images. With several processes, a closed pipe raises ReaderGone, which ends all of them."""
+    """Write images. With several processes, a closed pipe raises ReaderGone, which ends all processes."""
     try:
         sink.put(images)
     except BrokenPipeError as error:

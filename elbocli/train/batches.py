@@ -23,7 +23,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
     """Return the dataset rows for training and the rows that --val-split holds out.
 
     Both are int64 arrays in rising order. An image and its mirror image are in the same array.
-    Raises UsageError when the number would split such a pair, or leaves too few images.
+    Raises UsageError when --val-split would split such a pair, or leaves too few images for training or validation.
     """
     space, count, n = dataset.latent_space, len(dataset), settings.val_split
     together = 2 if space is not None and space.mirrored else 1
@@ -31,7 +31,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
         raise UsageError(f"--val-split {n}: the dataset holds each image and its mirror image; take an even number")
     if not LEAST_HELD_OUT <= n < count:
         raise UsageError(
-            f"--val-split {n}: expected at least {LEAST_HELD_OUT}, and fewer than the dataset's {count} images"
+            f"--val-split {n}: expected at least {LEAST_HELD_OUT} images, and fewer than the dataset's {count} images"
         )
     chosen = Stream(settings.seed, "held-out").permutation(0, count // together)[: n // together]
     out = np.zeros((count // together, together), bool)
@@ -86,10 +86,10 @@ def network_input(
 class Batches:
     """Images, labels, times and noise of any training step, as functions of the run's seed and the step alone.
 
-    Image order is a random permutation per epoch, a function of (seed, epoch).
-    parts: ranges of positions in the batch, the micro-batches of this process. Image, label, time and noise at a position
-    don't depend on the split into parts; dropout masks do.
-    masks: stream that seeds the dropout masks of each step.
+    The order of the images is a new random permutation in each epoch, a function of (seed, epoch).
+    parts: micro-batches of this process, as ranges of positions in the batch; None for one micro-batch. The image, label, time
+    and noise at a position don't depend on the split into micro-batches; dropout masks do.
+    masks: stream of random numbers that seeds the dropout masks of each step.
     """
 
     def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):
@@ -120,9 +120,10 @@ class Batches:
         return times(self._t, step, self.batch, self.settings.t_sampling)
 
     def _fetched(self, index: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Load and draw a part of a step on the host: (stored images [n, …], η [n,C,h,w] of latents, ε [n,H,W,C], labels [n]).
+        """Return (stored images [n, …], η [n,C,h,w] or None, noise [n,H,W,C], labels [n] or None) of a micro-batch, on the CPU.
 
-        index: number of the part, counted over all steps. A background thread may call this ahead of training.
+        η: for latents, the Gaussian noise of the posterior sample. index: number of the micro-batch, counted over all steps.
+        A background thread may call this function ahead of training.
         """
         step, which = divmod(index, len(self.parts))
         part = slice(self.parts[which].start, self.parts[which].stop)
@@ -142,7 +143,7 @@ class Batches:
         return pinned(torch.from_numpy(stored), self.device), eta, eps, labels
 
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the images, noise and labels of a part of a step, on the device.
+        """Return the images, noise and labels of a micro-batch, on the device. which: number of the micro-batch in the step.
 
         Images x and noise ε: [n,C,H,W]; pixels are in [-1, 1].
         Labels: [n], −1 where label dropout removed the class; None for an unconditional network.

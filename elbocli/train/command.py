@@ -1,4 +1,4 @@
-"""`elbo train`."""
+"""Command line of `elbo train`: options, and the function that runs the command."""
 
 import os
 from collections.abc import Callable

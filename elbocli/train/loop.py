@@ -29,7 +29,7 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
 
 GLANCE_S = 0.5
-"""Seconds to wait for a run's lock: commands that check whether the run is training also hold it for a moment."""
+"""Seconds to wait for a run's lock, because commands that check whether the run is training hold the lock for a moment."""
 GRACE_S, LOOK_S = 5.0, 0.1
 """Seconds between SIGTERM and SIGKILL for a command of --on-checkpoint, and between checks whether the command has ended."""
 STDERR = 2
@@ -47,14 +47,16 @@ def run(
     log_to: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Train until `steps`, resuming from the newest checkpoint in `out`; a finished run is left unchanged.
+    """Train until the last step, resuming from the newest checkpoint in `out`; a finished run is left unchanged.
 
-    Every process of the world calls this function; only rank 0 writes.
+    Every process of `world` calls this function; only rank 0 writes.
+    out: run folder. resolved: settings, network and objective of the run.
+    world: None for a single process on the device of the settings.
     command_line: the command as typed, for config.yaml.
     on_checkpoint: shell command to run after each checkpoint; '' for none.
-    log_to: targets as for LogTargets.
-    overwrite: begin again although the run's checkpoints are gone.
-    Raises UsageError (the folder holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
+    log_to: further targets of the logs: tensorboard, wandb or paths of JSONL files.
+    overwrite: begin again at step 0 if the run had checkpoints that are gone; False to raise an error.
+    Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
     world = world or World(device=choose_device(settings.device))
@@ -66,14 +68,14 @@ def run(
                 claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, overwrite)
                 saved = store.latest(out)
                 if saved is not None and saved.step > settings.steps:
-                    raise UsageError(f"--steps {settings.steps}: {out} has done {saved.step} steps already")
+                    raise UsageError(f"--steps {settings.steps}: {out} has done {saved.step} steps; raise --steps")
         saved = world.of_first(saved)
         status = Status(out, settings.steps, world.first)
         if saved is not None and saved.step == settings.steps:
             if status.state != DONE:  # a process was killed after its last checkpoint
                 status.step, status.images, status.saved = saved.step, saved.images, saved.step
                 status.write(DONE)
-            log.info("%s: done, %d steps, %d images", out, saved.step, saved.images)
+            log.info("%s: done, %d steps, trained on %d images", out, saved.step, saved.images)
             return
         try:
             with world.together():
@@ -112,7 +114,7 @@ def _train(
     with ThreadPoolExecutor(1, "elbo-saver") as writer:
 
         def start(write: Callable[[], object]) -> None:
-            """Start `write` in the thread after the previous write ends. Raises DataError if the previous write failed."""
+            """Wait for the previous write, then run `write` in the writer thread. Raises DataError if the previous one failed."""
             nonlocal writing
             if world.first:
                 writing.result()
@@ -177,17 +179,18 @@ def _train(
         writing.result()
     status.write(DONE)
     if hook.held():
-        log.info("waiting for --on-checkpoint's command")
+        log.info("waiting for the last command of --on-checkpoint to end")
         while hook.held() and not ending.signals.received:
             time.sleep(LOOK_S)
-    log.info("%s: done, %d steps, %d images", out, state.steps_done, state.images)
+    log.info("%s: done, %d steps, trained on %d images", out, state.steps_done, state.images)
 
 
 class CheckpointHook:
-    """Runner of --on-checkpoint's shell command, one at a time; '' runs nothing. A failed command is logged as a warning.
+    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time.
 
-    The command runs in a new session, with no stdin, and with stdout and stderr both on stderr. A checkpoint that is saved
-    while the command is busy waits, and a newer checkpoint replaces the waiting one.
+    command: '' runs nothing. A command that fails is logged as a warning.
+    The command runs in a new session without stdin; its stdout is sent to stderr. A checkpoint that is saved while the command
+    is busy waits for its turn, and a newer checkpoint replaces the waiting checkpoint.
     """
 
     def __init__(self, command: str, run: Path):
@@ -225,7 +228,7 @@ class CheckpointHook:
                 stderr=STDERR,
             )
         if code := self._process.wait():
-            log.warning("--on-checkpoint: exit code %d for %s: %s", code, checkpoint.name, command)
+            log.warning("--on-checkpoint: exit code %d for checkpoint %s: %s", code, checkpoint.name, command)
 
     def stop(self) -> None:
         """End the command's process group, and start no other command."""

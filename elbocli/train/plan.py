@@ -22,18 +22,19 @@ from elbocli.runtime.processes import World
 from elbocli.train.state import split
 
 BATCH = 1_000_003
-"""Batch size of the counted step: a large prime, so that only tensors with a batch dimension have sizes that it divides."""
+"""Batch size of the counted step: a large prime, so that only tensors with a batch dimension have a size divisible by it."""
 FLOAT = 4
 
 
 class Step(NamedTuple):
     """Costs of a training step.
 
-    weights: number of parameters. forward_flops: operations per image of the forward pass; flops: of both passes. A multiply-add
+    weights: number of parameters.
+    forward_flops, flops: operations per image, of the forward pass, and of the forward and backward passes. A multiply-add
     counts as two operations.
-    kept: float32 bytes per image of the tensors that autograd saves, and of the largest gradient.
-    checkpointed: the same with activation checkpointing: the inputs of all units, the saved tensors of the largest unit, and the
-    largest gradient.
+    kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
+    checkpointed: as `kept`, but with activation checkpointing: bytes of the inputs of all checkpointed submodules, the saved
+    tensors of the largest submodule, and the largest gradient.
     """
 
     weights: int
@@ -45,7 +46,7 @@ class Step(NamedTuple):
 
 @cache
 def measure_step(config: NetworkConfig, cuda: bool) -> Step:
-    """Count the costs of a training step of a network. cuda: use the fused group norm of CUDA."""
+    """Count the costs of a training step of a network. cuda: whether to count group norm as fused, as it is on CUDA."""
     kept, entering = dict[int, torch.UntypedStorage](), [0]
 
     def keep(tensor: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         entering.append(max(x.nbytes for x in inputs if isinstance(x, Tensor)) // BATCH)
 
     class FusedAttention(TorchFunctionMode):
-        """Fused attention: autograd saves its inputs and output, but no attention matrix."""
+        """Count attention as fused: autograd saves the inputs and the output of attention, but no attention matrix."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is not F.scaled_dot_product_attention:
@@ -93,7 +94,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
-    """Return the bytes on each device by purpose, such as weights and activations. images: per forward pass on a device."""
+    """Return the bytes on each device, by purpose such as weights. images: number of images per forward pass on a device."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (devices if sharded else 1))
@@ -111,7 +112,7 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
 def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
     """Return the plan of a run: settings, data, network, verdict on the weighting, operations, and memory per device in MB.
 
-    No tensors are allocated.
+    devices: number of processes, with one device each. No tensors are allocated.
     Raises UsageError for more devices than images in a batch.
     """
     settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1

@@ -48,14 +48,14 @@ from elbocli.train.step import check
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
 PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
 MOST_ROWS, SOME_ROWS = 10, 8
-"""Largest number of classes that previews show in full; number of classes that previews show of more."""
+"""Previews show all classes of a dataset with at most MOST_ROWS classes, and SOME_ROWS classes of other datasets."""
 FIRST_PREVIEW_S = 60.0
 """Seconds of training before the first preview."""
 
 
 DRAWS = 4
 SHARE = 0.02
-"""Share of a run's compute that validation takes by default, without --val-every."""
+"""Share of a run's computation that validation takes, if --val-every isn't given."""
 STEP_COST = 3
 """Cost of a training image (forward and backward pass), in forward passes of validation."""
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -66,8 +66,8 @@ class Recorder:
     """Writer of metrics.jsonl, losslog.jsonl, validation.jsonl, previews/ and the targets of --log-to.
 
     Every rank measures; only rank 0 writes.
-    lengths: bytes of each log at the checkpoint to resume from; longer logs are cut back to them.
-    log_to: targets as for LogTargets.
+    out: run folder. lengths: length in bytes that each log had at the checkpoint to resume from, to which the log is cut back.
+    log_to: targets of --log-to: tensorboard, wandb or paths of JSONL files.
     Raises UsageError, FormatError and DataError.
     """
 
@@ -95,7 +95,7 @@ class Recorder:
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self.decoder = None
         if settings.preview_every:
-            with reading("no previews, which --preview-every 0 turns off", kind=UsageError):
+            with reading("previews can't be drawn; --preview-every 0 turns them off", kind=UsageError):
                 self.decoder = open_decoder(state.resolved.data, network, state.device)
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self._since = state.steps_done
@@ -104,13 +104,13 @@ class Recorder:
         self._begun = self._clock = time.monotonic()
 
     def first_preview_due(self) -> bool:
-        """Return whether to draw the first preview now: after a minute of training, for a user who waits for a picture."""
+        """Return whether to draw the first preview now: a minute after the start, because users wait for a picture."""
         return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
     def after(self, early: bool) -> dict[str, Any]:
-        """Log, validate and draw a preview as due after a step; return numbers for the progress line.
+        """After each step, write logs, validate and draw a preview if due; return numbers for the progress line.
 
-        early: draw the first preview now.
+        early: whether to draw a preview now, even if none is due.
         Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
@@ -201,8 +201,8 @@ def flush_logs(run: Path) -> None:
 def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
     """Return the class of each preview image, int64; None for a network without classes.
 
-    Up to 10 classes are all drawn; of more, 8 evenly spaced ones. Each class gets equally many images, so the number of
-    images is `n` rounded down to full rows, and at least one row.
+    n: wanted number of images. Of more than 10 classes, 8 evenly spaced classes are drawn. All drawn classes get equally many
+    images, at least one, so the number of images may be less than `n` (or more, for a small `n`).
     """
     if num_classes < 1:
         return None
@@ -211,10 +211,10 @@ def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
 
 
 def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
-    """Draw preview images, uint8 [N,H,W,C], with the averaged weights and fixed noise; return them with their layout.
+    """Draw preview images, uint8 [N,H,W,C], with the averaged weights and fixed noise; return the images and their layout.
 
-    Every rank draws all images, because a sharded network needs all ranks. The batch is at most the micro-batch of training,
-    which is known to fit into memory.
+    output: decoder from the network's output to pixels. Every rank draws all images, because a sharded network needs all
+    ranks. The batch is at most the micro-batch of training, which is known to fit into memory.
     """
     network, settings = state.resolved.network, state.settings
     labels = preview_labels(network.num_classes, PREVIEW.n)
@@ -259,7 +259,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: {len(rows)} image to validate on; a standard error needs {LEAST_HELD_OUT}")
+        raise UsageError(f"{held.path}: {len(rows)} image to validate on; expected at least {LEAST_HELD_OUT}")
     return held, rows
 
 
@@ -267,7 +267,7 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     """Raise UsageError if the datasets hold the same images, or if a network trained on `trained` can't be scored on `held`."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
-        raise UsageError(f"--val {held.path}: holds the training images; hold some of them out with --val-split N")
+        raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
 
     here, there = held.identity().json(), trained.identity().json()
     named = conditional and held.class_names and trained.class_names
@@ -276,7 +276,7 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if conditional and held.num_classes > trained.num_classes:
         wrong.append("num_classes")
     if wrong:
-        raise UsageError(f"--val {held.path}: other {', '.join(wrong)} than the training dataset; pack both alike")
+        raise UsageError(f"--val {held.path}: differs from the training dataset in {', '.join(wrong)}; pack both alike")
 
 
 class Validation:
@@ -303,7 +303,7 @@ class Validation:
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / (STEP_COST * SHARE))
 
     def due(self, step: int) -> bool:
-        """Return whether to validate after a step: each time that `self.every` more images are seen, and after the last step."""
+        """Return whether to validate after a step: whenever `self.every` more images were trained on, and after the last step."""
         batch = self.settings.batch
         return step >= self.settings.steps or step * batch // self.every > (step - 1) * batch // self.every
 
@@ -313,7 +313,8 @@ class Validation:
 
         Rows: count, sum, sum of squares. Columns: ε error per dimension in each bin of λ; weighted loss of the images; bits per
         dimension of the images (meaningless for latents).
-        network: in eval mode. Every rank calls it equally often, with equally many inputs, as sharded networks require.
+        network: in eval mode. Every rank calls the network equally often, with equally many inputs, as sharded networks require.
+        rank, size: number of this rank, and number of ranks.
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
         noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
@@ -352,7 +353,7 @@ class Validation:
 
         sums: `partial`'s sums, added over all ranks.
         val_loss: weighted loss as in training, in nats per dimension. val_bpd: bound in bits per dimension, for pixels only.
-        val_loss_se, val_bpd_se: standard errors over images; conservative, as neighbouring images complement each other's levels.
+        val_loss_se, val_bpd_se: standard errors over images; too large rather than too small.
         Raises NonFiniteError.
         """
         if not sums.isfinite().all():
@@ -392,11 +393,11 @@ LINES = ".jsonl"
 SAMPLES = "samples"
 """Key of a preview (the path of a PNG file) among the values of a step."""
 Target = Callable[[int, Mapping[str, Any]], object]
-"""Function (step, values) that logs the numbers of a line of metrics.jsonl, or a preview."""
+"""Function (step, values) that logs the numbers of a line of metrics.jsonl, or a preview, somewhere else."""
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
-    """Open an append-only copy of metrics.jsonl, in which steps repeated after a resume are twice."""
+    """Return a target that appends lines to the JSONL file `word`; steps that a resumed run repeats are in the file twice."""
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
@@ -407,7 +408,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Open a TensorBoard event file in run/tensorboard. It purges later steps of earlier event files (purge_step)."""
+    """Return a target that writes TensorBoard events into run/tensorboard; purge_step hides steps after `step` in old files."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run / word), purge_step=step + 1)
@@ -424,7 +425,7 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Open the W&B run with the id of this run; a resumed run continues the same W&B run.
+    """Return a target that logs to the W&B run with this run's id; a resumed run continues the same W&B run.
 
     W&B's environment variables override the defaults set here; WANDB_MODE=offline keeps everything in the run's folder until
     `wandb sync`. The x axis is the key `step`, because W&B's own counter can't go back when a run resumes at an earlier step.
@@ -445,11 +446,11 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
 
 
 PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
-"""Name of a package and of the pip extra that installs it → function (word, run folder, last step done) that opens a target."""
+"""Name of a package (and of its pip extra) → function (word of --log-to, run folder, last step done) that opens a target."""
 
 
 def check_targets(words: Iterable[str], run: Path) -> None:
-    """Raise UsageError for an unknown target, a package that isn't installed, or an existing file of another kind."""
+    """Check words of --log-to. Raise UsageError for an unknown target, a missing package, or an existing file of another kind."""
     for word in words:
         if word.endswith(LINES):
             check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)
@@ -460,10 +461,10 @@ def check_targets(words: Iterable[str], run: Path) -> None:
 
 
 class LogTargets:
-    """The targets of --log-to for one start of a run, each opened at its first write.
+    """The targets of --log-to, from the start (or a resume) of a run; a target is opened when it is first written to.
 
-    words: tensorboard, wandb, or paths of JSONL files. step: the last step done before this start.
-    A target that fails is logged as a warning and dropped.
+    words: tensorboard, wandb, or paths of JSONL files. step: last step that was done before this start.
+    If a target fails, a warning is logged, and the target is dropped.
     """
 
     def __init__(self, words: Iterable[str], run: Path, step: int):

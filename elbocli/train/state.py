@@ -1,7 +1,7 @@
 """The training state: network, optimizer and averages, replicated or sharded over processes.
 
-Processes of a World replicate a network (DDP) or shard it (FSDP2, whose parameters are DTensors). Checkpoints hold unsharded
-tensors, so a run may switch between DDP and FSDP when it resumes.
+The processes of a World replicate the network (DDP) or shard its weights (FSDP2, whose parameters are DTensors). Checkpoints
+hold unsharded tensors, so a run may switch between DDP and FSDP when it resumes.
 """
 
 import gc
@@ -35,17 +35,17 @@ from elbocli.train.batches import Batches
 SMALL = 100_000_000
 """Rough number of parameters below which kernel launches, not computation, limit a step on a large GPU."""
 SHAPES = 8
-"""Most input shapes that a unit is compiled for: parts of a batch, validation, previews."""
+"""Largest number of input shapes that a submodule is compiled for: those of micro-batches, validation and previews."""
 SPARE = 0.08
-"""Spare memory that must fit beside a trial pass, as a share of the pass's memory: allocators leave gaps."""
+"""Memory that must be left beside a trial pass, as a share of the pass's memory, because allocators leave gaps."""
 LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
-"""Texts by which a plain RuntimeError of cuDNN, cuBLAS or the driver is recognised as out of memory."""
+"""Parts of messages by which a plain RuntimeError of cuDNN, cuBLAS or the driver is recognised as lack of memory."""
 
 
 class Parallel:
-    """A network replicated over all processes (DDP), or sharded over them (FSDP2).
+    """A network replicated over all processes (DDP), or sharded over all processes (FSDP2).
 
-    forward: the module to call in training.
+    precision: number format of the forward pass. sharded: whether to shard. forward: the module to call in training.
     """
 
     def __init__(self, network: Network, world: World, precision: str, sharded: bool = False):
@@ -91,7 +91,7 @@ class Parallel:
     def stand_in(self) -> nn.Module:
         """Return a network for trial passes without communication, so that a rank that fails blocks no other rank.
 
-        For a sharded network it is a copy with uninitialised weights and a fake process group. Every rank must call this.
+        For a sharded network, return a copy with uninitialised weights and a fake process group. Every rank must call this.
         """
         if not self.sharded:
             return self.forward
@@ -110,7 +110,7 @@ class Parallel:
         return network
 
     def try_pass(self, network: nn.Module, images: int, last: bool = False) -> None:
-        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: see `accumulating`."""
+        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: as for `accumulating`."""
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -120,9 +120,9 @@ class Parallel:
             out.float().square().mean().backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for the passes of one micro-batch: DDP averages gradients over processes only with the last one.
+        """Return a context for the passes of one micro-batch, in which DDP averages gradients over processes only if `last`.
 
-        FSDP reduces the gradients of every micro-batch at once, as it keeps no unsharded gradients.
+        last: whether the micro-batch is the step's last. FSDP reduces gradients in every micro-batch, as it keeps only shards.
         """
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
@@ -130,14 +130,14 @@ class Parallel:
     def changed(self) -> None:
         """Discard gathered parameters, after code other than the optimizer has changed the parameters.
 
-        Under FSDP, parameters outside all units stay gathered after a forward pass without a backward pass.
+        Under FSDP, parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
         """
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
 
 
 def compile_units(units: list[nn.Module]) -> None:
-    """Compile each unit separately, and raise torch's recompile limit of 8, which all units share as they have the same code."""
+    """Compile each submodule that FSDP shards; raise torch's recompile limit, which submodules with the same code share."""
     from torch._dynamo import config
 
     most = SHAPES * len(units)
@@ -150,9 +150,9 @@ def compile_units(units: list[nn.Module]) -> None:
 def count_parts(batch: int, processes: int, most: int) -> int:
     """Return the number of parts (micro-batches) that each process splits its share of a batch into.
 
-    batch: images per step, over all processes. most: most images in a part.
-    The number is the smallest possible, or up to twice as large (less one) if all parts then have one size: a network is
-    compiled for each size.
+    batch: number of images per step, over all processes. most: largest number of images in a part.
+    The result is the smallest possible number n, or a number below 2n with which all parts have the same size, because a network
+    is compiled anew for each size.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)
@@ -164,7 +164,7 @@ def count_parts(batch: int, processes: int, most: int) -> int:
 def split(world: World, batch: int, most: int) -> list[range]:
     """Return the positions in a batch that this process trains on, as one range per part.
 
-    batch: images per step, over all processes. most: most images in a part.
+    batch: number of images per step, over all processes. most: largest number of images in a part.
     All processes have equally many parts, of sizes as even as possible.
     Raises UsageError when a process would have fewer images than parts.
     """
@@ -180,8 +180,9 @@ def split(world: World, batch: int, most: int) -> list[range]:
 
 
 def micro_batch(spread: Parallel, images: int) -> int:
-    """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half of them, or a quarter, ….
+    """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half as many, or a quarter, ….
 
+    Each size is tried by a forward and a backward pass. spread: the distributed network.
     Raises DataError, on all ranks alike, when not even one image fits.
     """
     world = spread.world
@@ -216,7 +217,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
-"""Loss scale of fp16: first, least, and steps until it doubles (as in GradScaler). Overflow below the least is an error."""
+"""fp16 loss scale: first value, least value (an overflow below it is an error), steps until it doubles (as in GradScaler)."""
 
 
 class TrainState:
@@ -262,11 +263,11 @@ class TrainState:
         self.scaled = settings.precision == "fp16"
         zeros = torch.zeros(8, dtype=torch.float64, device=self.device)
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
-        """Loss scale, and steps since its last change."""
+        """Loss scale, and number of steps since the last change of the loss scale."""
         self.first_bad = zeros[2:5]
-        """Number, loss and gradient norm of the first step that wasn't finite; zeros if all were finite."""
+        """Number, loss and gradient norm of the first step that wasn't finite; zeros if all steps were finite."""
         self.totals = zeros[5:]
-        """Sums since the last interval: losses of all images, gradient norms, and number of updates."""
+        """Sums since the last log interval: sum of the losses of all images, sum of the gradient norms, number of updates."""
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges, self.sums = bin_edges(low, high), BinSums(low, high, device=self.device)
         self.weighting, self.prediction = resolved.weighting, resolved.prediction
@@ -292,12 +293,12 @@ class TrainState:
 
     @property
     def images(self) -> int:
-        """Training images seen so far, with repeats."""
+        """Number of images trained on so far, in which repeated images count each time."""
         return self.steps_done * self.settings.batch
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Swap in the first average's weights, in eval mode, inside the block."""
+        """Give the network the weights of the first moving average, and set eval mode, inside the block."""
         self.network.eval()
         with swap(self.live, next(iter(self.ema.values()))):
             self.spread.changed()
@@ -306,11 +307,11 @@ class TrainState:
         self.network.train()
 
     def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
-        """Return whether to skip this update (a bool on the device): it, or an earlier update, is not finite.
+        """Return whether to skip this update, as a bool on the device: True if this or an earlier update is not finite.
 
         total, norm: sum of the losses of all images, and gradient norm without the loss scale, float64 scalars.
-        The weights thus stay as before the first bad step until the host calls `check`. In fp16, an overflow of the gradient
-        halves the loss scale and skips only this update.
+        Later updates are skipped too, so that the weights stay as before the first bad step until the host calls `check`. In
+        fp16, an overflow of the gradient halves the loss scale and skips only this update.
         """
         overflow = ~norm.isfinite()
         bad = ~total.isfinite() | (overflow & (self.scale < LEAST_SCALE) if self.scaled else overflow)
@@ -340,7 +341,7 @@ class TrainState:
         return sums, loss / steps / self.settings.batch, norm / steps
 
     def _adapt(self) -> None:
-        """Fit an adaptive schedule, or a learned weighting, to the remembered errors; do nothing if both are fixed."""
+        """Fit an adaptive schedule, or a learned weighting, to the errors logged so far; do nothing if both are fixed."""
         now = self.weighting, self.schedule, self.prediction, self.settings.floor
         self.weighting, self.schedule = followed(self.online, *now)
 
@@ -358,7 +359,7 @@ class TrainState:
         return copies
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return (weights by file, content of state.pt) as CPU copies on rank 0. Every rank must call this."""
+        """Return (weights by name of their file, content of state.pt) as CPU copies on rank 0. Every rank must call this."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # by index of the weight; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
@@ -382,12 +383,12 @@ class TrainState:
         self.spread.changed()
 
     def constrain(self, left_out: Tensor) -> None:
-        """Apply the network's constraint on its weights (Network.constrain) after an update. left_out: whether it was skipped."""
+        """Apply the network's own constraint on its weights after an update. left_out: whether the update was skipped."""
         self.network.constrain({name: to_local(weight) for name, weight in self.live.items()}, left_out)
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
-        """Load a checkpoint, written by any number of processes. Raises FormatError when it doesn't fit this run."""
+        """Load a checkpoint, which any number of processes may have written. Raises FormatError when it doesn't fit this run."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
             for name, tensors in {"model": self.live, **self.ema}.items():

@@ -1,4 +1,4 @@
-"""One update of the weights, read from top to bottom."""
+"""One optimizer update: losses of a batch, backward passes, gradient clipping, optimizer step, moving averages."""
 
 import math
 from functools import partial
@@ -28,10 +28,12 @@ def step_losses(
     prediction: Prediction,
     logsnr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the weighted loss and ε error (both per dimension) and λ of each image in a part of a step: [n] on the device.
+    """Return (weighted loss, ε error, λ) of each image in a micro-batch: three tensors [n] on the device.
 
-    network: (z, λ [n], labels [n] or None) → out [n,C,H,W].
-    logsnr: λ of each image of the batch, [batch], instead of the schedule's λ(t).
+    Loss and error are per dimension.
+    network: (z, λ [n], labels [n] or None) → network output [n,C,H,W].
+    part: number of the micro-batch within the step.
+    logsnr: λ of each image of the whole batch, [batch], to use instead of the schedule's λ(t); None for λ(t).
     Source: Kingma & Gao 2023.
     """
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
@@ -48,7 +50,7 @@ def step_losses(
 
 
 def update(state: TrainState) -> None:
-    """Do one optimizer update, or skip it if it isn't finite (`check` raises later). Doesn't wait for the device."""
+    """Do one optimizer update, without waiting for the device. Skip a non-finite update; `check` raises the error later."""
     settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
@@ -89,7 +91,7 @@ def update(state: TrainState) -> None:
 def check(state: TrainState) -> None:
     """Raise NonFiniteError on all ranks if a step wasn't finite; the message names the λ and image of the largest loss.
 
-    Waits for the device. As later steps are skipped, the weights are still those of the bad step, whose losses are recomputed.
+    Waits for the device. Later steps were skipped, so the weights are still those of the bad step, and its losses are recomputed.
     """
     number, _, norm = state.first_bad.tolist()
     if not number:

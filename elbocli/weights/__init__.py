@@ -1,1 +1,1 @@
-"""`elbo weights`: list, show, check and plot weightings."""
+"""`elbo weights` lists, shows, checks and plots weightings."""

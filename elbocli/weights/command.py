@@ -1,4 +1,4 @@
-"""`elbo weights`: list, show, check, plot."""
+"""Command line of `elbo weights`: the commands list, show, check and plot."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ REGISTRIES = {
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
     "metrics": "elbocli.core.metrics.METRICS",
 }
-"""Kind of names to list, and the registry with these names."""
+"""Kind of names to list → module and name of the registry with these names."""
 
 
 def _range_options(function: Any) -> Any:
@@ -104,7 +104,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Format a value for the table."""
+    """Format a value for a cell of the table of `elbo weights list`."""
     if isinstance(value, dict):
         value = [f"{key}={each:g}" for key, each in value.items()]
     return visible(value if isinstance(value, str) else ", ".join(value) or "-")

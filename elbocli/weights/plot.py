@@ -15,18 +15,18 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
 MANY = 6
-"""Most weightings in one column; more are drawn in two columns: those whose loss is an ELBO, and the others."""
+"""Largest number of weightings drawn in one column. More are drawn in two columns: monotone ones, and others."""
 STEEP = 20.0
-"""Ratio max w / w(0) above which the scale is logarithmic: a weighting such as e^{−λ/2} would dwarf the others."""
+"""Ratio max w / w(0) above which the vertical axis is logarithmic, because a large weighting would dwarf the others."""
 SAME = 1e-9
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SHARE = 0.01
-"""Least point mass of p_w that the legend mentions."""
+"""Smallest point mass of p_w that the legend mentions."""
 
 
 @dataclass
 class Line:
-    """A line of the plot: a weighting, its label, and w and p_w at each λ, both over the largest w."""
+    """A line of the plot. value, slope: w and p_w at each λ, both divided by the largest w. rises: whether w rises anywhere."""
 
     weighting: Weighting
     label: str
@@ -36,7 +36,7 @@ class Line:
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
-    """Return a line per weighting; weightings that are equal up to a constant share a line."""
+    """Return a line for each weighting, at the λ of `at`. Weightings that are equal up to a constant share a line."""
     low, high = float(at[0]), float(at[-1])
     lines = list[Line]()
     for spec, weighting in weightings.items():
@@ -56,9 +56,9 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 def plot_weights(
     weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path
 ) -> None:
-    """Draw w, p_w = −dw/dλ and the schedules' p over λ; many weightings in two columns, monotone ones on the left.
+    """Draw w and p_w = −dw/dλ of weightings over λ, and the densities p(λ) of schedules, into the file `out`.
 
-    weightings: by name for the legend. Raises UsageError for an unknown suffix.
+    weightings: by name in the legend. low, high: range of λ. Raises UsageError for an unknown suffix.
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)
@@ -120,7 +120,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
-    """Return a plot in text: for each weighting a row of block characters, w over λ, scaled to its largest value."""
+    """Return the lines of a text plot: w over λ as a row of block characters for each weighting. columns: width of the text."""
     names = [visible(brief(spec)) for spec in weightings]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)

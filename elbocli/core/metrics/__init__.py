@@ -1,7 +1,7 @@
 """Metrics: functions of the features of images, declared by name in distances.py and coverage.py.
 
-Options, checks, score card and report follow from the declaration. torch, numpy and torch-fidelity are imported only when
-a metric is computed.
+`elbo eval` derives its options, checks, score card and report from the declarations. torch, numpy and torch-fidelity are
+imported only when a metric is computed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from elbocli.core.estimate import Gaussian
 
 Value = float | list[float] | None
-"""Value of a metric: a number, the ends of an interval, or None with too few images."""
+"""Value of a metric: a number, the ends of an interval, or None if there are too few images."""
 
 USUAL_NEIGHBOURS = 5
 """Largest number of neighbours that any metric uses by default."""
@@ -40,13 +40,11 @@ class Need(Enum):
 
 
 BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
-"""Needs of a metric that compares the features of samples and reference."""
+"""Inputs that a metric needs if it compares the features of samples and reference."""
 
 
 class Role(Enum):
-    """Role of a number: a result, or the standard error, spread over parts, limit at infinitely many images, or confidence
-    interval of a result.
-    """
+    """Role of a number: a result, or a result's standard error, spread over parts, limit for infinitely many images, interval."""
 
     NUMBER = ""
     ERROR = "standard error"
@@ -56,7 +54,7 @@ class Role(Enum):
 
 
 PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval": Role.INTERVAL}
-"""Last word of a part's name → its role."""
+"""Last word of the name of a number's part → role of the part: `fid_se` is a standard error."""
 
 
 @dataclass(eq=False)
@@ -103,10 +101,11 @@ class Option(NamedTuple):
 class Number(NamedTuple):
     """Number that a metric returns, or a part of one, such as its standard error.
 
-    key: name in results; torch-fidelity's name where it has one. alias: another name of the published number.
-    elsewhere: name with a network other than the published Inception ('' for the same). by_network: append `[NETWORK]` then.
-    title, title_elsewhere: headings for people, for the published Inception and for other networks.
-    parts: suffixes of the names of its parts. told: note on the spread, with {options}.
+    key: name in results with features of the published Inception; torch-fidelity's name if torch-fidelity has the number.
+    elsewhere: name in results with features of another network; '' for the same name. alias: another name in publications.
+    by_network: whether the name ends in `[NETWORK]` if the features are of another network.
+    title, title_elsewhere: headings in reports, for the published Inception and for other networks.
+    parts: suffixes of the names of the number's parts. told: note on the spread over parts, with option names in braces.
     role, of: for a part, its role and the key of its number.
     """
 
@@ -122,7 +121,7 @@ class Number(NamedTuple):
     of: str = ""
 
     def whole(self) -> list[Number]:
-        """Return the number and its parts. An interval belongs to the number whose name precedes `_interval`."""
+        """Return a list of the number and its parts. An interval belongs to the number whose name precedes `_interval`."""
         found = [self]
         for part in self.parts:
             key, elsewhere, alias = (
@@ -135,25 +134,26 @@ class Number(NamedTuple):
         return found
 
     def name(self, network: str | None, suffix: str = "") -> str:
-        """Return the name in a result. network: None if the published name may be used. suffix: appended to the stem."""
+        """Return the name in results. network: of the features; None: the published Inception. suffix: put before `[NETWORK]`."""
         stem = self.stem(network) + suffix
         return f"{stem}[{network}]" if self.by_network and network is not None else stem
 
     def stem(self, network: str | None) -> str:
-        """Return the name without `[NETWORK]`."""
+        """Return the name in results without `[NETWORK]`. network: as in `name`."""
         return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
-        """Return the heading for people."""
+        """Return the heading of the number in reports. network: as in `name`."""
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
 class MetricTraits(NamedTuple):
-    """Traits of a metric: its numbers, needs and options.
+    """Facts that the declaration of a metric states: the numbers that it returns, the inputs that it needs, and its options.
 
     numbers: all numbers that the metric may return. options: the options of the metric.
     least: function of the options → least numbers of samples, reference and held-out images (trailing ones may be omitted).
-    draws: whether results depend on the seed. network: the only network that the metric is defined for, or None.
+    draws: function of the options → whether results depend on the seed.
+    network: function of the options → the only network that the metric is defined for, or None.
     few: warning about the effect of few images.
     """
 
@@ -176,7 +176,7 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return {metric name: namespace of the seed and its options}, given or default. Raises UsageError for unknown names."""
+    """Return {metric name: namespace of seed and options}; options that aren't given have defaults. Raises UsageError."""
     found = {}
     for name in names:
         declared = METRICS.find(name)

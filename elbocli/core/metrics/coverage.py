@@ -10,7 +10,8 @@ from elbocli.errors import DataError
 class PrcProtocol(NamedTuple):
     """Protocol of precision and recall.
 
-    network: the only network that it is defined for. most: largest number of reference images.
+    formula: text for help and docs. network: the only network that the protocol is defined for, or None.
+    most: largest number of reference images, or None.
     """
 
     formula: str
@@ -49,7 +50,7 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
         )
     ],
     network=lambda options: PRC_PROTOCOLS[options.prc_protocol].network,
-    few="precision and recall depend on n and on the reference's, so compare them at the same only",
+    few="precision and recall depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def precision_recall(samples, reference, options):
     """Return precision, recall and F-score. The radius of an image is the distance to its k-th neighbour in its own set.
@@ -82,7 +83,7 @@ def precision_recall(samples, reference, options):
     needs=BOTH,
     least=lambda options: (1, options.coverage_neighbours + 1),
     options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
-    few="density and coverage depend on n and on the reference's, so compare them at the same only",
+    few="density and coverage depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def density_coverage(samples, reference, options):
     """Return density and coverage. The radius of a reference image is the distance to its k-th neighbour in the reference.
@@ -116,7 +117,7 @@ PERCENT = "authenticity_percent"
     ],
     needs=BOTH,
     least=lambda options: (2, 2),
-    few="authenticity depends on the reference's n, so compare it at the same only",
+    few="authenticity depends on the number of reference images, so compare it at an equal number only",
 )
 def authenticity(samples, reference, options):
     """Return the percentage of samples whose nearest training image is nearer to another training image than to the sample.
@@ -138,7 +139,7 @@ def authenticity(samples, reference, options):
 
 
 FEW = 20
-"""Cells with more samples than this count."""
+"""A cell of the copying test counts only if it holds more samples than FEW."""
 COMPONENTS = 64
 """Number of principal components of the training features in which distances are measured."""
 STARTS = 10

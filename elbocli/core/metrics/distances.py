@@ -57,7 +57,7 @@ SFID = "spatial_frechet_inception_distance"
     ],
     needs={Need.REFERENCE, Need.SPATIAL},
     least=lambda options: (2, 2),
-    few="sFID is biased upwards",
+    few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
     """Return the Fréchet distance of the spatial features, and its standard error."""
@@ -118,7 +118,7 @@ SCALE = 1000.0
     numbers=[Number("gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD")],
     needs=BOTH,
     least=lambda options: (1, 1),
-    few="CMMD, as it was published, is biased upwards",
+    few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
     """Return CMMD as published: the biased (V-statistic) estimate of MMD², which pairs each image with itself, too.
@@ -161,10 +161,10 @@ ORDERS = ("shuffled", "given")
     needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),
     options=[
-        Option("splits", 10, "Of the Inception score."),
+        Option("splits", 10, "Splits of the Inception score."),
         Option("is_order", "shuffled", "Order of the images in --splits.", choices=ORDERS),
     ],
-    few="the Inception score is biased downwards",
+    few="the Inception score is biased downwards, so compare it at the same n only",
 )
 def inception_score(samples, reference, options):
     """Return the Inception score, its standard deviation over splits, and its standard error.

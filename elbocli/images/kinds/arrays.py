@@ -48,7 +48,7 @@ class StreamRows:
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read consecutive rows, after the rows read before. Raises DataError if the stream ends early."""
+        """Read consecutive rows, which must come after all rows read before. Raises DataError if the stream ends early."""
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
@@ -63,12 +63,12 @@ class StreamRows:
 
 @source("npy", magic=b"\x93NUMPY")
 def open_npy(path: Path) -> Images:
-    """Open a .npy. Raises FormatError if it holds no images."""
+    """Open a .npy file of images. Raises FormatError if the array is not uint8 images."""
     return images_of_array(npy_rows(path))
 
 
 def npy_rows(path: Path) -> np.ndarray:
-    """Map the rows of a .npy into memory. Raises FormatError if it holds no images or is truncated."""
+    """Map a .npy file of images into memory. Raises FormatError if the array is not uint8 images, or the file is truncated."""
     with reading(path), open_file(path) as file:
         shape = read_header(file, str(path))
         return np.memmap(path, np.uint8, "r", file.tell(), shape)
@@ -101,19 +101,19 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
-    """Return the images in an array of an .npz, to be read in order. Raises FormatError."""
+    """Return the images in array `name` of an opened .npz, to be read in order. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
         raise FormatError(f"{path}: no images in {name} (it holds {held}); write them with numpy.savez(FILE, images)")
     info = archive.getinfo(f"{name}.npy")
     stream = StreamRows(archive.open(info), f"{path}: {name}")
     if info.file_size != stream.file.tell() + math.prod(stream.shape):
-        raise FormatError(f"{stream.name}: has {info.file_size} bytes, a size that differs from its header")
+        raise FormatError(f"{stream.name}: has {info.file_size} bytes, not as its header says; write it again")
     return stream
 
 
 def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read a whole array of an .npz; None if there is no array of that name. Raises FormatError."""
+    """Read the array `name` of an opened .npz; None if there is no such array. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:
@@ -121,7 +121,7 @@ def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | N
 
 
 def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
-    """Read labels from an array of an .npz, int64 [count]; None if there is no array of that name. Raises FormatError."""
+    """Read labels, int64 [count], from array `name` of an opened .npz; None if there is no such array. Raises FormatError."""
     with reading(f"{path}: {name} is not usable as labels"):
         labels = npz_array(archive, path, name)
         return None if labels is None else check_labels(labels, count)

@@ -29,13 +29,13 @@ LOCK = threading.Lock()
 
 @lru_cache(2)
 def _row_group(path: str, number: int, column: str) -> Any:
-    """Return the image bytes of a row group, as a pyarrow array."""
+    """Return the image files in row group `number` of a parquet file, as a pyarrow array of bytes."""
     with _opened(path) as file:
         return file.read_row_group(number, columns=[f"{column}.bytes"]).column(0).combine_chunks().field("bytes")
 
 
 class ParquetRow(NamedTuple):
-    """Reference to an image in a parquet file. group: arguments of `_row_group`."""
+    """Reference to an image in a parquet file. group: file, row group and column, as `_row_group` takes them."""
 
     group: tuple[str, int, str]
     row: int
@@ -48,7 +48,7 @@ class ParquetRow(NamedTuple):
 
 @source("parquet", magic=b"PAR1", form="parts")
 def open_parquet(files: Sequence[str], folder: Entries) -> Images:
-    """Open the files of one data set, in their order.
+    """Open the parquet `files` of one data set, in this order. folder: all files beside them, by name.
 
     Raises UsageError without pyarrow; FormatError for a file that is damaged, holds no images or lies in an archive, and for
     files whose columns or classes differ from the first.
@@ -72,7 +72,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes")
+            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes; get it again")
     return Images(names, labels or None, refs, classes)
 
 

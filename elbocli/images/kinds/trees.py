@@ -14,7 +14,7 @@ from elbocli.files.recognise import instead, recognise
 from elbocli.images.registry import Damage, ImageRef, Span, ZipEntry, source
 
 FOLDER = Span("")
-"""Placeholder for a folder, which is never read."""
+"""Reference that stands for a folder in a listing; it is never read."""
 
 
 def hidden(name: str) -> bool:

@@ -45,10 +45,17 @@ AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
 class ImportOptions:
     """Facts about a checkpoint that the user gives because the file lacks them; '' and None for facts not given.
 
-    weights: ema (the average), model (the last weights), or another key in the file. prediction, levels, weighting,
-    schedule: SPECs. attention: heads=N or width=N, and ',new'. size, channels, classes: of the images or latents.
-    null_class: label of 'no class'. logsnr_min, logsnr_max: range of the training. prefix: of the weights to take.
-    rename: OLD=NEW, for beginnings of names. network: FILE.py:CLASS. autoencoder: its folder, for latents.
+    weights: ema (the average), model (the last weights), or the key of other weights in the file.
+    prediction, weighting, schedule: SPECs of the training's objective.
+    levels: SPEC of the network's input for the noise level.
+    attention: number of heads (heads=N) or channels per head (width=N); ',new' after it means guided-diffusion's new order.
+    size, channels, classes: side and channels of the images or latents, number of classes.
+    null_class: label that means 'no class' to the network.
+    logsnr_min, logsnr_max: range of λ in training.
+    prefix: take only weights whose names begin with this text, and remove it.
+    rename: rules OLD=NEW, which replace the beginnings of names.
+    network: the user's own network, FILE.py:CLASS.
+    autoencoder: folder of the autoencoder, for latents.
     """
 
     weights: str = "ema"
@@ -69,13 +76,13 @@ class ImportOptions:
     autoencoder: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields of TrainSettings that the user gave, which override the format's."""
+        """Return the user's options that are fields of TrainSettings; they override the settings that the format gives."""
         keys = ("prediction", "weighting", "schedule", "logsnr_min", "logsnr_max")
         return {key: value for key in keys if (value := getattr(self, key)) not in ("", None)}
 
 
 class Source:
-    """File or folder to import. path: as given. notes: messages on what was chosen, dropped or guessed."""
+    """File or folder to import. notes: messages to the user about weights and settings that were chosen, dropped or guessed."""
 
     def __init__(self, path: Path):
         self.path, self.notes = path, list[str]()
@@ -98,9 +105,11 @@ class Source:
 class Imported(NamedTuple):
     """An imported checkpoint, as a network of elbo.
 
-    weights: by the network's names, as `fitted` returns them. settings: known fields of TrainSettings. averaged:
-    whether the weights are an average. data: further keys for the section data of config.yaml, besides size, channels and
-    classes. files: files to copy into the run, by name.
+    weights: tensors under the network's names, as `fitted` returns them.
+    settings: the fields of TrainSettings that are known.
+    averaged: whether the weights are an average.
+    data: further keys for the section `data` of config.yaml, besides size, channels and classes.
+    files: name in the run → file to copy there.
     """
 
     network: NetworkConfig
@@ -112,9 +121,10 @@ class Imported(NamedTuple):
 
 
 class FormatTraits(NamedTuple):
-    """Facts about a format. about: sentence for `elbo import list`. licence: of published weights. recognises: tests a Source.
+    """Facts about a format. about: sentence for `elbo import list`. licence: licence of the published weights.
 
-    takes: names of ImportOptions that the format uses, besides those of settings, which every format uses.
+    recognises: function that tells whether a Source has this format.
+    takes: names of the ImportOptions that the format uses, besides those in `settings()`, which every format uses.
     """
 
     about: str
@@ -131,8 +141,8 @@ def source_format(
 ) -> Callable[[Any], Any]:
     """Declare a format, by a function (Source, ImportOptions) → Imported, under its name for --format.
 
-    recognises, takes: of FormatTraits. said: about, source and licence, unless formats.yaml has them. The function raises
-    FormatError, with the file, the problem and the remedy.
+    recognises, takes: see FormatTraits. said: the texts about, source and licence, unless formats.yaml has them. The function
+    raises FormatError if a file can't be imported.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
@@ -167,8 +177,9 @@ def state_dict(
 ) -> tuple[dict[str, Tensor], bool, Any]:
     """Return the weights that the options choose: tensors by name, whether they are an average, and their entry in the file.
 
-    content: of the file, if it differs from source.tree. meant: tells the weights of such a network from others in the file.
-    --prefix and --rename are applied to names. Raises FormatError without such weights, UsageError for options that choose none.
+    content: content of the file, if it differs from source.tree. meant: function that tells from names whether weights are of
+    the right network. --prefix and --rename are applied to names. Raises FormatError if the file has no such weights, UsageError
+    if the options choose none.
     """
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
@@ -196,13 +207,13 @@ def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose with --weights KEY")
     if wanted == "ema" and [*held] != averages:
         source.notes.append(
-            f"{source.path}: takes the weights {choices[0]}; choose with --weights from {', '.join(held)}"
+            f"{source.path}: takes the weights {choices[0]}; for others, give --weights one of {', '.join(held)}"
         )
     return choices[0]
 
 
 def inventory(tree: Any) -> str:
-    """Return a short description of a file's content, for messages."""
+    """Return a short description of a file's content for messages: its first keys, or its type."""
     return ", ".join(map(repr, [*tree][:6])) if isinstance(tree, dict) else getattr(tree, "name", type(tree).__name__)
 
 
@@ -217,7 +228,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return elbo's names of modules → theirs. blocks: their names of blocks, by elbo's list. parts: names within a block."""
+    """Return elbo's module names → the file's. blocks: elbo's list → the file's names of its blocks. parts: names in a block."""
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
         for way, names in blocks.items()
@@ -234,11 +245,11 @@ def fitted(
     turned: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
     without: str = "",
 ) -> dict[str, Tensor]:
-    """Return the weights under the network's names, in its order and types.
+    """Return a file's tensors as weights of elbo's network `config`: under its names, in its order and types.
 
-    modules: elbo's names of modules (or of single weights) → theirs; None if all names are elbo's. turned: function of elbo's
-    name and their tensor that returns elbo's tensor. without: regular expression of their names that are not needed. Raises
-    FormatError for the first weight that is missing, superfluous, or of another shape.
+    modules: elbo's names of modules (or of single weights) → the file's names; None if all names are equal.
+    turned: function of elbo's name and the file's tensor that returns elbo's tensor. without: regular expression for names in the
+    file that are not needed. Raises FormatError for the first weight that is missing, superfluous, or of another shape.
     """
     where = source.path
     with torch.device("meta"):
@@ -268,8 +279,8 @@ def fitted(
 
 
 class AttentionOrder(NamedTuple):
-    """Order of attention heads. heads: their number; 0 for one per `width` channels. outside: whether q, k and v come first and
-    contain the heads ("new" in guided-diffusion); otherwise each head contains its q, k and v.
+    """Number and order of attention heads. heads: their number; 0 for one per `width` channels. outside: whether the channels
+    are all of q, then k, then v ("new" in guided-diffusion); otherwise they are q, k and v of the first head, then the next.
     """
 
     heads: int = 0
@@ -277,12 +288,12 @@ class AttentionOrder(NamedTuple):
     outside: bool = False
 
     def heads_of(self, channels: int) -> int:
-        """Return the number of heads of a level with that many channels."""
+        """Return the number of heads of attention on `channels` channels."""
         return self.heads or heads_of(channels, self.width)
 
 
 def parse_attention(text: str) -> AttentionOrder:
-    """Parse `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
+    """Parse the text of --attention: `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
         raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for the new order")
@@ -290,7 +301,7 @@ def parse_attention(text: str) -> AttentionOrder:
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
-    """Return logsnr_min and logsnr_max of a level code's timesteps; empty, with a note, for a code without timesteps."""
+    """Return the range of λ of a level code (the network's input for the noise level); empty, with a note, without timesteps."""
     said = parse_level_code(code)
     if said.name in SCHEDULES:
         low, high = SCHEDULES[said.name].bind(said.params)().support
@@ -303,14 +314,14 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
 
 
 def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
-    """Return the settings of a network trained on the mean squared error of its output, over a level code's timesteps."""
+    """Return the settings of training on the mean squared error of `prediction`, at the timesteps of the level code `code`."""
     spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
     trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
     return {"prediction": prediction, **trained}
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the latents' keys for a run's section `data`: from --autoencoder, else Stable Diffusion's. Raises FormatError."""
+    """Return the latent space's keys for config.yaml: of --autoencoder, or of Stable Diffusion's. Raises FormatError."""
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))

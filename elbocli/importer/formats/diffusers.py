@@ -21,11 +21,11 @@ BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_c
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention modules in weights from before 2023 → their present names."""
 NEAR = 1e-3
-"""Largest error of a level, in timesteps."""
+"""Largest accepted difference between a timestep of the scheduler and of elbo's formula, in timesteps."""
 
 
 def _folder(path: Path) -> Path:
-    """Return the network's folder in a pipeline, or the given folder."""
+    """Return the folder of the network: `unet` in a pipeline, otherwise the given folder."""
     return path / "unet" if (path / "unet" / CONFIG).is_file() else path
 
 
@@ -35,7 +35,7 @@ def _folder(path: Path) -> Path:
     takes=("levels", "size", "classes"),
 )
 def diffusers(source: Source, options: ImportOptions) -> Imported:
-    """Use diffusers' own network, and read prediction and levels from the scheduler's config."""
+    """Import a network of diffusers, with the prediction and noise levels of its scheduler's config."""
     folder = _folder(source.path)
     where = folder / CONFIG
     found = read_json(where)
@@ -90,9 +90,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """Return the settings in the scheduler's config, and the level code, which --levels overrides.
+    """Return the settings in the scheduler's config, and the network's input for the noise level (its level code).
 
-    Raises UsageError if neither gives levels, FormatError for a scheduler whose levels have no level code.
+    --levels replaces the scheduler. Raises UsageError without both, FormatError for a scheduler that no level code describes.
     """
     if options.levels:
         return formats.range_settings(options.levels, source, options), options.levels

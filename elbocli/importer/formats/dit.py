@@ -23,11 +23,11 @@ TABLE, PROJECTORS = "y_embedder.embedding_table.weight", "projectors."
 MARKS = {PATCH, POSITIONS, LAST, "blocks.0.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.weight"}
 """Names of weights by which the network is recognised."""
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Width of S, B, L and XL → number of heads, which shapes don't show."""
+"""Width of DiT-S, B, L and XL → number of attention heads, which the shapes of the weights don't show."""
 FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
 """Settings of a flow network trained on all times; times below 0.0006 and above 0.9994 lie outside the range."""
 CODES = {"dit": "t-linear", "sit": "flow-reversed", "repa": "flow"}
-"""Format → level code of its time."""
+"""Format → level code: what number tells its networks the noise level."""
 
 
 def _is(format: str, source: Source) -> bool:
@@ -39,7 +39,7 @@ def _is(format: str, source: Source) -> bool:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint; names and shapes of its weights give the network. its_code: the format's level code."""
+    """Translate a checkpoint. The weights' names and shapes define the network. its_code: the format's value in CODES."""
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:

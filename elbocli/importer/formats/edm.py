@@ -27,7 +27,7 @@ LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5
 """Range of σ in sampling with EDM and EDM2, and σ of the data."""
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
-"""Mean and standard deviation of ln σ in training of EDM, and of EDM2 by encoder, if a file doesn't give them."""
+"""Encoder of EDM2 ("" for EDM) → mean and standard deviation of ln σ in training, for files that don't give them."""
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}
 """Channels → encoder with so many channels, if a file doesn't name its encoder."""
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
@@ -36,7 +36,7 @@ MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")
 """Ends of weights' names by which EDM2's network is recognised."""
 LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
 READ = {"", "EDMPrecond", "DhariwalUNet"}
-"""Classes of EDM's code that elbo's network implements; a state dict names none."""
+"""Classes of EDM's code that elbo's network implements; "" is for a state dict, which doesn't name its class."""
 CONSTANTS: dict[str, Any] = {
     "label_balance": ours.CLASS,
     "concat_balance": ours.JOINED,
@@ -45,7 +45,7 @@ CONSTANTS: dict[str, Any] = {
     "clip_act": ours.CLIP,
     "resample_filter": [1, 1],
 }
-"""Attributes of EDM2's objects that are constants in elbo's network."""
+"""Attribute of EDM2's objects → the only value that elbo's network has for it."""
 
 
 # Shared by EDM and EDM2.
@@ -60,7 +60,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the settings of the objective from the network and its loss function. kind: key of DRAWN for missing numbers."""
+    """Return the settings of the training's objective. loss: attributes of the loss function. kind: key of DRAWN (defaults)."""
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
     return {
@@ -73,9 +73,9 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return config keys that both formats share, with widths as levels; and elbo's names of modules → theirs.
+    """Return the keys of a network's config that both formats share, and elbo's names of modules → the file's names.
 
-    module: the pickled network, whose blocks give its dropout.
+    module: the pickled network, whose blocks give its dropout. The key `levels` has the width of each level in channels.
     """
     names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
@@ -103,7 +103,7 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:
-    """Convert their tensor to elbo's. Theirs has heads first, then channels of a head, with q, k and v interleaved."""
+    """Convert EDM's tensor to elbo's order. EDM orders attention's channels by head, then by channel, then as q, k and v."""
     if ".attention.qkv." in name:
         return tensor.unflatten(0, (heads_of(len(tensor) // 3), -1, 3)).movedim(2, 0).flatten(0, 2)
     return tensor if tensor.dim() else tensor[None]
@@ -121,7 +121,7 @@ def _is_edm(names: Iterable[str]) -> bool:
     recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint of EDM: names and shapes give the network, a pickle's objects the objective."""
+    """Translate a checkpoint of EDM. The weights' names and shapes define the network, a pickle's objects the objective."""
     where = source.path
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
@@ -144,7 +144,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     weights = formats.fitted(tensors, config, source, modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
     if AUGMENT in tensors:
         source.notes.append(
-            "it was trained with augmented images; elbo samples without augmentation (map_augment is dropped)"
+            "the network was trained with augmented images; elbo samples without augmentation (map_augment is dropped)"
         )
     if isinstance(module, dict):
         source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
@@ -199,11 +199,11 @@ def _encoder(content: Any, channels: int) -> str:
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint of EDM2: names and shapes give the network, a pickle's objects the objective."""
+    """Translate a checkpoint of EDM2. The weights' names and shapes define the network, a pickle's objects the objective."""
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:
-        source.notes.append(f"of its {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
+        source.notes.append(f"it has {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
     known, modules = layout(tensors, module, "edm2")

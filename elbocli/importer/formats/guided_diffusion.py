@@ -28,7 +28,7 @@ PUBLISHED = {
     (256, 2, 256): (AttentionOrder(), "t-linear", 0.0),
     (256, 2, 512): (AttentionOrder(), "t-linear", 0.0),
 }
-"""(channels, blocks, size) of OpenAI's networks → attention, level code of the timesteps and dropout, which shapes don't show.
+"""(channels, blocks, size) of OpenAI's networks → order of attention heads, timesteps and dropout, which shapes don't show.
 
 Source: model card and commands. The network for 256 pixels is also LSUN's.
 """
@@ -41,7 +41,7 @@ ATTENDED = {32, 16, 8}
     takes=(*formats.NAMED, "size", "levels", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint: names and shapes give the network, and the table of published networks the rest."""
+    """Translate a checkpoint. Names and shapes of weights define the network, except for what PUBLISHED or the user adds."""
     where = source.path
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels = shape_of(tensors, TIME)

@@ -47,7 +47,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
-    """Return the config of a class, either a declared network or any torch.nn.Module."""
+    """Return the config of the class `name` in the plug-in `file`: a declared network, or any torch.nn.Module."""
     sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
     told: Any = {"code": options.levels} if options.levels else {}
@@ -94,7 +94,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
         null_class=() if null is None else (null,),
     )
     if not takes.levels.is_floating_point():
-        source.notes.append("it takes whole timesteps: values between them are rounded")
+        source.notes.append("the network takes whole timesteps, so values between them are rounded")
     settings = formats.range_settings(options.levels, source, options)
     # A program's weights may share memory, which safetensors refuses.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}

@@ -32,7 +32,7 @@ class Extractor(NamedTuple):
 
     weights_sha256: digest of the weights, to check that scores are comparable. channels: number of image channels; 0: any.
     spatial: submodule whose output [B,C,H,W] has the spatial features, or None. precision: one of PRECISIONS; the caller
-    sets torch's switches.
+    sets torch's switches for TF32 and autocast to match.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Extractor(NamedTuple):
     precision: str = STRICT
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, FormatError (bad output)."""
+        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, or FormatError for bad output."""
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
@@ -108,7 +108,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor with weights of its authors, timm or transformers. Preprocessing as in EDM2 and CMMD: no crop."""
+    """Make a ViT extractor with weights of its authors, timm or transformers. Images are resized, not cropped, as in EDM2."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))
@@ -127,14 +127,14 @@ extractor(
 
 
 def _given(weights: Path | None, name: str) -> Path:
-    """Return the file of weights. Raises UsageError if it is None."""
+    """Return the weights' path. Raises UsageError if the user gave none."""
     if weights is None:
         raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md lists the files that it takes")
     return weights
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """Load one of torch-fidelity's networks, and its weights' SHA-256. Runs no code from the file. Raises FormatError."""
+    """Return one of torch-fidelity's networks, and its weights' SHA-256. Runs no code from the file. Raises FormatError."""
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)
@@ -172,7 +172,7 @@ def tiny(weights: Path | None) -> Extractor:
 
 
 def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:
-    """Make a declared extractor, or one from a .pt2 file, on a device. precision: one of PRECISIONS. Raises ElboError."""
+    """Make an extractor on a device. name: a declared name or a .pt2 file. precision: one of PRECISIONS. Raises ElboError."""
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")

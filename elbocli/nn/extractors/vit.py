@@ -22,7 +22,7 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""Offset of DINOv2's hub code: it scales positions to 16.1 per side and gets 16, slightly closer together than for 16."""
+"""Offset of DINOv2's hub code, which scales S positions per side by 16.1/S to 16, slightly closer together than by 16/S."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 
@@ -53,7 +53,7 @@ class Tiny(nn.Module):
 class VitShape(NamedTuple):
     """Shape of a vision transformer of timm, and of its weight files.
 
-    trained: position embeddings per side in the files; other numbers are interpolated as in DINOv2's hub.
+    trained: number of position embeddings per side in the files; they are interpolated as in DINOv2's hub.
     mean, std: normalisation of levels / 255 in training; default ImageNet's.
     embedding: width of CLIP's projection after the last norm, with features of length 1; 0 for DINOv2, with layer scale.
     """
@@ -87,7 +87,7 @@ class Vit(nn.Module):
 
 
 def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extractor:
-    """Make an extractor with the weights in a file. shape: default from vit.yaml.
+    """Make a ViT extractor with the weights in the file `path`. name: a key of vit.yaml, which has the default shape.
 
     Raises UsageError without timm, FormatError for other weights.
     """
@@ -117,7 +117,7 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
 
 
 def _network(shape: VitShape, path: Path) -> nn.Module:
-    """Build the network on the meta device."""
+    """Build timm's network on the meta device. path: of the weights, for the message without timm (UsageError)."""
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         from timm.layers import QuickGELU
         from timm.models.vision_transformer import VisionTransformer
@@ -143,7 +143,10 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 def read_weights(
     path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Read the network's tensors by its names, float32. wanted: their shapes. Runs no code from the file. Raises FormatError."""
+    """Read a network's tensors from a file, float32, without running code from it. Raises FormatError if the file doesn't fit.
+
+    wanted: name → shape in the network. layouts: known layouts of files, from vit.yaml.
+    """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"
     layout = next((each for each in layouts.values() if isinstance(found, dict) and each["mark"] in found), None)
     if layout is None:
@@ -162,5 +165,5 @@ def read_weights(
             value = torch.cat([given.pop(part) for part in dict.fromkeys(parts)])
             weights[key] = (value.T if key in layout.get("transposed", ()) else value).reshape(shape).contiguous()
     if given:
-        raise FormatError(f"{wrong}: it also holds the tensor {min(given)}, which this network doesn't have")
+        raise FormatError(f"{wrong}: it also holds tensor {min(given)}, which {name} lacks; see docs/extractors.md")
     return weights

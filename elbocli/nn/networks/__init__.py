@@ -40,12 +40,14 @@ def explained(help: str, **how: Any) -> Any:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Base of all network configs. image_size: side in pixels, or of latents. num_classes: 0 is unconditional.
+    """Base of all network configs.
 
-    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them. A network
-    may ignore dropout. A field `code` is a level code, stored as its full SPEC. trainable: whether runs can train it.
-    quiet_classes: whether a zero row in the class table means "no class". Bounds of single fields are in their types, and
-    config_of checks them; a config raises UsageError for fields that contradict each other.
+    image_size: side in pixels, or of latents. num_classes: 0 is unconditional. trainable: whether runs can train the network.
+    quiet_classes: whether a zero row in the class table means "no class".
+
+    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them. A field
+    `code` is the SPEC of a level code, and is stored with all its parameters. A network may ignore dropout. config_of checks
+    the bounds in the fields' types; a config raises UsageError for fields that contradict each other.
     """
 
     trainable = True
@@ -69,7 +71,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. In weights with a row per class, classes are the first rows."""
+        """Return the config for another number of classes. In weights with a row per class, classes come first."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -89,15 +91,15 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config with its files in this folder, from which the config was read."""
+        """Return the config for reading the files that it names, if any, from `folder`, where the config's own file lies."""
         return self
 
 
 class Network(nn.Module):
-    """Base of all networks. A subclass that does not override `units` is sharded and recomputed as a whole.
+    """Base of all networks. FSDP shards a network as a whole if the subclass does not override `units`.
 
-    config: the config that it was built from. recompute: activation checkpointing, set by training: keep only the inputs of
-    each unit, and run the unit again in the backward pass.
+    config: the config that the network was built from. recompute: activation checkpointing, set by training: keep only the
+    inputs of each submodule in `units`, and run the submodule again in the backward pass.
     """
 
     recompute = False
@@ -107,15 +109,14 @@ class Network(nn.Module):
         self.config = config
 
     def units(self) -> list[nn.Module]:
-        """Return the submodules to shard and recompute one by one. Each is called once, by `through`, in this order."""
+        """Return the submodules that FSDP shards separately; `forward` calls each once, by `through`, in this order."""
         return []
 
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
         """Project the weights onto the network's constraints, in place, after an update. Most networks have none.
 
-        weights: by name, complete or this rank's shard along the first dimension, without gradients. left_out: scalar tensor
-        on their device, true if the update was skipped; then the weights must not change. Averages are updated before this
-        call.
+        weights: by name, complete or this rank's shard along the first dimension, without gradients. left_out: scalar tensor on
+        their device, true if the update was skipped; then the weights must not change. Averages are updated before this call.
         """
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -133,7 +134,7 @@ class Network(nn.Module):
         return self(z, logsnr, labels)
 
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
-        """Call a unit, with activation checkpointing if `recompute` is set."""
+        """Call one of `units` on the inputs, with activation checkpointing if `recompute` is set."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(unit, *inputs, use_reentrant=False)
         return unit(*inputs)
@@ -205,12 +206,12 @@ def section_of(config: NetworkConfig) -> dict[str, Any]:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Count the parameters of a module."""
+    """Return the number of scalar parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """Move a network to a device, in the memory format of its images (channels last)."""
+    """Move a network to a device, in the memory format channels last, which its images have, too."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

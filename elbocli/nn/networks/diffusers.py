@@ -35,9 +35,9 @@ class DiffusersUNetConfig(NetworkConfig):
     """Config of a UNet2DModel. Raises UsageError for an unknown level code."""
 
     model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
-    code: str = explained("Number that the network is told instead of logsnr, a level code.", default="t-linear")
-    null_class: bool = explained("Whether 'no class' has a learned code, the last, and not none.", default=False)
-    variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
+    code: str = explained("Level code: the number that tells the network its noise level.", default="t-linear")
+    null_class: bool = explained("Whether 'no class' has a learned embedding (the last), and not zero.", default=False)
+    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
 
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
@@ -70,7 +70,7 @@ class DiffusersUNet(Network):
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See Network."""
+        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
         labels = None if self.model.class_embedding is None else named_labels(labels, -1, logsnr)
         return self.model(z, self.code(logsnr), labels, return_dict=False)[0]
 
@@ -79,14 +79,14 @@ class Autoencoder:
     """AutoencoderKL of diffusers on a device.
 
     config: contents of config.json with defaults. channels: channels of a latent. factor: image side / latent side.
-    sha256: of the weight file. Raises UsageError without diffusers; FormatError or DataError for an unusable folder.
+    sha256: digest of the weight file. Raises UsageError without diffusers; FormatError or DataError for an unusable folder.
     """
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
         found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
         if found != AUTOENCODER:
-            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}")
+            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}; use its folder")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         with quiet(), reading(f"{folder}: {EXTRA}", kind=UsageError):
@@ -107,10 +107,10 @@ class Autoencoder:
         self.channels = int(self.config["latent_channels"])
         self.factor = 2 ** (len(self.config["block_out_channels"]) - 1)
         if not self.config["in_channels"] == self.config["out_channels"] == 3:
-            raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3, for RGB images")
+            raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return the latent space under a convention of scaling. Raises UsageError or FormatError if they don't match."""
+        """Return the latent space with a scaling of CONVENTIONS. Raises UsageError if the scaling doesn't fit."""
         with reading(self.folder / CONFIG, kind=UsageError):
             return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
@@ -131,18 +131,18 @@ class Autoencoder:
 
 
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
-    """Return the latent space of an autoencoder. facts: autoencoder, autoencoder_sha256, pixel_size, mirrored of LatentSpace."""
+    """Return the latent space of an autoencoder with this config.json. facts: the fields of LatentSpace from `autoencoder` on."""
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
     return LatentSpace(convention, shift, scale, declared.traits.input, *facts)
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
-    """Return a batch size that keeps memory small: below 1.6 GB on a CPU for Stable Diffusion's autoencoder."""
+    """Return a batch size for the autoencoder that keeps memory small: below 1.6 GB on a CPU for Stable Diffusion's."""
     return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return shift and scale of x0 = (z − shift)·scale, each [1,C,1,1], float32."""
+    """Return shift and scale, [1,C,1,1] each, float32: scaled latents are x0 = (z − shift)·scale for the encoder's z."""
     shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
     return shift, scale

@@ -28,11 +28,11 @@ from elbocli.nn.networks.unet import (
 )
 
 EPS = 1e-4
-"""Added to a root mean square before a division by it."""
+"""Number that is added to a root mean square before a division by the root mean square."""
 SILU_SIZE = 0.596
 """Root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)."""
 RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5
-"""Weights of a block's residual branch, of attention, of the class embedding, and of the skip connection."""
+"""`share` in blend() and join() of the residual branch, attention, the class embedding and the skip connection."""
 CLIP = 256.0
 """Largest absolute activation of a block's output."""
 
@@ -44,7 +44,7 @@ class EDM2Config(AttendedConfig):
     quiet_classes = False
 
     code: str = explained(
-        "The number that the network is told instead of logsnr; this is ln(sigma)/4.", default="logsnr:factor=-0.125"
+        "Level code: the number that tells the network its noise level, ln(sigma)/4.", default="logsnr:factor=-0.125"
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ def join(x: Tensor, y: Tensor, share: float) -> Tensor:
 class UnitLayer(nn.Module):
     """Linear layer (kernel 0) or convolution without bias, whose weights are normalised to length 1 per output (eq. 47).
 
-    Stored weights have root mean square 1 per output; `EDM2.constrain` restores it in training.
+    Stored weights have root mean square 1 per output; `EDM2.constrain` restores this magnitude in training.
     """
 
     def __init__(self, cin: int, cout: int, kernel: int = 0):
@@ -110,7 +110,8 @@ class UnitLayer(nn.Module):
 class LevelAndClass(nn.Module):
     """Embedding of noise level and class, [B, width], at unit magnitude. Label −1 adds zero, which halves the mean square.
 
-    frequencies, phases: [channels], random and fixed, saved in checkpoints (eq. 75).
+    code: SPEC of a level code. channels: number of cosines.
+    frequencies, phases: [channels], of the cosines, random and fixed, saved in checkpoints (eq. 75).
     """
 
     frequencies: Tensor
@@ -158,6 +159,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Residual block: two convolutions, scaled in between by the conditioning; optionally halves or doubles the size first.
 
+    width: of the conditioning. down: whether the block is on the way down. resample: as in `resized`.
     On the way down, the input is normalised to unit magnitude per pixel. On the way up, the skip is concatenated inside the
     block, so that activation checkpointing keeps no copy of the concatenation.
     """
@@ -187,7 +189,7 @@ class Block(nn.Module):
 
 @network("edm2", config=EDM2Config, source="Karras et al. 2024")
 class EDM2(LevelsNetwork):
-    """EDM2's U-Net of an EDM2Config. Its units are the residual blocks."""
+    """EDM2's U-Net of an EDM2Config. FSDP shards its residual blocks separately."""
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)

@@ -37,11 +37,11 @@ KEY = re.compile(r"(^|,)\s*(\w+)=")
 class OwnConfig(NetworkConfig):
     """Base config of users' networks. Raises UsageError for an unknown level code."""
 
-    code: str = explained("Number that it is told instead of logsnr, a level code.", default="logsnr")
+    code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr")
     null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = explained(
-        "Label that it takes for 'no class', or none.", default=()
+        "Label that means 'no class' to the network; empty if there is none.", default=()
     )
-    variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
+    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
 
 
 # Classes of plug-ins.
@@ -57,7 +57,7 @@ class ModuleConfig(OwnConfig):
     """Config of a network class from a plug-in."""
 
     name: str = explained("FILE.py:CLASS, a torch.nn.Module in a plug-in.")
-    arguments: str = explained("KEY=VALUE,… for its constructor.", default="")
+    arguments: str = explained("KEY=VALUE,… for the constructor of the class.", default="")
 
     def for_classes(self, num_classes: int) -> Self:
         """Return the config for another number of classes. A label for "no class" that follows the classes moves with them.
@@ -76,7 +76,7 @@ class ModuleConfig(OwnConfig):
 
 @network("module", config=ModuleConfig, source="a plug-in")
 class OwnModule(Network):
-    """Network of a ModuleConfig. Raises UsageError if the class is missing or refuses the arguments.
+    """Network that wraps the class of a ModuleConfig. Raises UsageError if the class is missing or refuses the arguments.
 
     labelled: whether forward takes labels.
     """
@@ -89,7 +89,7 @@ class OwnModule(Network):
         make = defined(file, word)
         if not (isinstance(make, type) and issubclass(make, nn.Module)):
             raise UsageError(
-                f"{file}: defines no torch.nn.Module {word}; name the file as a plug-in, and write 'class {word}(Other): "
+                f"{file}: defines no torch.nn.Module {word}; name the file by --plugin, and write 'class {word}(Other): "
                 "pass' in it for a class from elsewhere"
             )
         known = inspect.signature(make).parameters
@@ -105,7 +105,7 @@ class OwnModule(Network):
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See Network."""
+        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
         if self.config.null_class:
             labels = named_labels(labels, self.config.null_class[0], logsnr)
         return self.network(z, self.code(logsnr), *([labels] if self.labelled else []))
@@ -116,12 +116,12 @@ class OwnModule(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramConfig(OwnConfig):
-    """Config of a program. folder: that of its file; set from the place of the config file, so that a run can be moved."""
+    """Config of a program. folder: that of the config file, where the program lies; not stored, so that a run can be moved."""
 
     trainable = False
 
     file: str = explained("Name of the .pt2 file in the run's folder.")
-    sha256: str = explained("Digest of that file.")
+    sha256: str = explained("SHA-256 digest of the .pt2 file.")
     folder: str = field(default="", metadata={"stored": False})
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class ProgramConfig(OwnConfig):
             raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
 
     def beside(self, folder: Path) -> Self:
-        """Return the config with its file in this folder."""
+        """Return the config for reading the program from `folder`, where the config's own file lies."""
         return replace(self, folder=str(folder))
 
 
@@ -174,7 +174,7 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
 
 @network("program", config=ProgramConfig, source="torch.export")
 class Program(Network):
-    """Network of a ProgramConfig, always with the weights in its file, even under `torch.device("meta")`.
+    """Network that wraps the program of a ProgramConfig, always with the weights in its file, even under `torch.device("meta")`.
 
     Raises UsageError if the user does not trust the program, DataError if the file is missing or has changed.
     """
@@ -208,7 +208,7 @@ class Program(Network):
         return super().to(*args, **kwargs)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. Raises UsageError for labels that it doesn't accept."""
+        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. Raises UsageError for labels that the program lacks."""
         takes = self.takes
         self._follow(z.device)
         level = self.code(logsnr)

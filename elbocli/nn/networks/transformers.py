@@ -37,20 +37,20 @@ from elbocli.nn.networks.unet import (
 MLP = 4
 EPS = 1e-6
 LOWEST = 1e-4
-"""Lower bound of the frequencies of position embeddings, which fall from 1."""
+"""Lower bound of the frequencies of position embeddings; the highest is 1."""
 
 
 @dataclass(frozen=True)
 class DiTConfig(NetworkConfig):
     """Config of a DiT. Images are padded with zeros to whole patches. Raises UsageError unless heads divide the width."""
 
-    width: Width = explained("Channels of the transformer. A multiple of 4, and of the heads.")
-    depth: Depth = explained("Its blocks.")
-    heads: Size = explained("Heads of its attention.")
-    patch: Size = explained("Side of a patch, which is one token.")
-    code: str = explained("The number that the network is told of the level: a level code.", default="logsnr:factor=25")
-    null_class: bool = explained("Whether 'no class' has a learned code, and not none.", default=True)
-    variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
+    width: Width = explained("Channels of the transformer, a multiple of 4 and of the number of heads.")
+    depth: Depth = explained("Number of transformer blocks.")
+    heads: Size = explained("Number of attention heads.")
+    patch: Size = explained("Side of a patch in pixels; each patch is one token.")
+    code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr:factor=25")
+    null_class: bool = explained("Whether 'no class' has a learned embedding, and not zero.", default=True)
+    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +101,7 @@ class DiTBlock(nn.Module):
 
 @network("dit", config=DiTConfig, source="Peebles & Xie 2023")
 class DiT(Network):
-    """DiT of a DiTConfig. Its units are the blocks."""
+    """DiT of a DiTConfig. FSDP shards its blocks separately."""
 
     def __init__(self, config: DiTConfig):
         super().__init__(config)
@@ -117,7 +117,7 @@ class DiT(Network):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Initialise the weights like the paper's authors; layers of zeros stay zero."""
+        """Initialise the weights as in the code of the DiT paper; layers of zeros stay zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -156,18 +156,18 @@ POSITION_STD = 0.02
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """Config of a U-ViT. The last level is the transformer: `depth` blocks with `heads` heads, and the only one with dropout.
+    """Config of a U-ViT. The last level is the transformer: `depth` blocks with `heads` heads, and dropout in these only.
 
     embedding: width of the conditioning. patching: a key of PATCHINGS. Raises UsageError if the image is too small for the
     levels, or heads don't divide the width.
     """
 
     levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
-    depth: Depth = explained("Blocks of the transformer, which is the last level.")
-    heads: Size = explained("Heads of its attention.")
-    embedding: Size = explained("Width of the code of the noise level and the class.")
+    depth: Depth = explained("Number of blocks of the transformer, which is the last level.")
+    heads: Size = explained("Number of attention heads.")
+    embedding: Size = explained("Width of the embedding of noise level and class.")
     patching: Literal["none", "dwt-1", "dwt-2"] = explained(
-        "none, or dwt-1 or dwt-2: the network sees bands of so many wavelet levels.", default="none"
+        "dwt-1 or dwt-2: the network works on 1 or 2 levels of wavelet bands, not on pixels (none).", default="none"
     )
 
     def __post_init__(self) -> None:
@@ -186,7 +186,7 @@ class UViTConfig(LevelsConfig):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, then an MLP with scaled and shifted input. Tokens [B,N,C], conditioning [B,width] → [B,N,C]."""
+    """Block of U-ViT: self-attention, then an MLP with scaled and shifted input. Tokens [B,N,C], code [B,width] → [B,N,C]."""
 
     def __init__(self, channels: int, heads: int, width: int, dropout: float):
         super().__init__()
@@ -209,7 +209,7 @@ class TransformerBlock(nn.Module):
 
 @network("uvit", config=UViTConfig, source="Hoogeboom et al. 2023")
 class UViT(Network):
-    """U-ViT of a UViTConfig. Its units are the residual blocks and the transformer's blocks."""
+    """U-ViT of a UViTConfig. FSDP shards its residual blocks and transformer blocks separately."""
 
     def __init__(self, config: UViTConfig):
         super().__init__(config)
@@ -272,18 +272,18 @@ VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
 SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
 """1/σ of white noise in the four bands of an image, at levels 1 and 2. Python floats, which need no copy to the device."""
 HIGH = [1.0, *SCALES[0][1:]]
-"""Scales of level 1 that keep the lowest band unscaled, as input of level 2."""
+"""Scales of the four bands of level 1 when level 2 follows: the lowest band stays unscaled, because level 2 splits it."""
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the last axis, […, 2n], into (low, high), each […, n]. high: odd values minus the mean of their neighbours."""
+    """Split the last axis, […, 2n], into a low and a high band, […, n] each; high is odd values minus their neighbours' mean."""
     even, odd = x[..., 0::2], x[..., 1::2]
     high = odd - 0.5 * (even + _after(even))
     return even + 0.25 * (high + _before(high)), high
 
 
 def merge(low: Tensor, high: Tensor) -> Tensor:
-    """Invert split()."""
+    """Return the […, 2n] that split() splits into these low and high bands, […, n] each."""
     even = low - 0.25 * (high + _before(high))
     odd = high + 0.5 * (even + _after(even))
     return torch.stack([even, odd], -1).flatten(-2)
@@ -298,13 +298,13 @@ def _before(x: Tensor) -> Tensor:
 
 
 def bands(x: Tensor, scales: list[float]) -> Tensor:
-    """Split [B,C,H,W] into scaled bands [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high."""
+    """Split images [B,C,H,W] into scaled wavelet bands [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high."""
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 
 
 def image(x: Tensor, scales: list[float]) -> Tensor:
-    """Invert bands(): [B,4C,H,W] → [B,C,2H,2W]."""
+    """Return the images [B,C,2H,2W] that bands() splits into x [B,4C,H,W] with the same scales."""
     ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 

@@ -120,13 +120,13 @@ def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
 
 
 def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
-    """Make a group norm with that many groups; 0: up to 32 groups of at least 4 channels."""
+    """Return a group norm with `groups` groups; 0: up to 32 groups of at least 4 channels."""
     usual = math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
     return GroupNorm(groups or usual, channels, eps)
 
 
 def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
-    """Return the number of heads of width `head_width`, or wider if it does not divide the channels, but at least one head."""
+    """Return the number of attention heads: the largest divisor of the channels up to channels / head_width, at least 1."""
     most = max(1, channels // head_width)
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
@@ -134,7 +134,7 @@ def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
 def check_heads(width: int, heads: int) -> None:
     """Raise UsageError unless the number of heads divides the width of a transformer."""
     if width % heads:
-        raise UsageError(f"network: heads {heads} must divide the width {width}")
+        raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number")
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -144,17 +144,17 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-LEVELS = "Those multiples, one for each level; each is half the size of the one before."
+LEVELS = "Width of each level as a multiple of channels; each level has half the image size of the level before."
 
 
 @dataclass(frozen=True)
 class LevelsConfig(NetworkConfig):
-    """Config of a U-Net. levels: width multipliers of `channels`; each level has half the size of the one before.
+    """Config of a U-Net. levels: width multipliers of `channels`; each level has half the image size of the level before.
 
     Raises UsageError if the image is too small for so many levels.
     """
 
-    channels: Width = explained("Width; each level's is a multiple of it. A multiple of 4.")
+    channels: Width = explained("Base width in channels, a multiple of 4.")
     levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
     blocks: Depth = explained("Residual blocks in each level.")
 
@@ -179,7 +179,7 @@ class LevelsConfig(NetworkConfig):
         return -(-self.image_size >> self.halvings) << self.halvings
 
     def cut(self, out: Tensor) -> Tensor:
-        """Remove the padding of [B, C, side, side]. The result is not a view, because FSDP attaches hooks to the output."""
+        """Remove the padding of an output [B, C, side, side]. The result is not a view, because FSDP adds hooks to it."""
         if self.side == self.image_size:
             return out
         return out[..., : self.image_size, : self.image_size].contiguous(memory_format=torch.channels_last)
@@ -189,10 +189,10 @@ class LevelsConfig(NetworkConfig):
 class AttendedConfig(LevelsConfig):
     """Config of a U-Net with attention at some sizes. Levels may be fractions if they make whole numbers of channels."""
 
-    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
+    attention: tuple[int, ...] = explained("Image sizes in pixels at which the blocks have self-attention.")
 
     def width(self, depth: int) -> int:
-        """Return the number of channels of a level."""
+        """Return the number of channels of the level at `depth`; 0 is the full image size."""
         return round(self.channels * self.levels[depth])
 
     def for_size(self, image_size: int) -> Self:
@@ -202,7 +202,7 @@ class AttendedConfig(LevelsConfig):
 
 
 class LevelsNetwork(Network):
-    """Base of U-Nets, whose units are residual blocks. `add_blocks` fills the lists `down` and `up`, and makes `middle`."""
+    """Base of U-Nets, whose residual blocks FSDP shards separately. `add_blocks` fills `down` and `up`, and makes `middle`."""
 
     down: nn.ModuleList
     middle: nn.ModuleList
@@ -242,7 +242,7 @@ class LevelsNetwork(Network):
         return [*self.down, *self.middle, *self.up]
 
     def walk(self, x: Tensor, code: Tensor) -> Tensor:
-        """Run all blocks on the first layer's output, with skip connections from the way down to the way up."""
+        """Run all blocks on the first layer's output x, with skip connections. code: [B, width], the conditioning."""
         skips = [x]
         for block in self.down:
             x = self.through(block, x, code)
@@ -256,7 +256,7 @@ class LevelsNetwork(Network):
 
 @torch.library.custom_op("elbo::level_number", mutates_args=())
 def level_number(logsnr: Tensor, code: str) -> Tensor:
-    """Return the level code of λ [B], [B], in the precision of λ. code: a SPEC of LEVEL_CODES.
+    """Return the number that tells a network its noise level λ [B]: [B], in the precision of λ. code: SPEC of a level code.
 
     A custom operator, because torch.compile can't trace the curve of timesteps, which SciPy computes once on the CPU.
     """
@@ -274,7 +274,7 @@ _level_code = lru_cache(parse_level_code)
 class Fourier(nn.Module):
     """Fourier embedding of λ: [B] → [B, channels], cosines and sines of a level code at frequencies from 1 to 1e-4.
 
-    code: a SPEC of LEVEL_CODES.
+    code: SPEC of a level code.
     """
 
     def __init__(self, channels: int, code: str = CODE):
@@ -346,7 +346,7 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """Apply a linear layer to an embedding of λ in at least float32; on CUDA in float64.
 
     Neither bf16 nor TF32 has enough digits to separate neighbouring λ. CUDA may use TF32 for float32, but not for float64.
-    Sharded weights arrive in the lower precision.
+    FSDP may hand over sharded weights in a lower precision.
     """
     kept = torch.promote_types(weight.dtype, torch.float32)
     wide = torch.float64 if x.is_cuda else kept
@@ -375,7 +375,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
 
 def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Compute self-attention over pixels: queries, keys and values [B, 3C, H, W] → [B, C, H, W]. normed: normalises them."""
+    """Compute self-attention over pixels: qkv [B, 3C, H, W] → [B, C, H, W]. normed: applied to queries, keys and values."""
     batch, channels, height, width = qkv.shape
     # Flash attention needs a pixel's channels contiguous; with sharded weights they are not.
     qkv = qkv.contiguous(memory_format=torch.channels_last)
@@ -385,7 +385,7 @@ def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | 
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels. heads: 0 uses `heads_of`. normed: function channels → norm layer."""
+    """Self-attention over pixels. heads: number of heads; 0: `heads_of` the channels. normed: function channels → norm layer."""
 
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
         super().__init__()
@@ -402,7 +402,8 @@ class Block(nn.Module):
     """Residual block: convolution, scale and shift by the conditioning, convolution; optionally halves or doubles the size.
 
     The skip is concatenated inside the block, so that activation checkpointing keeps no copy of the concatenation.
-    attention: whether attention follows. heads, normed: as in Attention.
+    cin, cout: channels in and out. width: of the conditioning. attention: whether attention follows.
+    resample: as in `resized`, before the first convolution. heads, normed: as in Attention.
     """
 
     def __init__(
@@ -442,21 +443,21 @@ class UNetConfig(AttendedConfig):
     Raises UsageError if the image is too small for the levels, or heads or groups don't divide the channels.
     """
 
-    middle_attention: bool = explained("Whether the middle, at the smallest size, has it too.", default=True)
-    heads: Count = explained("Heads of all attention; 0: as many as head_width makes.", default=0)
+    middle_attention: bool = explained("Whether the middle blocks have self-attention, too.", default=True)
+    heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
     head_width: Size = explained(
-        "Channels of a head; wider where that does not divide a level's, one head where it is more.", default=HEAD_WIDTH
+        "Head channels, rounded up to a divisor of a level's channels, or down to all of them.", default=HEAD_WIDTH
     )
-    groups: Count = explained("Groups of every norm; 0: 32, or fewer, of 4 channels each.", default=0)
-    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("What norms add to the variance.", default=EPS)
-    embedding: Count = explained("Width of the code of the noise level and the class; 0: 4 times channels.", default=0)
+    groups: Count = explained("Groups of every group norm; 0: up to 32 groups of at least 4 channels.", default=0)
+    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("Number that norms add to the variance.", default=EPS)
+    embedding: Count = explained("Width of the embedding of noise level and class; 0: 4 times channels.", default=0)
     code: str = explained(
-        "The number that the network is told of the noise level, by its cosines and sines: logsnr:factor=0.5 is "
-        "-ln sigma, t:linear a timestep of 1000.",
+        "Level code: the number that tells the network its noise level, through cosines and sines. logsnr:factor=0.5 is "
+        "-ln sigma; t:linear is a timestep of 1000.",
         default=CODE,
     )
     variance: bool = explained(
-        "Whether the last layer gives twice the channels, for a learned variance, which only imported weights have.",
+        "Whether the network also outputs a learned variance, in twice the channels; only imported weights have one.",
         default=False,
     )
 
@@ -475,7 +476,7 @@ class UNetConfig(AttendedConfig):
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")
 class UNet(LevelsNetwork):
-    """ADM U-Net of a UNetConfig. Its units are the residual blocks."""
+    """ADM U-Net of a UNetConfig. FSDP shards its residual blocks separately."""
 
     def __init__(self, config: UNetConfig):
         super().__init__(config)
@@ -495,7 +496,7 @@ class UNet(LevelsNetwork):
         self.last = zeroed(nn.Conv2d(now, config.image_channels * (1 + config.variance), 3, padding=1))
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the output of the last layer: [B, C, H, W], or [B, 2C, H, W] with a learned variance. See Network."""
+        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
         code = self.conditioning(logsnr, labels)
         x = self.walk(self.first(self.config.padded(z)), code)
         return self.config.cut(self.last(self.norm(x, silu=True)))

@@ -24,7 +24,7 @@ Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
-    """Data that a preset was made for. image_size: side in pixels, or of latents. classes: 1 is unconditional."""
+    """Data that a preset was made for. image_size: side in pixels, or of latents. classes: 1 means unconditional."""
 
     image_size: Least1
     channels: Least1
@@ -36,7 +36,8 @@ class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
 class PresetAbout(Record, frozen=True):
     """Conditions under which elbo chooses a preset automatically.
 
-    pixels: smallest and largest image size; of latents if `kind` is latents. images: least number; None: never choose it.
+    pixels: smallest and largest image size. kind: `latents` if the preset, and these sizes, are for latents.
+    images: smallest number of images; None: the preset is never chosen.
     gpu: whether the preset is meant for a GPU, which also sets the default precision.
     """
 
@@ -50,7 +51,7 @@ class PresetAbout(Record, frozen=True):
 class Preset(Record, frozen=True, forbid_unknown_fields=True):
     """Contents of a preset file.
 
-    network: section for config_of. train: settings by name, and `shift`. Their readers check the keys.
+    network: family and config of the network, for config_of. train: settings of training by name, and `shift`.
     about: ignored in users' presets, which are never chosen automatically. data: None if not stated.
     """
 

@@ -47,7 +47,7 @@ def open_source(
     parts = []
     for root in roots:
         with reading(root, kind=DataError):
-            parts.append(list_source(root, labels is not None, len(roots) > 1, skip, ours))
+            parts.append(list_source(root, len(roots) > 1, skip, ours))
     if len(parts) == 1 and parts[0].numbered and labels is classes is None:
         return parts[0]
     known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
@@ -94,10 +94,9 @@ def _words_of(images: Images) -> list[Word | None]:
 # One source
 
 
-def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequence[str]) -> Images:
+def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
     """List the images of one source.
 
-    any_depth: whether --labels gives the classes, so that folders are not classes.
     among: whether there are other sources. A source without class folders is then a class or shard, named in its file names.
     skip: as in `open_source`. ours: names of the files of --labels and --classes, which may lie among the images.
     Raises DataError or FormatError if no images can be packed.
@@ -117,7 +116,7 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
             # OUT and the files of --labels and --classes may be in the folder of the images.
             elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
                 entries[name] = ref
-        images, stem = _sort_files(entries, prefix, stem, any_depth, among)
+        images, stem = _sort_files(entries, prefix, stem, among)
     elif kind.form == "parts":
         folder = {path.name: Span(str(path)) for path in root.parent.iterdir()}
         images = kind.open([root.name], folder)
@@ -145,10 +144,10 @@ def _order(name: str) -> bytes:
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
-def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
+def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
     """Sort the files of a folder or an archive into classes. Names of folders end with a slash.
 
-    prefix, stem: text before file names in messages, and the source's name. any_depth, among: as in `list_source`.
+    prefix, stem: text before file names in messages, and the source's name. among: as in `list_source`.
     Returns the images, whose labels are None if they are all of one class, and the name of that class.
     """
     # A single folder at the top, as many archives have, is skipped.

@@ -223,7 +223,9 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
     shape = (network.image_size, network.image_size, network.image_channels)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
-    at_once, images = -(-count // count_parts(count, 1, max(map(len, state.batches.parts)))), list[Tensor]()
+    # The smallest part of any process: ranks of a sharded network must do equally many forward passes.
+    part_size = settings.batch // state.world.size // len(state.batches.parts)
+    at_once, images = -(-count // count_parts(count, 1, part_size)), list[Tensor]()
     with state.averaged():
         for start in range(0, count, at_once):
             places, part = range(start, start + at_once), None

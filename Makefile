@@ -127,7 +127,7 @@ bench: $(VENV)/.ready
 DEVICE ?= cuda
 gpu:
 	@if [ -e $(VENV)/.ready ]; then python=$(BIN)/python; \
-	elif $(PYTHON) -c 'import torch, h5py, click, yaml, tqdm, safetensors, jinja2, PIL' 2>/dev/null; then python=$(PYTHON); \
+	elif $(PYTHON) -c 'import torch, h5py, click, yaml, tqdm, safetensors, jinja2, PIL, matplotlib' 2>/dev/null; then python=$(PYTHON); \
 	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tests/gpu/run.py --device $(DEVICE)
 
 dist: $(VENV)/.ready

@@ -111,16 +111,14 @@ docs: $(VENV)/.ready
 	mv docs/odd-images.md.new docs/odd-images.md
 	$(BIN)/python tests/presets/page.py docs/presets.md > docs/presets.md.new
 	mv docs/presets.md.new docs/presets.md
-	$(BIN)/python tests/formats.py docs/formats.md > docs/formats.md.new
-	mv docs/formats.md.new docs/formats.md
-	sed '/^## Measured/q' docs/ablation.md > docs/ablation.md.new
-	echo >> docs/ablation.md.new
-	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/ablation.md.new
-	mv docs/ablation.md.new docs/ablation.md
-	sed '/^## Measured/q' docs/sweep.md > docs/sweep.md.new
-	echo >> docs/sweep.md.new
-	$(BIN)/python examples/sweep/tabulate.py examples/sweep/results.jsonl >> docs/sweep.md.new
-	mv docs/sweep.md.new docs/sweep.md
+	$(BIN)/python tests/formats.py docs/datasets.md > docs/datasets.md.new
+	mv docs/datasets.md.new docs/datasets.md
+	sed '/^## Measured/q' docs/experiments.md > docs/experiments.md.new
+	printf '\n### Digits\n\n' >> docs/experiments.md.new
+	$(BIN)/python examples/ablation/ablation.py examples/ablation/results.jsonl >> docs/experiments.md.new
+	printf '\n### Fashion-MNIST\n\n' >> docs/experiments.md.new
+	$(BIN)/python examples/sweep/tabulate.py examples/sweep/results.jsonl >> docs/experiments.md.new
+	mv docs/experiments.md.new docs/experiments.md
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/run.py
@@ -129,7 +127,7 @@ bench: $(VENV)/.ready
 DEVICE ?= cuda
 gpu:
 	@if [ -e $(VENV)/.ready ]; then python=$(BIN)/python; \
-	elif $(PYTHON) -c 'import torch, h5py, click, yaml, tqdm, safetensors, jinja2, PIL' 2>/dev/null; then python=$(PYTHON); \
+	elif $(PYTHON) -c 'import torch, h5py, click, yaml, tqdm, safetensors, jinja2, PIL, matplotlib' 2>/dev/null; then python=$(PYTHON); \
 	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tests/gpu/run.py --device $(DEVICE)
 
 dist: $(VENV)/.ready

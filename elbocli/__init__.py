@@ -1,6 +1,6 @@
 """elbo: diffusion objectives as weightings over noise levels.
 
-The Python API is what `__init__.pyi` lists, imported on first use: `elbo --help` needs none of it.
+`__init__.pyi` lists the names of the Python API. Each is imported on first use, so that `elbo --help` stays fast.
 """
 
 from functools import cache
@@ -11,7 +11,7 @@ from elbocli.version import __version__ as __version__
 
 @cache
 def _homes() -> dict[str, str]:
-    """The module of each name, as the type checker reads it too."""
+    """Map each public name to its module, as listed in `__init__.pyi`."""
     import re
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The console script, and `python -m elbocli` for launchers that take a module. Imports nothing that takes long."""
+"""Entry point of the console script and of `python -m elbocli`. Imports only fast modules."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ STDERR = 2
 
 
 def end(signum: int, frame: FrameType | None) -> None:
-    """End the process at once with the exit code by which shells tell the signal; the next command removes what is half written.
+    """End the process at once, with the exit code that shells use for the signal; the next command removes partial files.
 
-    An exception could come in the middle of an import or of a finalizer, which would turn it into a traceback.
+    This handler raises no exception, because an import or a finalizer would turn it into a traceback.
     """
     try:
         if os.environ.get("RANK", "0") == "0" and sys.argv[1:]:
@@ -22,7 +22,7 @@ def end(signum: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command line. Commands that save their work take the signals themselves."""
+    """Install signal handlers and run the command line. Commands that save their work replace these handlers."""
     if os.name != "posix":
         sys.exit(
             "elbo: error: this system lacks fcntl and fork, which elbo needs; run it on Linux, or on Windows within WSL"

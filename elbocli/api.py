@@ -1,6 +1,6 @@
-"""The Python API: weightings, schedules, a loss for any network in anyone's loop, samplers, the bound, runs.
+"""The Python API: weightings, schedules, a loss for any training loop, samplers, the bound, and trained runs.
 
-`import elbocli` gives these names, and imports nothing heavy until one of them is used. docs/python.md shows them at work.
+`import elbocli` provides these names and imports torch only when one of them is first used. docs/python.md is a tutorial.
 """
 
 import math
@@ -34,14 +34,17 @@ from elbocli.runtime.device import Precision, choose_device, sent
 from elbocli.train.batches import channels_first
 
 LARGEST_RMS = 10.0
-"""Root mean square of a batch above which data are not scaled to about [−1, 1]."""
+"""Largest root mean square of a batch that DiffusionLoss accepts as data in about [−1, 1]."""
 
 
 def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: int | None = None) -> Weighting:
-    """w(λ) of a SPEC, as `elbo train --weighting` takes it: `sigmoid:bias=2`, `edm:monotone`, `v-mse@cosine`.
+    """Return the weighting w(λ) that a SPEC describes.
 
-    shift: w(λ) → w(λ − shift). monotone: held constant left of its peak. size: of the images in pixels, for a schedule
-    within the spec that depends on it. Raises UsageError for an unknown name or parameter, FormatError for a bad file.
+    spec: as in `elbo train --weighting`: `sigmoid:bias=2`, `edm:monotone`, `v-mse@cosine`.
+    shift: replace w(λ) by w(λ − shift).
+    monotone: hold w constant left of its peak, so that w never increases in λ.
+    size: image size in pixels, for a schedule within the spec that depends on the image size.
+    Raises UsageError for an unknown name or parameter, FormatError for an unreadable file.
     Source: Kingma & Gao 2023.
     """
     return resolve_weighting(spec, shift=shift, monotone=monotone, size=size)
@@ -50,32 +53,76 @@ def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: in
 def schedule(
     spec: str, logsnr_min: float | None = None, logsnr_max: float | None = None, *, size: int | None = None
 ) -> Schedule:
-    """λ(t) of a SPEC or of a file that `elbo adapt` wrote, truncated to [logsnr_min, logsnr_max].
+    """Return the schedule λ(t) of a SPEC or of a schedule file, truncated to [logsnr_min, logsnr_max].
 
-    None leaves that end where the schedule has it. size: of the images in pixels, for schedules that depend on it.
-    Raises UsageError, FormatError.
+    spec: `cosine`, `edm:mean=-0.4,std=1`, or the path of a file that `elbo adapt` wrote.
+    logsnr_min, logsnr_max: range of λ; None keeps the schedule's own end.
+    size: image size in pixels, for schedules that depend on the image size.
+    Raises UsageError for an unknown name or a range that the schedule does not cover, FormatError for an unreadable file.
     """
     return resolve_schedule(spec, logsnr_min, logsnr_max, size=size)
 
 
 def prediction(spec: str) -> Prediction:
-    """The prediction of a SPEC, which says what a network outputs: `eps`, `x`, `v`, `u`, `edm:sigma_data=0.5`. Raises UsageError."""
+    """Return the prediction of a SPEC: the quantity that a network outputs.
+
+    spec: `eps`, `x`, `v`, `u`, `edm:sigma_data=0.5`.
+    Raises UsageError for an unknown name or parameter.
+    """
     return Prediction(spec)
 
 
 def sampler(spec: str) -> Sampler:
-    """A sampler as `elbo sample --sampler` takes it: `ddpm`, `heun:s_churn=40`, `dpmpp-2m`. Raises UsageError."""
+    """Return the sampler of a SPEC.
+
+    spec: as in `elbo sample --sampler`: `ddpm`, `heun:s_churn=40`, `dpmpp-2m`.
+    Raises UsageError for an unknown name or parameter.
+    """
     return parse_sampler(spec)
 
 
 class DiffusionLoss:
-    """The weighted loss L_w of any network, sampled under any schedule: what `elbo train` minimises, for one's own loop.
+    """Weighted diffusion loss of any network, for your own training loop.
 
-    weighting, schedule, prediction: objects, or SPECs; the schedule may be "adaptive". logsnr_min, logsnr_max: the range
-    of λ; unless given, that of a Schedule object, or −15 to 15. floor: least density of an adaptive schedule, as a share of
-    uniform. seed: times and noise are functions of it and of how many images came before. rank, ranks: this process of how
-    many, each with batches of the same size; together they draw a batch of low-discrepancy times.
-    Raises UsageError. Source: Kingma & Gao 2023, the weighted loss, importance-sampled by the schedule.
+    Each call draws a time t for every example, noises the example to z = αx + σε at λ(t), calls the network, and returns
+    the terms of the weighted loss per dimension, importance-sampled by the schedule:
+
+        L_w/D = ½ E_t[(w/p)(λ_t) ‖ε − ε̂‖²/D]
+
+    where w is the weighting and p the density of the schedule. ``elbo train`` minimises the same loss. A SPEC is text as on
+    the command line, such as ``"edm:mean=-0.4,std=1"``. An adaptive schedule is uniform in λ until ``adapt`` refits it.
+
+    Args:
+        weighting (Weighting or str): The weighting w(λ), or its SPEC. Default: ``"sigmoid:bias=2"``
+        schedule (Schedule or str): The schedule that draws λ, its SPEC, a file, or ``"adaptive"``. Default: ``"cosine"``
+        prediction (Prediction or str): The quantity that the network outputs, or its SPEC. Default: ``"v"``
+        logsnr_min (float, optional): Lower end of the range of λ. Default: that of a Schedule object, else ``-15``
+        logsnr_max (float, optional): Upper end of the range of λ. Default: that of a Schedule object, else ``15``
+        floor (float): Least density of an adaptive schedule, as a fraction of the uniform density. Default: ``0.01``
+        t_sampling (str): Draw of times, ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
+        seed (int): Times depend on the seed and the step, noise on the seed and the images seen before. Default: ``0``
+        rank (int): Rank of this process. Default: ``0``
+        ranks (int): Number of processes. All use the same batch size, and share equally spaced times. Default: ``1``
+
+    Shape:
+        - x: [B, …], floating point, data scaled to about [−1, 1]
+        - Output: ``LossTerms``, whose ``loss`` (in nats per dimension), ``eps_mse`` and ``logsnr`` have shape [B]
+
+    Raises:
+        UsageError: for an invalid argument, or a range of λ that the schedule does not cover.
+        FormatError: for an unreadable file.
+
+    Source: Kingma & Gao 2023, arXiv:2303.00848.
+
+    Example::
+
+        >>> loss = elbocli.DiffusionLoss("sigmoid:bias=2", "adaptive", "v", logsnr_min=-10, logsnr_max=10)
+        >>> for x, labels in loader:
+        ...     terms = loss(network, x, labels)
+        ...     terms.loss.mean().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> loss.adapt(loss.take_sums())  # after each epoch: refit the adaptive schedule
     """
 
     def __init__(
@@ -113,21 +160,29 @@ class DiffusionLoss:
         return f"DiffusionLoss({self._loss()})"
 
     def __call__(self, network: Network, x: Tensor, labels: Any = None, *, eps: Tensor | None = None) -> LossTerms:
-        """Show the network a batch at one λ for each example, and score its output.
+        """Compute the loss of a batch, count one step, and record the errors for ``take_sums``.
 
-        x: [B, …] float32, data scaled to about [−1, 1]; the first batch is checked for that. labels: handed to the network
-        as they are. eps: noise shaped like x, drawn here unless given. Counts a step; the errors are remembered for
-        `take_sums`. Raises UsageError.
+        Args:
+            network (Callable): Module or function ``(z, logsnr, labels) → out``, where ``out`` has the shape of ``z``.
+            x (Tensor): Data, [B, …], floating point, scaled to about [−1, 1]; the scale of the first batch is checked.
+            labels (Any, optional): Passed to the network unchanged. Default: ``None``
+            eps (Tensor, optional): Noise of the shape of ``x``. Default: drawn from the seed
+
+        Returns:
+            LossTerms: the loss, unweighted error and λ of each example, and the network's output.
+
+        Raises:
+            UsageError: if ``x``, ``eps`` or the network's output has the wrong type or shape, or ``x`` the wrong scale.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2:
-            raise UsageError("x: expected a tensor of floats [B, …]; elbocli.normalised makes them of pixels")
+            raise UsageError("x: expected a float tensor of shape [B, …]; convert pixels with elbocli.normalised")
         size, first = len(x), self.rank * len(x)
         t = times(self._t, self.step, size * self.ranks, self.t_sampling)[first : first + size]
         if eps is None:
             places = range(self.images + first, self.images + first + size)
             eps = sent(self._noise.normal(places, (*x.shape[2:], x.shape[1])), x.device).movedim(-1, 1)
         if eps.shape != x.shape:
-            raise UsageError(f"eps is {[*eps.shape]}; expected a tensor shaped like x, {[*x.shape]}")
+            raise UsageError(f"eps has shape {[*eps.shape]}; expected the shape of x, {[*x.shape]}")
         if self._sums is None:
             if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
                 raise UsageError(
@@ -141,17 +196,24 @@ class DiffusionLoss:
         return terms
 
     def take_sums(self) -> Tensor:
-        """[3, bins] float64 on the CPU: count, sum and sum of squares of eps_mse in each bin of λ since the last call.
+        """Return the statistics of ``eps_mse`` in each bin of λ since the last call, and reset them.
 
-        Each process has its own: add them up (`torch.distributed.all_reduce`) before they are logged or adapted to.
-        Waits for the device.
+        Every process has its own statistics: add them up with ``torch.distributed.all_reduce`` before you log them or
+        pass them to ``adapt``. The call waits for the device.
+
+        Returns:
+            Tensor: count, sum and sum of squares, [3, bins], float64, on the CPU.
         """
         if self._sums is None:
             return torch.zeros(3, len(self.edges) - 1, dtype=torch.float64)
         return self._sums.take()
 
     def adapt(self, sums: Tensor) -> None:
-        """Let an adaptive schedule or a learned weighting follow the errors that `take_sums` gave; else change nothing."""
+        """Refit an adaptive schedule or a learned weighting to new errors; otherwise do nothing.
+
+        Args:
+            sums (Tensor): Statistics from ``take_sums``, [3, bins], added up over all processes.
+        """
         if self.adaptive is not None:
             self.adaptive.update(sums)
         self._follow()
@@ -161,21 +223,32 @@ class DiffusionLoss:
         self.weighting, self.schedule = followed(self.adaptive, *now)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that a checkpoint needs to go on as if nothing had happened. Take the sums before, or they are lost."""
+        """Return the state for a checkpoint, as a dict that ``load_state_dict`` restores.
+
+        Call ``take_sums`` first: statistics that were not taken are not part of the state.
+        """
         state = None if self.adaptive is None else self.adaptive.state.clone()
         return {"step": self.step, "images": self.images, "adaptive": state, "loss": self._loss()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`. Raises KeyError when it is none, UsageError when it is of another loss."""
+        """Restore the state that ``state_dict`` returned.
+
+        Args:
+            state (dict): State of a loss with the same weighting, prediction, range of λ and kind of schedule.
+
+        Raises:
+            UsageError: if the state belongs to a loss with other settings.
+            KeyError: if an entry is missing.
+        """
         if (loss := state.get("loss", self._loss())) != self._loss():
-            raise UsageError(f"the state is of another loss: {loss}; this one is {self._loss()}")
+            raise UsageError(f"the state is of another loss: expected {self._loss()}, found {loss}; use equal settings")
         self.step, self.images = state["step"], state["images"]
         if self.adaptive is not None:
             self.adaptive.state.copy_(state["adaptive"])
         self._follow()
 
     def _loss(self) -> str:
-        """All that the state depends on; a schedule that stays is not among it."""
+        """Describe the settings that a state must match; a fixed schedule is not among them."""
         kind = "" if self.adaptive is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
@@ -183,7 +256,7 @@ class DiffusionLoss:
 def _on_range(
     schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False
 ) -> Schedule:
-    """A schedule truncated to [low, high]. None: the end that a Schedule object has, else `usual` has, else −15 or 15."""
+    """Truncate a schedule to [low, high]. An end of None is that of a Schedule object, else that of `usual`, else ±15."""
     ends = usual if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0
     high = high if high is not None else ends.logsnr_max if ends else 15.0
@@ -193,16 +266,16 @@ def _on_range(
 
 
 def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) -> Prediction:
-    """The prediction given, else that of the loss."""
+    """Return the given prediction, or else that of the loss. Raises UsageError if both are None."""
     if prediction is None and loss is None:
-        raise UsageError("say what the network predicts: prediction='v', or loss=, its DiffusionLoss")
+        raise UsageError("the network's prediction is unknown; pass prediction='v', or its DiffusionLoss as loss=")
     chosen = prediction or loss.prediction  # type: ignore[union-attr]
     return Prediction(chosen) if isinstance(chosen, str) else chosen
 
 
 def _labels(labels: Any, n: int) -> Tensor | None:
     if labels is not None and len(labels) != n:
-        raise UsageError(f"{len(labels)} labels for {n} examples; give one for each")
+        raise UsageError(f"labels has {len(labels)} entries for {n} examples; pass one label for each example")
     return None if labels is None else torch.as_tensor(labels)
 
 
@@ -229,13 +302,23 @@ def draw(
     device: torch.device | str = "auto",
     precision: str = "fp32",
 ) -> Tensor:
-    """Draw n examples [n, *shape] float32 from a trained network: example i is a function of the seed and i alone.
+    """Draw n examples from a trained network. Example i depends only on the seed and i.
 
-    prediction, logsnr_min, logsnr_max: those of `loss` unless given; without it the range is −15 to 15, and a Schedule
-    object brings its own. shape: (channels, height, width), or any other. labels: [n], −1 being no class, which guidance
-    other than 1 needs the network to know. steps, schedule, spacing: the sampler's usual ones unless given. start: `unit`
-    noise, or `edm`. precision: fp32, which is strict; tf32, bf16 or fp16. A CUDA device becomes the current one. The
-    network should be in eval mode. Raises UsageError.
+    network: a callable `(z, logsnr, labels) → out`, in eval mode.
+    prediction: the quantity that the network outputs; default: that of `loss`.
+    shape: of one example, such as (channels, height, width).
+    loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
+    labels: [n], where −1 means "no class". Guidance other than 1 needs labels, and a network that knows "no class".
+    steps, schedule, spacing: the sampler's defaults unless given.
+    logsnr_min, logsnr_max: range of λ; default: that of a Schedule object, else that of `loss`, else −15 to 15.
+    guidance: scale of classifier-free guidance; 1 is none.
+    start: `unit` starts from z = ε, `edm` from z = σε.
+    clip: `none`, `static` or `dynamic` clipping of x̂.
+    batch: examples per call of the network.
+    device: a CUDA device becomes torch's current device.
+    precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
+    Returns [n, *shape], float32.
+    Raises UsageError for an invalid argument, or an output of the wrong shape.
     """
     chosen, what = parse_sampler(sampler) if isinstance(sampler, str) else sampler, _predicted(prediction, loss)
     steps = chosen.traits.steps if steps is None else steps
@@ -243,7 +326,7 @@ def draw(
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
     if guidance != 1 and labels is None:
-        raise UsageError(f"guidance {guidance:g} needs labels, [{n}]; without them there is nothing to guide to")
+        raise UsageError(f"guidance {guidance:g} needs labels of shape [{n}]; pass labels=, or leave guidance at 1")
     drawn, arithmetic = [], Precision(precision, place)
     for first in range(0, n, batch):
         indices = range(first, min(first + batch, n))
@@ -276,14 +359,18 @@ def variational_bound(
     device: torch.device | str = "auto",
     precision: str = "fp32",
 ) -> Bound:
-    """The variational bound on −log p of images under anyone's network, with its terms and their standard errors.
+    """Return the variational bound on −log p of images under a network, with its terms and their standard errors.
 
-    prediction, logsnr_min, logsnr_max: as `draw` takes them; the network must have been trained on these levels.
-    pixels: [N, C, H, W] or [N, H, W, C] uint8, C being 1 or 3, at least two; the network sees them in [−1, 1]. labels: [N],
-    or None. schedule: of the draws; it changes the errors, not the expectation. draws: noise levels for each image, an even
-    number. population: how many images these are chosen from, for the errors of bpd and nats; inf is a distribution. batch:
-    inputs of the network at a time. device, precision: as `draw` takes them.
-    Raises UsageError, NonFiniteError. Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
+    prediction, loss, logsnr_min, logsnr_max: as in `draw`; the network must have been trained on this range of λ.
+    pixels: [N, C, H, W] or [N, H, W, C], uint8, C = 1 or 3, N ≥ 2; the network sees them scaled to [−1, 1].
+    labels: [N], or None.
+    schedule: draws the noise levels; it changes the standard errors, not the expectation.
+    draws: noise levels per image, an even number.
+    population: number of images that the given images were sampled from, for the standard errors; inf for a distribution.
+    batch: inputs per call of the network.
+    device, precision: as in `draw`.
+    Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.
+    Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     what, schedule = _predicted(prediction, loss), _on_range(schedule, logsnr_min, logsnr_max, loss)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
@@ -299,11 +386,14 @@ def variational_bound(
 def open_run(
     path: Path | str, device: torch.device | str = "auto", weights: str = "ema", plugins: Sequence[Path | str] = ()
 ) -> TrainedRun:
-    """A run that `elbo train` wrote, or one of its checkpoints, with its network in eval mode on the device.
+    """Open a run of `elbo train`, or one of its checkpoints, with the network in eval mode on a device.
 
-    weights: `ema` (the run's first average), `model` (the last weights), another average's name, or a file of
-    `elbo ema`. plugins: files to run first, as `--plugin` does, after those that ELBO_PLUGIN names. Warns of a damaged
-    checkpoint that is passed over, and of a plug-in that has changed. Raises FormatError, DataError, UsageError.
+    path: folder of the run or of a checkpoint.
+    weights: `ema` (the run's first average), `model` (the last weights), the name of another average, or a file that
+        `elbo ema` wrote.
+    plugins: plug-in files to run first, as with `--plugin`; the files in ELBO_PLUGIN run before them.
+    Warns if a damaged checkpoint is skipped, or a plug-in has changed.
+    Raises FormatError or DataError for an unusable run, UsageError for an invalid argument.
     """
     from elbocli.files.plugins import run_plugin
     from elbocli.run.open import open_run as opened
@@ -314,5 +404,8 @@ def open_run(
 
 
 def open_dataset(path: Path | str) -> Dataset:
-    """A dataset that `elbo prep` packed, images or latents, read through a memory map. Raises FormatError, DataError."""
+    """Open a dataset of images or latents that `elbo prep` wrote, as a memory map.
+
+    Raises FormatError or DataError for an unusable file.
+    """
     return Dataset(Path(path), latents=True)

@@ -1,24 +1,24 @@
-"""The ways a run can fail, each with its exit code. Knows nothing of the command line."""
+"""Exception classes, with the exit codes of the command line."""
 
 
 class ElboError(Exception):
-    """Something the user can understand and act on: the message names what, where and the remedy."""
+    """Base class of errors that the user can fix; the message names the path, the problem and the remedy."""
 
     exit_code = 1
 
 
 class UsageError(ElboError):
-    """The user asked for what can't be: an unknown name, a value out of range, settings that contradict."""
+    """Invalid request: an unknown name, a value out of range, contradictory settings."""
 
     exit_code = 2
 
 
 class FormatError(ElboError):
-    """A file is not what it should be."""
+    """A file has the wrong format, or is damaged."""
 
 
 class DataError(ElboError):
-    """The data can't be used: an image that doesn't decode, an empty folder, a stream cut short."""
+    """Data are missing or unusable: an image that can't be decoded, an empty folder, a truncated stream."""
 
 
 class NonFiniteError(ElboError):
@@ -28,7 +28,7 @@ class NonFiniteError(ElboError):
 
 
 class Interrupted(ElboError):
-    """A signal ended the run after it had saved its work."""
+    """A signal ended the run, after its work was saved."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -36,13 +36,13 @@ class Interrupted(ElboError):
 
 
 class PeerLost(ElboError):
-    """Another process of a run under torchrun is gone."""
+    """Another process of a run under torchrun has ended unexpectedly."""
 
 
 class ReaderGone(ElboError):
-    """The reader of a run's output has ended; as a shell says it, by SIGPIPE."""
+    """The reader of a run's output has closed the pipe; the exit code is that of SIGPIPE."""
 
     exit_code = 141
 
     def __init__(self) -> None:
-        super().__init__("nobody reads the output any more")
+        super().__init__("the reader of the output has closed the pipe")

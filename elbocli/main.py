@@ -1,4 +1,4 @@
-"""`elbo`: the group of commands, and the one place where errors become messages and exit codes."""
+"""`elbo`: the group of commands, and the conversion of errors to messages and exit codes."""
 
 import faulthandler
 import os
@@ -26,27 +26,42 @@ from elbocli.cli.commands import (
 from elbocli.errors import ElboError
 from elbocli.version import __version__
 
-COMMANDS = {
-    "adapt": "Fit a noise schedule to the loss logs of runs, for any weighting.",
-    "bound": "Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.",
-    "compare": "Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.",
-    "completion": "Print what makes SHELL complete command lines of elbo.",
-    "ema": "Make an average of RUN's weights after training.",
-    "eval": "Score SAMPLES against a reference; one JSON object.",
-    "grid": "Make the grid of noise levels on which a sampler draws from RUN with few steps.",
-    "import": "Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.",
-    "info": "Say what FILE is and how it was made, and show its images.",
-    "merge": "Make one dataset, OUT.h5, of several PARTs.",
-    "optimum": "Find the least error that any denoiser of DATA.h5 can have, at each noise level.",
-    "prep": "Pack images into one dataset, OUT.h5.",
-    "presets": "Look at presets: a network and training settings for a size of image.",
-    "report": "Show a run, or several side by side, on one page of HTML that needs no other file.",
-    "sample": "Draw images from RUN, or from one of its checkpoints.",
-    "train": "Train a denoiser on DATA.h5, under any weighting of the noise levels.",
-    "weights": "Look at weightings: how much each noise level counts.",
+GROUPS = {
+    "Data": {
+        "prep": "Pack images into one dataset, OUT.h5.",
+        "merge": "Make one dataset, OUT.h5, of several PARTs.",
+        "info": "Describe any file of elbo's, and show its images.",
+    },
+    "Training": {
+        "train": "Train a denoiser on DATA.h5, under any weighting.",
+        "adapt": "Fit a noise schedule to loss logs, for any weighting.",
+        "ema": "Make an average of RUN's weights after training.",
+        "import": "Make RUN of another program's checkpoint.",
+        "presets": "List networks and settings for sizes of images.",
+    },
+    "Sampling": {
+        "sample": "Draw images from RUN, or from one of its checkpoints.",
+        "grid": "Find the noise levels for sampling RUN in few steps.",
+    },
+    "Scores": {
+        "eval": "Score SAMPLES against a reference: FID and others.",
+        "compare": "Tell differences between scores from chance.",
+        "bound": "Measure the variational bound, in bits per dimension.",
+    },
+    "Analysis": {
+        "weights": "List, check and plot weightings.",
+        "optimum": "Find the least error that any denoiser can have.",
+        "report": "Show a run, or several, on one page of HTML.",
+    },
+    "Other commands": {
+        "completion": "Print a script that completes command lines in SHELL.",
+        "help": "Show the help of COMMAND.",
+    },
 }
-"""Name → the first sentence of its help. The command is elbocli.NAME.command.NAME, but for these:"""
+"""Heading in the help → name of a command → first sentence of its help."""
+COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
+    "help": "elbocli.main.help_",
     "completion": "elbocli.main.completion",
     "eval": "elbocli.evaluate.command.evaluate",
     "import": "elbocli.importer.command.import_",
@@ -54,9 +69,9 @@ ELSEWHERE = {
 
 
 class Commands(Group):
-    """A group that imports a command when it is asked for: the help of one costs nothing of the others'.
+    """Click group that imports a command's module only when the command is used, so that --help is fast.
 
-    Plug-ins add commands: files that --plugin or ELBO_PLUGIN names, and installed packages.
+    Plug-ins add commands: files named by --plugin or ELBO_PLUGIN, and installed packages.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -72,18 +87,21 @@ class Commands(Group):
         return ADDED.get(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        added = [(name, command.get_short_help_str(100)) for name, command in ADDED.items()]
-        with formatter.section("Commands"):
-            formatter.write_dl([*COMMANDS.items(), *added])
+        added = {name: command.get_short_help_str(60) for name, command in ADDED.items()}
+        for heading, rows in (GROUPS | ({"Plug-ins": added} if added else {})).items():
+            with formatter.section(heading):
+                formatter.write_dl([(f"{name:10}", text) for name, text in rows.items()])
 
 
 def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
-    """Say the version, with -v all else that matters, and end; or refuse -v without it."""
+    """Print the version (with -v also the environment) and exit; refuse -v without --version."""
     verbose = ctx.params.pop("verbose", False)
     if ctx.resilient_parsing or not (asked or verbose):
         return
     if not asked:
-        raise click.UsageError("-v before a command goes with --version; else it stands after it: elbo COMMAND -v", ctx)
+        raise click.UsageError(
+            "before a command, -v goes only with --version; put it after the command: elbo COMMAND -v", ctx
+        )
     click.echo(f"elbo {__version__}")
     for line in _environment() if verbose else ():
         click.echo(visible_lines(line))
@@ -91,7 +109,7 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
 
 
 def _environment() -> Iterator[str]:
-    """Yield lines that a report of a bug needs: versions of all packages, and all that torch says of this machine."""
+    """Yield lines for a bug report: versions of all packages, and torch's report on the machine."""
     from importlib import metadata
 
     yield from sorted(f"{package.name} {package.version}" for package in metadata.distributions())
@@ -111,27 +129,20 @@ def _environment() -> Iterator[str]:
     allow_from_autoenv=False,
     expose_value=False,
     callback=_say_version,
-    help="Say the version; with -v all that a report of a bug needs.",
-    more="That is the version of each package, and torch's own report on Python, the system, the devices and how torch was "
+    help="Print the version; with -v all facts for a bug report.",
+    more="These are the version of each package, and torch's own report on Python, the system, the devices and how torch was "
     "built.",
 )
 @option("-v", "--verbose", is_flag=True, is_eager=True, allow_from_autoenv=False, help="Say more, with --version.")
 def elbo() -> None:
-    """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score.
-
-    \b
-    elbo prep imagenet/ out.h5
-    elbo train --weighting sigmoid --bias 2
-    elbo sample run -n 64 | elbo eval --ref out.h5
-    elbo adapt run > schedule.yaml
-    """
+    """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score."""
 
 
 LATER_S = 10.0
-"""Time that ranks other than 0 wait after an error, so that rank 0 prints its own first: a launcher ends all when one ends."""
+"""Seconds that ranks other than 0 wait after an error, so that rank 0 prints its error before the launcher ends all ranks."""
 SIGNALLED = 128
-"""Exit codes from here on say by which signal a command ended, as shells do."""
-LESS = "do less at a time with a smaller --batch, in 'elbo train' a smaller --micro-batch or --activation-checkpointing"
+"""Number added to a signal's number for the exit code of a command that the signal has ended, as in shells."""
+LESS = "try a smaller --batch; in 'elbo train', a smaller --micro-batch or --activation-checkpointing"
 OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory|std::bad_alloc")
 SHELLS = ("bash", "zsh", "fish")
 
@@ -140,15 +151,15 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @common
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete command lines of elbo.
+    """Print a script that completes command lines in SHELL.
 
-    SHELL is bash, zsh or fish. Completed are commands and options, and names of weightings, schedules, predictions,
+    SHELL is bash, zsh or fish. The script completes commands, options, and names of weightings, schedules, predictions,
     presets and samplers.
 
     \b
-    bash, in ~/.bashrc:               eval "$(elbo completion bash)"
-    zsh, in ~/.zshrc after compinit:  eval "$(elbo completion zsh)"
-    fish:                             elbo completion fish > ~/.config/fish/completions/elbo.fish
+    bash, in ~/.bashrc: eval "$(elbo completion bash)"
+    zsh, in ~/.zshrc after compinit: eval "$(elbo completion zsh)"
+    fish: elbo completion fish > ~/.config/fish/completions/elbo.fish
     """
     from click.shell_completion import get_completion_class
 
@@ -157,23 +168,32 @@ def completion(shell: str) -> None:
     click.echo(kind(elbo, {}, "elbo", COMPLETE).source())
 
 
-elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # names that click suggests for an unknown one
+@click.command("help", cls=Command)
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@common
+def help_(words: tuple[str, ...]) -> None:
+    """Show the help of COMMAND."""
+    with elbo.make_context("elbo", [*words, "--help"]) as context:
+        elbo.invoke(context)
+
+
+elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # click suggests these names for an unknown command
 
 
 def share_cores() -> None:
-    """Let torch's threads sleep soon when they wait for each other, unless the user has said how long they spin.
+    """Shorten the busy-waiting of torch's OpenMP threads, unless the user has set it in the environment.
 
-    Spinning for the usual millisecond, two commands of a pipe on two cores slow each other down a hundredfold.
-    Must come before torch is imported.
+    With the default, two commands of a pipe on two cores slow each other down a hundredfold.
+    Must be called before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def extend_segments() -> None:
-    """Let CUDA's allocator extend its segments, which leaves fewer gaps, unless the user has said how it allocates.
+    """Turn on expandable segments in torch's CUDA allocator, against fragmentation, unless the user has configured it.
 
-    Must come before torch is imported.
+    Must be called before torch is imported.
     """
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads the second alone
     chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
@@ -182,9 +202,10 @@ def extend_segments() -> None:
 
 
 def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Print on stderr the error, or by which signal the command ended; return the exit code.
+    """Print an error, or the signal that ended the command, on stderr; return the exit code.
 
-    alone: no other process can say it, so ranks other than 0 print it too. Else they wait for rank 0.
+    where: name of the command. alone: whether this rank may be the only one with the error, so that it prints the error even
+    if it isn't rank 0; otherwise ranks other than 0 print nothing, and wait until rank 0 has printed.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
@@ -195,7 +216,7 @@ def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
 
 
 def _invoke(args: list[str]) -> int:
-    """Run a command line to its end, and flush what it prints; return the exit code."""
+    """Run a command line, flush standard output, and return the exit code."""
     try:
         if COMPLETE in os.environ:
             from click.shell_completion import shell_complete
@@ -212,13 +233,15 @@ def _invoke(args: list[str]) -> int:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run a command line; return the exit code. An error that is none of these is a bug of elbo's, and raised."""
+    """Run a command line, print errors as messages, and return the exit code. Unexpected errors are bugs, and are raised."""
     try:
         return _invoke(sys.argv[1:] if args is None else args)
     except (Exception, KeyboardInterrupt) as error:
         where, code, said = Command.path, getattr(error, "exit_code", 1), " ".join(str(error).split())[:200]
         no_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)) is not None
-        if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout once more at its end
+        if (
+            isinstance(error, OSError) and error.filename is None
+        ):  # Python flushes stdout again at exit, which would fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         match error:
             case click.ClickException():
@@ -245,9 +268,9 @@ def run(args: list[str] | None = None) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script: prepare the process, run the command line, exit."""
     if COMPLETE not in os.environ:
         share_cores()
         extend_segments()
-        faulthandler.enable()  # says where a process ends by SIGBUS, when a file is cut short while its mapped rows are copied
+        faulthandler.enable()  # prints a traceback on SIGBUS, which a memory-mapped file causes if it is truncated meanwhile
     sys.exit(run())

@@ -1,11 +1,11 @@
-"""Decorators for a plug-in, a file of one's own that declares more: docs/extending.md has an example of each.
+"""Decorators for plug-ins, Python files that add weightings, schedules, networks, …: docs/extending.md has examples.
 
     import elbocli.plugin as elbo
 
     @elbo.weighting("mine", formula="...", monotone=False, source="...")
     def mine(logsnr): ...
 
-A plug-in is named on the command line (`--plugin FILE.py`), or installed with an entry point of the group `elbo.plugins`.
+Name a plug-in on the command line (`--plugin FILE.py`), or install it with an entry point of the group `elbo.plugins`.
 """
 
 from elbocli.cli.commands import add_command as command

@@ -1,6 +1,6 @@
-"""elbo's own formats: objects made of their records, mutated objects, and the table of docs/formats.md.
+"""elbo's own formats: objects made of their records, mutated objects, and the table of docs/datasets.md.
 
-`python tests/formats.py docs/formats.md` prints that page with a new table.
+`python tests/formats.py docs/datasets.md` prints that page with a new table.
 """
 
 import importlib

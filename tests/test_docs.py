@@ -59,9 +59,9 @@ def test_pages_of_measurements_show_what_was_measured():
     ablation, tabulate = load(ROOT / "examples/ablation/ablation.py"), load(ROOT / "examples/sweep/tabulate.py")
     rows = ablation.gathered(ROOT / "examples/ablation/results.jsonl")
     assert sorted(tuple(row[key] for key in ablation.Cell._fields) for row in rows) == sorted(ablation.cells(3))
-    assert (ROOT / "docs/ablation.md").read_text().endswith(f"\n## Measured\n\n{ablation.summary(rows)}\n")
-    summary = tabulate.summary(tabulate.read(ROOT / "examples/sweep/results.jsonl"))
-    assert (ROOT / "docs/sweep.md").read_text().endswith(f"\n## Measured\n\n{summary}\n")
+    sweep = tabulate.summary(tabulate.read(ROOT / "examples/sweep/results.jsonl"))
+    tables = f"\n## Measured\n\n### Digits\n\n{ablation.summary(rows)}\n\n### Fashion-MNIST\n\n{sweep}\n"
+    assert (ROOT / "docs/experiments.md").read_text().endswith(tables)
     writer = load(ROOT / "examples/fashion/write_tutorial.py")
     figures = json.loads((ROOT / "docs/tutorial/figures.json").read_text())
     assert writer.page(figures) == (ROOT / "docs/tutorial.md").read_text(), "see examples/fashion/write_tutorial.py"
@@ -70,12 +70,13 @@ def test_pages_of_measurements_show_what_was_measured():
 # Names on pages
 
 
-def test_the_readme_has_a_row_for_every_command_and_page():
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+def test_a_table_has_a_row_for_every_command_and_page():
+    pages = [(ROOT / "docs" / name).read_text() for name in ("README.md", "commands.md")]
+    rows = [line for page in pages for line in page.splitlines() if line.startswith("| ")]
     named = {row.split("`")[1].split()[1] for row in rows if row.startswith("| `elbo ")}
-    linked = {link for row in rows for link in re.findall(r"\]\(docs/(\w[\w-]*\.md)", row)}
+    linked = {link for row in rows for link in re.findall(r"\]\((\w[\w-]*\.md)", row)}
     assert named == set(elbo.list_commands(click.Context(elbo)))
-    assert linked >= {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert linked >= {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
 
 
 def named_options(text):

@@ -39,7 +39,7 @@ def train(network: nn.Module, path: str) -> float:
     drawn: Tensor = elbocli.draw(network, loss.prediction, (1, 8, 8), 4, schedule=schedule, sampler=elbocli.sampler("ddim"))
     bound = elbocli.variational_bound(network, pixels=elbocli.open_dataset(path).batch(range(8)), loss=loss)
     run: elbocli.TrainedRun = elbocli.open_run("run")
-    return bound.bpd + float(drawn.mean()) + run.step
+    return (bound.bpd or 0.0) + float(drawn.mean()) + run.step
 """
 
 

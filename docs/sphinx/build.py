@@ -19,30 +19,34 @@ from elbocli import plugin
 
 ROOT = Path(__file__).parents[2]
 CONTENTS = {
-    "Start": ["docs/tutorial", "docs/glossary"],
-    "Guides": [
+    "": ["docs/README"],
+    "Tutorial": ["docs/tutorial"],
+    "How-to": [
         "docs/prep",
-        "docs/datasets",
         "docs/training",
-        "docs/presets",
-        "docs/weightings",
         "docs/models",
         "docs/sampling",
-        "docs/samplers",
         "docs/scores",
-        "docs/extractors",
-        "docs/report",
-        "docs/instruments",
-        "docs/latents",
         "docs/python",
         "docs/extending",
         "docs/gpu",
+    ],
+    "Explanation": ["docs/weightings", "docs/theory", "docs/optimum", "docs/experiments"],
+    "Reference": [
+        "docs/commands",
+        "commands/index",
+        "docs/instruments",
+        "docs/datasets",
+        "docs/samplers",
+        "docs/extractors",
+        "docs/measurements",
+        "docs/glossary",
         "docs/security",
-        "docs/formats",
+        "reference/elbocli",
+        "reference/plugin",
+        "docs/presets",
         "docs/odd-images",
     ],
-    "Theory": ["docs/theory", "docs/symbols", "docs/ablation", "docs/sweep"],
-    "Reference": ["commands/index", "reference/elbocli", "reference/plugin"],
     "The project": ["CONTRIBUTING", "CHANGELOG"],
 }
 """Heading in the margin → its pages. Sphinx says which page is missing here."""
@@ -70,7 +74,7 @@ def write_sources(out: Path) -> None:
     for name, path in manual.items():
         (out / "commands" / f"{name}.md").write_text(markdown(path.read_text()))
     rows = "\n".join(f"- [{name.replace('-', ' ')}]({name}.md): {summary(path)}" for name, path in manual.items())
-    (out / "commands" / "index.md").write_text(f"# The commands\n\n{rows}\n\n{toctree([*manual])}")
+    (out / "commands" / "index.md").write_text(f"# Man pages\n\n{rows}\n\n{toctree([*manual])}")
     (out / "reference").mkdir()
     (out / "reference" / "elbocli.md").write_text(page("elbocli", api_names()))
     (out / "reference" / "plugin.md").write_text(page("elbocli.plugin", plugin.__all__))

@@ -92,10 +92,37 @@ def one_a_line(call: str) -> str:
     return lines
 
 
+ITEM = r"(?:- |[\w*]+(?:, [\w*]+)*(?: \([^)]*\))?: |Raises |Source: )"
+"""Beginning of a line about one parameter, an error or the source."""
+
+
 def text_of(thing: Any) -> str:
-    """Its docstring: running text as Markdown, examples that are set in as code."""
-    blocks = []
-    for block in (inspect.getdoc(thing) or "").split("\n\n"):
-        code = all(line.startswith("    ") for line in block.splitlines())
-        blocks.append(f"```python\n{textwrap.dedent(block)}\n```" if code else escaped(block))
+    """Its docstring: running text as Markdown, lines about parameters as lists, indented blocks as code."""
+    first, *more = (inspect.getdoc(thing) or "").replace("``", "`").replace("::\n", ":\n").split("\n\n")
+    blocks = [escaped(first)]
+    for block in more:
+        head, _, rest = block.partition("\n")
+        inside = textwrap.dedent(rest)
+        if block.startswith("    "):
+            code = textwrap.dedent(block)
+            blocks.append(f"```{'python' if is_python(code) else ''}\n{code}\n```")
+        elif head.endswith(":") and inside != rest:
+            blocks += [f"**{escaped(head)}**", listed(inside)]
+        else:
+            blocks.append(listed(block))
     return "\n\n".join(blocks)
+
+
+def is_python(code: str) -> bool:
+    """Tell whether code is Python, or an example of its prompt."""
+    try:
+        return ">>>" in code or bool(ast.parse(code))
+    except SyntaxError:
+        return False
+
+
+def listed(text: str) -> str:
+    """Text with a list item for each line about one thing."""
+    intro, *items = re.split(rf"\n(?={ITEM})", f"\n{text}")
+    lines = [f"- {escaped(item.removeprefix('- '))}" for item in items]
+    return "\n\n".join(filter(None, [escaped(intro.strip("\n")), "\n".join(lines)]))

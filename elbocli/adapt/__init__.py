@@ -1,1 +1,1 @@
-"""`elbo adapt`: a schedule fitted to loss logs, or to the least error on images; fit.py does both, and draws them."""
+"""`elbo adapt`: fit a schedule to loss logs, or to the least possible error on images. fit.py fits and draws."""

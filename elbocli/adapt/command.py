@@ -1,4 +1,4 @@
-"""`elbo adapt`."""
+"""Command line of `elbo adapt`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from elbocli.cli.commands import (
     STREAM,
     WEIGHTING,
     Command,
-    Output,
     common,
     hand_out,
     option,
     overwrite_option,
     plugin_option,
+    schedule_options,
     stdin_or_fail,
     value,
 )
@@ -38,7 +38,9 @@ from elbocli.core.training import CRITERIA
     "--criterion",
     type=click.Choice(list(CRITERIA)),
     default="loss",
-    help="The density follows it: " + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values()) + ".",
+    help="Criterion of the density: "
+    + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
+    + ".",
 )
 @option(
     "--optimum",
@@ -50,17 +52,10 @@ from elbocli.core.training import CRITERIA
     "--data-only",
     type=PATH,
     metavar="FILE",
-    help="Fit to the least error of 'elbo optimum' alone: for data that nothing was trained on yet.",
+    help="Fit to the least error of 'elbo optimum' alone, for data without a trained network.",
 )
 @option("--bins", type=value(int, ge=2, le=2000), help="Merge the log's bins to this many.")
-@option(
-    "--floor",
-    type=value(float, gt=0, le=1),
-    default=0.01,
-    help="Smallest density, relative to a uniform one, so that every level is sampled.",
-)
-@option("--since", type=value(int, ge=0), default=0, help="Use only intervals after this step.")
-@option("-o", "--out", type=Output("a schedule", stdout=True), default="-", help="The file that the schedule goes to.")
+@schedule_options
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(
     "--report",
@@ -83,7 +78,7 @@ def adapt(
     floor: float,
     **options: Any,
 ) -> None:
-    """Fit a noise schedule to the loss logs of runs, for any weighting.
+    """Fit a noise schedule to loss logs, for any weighting.
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output.
     Standard error shows the predicted variance of the loss estimate for the log's own schedule, for others, and for
@@ -103,7 +98,7 @@ def adapt(
         source, ctx = click.core.ParameterSource, click.get_current_context()
         given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not source.DEFAULT]
         if sources or given:
-            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}")
+            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}; leave one out")
         fitted = fit_data(data_only, choose("elbo"), floor)
     else:
         inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]

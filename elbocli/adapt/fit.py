@@ -1,4 +1,4 @@
-"""Fit a schedule to loss logs, or to the least error on images that no network has seen yet; draw what it was fitted to."""
+"""Fit a schedule to loss logs, or, before any training, to the least possible error on images; draw errors and schedule."""
 
 import hashlib
 import math
@@ -38,12 +38,14 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 
 @stored("result of elbo adapt --report (JSON)")
 class AdaptReport(Record, frozen=True):
-    """The schedule fitted to a log, and what each schedule promises: the variance of the loss estimate per image, relative to
-    the loss squared, for independent and for low-discrepancy t, and its ratio to the least. null is infinite, or a ratio to zero.
+    """A fitted schedule, and the predicted variance of the loss for this and other schedules.
 
-    Fields of a schedule fitted to data alone: half of the draws lie between the logsnr of `half`. p_mean, p_std: mean and standard
-    deviation of EDM's ln sigma = −logsnr/2 under it. told_apart: from this logsnr on the images are told apart, and the least
-    error is below half of its peak; None where it isn't.
+    schedules: for each schedule, by name, and for independent and low-discrepancy t: the variance of the loss estimate per image,
+    divided by the squared loss, and its ratio to the smallest variance; None if infinite or undefined.
+    Only for a schedule fitted to data alone (--data-only):
+    half: the two logsnr between which half of the draws lie.
+    p_mean, p_std: mean and standard deviation of EDM's ln sigma = −logsnr/2 under the schedule.
+    told_apart: logsnr above which the least error is below half of its peak, because the images can be told apart; or None.
     """
 
     weighting: str
@@ -63,10 +65,10 @@ class AdaptReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class FittedSchedule:
-    """A fitted schedule, its file's text, the report, and the contents of its picture.
+    """A fitted schedule, the text of its file, the report, and the data of the plot.
 
-    edges: of the bins of the errors it was fitted to. error: in each bin, with its standard error. densities: of this schedule
-    and others, by name. share: of the weighted loss, in each bin.
+    edges: edges of the λ bins. error: (error, standard error) of each bin.
+    densities: density functions of this and other schedules, by name. share: density over λ of the weighted loss, by bin.
     """
 
     schedule: Schedule
@@ -88,8 +90,11 @@ def fit_log(
     since: int = 0,
     optimum: Path | None = None,
 ) -> FittedSchedule:
-    """Fit a schedule to loss logs. choose: gives the weighting, where the log's own is the one of that spec. optimum: a file
-    with the least error, for a criterion that needs it. Raises ElboError.
+    """Fit a schedule to loss logs (runs, files, or a binary stream). Raises ElboError.
+
+    choose: function from the spec of the log's own weighting to the weighting to use.
+    bins: number of bins after merging. floor: smallest density, relative to a uniform density.
+    since: step after which intervals are used. optimum: file of least errors, for criterion excess only.
     """
     if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
@@ -97,7 +102,7 @@ def fit_log(
     edges, sums = _merged(losses, bins)
     moments = ErrorMoments.of_sums(edges, sums)
     w = choose(losses.header.weighting or "elbo")
-    if w.learned:  # by the whole log, under the log's own schedule
+    if w.learned:  # learned anew from the whole log, under the log's own schedule
         if (named := str(losses.header.schedule)) == ADAPTIVE:
             refuse_adaptive(w)
         ends = float(losses.edges[0]), float(losses.edges[-1])
@@ -106,7 +111,7 @@ def fit_log(
     if optimum is not None:
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
-            raise UsageError(f"{optimum}: is of images of {known.dimensions} numbers; the log's have others")
+            raise UsageError(f"{optimum}: is for images of {known.dimensions} values, unlike the log's images")
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
     schedule = fit_schedule(moments, w, criterion, floor, least=least)
@@ -116,7 +121,7 @@ def fit_log(
     densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
-    log.info(f"{w.spec}, {criterion} criterion, {losses.images} images in {losses.lines} intervals")
+    log.info(f"fitting to {w.spec} by criterion {criterion}: {losses.images} images in {losses.lines} intervals")
     log.info(
         f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:"
     )
@@ -142,19 +147,19 @@ def fit_log(
 
 
 def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
-    """(edges, sums) with neighbouring bins added up to `bins` of them."""
+    """Return (edges, sums) with neighbouring bins merged to `bins` bins."""
     count = losses.sums.shape[1]
     bins = bins or count
     if count % bins:
-        raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of that")
+        raise UsageError(f"--bins {bins}: the log has {count} bins; give a divisor of {count}")
     return losses.edges[:: count // bins], losses.sums.reshape(3, bins, -1).sum(2)
 
 
 def _own_density(losses: LossLog) -> Density:
-    """The density the log was drawn from: its schedule's, or as counted when that one moved (or is gone).
+    """Return the density of a log's noise levels: its schedule's, or counted if the schedule was adaptive or is missing.
 
-    Half an error more in each bin than was counted (the Krichevsky-Trofimov estimate) keeps chance from making a density
-    zero, and none was below the floor of an adaptive schedule.
+    Half a draw is added to each bin (the Krichevsky-Trofimov estimate), so that no density is zero. The counted density gets
+    the floor of the adaptive schedule.
     """
     low, high = float(losses.edges[0]), float(losses.edges[-1])
     try:
@@ -166,14 +171,14 @@ def _own_density(losses: LossLog) -> Density:
 
 
 def _fixed_density(name: str, like: Schedule) -> Density:
-    """The density of a schedule of that name on the same range; zero where it has next to nothing there."""
+    """Return the density of a named schedule on the range of `like`; zero if the schedule has almost no mass there."""
     with suppress(UsageError):
         return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
     return torch.zeros_like
 
 
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
-    """Fit the schedule whose density is proportional to weighting × least error. path: of an optimum. Raises ElboError."""
+    """Fit a schedule with density proportional to weighting × least error. path: file of least errors. Raises ElboError."""
     optimum = read_optimum(path)
     edges = torch.tensor(optimum.edges, dtype=torch.float64)
     error = optimum.least(edges, training=True)
@@ -188,10 +193,10 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     half = schedule.logsnr(torch.tensor([0.75, 0.25], dtype=torch.float64)).tolist()
     told_apart = float(edges[peak + int(below[0])]) if len(below) else None
     own = {"half": half, "p_mean": -0.5 * mean, "p_std": 0.5 * spread, "told_apart": told_apart}
-    log.info(f"{weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
-    log.info(f"as EDM has it: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
+    log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
+    log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"beyond logsnr {told_apart:.3g} the least error vanishes, and the error of a network doesn't")
+        log.warning(f"above logsnr {told_apart:.3g} the least error vanishes, but a network's doesn't; raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(
@@ -205,9 +210,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
 
 
 def plot_fit(fitted: FittedSchedule, out: Path) -> None:
-    """Draw panels over λ: the ε error per dimension ± 2 standard errors; the share of the weighted loss that each λ has,
-    and the densities of several schedules.
-    """
+    """Draw two plots over λ: the ε error per dimension ± 2 standard errors; densities of the weighted loss and of schedules."""
     from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 
     (error, se), middle, measured = fitted.error, bin_middles(fitted.edges), fitted.share is not None

@@ -1,5 +1,5 @@
-"""`elbo bound`: the variational bound, other estimates of -log p, the theorem checked, a run as a classifier.
+"""`elbo bound`: the variational bound, other estimates of -log p, a check of the paper's theorem, a run as a classifier.
 
-Begin with measure.py, which asks any network about images at many noise levels, and opens a run and a dataset. estimate.py
-has all estimates of -log p; judge.py the theorem, the classifier and the excess; result.py the records that are printed.
+Begin with measure.py, which opens a run and a dataset, and evaluates a network on images at many noise levels. estimate.py
+estimates -log p; judge.py has the theorem, the classifier, and errors above the least possible ones; result.py the JSON records.
 """

@@ -1,4 +1,4 @@
-"""`elbo bound`."""
+"""Command line of `elbo bound`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from elbocli.cli.commands import (
     LEVEL,
     PATH,
     SCHEDULE,
-    SEED,
     WEIGHTING,
     Command,
     Named,
@@ -22,6 +21,7 @@ from elbocli.cli.commands import (
     overwrite_option,
     plugin_option,
     print_json,
+    seed_option,
     value,
     weights_option,
 )
@@ -45,7 +45,7 @@ GROUPS = {
     help="Estimate -log p this way: NAME or NAME:key=value,…; repeated, compare them.  [default: variational]",
     more="information is Kong's integral with the data's Gaussian as a control variate, from the same draws. ode follows "
     "the probability-flow equation by Heun's method, with 2 x steps x draws evaluations for an image and a backward pass "
-    "for each; its solver_nats says what the steps cost, and nats_se includes it.",
+    "for each; solver_nats is the error of the finite number of steps, and nats_se includes it.",
 )
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
 @option(
@@ -80,20 +80,21 @@ GROUPS = {
     type=PATH,
     metavar="FILE",
     help="Also the error above the least one of 'elbo optimum --like RUN', and whether the network copies.",
-    more="The network's own images are measured, too, without those held out. The result has 'excess', and the curve two more columns.",
+    more="The network's training images are measured, too, without held-out ones. The result has 'excess', and the curve two "
+    "more columns.",
 )
 @option(
     "--per-image",
     type=Output("a table", suffixes=(".tsv", ".txt")),
-    help="Also each image's number and error: a table (.tsv).",
+    help="Also a table (.tsv) of each image's value and error.",
 )
 @option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
-@option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the same.")
+@option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the curve.")
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
 @option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: the run's]")
 @option("--logsnr-max", type=LEVEL, help="Cleanest level, where images are read.  [default: the run's]")
 @weights_option
-@option("--seed", type=SEED, default=0, help="Seed of images and noise.")
+@seed_option
 @option(
     "--batch",
     type=value(int, ge=1, le=10**6),
@@ -120,18 +121,18 @@ def bound(
     classify: bool,
     **how: Any,
 ) -> None:
-    """Measure the variational bound of RUN on DATA.h5, in nats and bits per dimension.
+    """Measure the variational bound, in bits per dimension.
 
     Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
     over the 256 levels) and diffusion terms and their standard errors: bpd_se for the dataset's mean, bpd_se_noise for
-    the noise alone, bpd_se_population for the distribution's mean. For latents it is the bound of their density, in nats
-    and nats_per_latent_dimension, because they have no levels: it compares models of one latent space.
+    the noise alone, bpd_se_population for the distribution's mean. For latents, the bound is on their density, in nats
+    and nats_per_latent_dimension, because latents have no levels: it compares models of one latent space.
 
     --check compares the weighted loss with an integral of bounds over the noise levels that the weighting implies, from
     independent draws. The exit status is then 0 if they agree within 4 standard errors, else 1.
 
-    --estimator names other ways to the same number; then the object has 'estimates' and their 'differences', each with
-    its error. --classify tells how well the run finds the classes of images by p(c|x) ~ exp(-bound).
+    --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', each with its
+    error. --classify measures how well the run classifies images by p(c|x) ~ exp(-bound).
     """
     from elbocli.bound import estimate, judge
     from elbocli.bound.measure import ALL, open_measurement
@@ -155,7 +156,7 @@ def bound(
     )
     for name, other in ((name, other) for holds, other, refused in rules if holds for name in refused):
         if ctx.params[name]:
-            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}")
+            raise click.UsageError(f"--{name.replace('_', '-')} can't go with {other}; leave one out")
     asked = open_measurement(run, data, images=ALL if target_se and images is None else images, **how)
     own = judge.open_own(asked, optimum) if optimum else asked
     result: Any

@@ -1,8 +1,8 @@
-"""Estimates of −log p of images: the variational bound, Kong's integral with a Gaussian, the probability flow.
+"""Estimates of −log p of images: the variational bound, Kong's integral with a Gaussian, the probability-flow ODE.
 
-All three are ½ ∫ E‖ε−ε̂‖² dλ over all noise levels, for some denoiser at each. They differ in what denoises where the
-network doesn't, and in how the integral is found. Each gives two independent numbers for every image, whose difference
-tells the error. The bound also has a profile over λ.
+All three equal ½ ∫ E‖ε−ε̂‖² dλ over all noise levels. They differ in the denoiser at levels outside the network's range, and
+in the method of integration. Each estimator returns two independent values per image, whose difference gives the standard
+error. The bound also has a profile over λ.
 """
 
 import itertools
@@ -32,18 +32,20 @@ from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
 TRUSTED = 64
-"""Images from which on an error is trusted."""
+"""Least number of images at which --target-se trusts the estimated standard error."""
 UNITS = ("bpd", "nats_per_latent_dimension")
-"""Units per dimension, of pixels and of latents."""
+"""Names of the fields with values per dimension: for pixels, and for latents."""
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
 
 
 @dataclass(frozen=True)
 class BoundEstimate:
-    """The bound; and for each bin of λ the sums of a loss log [3, bins], and L(t;x) in nats at its upper edge.
+    """The variational bound of a set of images, with its profile over λ.
 
-    moments: the error per dimension, of `sums`. excess: the error above the least one, where an optimum is known. _se: standard
-    errors.
+    sums: count, sum and sum of squares of the ε error per bin of λ, as in a loss log, [3, bins].
+    moments: mean and variance of the error per dimension in each bin, from `sums`.
+    profile, profile_se: L(λ;x), the bound on data as noisy as at the upper edge of each bin, in nats, and standard error, [bins].
+    excess: error minus the least possible error in each bin, and its standard error; () if --optimum wasn't given.
     """
 
     bound: Bound
@@ -54,7 +56,7 @@ class BoundEstimate:
     excess: Sequence[Tensor] = ()
 
     def tsv(self) -> str:
-        """The curve over λ as a table with a header."""
+        """Return the profile over λ as TSV text with a header."""
         moments = self.moments
         mean = moments.mean.where(moments.count > 0, torch.nan)
         seen = moments.edges[:-1], moments.edges[1:], moments.count, mean, moments.mean_se
@@ -63,7 +65,7 @@ class BoundEstimate:
         return "".join("\t".join(row) + "\n" for row in rows)
 
     def log_text(self, asked: Measurement) -> str:
-        """The errors as a loss log, so that `adapt` can fit a schedule to a finished run."""
+        """Return the errors as text of a loss log, from which `elbo adapt` can fit a schedule. asked: run and dataset."""
         trained = asked.trained
         specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
         about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
@@ -86,7 +88,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """The fields of a Nats, for images like these."""
+    """Return the fields of a Nats record for a value of `nats` per image and its standard error. some: images of that kind."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -99,18 +101,21 @@ def estimate_bound(
     gaussian: GaussianModel | None = None,
     kept: list[Draws] | None = None,
 ) -> BoundEstimate:
-    """Estimate the bound of any denoiser on any images.
+    """Estimate the variational bound of any denoiser on any images.
 
-    schedule: of the draws, from denoiser.low to denoiser.high; it changes the error, not the expectation. target_se: draw on,
-    more images first and then more noise on all of them (`images` is gone through again), until the standard error per
-    dimension is below it. gaussian: as MeasuredNetwork.draw takes it. kept: takes all draws.
+    images: batches; iterated over repeatedly if target_se needs more noise.
+    schedule: schedule of the noise levels, from denoiser.low to denoiser.high; changes the variance, not the expectation.
+    target_se: continue, with more images first, then with more noise on all images, until the standard error per dimension
+    is below this value; None for one pass over the images.
+    gaussian: Gaussian whose errors on the same noise are computed, too; None for none.
+    kept: list to which the errors at all noise levels are appended; None to drop these errors.
     Raises UsageError for fewer than two images, NonFiniteError.
     """
     low, high, population = denoiser.low, denoiser.high, denoiser.population
     edges, sums, rounds, se = bin_edges(low, high), BinSums(low, high), list[PairedMoments](), math.inf
 
     def pooled() -> PairedEstimate:
-        """All rounds; one that has not seen every image yet is left out, unless it is the first."""
+        """Pool the estimates of all complete rounds, or of the first round while it is incomplete."""
         return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
 
     while not rounds or (target_se is not None and rounds[-1].n and se >= target_se):
@@ -147,9 +152,10 @@ def estimate_bound(
 
 
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
-    """Estimate the bound of a run on a dataset.
+    """Estimate the variational bound of a run on a dataset. Raises ElboError.
 
-    schedule: of the draws ('' is fitted to the run's own log). target_se: as in estimate_bound. Raises ElboError.
+    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log.
+    target_se: standard error per dimension at which to stop, as for `estimate_bound`.
     """
     return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
@@ -157,17 +163,21 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 # Several estimates of −log p of the same images.
 
 ROUNDING = 1e-9
-"""A standard error is none below this share of the value."""
+"""Relative standard error below which the standard error of a difference is due to rounding alone."""
 CELLS = 20
-"""Cells of λ in which the information estimator chooses its denoiser and how much of the Gaussian it takes away."""
+"""Number of λ cells in which the information estimator chooses its denoiser and its control-variate coefficient."""
 ENOUGH = 16
-"""Draws in a cell, or other images, from which on they may choose."""
+"""Least number of draws in a cell, or of images, to which a control-variate coefficient is fitted."""
 CHECKED = 32
-"""Images on which the solver is tried with half its steps."""
+"""Number of images on which the ODE is also solved with half the steps, to estimate the solver's error."""
 
 
 class Parts(NamedTuple):
-    """Two independent estimates of every image. nats: [N, 2, len(names)], which add up. solver: as Estimate has it."""
+    """Two independent estimates of −log p for each image, split into terms that add up to −log p.
+
+    names: names of the terms. nats: [N, 2, len(names)].
+    evaluations: network evaluations per image. solver: error of the ODE solver in nats; 0 for other estimators.
+    """
 
     names: tuple[str, ...]
     nats: Tensor
@@ -176,7 +186,11 @@ class Parts(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The task of an estimator: the network, the images, and all draws of them where it is one of DRAWN."""
+    """The input of an estimator.
+
+    images: batches. schedule: schedule of the noise levels. latent: whether the images are latents.
+    draws: errors of all images at random noise levels, for the estimators in DRAWN; empty if no such estimator is asked for.
+    """
 
     denoiser: MeasuredNetwork
     images: Iterable[Images]
@@ -185,14 +199,14 @@ class Question(NamedTuple):
     draws: Draws
 
     def integral(self, error: Tensor) -> Tensor:
-        """½ ∫ error dλ from each half of the draws. error: [N, 2, K] → [N, 2]."""
+        """Estimate ½ ∫ error dλ of each image from each half of its draws: error [N, 2, K] → [N, 2]."""
         return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
 ESTIMATORS = Registry("estimator")
-"""(Question, parameters) → Parts. traits: what it is an upper bound of."""
+"""Registry of estimators of −log p: (Question, parameters) → Parts. traits: the quantity that it bounds from above."""
 DRAWN = ("variational", "information")
-"""Estimators from the draws of the variational bound."""
+"""Names of the estimators that use the same draws (random noise levels and noise) as the variational bound."""
 
 
 @ESTIMATORS.declare(
@@ -203,7 +217,7 @@ DRAWN = ("variational", "information")
     known_as=["elbo", "vlb"],
 )
 def variational(asked: Question) -> Parts:
-    """The bound as `elbo bound` always has it."""
+    """Return the terms of the variational bound, as `elbo bound` reports them by default."""
     return _parts(asked.draws, asked.draws.below, asked.draws.above, asked.integral(asked.draws.error))
 
 
@@ -215,14 +229,15 @@ def variational(asked: Question) -> Parts:
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Parts:
-    """The integral over all of λ: closed where a Gaussian or the levels alone say it, sampled between.
+    """Estimate the integral over all λ: in closed form outside the network's range, from samples inside.
 
-    Below the range of the network the data's Gaussian denoises; above it the softmax over the levels does, or for latents
-    the Gaussian. Within it, in each of CELLS cells, x̂ or x̂ rounded does, whichever errs less on the other half of the
-    draws. The Gaussian takes chance away twice. From each draw β times what its own error, of the same noise, lies above its
-    expectation (β of the cell, from the other half); and from the sum γ times what its sampled integral lies above the
-    closed one (γ from other images). Both are by least squares; where the data are Gaussian, both are 1 and nothing is
-    left to chance.
+    Below the range, the denoiser is the Bayes denoiser of a Gaussian fitted to the data. Above the range, the denoiser is the
+    softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, the denoiser is x̂, or
+    x̂ rounded to pixel levels if rounding has the smaller error on the other half of the draws.
+    The Gaussian is a control variate twice. From each draw, β times the deviation of the Gaussian's error, on the same noise,
+    from its expectation is subtracted (one β per cell, fitted on the other half). From the integral, γ times the deviation of
+    the Gaussian's sampled integral from its closed form is subtracted (γ fitted on other images). Both fits are least squares;
+    for Gaussian data, β = γ = 1 and the variance is zero.
     """
     edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
     draws, error = asked.draws, asked.draws.error.clone()
@@ -260,16 +275,18 @@ def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
     within={"steps": (4, 100000), "draws": (2, 1000), "probes": (1, 1000), "exact": (0, 4096)},
 )
 def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Parts:
-    """Noise an image to the cleanest level, and follow the equation from there to noise by Heun's method.
+    """Estimate −log p by the probability-flow ODE, solved by Heun's method from the cleanest level to pure noise.
 
-    steps: even ones in λ. draws: of the noise and the signs, for each image. probes: vectors of signs for each; exact: images
-    of at most so many numbers have the whole trace instead. The decoder is the variational bound's.
+    steps: even number of steps, evenly spaced in λ. draws: even number of samples of initial noise per image.
+    probes: random sign vectors per sample, for Hutchinson's estimate of the trace.
+    exact: largest number of dimensions for which the exact trace is computed instead.
+    The decoder term is the variational bound's reconstruction term. Raises UsageError for odd or fractional numbers.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
-        raise UsageError("ode: steps and draws must be even numbers, probes and exact whole ones")
+        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, {probes=:g} and {exact=:g} integers")
     count, how = int(steps), (int(draws), int(probes), int(exact))
     found, reads, coarse, fine = [], [], [], []
-    # All walks of a piece take a quarter of the network's batch: backward passes keep more.
+    # A piece has a quarter of the network's batch, because backward passes need more memory.
     size = max(1, asked.denoiser.batch // 4 // int(draws))
     pieces = ((some, slice(at, at + size)) for some in asked.images for at in range(0, len(some.rows), size))
     for some, of in pieces:
@@ -283,14 +300,17 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
         progress(done, asked.denoiser.total, "img")
     of_q, square = torch.cat(found).unbind(2)
     flowed = of_q - slopes(of_q, square)[:, None] * square
-    # The method is of second order: half the steps have four times the error.
+    # Heun's method has order 2: half the steps have four times the error, so a third of the difference is the error.
     solver = float(torch.stack(coarse).mean() - torch.stack(fine).mean()) / 3
     nats = torch.stack([torch.cat(reads), flowed], 2)
     return Parts(("reconstruction", "flow"), nats, 2 * count * int(draws), solver)
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """[B, 2, 2]: E[log q(z₀|x)] − log p(z₀) of each half of the draws; and ½‖ε‖² of the noise less its expectation."""
+    """Solve the ODE for a batch, and return [B, 2, 2], with an axis 1 for two independent halves of the draws.
+
+    Axis 2: E[log q(z₀|x)] − log p(z₀), and its control variate ½‖ε‖² − D/2. steps, draws, probes, exact: as for `ode`.
+    """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
     x, labels = denoiser.placed(images)
@@ -318,15 +338,19 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     with torch.no_grad():
         log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
     if not bool(log_p.isfinite().all()):
-        raise NonFiniteError(f"{denoiser.name}: the flow is not finite; try precision fp32, or a narrower range")
+        raise NonFiniteError(
+            f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower range"
+        )
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
     return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
 
 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
-    """Multiples of `known`, whose mean is zero, to take away from each image's value, by least squares over the differences of halves
-    of other images: the odd ones tell of the even ones. [N, 2], [N, 2] → [N].
+    """Return the coefficient of a zero-mean control variate for each image: value, known [N, 2] → [N].
+
+    The coefficient of even images is fitted on odd images, and vice versa, by least squares on the differences between the two
+    halves (axis 1). value: estimates to correct. known: control variate.
     """
     odd = torch.arange(len(value)) % 2 == 1
     found = torch.zeros(len(value), dtype=torch.float64)
@@ -338,8 +362,10 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
 
 
 class Found(NamedTuple):
-    """Estimates of the same images. parts: by their specs. bound: the variational one with its curve, where the draws were
-    made.
+    """Several estimates of −log p of the same images.
+
+    result: means over images, as a JSON record. parts: values per image, by the estimator's spec.
+    bound: the variational bound with its profile; None if no estimator uses its draws.
     """
 
     result: Likelihoods
@@ -347,9 +373,9 @@ class Found(NamedTuple):
     bound: BoundEstimate | None
 
     def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
-        """Image by image, in the order of the dataset; several estimators have columns of their own.
+        """Return a table with a row per image, in the order of the dataset, and columns for each estimator.
 
-        rows: of the images, [N]. labels: of the whole dataset.
+        rows: dataset row of each image, [N]. labels: labels of the whole dataset.
         """
         order = np.argsort(rows)
         table: losslog.Columns = {"index": rows[order], "label": labels[rows[order]]}
@@ -364,10 +390,10 @@ class Found(NamedTuple):
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
-    """Estimators as the user wrote them, none twice. Raises UsageError."""
+    """Parse specs of estimators. Raises UsageError if an estimator is unknown, or is named twice."""
     found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
     if len(found) < len(specs):
-        raise UsageError("an estimator is named twice; one way of each at a time")
+        raise UsageError(f"--estimator {', '.join(specs)}: an estimator is named twice; name each estimator once")
     return [*found.values()]
 
 
@@ -378,10 +404,11 @@ def estimate_likelihoods(
     estimators: list[Declaration],
     gaussian: GaussianModel | None = None,
 ) -> Found:
-    """Estimate −log p of any images under any denoiser.
+    """Estimate −log p of any images under any denoiser, by several estimators, and compare the estimates.
 
-    images: gone through once by the draws, which all that need them share, and again by others. gaussian: of data like
-    these, where `information` needs it. The rest is as in estimate_bound. Raises UsageError, NonFiniteError.
+    images: batches; iterated over once for the draws that estimators in DRAWN share, and once for each other estimator.
+    gaussian: Gaussian fitted to similar data, which the estimator `information` needs. schedule: schedule of the noise levels.
+    Raises UsageError, NonFiniteError.
     """
     first, kept, bound = next(iter(images)), list[Draws](), None
     if any(each.name in DRAWN for each in estimators):
@@ -413,14 +440,14 @@ def estimate_likelihoods(
         apart = _pooled(of.nats.sum(2, keepdim=True) - minus.nats.sum(2, keepdim=True))
         nats, se = float(apart.mean[0]), apart.noise_se(np.ones(1))
         whole = math.hypot(se, of.solver, minus.solver)
-        known = whole > ROUNDING * abs(one.nats)  # else the same draws, and a difference that owes nothing to chance
+        known = whole > ROUNDING * abs(one.nats)  # else both use the same draws, and their difference has no error
         pairs.append(Difference(one.estimator, other.estimator, nats, se, nats / whole if known else 0.0))
     how = (denoiser.draws, schedule.base) if kept else (0, "")
     return Found(Likelihoods(estimates, pairs, *how, n_images=found.n), parts, bound)
 
 
 def flat(content: Tensor) -> Tensor:
-    """Pixels or latents, as Images has them, in the order in which the network sees them: [N, D]."""
+    """Return `content` of Images as float vectors [N, D], in the network's channels-first order; pixels are in [-1, 1]."""
     x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.flatten(1)
 
@@ -432,9 +459,10 @@ def _pooled(nats: Tensor) -> PairedEstimate:
 
 
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
-    """Estimate −log p of a dataset's images under a run. schedule: of the draws ('' is fitted to the run's own log).
+    """Estimate −log p of a dataset's images under a run, by several estimators.
 
-    The Gaussian is that of the dataset's images, also of those that are not asked about. Raises ElboError.
+    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log. Raises ElboError.
+    The Gaussian of `information` is fitted to a sample of the whole dataset, not only to the measured images.
     """
     n, gaussian = len(asked.dataset), None
     if "information" in (each.name for each in estimators):

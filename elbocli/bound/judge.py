@@ -1,11 +1,11 @@
-"""Judgements of a run from its errors: the paper's theorem, the run as a classifier, its errors above the least ones.
+"""Checks of a run by its errors: the paper's theorem, the run as a classifier, and its errors above the least possible ones.
 
 The theorem has two sides. Left: L_w as training computes it. Right: −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x),
 with L estimated from independent noise on the same images. Source: Kingma & Gao 2023, theorem 1.
 
-The classifier takes the class under which it predicts the noise best: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), the variational
-bound in place of −log p(x|c), without the terms that don't know c. All classes see the same noise, so most of its chance
-cancels. Source: Li et al. 2023 (arXiv 2303.16203).
+The classifier chooses the class under which the network predicts the noise best: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ). This is
+Bayes' rule with the variational bound in place of −log p(x|c), without the terms that are independent of c. All classes share
+the same noise, which cancels most of the variance. Source: Li et al. 2023 (arXiv 2303.16203).
 """
 
 import math
@@ -34,25 +34,27 @@ from elbocli.runtime.progress import progress
 from elbocli.train.batches import training_rows
 
 AGREE = 4.0
-"""Standard errors that the sides may be apart."""
+"""Largest difference between the two sides of the theorem that counts as agreement, in standard errors."""
 SHARES = 10
-"""Cells of λ in which the measure is reported."""
+"""Number of λ cells in which the measure −dw is reported."""
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Check the theorem for each weighting on a run. Raises ElboError."""
+    """Compare the two sides of the paper's theorem on a run, for each weighting. Raises ElboError."""
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
-            raise UsageError(f"{weighting.spec} is zero, or not finite, from logsnr {low:g} to {high:g}")
-    # The average of the densities: no level that any weighting needs is rare.
+            raise UsageError(
+                f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; set another --logsnr-min or --logsnr-max"
+            )
+    # The bounds are shared, so their levels follow the average density: no level that a weighting needs is rare.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
     share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
     bounds, checks = PairedMoments(), []
     for drawn in asked.draw_all(PLAIN, shared, "right"):
-        # The error at each λ as often as L(·;x) under each measure holds it; then L(λmin;x).
+        # The integral of L(λ;x) under each measure, as one sum over the draws; the last column is L(λmin;x).
         part = drawn.shares(shared)
         columns = [(part * measure.above(drawn.logsnr)).sum(2) for measure in measures]
         bounds.add(torch.stack([*columns, drawn.below[:, None].expand(-1, 2)], 2))
@@ -68,7 +70,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
 def _check(
     weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
 ) -> Check:
-    """Both sides of one weighting, the `index`th of the bounds, and its measure."""
+    """Compare the theorem's left side, `loss`, with its right side, column `index` of `bounds`. edges: cells of λ for −dw."""
     of = np.zeros(len(bounds.mean))
     of[index] = 1
     left, right = _side(loss, np.ones(1)), _side(bounds, of)
@@ -95,7 +97,7 @@ def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
 # The run as a classifier.
 
 CERTAIN = 1e-300
-"""Least probability, so that its logarithm is finite."""
+"""Lower limit of probabilities, so that their logarithms are finite."""
 
 
 def class_scores(
@@ -104,14 +106,16 @@ def class_scores(
     classes: int,
     schedule: Schedule,
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Ask about every image under each class 0 … classes − 1. images: with the true labels. Raises UsageError, NonFiniteError.
+    """Return (scores, labels, rows) of all images under each class 0 … classes − 1.
 
-    Returns [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats; labels and rows, [N].
+    images: batches with the true labels.
+    scores: [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats. labels, rows: [N].
+    Raises UsageError (images without labels), NonFiniteError.
     """
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
-            raise UsageError("a classifier is judged by labels; these images have none")
+            raise UsageError("a classifier needs images with labels; these images have none; give them labels")
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
@@ -126,7 +130,10 @@ def class_scores(
 def judge_scores(
     halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
 ) -> tuple[Classification, Columns]:
-    """Judge p(c|x) by the labels: the result, and image by image the likeliest class, its probability, and the label's."""
+    """Compute accuracy and calibration from the scores of `class_scores`; return the result, and a table of images.
+
+    halves, labels, rows: as `class_scores` returns them. draws, schedule: noise levels per image, and their schedule.
+    """
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
     right, of_label = guess == labels, found[np.arange(len(found)), labels]
@@ -156,7 +163,10 @@ def judge_scores(
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
-    """Classify images of a dataset by a run. schedule: of the draws ('' is fitted to the run's own log). Raises ElboError."""
+    """Classify images of a dataset with a run; return the result, and a table of images. Raises ElboError.
+
+    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log.
+    """
     classes = asked.trained.network.config.num_classes
     if classes < 2:
         raise UsageError(
@@ -167,19 +177,19 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     return judge_scores(*scores, asked.draws, chosen)
 
 
-# Errors above the least ones, and whether a network copies: its errors on its own images beside those on others.
+# Errors above the least possible errors, and whether a network copies its training images, by its errors on new images.
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """The same run, asked about as many of the images that it was trained on.
+    """Return a measurement of the same run on its training images, as many as in `asked`. optimum: file of least errors.
 
-    Raises UsageError when the optimum is of other images or levels, and the errors of open_data.
+    Raises UsageError when the optimum is for other images or noise levels, and the errors of `open_data`.
     """
     least, trained = read_optimum(optimum), asked.trained
     known, run = trained.data.payload_sha256, trained.path
     if least.payload_sha256 != known:
         raise UsageError(
-            f"{optimum}: is not of the images that {run} was trained on; find it by 'elbo optimum --like {run}'"
+            f"{optimum}: has least errors of other images than {run} was trained on; make one with 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     same = asked.dataset.attributes.payload_sha256 == known
@@ -194,10 +204,11 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
 def add_excess(
     asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
 ) -> tuple[dict[str, Any], BoundEstimate]:
-    """Compare errors with the least ones: the result's `excess`, and `found` with that of each bin.
+    """Compare errors with the least possible errors. Return the result's field `excess`, and `found` with the excess per bin.
 
-    found: the bound of `asked`. own: of the images that the run was trained on; asked as well unless they are the same.
-    The excess is of the loss with the run's weighting, in nats per dimension, which training can still gain.
+    own: measurement on training images, from `open_own`; it is evaluated, too, unless it has the same images as `asked`.
+    optimum: file of least errors. found: the bound of `asked`.
+    Field `excess`: weighted loss minus the least possible loss, in nats per dimension, which training can still gain.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

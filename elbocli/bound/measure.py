@@ -1,4 +1,4 @@
-"""Networks asked about images at many noise levels: anyone's, or that of a trained run about a dataset."""
+"""Evaluate a network on images at many noise levels: any network on any images, or a run on a dataset."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -35,13 +35,16 @@ ALL = 10**12
 FLOOR = 0.1
 FITTED = "fitted"
 PIXELS = 256 * 3072
-"""Numbers that the network sees at a time, unless told otherwise."""
+"""Default batch size, as a number of values: 256 images of 32 × 32 × 3."""
 PLAIN = parse_weighting("elbo")
 
 
 class Images(NamedTuple):
-    """Some images. content: pixels [B, H, W, C] uint8, or latents [B, C, H, W] float32, as the network sees them. labels:
-    [B], or None. rows: numbers by which their noise is drawn, [B]: no two images have the same.
+    """A batch of images.
+
+    content: pixels, uint8 [B, H, W, C]; or latents, float32 [B, C, H, W], scaled for the network.
+    labels: [B], or None.
+    rows: unique number of each image, [B], from which its noise is drawn.
     """
 
     content: Tensor
@@ -50,21 +53,21 @@ class Images(NamedTuple):
 
     @property
     def latent(self) -> bool:
-        """Tell whether the images are latents, which have no levels."""
+        """Whether the images are latents, which have no pixel levels."""
         return self.content.is_floating_point()
 
     @property
     def x(self) -> Tensor:
-        """Pixels in [-1, 1], or latents, float64 on the CPU, in the order of `content`."""
+        """Pixels in [-1, 1], or latents; float64 on the CPU, with the axes of `content`."""
         return self.content.double() if self.latent else self.content.double() / 127.5 - 1
 
     @property
     def divisor(self) -> float:
-        """D ln 2, by which nats become bits per dimension; D of latents, whose unit is nats per dimension."""
+        """Number that nats per image are divided by for a value per dimension: D ln 2 for pixels (bits), D for latents (nats)."""
         return self.content[0].numel() * (1.0 if self.latent else math.log(2))
 
     def decoder_nats(self, logsnr_max: float) -> Tensor:
-        """E[−log p(x|z₀)] of each image, [B]."""
+        """Return the reconstruction term E[−log p(x|z₀)] of each image in nats, [B]."""
         if self.latent:
             nats = reconstruction_of_numbers(logsnr_max) * self.content[0].numel()
             return torch.full((len(self.content),), nats, dtype=torch.float64)
@@ -75,13 +78,17 @@ NONE = torch.empty(0, dtype=torch.float64)
 
 
 class Draws(NamedTuple):
-    """The errors of some images at several noise levels, float64 on the CPU.
+    """Errors of some images at several noise levels, float64 on the CPU, summed over dimensions.
 
-    logsnr, loss, error: [B, 2, K], λ, the weighted loss and ‖ε−ε̂‖², summed over dimensions. The two halves of an image's
-    draws are independent; within a half, t is a comb with one uniform offset. below, above: [B], nats beyond the range: the
-    prior and the decoder.
-    Where a Gaussian is given: rounded, gaussian, expected: [B, 2, K], ‖ε−ε̂‖² of x̂ rounded to the nearest level, of the Gaussian,
-    and of that the expectation; ends: [B, 2], the Gaussian's nats up to both ends of the range; nats: [B], its −log p.
+    The two halves (axis 1) of an image's draws are independent. Within a half, the K times t are evenly spaced, with one
+    uniform offset.
+    logsnr, loss, error: λ, weighted loss and ‖ε−ε̂‖², [B, 2, K].
+    below, above: terms of the bound for λ below and above the range, in nats: prior and reconstruction, [B].
+    Only with a Gaussian:
+    rounded, gaussian: ‖ε−ε̂‖² of x̂ rounded to the nearest level, and of the Gaussian's denoiser, [B, 2, K].
+    expected: expectation of `gaussian` over the noise, [B, 2, K].
+    ends: nats of the Gaussian's error, integrated over λ up to the low and the high end of the range, [B, 2].
+    nats: −log p of the images under the Gaussian, [B].
     """
 
     logsnr: Tensor
@@ -96,18 +103,21 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """The share of each draw in a half's estimate of ½ ∫ ‖ε−ε̂‖² dλ. schedule: the draws'."""
+        """Return each draw's part in its half's estimate of ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K]. schedule: schedule of the draws."""
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """A network, what it outputs, and the range of logsnr that it is asked about.
+    """A network to evaluate, its prediction type, and the range of logsnr.
 
-    network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W]. batch: its
-    inputs at a time. precision: by the name that Precision has. draws: noise levels of each image, an even number. seed: of
-    levels and noise. name: for messages. population: how many images those that it is asked about are chosen from; inf: a
-    distribution. total: of these, for the progress.
+    network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W].
+    low, high: range of logsnr.
+    precision: fp32, tf32, bf16 or fp16. batch: number of network inputs at a time.
+    draws: number of noise levels per image, even. seed: seed of the noise levels and of the noise.
+    name: name of the network in messages.
+    population: number of images in the set that the images are chosen from; inf for a distribution.
+    total: number of images, for progress messages.
     """
 
     network: Network
@@ -125,11 +135,11 @@ class MeasuredNetwork:
 
     @property
     def arithmetic(self) -> Precision:
-        """The network's precision on its device."""
+        """Numeric precision of the network on its device."""
         return Precision(self.precision, self.device)
 
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """(x [B, C, H, W], labels or None) as the network takes them, on its device."""
+        """Return (x [B, C, H, W], labels or None) on the network's device, scaled for the network."""
         x = sent(images.content, self.device) if images.latent else normalised(images.content, self.device)
         return x, None if images.labels is None else sent(images.labels, self.device)
 
@@ -142,12 +152,15 @@ class MeasuredNetwork:
         purpose: str,
         gaussian: GaussianModel | None = None,
     ) -> Draws:
-        """Show the network some images at `draws` noise levels each. Another purpose is another independent set.
+        """Evaluate the network on a batch of images, at `draws` noise levels each.
 
+        weighting: weighting of the losses. schedule: schedule from which the noise levels are drawn.
+        purpose: name of the random stream; different purposes give independent draws.
+        gaussian: Gaussian whose errors on the same noise are computed, too.
         Raises UsageError for an odd number of levels, NonFiniteError.
         """
         if self.draws < 2 or self.draws % 2:
-            raise UsageError(f"draws is {self.draws}; it must be even, because two independent halves give the error")
+            raise UsageError(f"draws is {self.draws}; it must be even: two independent halves give the standard error")
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
@@ -178,16 +191,14 @@ class MeasuredNetwork:
         if not bool(loss.isfinite().all()):
             raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower range")
         if gaussian is not None:
-            seen = (
-                images.x if images.latent else images.x.permute(0, 3, 1, 2)
-            )  # as the network, and the Gaussian, sees it
+            seen = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
             more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
         return Draws(logsnr, loss, error, prior(images.x, self.low), images.decoder_nats(self.high), *more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """The network of a run, and a dataset that fits it, of which it is asked about some images (rows), `images` at most."""
+    """A run's network, and the images (dataset rows `rows`, at most `images`) to evaluate; iterating yields batches of images."""
 
     trained: TrainedRun
     dataset: Dataset
@@ -196,18 +207,16 @@ class Measurement(MeasuredNetwork):
 
     @property
     def dimensions(self) -> int:
-        """D, numbers in an image."""
+        """Dimension D of an image: its number of values."""
         return int(np.prod(self.dataset.shape[1:]))
 
     @property
     def conditional(self) -> bool:
-        """Tell whether the network is told classes."""
+        """Whether the network is conditioned on classes."""
         return self.trained.network.config.num_classes > 0
 
     def __iter__(self) -> Iterator[Images]:
-        """Go through the chosen images, as many at a time as the network sees all draws of; labels where it is told
-        classes. It can be done again.
-        """
+        """Yield batches of the chosen images, small enough for all draws to fit one network batch. May be iterated again."""
         size = max(1, self.batch // self.draws)
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
@@ -215,7 +224,7 @@ class Measurement(MeasuredNetwork):
             yield Images(self.content(rows), labels, rows.tolist())
 
     def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Yield the draws of all images, one batch after the other, and report the progress."""
+        """Yield the draws of all images, batch by batch, and report progress."""
         done = 0
         for some in self:
             yield self.draw(some, weighting, schedule, purpose)
@@ -223,7 +232,7 @@ class Measurement(MeasuredNetwork):
             progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
-        """Pixels, or latents as the network sees them, drawn from their mean and std: the same draw of an image each time."""
+        """Return pixels, or latents sampled from their posterior and scaled; an image's sample is the same each time."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
@@ -234,8 +243,10 @@ class Measurement(MeasuredNetwork):
         return network_input(stored, eta, affine(space, cpu), cpu)
 
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
-        """A schedule as the user wrote it, or `fitted[:CRITERION]` to the run's own log; '' is fitted to sample the weighting
-        well. One that is fitted is uniform without a log of this range. Raises ElboError.
+        """Return the schedule of noise levels that a spec names.
+
+        spec: spec of a schedule; or fitted[:CRITERION] to fit a schedule to the run's loss log; or '' for a fitted schedule
+        with low variance for `weighting`. If no loss log covers the range of λ, the schedule is uniform. Raises ElboError.
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
@@ -250,12 +261,12 @@ class Measurement(MeasuredNetwork):
         return parse_schedule("uniform", self.low, self.high)
 
     def weightings(self, specs: Sequence[str]) -> list[Weighting]:
-        """Weightings as the user wrote them; the run's own when none is. Raises ElboError."""
+        """Return the weightings that `specs` name; the run's own weighting if `specs` is empty. Raises ElboError."""
         size = self.trained.network.config.image_size
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def about(self) -> dict[str, Any]:
-        """Facts that every result holds."""
+        """Return the facts about run, dataset and settings that every result includes."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,
@@ -286,11 +297,13 @@ def open_measurement(
     logsnr_max: float | None = None,
     **options: Any,
 ) -> Measurement:
-    """A run at `path`, asked about a dataset (None: its own).
+    """Open a run and a dataset to evaluate it on.
 
-    images: how many (None: DEFAULT_IMAGES; ALL), or all if fewer. weights: as open_run takes them. batch: network inputs at a
-    time; None is 256, fewer for images larger than 32 pixels in colour. logsnr_min, logsnr_max: None is the run's. options:
-    draws and precision, as MeasuredNetwork has them. Raises UsageError, DataError and FormatError when they don't fit each other.
+    path: run or checkpoint. data: dataset; None for the run's own. weights: as for `open_run`.
+    images: largest number of images; None for DEFAULT_IMAGES, ALL for all images of the dataset.
+    batch: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
+    logsnr_min, logsnr_max: range of λ; None for the run's. options: draws and precision, as in MeasuredNetwork.
+    Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
     trained = open_run(path, place, weights)
@@ -316,23 +329,23 @@ def open_measurement(
         rows=rows,
         **options,
     )
-    how = f"{asked.draws} draws each; {place}, {asked.arithmetic}"
+    how = f"{asked.draws} noise levels each; {place}, {asked.arithmetic}"
     log.info(f"{asked.name}: {len(rows)} of {len(dataset)} images, {how}")
     return asked
 
 
 def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
-    """A dataset that fits a run; None is its own. Raises UsageError, DataError, FormatError."""
+    """Open a dataset that fits a run. data: None for the run's own. Raises UsageError, DataError, FormatError."""
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
-        raise UsageError(f"{trained.path}: has no dataset of its own; name one, DATA.h5, after the run")
+        raise UsageError(f"{trained.path}: has no dataset of its own; name a dataset, DATA.h5, after the run")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
-        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name the dataset to use")
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name a dataset after the run")
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:
-        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; the run's are {expected}")
+        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; name a dataset that has {expected}")
     return dataset

@@ -1,7 +1,7 @@
-"""The JSON of `elbo bound`: a struct for each question that the command answers.
+"""The JSON records of `elbo bound`, one for each question that the command answers.
 
-nats are summed over dimensions; per dimension they are bits of pixels (bpd), and nats of latents, which have no levels.
-_se is a standard error. about: which network was asked about which images: run, checkpoint, weights, dataset, logsnr_min, ….
+Nats are per image. Values per dimension are in bits for pixels (bpd), and in nats for latents, which have no pixel levels.
+Suffix _se: standard error. about: facts about network and images: run, checkpoint, weights, dataset, logsnr_min, ….
 """
 
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """The answer to another question than the bound. per_image: the file that holds it image by image. excess: the errors above the least ones."""
+    """Fields of all results. per_image: path of the table of images. excess: errors minus the least possible, with --optimum."""
 
     REST: ClassVar[str] = "about"
 
@@ -21,7 +21,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """A number of nats, and the same per dimension. The errors are of the dataset's mean."""
+    """A mean over images, in nats and per dimension. Its standard errors are those of the mean over the whole dataset."""
 
     bpd: float | None = None
     bpd_se: float | None = None
@@ -32,12 +32,12 @@ class Nats(Record, frozen=True, kw_only=True):
 
     @property
     def unit(self) -> str:
-        """The unit per dimension."""
+        """Unit of the value per dimension."""
         return "nats per latent dimension" if self.bpd is None else "bits per dimension"
 
     @property
     def per_dimension(self) -> tuple[Any, Any]:
-        """Value and standard error per dimension."""
+        """Value per dimension, and its standard error."""
         latent = self.nats_per_latent_dimension, self.nats_per_latent_dimension_se
         return latent if self.bpd is None else (self.bpd, self.bpd_se)
 
@@ -46,8 +46,9 @@ class Nats(Record, frozen=True, kw_only=True):
 class Bound(Nats, frozen=True, kw_only=True):
     """The variational bound on −log p of images, or on −log of the density of latents, which may be negative.
 
-    _se_noise: of the noise alone; _se_population: of the mean over the distribution that the images are from. schedule: of
-    the draws. per_image, excess: as in Answer.
+    Suffix _se_noise: standard error from the noise alone.
+    Suffix _se_population: standard error of the mean over the distribution that the images are from.
+    schedule: schedule of the noise levels. per_image, excess: as in Answer.
     """
 
     REST: ClassVar[str] = "about"
@@ -71,12 +72,14 @@ class Bound(Nats, frozen=True, kw_only=True):
 
 
 class Estimate(Nats, frozen=True, kw_only=True):
-    """One estimate of −log p, the mean over images, with the parts that add up to it.
+    """One estimate of −log p, averaged over images.
 
-    bounds: what it is an upper bound of. nats_se_noise: of the noise alone; nats_se_population: of the mean over the
-    distribution that the images are from. solver_nats: how much the finite number of steps adds, by the same walk in half
-    of them, and a part of all errors but _noise; None where nothing is solved. evaluations: of the network, for each image,
-    a backward pass not counted.
+    bounds: the quantity that the estimate bounds from above.
+    nats_se_noise: standard error from the noise alone.
+    nats_se_population: standard error of the mean over the distribution that the images are from.
+    terms: parts in nats, which add up to the estimate. evaluations: network evaluations per image, without backward passes.
+    solver_nats: error of the ODE solver, estimated by a solution with half the steps; included in all standard errors but
+    nats_se_noise; None for other estimators.
     """
 
     estimator: str
@@ -89,9 +92,7 @@ class Estimate(Nats, frozen=True, kw_only=True):
 
 
 class Difference(Record, frozen=True):
-    """One estimate minus another on the same images, in nats. se: of the noise. in_se: over all error that is known, the
-    solver's too.
-    """
+    """One estimate minus another. se: standard error from the noise. in_se: nats over the error from noise and ODE solver."""
 
     estimator: str
     minus: str
@@ -102,7 +103,7 @@ class Difference(Record, frozen=True):
 
 @stored("result of elbo bound --estimator (JSON)")
 class Likelihoods(Answer, frozen=True):
-    """Several estimates of −log p of the same images, and how far they lie apart."""
+    """Several estimates of −log p of the same images, and their differences."""
 
     estimates: list[Estimate]
     differences: list[Difference]
@@ -111,7 +112,7 @@ class Likelihoods(Answer, frozen=True):
 
 
 class Side(Record, frozen=True):
-    """One side of the theorem, with the error that its noise leaves, in nats and over its value."""
+    """One side of the theorem in nats, with its standard error from the noise. relative_se: se divided by |nats|."""
 
     nats: float
     se: float
@@ -119,10 +120,10 @@ class Side(Record, frozen=True):
 
 
 class NoiseShares(Record, frozen=True):
-    """−dw over its largest value: the part without noise beyond the cleanest level, and that in each cell of logsnr.
+    """The measure −dw, divided by the largest w. For a monotone weighting it is p_w, the distribution of the augmentation noise.
 
-    For a monotone weighting it is p_w, the distribution of the noise that augments the data. For one that rises, positive
-    and negative are its sums of each sign. logsnr: edges of the cells.
+    at_logsnr_max: mass at the cleanest level. logsnr: edges of cells of logsnr. mass: mass in each cell.
+    positive, negative: for a weighting that rises, the total positive and the total negative mass.
     """
 
     at_logsnr_max: float
@@ -133,10 +134,11 @@ class NoiseShares(Record, frozen=True):
 
 
 class Check(Record, frozen=True):
-    """The theorem for one weighting: left the loss as training has it, right the same from bounds.
+    """Comparison of the two sides of the theorem for one weighting.
 
-    rising, signed_mass: of a weighting that rises; rising are stretches of logsnr. augmented_elbo, p_w: of one that
-    doesn't.
+    left: the weighted loss as in training. right: the loss computed as an integral of bounds over noise levels.
+    rising, signed_mass: for a weighting that rises, the intervals of logsnr where it rises, and its signed measure.
+    augmented_elbo, p_w: for a monotone weighting, the ELBO of noise-augmented data, and the distribution of that noise.
     """
 
     weighting: str
@@ -153,7 +155,7 @@ class Check(Record, frozen=True):
 
 @stored("result of elbo bound --check (JSON)")
 class Theorem(Answer, frozen=True):
-    """The theorem for several weightings, and whether it holds for all."""
+    """The theorem's check for several weightings. agree: whether all checks agree."""
 
     agree: bool
     checks: list[Check]
@@ -162,12 +164,13 @@ class Theorem(Answer, frozen=True):
 
 @stored("result of elbo bound --classify (JSON)")
 class Classification(Answer, frozen=True):
-    """A run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), the noise shared by the classes, each as likely before.
+    """Scores of a run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with shared noise and a uniform prior.
 
-    accuracy_low, accuracy_high: the 95 % interval. log_loss: −log p of the label, in nats. ece: the mean of |accuracy −
-    confidence|. undecided: the share of images whose likeliest class isn't that of both halves of the draws. reliability:
-    for each interval of the likeliest class's probability, the count of images, their mean confidence, their accuracy.
-    class_accuracy: by the class's number, of those that have images.
+    accuracy_low, accuracy_high: 95 % interval of the accuracy. log_loss: mean of −log p of the label, in nats.
+    ece: expected calibration error, the mean of |accuracy − confidence|.
+    undecided: share of images for which the two halves of the draws give different likeliest classes.
+    reliability: for each interval of confidence, the number of images, their mean confidence and their accuracy.
+    class_accuracy: accuracy by class number, for classes that have images.
     """
 
     accuracy: float

@@ -1,3 +1,3 @@
-"""Code that all commands share: `commands` (the command line), `progress_bar` (counts on stderr) and `figure` (plots over λ).
+"""Code shared by all commands: `commands` (command line), `progress_bar` (progress on stderr), `figure` (plots over λ).
 Begin with `commands`.
 """

@@ -1,7 +1,7 @@
 """The command line: messages on standard error, types of options, commands with grouped help, options that several
-commands share, and the ways in which commands print results.
+commands share, and functions that print results.
 
-Nothing that a file or a name says can move a terminal's cursor or colour it.
+Control characters in text from files are escaped, so that they can't move a terminal's cursor or change its colours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
+from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import click
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
     from elbocli.core.sampling import Guidance
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 COMPLETE = "_ELBO_COMPLETE"
-"""The variable by which a shell asks how a command line may go on."""
+"""Environment variable by which a shell requests completions of a command line."""
 NAMES_WIDTH = 26
 SWITCH = re.compile(r"--(\S+) / --(no-|un)\1")
 ADDED: dict[str, click.Command] = {}
-"""Commands of plug-ins, by name."""
+"""Commands that plug-ins have added, by name."""
 
 
 def _escaped(text: str) -> str:
@@ -40,36 +41,36 @@ def _escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Show a message or a name on one line. Lines that a message goes on with, which are indented, stay."""
+    """Escape control characters, also line breaks, in a message or a name; a line break before an indented line is kept."""
     return "\n  ".join(map(_escaped, text.split("\n  ")))
 
 
 def visible_lines(text: str) -> str:
-    """Show a whole text, whose lines stay."""
+    """Escape control characters in a text, except line breaks."""
     return "\n".join(map(_escaped, text.split("\n")))
 
 
 def tell(text: str) -> None:
-    """Print a message on standard error, if it can be written."""
+    """Print a message on standard error; ignore write errors."""
     with suppress(OSError):
         click.echo(visible(text), err=True)
 
 
-# Types of options, which refuse nonsense and tell the shell how a word may go on
+# Types of options, which check values and complete words in the shell
 
 
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)].
+    """Click type of a value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)].
 
-    name: what the help calls it. bounds: of a plain int or float, as msgspec.Meta takes them.
+    name: name of the type in the help. bounds: bounds of a plain int or float, as for msgspec.Meta.
     """
 
     def __init__(self, hint: Any, name: str, bounds: Any = None):
         self.hint, self.name, self.bounds = hint, name, bounds
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text, or what YAML has. Raises UsageError for a value of another type, or out of bounds."""
-        from msgspec import Meta  # 10 ms with the settings, which help does without
+        """Convert text or a YAML value. Raises UsageError for a value of another type, or out of bounds."""
+        from msgspec import Meta  # imported here to save 10 ms for --help, with the settings
 
         from elbocli.run.train_settings import convert_text
 
@@ -80,7 +81,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
-    """Return a click type for an int or a float within bounds, which msgspec.Meta calls ge, gt and le."""
+    """Return a click type for an int or a float. le, ge, gt: bounds, as for msgspec.Meta."""
     return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
 
 
@@ -89,9 +90,9 @@ LEVEL = value(float, ge=-50, le=50)
 
 
 class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Text that may begin with one of some names, which the shell completes; else with the name of a file.
+    """Click type of a spec that begins with a registered name, or is a path; the shell completes both.
 
-    table: the module and the name in it that hold the names, imported when they are asked for. others: more names.
+    table: module and name of the registry, imported when needed. others: further names.
     """
 
     name = "spec"
@@ -101,11 +102,11 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     @property
     def known(self) -> list[str]:
-        """All names."""
+        """All names that a spec may begin with."""
         return [*resolve_name(self.table), *self.others]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names, else files."""
+        """Return the names that begin with `incomplete`; if there are none, complete file names."""
         from click.shell_completion import CompletionItem
 
         found = [CompletionItem(name) for name in self.known if name.startswith(incomplete)]
@@ -117,10 +118,10 @@ STREAM = Path("-")
 
 
 class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
-    """The path of a file that the command writes, of one of some kinds as `check_outputs` takes them.
+    """Click type of the path of an output file.
 
-    suffixes: its name ends in one of them; () is any. stdout: whether it may be - instead. streams: whether it may be a pipe
-    or a device.
+    kinds: kinds of existing files that the output may replace, as for `check_outputs`.
+    suffixes: allowed suffixes; () for any. stdout: whether - is allowed. streams: whether a pipe or a device is allowed.
     """
 
     def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
@@ -128,10 +129,10 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
         self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text to a Path. Raises UsageError for a name that is none of such a file."""
+        """Convert text to a Path. Raises UsageError for a wrong suffix, and for - if not allowed."""
         path = Path(value)
         if path == STREAM and not self.stdout:
-            self.fail("standard output is for other results; name a file", param, ctx)
+            self.fail("- is standard output, which other results use; name a file", param, ctx)
         if path != STREAM and self.suffixes and path.suffix not in self.suffixes:
             raise click.UsageError(f"{path}: name a file that ends in {', '.join(self.suffixes)}", ctx)
         return path
@@ -145,7 +146,7 @@ FIGURE = Output("a figure", "images", suffixes=(".svg", ".png", ".pdf"))
 
 
 class Option(click.Option):
-    """An option, whose help shows its default where it has one. more: what its page says besides its help."""
+    """Click option whose help shows its default, if any. more: text that the man page adds to the help."""
 
     def __init__(self, *args: Any, more: str = "", **kwargs: Any):
         shown = kwargs.get("default") not in (None, "") and not kwargs.get("is_flag")
@@ -154,14 +155,30 @@ class Option(click.Option):
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """Decorator that adds an Option to a command, as click.option adds its own."""
+    """Return a decorator that adds an Option to a command, as click.option does with its own class."""
     return click.option(*names, cls=Option, **attributes)
 
 
-class Command(click.Command):
-    """Remembers which command runs, for messages, and the options that all commands share; checks the files to write.
+def examples() -> dict[str, list[tuple[str, str]]]:
+    """Return the examples of each command, by its full name: pairs of a sentence and lines of shell."""
+    found = {}
+    for section in Path(__file__).with_name("examples.txt").read_text("utf-8").split("\n# "):
+        name, _, rest = section.removeprefix("# ").partition("\n")
+        parts = (block.partition("\n") for block in rest.strip().split("\n\n"))
+        found[name] = [(text, dedent(code.rstrip("\n"))) for text, _, code in parts]
+    return found
 
-    groups: heading → the Python names of the options under it.
+
+def write_examples(self: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """Write the first two examples of a command at the end of its help."""
+    for text, code in examples().get(ctx.command_path, [])[:2]:
+        formatter.write(f"\n{text}\n{indent(code, '  ')}\n")
+
+
+class Command(click.Command):
+    """Click command that stores the common options as class attributes, and checks output files before it runs.
+
+    groups: heading in the help → Python names of the options under it.
     """
 
     path: ClassVar[str] = "elbo"
@@ -169,26 +186,28 @@ class Command(click.Command):
     quiet: ClassVar[bool] = False
     verbose: ClassVar[bool] = False
     silent: ClassVar[bool] = False
-    """Not even errors that another process of the same run says."""
+    """Whether to print nothing, not even errors: True on ranks other than 0, because rank 0 prints the same messages."""
 
     def __init__(self, *args: Any, groups: Mapping[str, Collection[str]] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
 
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
-        """Headings, in order, and the options under each. Those in no group come last."""
+        """Return headings in order, with the options under each; options without a group come last."""
         left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         found = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
         return {**found, "Other options" if found else "Options": list(left.values())}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each section's options, switches as --[no-]name."""
+        """Write the options section by section, with switches shown as --[no-]name."""
         for heading, options in self.sections(ctx).items():
             records = filter(None, (option.get_help_record(ctx) for option in options))
             with formatter.section(heading):
                 formatter.write_dl(
                     [(SWITCH.sub(r"--[\2]\1", names), text) for names, text in records], col_max=NAMES_WIDTH
                 )
+
+    format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
@@ -205,7 +224,7 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def _check_outputs(self, params: Mapping[str, Any]) -> None:
-        """Check what the command is to write against what lies there, and against all that it was given to read."""
+        """Check that no output replaces an input, or without --overwrite any existing file."""
         types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
         outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
         if outputs:
@@ -214,7 +233,7 @@ class Command(click.Command):
 
             given = [value for name, value in params.items() if name not in types]
             words = [word for value in given for word in (value if isinstance(value, tuple) else [value])]
-            # A word, such as --schedule's, may be a file.
+            # The value of an option such as --schedule may be an input file.
             inputs = [Path(word) for word in words if word and isinstance(word, str | Path) and Path(word).exists()]
             piped = [path for path, type in outputs if type.streams and path.suffix in ("", ".npy") and streams(path)]
             files = [(path, type.kinds) for path, type in outputs if path not in piped]
@@ -222,7 +241,7 @@ class Command(click.Command):
 
 
 def launched() -> int:
-    """Return how many processes torchrun, or another launcher that sets WORLD_SIZE, has started for this run."""
+    """Return the number of processes that torchrun, or another launcher that sets WORLD_SIZE, has started."""
     count = os.environ.get("WORLD_SIZE", "1")
     if not count.isdecimal():
         raise UsageError(f"WORLD_SIZE is {count!r}; expected a number of processes")
@@ -230,14 +249,16 @@ def launched() -> int:
 
 
 def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Decorator of a plug-in that makes a function a command of elbo: its docstring is the help, click.option adds options.
+    """Return a decorator by which a plug-in makes a function a command `elbo NAME`.
 
-    how: as click.command takes it. Raises UsageError when a plug-in has added one of that name.
+    The function's docstring is the help; click.option adds options.
+    how: further arguments of click.command.
+    Raises UsageError when a plug-in has added a command of that name already.
     """
 
     def add(function: Callable[..., Any]) -> click.Command:
         if name in ADDED:
-            raise UsageError(f"a command is called {name!r} already; choose another name")
+            raise UsageError(f"the command {name!r} exists already; choose another name")
         ADDED[name] = click.command(name, cls=Command, **how)(common(function))
         return ADDED[name]
 
@@ -245,10 +266,12 @@ def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.C
 
 
 class Group(click.Group):
-    """A group of commands."""
+    """Click group with examples in its help."""
+
+    format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does. No arguments are wrong usage, which help answers on standard error."""
+        """Parse as click does; without arguments, print the help on standard error and exit with code 2."""
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
@@ -263,7 +286,7 @@ SCHEDULE = Named("elbocli.core.schedule_curves.SCHEDULES")
 
 
 def common(function: Any) -> Any:
-    """Add -q and -v."""
+    """Add options -q and -v."""
     option("-v", "--verbose", is_flag=True, help="Say more; show where an error came from.")(function)
     option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")(function)
     return function
@@ -306,16 +329,20 @@ batch_option = option(
     "--batch",
     type=value(int, ge=1, le=10**6),
     default=64,
-    help="Images that a process draws at a time; changes nothing else.",
+    help="Images per process at a time; results don't depend on it.",
 )
+
+seed_option = option("--seed", type=SEED, default=0, help="Seed of images and noise.")
+
+table_option = option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 
 scale_option = option(
     "--scale",
     type=value(int, ge=1, le=64),
     metavar="N",
     help="Enlarge each image of a grid N times; 1 keeps its pixels.  [default: to at most 96 pixels]",
-    more="Each pixel becomes a square of N x N equal ones, so that the image can be had back. The default enlarges less, or "
-    "not at all, where the grid would become wider than 4096 pixels.",
+    more="Each pixel becomes a square of N x N equal pixels, so that the original image can be recovered. The default enlarges "
+    "less, or not at all, where the grid would become wider than 4096 pixels.",
 )
 
 device_option = option(
@@ -328,7 +355,7 @@ device_option = option(
 
 
 def device_options(function: Any) -> Any:
-    """Add --device and --precision."""
+    """Add options --device and --precision."""
     option(
         "--precision",
         type=click.Choice(PRECISIONS),
@@ -339,26 +366,45 @@ def device_options(function: Any) -> Any:
     return device_option(function)
 
 
+def out_option(kind: str) -> Callable[[Any], Any]:
+    """Return a decorator that adds option -o, for a file or standard output. kind: kind of file that -o may replace."""
+    return option(
+        "-o", "--out", type=Output(kind, stdout=True), default="-", help="The file to write; - is standard output."
+    )
+
+
+def schedule_options(function: Any) -> Any:
+    """Add options --floor, --since and -o of commands that make a schedule from a loss log."""
+    out_option("a schedule")(function)
+    option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the log after this step.")(function)
+    return option(
+        "--floor",
+        type=value(float, gt=0, le=1),
+        default=0.01,
+        help="Smallest density, relative to a uniform one, so that every level is sampled.",
+    )(function)
+
+
 def command_line() -> str:
-    """The command as typed, for provenance."""
+    """Return the command line as typed, to be recorded in outputs."""
     import shlex
 
     return shlex.join(["elbo", *sys.argv[1:]])
 
 
 def stdin_or_fail(what: str) -> Any:
-    """Standard input as a binary stream. A terminal there is a mistake."""
+    """Return standard input as a binary stream. Raises click.UsageError when it is a terminal. what: the expected input."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise click.UsageError(f"name {what}, or pipe one in")
+        raise click.UsageError(f"name {what}, or pipe it to standard input")
     return sys.stdin.buffer
 
 
 GUIDANCE = ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_weights")
-"""Their Python names, in the order of the help."""
+"""Python names of the options of guidance, in the order of the help."""
 
 
 def guidance_options(function: Any) -> Any:
-    """Add --guidance, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
+    """Add options --guidance, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
     option(
         "--guide-weights",
         "guide_weights",
@@ -370,16 +416,16 @@ def guidance_options(function: Any) -> Any:
         "--guide",
         type=PATH,
         metavar="RUN",
-        help="Guide away from this run or checkpoint, which is a worse one (autoguidance).",
-        more="It is of the same images, and of the same classes or none.",
+        help="Guide away from this weaker run or checkpoint (autoguidance).",
+        more="It must know the same images, and the same classes or none.",
     )(function)
     option(
         "--guidance-channels",
         type=value(int, ge=1, le=10_000),
         metavar="N",
         help="Guide only the first N channels of pixels or latents.  [default: all]",
-        more="DiT's own sampling guides 3 of its latents' 4 channels, and its published figures are of that. A learned variance is "
-        "never guided: it is the one that the network gives with the class.",
+        more="DiT's own sampling guides 3 of its latents' 4 channels, and its published scores use this. A learned variance is "
+        "never guided: it is the network's output with the class.",
     )(function)
     option("--guidance-interval", type=LEVEL, nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI.")(
         function
@@ -395,7 +441,7 @@ def guidance_options(function: Any) -> Any:
 
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
-    """The guidance that was asked for; takes its scale, interval and channels out of the options. Raises UsageError."""
+    """Return the guidance that `options` set, and remove its scale, interval and channels from them. Raises UsageError."""
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
@@ -403,7 +449,7 @@ def guidance_of(options: dict[str, Any]) -> Guidance:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns that are as wide as their longest cell."""
+    """Print rows of cells as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
@@ -411,15 +457,16 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result as indented JSON. Raises ValueError for NaN."""
-    import json  # a millisecond, which help does without
+    import json  # imported here to save a millisecond for --help
 
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
-    """Write a file's text to `out`, where - is standard output.
+    """Write a text to the file `out`, or to standard output if `out` is -.
 
-    report: an object that standard output gets instead, as JSON; then the text goes to a file alone. Raises DataError.
+    report: JSON object to print on standard output instead of the text.
+    Raises DataError.
     """
     from elbocli.files.atomic import write_text
 

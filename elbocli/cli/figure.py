@@ -1,4 +1,4 @@
-"""Figures over λ that several commands draw: one style, one axis, same input, same bytes."""
+"""Figures over λ that several commands draw, in one style. The same input gives the same bytes."""
 
 import re
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from elbocli.core.weighting import FACTORS
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files.atomic import new_file
 
-# Okabe & Ito's colours without the yellow, which is too faint for a line, and with a brown; every line has a dash of
-# its own as well, so that it can be told without colour.
+# Okabe & Ito's colours, with brown instead of yellow, which is too faint for a line. Each line also has its own dash
+# pattern, so that readers can identify it without colour.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (1.5, 1.2)), (0, (7, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 STYLE: dict[Any, Any] = {
@@ -41,7 +41,7 @@ LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \long
 
 
 def brief(spec: str) -> str:
-    """A spec for a legend: without parameters that all have their defaults. `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
+    """Shorten a spec for a legend by leaving out default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
     for declared in (*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()):
         full = rf"\b{re.escape(declared.spec)}"
         spec = re.sub(rf"{full}(?=@|$)", declared.name, re.sub(f"{full},", f"{declared.name}:", spec))
@@ -49,18 +49,18 @@ def brief(spec: str) -> str:
 
 
 def lettered(name: str) -> str:
-    """Show a name on a figure, whose letters between two $ would be mathematics."""
+    """Escape a name for matplotlib, which would set text between two $ as mathematics."""
     return visible(name).replace("$", r"\$")
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """The colour and dash of the line of that number on a panel."""
+    """Return the colour, dash pattern and width of line number `index` on a panel, for matplotlib."""
     dash = DASHES[index % len(DASHES)]
     return {"color": COLORS[index % len(COLORS)], "linestyle": dash, "linewidth": 1.5}
 
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
-    """A figure and its panels by name. layout: rows of names, as matplotlib's subplot_mosaic takes them; inches."""
+    """Return a new figure, and its panels by name. layout: as for pyplot.subplot_mosaic. width, height: inches."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -71,7 +71,7 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 
 
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
-    """Give all panels the axis of λ from low to high, named under the last row; then write the file."""
+    """Set the λ axis of all panels to [low, high], label the panels in `last`, and write the figure to `out`."""
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
@@ -87,13 +87,13 @@ def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw a line over λ with ± 2 standard errors, [N] each."""
+    """Draw a line over λ with a band of ± 2 standard errors. at, value, se: [N]."""
     axis.fill_between(at, (value - 2 * se).clamp(min=1e-12), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw p(λ) of schedules by name, where it is above zero; the one called FITTED in black."""
+    """Draw the densities p(λ) of schedules, with their names in the legend. The line of the schedule named FITTED is black."""
     for index, (name, density) in enumerate(densities.items()):
         value = density(at)
         style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)

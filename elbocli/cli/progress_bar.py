@@ -1,4 +1,4 @@
-"""Show a command's messages and counts on stderr: a bar on a terminal, otherwise a line now and then."""
+"""Show a command's messages and progress on stderr: a progress bar on a terminal, else a line every ten seconds."""
 
 import logging
 import sys
@@ -12,13 +12,13 @@ from elbocli.runtime.progress import log, show_progress_with
 
 LINE_EVERY_S = 10.0
 FIRST_S = 2.0
-"""Seconds before the first line on what is done."""
+"""Seconds before the first line of progress, if stderr is not a terminal."""
 LINE = "{n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 
 @contextmanager
 def shown_on_stderr() -> Iterator[None]:
-    """Show on stderr, in the block, the messages of `log` and the counts of `progress`, unless another rank does."""
+    """Show messages of `log` and reports of `progress` on stderr inside the block, on rank 0 only."""
     display = Display()
     log.addHandler(display)
     level = logging.WARNING if Command.quiet else logging.DEBUG if Command.verbose else logging.INFO
@@ -34,7 +34,7 @@ def shown_on_stderr() -> Iterator[None]:
 
 
 class Display(logging.Handler):
-    """Messages, and the count that is under way, with the rate since its first report."""
+    """Log handler that prints messages and a progress bar. The rate shown is the mean rate since the first report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class Display(logging.Handler):
         self.shown_at = time.monotonic() + FIRST_S - LINE_EVERY_S
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message above the bar."""
+        """Print a message above the progress bar."""
         self.end()
         tell(f"{Command.path}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
     def show(self, done: int, total: int | None, unit: str, then: str, values: dict[str, Any]) -> None:
-        """Show a count, as `progress` reports it. The newest of each value stays, so that a validation keeps the loss."""
+        """Show a report of `progress`. then: current phase, such as validating. Earlier `values` stay visible until replaced."""
         from tqdm import tqdm
 
         now, terminal = time.monotonic(), sys.stderr.isatty()
@@ -75,7 +75,7 @@ class Display(logging.Handler):
             self.bar.update(done - self.bar.n)
 
     def end(self) -> None:
-        """Take the bar away; the next count draws it again."""
+        """Remove the progress bar; the next report draws a new progress bar."""
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.close()

@@ -1,4 +1,4 @@
-"""`elbo compare`."""
+"""Command line of `elbo compare`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from elbocli.cli.commands import (
 @plugin_option
 @common
 def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
-    """Say whether scores can be told apart: the difference of each to that of FIRST, with its interval.
+    """Tell differences between scores from chance.
 
     FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). If both have several repeats of the same seeds, these
     are paired; otherwise each side's own standard error counts. They may also be features that 'elbo eval --save-features'
@@ -39,8 +39,8 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     classes, which often tells apart what two separate results can't.
 
     Results that were made differently are refused, and the message names the key: another extractor, reference, number of
-    images, preprocessing, protocol or option of a metric. Each interval holds the true difference 95 times in 100, by
-    itself: of twenty equal pairs, one looks different.
+    images, preprocessing, protocol or option of a metric. Each interval has a confidence of 95 % by itself: of twenty
+    equal pairs, one looks different.
     """
     from elbocli.compare.result import Comparison, Difference, compare_features, compare_results
     from elbocli.evaluate.result import result_of
@@ -48,9 +48,9 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     from elbocli.version import __version__
 
     if len(files) < 2:
-        raise click.UsageError("name two files at least")
+        raise click.UsageError("name at least two files, FIRST and OTHER")
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
-        raise click.UsageError("features need --ref, and results take none; name files of one kind")
+        raise click.UsageError("features need --ref, and results take no --ref; name files of one kind")
     if ref is not None:
         others, alike = compare_features(files, ref)
     else:
@@ -70,7 +70,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value of a difference in the table."""
+    """Format a value of a difference for the table."""
     if isinstance(value, list):
         return " to ".join(map(_cell, value))
     if isinstance(value, float):

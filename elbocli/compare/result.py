@@ -1,6 +1,4 @@
-"""Results of `elbo eval`, or saved features, compared: the difference of each score to that of the first file, with its
-interval.
-"""
+"""Compare results of `elbo eval`, or saved features: the difference of each score from the first file's, with its interval."""
 
 import contextlib
 import math
@@ -19,12 +17,13 @@ from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
 from elbocli.files.features import read_features
 from elbocli.files.records import Record, stored
 
-ALIKE = "such numbers don't compare; score both alike"
+ALIKE = "such scores are not comparable; score both alike"
 
 
 class Difference(Record, frozen=True, kw_only=True):
-    """A number of two files. difference: the other's less the first's, with its standard error and 95 % interval. apart:
-    whether 0 lies outside that; None where no standard error is known. how: what the error is of.
+    """A score in two files, and the difference, other − first, with its standard error and 95 % interval (None if unknown).
+
+    apart: whether 0 lies outside the interval; None if unknown. how: origin of the standard error, such as "paired by 3 seeds".
     """
 
     score: str
@@ -38,7 +37,7 @@ class Difference(Record, frozen=True, kw_only=True):
 
 
 class Compared(Record, frozen=True, kw_only=True):
-    """A file beside the first."""
+    """The differences between the scores of a file and the scores of the first file."""
 
     file: str
     scores: list[Difference]
@@ -46,7 +45,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo compare (JSON)")
 class Comparison(Record, frozen=True, kw_only=True):
-    """All files beside the first. alike: facts that all have in common, as `elbo eval` names them."""
+    """The comparison of several files with the first. alike: facts that all files share, named as by `elbo eval`."""
 
     REST: ClassVar[str] = "alike"
 
@@ -58,7 +57,7 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """A difference that was estimated, with its interval."""
+    """Return the record of a difference. first, other: the two values. estimate: difference with its standard error."""
     ends = estimate.interval
     return Difference(
         score=score,
@@ -73,9 +72,10 @@ def difference_of(score: str, first: float, other: float, estimate: Estimate, ho
 
 
 def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Compared], dict[str, Any]]:
-    """Each of the results after the first beside it, and the facts that all have in common.
+    """Compare results with the first; return the comparisons and the facts that all results share.
 
-    Raises DataError for what can't be compared.
+    results: (file, result) pairs.
+    Raises DataError for results that aren't comparable.
     """
     (name, first), compared = results[0], []
     seeds = _by_seed(first)
@@ -93,26 +93,29 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
                 how = f"paired by {len(seeds)} seeds"
             scores.append(difference_of(number.name(first.network), before.value, after.value, change, how))
         if not scores:
-            raise DataError(f"{beside}: has no score that {name} has, too; score both with the same --metrics")
+            raise DataError(f"{beside}: has no score in common with {name}; score both with the same --metrics")
         compared.append(Compared(file=beside, scores=scores))
     return compared, shared([result.alike() for _, result in results])
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
-    """The numbers of each repeat by its seed; none unless there are several, each with a seed of its own."""
+    """Return the scores of each repeat by the seed of its samples; {} unless there are several repeats with distinct seeds."""
     found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
     return found if 1 < len(found) == len(result.repeats) else {}
 
 
 def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
-    """Fréchet distances to one reference: by pairs of images where both sides drew the same noise.
+    """Compare the Fréchet distances of saved features to a reference, image by image if samples share seed and classes.
 
-    Raises DataError for files that can't be compared, UsageError for a reference of images.
+    paths: features saved by `elbo eval --save-features`. ref: statistics or saved features.
+    Raises DataError for files that aren't comparable, UsageError for a reference of images.
     """
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)
     if reference.width is None:
-        raise UsageError(f"{ref}: neither statistics nor features; make them: elbo eval {ref} --save-stats ref.npz")
+        raise UsageError(
+            f"{ref}: neither statistics nor features; make statistics: elbo eval {ref} --save-stats ref.npz"
+        )
     points: Any = reference.statistics
     if reference.saved is not None:
         points = FeatureMoments.of(reference.saved.features.numpy())
@@ -124,7 +127,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         n, width = values.shape
         if width != reference.width or 1 in (n, reference.n):
             sizes = f"{n} x {width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
-            raise DataError(f"{path}: {sizes}; use files made alike, of 2 images at least")
+            raise DataError(f"{path}: {sizes}; use features by one extractor, of at least 2 images")
         own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
         refuse(own, fingerprint(reference.about), path, ref, ALIKE)
         distance, moved = frechet_distance(moments, points), influence(values, moments, points)
@@ -135,7 +138,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         refuse(own, facts, path, paths[0], ALIKE)
         change, how = _mean(distance, moved).minus(_mean(its_distance, its_moved)), "unpaired"
         if seed is not None and seed == its_seed and np.array_equal(before.labels, saved.labels):
-            # image k is of the same noise
+            # image k has the same noise in both files
             change, how = _mean(distance - its_distance, moved - its_moved), "paired by image"
         title = numbers()[FID].name(naming_network(before.about))
         score = difference_of(title, its_distance, distance, change, how)
@@ -153,5 +156,5 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
 
 
 def _mean(value: float, each: np.ndarray) -> Estimate:
-    """A value whose error is that of the mean of what each image adds: by the infinitesimal jackknife."""
+    """Return a value with its standard error by the infinitesimal jackknife. each: influence of each image on the value, [N]."""
     return Estimate(value, float(each.std(ddof=1)) / math.sqrt(len(each)))

@@ -1,25 +1,22 @@
-"""Fitting a schedule to per-λ errors, so that it samples them well. Training and `adapt` use the same code.
+"""Adaptive schedules, fitted to the errors at each λ, and the learned weighting. Training and `elbo adapt` share this code.
 
-The statistics are of the unweighted per-dimension error ‖ε−ε̂‖²/D in equal bins of λ, so that one log
-serves every weighting. Source: arXiv:2303.00848 sec. 4 for the `loss` criterion; the others minimise the
-variance of the loss estimate under independent t (`second-moment`) and low-discrepancy t (`std`).
+The statistics are of the unweighted error per dimension ‖ε−ε̂‖²/D in equal bins of λ, so that one log serves every
+weighting. Source: arXiv:2303.00848 sec. 4 for the criterion `loss`. The criteria `second-moment` and `std` minimise the
+variance of the loss estimate for independent and for low-discrepancy t.
 
-`smooth` draws a positive curve through noisy means, some of which rest on few observations or on none.
+`smooth` fits a positive curve to noisy means of bins, some with few or no observations. The error of a denoiser is smooth
+in λ, so a bin borrows from its neighbours, the more the fewer observations it has. The model is a generalised additive
+model: gamma likelihood, log link, and a roughness penalty whose scale maximises the marginal likelihood (Wood 2011, by
+Laplace's approximation).
 
-The error of a denoiser is smooth in λ, so neighbouring bins inform each other. The fewer observations a bin has, the
-more its neighbours count. The data determine how smooth the curve is. The model is a generalised additive one: gamma
-likelihood, log link, a penalty on the curve's roughness whose scale has the largest marginal likelihood (Wood 2011, by
-Laplace).
+The weighting `uncertainty` is learned while a run trains, from the statistics of its errors; the result is equivalent to
+EDM2's u(σ). Under its loss every t contributes equally. So the best density, ∝ w e, is the schedule itself: every schedule is the
+adaptive schedule of this weighting, and schedule and weighting can't both be learned. The weighting rises wherever p rises
+faster than e, usually left of the peak of p; its loss is then not an ELBO.
 
-The weighting `uncertainty`, learned while a run trains: EDM2's u(σ) in effect, from the statistics of its errors.
-
-Under its loss every t counts alike. So the density that samples it best, ∝ w e, is the schedule itself: each schedule is the
-adaptive one of this weighting, and the two can't be learned at once. It rises wherever p rises faster than e, hence left
-of the peak of p in general, and is no ELBO then.
-
-`uncertainty:monotone` is one: the least non-increasing w that is nowhere smaller, as the modifier makes of any weighting
-(core/monotone.py). A running minimum from the noisy end would be next to zero everywhere, because p is there; least
-squares, by pooling neighbours, would depend on the measure of λ in which squares are added, and would lower the peak.
+The loss of `uncertainty:monotone` is an ELBO: w is replaced by its least non-increasing upper bound, as for any
+weighting (core/monotone.py). Alternatives are worse: a running minimum from the noisy end is almost zero everywhere,
+because p is almost zero there; isotonic least squares depends on the measure on λ, and lowers the peak.
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 
-# f″ may wander by BEND in a unit of λ (variance; from nearly straight in log to a jump between bins), f by TILT.
+# Prior variance of changes in f′ (BENDS) and in f (TILT) per unit of λ. BENDS: from almost log-linear to jumps between bins.
 BENDS = tuple(0.005 * 8**k for k in range(5))
 TILT = 1.0
 ROUNDS = 50
@@ -47,10 +44,10 @@ CLOSE = 1e-6
 
 
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """A curve through the values at rising knots: cubics, whose slope at a knot is that between its neighbours.
+    """Interpolate values [K] at rising knots [K] by cubics with central differences as slopes, at `at` of any shape.
 
-    Any shape of `at` gives the same; beyond the knots the outer cubics go on. Straight lines would bend at every knot, and
-    a product with a smooth function could rise and fall again within each cell.
+    Beyond the knots the outer cubics continue. Linear interpolation has a kink at every knot, so that a product with a smooth
+    function could rise and fall within each cell.
     """
     (slope,) = torch.gradient(values, spacing=(knots,))
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
@@ -61,9 +58,9 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def roughness(at: Tensor, bend: float) -> Tensor:
-    """[B, B] K with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ for f given at these λ, however dense they are. at: [B] float64.
+    """Return the penalty matrix K [B, B] with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ, for any spacing of λ.
 
-    The second term keeps what no observation tells level, far from any that does.
+    at: [B], float64, rising λ. bend: one of BENDS. The second term keeps the curve flat far from any observation.
     """
     step = at.diff()
     slope = torch.eye(len(at), dtype=torch.float64).diff(dim=0) / step[:, None]
@@ -73,11 +70,11 @@ def roughness(at: Tensor, bend: float) -> Tensor:
 
 
 def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """e^f for the f that maximises Σ precision·(−mean e^{−f} − f) − ½ fᵀKf, with the likeliest bend: [B], positive.
+    """Return the smoothed means [B], positive: e^f for the f that maximises Σ precision·(−mean e^{−f} − f) − ½ fᵀKf.
 
-    at: [B] rising. mean: [B], not negative. precision: [B], 1 over the relative variance of that mean, 0 where there
-    is none; a positive mean with a positive precision somewhere. All float64. The gamma likelihood weighs relative
-    errors, and is free of the bias that logarithms of noisy means have.
+    at: [B], rising. mean: [B], non-negative. precision: [B], 1/(relative variance of the mean), 0 without observations.
+    At least one bin needs a positive mean and precision. All are float64. K is the `roughness` with the most likely of BENDS.
+    The gamma likelihood weights relative errors, and avoids the bias of logarithms of noisy means.
     """
     found = []
     for bend in BENDS:
@@ -88,8 +85,8 @@ def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
 
 
 def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
-    """The f of `smooth` for one penalty: from the normal approximation by Newton's method, with a curvature never
-    below the expected one, so that no step goes too far."""
+    """Return the f of `smooth` for one penalty by Newton's method, started from the normal approximation. The curvature is
+    at least the expected curvature, so that steps don't overshoot."""
     told = precision * (mean > 0)
     f = torch.linalg.solve(penalty + told.diag(), told * mean.where(mean > 0, 1).log())
     for _ in range(ROUNDS):
@@ -104,9 +101,9 @@ def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> float:
-    """Log marginal likelihood of the penalty, up to a constant. f: where the penalised likelihood is largest.
+    """Return the log marginal likelihood of a penalty, up to a constant. f: maximum of the penalised likelihood.
 
-    The penalty ignores the curve's level: 1/B fills that one direction, alike for every penalty.
+    The penalty does not depend on the level of the curve; 1/B fixes this direction equally for every penalty.
     """
     fitted = (precision * (-mean * (-f).exp() - f)).sum() - 0.5 * f @ penalty @ f
     volume = torch.logdet(penalty + 1 / len(f)) - torch.logdet(penalty + precision.diag())
@@ -114,41 +111,41 @@ def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> fl
 
 
 BINS = 100
-POINTS = 16  # λ inside a bin at which w and p are looked at
-SHARE = 1 / 8  # of a run that Online remembers: shorter follows better, longer scatters less
-LONGEST = 100_000  # images: about the memory of a .999 average at batch 128
-LEAST_SPREAD = 1e-9  # relative variance of an error: even equal errors leave the logarithm finite
-TIMES = 2**16  # at which a comb's error is integrated
+POINTS = 16  # number of λ inside a bin at which w and p are evaluated
+SHARE = 1 / 8  # fraction of a run in the window: a shorter one adapts faster, a longer one is less noisy
+LONGEST = 100_000  # longest window in images: about the memory of a 0.999 average at batch 128
+LEAST_SPREAD = 1e-9  # least relative variance of an error, so that its logarithm is finite even for equal errors
+TIMES = 2**16  # number of times at which the error of a comb is integrated
 LARGEST_COMB = 2**12
 TINY = 1e-300
-LEAST_FLOOR = 1e-9  # with less, no double tells the times of neighbouring bins apart
+LEAST_FLOOR = 1e-9  # with a lower floor, float64 could not separate the times of neighbouring bins
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
-    """[bins + 1] float64 edges of equal bins of λ."""
+    """Return the edges of equal bins of λ, [bins + 1], float64."""
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
 def bin_middles(edges: Tensor) -> Tensor:
-    """[bins] λ in the middle of each bin."""
+    """Return the centre λ of each bin, [bins]."""
     return 0.5 * (edges[1:] + edges[:-1])
 
 
 class BinSums:
-    """Count, sum and sum of squares of the error in each bin. values: [3, bins] float64 on the device of the step."""
+    """Accumulator of errors in bins of λ. values: [3, bins], count, sum and sum of squares, float64 on the step's device."""
 
     def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
         self.values = torch.zeros(3, bins, dtype=torch.float64, device=device)
 
     def add(self, logsnr: Tensor, error: Tensor) -> None:
-        """logsnr, error: [B]."""
+        """Add the errors [B] of a batch at their logsnr [B]."""
         index = ((logsnr - self.low) / self.width).floor().long().clamp(0, self.bins - 1)
         error = error.double()
         self.values.index_add_(1, index, torch.stack([torch.ones_like(error), error, error.square()]))
 
     def take(self) -> Tensor:
-        """The sums so far, on the CPU; starts again from zero."""
+        """Return the sums so far on the CPU, and reset them to zero."""
         values = self.values.cpu().clone()
         self.values.zero_()
         return values
@@ -156,7 +153,10 @@ class BinSums:
 
 @dataclass
 class ErrorMoments:
-    """First and second moment of the error per bin, and how many errors each bin has seen: [bins] each."""
+    """Moments of the error in bins of λ.
+
+    edges: [bins + 1], rising λ. count, mean, second: [bins] each, the number of errors, their mean and their mean square.
+    """
 
     edges: Tensor
     count: Tensor
@@ -165,48 +165,48 @@ class ErrorMoments:
 
     @classmethod
     def of_sums(cls, edges: Tensor, sums: Tensor) -> ErrorMoments:
-        """Moments from count, sum, sum of squares [3, bins]. Counts may be fractions: errors that fade from memory."""
+        """Compute moments from count, sum and sum of squares [3, bins]. Decaying weights make counts fractional."""
         count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
 
     @property
     def middle(self) -> Tensor:
-        """λ in the middle of each bin."""
+        """Centre λ of each bin, [bins]."""
         return bin_middles(self.edges)
 
     @property
     def seen(self) -> Tensor:
-        """Bins that can be trusted, those with two errors or more: [bins] bool."""
+        """Whether each bin has at least two errors and a positive mean, [bins], bool."""
         return (self.count >= 2) & (self.mean > 0)
 
     @property
     def mean_se(self) -> Tensor:
-        """Standard error of each mean; NaN where fewer than two errors were seen."""
+        """Standard error of each mean, [bins]; NaN unless a bin has a count above 1."""
         spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
         return spread.sqrt().where(self.count > 1, torch.nan)
 
     @cached_property
     def smoothed(self) -> ErrorMoments:
-        """Both moments, smoothed in λ: a bin that was rarely or never seen takes its value from its neighbours.
+        """Moments smoothed in λ: bins with few or no errors take their values from their neighbours.
 
-        First the relative variance of an error, then the mean, whose precision in each bin follows from that.
-        Raises DataError when no bin was seen twice.
+        The relative variance of an error is smoothed first, because it determines the precision of the means.
+        Raises DataError if no bin has two errors.
         """
         if not bool(self.seen.any()):
             raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
         spread = ((ratio - 1) * self.count / beyond.where(beyond > 0, 1)).clamp(min=LEAST_SPREAD)
-        # The relative variance of a variance is (2 + excess kurtosis) / n, and a gamma's excess is 6 × its relative variance.
+        # The relative variance of a variance is (2 + excess kurtosis) / n; for a gamma, the excess is 6 × its relative variance.
         typical = (beyond * spread).sum() / beyond.sum()
         spread = smooth(self.middle, spread, beyond / (2 + 6 * typical))
         mean = smooth(self.middle, self.mean, self.count / spread)
         return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
     def filled(self) -> ErrorMoments:
-        """Moments as measured, which have no bias, but smoothed where a bin was seen less than twice.
+        """Return the measured moments, which are unbiased, with smoothed values in bins with fewer than two errors.
 
-        Raises DataError when no bin was seen twice.
+        Raises DataError if no bin has two errors.
         """
         known, seen = self.smoothed, self.seen
         return ErrorMoments(
@@ -215,7 +215,7 @@ class ErrorMoments:
 
 
 def fine_levels(edges: Tensor) -> Tensor:
-    """[bins, POINTS] midpoints inside each bin."""
+    """Return POINTS equally spaced λ inside each bin, [bins, POINTS]."""
     part = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
     return edges[:-1, None] + (edges[1:] - edges[:-1])[:, None] * part
 
@@ -234,10 +234,12 @@ def fit_schedule(
     base: str = "fitted",
     least: Tensor | None = None,
 ) -> Schedule:
-    """The schedule whose density is proportional to weighting × criterion in each bin, nowhere below `floor` of uniform.
+    """Return the schedule with density proportional to weighting × criterion in each bin.
 
-    least: the least error in each bin, [bins], for a criterion that needs it. Raises UsageError for an unknown criterion,
-    one without the least error that it needs, or a floor outside [LEAST_FLOOR, 1]; DataError for an empty log.
+    criterion: a name of CRITERIA. floor: least density, as a fraction of the uniform density.
+    base: name of the schedule. least: [bins], least possible error of a denoiser, for the criterion `excess`.
+    Raises UsageError for an unknown criterion, a missing least error, or a floor outside [LEAST_FLOOR, 1]; DataError for an
+    empty log.
     """
     known = moments.smoothed
     score = CRITERIA.find(criterion)(known.mean, known.second, least)
@@ -247,26 +249,26 @@ def fit_schedule(
 def schedule_of_scores(
     edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted"
 ) -> Schedule:
-    """The schedule whose density is proportional to weighting × score in each bin, nowhere below `floor` of uniform.
+    """Return the schedule with density proportional to weighting × score [bins] in each bin.
 
-    score: [bins]. Raises UsageError for a floor outside [LEAST_FLOOR, 1],
-    DataError where no mass is left.
+    floor, base: as in fit_schedule.
+    Raises UsageError for a floor outside [LEAST_FLOOR, 1], DataError if weighting × score is zero or not finite.
     """
     check_floor(floor)
     width = edges.diff()
     mass = weighting(fine_levels(edges)).mean(1) * score * width
     if not bool(mass.isfinite().all()) or float(mass.sum()) <= 0:
         raise DataError(
-            "weighting times error is zero or not finite at every noise level of the log: no schedule fits it"
+            "weighting times error is zero or not finite on the noise levels of the log; choose another weighting"
         )
     return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), base)
 
 
 def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
-    """Shares of all draws, [bins], of which none is below `floor` of uniform. shares: they add up to 1. width: of the bins.
+    """Raise the shares of bins [bins], which add up to 1, to at least `floor` × the uniform share. width: [bins], in λ.
 
-    The bins above the floor give up the mass that it adds, in proportion to their mass above it. If no bin is below
-    the floor, the floor changes nothing.
+    Bins above the floor give up mass in proportion to their mass above the floor. If no bin is below the floor, the shares
+    don't change.
     """
     least = floor * width / width.sum()
     above = (shares - least).clamp(min=0)
@@ -276,11 +278,11 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 def loss_variance(
     moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
-    """Var/L² of the loss estimate per example under p(λ), for independent and for low-discrepancy t.
+    """Return the relative variance Var/L² per example of the loss estimate under p(λ), for (independent, low-discrepancy) t.
 
-    With e = ‖ε−ε̂‖²: independent ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t leaves ∫ w² Var[e]/p / (∫ w E[e])²
-    and what a comb of `batch` times misses of the conditional mean; None: nothing, the limit of large batches.
-    Infinite where p is zero and w is not.
+    With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t give ∫ w² Var[e]/p / (∫ w E[e])²
+    plus the integration error of `batch` equally spaced times; batch None is the limit of large batches, without it.
+    Both variances are infinite if p is zero where w is not.
     """
     known = moments.filled()
     at = fine_levels(moments.edges)
@@ -299,7 +301,7 @@ def loss_variance(
 
 
 def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
-    """batch × Var/L² of the mean of (w/p) E[e] over t = (offset + 0, 1, 2, …) / batch, the offset uniform in [0, 1)."""
+    """Return batch × Var/L² of the mean of (w/p) E[e] over t = (offset + k) / batch, for an offset uniform in [0, 1)."""
     batch = min(batch, LARGEST_COMB)
     offsets = TIMES // batch
     at = fine_levels(known.edges).flatten().flip(0)
@@ -315,29 +317,28 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[
 
 
 def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Linear between knots, constant beyond them."""
+    """Interpolate values at rising knots linearly at `at`, and continue them as constants outside the knots."""
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
     part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
     return values[right - 1].lerp(values[right], part.clamp(0, 1))
 
 
 class AdaptiveSchedule:
-    """Statistics that follow a network in training: an error counts for less the more images were seen after it.
+    """Schedule fitted to the recent errors of a network in training; older errors have lower weight.
 
-    The window grows with the run: after n images, an error that is k images old has weight (1 − k/n)^(1/SHARE). So the
-    window is about the last SHARE of the run from the start, and there is no initial value to forget. It grows up to
-    LONGEST images; from then on the weights decay exponentially. All bins forget equally, by images and not by their
-    own errors, because an old error of a rarely visited bin is as outdated as any. Smoothing fills such a bin from its
-    neighbours.
+    After n images, an error that is k images old has weight (1 − k/n)^(1/SHARE). So the window is about the last SHARE of the
+    run, and no initial value has to be forgotten. The window grows up to LONGEST images; from then on the weights decay
+    exponentially. The weights depend on the number of images, not on the errors per bin, because an old error in a rarely
+    visited bin is as outdated as in any other. Smoothing fills such bins from their neighbours.
 
-    state: [4, bins] float64, all that a checkpoint needs: weighted count, sum, sum of squares; errors ever seen.
+    state: [4, bins], float64, for checkpoints: weighted count, sum and sum of squares; number of all errors so far.
     """
 
     def __init__(self, edges: Tensor):
         self.edges, self.state = edges, torch.zeros(4, len(edges) - 1, dtype=torch.float64)
 
     def update(self, sums: Tensor) -> None:
-        """Take in [3, bins] of count, sum and sum of squares since the last update."""
+        """Add count, sum and sum of squares [3, bins] of the errors since the last update."""
         before, fresh = float(self.state[3].sum()), float(sums[0].sum())
         if not fresh:
             return
@@ -346,11 +347,11 @@ class AdaptiveSchedule:
         self.state[3] += sums[0]
 
     def moments(self) -> ErrorMoments:
-        """Moments of what is remembered now."""
+        """Return the weighted moments of the recent errors."""
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
-        """The schedule to sample from now: uniform in λ until two errors have been seen somewhere."""
+        """Return the current schedule for a weighting; it is uniform in λ until a bin has two errors."""
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
@@ -358,18 +359,18 @@ class AdaptiveSchedule:
 
 
 def refuse_adaptive(weighting: Weighting) -> None:
-    """Raise UsageError for the learned weighting, which needs a schedule that stays."""
+    """Raise UsageError for the learned weighting, which needs a fixed schedule."""
     if weighting.learned:
-        raise UsageError(f"{LEARNED} needs a schedule that stays, such as edm:mean=-0.4,std=1")
+        raise UsageError(f"{LEARNED} needs a schedule that stays as it is; choose one such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(
     weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule
 ) -> Weighting:
-    """The weighting to train with now: the density of the schedule over the errors that are remembered, smoothed in λ.
+    """Return the current learned weighting: the density of the schedule over the recent errors, smoothed in λ.
 
-    Until two errors have been seen somewhere, the error is that of a network which says nothing but zeros where its target
-    has variance 1. The loss is then half the plain squared error of its output, with which EDM2 begins, too.
+    Until a bin has two errors, the error is that of a network with output zero for a target of variance 1. The loss is then
+    half the unweighted squared error of the output, as at the start of EDM2.
     """
     known = online.moments()
     seen = bool(known.seen.any())
@@ -380,9 +381,9 @@ def learned_weighting(
 def followed(
     online: AdaptiveSchedule | None, weighting: Weighting, schedule: Schedule, prediction: Prediction, floor: float
 ) -> tuple[Weighting, Schedule]:
-    """Weighting and schedule to train with now: the one follows the errors where it is learned, else the other does.
+    """Return the weighting and schedule for the next step: a learned weighting or an adaptive schedule is refitted.
 
-    online: the errors; None where both stay. schedule: the one until now. floor: of one that adapts.
+    online: the recent errors; None if both are fixed. schedule: the current schedule. floor: as in fit_schedule.
     """
     if online is None:
         return weighting, schedule

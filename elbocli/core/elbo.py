@@ -1,19 +1,17 @@
-"""The variational bound, term by term, and every weighted loss as a functional of the error at each λ.
+"""The terms of the variational bound, the likelihood by the probability-flow ODE, and a Gaussian model of the data.
 
 −log p(x) ≤ KL(q(z₁|x) ‖ N(0,I)) + E[−log p(x|z₀)] + ½ ∫ E‖ε−ε̂‖² dλ, all in nats, summed over dimensions.
 L(t;x) is the first term plus the integral up to λ_t: the bound for data with the noise of time t.
 Source: Kingma et al. 2021 (VDM), eq. 11 to 17; Kingma & Gao 2023, sec. 3 and appendix A.
 
-The probability-flow equation as a density: log p of noisy data, by a walk from the data to noise.
-
-In y = z/α the equation is dy/dσ = (y − x̂)/σ, and along it d log p(y)/dσ = −(D − tr ∂x̂/∂y)/σ. A sampler's step knows
-only the form (y − x̂)/σ. So the log density of z walks as one more number beside z, with an estimate
-x̂ = a + D α² − α tr ∂x̂/∂z of its own, and has the sampler's order. Source: Song et al. 2021 (score-based SDEs), eq. 39;
+The probability-flow ODE gives log p of noisy data by a walk from the data to noise.
+In y = z/α the ODE is dy/dσ = (y − x̂)/σ, and along it d log p(y)/dσ = −(D − tr ∂x̂/∂y)/σ. A sampler integrates only
+equations of the form (y − x̂)/σ. So the log density is appended to z as one more dimension, with the estimate
+x̂ = a + D α² − α tr ∂x̂/∂z, and gets the sampler's order of accuracy. Source: Song et al. 2021 (score-based SDEs), eq. 39;
 the trace from random signs: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD).
 
-The Gaussian of the data's mean and covariance: its likelihood, and what its exact denoiser errs at every noise level.
-
-In the coordinates of its directions all is one-dimensional. With r = e^λ, variance s and deviation c of x from the mean,
+The Gaussian with the data's mean and covariance has a known likelihood, and a known error of its exact denoiser at every λ.
+In each principal direction, with r = e^λ, variance s and deviation c of x from the mean,
   ε − ε̂ = (r s ε − √r c) / (1 + r s),   E = (r² s² + r c²) / (1 + r s)²,
   ½ ∫_{−∞}^λ E dλ = ½ (log(1 + r s) + r (c² − s) / (1 + r s)) = KL(q(z_λ|x) ‖ p(z_λ)).
 Source: derived here; the Gaussian as a control variate: Kong et al. 2023 (arXiv 2302.03792).
@@ -38,9 +36,9 @@ GRID = 1 << 14
 
 
 def prior(x: Tensor, logsnr_min: float) -> Tensor:
-    """KL(q(z₁|x) ‖ N(0,I)) per example, [B] nats. x: [B, …].
+    """Return the prior term KL(q(z₁|x) ‖ N(0,I)) of each example x [B, …], [B], nats.
 
-    ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ).
+    The term is ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ).
     """
     signal = alpha_sigma(logsnr_min)[0] ** 2
     square = x.double().square().flatten(1)
@@ -49,7 +47,7 @@ def prior(x: Tensor, logsnr_min: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def reconstruction(logsnr_max: float) -> Tensor:
-    """E[−log p(k|z₀)] of one dimension for each of its LEVELS levels k, [LEVELS] nats, exact.
+    """Return the reconstruction term E[−log p(k|z₀)] of one dimension for each pixel level k, [LEVELS], nats, exact.
 
     The decoder is a softmax over the levels x_j = 2j/(LEVELS−1) − 1: p(k|z₀) ∝ exp(−(z₀/α − x_k)² e^λ / 2), and
     z₀/α = x_k + e^{−λ/2} ε. The expectation over ε is a Gauss-Legendre quadrature on [−9, 9].
@@ -70,31 +68,31 @@ def reconstruction(logsnr_max: float) -> Tensor:
 
 
 def reconstruction_of_numbers(logsnr_max: float) -> float:
-    """E[−log p(x|z₀)] of one dimension that has no levels, such as a latent's, in nats: ½ log(2πe·e^{−λ}), exact.
+    """Return the reconstruction term E[−log p(x|z₀)] of one continuous dimension, such as a latent's: ½ log(2πe·e^{−λ}) nats.
 
-    The decoder is N(z₀/α, σ²/α²), and z₀/α = x + e^{−λ/2} ε. With an exact denoiser and noise that leaves nothing of the
-    data, the bound then is −log of the density. Source: Kingma et al. 2021, sec. 3.3, without discretisation.
+    The decoder is N(z₀/α, σ²/α²), and z₀/α = x + e^{−λ/2} ε. With an exact denoiser, and pure noise at the other end, the
+    bound is −log of the density. Source: Kingma et al. 2021, sec. 3.3, without discretisation.
     """
     return 0.5 * (math.log(2 * math.pi * math.e) - logsnr_max)
 
 
 def bits_per_dimension(nats: float, dimensions: int) -> float:
-    """nats / (D ln 2)."""
+    """Convert nats to bits per dimension: nats / (D ln 2)."""
     return nats / (dimensions * math.log(2))
 
 
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
-    """values added up in the cells of λ that they belong to: the pieces of L(t;x). [.., K], [.., K] → [.., cells]."""
+    """Sum values [.., K] in the bins of λ between edges [bins + 1] that their logsnr [.., K] fall into: [.., bins]."""
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
 
 class Augmented:
-    """The measure −dw over noise levels: what turns bounds L(t;x) into the weighted loss.
+    """Measure −dw over noise levels, which turns L(λ;x), the bounds for data with the noise of λ, into the weighted loss.
 
     L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x). For a non-increasing w, −dw together with the
     point mass w(λmax) is w(λmin) times a distribution p_w: the loss is the expected bound of data noised by it.
-    dw is taken as differences on a fine grid, which is right at kinks and jumps too.
+    dw is computed by differences on a fine grid, which are correct at kinks and jumps, too.
     Source: Kingma & Gao 2023, theorem 1 and eq. 12.
     """
 
@@ -107,24 +105,25 @@ class Augmented:
         self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
 
     def above(self, logsnr: Tensor) -> Tensor:
-        """The measure of all levels above each λ, the point mass included: how often L(·;x) holds the error at λ."""
+        """Return the measure of all λ above each λ given, with the point mass at λmax: the weight of the error there in L_w."""
         position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
         cell = position.floor().long().clamp(0, len(self.mass) - 1)
         return self._from[cell] - (position - cell) * self.mass[cell]
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
-        """(measure between edges [cells], point mass at λmax), divided by the largest w: signed where w rises."""
+        """Return the measure of each bin of λ, [bins], negative where w rises, and the point mass, both over the largest w."""
         at = 0.5 * (self.levels[1:] + self.levels[:-1])
         return by_cell(self.mass, at, edges) / self.largest, self.last / self.largest
 
 
 DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]
-"""D(z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])."""
+"""Denoiser with trace: function (z [B, …], λ) → (x̂, tr ∂x̂/∂z [B])."""
 
 
 def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWithTrace:
-    """A denoiser that also tells its trace: the mean of n·(∂x̂/∂z)n over probes n like z, or the exact one for None,
-    which takes a backward pass for every dimension.
+    """Return a denoiser that also returns the trace of ∂x̂/∂z.
+
+    probes: random signs n like z, to estimate the trace by the mean of n·(∂x̂/∂z)n; None: exact, a backward pass per dimension.
     """
 
     def both(z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
@@ -146,9 +145,9 @@ def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWith
 def log_density(
     z: Tensor, denoise: DenoiseWithTrace, logsnr_max: float, logsnr_min: float, steps: int, sampler: str = "heun"
 ) -> Tensor:
-    """log p(z) in nats, [B] float64, of noisy data z [B, …] at logsnr_max, where at logsnr_min it is N(0, I).
+    """Return log p(z), [B], nats, float64, of noisy data z [B, …] at logsnr_max, for a prior N(0, I) at logsnr_min.
 
-    steps: even ones in λ. sampler: one that draws no noise.
+    denoise: denoiser with trace. steps: number of equal steps in λ. sampler: SPEC of a sampler without noise.
     """
     shape, size = z.shape, z[0].numel()
 
@@ -167,18 +166,18 @@ def log_density(
 
 
 DIRECTIONS = 1024
-"""The most directions that have variances of their own."""
+"""Largest number of principal directions of a GaussianModel."""
 ENTRIES = 1 << 24
-"""Numbers of the data, at most, from which it is fitted."""
+"""Largest number of values (images × dimensions) in the fit of the Gaussian."""
 LEAST = 1e-9
-"""Least variance, over the mean one: a constant pixel is no more certain than that."""
+"""Least variance of a GaussianModel relative to the mean variance, for pixels that are constant."""
 FLOOR = 1e-6
-"""Least variance at all, a standard deviation of an eighth of the step between levels of pixels: images that are all alike have none."""
+"""Least variance of a GaussianModel, for identical images: a standard deviation of 1/8 of the step between pixel levels."""
 
 
 @dataclass(frozen=True)
 class GaussianModel:
-    """mean [D], directions [D, K] with variances [K], and the variance `rest` in all others; float64."""
+    """Gaussian with mean [D], principal directions [D, K], their variances [K], and variance `rest` elsewhere; float64."""
 
     mean: Tensor
     directions: Tensor
@@ -187,11 +186,11 @@ class GaussianModel:
 
     @property
     def others(self) -> int:
-        """Number of the other directions."""
+        """Number of directions with variance `rest`."""
         return self.directions.shape[0] - self.directions.shape[1]
 
     def upto(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """½ ∫_{−∞}^λ of the expected error of the Gaussian's denoiser at x, in nats. x: [B, …]; logsnr: [L] → [B, L]."""
+        """Return ½ ∫_{−∞}^λ of the expected error of the exact denoiser at x [B, …] for each logsnr [L]: [B, L], nats."""
         square, beyond = self._squares(x)
         s, s0, columns = self.variances, self.rest, []
         for r in logsnr.double().exp().tolist():
@@ -201,14 +200,17 @@ class GaussianModel:
         return torch.stack(columns, 1)
 
     def nats(self, x: Tensor) -> Tensor:
-        """−log of the density at x [B, …], [B]."""
+        """Return −log p(x), [B], nats, of each example x [B, …] under the Gaussian."""
         square, beyond = self._squares(x)
         size = self.variances.log().sum() + self.others * math.log(self.rest)
         away = (square / self.variances).sum(1) + beyond / self.rest
         return 0.5 * (len(self.mean) * math.log(2 * math.pi) + size + away)
 
     def errors(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """‖ε−ε̂‖² of its denoiser, and the expectation over ε. x, eps: [B, …] on one device; logsnr: [B] → [B] each."""
+        """Return ‖ε−ε̂‖² of the exact denoiser and its expectation over ε, [B] each.
+
+        x, eps: [B, …], on one device. logsnr: [B].
+        """
         away = x.flatten(1) - self.mean.to(x)
         noise, turn = eps.flatten(1), self.directions.to(x)
         c, e = (away @ turn).double().cpu(), (noise @ turn).double().cpu()
@@ -223,20 +225,21 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """c² in each direction [B, K], and its sum over the others [B]."""
+        """Return x's squared deviation from the mean: in each principal direction [B, K], and summed over the others [B]."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)
 
 
 def rows_to_fit(count: int, dimensions: int) -> int:
-    """Images, of `count`, that are enough to fit it at a bounded cost."""
+    """Return how many of `count` images to use in the fit of the Gaussian, so that its time and memory stay bounded."""
     return min(count, 4096 if dimensions <= DIRECTIONS else 2048, max(2, ENTRIES // dimensions))
 
 
 def fit_gaussian(x: Tensor) -> GaussianModel:
-    """The Gaussian of images [N, …], two at least. Its covariance is drawn towards one of equal variances by as much as
-    so few images call for. Source: Ledoit & Wolf 2004, A well-conditioned estimator, lemma 3.3.
+    """Fit a Gaussian to two or more images [N, …], with Ledoit-Wolf shrinkage of the covariance towards equal variances.
+
+    Source: Ledoit & Wolf 2004, A well-conditioned estimator, lemma 3.3.
     """
     data = x.double().flatten(1)
     count, dimensions = data.shape

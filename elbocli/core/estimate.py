@@ -1,8 +1,8 @@
-"""Numbers with standard errors, the moments of features that they come from, the calibration of probabilities, and the
-Fréchet distance of two Gaussians: |μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½ (Dowson & Landau 1982; Heusel et al. 2017: FID).
+"""Estimates with standard errors, moments of features, calibration, and the Fréchet distance of two Gaussians:
+|μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½ (Dowson & Landau 1982; Heusel et al. 2017: FID).
 
-The error of a Fréchet distance from n samples is its standard error, and what it would be of infinitely many. The reference
-is taken as it is; samples are independent draws.
+A Fréchet distance from n samples has a standard error, and a bias, which `extrapolate` removes. The estimates treat the
+reference as exact and the samples as independent draws.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NORMAL_95 = 1.959963984540054
-"""Standard errors on each side that hold a normal number 95 times in 100."""
+"""Half-width of a normal distribution's 95 % interval, in standard deviations."""
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """The standard error of a share of n independent trials, and the ends of Wilson's interval that holds the true one 95
-    times in 100, which has a width even where all trials went one way.
-    """
+    """Return the standard error of a share right/n of independent trials, and Wilson's 95 % interval, never of width 0."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -35,7 +33,7 @@ def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """value; se: its standard error, None where it isn't known; freedom: the degrees of freedom of se, inf where it is exact."""
+    """Estimated value. se: standard error, or None if unknown. freedom: degrees of freedom of se; inf if se is exact."""
 
     value: float
     se: float | None = None
@@ -43,13 +41,13 @@ class Estimate:
 
     @classmethod
     def of_repeats(cls, values: Sequence[float]) -> Estimate:
-        """The mean of independent values, two at least."""
+        """Return the mean of two or more independent values, with its standard error."""
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
         return cls(float(np.mean(values)), error, len(values) - 1)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Ends of the interval that holds the true number 95 times in 100, by Student's t; None without a standard error."""
+        """Ends of the 95 % confidence interval by Student's t, or None without a standard error."""
         if self.se is None:
             return None
         if math.isinf(self.freedom):
@@ -61,21 +59,21 @@ class Estimate:
         return self.value - half, self.value + half
 
     def minus(self, other: Estimate) -> Estimate:
-        """The difference to an independent one. Its degrees of freedom are Welch's (1947), by Satterthwaite."""
+        """Return the difference to an independent estimate, with the degrees of freedom of Welch (1947) and Satterthwaite."""
         value = self.value - other.value
         if self.se is None or other.se is None:
             return Estimate(value)
         mine, theirs = self.se**2, other.se**2
         shares = [part**2 / freedom for part, freedom in ((mine, self.freedom), (theirs, other.freedom)) if part]
-        doubt = sum(shares)  # 0 where both are exact: x / inf
+        doubt = sum(shares)  # 0 if both are exact: x / inf
         return Estimate(value, math.sqrt(mine + theirs), (mine + theirs) ** 2 / doubt if doubt else math.inf)
 
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Moments of n vectors: their mean [D] and the sum of outer products about it [D, D], float64.
+    """Moments of n vectors: mean `mu` [D], and `scatter` [D, D], the sum of outer products about the mean, float64.
 
-    Those of two sets add up to those of both, and a part can be taken out again.
+    a + b are the moments of the union of two sets; a − b removes a subset b from a.
     """
 
     n: int
@@ -84,7 +82,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> FeatureMoments:
-        """features: [N, D], N > 0."""
+        """Return the moments of features [N, D], N > 0."""
         features = features.astype(np.float64)
         mu = features.mean(0)
         features -= mu
@@ -92,7 +90,7 @@ class FeatureMoments:
 
     @property
     def sigma(self) -> np.ndarray:
-        """The covariance over n − 1 [D, D]. Needs two vectors."""
+        """Unbiased covariance [D, D], with divisor n − 1. Needs two vectors."""
         return self.scatter / (self.n - 1)
 
     def __add__(self, other: FeatureMoments) -> FeatureMoments:
@@ -109,10 +107,10 @@ class FeatureMoments:
 
 
 class StreamingFeatureMoments:
-    """Sums of features and their outer products about the first batch's mean, float64.
+    """Streaming accumulator of FeatureMoments, float64.
 
-    About that mean, not zero, so that nothing cancels when features are far from the origin. Outer products are added
-    up ROWS vectors at a time: one for each batch would take longer than a fast device takes for the batch.
+    Sums are taken about the first batch's mean, to avoid cancellation for features far from the origin. Outer products are
+    added for ROWS vectors at a time: one product per batch would take longer than a fast device needs for the batch.
     """
 
     ROWS = 1024
@@ -122,7 +120,7 @@ class StreamingFeatureMoments:
         self._waiting: list[np.ndarray] = []
 
     def add(self, features: np.ndarray) -> None:
-        """features: [B, D]."""
+        """Add features [B, D]."""
         features = features.astype(np.float64)
         if self.n == 0:
             self._origin = features.mean(0)
@@ -140,7 +138,7 @@ class StreamingFeatureMoments:
         self._waiting = []
 
     def moments(self) -> FeatureMoments:
-        """Moments of all vectors so far. Needs one."""
+        """Return the moments of all vectors so far. Needs at least one vector."""
         if self._waiting:
             self._take()
         mean = self._sum / self.n
@@ -148,18 +146,18 @@ class StreamingFeatureMoments:
 
 
 class PairedMoments:
-    """Sums over images of two independent estimates of the same vector.
+    """Accumulator of pairs of independent estimates of a vector per image, to separate noise from variance between images.
 
-    Half their difference gives an unbiased estimate of the noise's variance, even if the draws within one estimate
-    depend on each other. The rest of their mean's variance is the variance between images.
+    Half the difference of a pair gives an unbiased estimate of the noise variance, even if the draws within one estimate are
+    dependent. The rest of the variance of the pair's mean is the variance between images.
     """
 
     def __init__(self) -> None:
         self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
 
     def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
-        """pairs: [images, 2, C] float64. squares: alike, the mean square of each estimate where theory knows it and a
-        sample may miss it: the noise is taken to be no less.
+        """Add pairs of estimates [images, 2, C], float64. squares: of the same shape, theoretical mean squares of the
+        estimates, used as a lower bound of the noise where a sample may miss rare large values.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))
@@ -170,13 +168,13 @@ class PairedMoments:
 
     @property
     def n(self) -> int:
-        """Images so far."""
+        """Number of images so far."""
         return self._means.n
 
     def estimate(self) -> PairedEstimate:
-        """Estimate from the images so far. Raises UsageError where there are fewer than two."""
+        """Return the estimate from the images so far. Raises UsageError for fewer than two images."""
         if self.n < 2:
-            raise UsageError("a standard error needs at least two images")
+            raise UsageError(f"a standard error needs at least two images, found {self.n}; give more")
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
@@ -185,7 +183,10 @@ class PairedMoments:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """mean [C] over n images; between, noise: [C, C] covariance of one image's true value, and of its estimate."""
+    """Mean [C] of a vector over n images, and the two sources of its error.
+
+    between: [C, C], covariance of the true vectors of images. noise: [C, C], covariance of the errors of their estimates.
+    """
 
     n: int
     mean: np.ndarray
@@ -194,25 +195,26 @@ class PairedEstimate:
 
     @staticmethod
     def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
-        """Several rounds of draws on the same images."""
+        """Average the estimates of several independent rounds of draws on the same images."""
         mean, between, noise = (
             np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise")
         )
         return PairedEstimate(rounds[0].n, mean, between, noise / len(rounds))
 
     def value(self, of: np.ndarray) -> float:
-        """The mean of a linear combination of the components. of: [C]."""
+        """Return the mean of a linear combination of the components. of: coefficients [C]."""
         return float(self.mean @ of)
 
     def noise_se(self, of: np.ndarray) -> float:
-        """Standard error from the noise alone: how far another seed lies, on the same images."""
+        """Return the standard error of `value` due to the noise alone, which is its spread over seeds on the same images."""
         return float(np.sqrt(of @ self.noise @ of / self.n))
 
     def se(self, of: np.ndarray, population: float) -> float:
-        """Standard error of the mean over a population of that many images (inf: of their distribution).
+        """Return the standard error of `value` as an estimate for all images of a population.
 
-        Images are drawn without replacement: when all were, their choice adds nothing. Source: Cochran 1977,
-        Sampling Techniques, eq. 2.20.
+        of: coefficients [C]. population: number of images that the n images were drawn from; inf for a distribution.
+        Images are drawn without replacement, so the choice of images adds no error if all were drawn.
+        Source: Cochran 1977, Sampling Techniques, eq. 2.20.
         """
         chosen = max(0.0, float(of @ self.between @ of)) * (1 - self.n / population)
         return float(np.sqrt((chosen + of @ self.noise @ of) / self.n))
@@ -222,13 +224,13 @@ LARGEST_FREEDOM = 1e6
 
 
 def image_errors(halves: np.ndarray) -> np.ndarray:
-    """Standard errors [N] of the mean of each image's two independent estimates. halves: [N, 2].
+    """Return the standard error [N] of the mean of two independent estimates per image. halves: [N, 2].
 
-    Half the difference of two numbers says little of their spread. So it is taken together with what all images say:
-    the variances are thought of as drawn from an inverse χ² distribution, which is fitted to them, and each becomes its
-    mean given the image's own difference. Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
+    Two numbers give a poor estimate of their variance, so the variances of all images are shrunk by empirical Bayes: they
+    are modelled as draws from an inverse χ² distribution, fitted to all images, and each is replaced by its posterior mean.
+    Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
     """
-    from scipy.optimize import brentq  # only what estimates image by image needs it
+    from scipy.optimize import brentq  # imported here because only estimates per image need it
     from scipy.special import digamma, polygamma
 
     own = 0.25 * np.square(halves[:, 0] - halves[:, 1])
@@ -245,10 +247,10 @@ BINS = 10
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """The table of all bins that hold images. confidence: [N] in [0, 1]; right: [N] of bool.
+    """Return the reliability table: one row per bin of confidence that holds images.
 
-    Each row is of images whose likeliest class has a probability from low to high: their count, the mean of that
-    probability, and the share that it is right of.
+    confidence: [N], in [0, 1], probability of the most likely class. right: [N], bool, whether this class is correct.
+    A row has low and high, the ends of the bin; count of images; mean confidence; and accuracy.
     """
     cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
@@ -260,13 +262,16 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, flo
 
 
 def calibration_error(table: list[dict[str, float]]) -> float:
-    """ECE: the mean of |accuracy − confidence| over images. Source: Naeini et al. 2015; Guo et al. 2017."""
+    """Return the expected calibration error (ECE), the mean of |accuracy − confidence| over images, from a reliability table.
+
+    Source: Naeini et al. 2015; Guo et al. 2017.
+    """
     count = sum(row["count"] for row in table)
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / count
 
 
 class Gaussian(Protocol):
-    """A mean [D] and a covariance [D, D], float64."""
+    """Gaussian with mean `mu` [D] and covariance `sigma` [D, D], float64."""
 
     @property
     def mu(self) -> np.ndarray: ...
@@ -276,9 +281,9 @@ class Gaussian(Protocol):
 
 
 def root(sigma: np.ndarray) -> np.ndarray:
-    """A [D, rank] with A Aᵀ = sigma, by Cholesky's decomposition with pivots, which ends where sigma's rank does.
+    """Return A [D, rank] with A Aᵀ = sigma, by pivoted Cholesky decomposition, which stops at the rank of sigma.
 
-    So covariances of fewer images than features need no case of their own, and their null space adds no √(rounding error).
+    So a singular covariance, from fewer images than features, is no special case, and its null space adds no rounding error.
     """
     from scipy.linalg.lapack import dpstrf
 
@@ -290,9 +295,9 @@ def root(sigma: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """The distance of two Gaussians of the same dimension. Zero up to rounding, perhaps below, when they are the same.
+    """Return the Fréchet distance of two Gaussians of the same dimension. For equal ones it is zero up to rounding.
 
-    tr (Σ₁Σ₂)^½ is the sum of the singular values of A₂ᵀA₁, whose squares are the eigenvalues of the smaller Gram matrix.
+    With Σᵢ = AᵢAᵢᵀ, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁ᵀA₂, the roots of the eigenvalues of a Gram matrix.
     """
     cross = root(first.sigma).T @ root(second.sigma)
     gram = cross @ cross.T if cross.shape[0] <= cross.shape[1] else cross.T @ cross
@@ -303,17 +308,17 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 
 
 PARTS = 10
-"""Into which the samples are dealt to extrapolate; even, as they make up two halves, too."""
+"""Number of equal parts of the samples for extrapolation; even, because the parts also form two halves."""
 ROWS = 4096
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """The amount by which each of the features [N, D] moves the distance of them all, times N: [N], zero on average.
+    """Return the influence [N] of each image on the Fréchet distance of features [N, D] from the reference; its mean is zero.
 
-    The derivative of the distance with respect to an image's weight. With c = x − μ, and T the optimal map between the
-    two Gaussians, Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½: 2 c·(μ − μᵣ) + cᵀ(1 − T)c less its mean. T is never formed: cᵀTc is
-    Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, A the root of Σᵣ, on the range of Σ.
-    own: the moments of the features.
+    own: moments of the features.
+    The influence is the derivative of the distance with respect to an image's weight. With c = x − μ and the optimal map
+    T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, it is 2 c·(μ − μᵣ) + cᵀ(1 − T)c minus its mean. T is not formed:
+    cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with A = root(Σᵣ), on the range of Σ.
     """
     factor = root(reference.sigma)
     values, vectors = np.linalg.eigh(factor.T @ own.sigma @ factor)
@@ -328,24 +333,25 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
 
 
 def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
-    """The standard error of the distance of the features [N, D] from the reference, by the infinitesimal jackknife.
+    """Return the standard error of the Fréchet distance of features [N, D] by the infinitesimal jackknife.
 
-    That is where the bootstrap's standard error tends with the number of its resamples, in closed form.
-    It is of the spread alone: the distance's bias, which falls as 1/N, is often larger.
+    The jackknife gives, in closed form, the limit of the bootstrap's standard error for many resamples.
+    The result does not include the bias of the distance, which falls as 1/N and is often larger.
     Source: Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """The distance of infinitely many samples, from the moments of PARTS equal parts of them, dealt at random, and the
-    curvature: how much of it is in doubt for not being linear.
+    """Return the Fréchet distance extrapolated to infinitely many samples, and its curvature, the error of a linear fit.
 
-    The bias of the distance is a/N + b/N² + …. The line in 1/N through the distance of all and the mean distance of all
-    but a part leaves −b g/(g−1) /N² of it (g parts: the jackknife's estimate); that through the halves −2b/N². The second
-    less the first, times 1/(2(g−1)/g − 1), is therefore what the first has left, as far as b says: the curvature. The
-    images' own spread cancels in both, as all of them count alike. Source: Chong & Forsyth 2020 (arXiv:1911.07023) for
-    the line; Quenouille 1956 for the two points.
+    parts: moments of PARTS equal parts of the samples, chosen at random.
+
+    The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
+    mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
+    −2b/N². So the bias left in the first is the difference of the two, divided by 2(g−1)/g − 1: the curvature. The spread
+    of the images cancels in both lines, because all images have equal weight.
+    Source: Chong & Forsyth 2020 (arXiv:1911.07023) for the line; Quenouille 1956 for the two points.
     """
     whole = sum(parts[1:], parts[0])
     middle = len(parts) // 2

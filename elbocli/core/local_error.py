@@ -1,13 +1,11 @@
-"""Errors of single steps: what each step of a walk does wrong, and how much of that counts for the data.
+"""Local errors of sampling steps, scaled to their effect on the data, and the grid of λ on which they are all equal.
 
-A sampler without noise follows the probability-flow equation, dz/dλ = ½ α (x̂ − α z). Its local error is its step
-from a point of the exact trajectory, less the trajectory's own point at the end of that step. The trajectory is solved
-once, much more finely. An ancestral step has an exact mean; its error is the variance that it leaves out.
+A sampler without noise solves the probability-flow ODE, dz/dλ = ½ α (x̂ − α z). Its local error is the result of one step
+from a point of the exact trajectory, minus the exact trajectory at the end of the step. The exact trajectory is computed
+once, on a much finer grid. An ancestral step has an exact mean; its error is the variance that the step leaves out.
 
-The grid of levels on which every step errs alike.
-
-This grid has the least sum of local errors of all grids with as many steps: with h the width of steps and C h^{p+1} their error,
-∫ C h^p dλ is least at a given ∫ dλ/h where C h^{p+1} is the same everywhere, whatever the order p.
+Of all grids with equally many steps, the grid of equal local errors has the least sum of local errors: for steps of width h
+and error C h^{p+1}, ∫ C h^p dλ at fixed ∫ dλ/h is least where C h^{p+1} is constant, for any order p.
 """
 
 import math
@@ -24,20 +22,20 @@ from elbocli.core.samplers import Denoise, Move, Sampler, no_noise, walk
 from elbocli.errors import DataError
 
 StepErrors = Callable[[list[float]], list[float]]
-"""Levels of λ, rising and all finite → the error of each step as it arrives in the data, the last one's to clean data."""
+"""Function: rising λ where steps start → error of each step, scaled to its effect on the data. The last step ends at λ = inf."""
 
 
 def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
-    """dz/dλ of the probability-flow equation."""
+    """Return dz/dλ of the probability-flow ODE at z, given the denoiser's x̂."""
     alpha = alpha_sigma(logsnr)[0]
     return (x_hat - alpha * z).mul_(0.5 * alpha)
 
 
 class FineSolution:
-    """Trajectories from noise z [B, …] at λ = low to λ = high, and the data they end in: `end`, x̂ at high.
+    """Accurate trajectories from noise z [B, …] at λ = low to λ = high, and the data x̂ at their end.
 
-    cells: equal steps in λ by the classical method of fourth order; between their ends z is a cubic with the exact slopes.
-    Kept on the device: 2 (cells + 1) tensors like z.
+    cells: number of equal steps in λ of the classical Runge-Kutta method (RK4); z is interpolated by cubic Hermite splines.
+    Memory on the device: 2 (cells + 1) tensors of the size of z.
     """
 
     def __init__(self, denoise: Denoise, z: Tensor, low: float, high: float, cells: int):
@@ -61,10 +59,12 @@ class FineSolution:
                 z = z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
         self.end = x_hat
         if not bool(self.end.isfinite().all()):
-            raise DataError("the network's estimates are not finite along its own trajectories; no grid fits them")
+            raise DataError(
+                "the network's estimates are not finite on its sampling trajectories; check the run's weights"
+            )
 
     def at(self, logsnr: float) -> Tensor:
-        """z at any λ from low to high; the data at inf."""
+        """Return z at any λ from low to high, or the data at λ = inf."""
         if logsnr == math.inf:
             return self.end
         place = (logsnr - self.low) / self.width
@@ -75,9 +75,9 @@ class FineSolution:
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
-        """The local error of each step of a sampler without noise: of z at its end, of the data for the last.
+        """Return the local error of each step of a sampler without noise, a tensor like z; for the last step, of the data.
 
-        grid: rising, then clean data is added. A multistep method gets the x̂ of the trajectory's own point at the level before.
+        grid: rising λ; a step to clean data is added. A multistep method gets x̂ of the exact trajectory at the level before.
         """
         found, last = [], None
         for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
@@ -87,40 +87,42 @@ class FineSolution:
         return found
 
     def errors(self, sampler: Sampler, grid: list[float]) -> list[float]:
-        """Root-mean-square local errors, times α^−½ at the end of each step.
+        """Return the root-mean-square local error of each step, times α^−½ at the end of the step.
 
-        An error of z = αx + σε stays about as large on its way to the data, where the spread of z is about 1 throughout; one of
-        y = z/α would count for 1/α. Their geometric mean gave the smallest errors at the end of walks, on mixtures with their
-        exact denoisers: docs/instruments.md has the comparison, with the growth as measured too.
+        The weight estimates how an error grows until the data: weight 1 fits z = αx + σε, whose spread stays about 1, and 1/α
+        fits y = z/α. Their geometric mean gave the smallest final errors on mixtures with exact denoisers;
+        docs/measurements.md compares these weights, and weights by the measured growth.
         """
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final_error(self, sampler: Sampler, grid: list[float]) -> float:
-        """The error of the data at the end of a whole walk: root mean square over all values."""
+        """Return the root-mean-square error of the data after the sampler's whole walk along the grid."""
         return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
 
 
 def rms(difference: Tensor) -> float:
-    """Root mean square over all values."""
+    """Return the root mean square of all values of a tensor."""
     return float(difference.double().square().mean().sqrt())
 
 
 def ancestral_errors(moments: ErrorMoments) -> StepErrors:
-    """Variance per dimension that each ancestral step leaves out, as it may arrive in the data, by the loss log alone.
+    """Return a function that estimates, from the loss log alone, the variance that each ancestral step leaves out.
 
-    Given z the step's mean is exact, but x is not x̂: of y = z/α it leaves out c² E Var[x | z], with c = 1 − e^{λ−λ'}
-    and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ' then shrinks as
-    the mean of x given y does, by factors J between 0 and 1, whose mean over directions is e^λ' E Var[x | z] = e(λ'). Its
-    variance shrinks by J²: by e² were all directions alike, by e at most. It is e here: the directions in which most of
-    the variance lies shrink least, and on mixtures these grids draw better than those by e². moments: as a log has them.
+    The errors are per dimension and scaled to their effect on the data. moments: of the network's errors, from a loss log.
+
+    Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
+    c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
+    then shrinks like the mean of x given y, by factors J between 0 and 1, whose mean over directions is
+    e^λ' E Var[x | z] = e(λ'). Its variance shrinks by J²: by e² if all directions are alike, and by e at most. The factor e
+    is used: directions with most of the variance shrink least, and on mixtures these grids sample better than those by e².
     """
     known = moments.smoothed
     low, width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
     errors = known.mean.clamp(max=1).tolist()
 
     def error(logsnr: float) -> float:
-        """e(λ) per dimension, linear between the middles of bins."""
+        """Return e(λ) per dimension, linear between the centres of bins."""
         place = (logsnr - low) / width - 0.5
         left = min(max(int(place), 0), len(errors) - 2)
         part = min(max(place - left, 0.0), 1.0)
@@ -137,17 +139,20 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
 
 
 SHARE = 0.35
-"""Each round changes a step's width by its error to the power −SHARE. 1/(p+1) would be exact in one round if C were constant;
-this is below 2/(p+1) for every order up to 4, so that the rounds converge without it being known."""
+"""Exponent of one round: each step's width is multiplied by its error to the power −SHARE. For errors C h^{p+1} with constant C,
+1/(p+1) would be exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so that the rounds converge for unknown p."""
 ROUNDS = 40
 ALIKE = 1.05
-"""Ratio of the largest error to the least at which rounds end."""
+"""Ratio of the largest error to the smallest at which the iteration stops."""
 LEAST = 1e-30
 
 
 class EqualErrors(NamedTuple):
-    """grid: λ, rising. errors: of each step, the last one's to clean data. spread: the largest over the least of those
-    that can be changed.
+    """Grid on which all steps have about equal local errors.
+
+    grid: rising λ at which the steps start. errors: error of each step; the last step ends at clean data.
+    spread: ratio of the largest error to the smallest, over the steps that can be changed.
+    rounds: number of rounds until this grid.
     """
 
     grid: list[float]
@@ -157,14 +162,15 @@ class EqualErrors(NamedTuple):
 
 
 def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
-    """Move the levels of a grid until its steps err alike. start: rising λ; its first level stays.
+    """Move the levels of a grid until all steps have equal errors, and return the best grid found.
 
-    The last level, from which a step leads to clean data, moves too, up to `high`. Returns the best grid seen.
+    start: rising λ; the first level is fixed.
+    high: largest λ of the last level, from which a step leads to clean data.
     """
     grid, best = start, None
     for count in range(1, ROUNDS + 1):
         errors = [max(error, LEAST) for error in step_errors(grid)]
-        # The last level can't go beyond `high`: there, the last step's larger error is left out.
+        # At `high` the last level can't move on, so a larger error of the last step is ignored.
         free = errors[:-1] if grid[-1] >= high and errors[-1] > max(errors[:-1]) else errors
         spread = max(free) / min(free)
         if best is None or spread < best.spread:
@@ -177,8 +183,8 @@ def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> Eq
 
 
 def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
-    """The levels at equal shares of Σ errors^SHARE, which lies evenly within each step; the last level by its own error,
-    which falls about as e^{−λ/2}.
+    """Move the levels so that each step covers an equal part of Σ errors^SHARE, which is taken as uniform within a step. The
+    last level moves according to the error of the last step, which falls about as e^{−λ/2}.
     """
     typical = math.exp(sum(map(math.log, errors[:-1])) / (len(errors) - 1))
     by = 2 * SHARE * math.log(errors[-1] / typical)
@@ -196,9 +202,9 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
 
 
 def measured_order(step_errors: StepErrors, grid: list[float]) -> float:
-    """The p of a local error that goes like h^{p+1}: the median over steps of log₂ (error of the step / of its first half) − 1.
+    """Return the order p of local errors ∝ h^{p+1}: the median over steps of log₂(error of the step / of its first half) − 1.
 
-    The last step, which leads to clean data, has no half.
+    The last step, to clean data, is left out because it can't be halved.
     """
     halved = [at for a, b in pairwise(grid) for at in (a, 0.5 * (a + b))] + grid[-1:]
     whole, halves = step_errors(grid)[:-1], step_errors(halved)[:-1:2]

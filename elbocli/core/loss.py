@@ -1,4 +1,4 @@
-"""The weighted loss, sampled: L_w = ½ E_t[(w/p)(λ_t) ‖ε−ε̂‖²]."""
+"""The weighted loss, importance-sampled by the schedule: L_w = ½ E_t[(w/p)(λ_t) ‖ε−ε̂‖²]."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,14 +12,16 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
-"""(z [B, …], logsnr [B], labels) → out [B, …]: any module or function. z is noised data, times the prediction's c_in."""
+"""A network: any module or function (z [B, …], logsnr [B], labels) → out [B, …]. z is noised data times c_in."""
 
 
 class LossTerms(NamedTuple):
-    """The loss of a batch, a number per example: [B] each, on the device of the batch.
+    """Loss of each example of a batch, on the device of the batch.
 
-    loss: ½ (w/p) ‖ε−ε̂‖²/D in nats per dimension, to be averaged and differentiated. eps_mse: ‖ε−ε̂‖²/D, unweighted and
-    without gradient. logsnr: the λ that each example was shown at. out: the network's output [B, …].
+    loss: [B], ½ (w/p) ‖ε−ε̂‖²/D in nats per dimension; average it and call backward().
+    eps_mse: [B], ‖ε−ε̂‖²/D, unweighted and without gradient.
+    logsnr: [B], the λ of each example.
+    out: [B, …], the network's output.
     """
 
     loss: Tensor
@@ -32,7 +34,7 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """One row per example: [B, 1, 1, 1] for images, [B] for factors."""
+    """Coefficients (see prediction.Coefficients) of a step: alpha to c_in broadcast over images, [B, 1, 1, 1]; others [B]."""
 
     alpha: Tensor
     sigma: Tensor
@@ -53,11 +55,14 @@ def step_coefficients(
     dtype: torch.dtype = torch.float32,
     dimensions: int = 3,
 ) -> StepCoefficients:
-    """All that depends on λ, in float64, then as `dtype`. logsnr: [B] float64 on the CPU.
+    """Compute all coefficients of a step that depend on λ, in float64, and return them as `dtype`.
 
-    send: what brings a tensor to where the step is done; it is called once. dimensions: of an example, 3 for images.
+    logsnr: [B], float64, on the CPU.
+    send: moves a tensor to the device of the step; called once.
+    dimensions: number of dimensions of an example, 3 for images.
 
-    loss_factor is ½ (w/p) (α/d)² (Kingma & Gao 2023, eq. 6, importance-sampled), so that loss = loss_factor · ‖target−out‖² never passes through ε̂.
+    loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖² is computed without ε̂.
+    Source: Kingma & Gao 2023, eq. 6, importance-sampled.
     """
     c = prediction.coefficients(logsnr)
     loss_factor = 0.5 * (weighting(logsnr).log() - schedule.density(logsnr).log()).exp() * c.eps_factor
@@ -67,15 +72,16 @@ def step_coefficients(
 
 
 def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
-    """Return a network's output for z [B, C, …]. Raises UsageError unless it is a tensor shaped like z.
+    """Return a network's output for z [B, C, …], after checking its shape.
 
-    variance: [B, 2C, …] will do as well: the prediction, and a learned variance behind it.
+    variance: also accept [B, 2C, …], the prediction followed by a learned variance.
+    Raises UsageError unless the output is a tensor of the shape of z.
     """
     twice = (*z.shape[:1], *(2 * channels for channels in z.shape[1:2]), *z.shape[2:])
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
         return out
     given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-    raise UsageError(f"the network gives {given} for z {list(z.shape)}; expected that shape")
+    raise UsageError(f"the network returned {given} for z of shape {list(z.shape)}; expected a tensor of z's shape")
 
 
 def denoising_losses(
@@ -89,15 +95,18 @@ def denoising_losses(
     prediction: Prediction,
     send: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> LossTerms:
-    """Noise x to z = αx + σε, show the network z, and score its output: training, validation and bounds all do this.
+    """Noise x to z = αx + σε, call the network, and return the weighted loss of each example.
 
-    x, eps: [B, …]. logsnr, send: as in `step_coefficients`. Raises UsageError for an output of another shape.
+    Training, validation and bounds all use this function.
+    x, eps: [B, …], data and noise. labels: passed to the network unchanged.
+    logsnr, send: as in `step_coefficients`.
+    Raises UsageError for an output of another shape.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)
     z = torch.addcmul(c.alpha * x, c.sigma, eps).mul_(c.c_in)
     out = check_output(network(z, c.logsnr, labels), z)
-    with torch.autocast(out.device.type, enabled=False):  # in the precision of c, whatever the network ran in
+    with torch.autocast(out.device.type, enabled=False):  # in the precision of c, whatever the network's
         target = torch.addcmul(c.a * x, c.b, eps)
         error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
         return LossTerms(c.loss_factor * error, (c.eps_factor * error).detach(), c.logsnr, out)

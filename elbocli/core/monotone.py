@@ -1,4 +1,4 @@
-"""The shape of a function of λ: its slope, where it rises, and whether it is another one up to a constant."""
+"""The shape of a function of λ: its slope, where it rises, and whether two functions are equal up to a factor."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
 ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
-"""A step's and a whole run's least rise, relative; and the value below which float64 has too few digits to tell."""
+"""Limits below which a rise counts as rounding: relative rise per grid step, relative rise per interval, and value."""
 SHOWN = 4
-"""Intervals that are named: under a schedule of many knots, w jumps at each of them."""
+"""Number of intervals to name in messages; a weighting by a schedule of many knots jumps at every knot."""
 
 
 def float64(values: list[float]) -> Tensor:
-    """A tensor of double precision."""
+    """Return a float64 tensor of the values."""
     import torch
 
     return torch.tensor(values, dtype=torch.float64)
 
 
 def slope(function: Function, logsnr: Tensor) -> Tensor:
-    """df/dλ at each λ by automatic differentiation, float64."""
+    """Return df/dλ at each λ by automatic differentiation, float64."""
     import torch
 
     at = logsnr.detach().double().requires_grad_()
@@ -40,7 +40,7 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
 
 
 def in_words(intervals: list[tuple[float, float]]) -> str:
-    """Name the first SHOWN intervals of λ, and how many more there are; one without a width is a jump."""
+    """Describe the first SHOWN intervals of λ and the number of further ones. An interval of width 0 is a jump."""
     shown = [
         " to ".join(dict.fromkeys(f"{round(end, 9) + 0.0:.7g}" for end in interval)) for interval in intervals[:SHOWN]
     ]
@@ -49,11 +49,11 @@ def in_words(intervals: list[tuple[float, float]]) -> str:
 
 
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:
-    """Runs of a fine grid on which the function increases, each end found on the sign of its slope, or at a jump.
+    """Return the intervals of [low, high] on which the function increases.
 
-    It increases from one of the POINTS to the next when that adds more than ROUNDING of its value, and a run counts
-    when all of it adds more than LEAST_RISE of the value at its end, which must be above TINIEST. Anything less is
-    what rounding makes of a constant.
+    The search uses a grid of POINTS; the ends are refined to a zero of the slope or to a jump. Smaller increases than
+    ROUNDING per grid step and LEAST_RISE per interval, relative to the value, and values below TINIEST, are ignored as
+    rounding of a constant.
     """
     import torch
 
@@ -71,7 +71,7 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
 
 
 def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
-    """The λ near grid point i where sign · function is largest: where its slope changes sign, or at a jump."""
+    """Return the λ near grid point i where sign · function is largest: a zero of the slope, or a jump."""
     if i in (0, POINTS - 1):
         return float(grid[i])
     left, at, right = grid[i - 1 : i + 2].tolist()
@@ -90,7 +90,7 @@ def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
 
 
 def _jump(function: Function, left: float, right: float) -> tuple[float, float]:
-    """Halve to where the function changes most: neighbours on both sides of a jump, if there is one between."""
+    """Return the two neighbouring λ on both sides of the largest jump in [left, right], by bisection."""
     for _ in range(60):
         middle = 0.5 * (left + right)
         low, inner, high = function(float64([left, middle, right])).tolist()
@@ -102,16 +102,16 @@ def _jump(function: Function, left: float, right: float) -> tuple[float, float]:
 
 
 class NonIncreasing:
-    """The least non-increasing function that is nowhere smaller: one with a single peak is held constant left of it.
+    """Least non-increasing upper bound of a function. A function with a single peak becomes constant left of the peak.
 
-    Peaks are searched for within ±LIMIT, the left end being one too, at the first call, which takes a thousand times as long as the next ones.
+    The first call searches for peaks within ±LIMIT, and takes a thousand times as long as later calls.
     """
 
     def __init__(self, function: Function):
         self.function = function
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """Its value at each λ, float64."""
+        """Return the value at each λ, float64."""
         value = self.function(logsnr)
         for peak, height in self._peaks:
             value = value.maximum((logsnr <= peak).to(value.dtype) * height)
@@ -119,13 +119,13 @@ class NonIncreasing:
 
     @cached_property
     def _peaks(self) -> list[tuple[float, float]]:
-        """(λ, value) of each."""
+        """(λ, value) of each peak; the left end −LIMIT counts as a peak."""
         ends = [-LIMIT, *(end for _, end in rising(self.function, -LIMIT, LIMIT))]
         return [(end, float(self.function(float64([end])))) for end in ends]
 
 
 class Likeness(NamedTuple):
-    """Comparison of f with scale · g: the largest relative deviation under the best scale, and the λ where it is."""
+    """Comparison of f with scale · g: the best scale, the largest relative deviation, and the λ of this deviation."""
 
     scale: float
     deviation: float
@@ -133,16 +133,15 @@ class Likeness(NamedTuple):
 
 
 def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
-    """Compare two non-negative functions on a fine grid of [low, high], up to a constant.
+    """Compare two non-negative functions up to a factor, on a fine grid of [low, high].
 
-    The best scale puts the extremes of log f/g at equal distance. If only one of them is zero at some λ, the deviation
-    is infinite.
+    The best scale minimises the largest |log(f/(scale · g))|. If only one function is zero at some λ, the deviation is infinite.
     """
     import torch
 
     at = torch.linspace(low, high, points, dtype=torch.float64)
     ratio = f(at).log() - g(at).log()
-    at, ratio = at[~ratio.isnan()], ratio[~ratio.isnan()]  # both are zero there
+    at, ratio = at[~ratio.isnan()], ratio[~ratio.isnan()]  # where both are zero
     if not len(ratio):
         return Likeness(1.0, 0.0, low)
     middle = 0.5 * float(ratio.max() + ratio.min())

@@ -1,8 +1,8 @@
-"""Pairs of two sets of features that are near each other, found a block of all pairs at a time.
+"""Nearest neighbours between two sets of features, computed block by block.
 
-A block is a product of matrices in float64, so memory doesn't grow with the square of the images. The few pairs that may
-count by it are then measured as lengths of differences, and rounded to float32: distances that are equal on paper compare
-as equal, as scikit-learn has it, which matters where images are copies.
+A block of squared distances is a matrix product in float64, so memory doesn't grow with the square of the number of images.
+The few candidate pairs are then measured again as norms of differences, rounded to float32. So distances that are equal in
+exact arithmetic compare as equal, as in scikit-learn, which matters for copied images.
 """
 
 from collections.abc import Iterator
@@ -11,24 +11,26 @@ import torch
 from torch import Tensor
 
 ROWS = 4096
-"""Vectors on either side of a block: 134 MB of float64."""
+"""Number of rows, and of columns, of a block of distances; a block takes 134 MB in float64."""
 SPARE = 4
-"""Neighbours that are kept beyond those asked for: in all but odd cases no other can be as near."""
+"""Number of candidates kept beyond the k nearest, because rounding may change the order of nearly equal distances."""
 DENSE = 300
-"""A whole block is measured sooner than single pairs as soon as more than one pair in so many may count."""
+"""If more than 1/DENSE of a block's pairs are candidates, taking all distances of the block is faster than measuring pairs."""
 LIMIT, ROUNDING = 1 + 1e-6, 1e-14
-"""Times a square: its root may round to a float32 that is no larger. And the error of a product, over its terms."""
+"""Tolerances of `within`: factor on squared distances, for rounding to float32; rounding error of a dot product per term."""
 
 
 def squares(
     queries: Tensor, points: Tensor, device: torch.device | str = "cpu", *, unit: bool = False, upper: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield blocks of the squared distances [N, M]: first row, first column, float64 [≤ ROWS, ≤ ROWS] on that device.
+    """Yield the squared distances of queries and points in blocks: (first query, first point, float64 [≤ ROWS, ≤ ROWS]).
 
-    queries: [N, D], points: [M, D]. unit: of the vectors scaled to length 1. upper: only blocks on the diagonal and right
-    of it.
+    queries: [N, D], points: [M, D].
+    device: where the blocks are computed, and stay.
+    unit: scale the vectors to length 1 first.
+    upper: for queries that are the points: yield only blocks on or right of the diagonal; the others are their transposes.
     """
-    # About a point in their midst, as less cancels there.
+    # Centre the vectors, which reduces cancellation.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
     if not unit:
         origin = points[:ROWS].to(device).double().mean(0)
@@ -49,19 +51,19 @@ def squares(
 def nearest(
     queries: Tensor, points: Tensor, k: int, device: torch.device | str = "cpu", *, others: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Distances [N, k], float32 and rising, and indices [N, k] of the k nearest points of each query, on the CPU.
+    """Return the distances [N, k], float32, ascending, and indices [N, k] of each query's k nearest points, on the CPU.
 
-    others: the queries are the points, and none is its own neighbour. A copy is at exactly zero; of points equally far
-    the first comes first. Raises ValueError for fewer points.
+    others: the queries are the same vectors as the points, and a vector doesn't count as its own neighbour.
+    The distance to a copy is exactly zero. Ties are ordered by index. Raises ValueError for too few points.
     """
     if len(points) < k + others:
-        raise ValueError(f"{len(points)} points have no {k} neighbours")
+        raise ValueError(f"{len(points)} points are too few for {k} neighbours; give at least {k + others}")
     most = min(k + SPARE, len(points) - others)
     values = torch.full((len(queries), most), torch.inf, device=device, dtype=torch.float64)
     which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)
 
     def add(row: int, column: int, block: Tensor) -> None:
-        """Keep the least of these rows."""
+        """Merge a block into the smallest distances of its rows."""
         rows = slice(row, row + len(block))
         near = block.topk(min(most, block.shape[1]), largest=False)
         columns = torch.cat([which[rows], near.indices + column], 1)
@@ -86,9 +88,10 @@ def nearest(
 def within(
     queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield pairs: rows of the queries, of the points, and their distances, float32: [P] each, on the CPU.
+    """Yield pairs of near vectors in batches: query indices, point indices and float32 distances, [P] each, on the CPU.
 
-    All pairs that are no farther than the point's reach [M] or the query's own [N] are among them, float32, and some others.
+    reach: [M], a radius for each point. own_reach: [N], a radius for each query, or None.
+    The pairs include every pair whose distance is within the radius of its point or of its query, and a few others.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2
 
@@ -109,7 +112,7 @@ def within(
 
 
 def _apart(queries: Tensor, points: Tensor, rows: Tensor, columns: Tensor, device: torch.device | str) -> Tensor:
-    """Distances of pairs, float32 [P], on the CPU."""
+    """Return the distance between queries[rows[i]] and points[columns[i]] for each i, float32 [P], on the CPU."""
     apart = queries[rows].to(device).double()
     apart -= points[columns].to(device)
     return apart.square_().sum(1).sqrt_().float().cpu()

@@ -1,20 +1,21 @@
-"""The least error that a denoiser of a finite set of images can have: that of its Bayes denoiser.
+"""The least possible error of a denoiser on a finite set of images, a network's excess over it, and a test for copying.
 
-Images x_1 … x_N, equally likely; z = αx_s + σε. With s = α/σ = e^{λ/2}, a_i = ε·(x_i − x_s) and b_i = ‖x_i − x_s‖², the
-posterior of the images is π_i ∝ exp(s a_i − ½ s² b_i), and x̂* = Σ π_i x_i. Given z the source is itself a draw of the
-posterior, and two independent draws are twice the variance apart, in mean square. So
+The least error is that of the Bayes denoiser. The excess is the part of a network's error that training can still remove.
+The test tells from the excess whether a network copies its training images.
+
+Images x_1 … x_N are equally likely; z = αx_s + σε. With s = α/σ = e^{λ/2}, a_i = ε·(x_i − x_s) and b_i = ‖x_i − x_s‖², the
+posterior of the images is π_i ∝ exp(s a_i − ½ s² b_i), and x̂* = Σ π_i x_i. Given z the source x_s is itself a draw from the
+posterior, and the mean squared distance of two independent draws is twice the variance. So
 
     e*(λ) = E‖ε − ε̂*‖² = e^λ E‖x_s − x̂*‖² = ½ e^λ E Σ π_i b_i.
 
-The last form never needs x̂*: the products a and b serve all λ. It adds up terms that are not negative, the source has
-weight 1 and the logarithm 0, and no logarithm is above ½‖ε‖²; so nothing cancels, and nothing overflows. Given z,
-its variance beyond that of the posterior variance is a quarter of that of ‖ε − ε̂*‖².
+The last form doesn't need x̂*, and the products a and b serve all λ. Its terms are non-negative, the source has weight 1
+(log weight 0), and no log weight exceeds ½‖ε‖²; so there is no cancellation and no overflow. Given z, the last form
+still varies with x_s, but with a quarter of the variance of ‖ε − ε̂*‖².
 
-Where λ is high, few draws confuse the source with another image, and their sample says nothing of its own error. There
-the nearest image alone tells it. With w its weight, π = w/(1 + w) and δ² = s² b, log w is N(−δ²/2, δ²), whose density at
-−l is e^l times that at l. So E π² = ∫_{l>0} p(l) (1 + e^{−l})/(1 + e^{−l})² dl ≤ P(w > 1) = Φ(−δ/2), at most twice too much.
-
-The part of a loss that training can still gain: the error above the least one, and whether a network copies.
+At high λ few draws confuse the source with another image, so the sample variance is unreliable, and only the nearest image
+matters. With w its weight, π = w/(1 + w) and δ² = s² b, log w is N(−δ²/2, δ²), whose density at −l is e^l times that at l.
+So E π² = ∫_{l>0} p(l) (1 + e^{−l})/(1 + e^{−l})² dl ≤ P(w > 1) = Φ(−δ/2), an overestimate by at most a factor of two.
 """
 
 import math
@@ -27,17 +28,18 @@ from elbocli.core.adaptive import ErrorMoments, fine_levels
 from elbocli.core.weighting import Weighting
 
 GONE = 1e-34
-"""A weight beside the source's 1 that no sum can notice; once so small, it only falls as λ rises."""
+"""Weight below which an image is negligible beside the source, whose weight is 1; at higher λ the weight only falls."""
 TILE = {"cpu": 2**16, "cuda": 2**24}
-"""Pairs whose weights are computed at a time: on a processor they stay in its cache."""
+"""Number of pairs (noised source, image) whose weights are computed at a time; on a CPU they fit into the cache."""
 
 
 class LeastErrors:
-    """Sums over images, which come in blocks, of the posterior of some sources seen through noise.
+    """Accumulator of the sums over images that give the least possible error of denoising some source images.
 
-    source: [S, D] float64. eps: [S, H, D] float64, H noises of each. logsnr: [S, H, L], rising along L. labels: [S], of
-    the sources; with them the posterior over images of the source's own class is summed, too. unit: the distance of
-    images that differ by 1 in one number; levels of 0 to 255 are exact in float64, products and all.
+    source: [S, D], float64, images to be noised. eps: [S, H, D], float64, H noises per source.
+    logsnr: [S, H, L], the λ of each noise, rising along L.
+    labels: [S], classes of the sources, for a second sum over images of the source's class alone; None: no such sum.
+    unit: distance of images that differ by 1 in one value. Integer levels of 0 to 255 keep all products exact in float64.
     """
 
     def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
@@ -53,7 +55,7 @@ class LeastErrors:
         self._nearest = torch.full_like(self._seen, torch.inf)
 
     def add(self, images: Tensor, own: Tensor, labels: Tensor | None = None) -> None:
-        """Take in images [J, D] float64. own: [S, J] bool, where an image is the source itself; labels: [J]."""
+        """Add images [J, D], float64, to the sums. own: [S, J], True where an image is the source itself; labels: [J]."""
         count, noises = self.logsnr.shape[:2]
         distance = (self._square[:, None] + images.square().sum(1) - 2 * (self.source @ images.T)).clamp_(min=0)
         along = (self.eps @ images.T).view(count, noises, -1) - self._own[:, :, None]
@@ -71,7 +73,7 @@ class LeastErrors:
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
-        """Add the weights of pairs up, level by level, until none is left. along: [s, H, J]; distance, mates: [s, 1, J]."""
+        """Add the weights of pairs at one λ after another until they vanish. along: [s, H, J]; distance, mates: [s, 1, J]."""
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
             weight = distance * self._half[rows, :, level, None]
@@ -86,10 +88,10 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """½ e^λ Σ π_i b_i of each draw: [1, S, H, L], or [2, S, H, L] where the second is within the source's class.
+        """Return ½ e^λ Σ π_i b_i of each noised source: [1, S, H, L]; given mates [2, S, H, L], the second for its class alone.
 
-        others, mates: [S], how many images there are besides the source, in all and of its class. Where fewer were
-        taken in, each stands for several: numerator and denominator are then unbiased, and their ratio nearly.
+        others, mates: [S], number of images besides the source, in total and of its class. If fewer were added, the images
+        added are weighted up: numerator and denominator are then unbiased, and their ratio nearly so.
         """
         number = others[None] if mates is None else torch.stack([others, mates])
         stands_for = (number / self._seen.clamp(min=1))[:, :, None, None]
@@ -97,9 +99,9 @@ class LeastErrors:
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
 
     def squares(self) -> Tensor:
-        """(½ e^λ b)² Φ(−δ/2) of the image nearest to each source: the mean square of a draw where no other counts.
+        """Return (½ e^λ b)² Φ(−δ/2) for the image nearest to each source, shaped like `values`.
 
-        As `values` has it, [1 or 2, S, H, L].
+        The result approximates the mean square of `values` at those λ where only the nearest image matters.
         """
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
@@ -107,13 +109,16 @@ class LeastErrors:
 
 
 COPIES, BEGUN = 0.5, 0.1
-"""Shares from which on a network copies, and has begun to."""
+"""Shares of copying (see `copying`) above which a network copies its training images, and has begun to copy them."""
 SURE = 2.0
-"""Standard errors by which a share must exceed them."""
+"""Number of standard errors by which a share of copying must lie above or below a threshold."""
 
 
 class Excess(NamedTuple):
-    """½∫ w (e − e*) dλ, nats for each dimension, with the standard error; least_se: the part of it that e* has."""
+    """Weighted excess ½∫ w (e − e*) dλ of a network's error e over the least possible error e*, nats per dimension.
+
+    se: standard error. least_se: the part of se that is due to e*.
+    """
 
     value: float
     se: float
@@ -121,10 +126,12 @@ class Excess(NamedTuple):
 
 
 def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: Weighting) -> Excess:
-    """The weighted excess of errors in bins of λ over the least ones there, [bins] per dimension.
+    """Return the weighted excess of a network's errors over the least possible errors, both per dimension in bins of λ.
 
-    A bin that was seen less than twice takes its error from its neighbours. Errors of the bins are independent, those of
-    the least error, which all bins have of the same images, are not. Raises DataError when no bin was seen twice.
+    moments: of the network's errors.
+    least, least_se: [bins], the least possible error and its standard error, which is fully correlated between bins, since
+    all bins use the same images. The network's errors are independent between bins.
+    Bins with fewer than two errors are filled from their neighbours. Raises DataError if no bin has two errors.
     """
     known = moments.filled()
     share = 0.5 * weighting(fine_levels(moments.edges)).mean(1) * moments.edges.diff()
@@ -135,11 +142,12 @@ def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: We
 
 
 def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
-    """The share of what a network could gain on new images that it has gained on those it was trained on, and no others: 1 −
-    its excess on its training images / that on new ones. None where the latter is lost in its error.
+    """Return the share of copying: 1 − (excess on the training images) / (excess on new images).
 
-    share: 0 is as good on both, at 1 it can't be better on its own images. se: its standard error. verdict: a verb phrase.
-    Both are above the least error on the training images, whose own error they share.
+    own, new: excess on training and on new images over the least error of the training images, whose error both share.
+    Returns a dict, or None if the excess on new images is within its error:
+    share: 0 for equal errors, 1 for the least possible error on the training images. se: its standard error.
+    verdict: a verb phrase.
     """
     if new.value <= SURE * new.se:
         return None
@@ -151,13 +159,13 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
 
 
 def verdict(low: float, high: float) -> str:
-    """Say what a network does whose share is surely from low to high: a verb phrase, whose subject is 'it'."""
+    """Return a verb phrase, with subject 'the network', for a share of copying between low and high."""
     if low > BEGUN:
         return f"{'copies' if low > COPIES else 'has begun to copy'} its training images"
     return "shows no sign of copying" if high < COPIES else "may copy: the errors are too large to say"
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """(e − e*, its standard error) in each bin, NaN where it was not seen twice: [bins] each."""
+    """Return the excess e − e* in each bin of λ and its standard error, [bins] each; NaN for bins with fewer than two errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

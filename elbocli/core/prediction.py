@@ -1,10 +1,8 @@
-"""The log signal-to-noise ratio λ = log(α²/σ²), and what a network may predict of z = αx + σε.
+"""The log signal-to-noise ratio λ = log(α²/σ²), and the quantities that a network may predict from z = αx + σε.
 
 Variance preserving: α² = sigmoid(λ), σ² = sigmoid(−λ).
 
-Predictions: what the network outputs. Each is linear in data and noise, so two numbers declare it.
-
-target = a·x + b·ε, with z = αx + σε. With d = αb − σa:
+Every prediction is linear in data and noise: target = a·x + b·ε. With d = αb − σa:
   x̂ = (b·z − σ·out)/d,   ε̂ = (α·out − a·z)/d,   ‖ε−ε̂‖² = (α/d)² ‖target−out‖².
 Source: Kingma & Gao 2023, appendix on parameterizations; Karras et al. 2022, table 1, for `edm`.
 """
@@ -22,41 +20,41 @@ if TYPE_CHECKING:
 
 
 LIMIT = 50.0
-"""No run goes further than |λ| = 50: every formula of ours stays within float64 there."""
+"""Largest |λ| of any run; all formulas of the package stay within float64 range up to it."""
 
 
 def alpha(logsnr: Tensor) -> Tensor:
-    """Scale of the data in z = αx + σε."""
+    """Return α, the scale of the data in z = αx + σε."""
     return logsnr.sigmoid().sqrt()
 
 
 def sigma(logsnr: Tensor) -> Tensor:
-    """Scale of the noise. From sigmoid(−λ): 1 − sigmoid(λ) loses all digits at λ ≈ 17 in float32."""
+    """Return σ, the scale of the noise in z = αx + σε, from sigmoid(−λ): 1 − sigmoid(λ) is 0 in float32 from λ ≈ 17 on."""
     return (-logsnr).sigmoid().sqrt()
 
 
 def logsnr_of(sigma_edm: float) -> float:
-    """λ = −2 ln σ_edm; σ_edm = σ/α is the noise level of EDM (Karras et al. 2022)."""
+    """Return λ = −2 ln σ_edm of a noise level of EDM, σ_edm = σ/α (Karras et al. 2022)."""
     return -2.0 * math.log(sigma_edm)
 
 
 def alpha_sigma(logsnr: float) -> tuple[float, float]:
-    """(α, σ) of one λ as Python floats; λ = inf is clean data."""
+    """Return (α, σ) at one λ as Python floats; λ = inf is clean data."""
     odds = math.exp(-abs(logsnr))
     large, small = math.sqrt(1 / (1 + odds)), math.sqrt(odds / (1 + odds))
     return (large, small) if logsnr >= 0 else (small, large)
 
 
 def resolution_shift(image_size: int) -> float:
-    """2 log(64/d): the shift of λ that keeps coarse detail as noisy at d pixels as at 64.
+    """Return 2 log(64/d), the shift of λ that keeps coarse detail as noisy at d × d pixels as at 64 × 64.
 
-    Source: Hoogeboom et al. 2023 (simple diffusion), eq. 4, in natural log of SNR.
+    Source: Hoogeboom et al. 2023 (simple diffusion), eq. 4, in the natural log of SNR.
     """
     return 2.0 * math.log(64.0 / image_size)
 
 
 PREDICTIONS = Registry("prediction")
-"""(α, σ) → (a, b, c): target = a·x + b·ε, and c scales z at the network's input."""
+"""Predictions: functions (α, σ) → (a, b, c_in), where target = a·x + b·ε and the network's input is c_in · z."""
 
 
 @PREDICTIONS.declare(
@@ -115,7 +113,12 @@ def edm(alpha, sigma, sigma_data=0.5):
 
 
 class Coefficients(NamedTuple):
-    """Everything a step needs at some λ, each shaped like λ: z = αx + σε, target = a·x + b·ε."""
+    """Coefficients at given λ, each of the shape of λ.
+
+    alpha, sigma: z = alpha·x + sigma·ε. a, b: target = a·x + b·ε. c_in: the network's input is c_in·z.
+    x_from_z, x_from_out: x̂ = x_from_z·z + x_from_out·output.
+    eps_factor: (α/d)², the ratio of the squared error of ε to that of the target.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -128,7 +131,7 @@ class Coefficients(NamedTuple):
 
 
 class Prediction:
-    """A declared prediction with its parameters, as a user writes it: `v`, `edm:sigma_data=0.5`. Raises UsageError."""
+    """Quantity that a network predicts, from a SPEC: `v`, `edm:sigma_data=0.5`. Raises UsageError for an unknown name."""
 
     def __init__(self, text: str):
         self.declared = PREDICTIONS.parse(text)
@@ -138,7 +141,7 @@ class Prediction:
         return f"Prediction({self.spec!r})"
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
-        """Coefficients at each λ, float64 of any shape. eps_factor = (α/d)² turns the target's squared error into that of ε."""
+        """Return the coefficients at each λ: any shape, float64."""
         signal, noise = alpha(logsnr), sigma(logsnr)
         a, b, c_in = self.declared(signal, noise)
         d = signal * b - noise * a
@@ -146,7 +149,7 @@ class Prediction:
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a run has one prediction
     def scalars(self, logsnr: float) -> tuple[float, float, float]:
-        """(c_in, x_from_z, x_from_out) at one λ, for a whole batch: samplers visit the same levels again and again."""
+        """Return (c_in, x_from_z, x_from_out) at one λ, cached because samplers visit the same levels for every batch."""
         import torch
 
         c = self.coefficients(torch.tensor([logsnr], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Things with a name and parameters: declared once, used by the command line, the docs and the tests."""
+"""Registries of named functions and classes with parameters, such as weightings; the command line and docs list them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any, TypeVar
 from elbocli.errors import UsageError
 
 LARGEST = 1e15
-"""The largest value of a parameter, above all counts of images."""
+"""Largest absolute value of a parameter, above any count of images."""
 LEARNED = "uncertainty"
-"""The name of the weighting that is learned while a run trains. It is no declared one: alone it says no w(λ)."""
+"""Name of the weighting that training learns. No registry declares this weighting, because the name alone has no w(λ)."""
 M = TypeVar("M", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, repr=False)
 class Declaration:
-    """One named thing: how to make it, how to write it down, and where it comes from; with values for its parameters.
+    """Registered function or class with values of its parameters. Calling the declaration calls `make` with these values.
 
-    traits: what only things of its kind have; None where there is nothing. known_as: other names for exactly this, each with the parameters that it sets. parameters_known_as: other
-    names of parameters → its own.
+    make: the function or class. formula, source: text for docs and help. params: parameter → value.
+    positive, within: bounds of parameters. traits: further facts, an instance of the registry's class of traits, or None.
+    known_as: other name → the parameters that the name sets. parameters_known_as: other name of a parameter → parameter.
     """
 
     name: str
@@ -42,19 +43,19 @@ class Declaration:
         return f"Declaration({self.spec!r})"
 
     def __call__(self, *args: Any) -> Any:
-        """Make it, with its parameters."""
+        """Return `make(*args, **params)`."""
         return self.make(*args, **self.params)
 
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
-        """The same, the given parameters over those that it has. The only parameter may go without a name, under "".
+        """Return a copy with the given parameters. A value under the name "" is that of the only parameter.
 
-        Raises UsageError for an unknown parameter, and for a value that is no number, too large or out of bounds.
+        Raises UsageError for an unknown parameter, or a value that is not a number, too large or out of bounds.
         """
         values: dict[str, float] = {}
         for word, text in given.items():
             key = self._parameter(word)
             if key in values:
-                raise UsageError(f"{self.name}: {key} is given twice")
+                raise UsageError(f"{self.name}: {key} is given twice; give it once")
             value = values[key] = number(text, key)
             low, high = self.within.get(key, (-math.inf, math.inf))
             if not low <= value <= high or (key in self.positive and value <= 0):
@@ -63,34 +64,34 @@ class Declaration:
         return replace(self, params={**self.params, **values})
 
     def _parameter(self, word: str) -> str:
-        """Its own name of a parameter. Raises UsageError when it has none of that name."""
+        """Return the parameter that a word names. Raises UsageError for an unknown one."""
         if not word and len(self.params) == 1:
             return next(iter(self.params))
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
             if own in self.params:
                 return own
-        raise UsageError(f"{self.name} has no parameter {word!r}; with all of its own it is {self.spec}")
+        raise UsageError(f"{self.name} has no parameter {word!r}; with all its parameters it is {self.spec}")
 
     @property
     def spec(self) -> str:
-        """`name:key=value,…` with every parameter, so that it means the same when defaults change."""
+        """SPEC `name:key=value,…` with every parameter, so that it keeps its meaning when defaults change."""
         words = ",".join(f"{key}={plain(value)}" for key, value in self.params.items())
         return f"{self.name}:{words}" if words else self.name
 
 
 def plain(value: float) -> str:
-    """The shortest text that reads back as the same float: 2, 0.1, -1.386294361119891."""
+    """Return the shortest text that parses to the same float: 2, 0.1, -1.386294361119891."""
     return repr(value).removesuffix(".0")
 
 
 def alike(name: str) -> str:
-    """A name in the one spelling that is compared: EDM and edm, dpmpp_2m and dpmpp-2m are the same."""
+    """Return a normalised name for comparison: lower case, with '-' for '_'."""
     return name.strip().lower().replace("_", "-")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown word: `did you mean A or B?`, else the first twenty that are known."""
-    import difflib  # only after a mistake
+    """Return a hint for an unknown word: `did you mean A or B?`, or else the first twenty known names."""
+    import difflib  # imported here because only errors need it
 
     spelt = {alike(name): name for name in known}
     near = difflib.get_close_matches(alike(word), spelt, n=2)
@@ -101,9 +102,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @cache
 def load_installed() -> None:
-    """Import the plug-ins that installed packages bring, which declare more: entry points of the group elbo.plugins.
+    """Import the plug-ins of installed packages, which are entry points of the group `elbo.plugins`.
 
-    Raises UsageError when one can't be imported.
+    Raises UsageError for a plug-in that can't be imported.
     """
     from importlib.metadata import entry_points
 
@@ -111,11 +112,13 @@ def load_installed() -> None:
         try:
             point.load()
         except Exception as error:
-            raise UsageError(f"the installed plug-in {point.value}: {type(error).__name__}: {error}") from error
+            raise UsageError(
+                f"the installed plug-in {point.value} failed; mend or uninstall it: {type(error).__name__}: {error}"
+            ) from error
 
 
 class Registry(dict[str, Declaration]):
-    """All declarations of one kind, by name. traits: a NamedTuple of what only things of this kind have."""
+    """Registry of all declarations of one kind, by name. traits: NamedTuple class of the facts of this kind, or None."""
 
     def __init__(self, kind: str, traits: Any = None):
         super().__init__()
@@ -134,12 +137,13 @@ class Registry(dict[str, Declaration]):
         parameters_known_as: Mapping[str, str] | None = None,
         **params: Any,
     ) -> Callable[[M], M]:
-        """Decorator that enters a function or class under `name`. Its parameters are those that have a float for a default,
-        in its signature or here in `params`, where the traits of its kind are, too.
+        """Return a decorator that registers a function or class under `name`. Arguments with a float default, in its
+        signature or in `params`, become parameters.
 
-        positive: names of those that must be above 0. within: the least and the most that others may be. known_as: what
-        others call exactly this, `name` or `name:key=value,…` with the parameters by which it is exactly that.
-        parameters_known_as: lower-case names that others have for its parameters. Raises UsageError when the name is taken.
+        positive: parameters that must be above 0. within: parameter → (least, greatest) value.
+        known_as: other names for exactly the same, `name` or `name:key=value,…` with the parameters that make them the same.
+        parameters_known_as: other name in lower case → parameter. params: further parameters, and the fields of the traits.
+        Raises UsageError if the name is taken.
         """
         aka = {
             alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)
@@ -147,7 +151,7 @@ class Registry(dict[str, Declaration]):
         if self.traits:
             traits = self.traits(**{key: params.pop(key) for key in self.traits._fields if key in params})
         if name in self:
-            raise UsageError(f"a {self.kind} is called {name!r} already; choose another name")
+            raise UsageError(f"a {self.kind} named {name!r} exists already; choose another name")
 
         def enter(make: M) -> M:
             said = {
@@ -162,7 +166,7 @@ class Registry(dict[str, Declaration]):
         return enter
 
     def named(self, name: str) -> Declaration | None:
-        """The declaration that a name, or another name for exactly it, means in any case; None when there is none."""
+        """Return the declaration of a name or alias, ignoring case, or None."""
         found = self._named(name)
         if found is None:
             load_installed()
@@ -180,20 +184,20 @@ class Registry(dict[str, Declaration]):
         return None
 
     def find(self, name: str) -> Declaration:
-        """The declaration as `named` has it. Raises UsageError, with the nearest names, when there is none."""
+        """Return the declaration of a name or alias. Raises UsageError with the nearest names for an unknown name."""
         found = self.named(name)
         if found is None:
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
         return found
 
     def parse(self, text: str) -> Declaration:
-        """The declaration that `name:key=value,…` names, with these parameters. Raises UsageError."""
+        """Return the declaration of a SPEC `name:key=value,…` with its parameters. Raises UsageError for unknown names."""
         name, params = parse_spec(text)
         return self.find(name).bind(params)
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
-    """(name, parameters) of `name:key=value,…`; one value may go without its key, and is under "". Raises UsageError."""
+    """Split a SPEC `name:key=value,…` into (name, parameters). One value may have no key; its key is "". Raises UsageError."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
     for item in filter(None, map(str.strip, rest.split(","))):
@@ -206,7 +210,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def number(text: str | float, what: str = "value") -> float:
-    """A finite float of sane size. Raises UsageError otherwise."""
+    """Convert to a float of absolute value up to LARGEST, or raise UsageError. what: name of the value in the message."""
     with suppress(TypeError, ValueError):
         if abs(value := float(text)) <= LARGEST:
             return value

@@ -1,6 +1,6 @@
-"""Samplers: pure steps from one λ to the next, declared by name, and the walk along a grid of λ.
+"""Samplers: pure functions for one step from λ to a higher λ, declared by name, and the walk along a grid of λ.
 
-A step sees z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ = inf is clean data.
+A step gets z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ = inf is clean data.
 Coefficients are Python floats in double precision; only z and x̂ are tensors.
 """
 
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 
 Denoise = Callable[["Tensor", float], "Tensor"]
 DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]
-"""D(z, λ) → (x̂, γ): how far the logarithm of a step's variance lies from its smallest to its largest, for each value."""
+"""Denoiser D(z, λ) → (x̂, γ), where γ in [0, 1] interpolates each value's log variance between its bounds."""
 DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
 
 
 class Move(NamedTuple):
-    """A step from λ = now to λ = then > now. before: where the one before began, −inf for the first; steps: of the walk."""
+    """Step from λ = now to λ = then > now.
+
+    before: λ at the start of the previous step; −inf in the first step. steps: number of steps of the whole walk.
+    """
 
     now: float
     then: float
@@ -40,7 +43,7 @@ class Move(NamedTuple):
 
     @property
     def width(self) -> float:
-        """Δ log(α/σ), half of Δλ: the h of the literature on solvers."""
+        """Step size h = Δ log(α/σ) = Δλ/2, as in the literature on solvers."""
         return 0.5 * (self.then - self.now)
 
     @property
@@ -50,7 +53,7 @@ class Move(NamedTuple):
 
 
 class SamplerPreset(NamedTuple):
-    """A way to walk a sampler: on the grid of which schedule, over how many steps, with which parameters set."""
+    """Published settings of a sampler: schedule of its noise levels (grid), number of steps, and parameters."""
 
     grid: str
     steps: int = STEPS
@@ -59,8 +62,8 @@ class SamplerPreset(NamedTuple):
 
 
 class SamplerTraits(NamedTuple):
-    """grid, steps: how it is walked where nothing else is asked for. presets: published ways of walking it, by name.
-    learned: whether its denoiser is one with a variance. ancestral: whether its steps are draws from q(z' | z, x̂), with noise.
+    """Facts about a sampler. grid, steps: default schedule and number of steps. presets: published settings by name.
+    learned: whether it needs a DenoiseWithVariance. ancestral: whether its steps draw from q(z' | z, x̂), with noise.
     """
 
     grid: str
@@ -71,15 +74,17 @@ class SamplerTraits(NamedTuple):
 
 
 SAMPLERS = Registry("sampler", SamplerTraits)
-"""(z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂). last: the x̂ that the step before gave, None for the
-first; what a multistep method remembers. denoise: a Denoise, or a DenoiseWithVariance; noise: a DrawNoise.
+"""Samplers: functions (z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂).
+
+last: x̂ of the previous step, for multistep methods; None in the first step. denoise: a Denoise or DenoiseWithVariance.
+noise: a DrawNoise.
 """
 sampler = SAMPLERS.declare
 
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
 def ddim(z, last, move, denoise, noise):
-    """α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ: first order."""
+    """Return α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ, a first-order step."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     x_hat = denoise(z, move.now)
     ratio = sigma_then / sigma
@@ -87,7 +92,7 @@ def ddim(z, last, move, denoise, noise):
 
 
 def ancestor(z, x_hat, move, noise, gamma):
-    """z' from z and x̂. gamma: 0 is the small variance and 1 the large, of all values or of each; clean data has none."""
+    """Draw z' from q(z' | z, x̂). gamma: number or tensor, 0 for the small variance, 1 for the large. Noise-free at σ' = 0."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
     fresh = -math.expm1(-2 * move.width)
@@ -111,9 +116,9 @@ def ancestor(z, x_hat, move, noise, gamma):
     known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
 )
 def ddpm(z, last, move, denoise, noise, gamma=0.2):
-    """A draw from q(z' | z, x̂), whose variance is c σ'² (small), or from one with c σ² (large), c = 1 − e^{λ−λ'}.
+    """Draw from q(z' | z, x̂) with a variance between c σ'² (small, gamma 0) and c σ² (large, gamma 1), c = 1 − e^{λ−λ'}.
 
-    gamma interpolates their logarithms, as in simple diffusion.
+    gamma interpolates the log variance, as in simple diffusion.
     """
     x_hat = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
@@ -128,17 +133,17 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     ancestral=True,
 )
 def ddpm_learned(z, last, move, denoise, noise):
-    """ddpm with γ = (v + 1)/2 of a network that gives v beside its prediction."""
+    """Make a ddpm step with γ = (v + 1)/2, where the network outputs v in addition to its prediction."""
     x_hat, gamma = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
 
 def advance(z, x_hat, last, move, eta=0.0):
-    """The mean of z' under dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
+    """Return the mean of z' under dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
 
-    Were x̂ constant, y' would be e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂ with h = Δℓ, exactly. For x̂ stands its value in
-    the middle of the step, on the line through this x̂ and the last. The first step knows no last, and one to clean
-    data has no middle: there x̂ itself. η = 0 is the probability-flow equation.
+    For constant x̂, y' is exactly e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂ with h = Δℓ. The method replaces x̂ by its value at the
+    midpoint of the step, extrapolated linearly from the last x̂ and this x̂. The first step, and the step to clean data, use
+    x̂ itself. η = 0 is the probability-flow ODE.
     """
     _, sigma, alpha_then, sigma_then = move.scales
     if sigma_then == 0:
@@ -160,7 +165,7 @@ def advance(z, x_hat, last, move, eta=0.0):
     known_as=["dpm++-2m", "dpmpp", "dpm++", "dpm-solver++", "dpm-solver++(2m)"],
 )
 def dpmpp_2m(z, last, move, denoise, noise):
-    """Second order at one evaluation a step."""
+    """Make a second-order step of DPM-Solver++ with one network evaluation, using x̂ of the previous step."""
     x_hat = denoise(z, move.now)
     return advance(z, x_hat, last, move), x_hat
 
@@ -174,9 +179,9 @@ def dpmpp_2m(z, last, move, denoise, noise):
     positive=["eta"],
 )
 def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
-    """eta: how much noise; 1 is the reverse of diffusion; towards 0 it becomes dpmpp-2m.
+    """Make a step of dpmpp-2m with added noise. eta: amount of noise; 1 is the reverse SDE, and 0 the limit dpmpp-2m.
 
-    The variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step: e^{−2ℓ'} (1 − e^{−2ηh}).
+    The variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step, which is e^{−2ℓ'} (1 − e^{−2ηh}).
     """
     x_hat = denoise(z, move.now)
     mean = advance(z, x_hat, last, move, eta)
@@ -201,10 +206,11 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
 )
 def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0):
-    """Euler's step in y = z/α with d = (y − x̂)/σ_edm, then the mean of d at both its ends: second order.
+    """Make a step of Heun's method, second order: an Euler step in y = z/α with d = (y − x̂)/σ_edm, then the mean of both d.
 
-    As x̂ moves along Euler's step by nothing, d₂ − d₁ = (x̂₁ − x̂₂)/σ', which is all that is left to add.
-    s_churn: how much noise is added before, in all steps together, where s_min ≤ σ_edm ≤ s_max.
+    The correction of the Euler step is (σ' − σ)(d₂ − d₁)/2, with d₂ − d₁ = (x̂₁ − x̂₂)/σ'.
+    s_churn: amount of noise added before steps with s_min ≤ σ_edm ≤ s_max, in total over all steps of the walk.
+    s_noise: factor on the standard deviation of this noise.
     """
     now, then, _, steps = move
     sigma, sigma_then = math.exp(-now / 2), math.exp(-then / 2)
@@ -223,18 +229,18 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
     if sigma_then == 0:
         return euler, x_hat
     correction = 0.5 * alpha_then * (1 / ratio - 1)
-    # The difference first: at large steps the correction is large, and of either alone float32 loses what is left.
+    # Subtract first: for large steps the correction factor is large, and float32 would lose the difference to cancellation.
     return euler.add_(denoise(euler, then) - x_hat, alpha=correction), x_hat
 
 
 Sampler = Declaration
-"""A declared step with all its parameters; `usual` of its traits: how it is walked where nothing else is asked for."""
+"""Sampler: a declared step with its parameters; its traits have the default grid and number of steps."""
 
 
 def parse_sampler(text: str) -> Sampler:
-    """The sampler that a user wrote: `ddim`, `heun:s_churn=40`, `heun:edm-imagenet64,s_churn=20`.
+    """Return the sampler of a SPEC: `ddim`, `heun:s_churn=40`, `heun:edm-imagenet64,s_churn=20`.
 
-    A preset, if any, comes first; further parameters override it. Raises UsageError.
+    A preset comes first in the SPEC; parameters after it override the preset's. Raises UsageError.
     """
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)
@@ -247,18 +253,16 @@ def parse_sampler(text: str) -> Sampler:
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
-    """`steps` + 1 levels of a schedule, as one of SPACINGS chooses them, then inf (clean). spacing: None is the usual one.
+    """Return the noise levels of a walk: the λ at which `steps` steps start, rising, then inf for clean data.
 
-    Raises UsageError when the schedule doesn't have so many.
+    spacing: one of SPACINGS; None for the default. Raises UsageError if the schedule has too few timesteps.
     """
     return [*(spacing or usual_spacing(schedule))(schedule, steps), math.inf]
 
 
 def no_noise() -> NoReturn:
-    """A draw that a walk without noise never makes. Raises UsageError."""
-    raise UsageError(
-        "a sampler that adds noise doesn't serve here; take one without it (dpmpp-2m, heun without churn), or ddpm"
-    )
+    """Raise UsageError. Stands in for the noise function where a walk must not draw noise."""
+    raise UsageError("this sampler adds noise, which is not supported here; use dpmpp-2m, heun without churn, or ddpm")
 
 
 def walk(
@@ -269,8 +273,10 @@ def walk(
     noise: DrawNoise,
     every_step: bool = False,
 ) -> Tensor:
-    """Data at grid[-1] from noise z [B, …] at grid[0]. grid: λ, rising, inf for clean data. denoise: as the
-    sampler wants it. noise: a draw like z. every_step: draw once in each step, as EDM does, also where none is added.
+    """Walk from noise z [B, …] at grid[0] to data at grid[-1], and return the data.
+
+    grid: rising λ; inf is clean data. denoise: a DenoiseWithVariance for `learned` samplers. noise: draws noise like z.
+    every_step: draw noise once in every step, even in steps that add none, as EDM does.
     """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):

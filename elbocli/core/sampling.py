@@ -1,9 +1,7 @@
-"""Choices of a drawing, declared once each: spacings, starts, clips, roundings, noises and grids; and guidance.
+"""Options of sampling: spacings and fitted grids of noise levels, starts, clips, roundings, noise sources, and guidance.
 
-Roundings: what becomes of a pixel between two of the 256 levels, declared once each.
-
-A range of pixels is (divisor, offset): level p lies at p / divisor + offset. Each rounding is written as its authors
-write it, because another order of the same operations moves numbers that lie within rounding error of a boundary.
+A range of pixels is (divisor, offset): level p of 0 to 255 has the value p / divisor + offset. Each rounding is written as
+its authors write it, because another order of operations changes values within rounding error of a boundary.
 """
 
 from __future__ import annotations
@@ -28,13 +26,13 @@ if TYPE_CHECKING:
 
 
 SPACINGS = Registry("spacing")
-"""(schedule, steps) → the λ of each step, rising: [steps]."""
+"""Spacings: functions (schedule, number of steps) → list of the rising λ at which the steps start."""
 spacing = SPACINGS.declare
 
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
 def even(schedule, steps):
-    """Both ends included; a single step is at t = 1."""
+    """Return λ at equally spaced t, both ends included; a single step is at t = 1."""
     import torch
 
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
@@ -47,10 +45,12 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """A sum of equal parts, rounded, as ADM has it: i (T−1)/(steps−1) in one product would round some halves otherwise."""
+    """Return λ at equally spaced timesteps, rounded from running sums as in ADM: products would round some differently."""
     levels = _levels(schedule)
     if steps > len(levels):
-        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, and {steps} steps were asked for")
+        raise UsageError(
+            f"{schedule.base} has {len(levels)} timesteps in this range; use so many or fewer, not {steps}"
+        )
     if steps == 1:
         return levels[-1:]
     part = (len(levels) - 1) / (steps - 1)
@@ -64,31 +64,33 @@ def timesteps(schedule, steps):
     known_as=["ddim"],
 )
 def stride(schedule, steps):
-    """The noisiest of them is not the last timestep, as a rule."""
+    """Return λ at every k-th timestep, from the first; the last timestep is usually left out."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
         near = min(counts, key=lambda count: abs(count - steps))
-        raise UsageError(f"no stride takes {steps} of the {len(levels)} timesteps of {schedule.base}; {near} have one")
+        raise UsageError(f"no stride gives {steps} of the {len(levels)} timesteps of {schedule.base}; use {near} steps")
     return levels[:: counts[steps]][::-1]
 
 
 def _levels(schedule):
-    """The λ of each timestep that lies in a schedule's range, falling from the first. Raises UsageError where there are none."""
+    """Return the λ of the timesteps in a schedule's range, falling. Raises UsageError for a schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
-        raise UsageError(f"{schedule.base} has no timesteps, which this spacing needs")
+        raise UsageError(
+            f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or the spacing even"
+        )
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
 
 
 def usual_spacing(schedule: Schedule) -> Declaration:
-    """The one where no other is asked for: declared schedules of timesteps are walked as their authors did."""
+    """Return the default spacing: `timesteps` for declared schedules of discrete timesteps, as published, else `even`."""
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 
 
 STARTS = Registry("start")
-"""λ of the noisiest level → s, where z = s ε there."""
+"""Starts: functions λ of the noisiest level → scale s of the start noise: sampling starts from z = s ε."""
 start = STARTS.declare
 
 
@@ -106,18 +108,18 @@ UNIT = STARTS["unit"]
 
 
 CLIPS = Registry("clip")
-"""x̂ [B, …] → x̂ within its range."""
+"""Clips: functions x̂ [B, …] → clipped x̂."""
 
 
 @CLIPS.declare("none", formula="x_hat")
 def none(x_hat):
-    """x̂ as it is."""
+    """Return x̂ unchanged."""
     return x_hat
 
 
 @CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
 def static(x_hat):
-    """x̂ cut to [−1, 1]."""
+    """Clip x̂ to [−1, 1]."""
     return x_hat.clamp(-1, 1)
 
 
@@ -129,7 +131,7 @@ def static(x_hat):
     within={"percentile": (0, 100)},
 )
 def dynamic(x_hat, percentile=99.5):
-    """x̂ cut to [−s, s] and divided by s, per image. The percentile is the value at rank ⌈percentile/100 · D⌉."""
+    """Clip each image x̂ to [−s, s] and divide it by s: the value of |x̂| at rank ⌈percentile/100 · D⌉, but at least 1."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
     limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
@@ -137,10 +139,10 @@ def dynamic(x_hat, percentile=99.5):
 
 
 ROUNDINGS = Registry("rounding")
-"""(x, divisor, offset) → numbers that become levels when they are cut to 0 to 255 and what follows the point is dropped."""
+"""Roundings: functions (x, divisor, offset) → values that `to_levels` clamps to 0 to 255 and truncates to whole levels."""
 rounding = ROUNDINGS.declare
 SIGNED = (127.5, -1.0)
-"""The range [−1, 1]."""
+"""(divisor, offset) of pixels in [−1, 1]."""
 
 
 @rounding("nearest", formula="level nearest to 127.5 (x+1); of a half, the even one", source="diffusers, this program")
@@ -169,7 +171,7 @@ NEAREST = ROUNDINGS["nearest"]
 
 
 def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
-    """Pixels [B,C,H,W] of a range → uint8 [B,H,W,C]. span: (divisor, offset) of the range."""
+    """Convert pixels [B,C,H,W] to levels, uint8 [B,H,W,C]. rounded: one of ROUNDINGS. span: (divisor, offset) of pixels."""
     import torch
 
     levels = rounded(x.float(), *span).clamp_(0, 255).to(torch.uint8)
@@ -178,12 +180,14 @@ def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, floa
 
 @dataclass(frozen=True)
 class Guidance:
-    """out = weak + scale · (strong − weak), where low ≤ λ ≤ high; strong elsewhere.
+    """Guidance: out = weak + scale · (strong − weak) for low ≤ λ ≤ high; out = strong elsewhere.
 
-    Weak is the same network without the class (classifier-free), or a worse network (autoguidance). Scale 1 is no
-    guidance, 0 the weak one alone. channels: so many from the first are guided, 0 is all. Every prediction is linear in ε̂ at fixed z, so this is the same for all of them.
+    strong: the network's output with the class. weak: its output without the class, or a worse network's (autoguidance).
+    scale: 1 is no guidance, 0 the weak output alone.
+    channels: number of leading channels that are guided; 0 is all.
+    Every prediction is linear in ε̂ at fixed z, so guidance is the same for all predictions.
+    Raises UsageError for an empty interval.
     Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
-    Raises UsageError when the interval is empty.
     """
 
     scale: float = 1.0
@@ -198,11 +202,11 @@ class Guidance:
             )
 
     def active(self, logsnr: float) -> bool:
-        """Tell whether the weak output is needed at this λ."""
+        """Tell whether guidance needs the weak output at this λ."""
         return self.scale != 1.0 and self.low <= logsnr <= self.high
 
     def combine(self, strong: Tensor, weak: Tensor) -> Tensor:
-        """Both outputs [B, C, …] at the same z and λ → the guided one."""
+        """Return the guided output from the strong and the weak output, both [B, C, …], at the same z and λ."""
         if not self.channels:
             return weak.lerp(strong, self.scale)
         guided = strong.clone()
@@ -212,16 +216,16 @@ class Guidance:
 
 
 NOISES = Registry("noise")
-"""(seed, (H, W, C), number of classes, device) → Noise."""
+"""Noise sources: constructors (seed, (H, W, C), number of classes, device) → Noise."""
 EDM_SEEDS = 1 << 32
 
 
 @NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of a drawing: streams of (seed, purpose, index), or those of others, whose classes follow.
+    """Source of the random numbers of sampling: functions of (seed, purpose, index). Subclasses reproduce other programs.
 
-    every_step: as in walk.
+    shape: (H, W, C) of an image. every_step: whether each step draws noise, even if the step adds none.
     """
 
     seed: int
@@ -232,23 +236,23 @@ class Noise:
 
     @property
     def about(self):
-        """For the record: whatever they depend on beside the seed."""
+        """Facts besides the seed that determine the random numbers, as a dict; sample files record them."""
         return {}
 
     def seeds(self, n):
-        """A number for each image that tells it from the others, int64 [n]."""
+        """Return the seed of each of n images, int64 [n]; sample files record it. Here it is the image's index."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
 
     def classes(self, n):
-        """A random class for each image, int64 [n]."""
+        """Return a random class for each of n images, int64 [n]."""
         from elbocli.core.streams import random_classes
 
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """The noise of a walk, [len(indices), H, W, C] float32 of any device: called for the k-th time, the k-th of it."""
+        """Return a function whose k-th call returns the k-th noise of a sampling walk, [len(indices), H, W, C], float32."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -261,27 +265,30 @@ class Noise:
 )
 @dataclass(frozen=True)
 class EdmNoise(Noise):
-    """A generator for each image, asked in EDM's order: float32 noise, a class, and noise: float64 if in every step."""
+    """EDM's random numbers: one torch generator per image draws the start noise (float32), a class, then the noise of steps.
+
+    every_step: draw noise in every step, in float64; otherwise only where a step adds noise, in float32.
+    """
 
     every_step: bool = True
 
     @property
     def about(self):
-        """See Noise: torch's generators differ by kind of device."""
+        """Type of the device that draws the noise; sample files record it, as torch's generators differ between CPU and CUDA."""
         return {"noise_device": self.device.type}
 
     def seeds(self, n):
-        """Those that EDM calls --seeds."""
+        """Return the seed that EDM's option --seeds would have for each of n images, int64 [n]."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):
-        """See Noise. Every image's first noise is drawn and dropped, because its class comes after it."""
+        """Return the class of each of n images; the image's generator draws it after the start noise, which is dropped here."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """See Noise."""
+        """Return a function that draws a walk's noise as Noise.walk does, with one torch generator per image."""
         import torch
 
         begun = [self._begun(index) for index in indices]
@@ -298,7 +305,7 @@ class EdmNoise(Noise):
         return draws().__next__
 
     def _begun(self, index):
-        """z [C,H,W] of an image, its class, and its generator after both. Without classes, none is drawn."""
+        """Return an image's start noise [C,H,W], its class (0 if there are no classes), and its generator after these draws."""
         import torch
 
         height, width, channels = self.shape
@@ -318,9 +325,10 @@ ELBO = NOISES["elbo"]
 
 
 GRIDS = Registry("grid")
-"""(fit, equal) → Schedule, whose levels at even t are the grid.
+"""Fitted grids of noise levels: functions (fit, equal) → Schedule, whose λ at equally spaced t are the grid.
 
-fit: a weighting → the adaptive schedule of the run's log. equal: → the levels at which all steps of the sampler err alike.
+fit: function SPEC of a weighting → adaptive schedule for this weighting, fitted to the run's loss log.
+equal: function () → rising λ between which all sampling steps have equal errors.
 """
 
 
@@ -330,7 +338,7 @@ fit: a weighting → the adaptive schedule of the run's log. equal: → the leve
     source="Stancevic et al. 2025; the adaptive schedule of elbo",
 )
 def entropic(fit, equal):
-    """dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
+    """Return the schedule whose equal steps in t change the entropy of x given z equally: dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
     return fit("elbo")
 
 
@@ -340,7 +348,7 @@ def entropic(fit, equal):
     source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
 )
 def rescaled(fit, equal):
-    """Equal steps of entropy weighted by σ/α, the scale of noise in the data's units."""
+    """Return the schedule whose equal steps in t change the entropy of x given z, weighted by σ/α = σ_edm, equally."""
     return fit("fm-ot")
 
 
@@ -350,7 +358,7 @@ def rescaled(fit, equal):
     source="along the run's own trajectories; of ddpm by its log",
 )
 def solver(fit, equal):
-    """The levels themselves, rising, to the last bit: a table of so many knots at even t, both ends included."""
+    """Return a tabulated schedule that takes the λ of `equal` at equally spaced t, bit for bit."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule
@@ -361,6 +369,6 @@ def solver(fit, equal):
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Text of what a grid is made for, and for nothing else. guidance: the scale, 1 is none; no ancestral grid knows of it."""
+    """Describe the sampler, number of steps and guidance that a grid was fitted for. Ancestral grids hold for any guidance."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

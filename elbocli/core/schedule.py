@@ -1,12 +1,10 @@
-"""A schedule draws the noise levels: a curve λ(t), shifted, then truncated to a range of λ.
+"""Noise schedules (curves λ(t), shifted, then truncated to a range of λ) and level codes, the noise inputs of networks.
 
-It is only an importance sampler: the weighted loss doesn't depend on it (arXiv:2303.00848 sec. 3).
+A schedule is an importance sampler of noise levels: the weighted loss doesn't depend on it (arXiv:2303.00848 sec. 3).
 The declared curves are in core/schedule_curves.py. Everything here is float64.
 
-Level codes: the number that a network is told instead of λ, declared once each.
-
-Networks of others were trained on timesteps, on t, on σ or on its logarithm; each is a function of λ. A network
-turns the number into cosines and sines, or gives it to a layer.
+A level code is the number that a network gets as input instead of λ: published networks were trained on timesteps, t, σ
+or log σ, all functions of λ. The network embeds the number by cosines and sines, or feeds it to a layer.
 """
 
 from __future__ import annotations
@@ -27,20 +25,20 @@ if TYPE_CHECKING:
 
 LEAST_SHARE = 1e-9
 NARROWEST = 1e-3
-"""The least width of a range of λ: in less, the bins of an adaptive schedule are too near each other to be smoothed."""
+"""Least width of a range of λ: below it, the bins of an adaptive schedule are too close together to be smoothed."""
 
 
 def cell_of(at: Tensor, edges: Tensor) -> Tensor:
-    """Index of the cell [edges[k], edges[k+1]) that each value lies in; what lies beyond belongs to the outer cells."""
+    """Return the index k of the interval [edges[k], edges[k+1]) of each value; outer values get the first or last interval."""
     import torch
 
     return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
 
 
 class Table:
-    """A fitted schedule: λ(t) linear between knots, hence p(λ) constant between them.
+    """Curve of a fitted schedule: λ(t) is linear between knots, so p(λ) is constant between knots.
 
-    knots: (t, λ) with t rising from 0 to 1 and λ falling, both strictly. Raises UsageError otherwise.
+    knots: pairs (t, λ), t strictly increasing from 0 to 1 and λ strictly decreasing. Raises UsageError otherwise.
     """
 
     def __init__(self, knots):
@@ -48,7 +46,7 @@ class Table:
 
         time, level = torch.tensor(knots, dtype=torch.float64).T.contiguous()
         if time[0] != 0 or time[-1] != 1 or not rises(time) or not rises(-level):
-            raise UsageError("knots of a schedule: t must rise from 0 to 1 and logsnr fall, strictly")
+            raise UsageError("knots of a schedule: t must strictly rise from 0 to 1, and logsnr must strictly fall")
         self.time, self.level = time, level
         self.support = (float(level[-1]), float(level[0]))
         self.height = time.diff() / -level.diff()
@@ -67,10 +65,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A curve shifted by `shift` in λ, then truncated so that t ∈ [0, 1] covers [logsnr_min, logsnr_max].
+    """Noise schedule: a curve shifted by `shift` in λ, then truncated so that t ∈ [0, 1] covers [logsnr_min, logsnr_max].
 
-    name: how to write the curve down, without the shift. declared: its declaration, where it has one. file: the file
-    that the curve was read from, if any. Raises UsageError for a range that the curve doesn't cover.
+    name: SPEC of the curve without the shift.
+    declared: the declaration of the curve, or None.
+    file: the file that the curve was read from, or None.
+    Raises UsageError for a range that the curve doesn't cover.
     """
 
     curve: ScheduleCurve
@@ -86,25 +86,27 @@ class Schedule:
         low, high = self.support
         if self.logsnr_min < low - 1e-9 or self.logsnr_max > high + 1e-9:
             raise UsageError(
-                f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}"
+                f"{self.base} covers logsnr {low:g} to {high:g}; narrow the range {self.logsnr_min:g} to {self.logsnr_max:g}"
             )
         first, last = self._ends
         if not float(last - first) > LEAST_SHARE:
-            raise UsageError(f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}")
+            raise UsageError(
+                f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; widen the range"
+            )
 
     def __repr__(self) -> str:
         return f"Schedule({self.base!r}, {self.logsnr_min:g}, {self.logsnr_max:g})"
 
     @property
     def base(self) -> str:
-        """Text of the curve and its shift that means the same again."""
+        """SPEC of the curve and its shift, without the range."""
         if not self.shift:
             return self.name
         return f"{self.name}{',' if ':' in self.name else ':'}shift={plain(self.shift)}"
 
     @property
     def support(self) -> tuple[float, float]:
-        """The λ that the curve itself covers."""
+        """Range of λ that the shifted curve covers before truncation."""
         return _support(self.curve, self.shift)
 
     @cached_property
@@ -116,30 +118,33 @@ class Schedule:
         return first, last
 
     def logsnr(self, t: Tensor) -> Tensor:
-        """λ at each t ∈ [0, 1], float64. The ends are exact, where float64 t can't reach a normal's far tail near 1."""
+        """Return λ at each t ∈ [0, 1], float64.
+
+        The ends are set exactly, because the far tail of a normal distribution is out of reach for a float64 t near 1.
+        """
         first, last = self._ends
         level = self.curve.logsnr(first + (last - first) * t) + self.shift
         level = level.where(t < 1, self.logsnr_min).where(t > 0, self.logsnr_max)
         return level.clamp(self.logsnr_min, self.logsnr_max)
 
     def t(self, logsnr: Tensor) -> Tensor:
-        """t at each λ, clamped to [0, 1]."""
+        """Return t at each λ, clamped to [0, 1]."""
         first, last = self._ends
         return ((self.curve.t(logsnr - self.shift) - first) / (last - first)).clamp(0, 1)
 
     def density(self, logsnr: Tensor) -> Tensor:
-        """p(λ) = −dt/dλ; zero outside the range; its integral is one."""
+        """Return the density p(λ) = −dt/dλ, which is zero outside the range and integrates to one."""
         first, last = self._ends
         inside = (logsnr >= self.logsnr_min) & (logsnr <= self.logsnr_max)
         return self.curve.density(logsnr - self.shift) / (last - first) * inside
 
     def untruncated_density(self, logsnr: Tensor) -> Tensor:
-        """The curve's own density, shifted, on its own support and zero beyond."""
+        """Return the density of the shifted curve before truncation, zero outside `support`."""
         low, high = self.support
         return self.curve.density(logsnr - self.shift) * ((logsnr >= low) & (logsnr <= high))
 
     def shifted(self, by: float) -> Schedule:
-        """The same schedule moved by `by` in λ, truncated where it was."""
+        """Return the schedule shifted by `by` in λ, with the same truncation as far as the shifted curve covers it."""
         if not by:
             return self
         low, high = _support(self.curve, self.shift + by)
@@ -148,9 +153,9 @@ class Schedule:
 
 
 def check_range(low: float, high: float) -> None:
-    """Raise UsageError unless low < high, by NARROWEST at least, and both lie within ±LIMIT."""
+    """Raise UsageError unless the range is at least NARROWEST wide and lies within ±LIMIT."""
     if not (low >= -LIMIT and high <= LIMIT and high - low >= NARROWEST):
-        raise UsageError(f"the logsnr range {low:g} to {high:g} must rise by {NARROWEST:g} at least, within ±{LIMIT:g}")
+        raise UsageError(f"the logsnr range {low:g} to {high:g} must be {NARROWEST:g} wide or more, within ±{LIMIT:g}")
 
 
 def _support(curve: ScheduleCurve, shift: float) -> tuple[float, float]:
@@ -169,9 +174,11 @@ def make_schedule(
     declared: Declaration | None = None,
     file: Path | None = None,
 ) -> Schedule:
-    """A curve shifted and truncated; None takes that end from the curve. name, declared, file: as in Schedule.
+    """Return the schedule of a curve, shifted and truncated to [low, high]; None keeps the curve's own end.
 
-    clip: cut a range that the curve doesn't cover down to what it does. Raises UsageError when it doesn't fit.
+    name, declared, file: as in Schedule.
+    clip: reduce [low, high] to the part that the curve covers.
+    Raises UsageError for a range that the curve doesn't cover.
     """
     ends = _support(curve, shift)
     low, high = (ends[0] if low is None else low), (ends[1] if high is None else high)
@@ -183,10 +190,12 @@ def make_schedule(
 def parse_schedule(
     text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
 ) -> Schedule:
-    """The declared schedule that a user wrote: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`.
+    """Return the declared schedule of a SPEC.
 
-    Every schedule takes `shift`. low, high, clip: as in make_schedule. size: of the images in pixels, for a schedule
-    whose parameter `size` the text leaves out. Raises UsageError.
+    text: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`; every schedule takes `shift`.
+    low, high, clip: as in make_schedule.
+    size: image size in pixels, the default of a schedule's parameter `size`.
+    Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)
     declared = SCHEDULES.find(name)
@@ -197,12 +206,12 @@ def parse_schedule(
     try:
         curve = declared()
     except (OverflowError, ZeroDivisionError):
-        raise UsageError(f"{text!r}: these parameters go beyond what numbers can hold") from None
+        raise UsageError(f"{text!r}: these parameters are outside float64 range; choose less extreme values") from None
     return make_schedule(curve, declared.spec, low, high, shift=shift, clip=clip, declared=declared)
 
 
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
-    """The tabulated schedule that spends `shares` of its time in each cell of λ. edges: [B + 1] rising; shares: [B]."""
+    """Return a tabulated schedule that spends time in proportion to shares [B] between edges [B + 1], which are rising λ."""
     import torch
 
     time = torch.cat([torch.zeros(1, dtype=torch.float64), shares.flip(0).cumsum(0)])
@@ -211,7 +220,7 @@ def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
 
 
 LEVEL_CODES = Registry("level code")
-"""λ [B] → the number [B], at least float32; float64 stays so."""
+"""Level codes, which tell networks their noise level: functions λ [B] → number [B], in float32, or float64 if λ is float64."""
 level_code = LEVEL_CODES.declare
 
 
@@ -236,7 +245,7 @@ def flow_reversed(level, factor=1.0):
 
 
 def _timestep(schedule, level, **params: float):
-    """The timestep from 0 to count − 1 at λ, a fraction between two; beyond the first and the last it is theirs."""
+    """Return the fractional timestep at λ, clamped to 0 to count − 1."""
     import torch
 
     curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]
@@ -254,6 +263,6 @@ for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
 
 
 def parse_level_code(text: str) -> Declaration:
-    """The level code that a user wrote: `logsnr:factor=-0.125`, `sigma`, `t:linear` or `t-linear:count=4000`. Raises UsageError."""
+    """Return the level code of a SPEC: `logsnr:factor=-0.125`, `sigma`, `t:linear`, `t-linear:count=4000`. Raises UsageError."""
     words = text.strip()
     return LEVEL_CODES.parse("t-" + words[2:].replace(",", ":", 1) if words.startswith("t:") else words)

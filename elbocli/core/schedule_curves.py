@@ -1,12 +1,11 @@
 """The declared schedules: λ(t) from t = 0 (data) to t = 1 (noise), t(λ), and the density p(λ) = −dt/dλ.
 
-Use float64: in float32 tan(π/2) is negative and Φ⁻¹ never leaves ±5.3.
-Tensor methods and plain maths only at import: listing the names must not import torch.
+Use float64: in float32, tan(π/2) is negative and Φ⁻¹ never leaves ±5.3.
+At import, the module needs only the standard library, so that listing the names does not import torch.
 
-Discrete timesteps as a smooth schedule: the i-th of T has λ_i and an equal share of the time.
-
-t(λ) is the cubic through (λ_i, (i + ½)/T), so that the integral of p(λ) = −dt/dλ between two timesteps is exactly
-the share of timesteps between them. Beyond the first and the last there is nothing.
+A schedule of T discrete timesteps becomes a smooth curve: timestep i has λ_i and an equal share of the time. t(λ) is the
+cubic spline through (λ_i, (i + ½)/T), so that the integral of p(λ) = −dt/dλ between two timesteps is exactly the share
+of timesteps between them. The curve does not extend beyond the first and the last timestep.
 """
 
 import math
@@ -20,7 +19,7 @@ from elbocli.errors import UsageError
 
 MOST_TIMESTEPS = 100_000
 BETAS = Registry("beta schedule")
-"""β_i: functions of the first and last β and the number of timesteps, float64 [T]."""
+"""Beta schedules: functions (first β, last β, number of timesteps T) → β [T], float64."""
 
 
 @BETAS.declare("linear", formula="even from beta_start to beta_end", source="Ho et al. 2020")
@@ -55,13 +54,16 @@ def squaredcos(start, end, count):
 
 
 def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
-    """Return λ after each timestep i, of ᾱ_i = Π(1 − β_j). Raises UsageError unless all β, [T] float64, lie within (0, 1).
+    """Return λ after each timestep i, from ᾱ_i = Π(1 − β_j).
 
-    snr_scale divides the signal-to-noise ratio. zero_terminal then moves and stretches √ᾱ so that the last is 0
-    and the first stays (Lin et al. 2023, algorithm 1): the last λ is −∞.
+    beta: [T], float64.
+    snr_scale: number by which the signal-to-noise ratio is divided.
+    zero_terminal: whether to rescale √ᾱ linearly, afterwards, so that its last value is 0 (λ = −∞) and its first stays.
+    Raises UsageError unless all β lie within (0, 1).
+    Source: Lin et al. 2023, algorithm 1, for zero_terminal.
     """
     if not bool(((beta > 0) & (beta < 1)).all()):
-        raise UsageError("a beta is not between 0 and 1")
+        raise UsageError("every beta must be between 0 and 1; choose other ends of the beta schedule")
     total = (-beta).log1p().cumsum(0)
     logsnr = total - (-total.expm1()).log() - math.log(snr_scale)
     if not zero_terminal:
@@ -72,16 +74,18 @@ def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
 
 
 def rises(values):
-    """Tell whether each value is above the one before."""
+    """Tell whether the values are strictly increasing."""
     return bool((values.diff() > 0).all())
 
 
 class Steps:
-    """The curve of given timesteps. logsnr: [T] float64, falling. Those beyond ±LIMIT keep their share of the time
-    but are no part of the curve. Raises UsageError when fewer than two are left or λ doesn't fall.
+    """Smooth curve through given discrete timesteps.
 
-    The slopes are a cubic spline's, held within [0, 3 × the chords beside them] in size, so that t never rises
-    (Hyman 1983): on the smooth schedules in use that changes nothing but the ends, and p is continuous.
+    logsnr: [T], float64, falling. Timesteps beyond ±LIMIT keep their share of the time but are not part of the curve.
+    Raises UsageError if fewer than two timesteps are left or λ doesn't fall.
+
+    The slopes are those of a cubic spline, limited to 3 × the slopes of the adjacent chords, so that t never rises
+    (Hyman 1983). On the smooth schedules in use the limit changes only the ends, and p is continuous.
     """
 
     def __init__(self, logsnr):
@@ -99,9 +103,9 @@ class Steps:
         steepest = 3 * torch.cat([self.chord[:1], self.chord[:-1].maximum(self.chord[1:]), self.chord[-1:]])
         self.slope = slopes.clamp(max=0).maximum(steepest)
 
-    @lru_cache  # noqa: B019 - there are as many curves as a network has level codes
+    @lru_cache  # noqa: B019 - a process has few curves
     def on(self, device):
-        """The same curve for tensors on a device."""
+        """Return the curve with its tensors on a device."""
         moved = copy(self)
         for name in ("level", "time", "chord", "slope"):
             setattr(moved, name, getattr(self, name).to(device))
@@ -120,69 +124,69 @@ class Steps:
         return cell, (logsnr - self.level[cell]) / (self.level[cell + 1] - self.level[cell])
 
     def t(self, logsnr):
-        """t(λ)."""
+        """Return t(λ)."""
         return self._at(*self._place(logsnr))
 
     def density(self, logsnr):
-        """p(λ) = −dt/dλ, a parabola between timesteps."""
+        """Return p(λ) = −dt/dλ, a parabola between timesteps."""
         cell, s = self._place(logsnr)
         ends = (1 - s) * (1 - 3 * s) * self.slope[cell] + s * (3 * s - 2) * self.slope[cell + 1]
         return -(6 * s * (1 - s) * self.chord[cell] + ends)
 
     def logsnr(self, t):
-        """λ(t), by bisection within a timestep: the cubic only falls."""
+        """Return λ(t), by bisection between timesteps, where the cubic is monotone."""
         import torch
 
         cell = (torch.searchsorted(-self.time, -t.contiguous()) - 1).clamp(0, len(self.chord) - 1)
         low, high = torch.zeros_like(t), torch.ones_like(t)
         for _ in range(53):
             middle = 0.5 * (low + high)
-            late = self._at(cell, middle) > t  # too noisy: go right
+            late = self._at(cell, middle) > t  # λ is too low: search right
             low, high = low.where(~late, middle), high.where(late, middle)
         return self.level[cell] + 0.5 * (low + high) * (self.level[cell + 1] - self.level[cell])
 
 
 @lru_cache
 def steps_of(betas, start, end, count):
-    """The curve of `count` timesteps with betas by that name of BETAS. Raises UsageError for what can't be."""
+    """Return the curve of `count` timesteps with the beta schedule `betas` from `start` to `end`. Raises UsageError."""
     import torch
 
     if count != int(count):
         raise UsageError(f"count is {count:g}; it must be a whole number of timesteps")
-    with torch.device("cpu"):  # a network may be asked for without memory
+    with torch.device("cpu"):  # callers may build a network on the meta device
         return Steps(logsnr_of_betas(BETAS[betas].make(start, end, int(count))))
 
 
 class Moved:
-    """A curve moved by `by` in λ, as part of what it is."""
+    """Curve shifted by `by` in λ; unlike Schedule.shift, the shift is part of the curve."""
 
     def __init__(self, curve, by):
         self.curve, self.by = curve, by
 
     def logsnr(self, t):
-        """λ(t)."""
+        """Return λ(t)."""
         return self.curve.logsnr(t) + self.by
 
     def t(self, logsnr):
-        """t(λ)."""
+        """Return t(λ)."""
         return self.curve.t(logsnr - self.by)
 
     def density(self, logsnr):
-        """p(λ)."""
+        """Return p(λ)."""
         return self.curve.density(logsnr - self.by)
 
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Declares a ScheduleCurve: a class made from the parameters named here with their defaults."""
+"""Decorator that declares a ScheduleCurve; arguments of its constructor with float defaults become parameters."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
-"""Names that EDM's code has for the parameters of its noise levels."""
+"""Parameter names in EDM's code → their names here."""
 
 
 class ScheduleCurve(Protocol):
-    """A schedule before shift and truncation. All tensors are float64; any shape gives the same shape.
+    """Curve of a schedule before shift and truncation. Tensors are float64; the output has the shape of the input.
 
-    `t` and `density` may continue beyond t ∈ [0, 1]. A curve that covers only some λ has `support`, its (least, most).
+    `t` and `density` may extend beyond t ∈ [0, 1]. A curve that covers only part of λ has `support`, a pair (low, high).
     """
 
     def logsnr(self, t): ...
@@ -209,7 +213,7 @@ class Cosine:
     positive=["s"],
 )
 class Iddpm:
-    """ᾱ = cos²θ/cos²θ₀ and 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, with θ the angle and θ₀ its value at t = 0."""
+    """Cosine schedule with offset s: ᾱ = cos²θ/cos²θ₀, 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, and θ is linear in t from θ₀."""
 
     def __init__(self, s=0.008):
         self.rate = math.pi / 2 / (1 + s)
@@ -233,7 +237,7 @@ class Iddpm:
 
 
 def normal_density(logsnr, mean, std):
-    """The density of N(mean, std²) at each λ."""
+    """Return the density of N(mean, std²) at each λ."""
     return (-0.5 * ((logsnr - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
 
 
@@ -275,7 +279,7 @@ class Edm:
     parameters_known_as={"mu": "mean", "loc": "mean", "b": "scale"},
 )
 class Laplace:
-    """Each half of t by itself, so that neither tail passes through 1 − something tiny before it has to."""
+    """Laplace distribution of λ. The halves of t are computed separately, to keep precision in both tails."""
 
     def __init__(self, mean=0.0, scale=0.5):
         self.mean, self.scale = mean, scale
@@ -368,15 +372,17 @@ class LinearBeta:
     parameters_known_as={"noise_d_low": "low", "noise_d_high": "high", "image_d": "size"},
 )
 class Interpolated:
-    """λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high). It falls as long as k < 2π."""
+    """Curve λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high); λ falls if k < 2π."""
 
     def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
-            raise UsageError(f"interpolated: low must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
+            raise UsageError(
+                f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises"
+            )
 
     def _cosine(self, logsnr):
-        """u at each λ: halved into place, then by two Newton steps, the last of which autograd sees."""
+        """Return u at each λ, by bisection and two Newton steps; autograd differentiates the last step only."""
         goal = (logsnr - self.start).detach()
         low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
         for _ in range(40):
@@ -406,7 +412,7 @@ class Interpolated:
     known_as=["loguniform", "log-uniform", "exponential"],
 )
 class Uniform:
-    """t = −λ until truncation gives it ends."""
+    """Curve t = −λ, which has no ends before truncation."""
 
     def logsnr(self, t):
         return -t
@@ -419,7 +425,7 @@ class Uniform:
 
 
 TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
-"""Schedules of timesteps are smooth through them, and samplers visit the timesteps themselves."""
+"""Bounds of `count`, the number of timesteps. The curves are smooth between timesteps; samplers use timesteps by default."""
 
 
 @schedule(

@@ -1,10 +1,10 @@
-"""Every random number is a function of (seed, purpose, index): nothing to save, nothing that drifts.
+"""Stateless random numbers: every number is a function of (seed, purpose, index), so there is no state to save.
 
-A counter-based generator (Philox 4×64) keyed by seed and purpose, with the index in its counter, gives
-image i of step s the same noise on any device, in any batch, on any number of processes. torch is imported only
-where tensors come out: packing shuffles without it.
+A counter-based generator (Philox 4×64) has seed and purpose as its key and the index in its counter. So image i of step s
+gets the same noise on any device, in any batch, on any number of processes. torch is imported only by functions that
+return tensors: packing shuffles without torch.
 
-`choose_labels` gives a class to each image to be drawn, as `--classes` says it.
+`choose_labels` chooses the class of each image to be drawn, from `--classes`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """The draws for one (seed, purpose). `at(index)` starts an independent sequence for each index."""
+    """Random numbers of one (seed, purpose). `at(index)` starts an independent sequence for each index."""
 
     def __init__(self, seed: int, purpose: str):
         digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
@@ -33,7 +33,7 @@ class Stream:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, index: int) -> np.random.Generator:
-        """The generator of that index, from its beginning. Valid until the next call."""
+        """Return a NumPy generator at the start of the index's sequence. The next call of any method resets the generator."""
         self._state["state"]["counter"][:] = (0, 0, index, 0)
         self._state["buffer_pos"] = 4
         self._state["has_uint32"] = 0
@@ -41,7 +41,7 @@ class Stream:
         return self._generator
 
     def normal(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Standard normals [len(indices), *shape], float32: row k depends on indices[k] alone."""
+        """Return standard normals [len(indices), *shape], float32. Row k depends only on indices[k]."""
         from torch import from_numpy
 
         out = np.empty((len(indices), *shape), np.float32)
@@ -50,27 +50,27 @@ class Stream:
         return from_numpy(out)
 
     def signs(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Fair signs −1 and 1 (Rademacher's) [len(indices), *shape], float32: row k depends on indices[k] alone."""
+        """Return Rademacher signs ±1 [len(indices), *shape], float32. Row k depends only on indices[k]."""
         from torch import from_numpy
 
         rows = [self.at(index).integers(0, 2, shape, np.int8) for index in indices]
         return from_numpy(np.stack(rows).astype(np.float32) * 2 - 1)
 
     def uniform(self, index: int, count: int) -> np.ndarray:
-        """`count` float64 uniforms in [0, 1)."""
+        """Return `count` uniform random numbers in [0, 1), float64, from the index's sequence."""
         return self.at(index).random(count)
 
     def permutation(self, index: int, count: int) -> np.ndarray:
-        """A permutation of range(count)."""
+        """Return a random permutation of range(count), from the index's sequence."""
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:
-        """A 63-bit seed for a library's own generator."""
+        """Return a 63-bit seed for another library's generator."""
         return int(self.at(index).integers(1 << 63))
 
 
 def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """The noise of a sampler's walk: called for the k-th time, ε [len(indices), *shape] of (seed, k, each index) alone."""
+    """Return a function that draws a sampling walk's noise: call k gives [len(indices), *shape], from (seed, k, index) alone."""
     calls = count(1)
     return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)
 
@@ -79,9 +79,11 @@ T_SAMPLINGS = ("low-discrepancy", "independent")
 
 
 def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepancy") -> Tensor:
-    """t of a batch, float64 in [0, 1). Low-discrepancy: one uniform offset and a regular comb.
+    """Return the times t of a batch, [count], float64 in [0, 1).
 
-    Source: Kingma et al. 2021 (VDM), appendix I.1.
+    stream, step: source of the random numbers, and index of the batch.
+    sampling: `low-discrepancy` (equally spaced times with one random offset) or `independent`.
+    Source: Kingma et al. 2021 (VDM), appendix I.1, for low-discrepancy times.
     """
     import torch
 
@@ -92,13 +94,14 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 
 
 def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
-    """A class per image: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length.
+    """Return the class of each of n images, or None for a run without classes.
 
-    None when there are no classes. Raises UsageError for a class that isn't there, or a word that means two.
+    classes: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length n.
+    Raises UsageError for an unknown class, or a word that matches two classes.
     """
     if num_classes < 1:
         if classes not in ("balanced", "random"):
-            raise UsageError(f"--classes {classes}: the run is unconditional; leave it out")
+            raise UsageError(f"--classes {classes}: the run is unconditional; leave --classes out")
         return None
     if classes == "balanced":
         return np.arange(n) % num_classes
@@ -110,12 +113,12 @@ def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequ
         found = [k for k in range(num_classes) if word in names[k : k + 1] or str(k) == number]
         if len(found) != 1:
             hint = f"write 0{word} for the number" if found else nearest(word, names)
-            raise UsageError(f"--classes: {word!r} is {len(found)} of {num_classes} classes; {hint}")
+            raise UsageError(f"--classes: {word!r} matches {len(found)} of {num_classes} classes; {hint}")
         numbers += found
     return np.resize(numbers, n)
 
 
 def random_classes(n: int, num_classes: int, seed: int) -> np.ndarray:
-    """A class per image, of (seed, i) alone."""
+    """Return a random class for each of n images; the class of image i depends only on (seed, i)."""
     stream = Stream(seed, "sample-class")
     return np.array([stream.at(i).integers(num_classes) for i in range(n)])

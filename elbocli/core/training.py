@@ -1,15 +1,14 @@
-"""Choices of a training run, declared once each: averages of its weights, decays of its learning rate, and criteria of
-adaptive schedules.
+"""Options of a training run: averages of the weights (EMA), learning-rate decays, and criteria of adaptive schedules.
 
-An average is v ← β v + (1 − β) θ after every update. Every β depends only on the counters, so an average that continues
-from a checkpoint is bit-identical.
+An average is v ← β v + (1 − β) θ after every update. β depends only on the counters of steps and images, so an average
+that resumes from a checkpoint is bit-identical.
 
-`solve` makes one average from snapshots of others, after training: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
+`solve` combines stored averages into another one after training: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
 
 A power average at step T is ∫ p(t) θ(t) dt with p(t) = (γ+1) t^γ / T^(γ+1) on [0, T] and θ(t) constant between
-updates; this is exact, so a combination of stored averages is off from the wished one by
-∫ (Σ x_i p_i − p)(t) θ(t) dt, whatever θ did. Least squares makes Σ x_i p_i − p small; Σ x_i = 1 makes its integral 0,
-so that what doesn't change along training comes out exactly.
+updates. The identity is exact, so a combination of stored averages differs from the target by
+∫ (Σ x_i p_i − p)(t) θ(t) dt, for any θ. Least squares makes Σ x_i p_i − p small. Σ x_i = 1 makes its integral 0,
+so that weights that are constant during training are reproduced exactly.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
 AUTO: Final = "auto"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 AVERAGES = Registry("average")
-"""(step from 1, images seen, images of this update) → β in [0, 1)."""
+"""Averages of the weights: functions (step from 1, images seen, images of this update) → β in [0, 1)."""
 BARE, STORED = "decay", "power"
-"""The one that is written by its number alone, and the one of whose snapshots others can be made after training."""
+"""Name of the average that a bare number means, and of the average whose snapshots `elbo ema` can combine."""
 PREFIX = "ema-"
 MAX_STD = 1 / math.sqrt(12)
-"""Relative std of the plain mean, γ = 0: wider profiles would weigh old weights more than new ones."""
+"""Largest relative standard deviation of a profile t^γ, at γ = 0: a wider one would weight old weights more than new ones."""
 
 
 @AVERAGES.declare(
@@ -45,7 +44,7 @@ MAX_STD = 1 / math.sqrt(12)
     within={"beta": (0, math.nextafter(1, 0))},
 )
 def decay(step, images_seen, batch, beta=0.9999):
-    """A constant β, smaller while the average is young. A bare number means this one."""
+    """Return a constant β, but a smaller β during the first updates. A bare number in a SPEC means this average."""
     return min(beta, (1 + step) / (10 + step))
 
 
@@ -57,7 +56,7 @@ def decay(step, images_seen, batch, beta=0.9999):
     within={"ramp": (0, math.inf)},
 )
 def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
-    """Half of the average is from the last `images` images, or from `ramp` times those seen before; ramp 0 is none."""
+    """Return the β of a half-life of `images` images, but at most `ramp` times the images seen; ramp 0: no such limit."""
     half = min(images, ramp * (images_seen - batch)) if ramp else images
     return 0.5 ** (batch / half) if half > 0 else 0.0
 
@@ -70,20 +69,18 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Weights in proportion to t^γ at every moment; snapshots of it serve 'elbo ema'."""
+    """Return the β of an average with weights ∝ t^γ, where γ follows from `std`; `elbo ema` combines its snapshots."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
 def std_of(gamma: float) -> float:
-    """σ_rel of the profile (γ+1) t^γ on [0, 1], a Beta(γ+1, 1): √(γ+1) / ((γ+2) √(γ+3))."""
+    """Return the relative standard deviation of the profile (γ+1) t^γ on [0, 1], which is a Beta(γ+1, 1) density."""
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 @cache
 def gamma_of(std: float) -> float:
-    """γ ≥ 0 of the profile with that relative standard deviation, up to MAX_STD, by bisection: σ_rel falls in γ, and is
-    below 1/γ.
-    """
+    """Return the γ ≥ 0 of the profile with relative standard deviation `std`, at most MAX_STD, by bisection."""
     low, high = 0.0, 1 / std
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if std_of(middle) > std else (low, middle)
@@ -91,7 +88,7 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """An average with its parameters bound. stored: whether its snapshots can be combined into others."""
+    """Kind of average of the weights, with its parameters. stored: whether `elbo ema` can combine its snapshots."""
 
     def __init__(self, declared: Declaration):
         self.declared, self.beta, self.params = declared, declared, declared.params
@@ -99,12 +96,12 @@ class Average:
 
     @property
     def spec(self) -> str:
-        """Text that a user writes: `0.9999`, `power:std=0.05`."""
+        """SPEC of the average: `0.9999`, `power:std=0.05`."""
         return plain(self.params["beta"]) if self.declared.name == BARE else self.declared.spec
 
     @property
     def name(self) -> str:
-        """Name of its file: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`. No two averages share one."""
+        """Unique file name of the average: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`."""
         (_, first), *others = self.params.items()
         words = [] if self.declared.name == BARE else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
@@ -112,15 +109,15 @@ class Average:
 
 
 def _short(value: float) -> str:
-    """Decimal digits without an exponent or a sign, so that '-' can divide words; from a million on in millions."""
-    from decimal import Decimal  # it takes a millisecond to import
+    """Format a number without exponent or sign, so that '-' can separate words; values of 1e6 and more end in M."""
+    from decimal import Decimal  # imported here because the import takes a millisecond
 
     exact = Decimal(repr(value))
     return f"{exact.scaleb(-6).normalize():f}M" if value >= 1e6 else f"{exact.normalize():f}"
 
 
 def parse_average(text: str | float) -> Average:
-    """The average that a user wrote (`0.9999`, `halflife:images=50e6`), or whose file has that name. Raises UsageError."""
+    """Return the average with a SPEC (`0.9999`, `halflife:images=50e6`) or file name (`ema-0.9999`). Raises UsageError."""
     words = str(text).strip()
     if words.startswith(PREFIX):
         return _of_name(words)
@@ -137,28 +134,28 @@ def _of_name(name: str) -> Average:
     words[0] = next(iter(declared.params))
     average = Average(declared.bind(dict(zip(words[::2], words[1::2]))))
     if average.name != name:
-        raise UsageError(f"{name!r} is not the name of an average; such names are ema-0.9999 and ema-power-0.05")
+        raise UsageError(f"{name!r} is not the name of an average; valid names look like ema-0.9999 or ema-power-0.05")
     return average
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Specs in full: of one number or text, or of several. Raises UsageError for none, an unknown or a double one."""
+    """Return the full SPECs of one average or several. Raises UsageError for no average, or an unknown or repeated one."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
     averages = {(average := parse_average(item)).name: average.spec for item in items}
     if len(averages) < len(items):
-        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice")
+        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice; give each once")
     return tuple(averages.values())
 
 
 LR_DECAYS = Registry("learning-rate decay")
-"""Functions of (updates done, updates in all) that return the factor of lr for the next update."""
+"""Learning-rate decays: functions (updates done, updates in total) → factor of the learning rate for the next update."""
 
 
 @LR_DECAYS.declare("constant", formula="1")
 def constant(done, steps):
-    """No decay."""
+    """Return 1: no decay."""
     return 1.0
 
 
@@ -169,7 +166,7 @@ def constant(done, steps):
     within={"final": (0, 1)},
 )
 def cosine(done, steps, final=0.0):
-    """Half a cosine, from 1 to `final` at the end of training."""
+    """Return a half-cosine decay from 1 to `final` at the end of training."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
 
 
@@ -177,7 +174,7 @@ def cosine(done, steps, final=0.0):
     "linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)}
 )
 def linear(done, steps, final=0.0):
-    """A straight line from 1 to `final` at the end of training."""
+    """Return a linear decay from 1 to `final` at the end of training."""
     return 1 - (1 - final) * min(done / steps, 1)
 
 
@@ -188,20 +185,20 @@ def linear(done, steps, final=0.0):
     positive=["ref"],
 )
 def rsqrt(done, steps, ref=70_000.0):
-    """1 for `ref` updates, then the inverse square root. It doesn't depend on when training ends."""
+    """Return 1 for `ref` updates, then an inverse-square-root decay, which doesn't depend on the length of training."""
     return 1 / math.sqrt(max(done / ref, 1))
 
 
 def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
-    """Return the rate of the update after `done` others: lr, times a rise over `warmup` updates, times the decay.
+    """Return the learning rate after `done` updates: lr × linear warmup over `warmup` updates × decay.
 
-    It depends on these numbers alone, so that a run goes on with the rates that it would have had.
+    The rate depends only on the arguments, so that a resumed run has the same rates as an uninterrupted one.
     """
     return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))
 
 
 CRITERIA = Registry("criterion")
-"""(E e, E e², e* or None) → what the density is proportional to."""
+"""Criteria: functions (mean error, mean square, least possible error or None) → score; the fitted density is ∝ w × score."""
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")
@@ -224,37 +221,43 @@ def std(mean, second, least):
 )
 def excess(mean, second, least):
     if least is None:
-        raise UsageError("criterion excess needs the least error: 'elbo adapt' takes it by --optimum FILE")
+        raise UsageError(
+            "criterion excess needs the least possible error; write it to a FILE by 'elbo optimum', and pass --optimum FILE"
+        )
     return (mean - least).clamp(min=0)
 
 
 OF_ERRORS = tuple(name for name in CRITERIA if name != "excess")
-"""Criteria that need no more than the log."""
+"""Names of the criteria that need only the loss log, and not the least possible error."""
 
 
 RIDGE = 1e-10
-"""Price of a coefficient of 1, in squared residual: averages are stored in float32, and coefficients in the thousands,
-which many nearly equal profiles invite, would amplify its rounding."""
+"""Ridge penalty on squared coefficients. Nearly equal profiles would otherwise get coefficients in the thousands, which
+amplify the float32 rounding of the stored averages."""
 
 
 class Profile(NamedTuple):
-    """γ and T, in steps, of an average of the weights up to T in proportion to t^γ."""
+    """Profile of a power average: weights proportional to t^γ up to `step` (T)."""
 
     gamma: float
     step: float
 
 
 class Solution(NamedTuple):
-    """coefficients: [n], adding up to 1. residual: ‖Σ x_i p_i − p‖ / ‖p‖ in L², 0 when the profile was met."""
+    """Combination of stored averages.
+
+    coefficients: [n], with sum 1.
+    residual: ‖Σ x_i p_i − p‖ / ‖p‖ in L²; 0 for an exact match.
+    """
 
     coefficients: np.ndarray
     residual: float
 
 
 def products(one: Sequence[Profile], other: Sequence[Profile]) -> np.ndarray:
-    """∫ p_i(t) q_j(t) dt in closed form, [len(one), len(other)] float64.
+    """Return the inner products ∫ p_i(t) q_j(t) dt of profiles in closed form, [len(one), len(other)], float64.
 
-    With T_1 ≤ T_2 the product lives on [0, T_1]: (γ1+1)(γ2+1) / (T_1^(γ1+1) T_2^(γ2+1)) ∫₀^T_1 t^(γ1+γ2) dt
+    With T_1 ≤ T_2 the integral is (γ1+1)(γ2+1) / (T_1^(γ1+1) T_2^(γ2+1)) ∫₀^T_1 t^(γ1+γ2) dt
     = (γ1+1)(γ2+1) / (γ1+γ2+1) · (T_1/T_2)^γ2 / T_2.
     """
     import numpy as np
@@ -267,23 +270,20 @@ def products(one: Sequence[Profile], other: Sequence[Profile]) -> np.ndarray:
 
 
 def solve(stored: Sequence[Profile], target: Profile) -> Solution:
-    """The combination of stored profiles, of coefficients that add up to 1, nearest to the target in L².
-
-    All in float64.
-    """
+    """Return the combination of stored profiles with coefficients of sum 1 that is nearest to the target in L², float64."""
     import numpy as np
 
     exact = [profile == target for profile in stored]
     if any(exact):
         return Solution(np.array(exact, dtype=np.float64) / sum(exact), 0.0)
-    # Every profile divided by its norm: narrow and wide ones then count alike, and the matrix is as good as it can be.
+    # Normalise every profile, so that narrow and wide profiles count alike and the Gram matrix is well conditioned.
     gram = products(stored, stored)
     norms = np.sqrt(np.diag(gram))
     gram /= np.outer(norms, norms)
     length = math.sqrt(products([target], [target]).item())
     wish = products(stored, [target])[:, 0] / (norms * length)
-    sums = length / norms  # of the scaled coefficients y = x norms / length, Σ x = Σ y length / norms
-    # The nearest without the condition, moved along G⁻¹ sums until it holds: where the Lagrangian is stationary.
+    sums = length / norms  # for the scaled coefficients y = x norms / length, Σ x = Σ y length / norms
+    # Stationary point of the Lagrangian: the unconstrained solution, moved along G⁻¹ sums until Σ x = 1.
     free, along = np.linalg.solve(gram + RIDGE * np.eye(len(stored)), np.stack([wish, sums], 1)).T
     y = free + along * (1 - sums @ free) / (sums @ along)
     square = y @ gram @ y - 2 * y @ wish + 1

@@ -1,13 +1,11 @@
-"""A weighting w(λ): one that is declared, or the one that a loss or a schedule amounts to; shifted, held monotone, named.
+"""Weightings w(λ): parsed from SPECs, shifted, made monotone, and checked for where they rise.
 
-L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ (Kingma & Gao 2023, arXiv:2303.00848, sec. 3). The declared ones are in core/weighting_curves.py.
+L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ (Kingma & Gao 2023, arXiv:2303.00848, sec. 3). core/weighting_curves.py has the declared curves.
 
-Anyone's objective, E_t[c F(λ) ‖target − out‖²], as one weighting w(λ) of the ε loss.
-
-With ‖ε−ε̂‖² = eps_factor · ‖target−out‖² and p(λ) = −dt/dλ of the schedule that draws t, the objective is L_w for
-w = 2 c p F / eps_factor. Leaving out −dλ/dt is the usual mistake: it is in p.
-It is written TARGET-mse[:FACTOR]@SCHEDULE: before '@' the squared error and its factor, after '@' the schedule that
-draws t.
+Every objective of the form E_t[c F(λ) ‖target − out‖²] is a weighting of the ε loss: with
+‖ε−ε̂‖² = eps_factor · ‖target−out‖² and the density p(λ) = −dt/dλ of the schedule that draws t, the objective is L_w for
+w = 2 c p F / eps_factor. A usual mistake is to leave out dt/dλ, which is part of p.
+The SPEC of such an objective is TARGET-mse[:FACTOR]@SCHEDULE, where SCHEDULE draws t.
 """
 
 from __future__ import annotations
@@ -31,8 +29,9 @@ if TYPE_CHECKING:
 
 
 FACTORS = Registry("factor")
-"""F(λ), which multiplies the squared error of the target. traits: the target whose error F multiplies whatever the network's
-is, where the authors give F for each target so that the loss is the same.
+"""Factors F(λ) of the squared error of a network's target.
+
+traits: the target that F refers to, for factors whose authors define the same loss for every target.
 """
 
 
@@ -76,9 +75,9 @@ def p2(logsnr, gamma=1.0):
 
 
 class ForeignLoss(NamedTuple):
-    """E_t[F(λ_t) ‖target − out‖²], t drawn by the schedule's own, untruncated density. Calling it gives w(λ).
+    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²], where the untruncated schedule draws t. Calls return w(λ).
 
-    factor: F, a declared factor or any declared weighting.
+    factor: F, a declared factor or any declared weighting; None for F = 1.
     """
 
     prediction: Prediction
@@ -87,13 +86,13 @@ class ForeignLoss(NamedTuple):
 
     @property
     def spec(self) -> str:
-        """Text left of '@', with every parameter."""
+        """SPEC of the loss left of '@', with every parameter."""
         own = self.prediction.spec.partition(":")[2]
         words = ",".join(filter(None, [own, self.factor.spec if self.factor else ""]))
         return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """2 p F / eps_factor at each λ, float64."""
+        """Return w = 2 p F / eps_factor at each λ, float64."""
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
@@ -103,14 +102,14 @@ class ForeignLoss(NamedTuple):
 
 
 def is_foreign_loss(text: str) -> bool:
-    """Tell whether a weighting's spec is TARGET-mse…, not a name."""
+    """Tell whether a weighting's SPEC is of the form TARGET-mse… rather than a name."""
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
 def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaration:
-    """A factor: `snr`, `min-snr:5`, `min-snr:gamma=5`, or a weighting by its name.
+    """Return the factor of a SPEC: `snr`, `min-snr:5`, `min-snr:gamma=5`, or the name of a weighting.
 
-    given: parameters from options, over those in the text. Raises UsageError.
+    given: parameters from options, which override those in the text. Raises UsageError.
     """
     known = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
@@ -119,17 +118,17 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaratio
 
 @dataclass(frozen=True)
 class ScheduleDensity:
-    """The weighting of a plain ε loss under a schedule: its untruncated density, scaled to a peak of 1."""
+    """Weighting of an unweighted ε loss under a schedule: the schedule's untruncated density, scaled to a peak of 1."""
 
     schedule: Schedule
 
     @property
     def spec(self) -> str:
-        """Text of the schedule, as a weighting."""
+        """SPEC of the weighting: `schedule:` and the schedule's SPEC."""
         return f"schedule:{self.schedule.base}"
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """w at each λ, float64."""
+        """Return w at each λ, float64."""
         return self.schedule.untruncated_density(logsnr) / self._largest
 
     @cached_property
@@ -140,12 +139,13 @@ class ScheduleDensity:
 
 
 class LearnedCurve(NamedTuple):
-    """w = p/e: the density of the schedule that a run trains under, over its error at each λ, as it knows it now.
+    """Weighting learned while a run trains: w = p/e, the density of the schedule over the current error at each λ.
 
-    EDM2 in effect (Karras et al. 2024, arXiv:2312.02696): its loss ω/e^u ‖D − x‖² + u is least in u where
-    e^u = ω E‖D − x‖²/D, and what is left weighs ‖ε − ε̂‖² by p/e, whatever ω is. So every t counts alike.
+    Equivalent to EDM2's (Karras et al. 2024, arXiv:2312.02696): its loss ω/e^u ‖D − x‖² + u is least in u where
+    e^u = ω E‖D − x‖²/D; inserting this u weights ‖ε − ε̂‖² by p/e for any ω. So every t contributes equally.
 
-    schedule: None while nothing is known. middle, log_error: [bins] λ, and the logarithm of ‖ε − ε̂‖²/D there.
+    schedule: None before the first error is known.
+    middle, log_error: [bins], λ and the logarithm of ‖ε − ε̂‖²/D there.
     """
 
     schedule: Schedule | None = None
@@ -154,29 +154,30 @@ class LearnedCurve(NamedTuple):
 
     @property
     def spec(self) -> str:
-        """Its name."""
+        """SPEC of the weighting: its name."""
         return LEARNED
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """w at each λ, float64. Raises UsageError while nothing is known."""
+        """Return w at each λ, float64. Raises UsageError before the first error is known."""
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
-            raise UsageError(f"{LEARNED} is learned from a run's errors and schedule; name a run that trained with it")
-        within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # beyond, the density is zero
+            raise UsageError(f"{LEARNED} has no w(λ) until a run has learned it; name a run that was trained with it")
+        within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
 
 WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve
-"""w(λ) before shift and monotone. `schedule` is what it is made of."""
+"""A curve w(λ) before shift and monotone."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weighting:
-    """A curve with its modifiers. Calling it gives w at each λ: any shape, float64, as w spans hundreds of orders.
+    """Weighting w(λ): a curve, shifted and optionally made monotone.
 
-    shift: w(λ) → w(λ − shift), for other resolutions. monotone: the least non-increasing w that is nowhere smaller,
-    which for one peak is w held constant left of it.
+    Call a weighting with λ, a float64 tensor of any shape, to get w of the same shape. w spans hundreds of orders of magnitude.
+    shift: replaces w(λ) by w(λ − shift), for other resolutions.
+    monotone: replaces w by its least non-increasing upper bound; with a single peak, w is constant left of the peak.
     """
 
     curve: WeightingCurve
@@ -188,21 +189,21 @@ class Weighting:
 
     @property
     def learned(self) -> bool:
-        """Tell whether it is learned while a run trains. `knowing` says what from; without that it can't be called."""
+        """Whether training learns the weighting. A learned weighting can be called only after `knowing` has set its errors."""
         return isinstance(self.curve, LearnedCurve)
 
     def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
-        """The learned weighting under a schedule, its error ‖ε − ε̂‖²/D at each λ of `middle` being known: [bins] each."""
+        """Return the learned weighting for a schedule and the errors ‖ε − ε̂‖²/D at the λ of `middle`, both [bins]."""
         return replace(self, curve=LearnedCurve(schedule, middle, error.log()))
 
     @property
     def schedule(self) -> Schedule | None:
-        """The schedule of that loss, or the one whose density it is; None for a declared weighting."""
+        """Schedule from which the weighting is computed; None for a declared weighting."""
         return None if isinstance(self.curve, Declaration) else self.curve.schedule
 
     @property
     def spec(self) -> str:
-        """Text that means the same weighting again."""
+        """SPEC that parses to the same weighting."""
         head = self.curve.spec
         for word in (f"shift={plain(self.shift)}" if self.shift else "", "monotone" if self.monotone else ""):
             head += word and f"{',' if ':' in head else ':'}{word}"
@@ -210,7 +211,7 @@ class Weighting:
 
     @property
     def support(self) -> tuple[float, float]:
-        """The λ beyond which w is zero, within ±LIMIT."""
+        """Range of λ outside which w is zero, within ±LIMIT."""
         low, high = self.schedule.support if self.schedule else (-math.inf, math.inf)
         if self.learned and self.schedule:
             low, high = self.schedule.logsnr_min, self.schedule.logsnr_max
@@ -224,17 +225,17 @@ class Weighting:
         return self._function(logsnr - self.shift)
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        """dw/dλ by automatic differentiation; −slope is the density p_w of a monotone weighting."""
+        """Return dw/dλ by automatic differentiation. For a monotone weighting, −dw/dλ is the density p_w of added noise."""
         return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:
-        """The intervals of [low, high] on which w increases: empty means that L_w is an ELBO of noisy data."""
+        """Return the intervals of [low, high] on which w increases. If there are none, L_w is an ELBO of noisy data."""
         return rising(self, low, high)
 
     def rise(self, low: float, high: float) -> float:
-        """The sum of all that w rises by on [low, high], over its largest value there: 0 for an ELBO.
+        """Return the total increase of w on [low, high], relative to the largest w there: 0 for an ELBO.
 
-        It is the mass that −dw/dλ, as a distribution of added noise, would have to take away somewhere.
+        The increase is the negative mass of −dw/dλ, the density of added noise.
         """
         import torch
 
@@ -244,7 +245,7 @@ class Weighting:
         )
 
     def verdict(self, low: float, high: float) -> str:
-        """Say in words whether L_w is an ELBO on [low, high]."""
+        """Return a phrase that says whether L_w is an ELBO on [low, high]."""
         if self.learned and not self.schedule:
             return f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
         intervals = self.rising(low, high)
@@ -261,10 +262,12 @@ def parse_weighting(
     given: dict[str, float] | None = None,
     schedule: Callable[[str], Schedule] = parse_schedule,
 ) -> Weighting:
-    """The weighting that a user wrote: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine`, `schedule:cosine`.
+    """Return the weighting of a SPEC.
 
-    given: parameters from elsewhere (options), over those in the text. schedule: finds a schedule by its
-    spec, for those that name one; without it only declared ones are known. Raises UsageError.
+    text: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine`, `schedule:cosine`.
+    given: parameters from options, which override those in the text.
+    schedule: parser of the schedule in the text; by default only declared schedules are known.
+    Raises UsageError for an unknown name or parameter.
     """
     text = text.strip()
     left, loss, found = text, is_foreign_loss(text), None
@@ -274,7 +277,7 @@ def parse_weighting(
         if inner.endswith((",monotone", ":monotone")):  # no schedule has a parameter called so
             inner, monotone = inner[: -len(",monotone")], True
         if not inner:
-            raise UsageError(f"{text!r}: name a schedule, for example {left}{mark}cosine")
+            raise UsageError(f"{text!r}: the schedule is missing; name one, for example {left}{mark}cosine")
         found = schedule(inner)
     name, _, words = left.partition(":")
     words, own_shift, held = _modifiers(words)
@@ -284,12 +287,12 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes monotone alone; write what its schedule takes after the schedule's name")
+        raise UsageError(f"{text!r} takes the parameter monotone alone; write others after the schedule's name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:
-    """The words without shift and monotone, which may stand anywhere, and these two. Raises UsageError."""
+    """Split the parameters in a weighting's SPEC into (other parameters, shift, monotone). Raises UsageError."""
     others, shift, monotone = [], None, False
     for word in filter(None, (part.strip() for part in words.split(","))):
         key, _, value = word.partition("=")
@@ -297,7 +300,7 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
             monotone = True
         elif key.strip() == "shift":
             if shift is not None:
-                raise UsageError(f"{words!r}: shift is given twice")
+                raise UsageError(f"{words!r}: shift is given twice; give it once")
             shift = number(value, "shift")
         else:
             others.append(word)
@@ -305,9 +308,9 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
 
 
 def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
-    """The prediction and the factor of a loss: of `x-mse`, `min-snr:5`. Raises UsageError.
+    """Parse the prediction and the factor of a loss, such as `x-mse` and `min-snr:5`. Raises UsageError.
 
-    Words before the factor's name are the prediction's parameters, words after it the factor's.
+    Words before the factor's name are parameters of the prediction; words after the name are parameters of the factor.
     """
     own: list[str] = []
     chosen: list[str] = []
@@ -315,6 +318,6 @@ def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[
         key, equals, _ = word.partition("=")
         (own if equals and ":" not in key and not chosen else chosen).append(word)
     if given and not chosen:
-        raise UsageError(f"a loss without a factor has no parameter {next(iter(given))!r}")
+        raise UsageError(f"a loss without a factor has no parameter {next(iter(given))!r}; leave the option out")
     factor = parse_factor(",".join(chosen), given) if chosen else None
     return Prediction(f"{name.removesuffix('-mse')}:{','.join(own)}"), factor

@@ -1,8 +1,8 @@
 """The declared weightings: w(λ), the weight of each noise level relative to the ε loss.
 
-L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. Only the shape of w matters to an optimum, so constants are left out;
-a trait `const` is (the objective as its authors write it) / L_w.
-Tensor methods and plain maths only: listing the names must not import torch.
+L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. A constant factor does not change which network minimises the loss, so w leaves it out:
+the field `const` of a declaration is (the objective as its authors write it) / L_w.
+The functions use only tensor methods and the standard library, so that listing the names does not import torch.
 """
 
 from functools import lru_cache
@@ -14,14 +14,18 @@ from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 
 
 class WeightingTraits(NamedTuple):
-    """monotone: whether w is claimed never to increase in λ. const: (the objective as its authors write it) / L_w, as text."""
+    """Facts that the declaration of a weighting states besides its formula.
+
+    monotone: whether w is claimed never to increase in λ.
+    const: (the objective as its authors write it) / L_w, as text.
+    """
 
     monotone: bool
     const: str = ""
 
 
 WEIGHTINGS = Registry("weighting", WeightingTraits)
-"""λ, float64 of any shape → w(λ) of the same shape."""
+"""Weightings: functions λ → w(λ), float64, any shape."""
 weighting = WEIGHTINGS.declare
 PAPER = "arXiv:2303.00848"
 
@@ -130,9 +134,10 @@ def min_snr(logsnr, gamma=5.0):
     positive=["sigma_data"],
 )
 def soft_min_snr(logsnr, sigma_data=0.5):
-    """Not k-diffusion's objective, which draws σ_edm = sigma_data tan(πt/2): the cosine shifted by s = −2 ln sigma_data.
+    """Return soft Min-SNR on the unshifted cosine schedule.
 
-    That one is eps-mse:sigmoid:bias=s@cosine:shift=s, with s = 1.386294 at sigma_data .5. At sigma_data 1 both agree.
+    k-diffusion's objective differs: it draws σ_edm = sigma_data tan(πt/2), the cosine shifted by s = −2 ln sigma_data.
+    Its SPEC is eps-mse:sigmoid:bias=s@cosine:shift=s, with s = 1.386294 at sigma_data 0.5. The objectives agree at sigma_data 1.
     """
     noise = (-logsnr).exp()
     return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
@@ -179,7 +184,7 @@ def edm_monotonic(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
 
 @lru_cache(maxsize=64)
 def _edm_held(mean, std, sigma_data):
-    """Kept from call to call with the peak it has found."""
+    """Return edm held constant left of its peak, cached because the search for the peak is slow."""
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 
 

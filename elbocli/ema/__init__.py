@@ -1,1 +1,1 @@
-"""`elbo ema`: averages of the weights made after training; command.py does all of it."""
+"""`elbo ema`: make an average of the weights after training (see command.py)."""

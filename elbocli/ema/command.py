@@ -1,4 +1,4 @@
-"""`elbo ema`: an average of the weights made after training, from the snapshots of others."""
+"""`elbo ema`: make an average of the weights after training, from snapshots of other averages."""
 
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,16 @@ def ema(run: Path, std: float, at: int | None, out: Path) -> None:
 
 
 WARN, REFUSE = 0.1, 0.5
-"""Residuals. For weights on a random walk the reconstruction is off by 3 % of its distance from the last weights at .09,
-and by 24 % at .3 (tests/core/test_posthoc.py)."""
-REMEDY = "take an std between those stored and .2, or train with a smaller --snapshot-every"
+"""Residuals above which elbo warns, and refuses. For weights on a random walk, the error of the average is 3 % of its distance
+from the last weights at a residual of .09, and 24 % at .3 (tests/core/test_posthoc.py).
+"""
+REMEDY = "choose --std between the stored averages' and .2, or train with a smaller --snapshot-every"
 
 
 def make_average(path: Path, std: float, out: Path, at: int | None = None, command: str = "") -> dict[str, Any]:
-    """Write the average power:std=STD of a run's weights at a step (the last snapshot's) to `out`; return facts about it.
+    """Write the average power:std=STD of a run's weights at a step (default: the last snapshot) to `out`; return facts about it.
 
-    Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (no run, or
+    Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (not a run, or
     snapshots of another network).
     """
     import torch
@@ -87,14 +88,14 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
     last, _, last_file = parts[-1]
     if at not in (None, last.step):
-        raise UsageError(f"--at {at}: no snapshot there; the one before is of step {last.step} ({last.path})")
+        raise UsageError(f"--at {at}: no snapshot there; choose {last.step}, the last before it ({last.path})")
     layout = last_file.layout
     if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
-        raise FormatError(f"{strange[0]}: an average of another network than that of {last.path}")
+        raise FormatError(f"{strange[0]}: its network differs from that of {last.path}")
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:
-        off = f"{path}: {target.spec} of these snapshots is off by {100 * solution.residual:.0f} %; {REMEDY}"
+        off = f"{path}: {target.spec} from these snapshots has an error of {100 * solution.residual:.0f} %; {REMEDY}"
         if solution.residual > REFUSE:
             raise DataError(off)
         log.warning(off)
@@ -102,7 +103,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
 
     def combined(key: str) -> torch.Tensor:
-        """Σ x average in float64, then in the type that the snapshots have; whole numbers are those of the last."""
+        """Return the tensor `key` of the new average: Σ x·average, summed in float64; integers are those of the last snapshot."""
         newest: torch.Tensor = used[-1][-1].read(key)
         if not newest.is_floating_point():
             return newest

@@ -1,6 +1,6 @@
-"""`elbo eval`: images scored against a reference.
+"""`elbo eval`: score images against a reference.
 
-Begin with scoring.py, which runs the command from opened files to a result, and refuses what doesn't go together.
+Begin with scoring.py, which opens the files, checks that they are comparable, and computes the scores.
 extract.py opens samples and references and extracts their features; settings.py holds the settings and the protocols;
-result.py is the JSON, and fills the score card, card.md.
+result.py reads and writes the JSON, and fills in the score card, card.md.
 """

@@ -1,4 +1,4 @@
-"""`elbo eval`."""
+"""Command line of `elbo eval`: options, and the function that runs the command."""
 
 import io
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from elbocli.cli.commands import (
     STREAM,
     Command,
     Output,
+    batch_option,
     command_line,
     common,
     device_option,
@@ -30,7 +31,7 @@ from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 OPTIONS = {
     own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"
 }
-"""Options of metrics, by their Python names, with the metric of each. Protocols alone set the order of the Inception score."""
+"""Option's Python name → (name of its metric, declaration). is_order is left out, because only protocols set is_order."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -41,7 +42,7 @@ GROUPS = {
 
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Every option that a metric declares."""
+    """Add the options that metrics declare to a command."""
     for name, (_, own) in reversed(OPTIONS.items()):
         kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
         flag = isinstance(own.default, bool)
@@ -55,36 +56,36 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--ref",
     type=PATH,
-    help="The reference to compare with: a dataset (.h5) or other images, features saved by --save-features, or statistics "
-    "(.npz; ADM's and EDM's too).",
+    help="Reference: a dataset or other images, saved features, or statistics (.npz, also ADM's and EDM's).",
 )
 @option(
     "--held-out",
     type=PATH,
-    help="Images or saved features like those of --ref that the model was not trained on: to find copies, --ref is what it "
-    "was trained on.",
+    help="Images or features that the model was not trained on, to find copies of --ref's.",
+    more="--ref is then what the model was trained on.",
 )
 @option(
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
-    help="Score as published tables do; sets metrics, their options, extractor, n and classes, and refuses others.  "
-    + "; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items())
-    + ".",
+    help="Score as published tables do: sets metrics, their options, extractor, n and classes, and refuses others.",
+    more="; ".join(f"{name}: {p.formula} ({p.tables})" for name, p in PROTOCOLS.items()) + ".",
 )
 @option(
     "--metrics",
     metavar="LIST",
     default="fid,is",
-    help="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
+    help="Names from 'elbo weights list metrics'.",
+    more="; ".join(f"{metric.name}: {metric.formula}" for metric in METRICS.values()) + ".",
 )
 @metric_options
 @option(
     "--extractor",
     metavar="NAME|FILE.pt2",
-    help="; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
-    + "; or a torch.export program: uint8 NCHW to features, or (features, logits)."
-    + f"  [default: that of saved features, or {DEFAULT}]",
-    more="elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
+    help="A name from 'elbo weights list extractors', or a torch.export program.  [default: that of saved features, or "
+    f"{DEFAULT}]",
+    more="A program takes uint8 NCHW and gives features, or (features, logits). "
+    + "; ".join(f"{e.name}: {e.formula} ({e.source})" for e in EXTRACTORS.values())
+    + ".  elbocli.export_extractor(network, images, 'FILE.pt2') writes a network of yours as such a program.",
 )
 @option(
     "--extractor-weights",
@@ -94,7 +95,7 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @option(
     "--allow-mismatch",
     is_flag=True,
-    help="Accept a reference that was made in another way, and what deviates from --protocol; the result names it.",
+    help="Accept a reference made in another way, and deviations from --protocol; the result names them.",
 )
 @option("--save-stats", type=Output("statistics"), help="Also save the samples' statistics, for use as --ref.")
 @option(
@@ -107,34 +108,35 @@ def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--card",
     type=Output("a score card"),
     metavar="FILE.md",
-    help="Also write the result as a page, with everything that must be published with it.",
+    help="Also write the result as a page to publish.",
 )
 @option(
     "--neighbours",
     type=Output("images"),
     metavar="FILE.png",
-    help="Also draw the samples closest to images of --ref, each beside those, to see whether they are copies.",
+    help="Also draw the samples that are closest to images of --ref.",
 )
 @option(
     "--classes",
     default="",
     metavar="balanced|random|LIST",
-    help="The classes a stream was drawn with, for accuracy, as 'elbo sample' takes them; names only if --ref is a dataset "
-    "that has them.",
+    help="Classes that a stream was drawn with, for accuracy; as in 'elbo sample'.",
+    more="They may be names if --ref is a dataset that has them.",
 )
 @option(
     "--seed",
     type=SEED,
     default=0,
-    help="The seed a stream was drawn with, for --classes random; and that of metrics that draw.",
+    help="Seed of --classes random, and of metrics that draw.",
 )
-@option("--batch", type=value(int, ge=1, le=10**6), default=64, help="Images per call of the extractor.")
+@batch_option
 @device_option
 @option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default=STRICT,
-    help="Precision of the extractor. fp32 is strict, and what tables have; bf16 is faster, and moves FID.",
+    help="Precision of the extractor; bf16 is faster, but changes FID.",
+    more="fp32 is strict; published tables use it.",
 )
 @overwrite_option
 @plugin_option
@@ -147,11 +149,12 @@ def evaluate(
     device: str,
     **options: Any,
 ) -> None:
-    """Score SAMPLES against a reference; one JSON object.
+    """Score SAMPLES against a reference: FID and others.
 
     SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
     may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES
-    count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun, processes share the images, except those of a stream.
+    count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun, processes
+    share the images, except those of a stream.
     """
     from elbocli.evaluate import scoring
     from elbocli.evaluate.result import score_card
@@ -169,13 +172,13 @@ def evaluate(
     for name, (metric, _) in OPTIONS.items():
         typed = context.get_parameter_source(name) is source.COMMANDLINE
         if typed and metric not in settings.metrics:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}")
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}; add this metric")
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
-        raise click.UsageError("--held-out goes with --metrics copying")
+        raise click.UsageError("--held-out is for --metrics copying; add this metric, or leave --held-out out")
     sources: Any = samples or (STREAM,)
     if STREAM in sources and len(sources) > 1:
-        raise click.UsageError("a stream can't be one of several; name files")
-    if STREAM in sources:  # which only the first process reads
+        raise click.UsageError("a stream can't be one of several SAMPLES; name files")
+    if STREAM in sources:  # only rank 0 reads the stream
         sources = [io.BytesIO() if Command.silent else stdin_or_fail("samples")]
     with joined(device) as world:
         result = scoring.run(sources, ref, settings, world)

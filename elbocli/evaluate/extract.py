@@ -1,4 +1,4 @@
-"""Samples and references: how they are opened, and their features, extracted by all processes together."""
+"""Open samples and references, and extract their features, distributed over all processes."""
 
 import contextlib
 import hashlib
@@ -36,11 +36,11 @@ from elbocli.runtime.progress import progress
 
 @dataclass(eq=False)
 class FeatureSource:
-    """Images or features, with statistics in their place or (as in ADM's files) beside them.
+    """An opened file of samples or of a reference: images, saved features, or statistics with or without images.
 
-    n: images or features at hand; 0 of statistics alone. about: the facts that go with the features. streamed: only the first
-    process can read the images, once, in its main thread. labels: a class per image, where the file says. features: once
-    they are extracted, in the first process.
+    name: path, for messages. n: number of images or features; 0 for statistics alone. about: facts about the features.
+    streamed: whether the images are a stream, which only rank 0 can read, once, in its main thread.
+    labels: class of each image; None if the file has no labels. features: set on rank 0 by `extract_features`.
     """
 
     name: str
@@ -55,18 +55,18 @@ class FeatureSource:
 
     @property
     def width(self) -> int | None:
-        """Features of an image, where that is known before images are seen."""
+        """Number of features per image; None before images are read."""
         if self.statistics is not None:
             return len(self.statistics.mu)
         return None if self.saved is None else self.saved.features.shape[1]
 
     def class_counts(self) -> list[int]:
-        """The images of each class that there is; none without labels."""
+        """Return the number of images of each class that has images; [] without labels."""
         return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
 
 
 def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
-    """Saved features, or images from a path or a binary stream. Raises FormatError, DataError."""
+    """Open saved features (a path) or images (a path or a binary stream) until `stack` closes. Raises FormatError, DataError."""
     if isinstance(source, Path) and source.suffix == SUFFIX:
         saved = read_features(source)
         n, labels = len(saved.features), None if saved.labels is None else saved.labels.numpy()
@@ -85,7 +85,7 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
 
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
-    """A dataset or other images, saved features, or statistics. Raises FormatError."""
+    """Open a reference (a dataset, other images, saved features, or statistics) until `stack` closes. Raises FormatError."""
     if not is_statistics(path):
         return open_source(path, stack, world)
     statistics = read_statistics(path)
@@ -106,11 +106,12 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract the features of a source: moments, those of spatial features too if asked for, and what is kept of every image.
+    """Extract the features of a source into `source.features`: mean and covariance, and the features that `keep` names.
 
-    keep: `values`, `logits`, `spatial_values`, where there are any. check: takes the first
-    features, and raises an ElboError where they won't do. Every process takes whole
-    batches, so that the numbers don't depend on how many there are. Raises DataError.
+    keep: features to keep for each image: `values`, `logits`, `spatial_values`. batch: number of images at a time.
+    check: function of the first batch's features and the source; it raises an ElboError if the features are unsuitable.
+    spatial: whether to extract mean and covariance of spatial features, too. Raises DataError.
+    Each rank takes whole batches, so that the result doesn't depend on the number of ranks.
     """
     statistics, saved = source.statistics, source.saved
     if statistics is not None and not keep:
@@ -120,18 +121,18 @@ def extract_features(
     names = ["values", "spatial_values"] if spatial and statistics is None else ["values"]
     sums = {name: StreamingFeatureMoments() for name in names}
     held, digests, filled = dict[str, Tensor](), list[str](), 0
-    if saved is not None:  # which every process has
+    if saved is not None:  # every rank has read them
         world, batch = replace(ALONE, device=world.device), StreamingFeatureMoments.ROWS
     batch = world.of_first(source.reader.batch(batch) if source.reader else batch)
     sharers = 1 if source.streamed else world.size
 
     def read(step: int) -> tuple[int, np.ndarray, list[str]] | None:
-        """Place, images and digests of this process's batch; None where there is none left for it."""
+        """Return (position, images, digests) of this rank's batch; None if no batch is left for this rank."""
         begin = (step * sharers + world.rank) * batch
         if world.rank >= sharers or begin >= source.n or source.reader is None:
             return None
         images = source.reader.at(begin, min(batch, source.n - begin))
-        # with its shape and its place, so that they add up to a digest of all images in their order
+        # with shape and position, so that the sum of the digests identifies all images and their order
         told = [f"{begin + k} {image.shape} ".encode() + image.tobytes() for k, image in enumerate(images)]
         return begin, images, [hashlib.sha256(each).hexdigest() for each in told]
 
@@ -170,7 +171,7 @@ def extract_features(
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
-    """Moments of the vectors that all processes have seen. Needs one."""
+    """Return the moments over all ranks, from those of this rank (`own`). At least one rank must have features."""
     parts = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     return sum(parts[1:], parts[0])
 
@@ -178,9 +179,9 @@ def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
 def _features_of(
     images: np.ndarray, extractor: Extractor, device: torch.device, where: str, begin: int, spatial: bool
 ) -> dict[str, Tensor]:
-    """values [B, D], logits [B, K] where there are any, and spatial_values [B, S] if asked for.
+    """Return the features of a batch on the CPU: values [B, D], logits [B, K] if any, spatial_values [B, S] if asked for.
 
-    Raises DataError when they are not finite, or absurd.
+    where, begin: text and index of the first image, for messages. Raises DataError when features are not finite or too large.
     """
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
@@ -193,20 +194,21 @@ def _features_of(
         if not usable.all():
             raise DataError(
                 f"{where} {begin + int(usable.int().argmin())} are not finite, or beyond {LARGEST_FEATURE:g}; "
-                f"{extractor.name} doesn't suit these images"
+                f"the extractor {extractor.name} doesn't suit these images; choose another --extractor"
             )
     return found
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """The network that numbers are named by; None for the published Inception, whose numbers alone may be called FID and IS."""
+    """Return the extractor to add to the names of scores; None for the published Inception, whose scores are FID and IS."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """The known facts that must be the same on both sides: size, channels, crop, filter, network, weights and precision,
-    which is STRICT in files of an elbo that had no other.
+    """Return the known facts that samples and reference must share: preprocessing, network, weights and precision.
+
+    Files of earlier versions lack the precision, which was always STRICT.
     """
     network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
     precision = about.feature_precision or (STRICT if about.extractor else None)

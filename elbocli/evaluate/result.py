@@ -1,4 +1,4 @@
-"""The result of `elbo eval`: numbers of one set of samples or of several repeats, and all that must stand beside them."""
+"""The result of `elbo eval`: scores of one set of samples or of several repeats, with facts on how they were made."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from elbocli.files.records import Record, convert, parse_json, plain, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"
-"""Added to a number's name for its standard deviation over repeats."""
+"""Suffix of a score's name that makes the name of its standard deviation over repeats."""
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
-"""Facts that are others than they should be, each with what it should be."""
+"""Facts that differ, by name: pairs [value, expected value]."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
-"""A number whose square a float holds."""
+"""A number whose square is within float64 range."""
 ENOUGH = 10_000
-"""Images below which a score is said to be of few."""
+"""Number of images below which reports and warnings say that a score is of few images."""
 KEYS = ("n_samples", "extractor")
-"""Keys by which a result is told from other JSON."""
+"""Keys by which a file is recognised as a result of `elbo eval`."""
 NONE = "not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
 ALIKE = (
     "n_samples",
@@ -43,17 +43,17 @@ ALIKE = (
     "ref_preprocessing",
     "protocol",
 )
-"""Facts that must be the same where both sides know them, or their numbers don't compare."""
+"""Facts that must be equal for two results to be comparable; a fact that one result lacks is not compared."""
 
 
 class Facts(Record, frozen=True, kw_only=True):
-    """Facts that stand beside the numbers of one set of samples, as the JSON names it. None is not known.
+    """Facts about the scores of one set of samples, by their names in the JSON. None means unknown.
 
-    n_ref_images: images of the reference, where its statistics are of others too. classes: how many there are, and how
-    many images the smallest and the largest has. made: how the samples were drawn, as their file says. options: how
-    the metrics were asked for. mismatch: how the samples and the reference were made, where that differs. protocol: by
-    which they were scored. deviates: facts that aren't the protocol's, and the protocol's. held_out: the file of held-out
-    images, n_held_out: how many.
+    n_ref_images: number of images in a reference file whose statistics are of other images.
+    classes: number of classes. fewest_of_a_class, most_of_a_class: number of images in the smallest and the largest class.
+    made: how the samples were drawn, from their file. options: options of the metrics.
+    mismatch: facts in which samples and reference differ. deviates: facts in which the evaluation differs from its protocol.
+    held_out, n_held_out: file of held-out images, and their number.
     """
 
     REST: ClassVar[str] = "options"
@@ -90,9 +90,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers of one set of samples. values: by the keys of the metrics' numbers. network: None where these
-    have their published names.
-    """
+    """Scores of one set of samples. values: scores by key. network: extractor in the scores' names; None for FID and IS."""
 
     network: str | None
     values: dict[str, Value]
@@ -101,7 +99,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A number: of one set of samples, or the mean over repeats with their standard deviation, sd."""
+    """A score of one set of samples, or its mean over repeats with standard deviation. number: description of the score."""
 
     number: Number
     value: Value
@@ -110,18 +108,18 @@ class Score:
 
 @stored("result of elbo eval (JSON)")
 class EvalResult(Record, frozen=True):
-    """The result of one set of samples, or of several repeats of one experiment."""
+    """The result of one set of samples, or of several repeats (seeds) of one experiment."""
 
     repeats: list[Scores]
 
     @property
     def network(self) -> str | None:
-        """The network that the numbers are named by; None where they have their published names."""
+        """The extractor in the names of the scores; None if the scores have their published names."""
         return self.repeats[0].network
 
     @property
     def scores(self) -> list[Score]:
-        """The numbers; of repeats the mean of each and its standard deviation, never the best of them."""
+        """The scores; for repeats, the mean and standard deviation of each score, never the best repeat."""
         found = []
         for key, first in self.repeats[0].values.items():
             number, column = numbers()[key], [one.values[key] for one in self.repeats]
@@ -134,17 +132,17 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """The number of that role that belongs to another, where there is one."""
+        """Return the number that has a role for a score, such as its standard error; None if there is no such number."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
     def interval(self, score: Score) -> Any:
-        """The ends of the interval that was found with a number, which need not be symmetric."""
+        """Return the ends of a score's 95 % interval, which need not be symmetric; None without an interval."""
         within = self.about(score, Role.INTERVAL)
         return within and within.value
 
     def estimate(self, score: Score) -> Estimate:
-        """A number with its standard error: of the mean of repeats, else that of its own interval, or its own."""
+        """Return a score with its standard error: over repeats, else from its interval, else as computed with the score."""
         if score.sd is not None:
             return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
         value: Any = score.value
@@ -154,7 +152,7 @@ class EvalResult(Record, frozen=True):
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
-        """All numbers by their names in the JSON."""
+        """Return all numbers by their names in the JSON."""
         found: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():
@@ -165,7 +163,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def common(self) -> dict[str, Any]:
-        """The facts that all repeats have in common, as the JSON names them, with every mismatch and deviation of any."""
+        """Return the facts that all repeats share, by their names in the JSON, and all mismatches and deviations."""
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):
@@ -174,7 +172,7 @@ class EvalResult(Record, frozen=True):
         return common
 
     def alike(self) -> dict[str, Any]:
-        """The known facts that must be the same for numbers to be comparable; of preprocessing each key by itself."""
+        """Return the known facts that must be equal for comparable scores; preprocessing is split into its keys."""
         facts, found = self.common(), dict[str, Any]()
         options = [own.name for metric in METRICS.values() for own in metric.traits.options]
         for key in [*ALIKE, *options]:
@@ -182,12 +180,13 @@ class EvalResult(Record, frozen=True):
                 found |= {f"{key}.{part}": value for part, value in facts[key].items()}
             elif facts.get(key) is not None:
                 found[key] = facts[key]
-        found.setdefault("feature_precision", STRICT)  # of an elbo that had no other
+        found.setdefault("feature_precision", STRICT)  # earlier versions had no other precision
         return found
 
     def json(self) -> dict[str, Any]:
-        """One set: its numbers and facts. Several: each number's mean under its name and its standard deviation under
-        NAME_sd (before any [NETWORK]), what they have in common, and each set by itself in `repeats`.
+        """Return the JSON object: scores and facts of one set of samples; for repeats, means, standard deviations, shared facts.
+
+        Standard deviations are under NAME_sd (before any [NETWORK]), and the object of each repeat is in `repeats`.
         """
         found = {**self.head(), **self.named(), **self.common()}
         if len(self.repeats) > 1:
@@ -196,10 +195,7 @@ class EvalResult(Record, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
-        """Read what `json` wrote; numbers of metrics that are not known here are among the facts.
-
-        Raises FormatError.
-        """
+        """Read an object that `json` returned. Scores of unknown metrics are read as facts. Raises FormatError."""
         cls.check_head(content, where)
         found = convert(content, dict[str, Any], where)
         repeats = convert(found.get("repeats", [found]), list[dict[str, Any]], f"{where}: repeats")
@@ -207,12 +203,12 @@ class EvalResult(Record, frozen=True):
 
 
 def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The facts that all of several have in common."""
+    """Return the facts that are equal in all of several dicts."""
     return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
 
 
 def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
-    """Keys that both sets of facts have and that differ, with both values."""
+    """Return the keys of two sets of facts whose values differ, with both values."""
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 
@@ -224,19 +220,19 @@ def refuse(
     then: str,
     kind: type[ElboError] = DataError,
 ) -> None:
-    """Raise an error that names the facts that `where` has otherwise than `other`, and what to do; none without any."""
+    """Raise a `kind` error if the facts of file `where` (mine) and file `other` (theirs) differ. then: remedy for the message."""
     if pairs := mismatches(mine, theirs):
         told = "; ".join(f"{key} is {one}, that of {other} {another}" for key, (one, another) in pairs.items())
         raise kind(f"{where}: {told}: {then}")
 
 
 def numbers() -> dict[str, Number]:
-    """All numbers that metrics find, by key."""
+    """Return the descriptions of all numbers that metrics compute, by key."""
     return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
 
 
 def result_of(content: bytes, where: str) -> EvalResult:
-    """The result in a file. Raises FormatError when it holds none."""
+    """Parse the content of a file with a result. where: path of the file, for messages. Raises FormatError for other content."""
     result = EvalResult.of(parse_json(content, where), where)
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
         raise FormatError(f"{where}: {NONE}")
@@ -244,7 +240,7 @@ def result_of(content: bytes, where: str) -> EvalResult:
 
 
 def _scores(content: dict[str, Any], where: object) -> Scores:
-    """One set of samples, from its object in the JSON. Raises FormatError."""
+    """Read the scores of one set of samples from its JSON object. Raises FormatError."""
     network, known = str(content.get("extractor")), numbers().values()
     named = {number.name(by): number for by in (network, None) for number in known}
     aliases = {number.alias for number in known}
@@ -262,7 +258,7 @@ UNKNOWN = "*not known*"
 
 
 def score_card(result: EvalResult) -> str:
-    """The result and everything that must be published with it, as a page of Markdown. Unknown facts are marked."""
+    """Return a Markdown page with the result and all facts to publish with it; unknown facts are marked as such."""
     facts = result.common()
     shown = {key: said(value) for key, value in facts.items()}
     values = {"result": result, "facts": facts, "shown": shown, "protocols": PROTOCOLS, "Role": Role}
@@ -270,7 +266,7 @@ def score_card(result: EvalResult) -> str:
 
 
 def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
-    """The text of a template of Jinja's with these filters and values; in HTML, text in them is escaped."""
+    """Render a Jinja template with filters and values; in .html templates, values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     how: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}
@@ -280,7 +276,7 @@ def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -
 
 
 def code(value: Any) -> str:
-    """Any text as a code span, in which Markdown and HTML have no meaning, on one line."""
+    """Return text as a Markdown code span on one line, in which Markdown and HTML have no effect."""
     text = visible(" ".join(str(value).split()))
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -288,7 +284,7 @@ def code(value: Any) -> str:
 
 
 def said(value: Any) -> str:
-    """A fact: numbers as they are, text as code, what is missing as such."""
+    """Format a fact for the score card: numbers as digits, text as code, missing values as unknown."""
     if value is None or value == "" or value == {}:
         return UNKNOWN
     if isinstance(value, dict):

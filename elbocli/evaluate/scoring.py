@@ -1,4 +1,4 @@
-"""Score images against a reference."""
+"""Score images against a reference: open the files, check that they are comparable, and compute the metrics."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ from elbocli.version import __version__
 
 
 class Sides(NamedTuple):
-    """All that is opened for a result. samples: one set, or several repeats."""
+    """The opened files of an evaluation. samples: one set of samples, or one set for each repeat."""
 
     samples: list[FeatureSource]
     reference: FeatureSource | None
@@ -52,21 +52,25 @@ class Sides(NamedTuple):
 
     @property
     def every(self) -> list[FeatureSource]:
-        """The samples, and those beside them."""
+        """All files: samples, then reference and held-out images if given."""
         return [side for side in (*self.samples, self.reference, self.held_out) if side is not None]
 
 
 def run(
     sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE
 ) -> EvalResult | None:
-    """Score each of `sources` (paths, or an NPY stream) against `ref`; the result, in the first process alone.
+    """Score samples against a reference; return the result on rank 0, and None on other ranks.
 
-    Several sources are repeats of one experiment. Images are never held: memory is a batch, each source's moments, and
-    4 bytes a feature (a class) and image where a metric needs them. The other processes end when the first has all
-    features. Raises UsageError, DataError and FormatError: too few images, a stream cut short, files that don't fit each other.
+    sources: paths, or one NPY stream. Several sources are repeats of one experiment with different seeds.
+    ref: reference; None if no metric needs one.
+    Memory: one batch of images, the moments of each source, and, for metrics that need them, 4 bytes per image and feature
+    (or class). Ranks other than 0 return as soon as all features are extracted.
+    Raises UsageError, DataError and FormatError: too few images, a truncated stream, files that don't fit each other.
     """
     deviations(settings)
-    spatial = settings.needing(Need.SPATIAL)  # also of what is only to be saved
+    spatial = settings.needing(
+        Need.SPATIAL
+    )  # before `check_sources` drops metrics: --save-stats includes spatial features
     with contextlib.ExitStack() as stack:
         sides = Sides(
             [open_source(source, stack, world) for source in sources],
@@ -82,7 +86,7 @@ def run(
         seen = [side for side in sides.every if side.statistics is None or compares]
         extractor = _extractor(settings, seen, world)
         if extractor is not None:
-            log.info("features of %s; %s, %s", extractor.name, world.device, settings.precision)
+            log.info("extracting features by %s; %s, %s", extractor.name, world.device, settings.precision)
         for source in sides.every:
             about = source.about
             if extractor is not None and source.saved is None and source.n and not about.extractor:
@@ -91,7 +95,7 @@ def run(
             held: Any = source.statistics or source.saved or extractor
             if spatial and source is not sides.held_out and held.spatial is None:
                 raise UsageError(
-                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images by {DEFAULT}"
+                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images by --extractor {DEFAULT}"
                 )
         differ = check_alike(sides, settings)
         deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
@@ -105,11 +109,11 @@ def run(
                 keep = {"values"} if compares or source is sides.held_out else set()
             with_spatial = bool(spatial) and source is not sides.held_out
             extract_features(source, extractor, settings.batch, world, keep, check, with_spatial)
-    if not world.first:  # nobody waits for the scores: those of many images may take an hour
+    if not world.first:  # other ranks don't wait for the scores, which may take an hour for many images
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
-        raise DataError("two of the samples are the same images; repeats must be drawn with other seeds")
+        raise DataError("two of the SAMPLES hold the same images; repeats must be drawn with different seeds")
     result = EvalResult([])
     for source, mismatch, deviates in zip(sides.samples, differ, deviating):
         _save(source, settings)
@@ -121,9 +125,9 @@ def run(
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    """The network, if any images have to be seen: the one that saved features are of, unless another is asked for.
+    """Return the extractor, by default the one that made saved features; None if all sources are saved features.
 
-    A file that a features' file names is not opened: it may be a stranger's.
+    For safety, an extractor that is a file is used only if the user names the file, not if saved features name it.
     """
     told = [each for each in sources if each.saved is not None and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
@@ -131,14 +135,15 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if all(source.saved is not None for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:
-            raise UsageError(f"{told[0].name} is of {name}: name it with --extractor")
+            raise UsageError(f"{told[0].name}: features are by {name}; name this file with --extractor")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
 def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
-    """The settings, without metrics that need a reference where only statistics or features are to be saved.
+    """Check that the files suffice for the metrics; return the settings, with the metrics that can be computed.
 
-    Raises UsageError for what can't be had, DataError for too few images.
+    If statistics or features are saved and there is no reference, metrics that need a reference are left out of the settings.
+    Raises UsageError for metrics that lack an input, DataError for too few images.
     """
     samples, reference, held_out = sides
     if reference is None and (settings.save_stats or settings.save_features):
@@ -168,9 +173,11 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
             if side and side.n < needed and (side.n or not side.statistics):
                 raise DataError(f"{side.name}: {side.n} images; --metrics {name} needs at least {needed}")
     if settings.save_stats is not None and samples[0].n < 2:
-        raise DataError(f"{samples[0].name}: one image is no distribution; statistics need at least 2")
+        raise DataError(f"{samples[0].name}: has one image; statistics need at least 2")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
-        raise UsageError("--save-stats, --save-features and --neighbours take one set of samples; name one at a time")
+        raise UsageError(
+            "--save-stats, --save-features and --neighbours take one set of samples; name one set at a time"
+        )
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
@@ -179,9 +186,9 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
 
 
 def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
-    """Facts in which each of the samples and the reference were made differently, with both values.
+    """Return, for each set of samples, the facts in which samples and reference were made differently, with both values.
 
-    Raises DataError unless that is allowed, UsageError when a metric isn't defined for the network.
+    Raises DataError for such facts unless --allow-mismatch is given, UsageError when a metric isn't defined for the network.
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
     for source, own in zip(sides.samples, made):
@@ -189,24 +196,24 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
                 raise UsageError(f"--metrics {name} with these options is defined for --extractor {network}")
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
-        refuse(counted, others, source.name, first.name, "such scores have no common mean")
+        refuse(counted, others, source.name, first.name, "score one set at a time, or repeats made alike")
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:
-            remedy = "such scores compare with no others; use images made alike, or --allow-mismatch"
+            remedy = "such scores are not comparable; use images made alike, or add --allow-mismatch"
             refuse(fingerprint(other.about), own, other.name, source.name, remedy)
     theirs = fingerprint(sides.reference.about) if sides.reference else {}
     return [mismatches(own, theirs) for own in made]
 
 
 def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings) -> None:
-    """Check a source by its first features, and give a stream the labels that it was drawn with.
+    """Check the first features of a source, and set the labels of a stream.
 
-    Raises DataError or UsageError when they show that the others won't do either.
+    Raises DataError or UsageError when the features or labels are unsuitable for the metrics.
     """
     width, logits = found["values"].shape[1], found.get("logits")
     for other in sides.every:
         if other.width not in (None, width):
-            both = f"{width} features an image, and {other.name} has {other.width}"
-            raise DataError(f"{source.name}: {both}; use one made alike")
+            both = f"{width} features per image, but {other.name} has {other.width}"
+            raise DataError(f"{source.name}: {both}; use features of one extractor")
     if source not in sides.samples:
         return
     if logits is None and (needing := settings.needing(Need.LOGITS)):
@@ -221,13 +228,13 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
     labels: Any = source.labels
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
-            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the network tells classes 0 to {classes - 1}; "
-            "accuracy needs a network of the same classes"
+            f"{source.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {classes - 1}; "
+            "accuracy needs an extractor with the same classes"
         )
 
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of all metrics that their numbers depend on; flags add numbers and change none."""
+    """Return the metrics' options that change scores. Flags are left out, because they add scores but change none."""
     found = {key: value for own in metrics.values() for key, value in vars(own).items()}
     return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
 
@@ -235,10 +242,11 @@ def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def deviations(
     settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None
 ) -> Pairs:
-    """List deviations from the protocol in the settings, and in samples and reference once they are opened.
+    """Return the facts that deviate from the protocol, with the protocol's values.
 
-    Some of the protocol's metrics are no deviation, nor are flags, which add numbers and change none. Raises UsageError or
-    DataError unless deviations are allowed.
+    source, reference: opened samples and reference; None to check the settings alone.
+    Fewer metrics than the protocol's are no deviation. Neither are flags, which add scores but change none.
+    Raises UsageError (settings) or DataError (files) unless --allow-mismatch is given.
     """
     if not settings.protocol:
         return {}
@@ -276,7 +284,7 @@ def deviations(
             mine["reference"] = "no statistics" if reference.statistics is None else form.format(held)
             theirs["reference"] = form.format(images)
     if not settings.allow_mismatch:
-        remedy = "leave that to the protocol, or add --allow-mismatch, and the result says what deviates"
+        remedy = "follow the protocol, or add --allow-mismatch, and the result says what deviates"
         where, kind = (source.name, DataError) if source else ("settings", UsageError)
         refuse(mine, theirs, where, f"--protocol {settings.protocol}", remedy, kind)
     return mismatches(mine, theirs)
@@ -290,9 +298,11 @@ def scored(
     mismatch: Pairs | None,
     deviates: Pairs | None,
 ) -> Scores:
-    """Every metric of one set of samples, and the facts of all sides. mismatched: no number may have a published name.
+    """Compute all metrics of one set of samples, and collect the facts of all files.
 
-    Raises DataError when a metric can't be had of these features.
+    mismatched: whether names of scores must include the extractor, because files were made differently.
+    mismatch, deviates: facts that differ from the reference's, and from the protocol's; None if there are none.
+    Raises DataError when a metric can't be computed from these features.
     """
     features: Any = source.features
     theirs = sides.reference.features if sides.reference else None
@@ -339,7 +349,7 @@ def scored(
 
 
 def _save(source: FeatureSource, settings: EvalSettings) -> None:
-    """Write the statistics and the features that were asked for."""
+    """Write the files of --save-stats and --save-features."""
     features: Any = source.features
     about = source.about
     if settings.save_stats is not None:
@@ -353,7 +363,7 @@ def _save(source: FeatureSource, settings: EvalSettings) -> None:
 
 
 def _warn(result: EvalResult, settings: EvalSettings) -> None:
-    """Log all that people should read beside the numbers."""
+    """Log warnings about the result: too few images, or repeats that differ in more than the seed."""
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
@@ -361,17 +371,17 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
-        log.warning("repeats differ in more than the seed: %s; their spread is not that of repeats", told)
+        log.warning("repeats differ in more than the seed: %s; their standard deviation is not over seeds alone", told)
 
 
 SAMPLES, BESIDE = 12, 5
-"""Rows of the picture, and images beside the sample of each."""
+"""Number of rows in the picture of --neighbours, and of reference images in each row."""
 
 
 def write_sheet(out: Path, sides: Sides) -> None:
-    """Draw the samples that are closest to an image of the reference, the closest first, each beside the closest to it.
+    """Draw the samples that are closest to reference images, closest first, each beside its nearest reference images.
 
-    Each row has the sample's index and its distance, in features. Raises DataError.
+    Each row is titled with the sample's index and its distance in feature space. Raises DataError.
     """
     mine: Any = sides.samples[0]
     theirs: Any = sides.reference
@@ -390,7 +400,7 @@ def write_sheet(out: Path, sides: Sides) -> None:
 
 
 def _picked(path: str, indices: Sequence[int]) -> np.ndarray:
-    """Images of a file at these places, in this order: uint8 [len(indices), H, W, C]. Read from the first on."""
+    """Return the images of a file at some indices, uint8 [len(indices), H, W, C]. The file is read from front to back."""
     with read_samples(Path(path)) as reader:
         found = {index: reader.at(index, 1)[0] for index in sorted(set(indices))}
     return np.stack([found[index] for index in indices])

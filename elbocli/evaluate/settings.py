@@ -1,4 +1,4 @@
-"""The settings of `elbo eval`, and protocols: published ways to score that set them by one word. Imports no torch."""
+"""The settings of `elbo eval`, and its protocols: settings of published evaluations. This module doesn't import torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,14 @@ from elbocli.nn.extractors import DEFAULT, STRICT
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """The scores to compute. metrics: by name, with their options. extractor '': that of saved features, else Inception.
+    """Settings of `elbo eval`.
 
-    classes: a stream's labels, seed: of random ones. allow_mismatch: score although the reference was made in another
-    way, and say so. command: for the record. save_stats, save_features: files to write of the samples. held_out: images
-    like the reference's that no network was trained on. neighbours: a picture to write of samples beside the closest
-    images of the reference. protocol '': none. precision: of the features.
+    metrics: options by name of metric. extractor: name; '' for the extractor that made saved features, else Inception.
+    classes: classes that a stream was drawn with, as in `elbo sample`; seed: seed of random classes.
+    allow_mismatch: score although samples and reference were made differently; the result names the differences.
+    save_stats, save_features: files for the samples' statistics and features; None for no file.
+    held_out: file of images like the reference's that the model was not trained on. protocol: name in PROTOCOLS; '' for none.
+    neighbours: file for a picture of samples beside the closest images of the reference.
     """
 
     metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
@@ -35,17 +37,18 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
-        """The metrics that have that need."""
+        """Return the names of the chosen metrics that need an input. need: kind of input, such as a reference or labels."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
 
 class Protocol(NamedTuple):
-    """A published way to score.
+    """A published evaluation protocol.
 
-    tables: papers whose tables have numbers of this kind. extractor: the only one that it is defined for; it holds the
-    preprocessing, too. options: those of the metrics that it sets. n: samples. ref_images: how
-    many images must stand beside the statistics in the reference; 0 where any reference will do. classes, per_class: how many
-    classes there are, and how many samples each has; 0 where any will do.
+    formula: description for the help. tables: papers whose tables have scores by this protocol.
+    extractor: the only extractor that is allowed; its preprocessing is part of it.
+    options: options of metrics that the protocol sets.
+    n: number of samples. ref_images: number of images that the reference must have besides its statistics; 0 for any reference.
+    classes, per_class: number of classes, and of samples in each class; 0 for any.
     """
 
     formula: str
@@ -60,7 +63,7 @@ class Protocol(NamedTuple):
     per_class: int = 0
 
 
-# Each part of ADM's Inception score is of samples that follow each other in the file.
+# ADM's Inception score splits the samples into consecutive parts, in the order of the file.
 ADM = Protocol(
     formula="50000 samples against ADM's reference batch of that size",
     source="Dhariwal & Nichol 2021, evaluator.py",
@@ -86,7 +89,7 @@ PROTOCOLS = {
         extractor="dinov2-vitl14",
         metrics=("fid",),
     ),
-    # Only the labels differ from adm; FID is about .1 lower than with random ones.
+    # Only the labels differ from adm: FID is about 0.1 lower than with random labels.
     "rae-50-a-class": ADM._replace(
         formula="adm, with exactly 50 samples of each of ImageNet's 1000 classes",
         source="Zheng et al. 2025, arXiv:2510.11690",
@@ -96,11 +99,11 @@ PROTOCOLS = {
     ),
 }
 USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))
-"""The metrics and the extractor without a protocol."""
+"""Default metrics and extractor, without a protocol."""
 
 
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Fields of EvalSettings: those `given` (metrics, extractor, options of metrics), then the protocol's, then defaults."""
+    """Return protocol, metrics and extractor for EvalSettings: as the user has `given`, else of protocol `name`, else default."""
     protocol = PROTOCOLS.get(name, USUAL)
     return {
         "protocol": name,

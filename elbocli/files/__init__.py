@@ -1,4 +1,4 @@
-"""elbo's files. `reading` and `atomic` read and write any file, `records` declare what it holds, `recognise` tells what a file is.
+"""File formats. `reading` and `atomic` read and write any file, `records` declares contents, `recognise` detects a file's kind.
 
-Each format has one owner: `checkpoint` (a run's folder), `dataset`, `tensor_files`, `pickles` and others. Begin with `records`.
+Each format has one module: `checkpoint` (the run folder), `dataset`, `tensor_files`, `pickles` and others. Start with `records`.
 """

@@ -1,8 +1,8 @@
-"""Files appear whole or not at all: written aside, flushed, renamed, and the folder flushed.
+"""Atomic writes: a file or folder is written under a temporary name, flushed and renamed, and its parent folder is flushed.
 
-`.NAME.PID.tmp` is a file or folder that is being written, `.NAME.PID.trash` a folder that is being removed, `.NAME.PID.old` one
-that makes room for a new one. The writer holds a lock on the first, so the next start can tell what a killed writer left. It
-removes that, but gives an old folder its name back where no new one has taken it.
+`.NAME.PID.tmp` is a file or folder being written, `.NAME.PID.trash` a folder being removed, `.NAME.PID.old` a folder being
+replaced. The writer locks `.tmp`, so that other processes can tell a file in use from a leftover of a killed writer. `sweep`
+removes leftovers, except that an `.old` folder gets its name back if no new folder has taken the name.
 """
 
 import fcntl
@@ -23,22 +23,22 @@ PIPE = "a pipe or a device"
 
 
 def streams(path: Path) -> bool:
-    """Tell whether the path is a pipe or a character device, into which bytes are written one after the other."""
+    """Tell whether a path is a pipe or a character device, which can only be written in sequence."""
     return path.is_fifo() or path.is_char_device()
 
 
 def special(path: Path) -> bool:
-    """Tell whether something that is neither a file nor a folder lies at the path."""
+    """Tell whether a path exists but is neither a file nor a folder."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def lock(handle: int) -> None:
-    """Lock an open file or folder until it is closed. Raises BlockingIOError when another process holds the lock."""
+    """Lock an open file or folder (a file descriptor) until it is closed. Raises BlockingIOError if another process holds it."""
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Flush a folder to disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,7 +47,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_all(handle: int, data: bytes, at: int) -> None:
-    """Write all bytes to an open file, at an offset. Raises OSError."""
+    """Write all of `data` to the file descriptor `handle` at the byte offset `at`. Raises OSError."""
     left = memoryview(data)
     while left:
         count = os.pwrite(handle, left, at)
@@ -56,7 +56,7 @@ def write_all(handle: int, data: bytes, at: int) -> None:
 
 @contextmanager
 def writing(path: Path, what: str = "write") -> Iterator[None]:
-    """Turn an OSError in the block into a DataError that names the file and the cause, such as a full disk."""
+    """Turn an OSError in the block into a DataError "PATH: could not WHAT: …", such as a full disk. what: a verb."""
     try:
         yield
     except BrokenPipeError:
@@ -70,7 +70,7 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Clear up what killed writers left in a folder: everything, or what was to become `name`."""
+    """Remove the leftovers of killed writers from a folder. name: remove only leftovers of the file or folder `name` in it."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
@@ -86,7 +86,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder for the block. Raises BlockingIOError, OSError."""
+    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock, or OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         lock(handle)
@@ -96,16 +96,16 @@ def _hold(path: Path) -> Iterator[None]:
 
 
 def replace(aside: Path, path: Path) -> None:
-    """Rename a file or folder for good. Raises DataError where a pipe or a device has the name."""
+    """Rename `aside`, a temporary file or folder, to `path` and flush to disk. Raises DataError if `path` is a pipe or device."""
     with writing(path):
         if special(path):
-            raise DataError(f"{path}: could not write: is {PIPE}, and only files are replaced")
+            raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
         os.replace(aside, path)
         flush_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that no half of it keeps its name. Raises DataError."""
+    """Delete a folder atomically: a kill leaves the whole folder, or leftovers under another name. Raises DataError."""
     with writing(path, "delete"):
         trash = _aside(path, "trash")
         path.rename(trash)
@@ -115,7 +115,7 @@ def remove_folder(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file beside `path` that takes its name when the block ends well, and vanishes when it doesn't."""
+    """Open a temporary file that is renamed to `path` when the block ends, or removed if the block fails. Raises DataError."""
     aside = _aside(path)
     with writing(path):
         sweep(path.parent, path.name)
@@ -132,7 +132,7 @@ def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside `path` that takes its name when the block ends well, replacing what was there."""
+    """Make a temporary folder that replaces `path` when the block ends, or is removed if the block fails. Raises DataError."""
     aside, old = _aside(path), _aside(path, "old")
     with writing(path):
         sweep(path.parent, path.name)
@@ -153,21 +153,23 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small text file."""
+    """Write a small text file atomically. Raises DataError."""
     with new_file(path, "w") as file:
         file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a small JSON file."""
+    """Write a small JSON file atomically. Raises DataError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager
 def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
-    """Hold the file `path` as a lock for the block.
+    """Hold a lock on the file `path` during the block.
 
-    Raises DataError, which names `what`, when another process still holds it after `wait` seconds.
+    what: name of the file or folder that is being written, for the message.
+    wait: seconds to wait for another process to release the lock.
+    Raises DataError if another process still holds the lock.
     """
     until = time.monotonic() + wait
     with writing(path, "lock"):
@@ -180,7 +182,7 @@ def locked(path: Path, what: str, wait: float = 0) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() >= until:
                     raise DataError(
-                        f"{what}: another elbo process is writing it; wait for it or choose another name"
+                        f"{what}: another elbo process is writing this file; wait until it has ended, or choose another name"
                     ) from error
             time.sleep(0.1)
         yield

@@ -1,11 +1,11 @@
-"""The run folder: config.yaml, checkpoints, and snapshots of averages.
+"""The run folder: config.yaml, checkpoints, and snapshots of weight averages.
 
 run/config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/,
 run/checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), meta.json, and
 run/snapshots/step-00001000/{ema-power-*.safetensors, meta.json}.
 
-The folder of a step is written aside, flushed and renamed. Its meta.json holds the step, the run's id, and the size and sha256
-of every other file, so that a damaged folder, or one of another run, is noticed and passed over.
+The folder of a step is written under a temporary name, flushed and renamed. Its meta.json holds the step, the run's id, and
+size and sha256 of every other file, so that a damaged folder, or one from another run, is detected and skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from elbocli.files.yaml_text import read_yaml, yaml_text
 from elbocli.runtime.progress import log
 
 if TYPE_CHECKING:
-    from torch import Tensor  # a dataset needs the records, and no torch
+    from torch import Tensor  # for types only, because reading a dataset needs no torch
 
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
@@ -46,19 +46,21 @@ GONE = (
     "tensorboard",
     "tf32",
 )
-"""Settings that config.yaml of earlier versions holds, and that no run has any more."""
+"""Settings of earlier versions. config.yaml may hold them, and elbo ignores them."""
 RESOLVED = ("settings", "network", "data", "files", "init", "plugins")
-"""Sections of config.yaml that say what a run is."""
+"""Sections of config.yaml that define a run."""
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 Section = dict[str, Any]
-"""Values by name, which TrainSettings or a NetworkConfig checks."""
+"""Section of config.yaml: values by name, which TrainSettings or a NetworkConfig checks later."""
 
 
 class RunData(Record, frozen=True):
-    """Identity of the dataset that a run is trained on, which it must find again when it resumes.
+    """Identity of a run's dataset, which must be the same when the run resumes.
 
-    path: of the file, as typed. from_run: the same, as seen from the run's folder. crop, filter: how images were made of their
-    originals. more: of latents, their space.
+    path: the dataset file, as the user typed it.
+    from_run: path of the dataset file relative to the run's folder.
+    crop, filter: how images were cropped and resampled.
+    more: for latents, their latent space.
     """
 
     REST: ClassVar[str] = "more"
@@ -77,12 +79,12 @@ class RunData(Record, frozen=True):
 
     @property
     def latents(self) -> bool:
-        """Tell whether it holds latents."""
+        """Tell whether the dataset holds latents."""
         return ATTRIBUTES["convention"] in self.more
 
 
 class SourceFacts(Record, frozen=True):
-    """The checkpoint of another program that an imported run was made of."""
+    """Facts about the checkpoint of another program from which a run was imported."""
 
     format: str | None = None
     file: str | None = None
@@ -91,14 +93,18 @@ class SourceFacts(Record, frozen=True):
     notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
-        """Facts for the record."""
+        """Return the facts under keys that begin with imported_, for descriptions of the run."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
 class InitFacts(Record, frozen=True):
-    """The weights that a run began from: run as --init named it, at a step; or as they were imported, in `seen`.
+    """Facts about the weights that a run began from.
 
-    changed: sentences on what is not as in that run.
+    run: path that was given to --init.
+    weights, sha256: `model` or the name of an average, and the digest of its file.
+    step, images: optimizer updates and images seen at the checkpoint with these weights.
+    seen: if the weights were imported, facts about their import.
+    changed: names of the settings in which the new run differs from the run that trained these weights.
     """
 
     REST: ClassVar[str] = "seen"
@@ -112,12 +118,12 @@ class InitFacts(Record, frozen=True):
     changed: list[str] | None = None
 
     def about(self) -> dict[str, Any]:
-        """Facts for the record."""
+        """Return the facts under keys that begin with init_, for descriptions of the run."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
 
 class PluginFile(Record, frozen=True):
-    """A plug-in that was run. file: its name, without folders. sha256: of its content."""
+    """A plug-in that was run. file: its name without folders. sha256: digest of its content."""
 
     file: str
     sha256: str
@@ -128,9 +134,11 @@ class PluginFile(Record, frozen=True):
 
 @stored("config.yaml of a run", "elbo-run")
 class RunConfig(Record, frozen=True, kw_only=True):
-    """A run's identity, versions of its last start, the commands of all starts, and what was resolved.
+    """Content of config.yaml: a run's identity, versions at its last start, commands of all starts, and resolved settings.
 
-    source: of an imported run. files: digests of the files that settings name, by path. plugins: those it needs.
+    source: for an imported run, its origin.
+    files: digests of the files named in settings, by path.
+    plugins: the plug-ins that the run needs.
     """
 
     REST: ClassVar[str] = "more"
@@ -153,45 +161,46 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Read what `json` wrote, with the records in it that take other keys. Raises FormatError, DataError."""
+        """Make a RunConfig, and the records inside it, from an object that `json` wrote. Raises FormatError, DataError."""
         inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
         read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
         return super().of({**content, **read}, where)
 
     def resolved(self) -> dict[str, Any]:
-        """Sections of what was resolved."""
+        """Return the sections of config.yaml that define the run (RESOLVED)."""
         return {key: value for key, value in self.json().items() if key in RESOLVED}
 
 
 def write_config(run: Path, config: RunConfig) -> None:
-    """Write config.yaml."""
+    """Write config.yaml of a run. Raises DataError."""
     write_text(run / CONFIG, yaml_text(config.json()))
 
 
 def read_config(run: Path) -> RunConfig:
-    """config.yaml of a run. Raises FormatError when it is not one."""
+    """Read config.yaml of a run. Raises FormatError if the folder is not a run."""
     if not (run / CONFIG).exists():
         raise FormatError(instead(run, "run"))
     return checked_config(read_yaml(run / CONFIG), run / CONFIG)
 
 
 def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
-    """The content of a config.yaml, if it is a run's, without settings of earlier versions. Raises FormatError."""
+    """Check the content of a config.yaml and drop settings of earlier versions. Raises FormatError if it is not a run's."""
     config = RunConfig.of(content, path)
     return structs.replace(config, settings={key: each for key, each in config.settings.items() if key not in GONE})
 
 
 class Seal(Record, frozen=True):
-    """A file's size and digest."""
+    """Size in bytes and sha256 of a file, by which damage is detected."""
 
     bytes: Count
     sha256: str
 
 
 class FolderMeta(Record, frozen=True, kw_only=True):
-    """Optimizer updates done, images seen, and the seal of every other file by its name. run_id: of config.yaml.
+    """Content of meta.json: optimizer updates done (step), images seen, and the size and digest of every other file by name.
 
-    log_bytes: of a checkpoint, how long the logs were.
+    run_id: as in config.yaml.
+    log_bytes: for a checkpoint, the size in bytes of each of the run's logs at that step, by file name.
     """
 
     REST: ClassVar[str] = "more"
@@ -209,57 +218,58 @@ class FolderMeta(Record, frozen=True, kw_only=True):
 
 @stored("meta.json of a checkpoint", "elbo-checkpoint")
 class CheckpointMeta(FolderMeta, frozen=True):
-    """meta.json of a checkpoint, which has log_bytes."""
+    """Content of a checkpoint's meta.json, in which log_bytes is given."""
 
 
 @stored("meta.json of a snapshot", "elbo-snapshot")
 class SnapshotMeta(FolderMeta, frozen=True):
-    """meta.json of a snapshot."""
+    """Content of a snapshot's meta.json."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint or snapshot on disk, whole, and its meta.json."""
+    """A complete checkpoint or snapshot on disk, with its meta.json."""
 
     path: Path
     meta: FolderMeta
 
     @property
     def step(self) -> int:
-        """Optimizer updates done."""
+        """Number of optimizer updates done."""
         return self.meta.step
 
     @property
     def images(self) -> int:
-        """Images seen."""
+        """Number of images seen."""
         return self.meta.images
 
     @property
     def names(self) -> list[str]:
-        """Names of all weights that it holds: `model`, and those of averages, which begin with `ema-`."""
+        """Names of the weights in the folder: `model`, and averages, whose names begin with `ema-`."""
         return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `model` or of an average, `ema-…`, by name. Raises FormatError when it holds none of that name."""
+        """Load the tensors of `model` or of an average `ema-…`, by name. Raises FormatError if there are no such weights."""
         from elbocli.files.tensor_files import load
 
         if name not in self.names:
-            raise FormatError(f"{self.path}: holds no weights {name}; it holds {', '.join(self.names)}")
+            raise FormatError(f"{self.path}: holds no weights {name}; choose from {', '.join(self.names)}")
         return load(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
-        """Optimizer and schedule state. Raises FormatError; never runs code from the file."""
+        """Load the optimizer and schedule state. Raises FormatError; never runs code from the file."""
         from elbocli.files.tensor_files import load_tensors
 
         return load_tensors(self.path / "state.pt")
 
 
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
-    """One checkpoint or snapshot, every file compared with its digest, or only with its size.
+    """Read a checkpoint or snapshot, and check its files.
 
-    Raises FormatError when it is damaged or of another run, DataError when this user may not read it.
+    verify: compare the digest of every file; otherwise only its size.
+    Raises FormatError if it is damaged or from another run, DataError if this user may not read it.
     """
-    with reading(f"{path}: not whole"):
+    with reading(f"{path}: not a complete checkpoint"):
         content = read_json(path / META)
         kind = SnapshotMeta if content.get("format") == SnapshotMeta.head()["format"] else CheckpointMeta
         meta = kind.of(content, path / META)
@@ -267,10 +277,10 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
             file = path / name
             whole = file_sha256(file) == seal.sha256 if verify else file.stat().st_size == seal.bytes
             if not whole or Path(name).name != name:
-                raise FormatError(f"{file}: damaged: it is not the file that {META} lists")
+                raise FormatError(f"{file}: damaged: its size or digest differs from {META}")
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
-        raise FormatError(f"{path}: of another run than {run / CONFIG}; put it back where it was, or delete it")
+        raise FormatError(f"{path}: of another run than {run / CONFIG}; move the folder back, or delete it")
     return Checkpoint(path, meta)
 
 
@@ -288,10 +298,12 @@ def save(
     meta: dict[str, Any],
     kind: type[FolderMeta] = CheckpointMeta,
 ) -> Path:
-    """Write a checkpoint, or a snapshot, whose kind is SnapshotMeta; return its path.
+    """Write a checkpoint, or with kind SnapshotMeta a snapshot; return its path.
 
-    weights: file name, `model` or `ema-…` → tensors. state: content of state.pt; None for no such file. meta: at least
-    `images`. Raises DataError, and leaves no trace, when the disk is full.
+    weights: file name, `model` or `ema-…` → tensors by name.
+    state: content of state.pt; None for no such file.
+    meta: fields of meta.json, at least `images`.
+    Raises DataError if the disk is full; no partial folder is left.
     """
     import torch
     from safetensors.torch import save_file
@@ -305,7 +317,7 @@ def save(
         for name, tensors in weights.items():
             file = aside / f"{name}{WEIGHTS}"
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
-            file.chmod(aside.stat().st_mode & 0o666)  # safetensors keeps its files to their owner
+            file.chmod(aside.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
         if state is not None:
             torch.save(state, aside / "state.pt")
         files = {file.name: Seal(file.stat().st_size, file_sha256(file)) for file in sorted(aside.iterdir())}
@@ -315,61 +327,63 @@ def save(
 
 
 def folder_name(step: int) -> str:
-    """The name of a checkpoint or snapshot, `step-00001000`."""
+    """Return the folder name of a step, such as `step-00001000`."""
     return f"step-{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name, `step-00001000`."""
+    """Return the step in a folder name such as `step-00001000`."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoints(run: Path, kind: str = FOLDER) -> list[Path]:
-    """Folders of all checkpoints of a run, damaged ones too, by step; a copy called `step-00001000-good` is none."""
+    """List a run's checkpoint folders by step, including damaged checkpoints, without copies such as `step-00001000-good`."""
     return sorted((path for path in (run / kind).glob("*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def snapshots(run: Path) -> list[Path]:
-    """Folders of all snapshots of a run, damaged ones too, by step."""
+    """List a run's snapshot folders by step, including damaged snapshots."""
     return checkpoints(run, SNAPSHOTS)
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
-    """Yield those that can be read; a warning names each of the others."""
+    """Read and yield the undamaged checkpoints or snapshots; warn about each damaged one."""
     for path in paths:
         try:
             yield read_checkpoint(path)
         except FormatError as error:
-            log.warning("%s; it is passed over", error)
+            log.warning("%s; this folder is skipped", error)
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; a warning names newer ones that are damaged. None when there is none at all.
+    """Return the newest undamaged checkpoint; warn about each newer damaged one. None if the run has no checkpoints.
 
-    Raises FormatError when there are some and all are damaged.
+    Raises FormatError if every checkpoint is damaged.
     """
     paths = checkpoints(run)
     found = next(_whole(reversed(paths)), None)
     if paths and found is None:
-        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete it to train again")
+        raise FormatError(f"{run}: every checkpoint is damaged; choose another run, or delete this one to train again")
     return found
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
-    """Every snapshot up to step `until`, by step, its files checked; a warning names damaged ones, which are left out."""
+    """Return the undamaged snapshots up to step `until`, by step; warn about each damaged snapshot."""
     return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until]))
 
 
 def due(step: int, save_every: int, milestone_every: int) -> bool:
-    """Tell whether a checkpoint is due after that step: every `save_every` steps, and at milestones. 0: no milestones."""
+    """Tell whether to save a checkpoint after a step: every `save_every` steps, and every `milestone_every` steps unless 0."""
     return step % save_every == 0 or (milestone_every > 0 and step % milestone_every == 0)
 
 
 def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection[int]) -> None:
-    """Delete checkpoints, after one of `step` was written, but the newest `keep`, milestones, and those in use.
+    """Delete old checkpoints after the checkpoint of `step` was written, except the newest `keep`, milestones, and `held`.
 
-    Those of later steps are damaged, or the run would have gone on from them. milestone_every: multiples of it are
-    milestones; 0 is none. held: steps in use. Raises DataError.
+    Checkpoints of later steps are deleted too: they are damaged, otherwise the run would have resumed from them.
+    milestone_every: steps between milestones; 0 for none.
+    held: steps of the checkpoints that are in use.
+    Raises DataError.
     """
     paths = checkpoints(run)
     newest = [path for path in paths if step_of(path) <= step][-keep:]
@@ -381,13 +395,13 @@ def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection
 
 
 def drop_snapshots_after(run: Path, step: int) -> None:
-    """Delete the snapshots of later steps. For the process that holds the run's lock. Raises DataError."""
+    """Delete the snapshots after a step. The caller must hold the run's lock. Raises DataError."""
     for path in snapshots(run):
         if step_of(path) > step:
             remove_folder(path)
 
 
 def clean(run: Path) -> None:
-    """Remove what killed writers left behind."""
+    """Remove the leftovers of killed writers from a run."""
     for folder in (FOLDER, SNAPSHOTS, "previews", "."):
         sweep(run / folder)

@@ -1,12 +1,13 @@
-"""elbo-dataset (HDF5): images or latents in one block, read through a memory map, written so that a kill loses little.
+"""The dataset format (HDF5): images or latents in one contiguous block, read through a memory map, written to survive kills.
 
-The block is `images` uint8 (N,H,W,C), or `encoded` bytes with `offsets` (N+1), or `latents` float16 (N,2C,H,W).
-Beside it: `labels` int64 (N), `class_names` and `files` UTF-8 strings, and attributes that say how it was made.
-Any HDF5 tool reads it; a random batch costs no more than one of a plain array file.
+The block is `images` uint8 [N, H, W, C], or `encoded` bytes with `offsets` [N + 1], or `latents` float16 [N, 2C, H, W].
+Beside the block: `labels` int64 [N], `class_names` and `files` (UTF-8 strings), and attributes that record how it was made.
+Any HDF5 tool can read the file; reading a random batch takes no longer than from a plain array file.
 
-Written (and so are samples, by Resumable): `OUT.partial` is locked and claimed on disk whole before the first row, so a full
-disk fails at once. Rows go to their final place; a journal beside it says how many are safe, and their digest: when they are
-not what it says, all are made again. All but the rows is written last, and the file is renamed.
+Datasets (and samples, by Resumable) are written to `OUT.partial`, which is locked and allocated on disk in full before the
+first row, so that a full disk fails at once. Rows are written at their final offset. A journal beside the file holds the
+number of rows that are safely on disk and their digest; if the digest differs, all rows are written again. Everything except
+the rows is written last, and the file is renamed.
 """
 
 from __future__ import annotations
@@ -45,22 +46,26 @@ BLOCKS = {
     ENCODED: "uint8 bytes of png or webp, with rising 'offsets', image_size and channels",
     LATENTS: "float16 (N, 2C, H, W) with N > 0",
 }
-"""Names of blocks → what each must be."""
+"""Name of a block (the HDF5 array that holds all images or latents) → its type and shape."""
 PREPROCESSING = ("crop", "filter")
-"""Attributes that say how images were made of their originals, besides the size."""
+"""Attributes that record how images were cropped and resampled, besides the size."""
 SCAN_BYTES = 16 << 20
-"""Bytes of a block that are read at once when all of it is."""
+"""Bytes that are read at a time when the whole block is read."""
 Arrays = dict[str, np.ndarray]
 Names = dict[str, list[str]]
 
 
 @stored("attributes of a dataset (HDF5)", "elbo-dataset", remedy="; make one with 'elbo prep'")
 class DatasetAttributes(Record, frozen=True, kw_only=True):
-    """All are optional but format and version, as other programs write datasets too.
+    """Attributes of a dataset. Only format and version are required, because other programs write datasets too.
 
-    store: an encoding of images. digests: names of those that the file holds. changed: JSON of counts, images that were changed
-    while decoding, by how. samples: JSON of SamplesAbout. shard: I/N, of a prep with the identity shard_of. more: the space of
-    latents, and what else prep was asked for.
+    store: raw, or the encoding of the images (png, webp).
+    digests: names of the digests that the file holds.
+    changed: JSON object: a change made while decoding, such as "alpha dropped" → the number of images changed in this way.
+    samples: JSON of SamplesAbout, for drawn samples.
+    shard: I/N, if the file is the I-th of N parts of one `elbo prep`.
+    shard_of: digest that is the same in all parts of that prep.
+    more: the latent space, and other settings of prep.
     """
 
     REST: ClassVar[str] = "more"
@@ -89,9 +94,11 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """A block of rows of one shape, or (with row `()`) of encoded images of any length, told apart by `offsets`.
+    """Layout of a dataset's block: rows of one shape, or encoded images of any length, whose ends are in `offsets`.
 
-    name: one of BLOCKS. claim: bytes of disk to claim for each row beforehand; 0 for the size of a row.
+    name: one of BLOCKS.
+    row: shape of a row; () for encoded images.
+    claim: bytes of disk to allocate per row beforehand; 0 for the size of a row.
     """
 
     name: str
@@ -100,24 +107,24 @@ class BlockLayout:
 
     @property
     def dtype(self) -> str:
-        """The type of the block's numbers."""
+        """NumPy dtype of the block."""
         return "<f2" if self.name == LATENTS else "|u1"
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row; 1 when rows are encoded images."""
+        """Bytes of a row; 1 for encoded images, whose block is an array of bytes."""
         return math.prod(self.row) * np.dtype(self.dtype).itemsize
 
 
 class Encoding(NamedTuple):
-    """A lossless image format. claim: its usual share of the plain size, to claim on the disk beforehand."""
+    """A lossless image format. claim: usual size relative to raw pixels, to allocate disk space. options: of Pillow's `save`."""
 
     claim: float
     options: dict[str, Any]
 
 
 RAW = "raw"
-# Measured on photographs (tests/bench/bench_stores.py): PNG's higher levels and WebP's higher methods cost several
+# Measured on photographs (tests/bench/bench_read.py): PNG's higher levels and WebP's higher methods cost several
 # times as much to write and save under a tenth.
 ENCODINGS = {
     "png": Encoding(0.7, {"compress_level": 1}),
@@ -126,16 +133,18 @@ ENCODINGS = {
 
 
 def encode(pixels: np.ndarray, name: str) -> bytes:
-    """Pixels uint8 [H, W, 1 or 3] as one file of a format of ENCODINGS."""
+    """Encode pixels uint8 [H, W, 1 or 3] as an image file in a format of ENCODINGS."""
     buffer = io.BytesIO()
     picture(pixels).save(buffer, name, **ENCODINGS[name].options)
     return buffer.getvalue()
 
 
 class Dataset:
-    """A dataset to read from. latents: whether one of latents will do, too.
+    """An elbo-dataset, opened for reading.
 
-    Raises FormatError when the file is no dataset, or not whole, or holds latents where pixels are needed.
+    path: the file.
+    latents: whether a dataset of latents is accepted too.
+    Raises FormatError if the file is not a dataset, is damaged, or holds latents where pixels are needed.
     """
 
     def __init__(self, path: Path | str, latents: bool = False):
@@ -148,7 +157,7 @@ class Dataset:
             self._ends = self._member(file, "offsets")[()].astype(np.int64) if self.kind == ENCODED else np.zeros(0)
             self.shape: tuple[int, int, int, int] = self._shape(block)
             offset = None if block.chunks else block.id.get_offset()
-            # Other programs may have written it in chunks.
+            # Chunks, which other programs may write, can't be mapped into memory.
             rows = block[()] if offset is None else np.memmap(self.path, block.dtype, "r", offset, block.shape)
             self.block: np.ndarray = np.asarray(rows)
             self.class_names: list[str] = _plain(self._member(file, "class_names")[()]) if "class_names" in file else []
@@ -156,19 +165,19 @@ class Dataset:
             labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
             whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
             if not whole or not 0 <= labels.min() <= labels.max() < limit:
-                raise FormatError(f"{path}: 'labels' must be {len(self)} integers from 0 to less than {limit}")
+                raise FormatError(
+                    f"{path}: 'labels' must be {len(self)} integers in [0, {limit}); pack the images again"
+                )
             self.labels: np.ndarray = labels.astype(np.int64)
             self.num_classes = classes or int(self.labels.max()) + 1
         if self.kind == LATENTS and not latents:
-            raise FormatError(
-                f"{path}: holds latents, pixels are needed here; name the dataset of the images themselves"
-            )
+            raise FormatError(f"{path}: holds latents, but this command needs pixels; name a dataset of images instead")
 
     def _member(self, file: h5py.File, name: str) -> h5py.Dataset:
-        """Return an array of the file. Raises FormatError when it is missing, or lies in another file."""
+        """Return the array `name` of the file. Raises FormatError if it is missing, or is a link (perhaps to another file)."""
         member = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
         if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
-            raise FormatError(f"{self.path}: holds no dataset {name!r} of its own; links to elsewhere are not followed")
+            raise FormatError(f"{self.path}: array {name!r} is missing or a link; pack the images again")
         return member
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
@@ -185,13 +194,13 @@ class Dataset:
                 if len(ends) > 1 and ends[0] == 0 and ends[-1] == size and (np.diff(ends) > 0).all():
                     return len(ends) - 1, about.image_size, about.image_size, about.channels
         found = f"{self.kind!r} is {block.dtype} {block.shape}"
-        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack it again")
+        raise FormatError(f"{self.path}: damaged: {found}, expected {BLOCKS[self.kind]}; pack the images again")
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """(image uint8 [C, H, W], or the stored moments of a latent float16 [2C, H, W]; label), as a DataLoader takes them."""
+        """Return (image uint8 [C, H, W], label), or (moments of a latent float16 [2C, H, W], label), as a DataLoader expects."""
         row = range(len(self))[index]
         (image,) = self.batch(range(row, row + 1))
         return image if self.kind == LATENTS else np.ascontiguousarray(image.transpose(2, 0, 1)), int(self.labels[row])
@@ -204,7 +213,7 @@ class Dataset:
 
     @property
     def store(self) -> str:
-        """The way in which images are kept: raw, or the name of an encoding."""
+        """Storage of the images: raw, or the name of an encoding."""
         return str(self.attributes.store) if self.kind == ENCODED else RAW
 
     @property
@@ -214,32 +223,32 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB), or those of the latents."""
+        """Number of channels: 1 (grey), 3 (RGB), or the number of channels of the latents."""
         return self.shape[3]
 
     @property
     def layout(self) -> BlockLayout:
-        """The layout of the block on disk."""
+        """Layout of the block on disk."""
         if self.kind == ENCODED:
             return BlockLayout(ENCODED, (), -(-self.block.nbytes // len(self)))
         return BlockLayout(self.kind, tuple(self.block.shape[1:]))
 
     @property
     def latent_space(self) -> LatentSpace | None:
-        """The space of its latents; None for pixels. Raises FormatError when its attributes don't say."""
+        """Latent space of a dataset of latents; None for pixels. Raises FormatError if an attribute is missing or wrong."""
         return read_space(self.attributes.more, self.channels, self.path) if self.kind == LATENTS else None
 
     def check_square(self) -> None:
-        """Raise FormatError where its images, which a network is to see, are not square."""
+        """Raise FormatError if the images are not square, as networks require."""
         _, height, width, _ = self.shape
         if height != width:
             size = f"{width} x {height} {'latents' if self.kind == LATENTS else 'pixels'}"
-            raise FormatError(f"{self.path}: its images are {size}, and networks see squares; pack it with 'elbo prep'")
+            raise FormatError(f"{self.path}: images are {size}, but networks need squares; pack them with 'elbo prep'")
 
     def batch(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Rows at those indices, copied: images uint8 [len(indices), H, W, C], or latents float16 [.., 2C, H, W].
+        """Return copies of rows: images uint8 [len(indices), H, W, C], or latents float16 [len(indices), 2C, H, W].
 
-        Raises FormatError when they are damaged.
+        Raises FormatError if a row is damaged.
         """
         if self.kind == ENCODED:
             out = np.empty((len(indices), *self.shape[1:]), np.uint8)
@@ -256,16 +265,16 @@ class Dataset:
             if image.size != (width, height):
                 raise ValueError(f"{image.size} pixels, expected {width, height}")
             pixels = np.asarray(image)
-            # WebP has no grey: three equal channels stand for one.
+            # WebP has no grey: it stores three equal channels.
             out[:] = pixels[..., None] if pixels.ndim == 2 else pixels[..., :channels]
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Yield all rows in order, `size` at a time. Raises FormatError when they are damaged."""
+        """Yield all rows in order, `size` at a time. Raises FormatError if a row is damaged."""
         for start in range(0, len(self), size):
             yield self.batch(range(start, min(start + size, len(self))))
 
     def pieces(self) -> Iterator[Any]:
-        """Yield the block's rows in order as they are on disk, some megabytes at a time: arrays, or lists of encoded images."""
+        """Yield all rows in order as stored on disk, about SCAN_BYTES at a time: arrays, or lists of encoded images."""
         size = max(1, SCAN_BYTES * len(self) // self.block.nbytes)
         for start in range(0, len(self), size):
             if self.kind == ENCODED:
@@ -275,18 +284,18 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Everything beside the block: arrays, and lists of names, as a writer takes them. Raises FormatError."""
+        """Return the arrays and the lists of names in the file, without the block, by name. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
         return {name: np.asarray(value) for name, value in members.items() if name not in names}, names
 
     def contents_digest(self) -> str:
-        """The sha256 of everything but the block, to compare with the attribute `contents_sha256`. Raises FormatError."""
+        """Return the sha256 of everything except the block, to compare with attribute `contents_sha256`. Raises FormatError."""
         return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
-        """Facts that a run must find again when it resumes."""
+        """Return facts about the dataset for config.yaml, by which a resuming run notices another dataset."""
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -304,7 +313,7 @@ class Dataset:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a dataset. Raises FormatError when it is no HDF5 file, and for an error in the block."""
+    """Open a dataset. Raises FormatError if the file is not HDF5, or if h5py raises any error in the block."""
     if recognise(path) != "a dataset":
         raise FormatError(instead(path, "dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
@@ -313,7 +322,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 @cache
 def _decoders() -> ThreadPoolExecutor:
-    """Threads that decode: Pillow lets go of the interpreter lock meanwhile."""
+    """Return the pool of decoding threads, which run in parallel because Pillow releases the interpreter lock."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
 
 
@@ -327,15 +336,17 @@ def find_dataset(folder: Path) -> Path:
         with suppress(FormatError):
             found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
-        raise DataError(f"{len(found)} datasets here; name one, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'")
+        raise DataError(
+            f"{len(found)} datasets here; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
+        )
     return found[0]
 
 
 def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) -> str:
-    """The sha256 of a dataset's attributes, arrays and names: all but the block and the digest itself."""
+    """Return the sha256 of a dataset's attributes, arrays and names: everything except the block and `contents_sha256`."""
     digest = hashlib.sha256()
     attributes = {key: value for key, value in attributes.items() if key != "contents_sha256"}
-    digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # of what is damaged, any type
+    digest.update(json.dumps(attributes, sort_keys=True, default=str).encode())  # damaged attributes may have any type
     for name in sorted({*arrays, *names}):
         if name in names:
             kind, shape, content = "object", [len(names[name])], json.dumps(names[name]).encode()
@@ -349,7 +360,7 @@ def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) ->
 
 
 def _plain(value: Any) -> Any:
-    """A value of HDF5's, whose text may have been stored in either of two ways, as Python's own."""
+    """Convert a value from HDF5, where text may be bytes or str, to a plain Python value."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list):
@@ -359,16 +370,21 @@ def _plain(value: Any) -> Any:
 
 LIBVER = ("earliest", "v108")
 DIGESTS = "payload_sha256 contents_sha256"
-"""Attribute `digests`: names of those that a dataset holds, so that none can vanish unnoticed."""
+"""Value of the attribute `digests`: names of the digests in a dataset, so that a missing digest is noticed."""
 Identity = str | dict[str, Any]
-"""Tells an unfinished file from others: a digest, or settings by name, whose differences are shown."""
+"""Identity of an unfinished file: a digest, or settings by name, so that a message can list the differences."""
 Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
 
 
 @stored("OUT.partial.json: journal of a file in the making")
 class Journal(Record, frozen=True):
-    """Rows that are safe, of the file whose identity is `source`; done: how far that was read. sha256: of rows, and of their
-    ends. notes: what else must be known to go on.
+    """Progress of an unfinished file: the rows that are safely on disk.
+
+    source: identity of the contents and settings.
+    rows, bytes: number of rows that are safely on disk, and their size.
+    done: number of items of the source that were read; some may have been skipped.
+    sha256: digest of the rows, and for encoded images of their offsets.
+    notes: further state that the writer needs to resume.
     """
 
     source: str | dict[str, Any]
@@ -380,28 +396,31 @@ class Journal(Record, frozen=True):
 
 
 class Column:
-    """Bytes that are appended to a file, from an offset on, and their digest."""
+    """Part of a file, from a byte offset on, to which bytes are appended; `digest` is the sha256 of these bytes."""
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()
         self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def resume(self, size: int) -> None:
-        """Go on after so many bytes. Raises ValueError where the file is shorter."""
+        """Continue after the first `size` bytes. Raises ValueError if the file is shorter."""
         written: Any = np.memmap(self.path, np.uint8, "r", self.offset, (size,)) if size else b""
         self.size, self.digest = size, hashlib.sha256(written)
 
     def append(self, data: bytes) -> None:
-        """Write bytes after those before them. Raises OSError."""
+        """Append bytes. Raises OSError."""
         write_all(self.handle, data, self.offset + self.size)
         self.size += len(data)
         self.digest.update(data)
 
 
 class Resumable:
-    """A file in the making, to which rows are appended. Use it in `held`.
+    """Unfinished file of rows, which a later process can resume. Append rows only in a `with file.held()` block.
 
-    offset: bytes before the rows. limit: of rows. source: what is written and how.
+    out: path of the finished file.
+    offset: bytes before the rows.
+    layout, limit: shape and type of the rows, and their maximum number.
+    source: identity of the contents and settings; an unfinished file of another identity is not resumed.
     """
 
     def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity):
@@ -413,21 +432,22 @@ class Resumable:
 
     @contextmanager
     def held(self, overwrite: bool = False, wait: float = 0) -> Iterator[Self]:
-        """Open the file for this process alone, and go on where an unfinished one of the same source stopped.
+        """Lock the file for this process, and resume an unfinished file of the same source.
 
-        overwrite: replace a finished file, and forget an unfinished one of another source. wait: seconds to wait for another
-        process to leave it. Raises DataError (another process, a full disk), UsageError (an existing file or another
-        source, without overwrite).
+        overwrite: replace a finished file, and discard an unfinished file of another source.
+        wait: seconds to wait for another process to release the file.
+        Raises DataError if another process holds the file or the disk is full.
+        Raises UsageError, without overwrite, if the file exists or an unfinished file has another source.
         """
         room = self.offset + self.limit * (self.layout.claim or self.layout.row_bytes)
         with locked(self.partial, str(self.out), wait), ExitStack() as stack:
-            if os.path.lexists(self.out) and not overwrite:  # another process may have made it meanwhile
+            if os.path.lexists(self.out) and not overwrite:  # another process may have written it meanwhile
                 if not self.journal.exists():
                     self.discard()
                 raise UsageError(f"{self.out}: already exists; choose another name or add --overwrite")
             with writing(self.out):
                 self._rows = Column(self.partial, self.offset)
-                # Of encoded images, each row's end is written, too.
+                # Encoded images differ in length, so the end of each row is stored too.
                 self._columns = [self._rows] if self.layout.row else [self._rows, Column(self.ends)]
                 for column in self._columns:
                     stack.callback(os.close, column.handle)
@@ -439,12 +459,12 @@ class Resumable:
                 yield self
             except DataError:
                 if not self.rows:
-                    self.discard()  # nothing is lost, and other settings may be tried at once
+                    self.discard()  # no rows are lost, and other settings can be tried at once
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Go on from the journal if the file still holds its rows."""
-        with suppress(FormatError, ValueError):  # the latter where a file is shorter
+        """Continue after the rows that the journal counts, if their digest still fits; otherwise write all rows again."""
+        with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:
                 sizes, digests = (there.bytes, 8 * there.rows), [*there.sha256, "", ""]
@@ -459,13 +479,13 @@ class Resumable:
                 if isinstance(there.source, dict) and isinstance(own, dict):
                     differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
                 raise UsageError(
-                    f"{self.partial}: unfinished, of another source or with other settings ({differing}); repeat those to "
-                    "go on, choose another name, or add --overwrite to start afresh"
+                    f"{self.partial}: unfinished file of another source or with other settings ({differing}); repeat the "
+                    "first settings to resume, choose another name, or add --overwrite to start again"
                 )
         for column in self._columns:
             column.resume(0)
         self.journal.unlink()
-        log.warning(f"{self.partial}: its rows are not those that are to be written; all are made again")
+        log.warning(f"{self.partial}: damaged, or made with other settings; all rows are written again")
 
     def discard(self) -> None:
         """Remove the unfinished file and its journal."""
@@ -474,13 +494,13 @@ class Resumable:
 
     @property
     def rows(self) -> int:
-        """Rows that are safe on disk."""
+        """Number of rows that are safely on disk."""
         return self.state.rows
 
     def write(self, rows: Rows) -> None:
-        """Write rows after those before them. They are not safe until `append`.
+        """Append rows. Rows are not safely on disk until `append` is called.
 
-        rows: arrays of one or several of the layout's rows each, or encoded images.
+        rows: arrays of one or several rows each, or encoded images.
         """
         parts = [row if isinstance(row, bytes) else row.tobytes() for row in rows]
         with writing(self.out):
@@ -489,7 +509,11 @@ class Resumable:
             self._rows.append(b"".join(parts))
 
     def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:
-        """Write rows and make all safe. done: how far the source was read; notes: kept beside it."""
+        """Append rows and flush all rows to disk.
+
+        done: number of items of the source read so far.
+        notes: further state to resume from.
+        """
         self.write(rows)
         with writing(self.out):
             for column in self._columns:
@@ -500,13 +524,13 @@ class Resumable:
         write_json(self.journal, self.state.json())
 
     def block(self) -> np.ndarray:
-        """The rows as they lie on disk, [rows, …]. Disk that was claimed behind them is given back."""
+        """Return the rows on disk as a memory map, [rows, …], and free the unused disk space after the rows."""
         os.ftruncate(self._rows.handle, self.offset + self._rows.size)
         shape, dtype = (self.rows, *self.layout.row), self.layout.dtype
         return np.memmap(self.partial, dtype, "r", self.offset, shape)
 
     def name(self, head: bytes = b"") -> None:
-        """Write what stands before the rows, and give the file its name."""
+        """Write `head` before the rows, and rename the file to its final name."""
         write_all(self._rows.handle, head, 0)
         os.fsync(self._rows.handle)
         for path in (self.journal, self.ends):
@@ -515,13 +539,13 @@ class Resumable:
 
 
 class DatasetWriter(Resumable):
-    """Writes the rows of a dataset, then the HDF5 header in front of them and the rest behind."""
+    """Writer of a dataset. Rows come first; `finish` writes the HDF5 header before the rows and all else after them."""
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
-        """Add arrays (labels, …), lists of names and attributes, and give the file its name."""
+        """Add arrays (labels, …), lists of names and attributes, and rename the file to its final name."""
         rows = self.rows
         about = {**DatasetAttributes.head(), "digests": DIGESTS, "count": rows}
         about |= {"payload_sha256": self.state.sha256[0], **attributes}
@@ -532,23 +556,23 @@ class DatasetWriter(Resumable):
             write_all(handle, _head(self.layout, self._rows.size // self.layout.row_bytes), 0)
             os.ftruncate(handle, end)
             stored = dict(sorted(DatasetAttributes.of(about, self.out).json().items()))
-            # HDF5 prints a traceback when it meets a full disk while closing a file, so the room is claimed first.
+            # HDF5 prints a traceback when it meets a full disk while closing a file, so the disk space is allocated first.
             tail = sum(array.nbytes for array in arrays.values()) + 64 * sum(map(len, names.values())) + (1 << 12)
             os.posix_fallocate(handle, end, tail)
             with h5py.File(self.partial, "r+", libver=LIBVER, locking=False) as file:
-                # Sorted, so that the same contents are the same bytes whoever put them together.
+                # Sorted, so that equal contents give equal bytes.
                 for name, array in sorted(arrays.items()):
                     file[name] = array
                 for name, words in sorted(names.items()):
                     file.create_dataset(name, (len(words),), h5py.string_dtype(), words)
-                # HDF5's limit of 64 KiB isn't one for text, which lies outside of the attribute itself.
+                # Text may exceed HDF5's limit of 64 KiB for attributes, because it is stored elsewhere.
                 file.attrs.update(stored)
                 file.attrs["contents_sha256"] = contents_digest(stored, arrays, names)
             self.name()
 
 
 def _head(layout: BlockLayout, rows: int) -> bytes:
-    """The bytes of an HDF5 file before a block of that many rows, or bytes. The block itself takes no disk."""
+    """Return the bytes of an HDF5 file that come before a block of `rows` rows (for encoded images, bytes)."""
     with tempfile.NamedTemporaryFile() as scratch:
         with h5py.File(scratch.name, "w", libver=LIBVER) as file:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

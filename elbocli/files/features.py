@@ -1,8 +1,8 @@
-"""Features of images and their statistics, so that no network need see images twice, and how they were made.
+"""Files of image features and of their statistics, so that images need to pass the feature extractor only once.
 
-Features are safetensors: `features` float32 (N, D), `logits` float32 (N, K), `spatial` float32 (N, S) and `labels` int64 (N)
-where there are any; metadata `about`, JSON. Statistics are npz: `mu` [D], `sigma` [D, D] float64 (ADM's and EDM's are read
-too); those of spatial features, where there are any, are `mu_s` and `sigma_s`, as ADM has them; `about`, JSON text.
+Features are safetensors: `features` float32 [N, D], optional `logits` float32 [N, K], `spatial` float32 [N, S] and `labels`
+int64 [N]; metadata `about`, JSON. Statistics are npz: `mu` [D], `sigma` [D, D], float64 (files of ADM and EDM are read too),
+optional `mu_s` and `sigma_s` of spatial features, as in ADM's files; `about`, JSON text.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from elbocli.files.atomic import new_file
 from elbocli.files.reading import check_format, open_file, reading
 from elbocli.files.records import Count, Record, parse_json, stored
 
-if TYPE_CHECKING:  # packing images takes no torch, and asks whether files are pickles
+if TYPE_CHECKING:  # for types only, because packing images needs no torch
     from torch import Tensor
 
 FORMAT = "elbo-features"
 TENSORS = ("features", "logits", "labels", "spatial")
 SUFFIX = ".safetensors"
 LARGEST_FEATURE = 1e20
-"""Bound of what a network says of an image: metrics compute sixth powers of it, which float64 has up to here."""
+"""Largest absolute feature: metrics compute sixth powers, which fit into float64 up to this size."""
 SYMMETRIC = 1e-5
-"""The distance that a covariance may be from its transpose, relative to its largest entry: as single precision leaves it."""
+"""Largest asymmetry of a covariance, relative to its largest entry, that is accepted: single precision leaves such errors."""
 
 
 @stored("`about` of features (safetensors) and statistics (npz)")
 class FeatureFacts(Record, frozen=True, kw_only=True):
-    """The images: how many, of which size and crop, how they were drawn (made), their digest; and the network that saw them.
+    """Facts about the images (number, preprocessing, origin, digest) and about the network that extracted the features.
 
-    feature_precision: in which it computed them. images: beside statistics of others. sha256: of a file of statistics.
+    n: number of images. made: how samples were drawn. feature_precision: precision in which the network ran.
+    images: number of images that a reference names beside its statistics, which may be of other images.
+    sha256: digest of a file of statistics.
     """
 
     REST: ClassVar[str] = "more"
@@ -53,7 +55,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
 
 
 class SavedFeatures(NamedTuple):
-    """Tensors as in the file, and how they were made."""
+    """Content of a features file: its tensors (see the module's docstring), and `about`, which says how they were made."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -63,7 +65,7 @@ class SavedFeatures(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Mean and covariance (over n − 1) of features, and how they were made. spatial: those of spatial features."""
+    """Mean and covariance (divided by n − 1) of features, and how they were made. spatial: statistics of spatial features."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -72,7 +74,7 @@ class Statistics(NamedTuple):
 
 
 def write_features(path: Path, saved: SavedFeatures) -> None:
-    """Write a file of features. Raises DataError when the disk is full."""
+    """Write a file of features. Raises DataError if the disk is full."""
     from elbocli.files.tensor_files import write_tensors
 
     tensors = {name: tensor for name in TENSORS if (tensor := getattr(saved, name)) is not None}
@@ -80,7 +82,7 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
 
 
 def read_features(path: Path) -> SavedFeatures:
-    """Read a file of features. Raises FormatError for anything but finite tensors that go together."""
+    """Read a file of features. Raises FormatError unless it holds finite tensors of the same number of images."""
     import torch
 
     from elbocli.files import tensor_files
@@ -95,12 +97,12 @@ def read_features(path: Path) -> SavedFeatures:
             kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
             fits = tensor.dtype == kind and tensor.dim() == rank and len(tensor) == n > 0
             if not fits or not bool((tensor.abs() <= LARGEST_FEATURE).all() or rank == 1):
-                raise ValueError(f"{name} is not finite {kind} of {n} images")
+                raise ValueError(f"{name} must be finite {kind} for {n} images; extract the features again")
     return SavedFeatures(**tensors, about=about)
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Save as npz, without pickle."""
+    """Write statistics as npz, without pickle. Raises DataError if the disk is full."""
     spatial = statistics.spatial
     more: Any = {} if spatial is None else {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
     about = np.array(json.dumps(statistics.about.json()))
@@ -116,7 +118,7 @@ def is_statistics(path: Path) -> bool:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Load without unpickling. Raises FormatError for anything but finite, matching means and covariances."""
+    """Read statistics from npz, without pickle. Raises FormatError unless means and covariances are finite and match."""
     what = f"{path}: not usable as reference statistics"
     with (
         reading(what, "; expected an npz with mu and sigma"),
@@ -131,11 +133,11 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a mean and a covariance in float64. Raises ValueError when they are none, or don't go together."""
+    """Return a mean and a covariance as float64. Raises ValueError if they are invalid or their sizes differ."""
     square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
     largest = float(np.abs(sigma).max()) if square else np.inf
     if not (largest <= LARGEST_FEATURE**2 and float(np.abs(mu).max()) <= LARGEST_FEATURE):
-        raise ValueError("mu and sigma must be finite, and of the same features")
+        raise ValueError("mu and sigma must be finite float arrays of shapes [D] and [D, D]")
     if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
-        raise ValueError("sigma is no covariance: it is not symmetric, or a variance is negative")
+        raise ValueError("sigma is not a covariance: it is asymmetric, or a variance is negative")
     return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

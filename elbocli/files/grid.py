@@ -1,4 +1,4 @@
-"""Many images as one picture: in rows, those of a class together, behind its name; small ones enlarged by a whole factor."""
+"""Contact sheets: many images as one picture, in rows by class with the class names, small images enlarged by a whole factor."""
 
 import json
 import math
@@ -19,47 +19,50 @@ from elbocli.files.atomic import new_file
 from elbocli.files.records import Record, parse_json, stored
 
 CELL = 96
-"""Pixels: an image is enlarged as often as it fits into so many."""
+"""Largest side of an enlarged image in pixels. The factor is the largest whole number that keeps images within this size."""
 WIDE = 4096
-"""Pixels: nor is a grid made wider than this by it."""
+"""Width of a contact sheet in pixels that enlarging the images may not exceed."""
 NEAR = 4
-"""The part of a square's columns by which a grid may have more or fewer, to leave fewer cells empty."""
+"""The number of columns may differ from that of a square sheet by 1/NEAR of this number, to leave fewer places empty."""
 LARGEST_PICTURE = 89_478_485
-"""Pixels: Pillow, among others, takes more for an attack."""
+"""Largest number of pixels of a picture. Pillow, among others, refuses a larger picture as a decompression bomb."""
 MOST_CLASSES = 16
-"""Classes that have rows of their own, unless each has as many images."""
+"""Largest number of classes that get rows of their own. More classes do, if there are at least as many columns as classes."""
 PLACES = "elbo-grid"
-"""The PNG's text that says where each image is."""
+"""Key of the PNG text chunk that holds the layout."""
 LETTER = 14
-"""Height of the letters of names in pixels, unless rows are lower, or much higher."""
+"""Font size of class names in pixels. It is smaller in rows that are lower, and larger in rows above 8 times this height."""
 MOST_LETTERS = 20
-"""Letters of a name that are shown."""
+"""Length in letters to which class names are shortened."""
 PAPER, INK = 255, 0
-"""Greys of what no image covers, and of letters."""
+"""Grey levels of the background and of the letters."""
 Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
 
 
 def picture(image: np.ndarray) -> Image.Image:
-    """Turn uint8 pixels [H, W, 1 or 3] into an image of Pillow's."""
+    """Convert uint8 pixels [H, W, 1 or 3] to a Pillow image."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def whole_factor(side: int) -> int:
-    """The factor by which an image of that side is enlarged to be seen: as large as fits into CELL."""
+    """Return the whole factor that enlarges an image of that side to at most CELL pixels, at least 1."""
     return max(1, CELL // side)
 
 
 class Group(NamedTuple):
-    """Images that share rows, by their places in an array, and the name of their class ('' where there are none)."""
+    """Images of one class, which share the rows of a contact sheet. name: of the class, or ''. images: indices into an array."""
 
     name: str
     images: Sequence[int]
 
 
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
-    """A group for each class, in the order of their numbers; one without a name when there are no labels.
+    """Group images by class, in the order of class numbers; one group without a name if there are no labels.
 
-    names: of the classes, where known; a number stands for any other. most: groups, of classes from the first to the last.
+    count: number of images.
+    labels: class of each image, [count].
+    names: class names; a class without a name is shown by its number.
+    most: maximum number of groups; if there are more classes, classes spread evenly from the first to the last are taken.
     """
     if labels is None:
         return [Group("", range(count))]
@@ -68,20 +71,20 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
         classes = classes[np.linspace(0, len(classes) - 1, most).round().astype(int)]
     groups = []
     for each in classes:
-        # Without control characters, and those that turn the direction of text.
+        # Control characters and marks of text direction are left out.
         name = "".join(filter(str.isprintable, names[each] if 0 <= each < len(names) else "")).strip()
         groups.append(Group(name or str(each), np.flatnonzero(labels == each).tolist()))
     return groups
 
 
 def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] = ()) -> list[Group]:
-    """Groups of all images: by class, or in their order where most classes have few images or there are none."""
+    """Group images as `by_class` does, but in one group if there are too many classes for rows of their own (MOST_CLASSES)."""
     groups = by_class(count, labels, names)
     return by_class(count, None) if len(groups) > max(MOST_CLASSES, _columns(groups)) else groups
 
 
 def _columns(groups: list[Group]) -> int:
-    """Images in a row: about as many as there are rows, but no more than a group has; of classes, so that few cells are empty."""
+    """Choose the number of images per row: near the number of rows, at most the size of a group, and with few empty places."""
     sizes = [len(group.images) for group in groups]
     square = math.ceil(math.sqrt(sum(sizes)))
     if len(sizes) == 1:
@@ -93,9 +96,12 @@ def _columns(groups: list[Group]) -> int:
 
 @stored("text `elbo-grid` of a PNG")
 class Layout(Record, frozen=True):
-    """Places of images on a picture. height, width: of an image, before it is enlarged `scale` times.
+    """Layout of a contact sheet. Each group begins a new row.
 
-    left: pixels beside the images, for names. Each group begins a row.
+    height, width: size of an image in pixels, before it is enlarged.
+    scale: whole factor of the enlargement.
+    columns: images per row.
+    left: pixels left of the images, for class names.
     """
 
     height: Side
@@ -106,7 +112,7 @@ class Layout(Record, frozen=True):
     groups: list[Group]
 
     def rows(self) -> list[tuple[int, int, Group]]:
-        """The first row of each group, and the number of its rows."""
+        """Return (first row, number of rows, group) for each group."""
         counts = [-(-len(group.images) // self.columns) for group in self.groups]
         return list(zip([0, *accumulate(counts)], counts, self.groups))
 
@@ -117,7 +123,7 @@ class Layout(Record, frozen=True):
         return self.left + self.columns * self.width * self.scale, rows * self.height * self.scale
 
     def places(self) -> list[tuple[slice, slice]]:
-        """The pixels of each image: its rows and columns."""
+        """Return for each image the slices of pixel rows and pixel columns that it takes on the sheet."""
         places = {}
         height, width = self.height * self.scale, self.width * self.scale
         for row, _, group in self.rows():
@@ -127,15 +133,15 @@ class Layout(Record, frozen=True):
         return [places[image] for image in sorted(places)]
 
     def check(self, where: object) -> None:
-        """Raise UsageError when the picture would be too large to be opened anywhere."""
+        """Raise UsageError if the picture has more than LARGEST_PICTURE pixels."""
         width, height = self.size
         if width * height > LARGEST_PICTURE:
-            remedy = "use a smaller --scale, fewer images, or a folder, .npy, .npz or .h5"
+            remedy = "use a smaller --scale, fewer images, or write a folder, .npy, .npz or .h5"
             raise UsageError(f"{where}: a grid of {width} x {height} pixels is too large for a picture; {remedy}")
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
-    """Find places for images of height x width pixels. scale: 0 is so that a cell is easily seen."""
+    """Arrange images of height x width pixels on a contact sheet. scale: whole factor of the enlargement; 0 to choose it."""
     columns, left = _columns(groups), 0
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
     if any(group.name for group in groups):
@@ -145,18 +151,24 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
 
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
-    """Read what `write_grid` wrote into a picture of that width and height. Raises FormatError when it can't be of it."""
-    what = f"{where}: what it says of its images is damaged"
+    """Parse the layout that `write_grid` stored in a picture.
+
+    text: the layout as JSON.
+    size: width and height of the picture.
+    where: the file, for messages.
+    Raises FormatError if the layout is damaged or doesn't fit the picture.
+    """
+    what = f"{where}: its layout of images is damaged"
     layout = Layout.of(parse_json(text, what), what)
     held = sorted(each for group in layout.groups for each in group.images)
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
-        raise FormatError(f"{what}: {len(held)} places for {layout.size}, in a picture of {size}")
+        raise FormatError(f"{what}: {len(held)} images in {layout.size} pixels, but the picture has {size}")
     return layout
 
 
 def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
-    """Draw uint8 images [N, H, W, C] at their places, each pixel as a square of `scale` pixels, and the names."""
+    """Draw uint8 images [N, H, W, C] at their places, each pixel as a square of `scale` pixels, and the class names."""
     width, height = layout.size
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
     for image, place in zip(images, layout.places()):
@@ -164,7 +176,9 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
     drawn, high = picture(sheet), layout.height * layout.scale
     for row, count, group in layout.rows() if layout.left else ():
         font, margin = _lettering(high)
-        strip = Image.new("L", (layout.left, count * high), PAPER)  # of its own: no letter reaches into another's
+        strip = Image.new(
+            "L", (layout.left, count * high), PAPER
+        )  # separate, so that no letter reaches into another group's rows
         ImageDraw.Draw(strip).text((margin, count * high // 2), _cut(group.name), INK, font, anchor="lm")
         drawn.paste(strip, (0, row * high))
     return drawn
@@ -172,9 +186,9 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
 
 @cache
 def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
-    """The font of names beside rows of that height, and the margin at both sides, in pixels.
+    """Return the font of class names for rows `row` pixels high, and the margin left and right of a name, in pixels.
 
-    DejaVu Sans, which matplotlib brings; letters are set one by one, alike on every machine.
+    DejaVu Sans from matplotlib, with Pillow's basic layout, gives the same pixels on every machine.
     """
     import matplotlib
 
@@ -184,17 +198,17 @@ def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
 
 
 def _cut(name: str) -> str:
-    """The name, or as much of it as there is room for."""
+    """Shorten a class name to MOST_LETTERS."""
     return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1].rstrip() + "…"
 
 
 def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:
-    """The images [N, H, W, C] of a grid [height, width, C], pixel for pixel."""
+    """Return the images [N, H, W, C] of a contact sheet [height, width, C] at their original size."""
     return np.stack([sheet[place][:: layout.scale, :: layout.scale] for place in layout.places()])
 
 
 def write_grid(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
-    """Write a grid as PNG, with the places of its images. Raises DataError when the disk is full."""
+    """Write a contact sheet as PNG, with its layout in a text chunk of the PNG. Raises DataError if the disk is full."""
     about = PngInfo()
     about.add_text(PLACES, json.dumps(layout.json()), zip=True)
     with new_file(target) if isinstance(target, Path) else nullcontext(target) as file:

@@ -1,8 +1,8 @@
-"""Conventions of latents: what a network sees of them, and how they become pixels. Imports no numbers: help lists them.
+"""Conventions for latents: how latents are scaled for a network, and how they become pixels.
 
-A dataset of latents keeps mean and standard deviation of the autoencoder's posterior as they come out of it. A
-convention says how a draw z becomes what a network sees, x0 = (z − shift)·scale by channel, which range of pixels
-the autoencoder takes and gives, and which rounding makes levels of those that it gives.
+A dataset of latents holds the mean and standard deviation of the autoencoder's posterior, without scaling. A convention
+defines the network's input x0 = (z − shift)·scale, by channel, for a draw z from the posterior; the range of pixels that the
+autoencoder takes and returns; and the rounding of decoded pixels. No numeric library is imported, so that --help is fast.
 """
 
 import math
@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """input: the range of pixels that the autoencoder was trained on, one of INPUTS. rounding: a name of ROUNDINGS."""
+    """Facts about a convention. input: the autoencoder's pixel range, in INPUTS. rounding: of decoded pixels, in ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"
@@ -23,10 +23,10 @@ class ConventionTraits(NamedTuple):
 
 CONVENTIONS = Registry("latent convention")
 INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
-"""(divisor, offset) of each range: a level p of 0 to 255 goes in as p / divisor + offset."""
+"""Pixel range → (divisor, offset): the autoencoder's input for a pixel value p from 0 to 255 is p / divisor + offset."""
 
 UNKNOWN = "unknown"
-"""In place of the digest of an autoencoder's weights, where only its name is known."""
+"""Stand-in for the digest of an autoencoder's weights if only its name is known."""
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
@@ -42,15 +42,18 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
-    """Shift and scale by channel; where config.json has latents_mean and latents_std, these too."""
-    from elbocli.files.reading import reading  # imports slow down help, which lists the conventions
+    """Return the shift and the scale of each channel, by `config`, the autoencoder's config.json.
+
+    shift: latents_mean, otherwise shift_factor. scale: scaling_factor, divided by latents_std if present.
+    """
+    from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
     with reading("config.json"):
         scale, mean, std = float(config["scaling_factor"]), config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
             mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
         if {len(mean), len(std)} != {channels}:
-            raise ValueError(f"latents_mean and latents_std need {channels} numbers each, one for a channel")
+            raise ValueError(f"latents_mean and latents_std need {channels} numbers each, one per channel")
         return tuple(map(float, mean)), tuple(scale / each for each in std)
 
 
@@ -62,10 +65,10 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
     traits=ConventionTraits("[0,1]", "truncate"),
 )
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
-    """Shift and scale by channel."""
+    """Return EDM2's constant shift and scale of each channel. Raises UsageError unless there are 4 channels."""
     if channels != len(EDM2_MEAN):
         found = f"{len(EDM2_MEAN)} channels, this autoencoder has {channels}"
-        raise UsageError(f"the latent convention edm2 whitens {found}; use diffusers")
+        raise UsageError(f"the latent convention edm2 whitens {found}; use --latent-convention diffusers")
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
@@ -79,16 +82,21 @@ ATTRIBUTES = {
     "pixel_size": "pixel_size",
     "mirrored": "mirrored",
 }
-"""The name of each field of LatentSpace in files."""
+"""Field of LatentSpace → its name among a dataset's attributes and in a run's config.yaml."""
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The autoencoder that made latents, the pixels that it made them of, and how a network sees them.
+    """Latent space: the autoencoder that made latents, the size of its images, and the latents' scaling for a network.
 
-    convention: one of CONVENTIONS. shift, scale: a number per channel, x0 = (z − shift)·scale. input: a key of INPUTS.
-    autoencoder: its folder, as given. pixel_size: side of the images. mirrored: every image is followed by its mirror image.
-    Raises ValueError for values that can't be.
+    convention: one of CONVENTIONS.
+    shift, scale: one number per channel; the network's input is x0 = (z − shift)·scale.
+    input: pixel range of the autoencoder, a key of INPUTS.
+    autoencoder: its folder, as the user gave it.
+    autoencoder_sha256: digest of its weights, or UNKNOWN.
+    pixel_size: side of the images in pixels.
+    mirrored: whether every image is followed by its mirror image.
+    Raises ValueError for impossible values.
     """
 
     convention: str
@@ -112,19 +120,24 @@ class LatentSpace:
 
     @property
     def rounding(self) -> Declaration:
-        """The rounding of decoded pixels, where no other is asked for."""
+        """Default rounding of decoded pixels."""
         from elbocli.core.sampling import ROUNDINGS
 
         return ROUNDINGS[CONVENTIONS[self.convention].traits.rounding]
 
     def attributes(self) -> dict[str, Any]:
-        """Plain values, for a dataset's attributes and a run's config."""
+        """Return the fields as plain values, for a dataset's attributes and a run's config."""
         values = {name: getattr(self, field) for field, name in ATTRIBUTES.items()}
         return values | {"latent_shift": [*self.shift], "latent_scale": [*self.scale], "mirrored": int(self.mirrored)}
 
 
 def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> LatentSpace:
-    """The latent space that attributes describe, for latents of that many channels. Raises FormatError naming `where`."""
+    """Return the latent space that attributes describe.
+
+    channels: number of channels of the latents.
+    where: the file, for messages.
+    Raises FormatError if an attribute is missing or wrong.
+    """
     from elbocli.files.records import convert
 
     said = f"{where}: not usable as latents; pack them again with 'elbo prep --latents DIR'"
@@ -133,5 +146,5 @@ def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> L
         content["mirrored"] = bool(content["mirrored"])
     space: LatentSpace = convert(content, LatentSpace, said)
     if len(space.shift) != channels:
-        raise FormatError(f"{said}: shifts {len(space.shift)} channels, expected {channels}")
+        raise FormatError(f"{said}: {len(space.shift)} shifts for {channels} channels")
     return space

@@ -1,7 +1,7 @@
-"""Errors by noise level, and numbers by image: logs of a run, the least error (elbo-optimum, JSON), likelihoods (TSV).
+"""Loss logs (errors by noise level), optima (the least possible error by noise level; JSON), and likelihoods by image (TSV).
 
-losslog.jsonl is a LossLogHeader, then a LossLogRow per interval, of ‖ε−ε̂‖²/D in each bin of λ. Logs may be concatenated.
-metrics.jsonl has numbers by step, an optimum the mean error in each bin; _se is a standard error.
+losslog.jsonl holds a LossLogHeader, then a LossLogRow per interval: sums of ‖ε−ε̂‖²/D in each bin of λ. Logs may be
+concatenated. metrics.jsonl holds numbers by step. A name that ends in _se means a standard error.
 """
 
 import json
@@ -23,9 +23,9 @@ from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Record, parse_json, read_json, stored
 
 MOST_BINS = 2000
-"""Fitting takes matrices of bins by bins."""
+"""Largest number of bins of λ, because fitting builds matrices of bins × bins."""
 LARGEST = 1e100
-"""Bound of a sum of errors, so that lines add up and a mean can be drawn on a logarithmic scale."""
+"""Largest sum of errors that is accepted, so that intervals can be added and a mean can be drawn on a logarithmic axis."""
 Bins = Meta(min_length=1, max_length=MOST_BINS)
 Edges = Annotated[list[Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]], Meta(min_length=2, max_length=MOST_BINS + 1)]
 Counts = Annotated[list[Count], Bins]
@@ -33,14 +33,14 @@ Sums = Annotated[list[Annotated[float, Meta(ge=0, le=LARGEST)]], Bins]
 
 
 def check_edges(edges: list[float]) -> None:
-    """Raise ValueError for edges of bins that don't rise."""
+    """Raise ValueError if the edges of bins don't increase."""
     if sorted(set(edges)) != edges:
-        raise ValueError("edges must rise")
+        raise ValueError("edges must increase")
 
 
 @stored("metrics.jsonl")
 class MetricsRow(Record, frozen=True):
-    """Numbers by name at a step; None for one that is not finite."""
+    """Metrics after a step. values: by name of the metric; None for a number that is not finite."""
 
     REST: ClassVar[str] = "values"
 
@@ -51,8 +51,10 @@ class MetricsRow(Record, frozen=True):
 
 @stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")
 class LossLogHeader(Record, frozen=True, kw_only=True):
-    """The first line: what the errors are of, and the edges of the λ bins, which rise. floor: of an adaptive schedule, the
-    least density that it ever had, relative to a uniform one. about: the images of a validation.
+    """First line of a loss log: the origin of the errors, and the increasing edges of the λ bins.
+
+    floor: for an adaptive schedule, the least density that it ever had, relative to a uniform density.
+    about: further facts; for a validation, facts about its images.
     """
 
     REST: ClassVar[str] = "about"
@@ -71,9 +73,9 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
 @stored("losslog.jsonl, validation.jsonl: other lines", version=0)
 class LossLogRow(Record, frozen=True):
-    """One interval: for each bin how many errors fell on it since the line before, their sum, and that of their squares.
+    """One interval of a loss log: in each bin, the number, sum and sum of squares of the errors since the previous line.
 
-    weight: where the weighting is learned, w in the middle of each bin, as the interval was trained with it.
+    weight: for a learned weighting, w(λ) at the middle of each bin during the interval.
     """
 
     step: Count
@@ -85,22 +87,27 @@ class LossLogRow(Record, frozen=True):
 
     @property
     def sums(self) -> Tensor:
-        """Count, sum, sum of squares, float64 [3, bins]."""
+        """Count, sum and sum of squares of the errors, float64 [3, bins]."""
         return torch.tensor([self.count, self.sum, self.sumsq], dtype=torch.float64)
 
 
 def text_line(record: Record) -> str:
-    """The line of a log that holds a record."""
+    """Return a record as one line of JSON, with its line feed."""
     return json.dumps(record.json()) + "\n"
 
 
 def header(edges: Tensor, **about: Any) -> str:
-    """The first line."""
+    """Return the first line of a loss log. edges: [bins + 1], increasing λ. about: other fields of LossLogHeader."""
     return text_line(LossLogHeader.of({**LossLogHeader.head(), **about, "edges": edges.tolist()}, "loss log"))
 
 
 def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
-    """One interval. sums: [3, bins] count, sum, sum of squares. weight: [bins] w of a learned weighting."""
+    """Return the line of one interval of a loss log.
+
+    step, images: optimizer updates done and images seen at its end.
+    sums: [3, bins], count, sum and sum of squares of the errors.
+    weight: [bins], w(λ) of a learned weighting.
+    """
     count, total, squares = sums.tolist()
     learned = None if weight is None else weight.tolist()
     return text_line(LossLogRow(step, images, [*map(int, count)], total, squares, learned))
@@ -121,15 +128,20 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
             break
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
-            raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each, as the header before says")
+            raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each, one per bin of the header")
         yield row
     if not bins:
-        raise FormatError(f"{name}: no header in it; expected a loss log ('losslog.jsonl' of a run)")
+        raise FormatError(f"{name}: lacks a header; expected a loss log ('losslog.jsonl' of a run)")
 
 
 @dataclass
 class LossLog:
-    """One or more logs added up. sums: [3, bins]. batch: images per step, as the last line says."""
+    """Sum of one or more loss logs.
+
+    edges: [bins + 1], increasing λ.
+    sums: [3, bins], count, sum and sum of squares of the errors.
+    images: images seen. lines: number of intervals. batch: images per step, from the last line.
+    """
 
     header: LossLogHeader
     edges: Tensor
@@ -140,7 +152,10 @@ class LossLog:
 
 
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
-    """Add up runs, logs and streams, without the intervals up to step `since`. Raises FormatError."""
+    """Add up the loss logs of runs, files and streams. Intervals that end at step `since` or before are left out.
+
+    Raises FormatError for a damaged log or different bins, UsageError without sources.
+    """
     total: LossLog | None = None
     for source in sources:
         for entry in _entries(source):
@@ -149,7 +164,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
                 total = total or LossLog(entry, edges, torch.zeros(3, len(edges) - 1, dtype=torch.float64))
                 if entry.edges != total.header.edges:
                     raise FormatError(
-                        f"{source}: has other bins of logsnr than the log before; fit a schedule to each alone"
+                        f"{source}: its bins of logsnr differ from those of the first log; fit a schedule to each log alone"
                     )
             elif total and entry.step > since:
                 total.sums += entry.sums
@@ -157,7 +172,7 @@ def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
                 total.lines += 1
                 total.batch = max(1, entry.images // max(1, entry.step))
     if total is None:
-        raise UsageError("name a run, a loss log, or - for standard input")
+        raise UsageError("no loss log is given; name a run, a loss log, or - for standard input")
     return total
 
 
@@ -172,11 +187,13 @@ def _entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
 
 
 class LossLogWriter:
-    """Writes a loss log as `elbo train` does, one interval after the other, for `elbo adapt` to fit a schedule to.
+    """Writer of a loss log in the format of `elbo train`, for `elbo adapt` to fit a schedule to.
 
-    path: a new file, or an earlier log with the same bins, which it continues. edges: [bins + 1] rising λ. dimensions:
-    of an example. weighting, schedule, prediction: SPECs, for whoever reads it. Raises DataError when it can't be
-    written.
+    path: a new file, or an earlier log with the same bins, which is continued.
+    edges: [bins + 1], increasing λ.
+    dimensions: numbers per example.
+    specs: weighting, schedule and prediction (SPECs), for readers of the log.
+    Raises DataError if the file can't be written.
     """
 
     def __init__(self, path: Path | str, edges: Tensor, *, dimensions: int, **specs: str):
@@ -185,7 +202,12 @@ class LossLogWriter:
             self._append(header(edges, dimensions=dimensions, **specs))
 
     def write(self, step: int, images: int, sums: Tensor) -> None:
-        """Append an interval. step, images: done and seen so far. sums: [3, bins] since the last interval."""
+        """Append an interval.
+
+        step, images: optimizer updates done and images seen so far.
+        sums: [3, bins], count, sum and sum of squares of the errors since the last interval.
+        Raises DataError if the file can't be written.
+        """
         self._append(line(step, images, sums))
 
     def _append(self, text: str) -> None:
@@ -194,7 +216,7 @@ class LossLogWriter:
 
 
 CLOSE = 1e-9
-"""Part of a bin by which ranges may differ and be the same."""
+"""Tolerance when ranges of λ are compared, as a fraction of the narrowest bin."""
 ENDINGS = (".tsv", ".txt")
 NATS = "nats"
 Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
@@ -202,17 +224,18 @@ Positive = Annotated[int, Meta(ge=1, le=10**15)]
 
 
 class LeastCurve(Record, frozen=True):
-    """The least error in each bin of λ, [bins] each."""
+    """Least possible error of a denoiser in each bin of λ, and its standard error, [bins] each."""
 
     eps_mse: Values
     eps_mse_se: Sums
 
 
 class SampleCheck(Record, frozen=True):
-    """The check of an optimum that a sample of images was asked for.
+    """Check of an optimum that was computed from a random sample of the images instead of all images.
 
-    images: of the sample. sources: those for which all images were asked, too. bias: how much too large the sample's
-    least error is on these, which has been taken off.
+    images: number of images in the sample.
+    sources: number of noised images whose least error was also computed from all images.
+    bias, bias_se: [bins], mean excess of the sample's result on these, which was subtracted; its standard error.
     """
 
     images: Positive
@@ -223,13 +246,18 @@ class SampleCheck(Record, frozen=True):
 
 @stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
 class Optimum(Record, frozen=True, kw_only=True):
-    """The least error of a denoiser that knows a set of images, and what it was found from.
+    """Least possible error of a denoiser for a finite set of images, by noise level, and how the error was computed.
 
-    edges: of the bins of λ, which rise, [bins + 1]. eps_mse, eps_mse_se: [bins]. classes: of a denoiser that is told the
-    class; 0 without. label_dropout: the share of a run's images that it saw without their class; without_class: the least
-    error there. nats: ½∫e* dλ over the range, which is log_images where the range holds all of it. images: the set, mirror
-    images counted where `flip`. sources: images whose noise was looked through, `draws` times each. about: what else is
-    known.
+    edges: [bins + 1], increasing λ.
+    eps_mse, eps_mse_se: [bins], the least error and its standard error.
+    classes: number of classes, for a denoiser that is given the class; 0 otherwise.
+    label_dropout: fraction of a run's training images whose class was hidden from the network.
+    without_class: least error where the class is hidden.
+    nats: ½∫e* dλ over the edges' range, with the least error e*; equal to log_images if the range covers the whole integral.
+    log_images: ln(images); with classes, the mean over images of ln(images of the same class).
+    images: number of images in the set, including mirror images if `flip`.
+    sources, draws: number of images to which noise was added, and draws of noise for each.
+    about: further facts.
     """
 
     REST: ClassVar[str] = "about"
@@ -262,29 +290,31 @@ class Optimum(Record, frozen=True, kw_only=True):
         blind = self.without_class
         curves = [self.eps_mse, self.eps_mse_se, *([blind.eps_mse, blind.eps_mse_se] if blind else [])]
         if {*map(len, curves)} != {bins}:
-            raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, as there are bins")
+            raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, one per bin")
 
     def text(self) -> str:
-        """The file's content."""
+        """Return the optimum as JSON text, the content of its file."""
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
 
     def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """(e*, standard error) in other bins, float64 [bins] each. edges: [bins + 1].
+        """Return the least error e* and its standard error in other bins, float64 [bins] each.
 
-        training: of what training sees, which drops some labels. Raises UsageError where the file doesn't cover them.
+        edges: [bins + 1], of the other bins.
+        training: average the errors with and without the class, as label dropout mixes them in training.
+        Raises UsageError if the file doesn't cover the range of these edges.
         """
         own = torch.tensor(self.edges, dtype=torch.float64)
         slack = CLOSE * float(own.diff().min())
         if float(edges[0]) < own[0] - slack or float(edges[-1]) > own[-1] + slack:
             raise UsageError(
                 f"the optimum covers logsnr {own[0]:g} to {own[-1]:g}, and {edges[0]:g} to {edges[-1]:g} is needed; "
-                f"find it again with --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
+                f"compute it again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
             )
         curves = torch.tensor([self.eps_mse, self.eps_mse_se], dtype=torch.float64)
         if training and (other := self.without_class) is not None:
             blind = torch.tensor([other.eps_mse, other.eps_mse_se], dtype=torch.float64)
             curves = curves.lerp(blind, self.label_dropout)
-        # The mean in other bins of what is constant in each bin.
+        # The mean over each other bin of curves that are constant in each of their own bins.
         integral = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
         right = torch.searchsorted(own, edges.contiguous()).clamp(1, len(own) - 1)
         part = ((edges - own[right - 1]) / own.diff()[right - 1]).clamp(0, 1)
@@ -293,32 +323,35 @@ class Optimum(Record, frozen=True, kw_only=True):
 
 
 def read_optimum(path: Path) -> Optimum:
-    """Read the file. Raises FormatError."""
+    """Read an optimum from its file. Raises FormatError."""
     expect(path, "optimum")
     return Optimum.of(read_json(path), path)
 
 
 Columns = dict[str, np.ndarray]
-"""Numbers of images: index (the dataset's row) and label [N] int64, then others by name, [N] float64; by the first one sorts."""
+"""Table with a row per image: index (the row in the dataset) and label, [N] int64, then other columns, [N] float64.
+
+The first of these other columns is the sort key.
+"""
 
 
 def is_table(path: Path) -> bool:
-    """Tell whether a name says that it is a table."""
+    """Tell whether a file name has the suffix of a table, .tsv or .txt."""
     return path.suffix.lower() in ENDINGS
 
 
 def write_table(path: Path, table: Columns) -> None:
-    """Write a header, then a line for each image; numbers as they are read back. Raises DataError."""
+    """Write a header, then a line per image, with all digits of each number. Raises DataError."""
     rows = zip(*(column.tolist() for column in table.values()))
     write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows]))
 
 
 def read_table(path: Path) -> Columns:
-    """Read a table. Raises FormatError for anything but columns of finite numbers that go together."""
+    """Read a table. Raises FormatError unless it holds columns of finite numbers of equal length."""
     with reading(f"{path}: not usable as likelihoods"):
         names, *lines = [line.split("\t") for line in read_text(path).splitlines()]
         values = np.array(lines, np.float64)
         table = dict(zip(names, values.T, strict=True))
         if len(table) < 3 or not np.isfinite(values).all():
-            raise ValueError("not all columns are finite numbers of images")
+            raise ValueError("expected columns of finite numbers, with a row per image")
         return {**table, "index": table["index"].astype(np.int64), "label": table["label"].astype(np.int64)}

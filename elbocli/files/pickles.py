@@ -1,7 +1,7 @@
-"""Checkpoints of other people's training scripts (.pt, .pth, .pkl), read without running what they name.
+"""Checkpoints of other training programs (.pt, .pth, .pkl), read without running code in them.
 
-A pickle is a program that may call any function. This unpickler knows a few that make tensors and containers; every
-other name becomes a Foreign, which keeps what it is given and does nothing.
+A pickle is a program that may call any function. This unpickler calls only a few functions that make tensors and containers;
+every other class or function becomes a Foreign, which stores its arguments and does nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import load, load_tensors
 
 LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")
-"""Number that torch's files of before 1.6 begin with; they are no archives."""
+"""First bytes of torch's files from before version 1.6, which are not zip archives."""
 DTYPES = "Double float64 Float float32 Half float16 BFloat16 bfloat16 Long int64 Int int32 Short int16 Char int8 Byte uint8 Bool bool"
-"""Names of torch's storages, each with the type of its numbers."""
+"""Names of torch's storage classes, each followed by its dtype."""
 
 
 class Foreign:
-    """Stand-in for an object of a class, or for what a function returns, that a file names.
+    """Stand-in for an object of an unknown class, or for the result of an unknown function, in a pickle.
 
-    name: of the class or function, with its module. args: what it was called with. state: mostly its __dict__. items,
-    values: what a dict or a list of its class holds.
+    name: name of the class or function, with its module.
+    args: arguments of the call.
+    state: state that the pickle gives the object, usually its __dict__.
+    items, values: contents, if the class is a kind of dict or list.
     """
 
     name = ""
@@ -42,7 +44,7 @@ class Foreign:
     values: list[Any]
 
     def __new__(cls, *args: Any, **_: Any) -> Foreign:
-        """Keep the arguments."""
+        """Store the arguments of the call."""
         made = super().__new__(cls)
         made.args, made.state, made.items, made.values = args, None, {}, []
         return made
@@ -54,20 +56,20 @@ class Foreign:
         self.items[key] = value
 
     def append(self, value: Any) -> None:
-        """Keep an item of a list."""
+        """Store an item of a list."""
         self.values.append(value)
 
     add = append
 
 
 def _storage(content: bytes) -> Tensor:
-    """Return a storage that torch.save made into bytes as [n]. Raises FormatError."""
+    """Load a storage from bytes of torch.save, as a tensor [n]. Raises FormatError."""
     stored = load_tensors(io.BytesIO(content), "a storage")
     return torch.empty(0, dtype=stored.dtype).set_(stored)
 
 
 def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """Return a tensor of a storage."""
+    """Return a view of a storage [n], by offset, size and stride in elements."""
     return stored.as_strided(size, stride, offset)
 
 
@@ -86,18 +88,18 @@ KNOWN: dict[str, Any] = {
     "__builtin__.set": set,
     "_codecs.encode": lambda text, _: text.encode("latin-1"),
 }
-"""The only names with a meaning: types of storages, and functions that make tensors and containers."""
+"""Name in a pickle → the type or function that the unpickler uses for it. All other names, except dtypes, become Foreign."""
 
 
-class Unpickler(pickle._Unpickler):  # the one in C takes 64 GB of memory for a damaged PUT
-    """Reads tensors and containers. archive: with the tensors of a .pt file."""
+class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damaged PUT
+    """Unpickler for tensors and containers. archive: the zip archive (.pt) with the tensors' bytes; None for a plain pickle."""
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None = None):
         super().__init__(file, encoding="latin-1")
         self._storages, self._archive = dict[tuple[str, torch.dtype], Tensor](), archive
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name: one of ours, a type of numbers, or a class of Foreign."""
+        """Return the replacement for a name: a value of KNOWN, a dtype, or a subclass of Foreign."""
         full = f"{module}.{name}"
         if full in KNOWN:
             return KNOWN[full]
@@ -107,10 +109,10 @@ class Unpickler(pickle._Unpickler):  # the one in C takes 64 GB of memory for a 
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Return a storage in the archive as [n]. Raises FormatError where it lies elsewhere."""
+        """Load a storage from the archive, as a tensor [n]. Raises FormatError if the storage is elsewhere."""
         _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
-            raise FormatError("it has a tensor outside the file")
+            raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
         if (key, dtype) not in self._storages:
             content = bytearray(_member(self._archive, f"data/{key}"))
             self._storages[key, dtype] = (
@@ -120,14 +122,14 @@ class Unpickler(pickle._Unpickler):  # the one in C takes 64 GB of memory for a 
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a part of torch's archive by its name behind the first slash."""
+    """Return the content of a file in torch's zip archive. name: its path without the first folder."""
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 
 def read_torch_file(path: Path) -> Any:
-    """The content of a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors.
+    """Read a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors, without running code from it.
 
-    Raises FormatError when it is none, or damaged; runs nothing.
+    Raises FormatError if the file is none of these, or is damaged.
     """
     with reading(f"{path}: not usable as a checkpoint"), open_file(path) as file:
         if begins_like_tensors(path):
@@ -144,35 +146,35 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _meta(found: Any) -> dict[Any, Any]:
-    """Return what EDM's torch_utils.persistence says of an object, in the only argument of a call."""
+    """Return the facts that EDM's torch_utils.persistence pickles about an object, as its only argument; empty for others."""
     meta = found.args[0] if isinstance(found, Foreign) and found.args else None
     meta = meta.items if isinstance(meta, Foreign) else meta
     return meta if isinstance(meta, dict) else {}
 
 
 def attributes(found: Any) -> dict[Any, Any]:
-    """Return a pickled object's attributes, its __dict__; none where it is no object, or its file doesn't say them."""
+    """Return the attributes (__dict__) of a pickled object; empty if it has none."""
     state = _meta(found).get("state") or getattr(found, "state", None)
     return state if isinstance(state, dict) else {}
 
 
 def class_name(found: Any) -> str:
-    """Return the name of a pickled object's class: EDMPrecond, Linear; '' where it has none."""
+    """Return the class name of a pickled object, such as EDMPrecond or Linear; '' if it has none."""
     return str(_meta(found).get("class_name") or getattr(found, "name", "")).rpartition(".")[2]
 
 
 def module_state(module: Any) -> dict[Any, Any]:
-    """Return a pickled module's attributes. Raises FormatError for what is no module."""
+    """Return the attributes of a pickled nn.Module. Raises FormatError if the object is not an nn.Module."""
     state = attributes(module)
     if not all(isinstance(state.get(kind), dict) for kind in ("_modules", "_parameters", "_buffers")):
-        raise FormatError("it is no pickled network")
+        raise FormatError("the object is not a pickled network (torch.nn.Module)")
     return state
 
 
 def module_tensors(module: Any) -> dict[str, Tensor]:
-    """Return the tensors of a pickled nn.Module by the names that its state_dict would have. Raises FormatError.
+    """Return the tensors of a pickled nn.Module, by their names in its state_dict. Raises FormatError.
 
-    module: a Foreign of torch's own pickling, or one wrapped by EDM's torch_utils.persistence.
+    module: a Foreign, pickled by torch itself or wrapped by EDM's torch_utils.persistence.
     """
     return dict(_tensors_of(module, ""))
 

@@ -1,7 +1,7 @@
-"""Plug-ins that the user names: files run at start-up, which declare more, and what a run remembers of them.
+"""Plug-ins: files named by the user, which elbo runs at start-up and which declare networks, weightings and more.
 
-elbo runs only a file that the command line or the user's own environment names, never one that a run, a preset or a
-dataset names. A run only records which plug-ins it needs. A program of torch.export (.pt2) that a run holds counts as one.
+elbo runs only a file named on the command line or in the user's environment, never a file named in a run, a preset or a
+dataset. A run only records which plug-ins it needs. A program of torch.export (.pt2) in a run counts as a plug-in.
 """
 
 import sys
@@ -18,36 +18,36 @@ from elbocli.runtime.progress import log
 
 PREFIX = "elbo_plugin_"
 _TRUSTED: set[str] = set()
-"""Digests of the programs that the user has named."""
+"""Digests of the programs (.pt2) that the user has named."""
 _RUN: dict[Path, PluginFile] = {}
-"""Plug-ins that were run."""
+"""Plug-ins run so far, by path."""
 
 
 def defined(file: str, name: str) -> Any:
-    """A thing that a plug-in which was run defines itself; None where it defines none, or wasn't run."""
+    """Return the object `name` that the plug-in `file` defines itself; None if there is none, or the plug-in was not run."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None
 
 
 def trust(path: Path) -> None:
-    """Allow a program of torch.export that the user names to be loaded, also from a run that has a copy of it."""
+    """Record that the user named a program (.pt2), so that elbo may load it, also from a run that holds a copy."""
     _TRUSTED.add(file_sha256(path))
 
 
 def check_trusted(digest: str, path: Path) -> None:
-    """Raise UsageError for a program that no user has named: a run may come from a stranger."""
+    """Raise UsageError unless the user has named the program of this sha256, because a run may come from a stranger."""
     if digest not in _TRUSTED:
         raise UsageError(
-            f"{path}: is a program, which could do anything; if you trust it, add --plugin {path}, in Python plugins=[…]"
+            f"{path}: is a program that can run any code; if you trust its author, add --plugin {path}, or in Python plugins=[…]"
         )
 
 
 def run_plugin(path: Path) -> None:
-    """Run a plug-in, once, or take the module that the user's program has imported it as or is itself.
+    """Run the plug-in at `path`, unless it has been run or imported already, or is the user's main program itself.
 
-    Its folder comes last on sys.path, so that it can import files beside it. Raises UsageError when there is no such file,
-    or it fails.
+    The plug-in's folder is appended to sys.path, so that it can import files beside it.
+    Raises UsageError if the file is missing or fails.
     """
     place = path.resolve()
     if place in _RUN:
@@ -77,21 +77,22 @@ def run_plugin(path: Path) -> None:
 
 
 def plugins_run() -> list[PluginFile]:
-    """Name and digest of each plug-in that was run, sorted: config.yaml remembers them."""
+    """Return name and digest of each plug-in run so far, sorted by name, for config.yaml."""
     return sorted(_RUN.values(), key=lambda plugin: plugin.file)
 
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
-    """Raise UsageError when a run needs a plug-in that was not run; warn of one that has changed since.
+    """Raise UsageError if a run needs a plug-in that was not run; warn about a plug-in that has changed since the training.
 
-    needed: as `plugins_run` returned it when the run was trained. where: the run, for messages.
+    needed: the plug-ins recorded when the run was trained.
+    where: the run, for messages.
     """
     known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
     for plugin in needed or ():
         if plugin.file not in known:
             raise UsageError(
-                f"{where}: was trained with the plug-in {plugin}, which was not named; add --plugin {plugin.file} "
-                "with its folder, or in Python open_run(…, plugins=[…])"
+                f"{where}: needs the plug-in {plugin}, with which it was trained; add --plugin FOLDER/{plugin.file}, "
+                "or in Python open_run(…, plugins=[…])"
             )
         if known[plugin.file] != plugin.sha256:
             log.warning("%s: the plug-in %s has changed since this run was trained with it", where, plugin.file)

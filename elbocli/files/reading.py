@@ -1,4 +1,4 @@
-"""Reading what others may have written: one context manager that turns the errors of libraries into elbo's, files and lines."""
+"""Reading files that may be damaged: a context manager that turns library errors into elbo's errors, and helpers for files."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from elbocli.version import __version__
 
 
 def one_line(error: Exception, most: int = 160) -> str:
-    """The words of a library on an error, in one line; its kind when it says nothing."""
+    """Return a library error's message as one line of at most `most` characters, or the error's type if the message is empty."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
@@ -23,11 +23,14 @@ def one_line(error: Exception, most: int = 160) -> str:
 def reading(
     where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Turn errors in the block, while a file is read or understood, into one of elbo's that begins with the file's name.
+    """Turn library errors in the block, which reads or parses a file, into an elbo error that begins with the file's name.
 
-    where: the file's path, perhaps with ": " and what is wrong with it. then: what to do. kind: the error to raise; a file
-    that this user may not read is always a DataError. on: the errors of libraries that are meant. An error of elbo's that
-    begins with the same path passes; another gets the path in front. Raises `kind`, or the error's own class.
+    where: the file's path, optionally with ": " and a description of the problem.
+    then: end of the message, which says what to do, such as '; get the file again'.
+    kind: class of the error to raise; a file without read permission always gives DataError.
+    on: types of library errors to turn; other library errors pass unchanged.
+    An elbo error that begins with the same path passes unchanged. Any other UsageError, DataError or FormatError gets the path
+    in front, and a UsageError also becomes `kind`.
     """
     try:
         yield
@@ -44,7 +47,7 @@ def reading(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings and the logs of libraries in the block."""
+    """Silence warnings and logs of libraries in the block."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -55,60 +58,64 @@ def quiet() -> Iterator[None]:
 
 
 def check_format(where: object, found: Mapping[str, Any], name: str, known: int = 1, then: str = "") -> None:
-    """Raise FormatError when a file doesn't say that it is of that format, DataError when it is of a later version.
+    """Check the format and version that are recorded in a file.
 
-    name: "" for a format whose files don't say it. known: the version that this elbo writes; it reads those before, too.
-    then: the remedy.
+    where: the file, for messages.
+    found: mapping from the file, with the keys `format` and `version`.
+    name: expected format; "" for a format whose files don't name it.
+    known: version that this elbo writes; it reads earlier versions too.
+    then: end of the FormatError's message, which says what to do.
+    Raises FormatError for another format, DataError for a later version.
     """
     kind, version = found.get("format") if name else "", str(found.get("version", "" if name else 1))
     if kind != name or not re.fullmatch("[1-9][0-9]{0,8}", version):
         raise FormatError(f"{where}: format is {kind!r} version {version}, expected {name!r} version {known}{then}")
     if int(version) > known:
         raise DataError(
-            f"{where}: a later elbo wrote it, in version {version}; elbo {__version__} reads {known}; upgrade elbo"
+            f"{where}: format version {version}, from a later elbo; elbo {__version__} reads up to version {known}; upgrade elbo"
         )
 
 
 def check_file(path: Path | str) -> None:
-    """Raise OSError where a path is no file: nothing there, a folder, a pipe or a device."""
+    """Raise OSError if a path is missing, or if it is a folder, a pipe or a device instead of a regular file."""
     if Path(path).stat() and not Path(path).is_file():
         raise OSError(0, "is no regular file", str(path))
 
 
 def open_file(path: Path | str) -> BufferedReader:
-    """Open a file to read its bytes. Raises OSError, also for a folder, a pipe or a device."""
+    """Open a regular file to read its bytes. Raises OSError for a missing or unreadable file, a folder, a pipe or a device."""
     check_file(path)
     return open(path, "rb")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises FormatError when it can't be read, or is no file."""
+    """Return the bytes of a file. Raises FormatError if it can't be read or is not a regular file."""
     with reading(path), open_file(path) as file:
         return file.read()
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's content, 64 hex digits. Raises OSError when it can't be read."""
+    """Return the sha256 of a file's content as 64 hex digits. Raises OSError if it can't be read."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def add_digests(hexes: Iterable[str]) -> str:
-    """The sum modulo 2²⁵⁶ of sha256 digests, 64 hex digits: the same in any order and grouping.
+    """Return the sum of sha256 digests modulo 2²⁵⁶, as 64 hex digits. The sum doesn't depend on order and grouping.
 
-    So parts that are made apart have the digest of the whole. Raises ValueError when one is not hexadecimal.
+    So datasets that were packed in parts have the digest of the whole. Raises ValueError for a digest that is not hexadecimal.
     """
     return f"{sum(int(digest, 16) for digest in hexes) % 2**256:064x}"
 
 
 def read_text(path: Path) -> str:
-    """A small text file. Raises FormatError when it can't be read, or is no text."""
+    """Read a small UTF-8 text file. Raises FormatError if it can't be read or is not text."""
     with reading(f"{path}: not a text file"):
         return read_bytes(path).decode()
 
 
 def whole_lines(file: IO[Any]) -> Iterator[Any]:
-    """Yield the lines of a log, without a last line that is only partly written: its run was killed, or is writing it."""
+    """Yield the lines of a log, except a last line that is incomplete because its writer was killed or is still writing."""
     for line in file:
         if line.rstrip()[-1:] in ("}", b"}") or line[-1:] in ("\n", b"\n"):
             yield line

@@ -1,6 +1,6 @@
-"""The table of files: how each kind is recognised, and which commands take it; and the files that a command may write.
+"""The table of file kinds: how to recognise each kind, and which commands take it. Also checks of a command's output files.
 
-Messages on a mistaken file say by it what the file is. Each reader checks its own file more closely.
+Error messages use the table to name the kind of a wrong file. Each reader checks its own files more closely.
 """
 
 import os
@@ -20,14 +20,15 @@ PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPE
 MISSING, EMPTY = "no such file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
 HERE = "/"
-"""Begins patterns of files in a folder."""
+"""First character of Kind.names, if its patterns are for the names of files in a folder."""
 
 
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: patterns of the file's name, or, after HERE, of files in the folder; "" for any file. content: a regular expression
-    that the first 4 kB of that file hold. use: the commands that take it, with the path in place of {}.
+    names: patterns of the file's name, or, after HERE, of names in the folder; "" for any file.
+    content: regular expression to find in the first 4 kB of a file with such a name.
+    use: commands that take such a file; {} stands for its path.
     """
 
     name: str
@@ -36,12 +37,12 @@ class Kind(NamedTuple):
     use: str = ""
 
 
-SCHEDULER_USE = "'elbo weights check {}' says which weighting it is, and 'elbo train DATA.h5 --schedule {}' draws noise levels by it"
-MODEL_USE = "its own pipeline draws from it; 'elbo train DATA.h5 -o RUN' trains a network of elbo's"
+SCHEDULER_USE = "'elbo weights check {}' names its weighting, 'elbo train DATA.h5 --schedule {}' draws levels by it"
+MODEL_USE = "sample it with its diffusers pipeline, or train a run of elbo with 'elbo train DATA.h5 -o RUN'"
 PIPELINE_USE = (
     "only its parts are read: its vae/ by 'elbo prep --latents', its scheduler_config.json by 'elbo weights check'"
 )
-PICKLE_USE = "to open it can run code; make an .npz of its mu and sigma (numpy.savez(path, mu=mu, sigma=sigma))"
+PICKLE_USE = "opening it can run code; save its mu and sigma as .npz instead (numpy.savez(path, mu=mu, sigma=sigma))"
 PACK = "'elbo prep {} OUT.h5' packs them"
 SCORE = "'elbo eval {} --ref DATA.h5' scores them"
 DRAW = "'elbo sample {}' draws images from it"
@@ -54,7 +55,7 @@ KINDS = [
         "an autoencoder of diffusers",
         "/config.json",
         b"AutoencoderKL",
-        "'elbo prep SRC OUT.h5 --latents {}' encodes images by it",
+        "'elbo prep SRC OUT.h5 --latents {}' encodes images with it",
     ),
     Kind("a model of diffusers", "/config.json", b"_class_name", MODEL_USE),
     Kind("a scheduler of diffusers", "/scheduler_config.json", b"", SCHEDULER_USE),
@@ -65,14 +66,14 @@ KINDS = [
         "a dataset",
         "",
         rb"\A\x89HDF\r\n\x1a\n",
-        "'elbo train {} -o RUN' trains a run on it, and 'elbo bound RUN {}' measures one",
+        "'elbo train {} -o RUN' trains a run on it, and 'elbo bound RUN {}' measures the bound of a run",
     ),
     Kind("samples", "", rb"\A\x93NUMPY", SCORE),
     Kind(
         "a program of torch.export",
         "*.pt2",
         rb"\APK",
-        "'elbo eval SAMPLES --ref DATA.h5 --extractor {}' sees images by it",
+        "'elbo eval SAMPLES --ref DATA.h5 --extractor {}' extracts features with it",
     ),
     Kind(
         "statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy", "'elbo eval SAMPLES --ref {}' scores samples against them"
@@ -87,10 +88,10 @@ KINDS = [
     Kind("a score card", "", rb"\A# Score card"),
     Kind("a preset", "", rb"\A# A preset"),
     Kind("numbers by step", "", rb'\A{"step"'),
-    Kind("an average of weights", "", b"elbo-ema", "'elbo sample RUN --weights {}' draws images by it"),
+    Kind("an average of weights", "", b"elbo-ema", "'elbo sample RUN --weights {}' draws images with it"),
     Kind("features", "", b"elbo-features", SCORE),
     Kind("a loss log", "", b"elbo-losslog", "'elbo adapt {}' fits a schedule to it"),
-    Kind("a schedule", "", b"elbo-schedule", "'elbo train DATA.h5 --schedule {}' draws noise levels by it"),
+    Kind("a schedule", "", b"elbo-schedule", "'elbo train DATA.h5 --schedule {}' draws noise levels from it"),
     Kind("an optimum", "", b"elbo-optimum", "'elbo adapt --data-only {}' fits a schedule to it"),
     Kind("a config of a run", "", b"format: elbo-run", "'elbo train DATA.h5 --config {}' takes its settings"),
     Kind("a scheduler of diffusers", "", rb"_class_name\W+\w*Scheduler", SCHEDULER_USE),
@@ -98,7 +99,7 @@ KINDS = [
     Kind("a pickle", "", rb"\A\x80[\x02-\x05][^\0]", PICKLE_USE),
     Kind("a file that is none of elbo's", "", b""),
 ]
-"""The first that a path fits is its kind."""
+"""All kinds of files; a path has the first kind that matches."""
 USES = {kind.name: kind.use for kind in KINDS if kind.use}
 MAKERS = {
     "run": "'elbo train DATA.h5 -o RUN' makes one",
@@ -110,7 +111,7 @@ MAKERS = {
     "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
-"""Kinds of files that a command may want → the commands that make them."""
+"""Kind of file that a command may expect → the command that makes such files, for messages."""
 
 RECORD = {
     "config.yaml",
@@ -126,7 +127,7 @@ RECORD = {
 
 
 def recognise(path: Path) -> str:
-    """Return the name of the kind of what lies at a path, or MISSING, EMPTY, PIPE, or that it is out of reach."""
+    """Return the name of a path's kind (see KINDS), or MISSING, EMPTY, PIPE, "an empty folder" or "out of reach (…)"."""
     try:
         if not path.exists():
             return MISSING
@@ -157,13 +158,16 @@ def _head(path: Path) -> bytes:
 
 
 def begins_like_tensors(path: Path) -> bool:
-    """Tell whether a file begins as one of safetensors: the length of a header that it can hold, and a brace. Raises OSError."""
+    """Tell whether a file begins like safetensors: with the length of its header, and a brace. Raises OSError."""
     head = _head(path)
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def instead(path: Path, wanted: str) -> str:
-    """Return a message on a path where a `wanted` of MAKERS was expected: what it is, and what to do with that."""
+    """Return the error message for a path of another kind than expected: the kind that was found, and a remedy.
+
+    wanted: the expected kind, a key of MAKERS.
+    """
     found = recognise(path)
     remedy = USES[found].replace("{}", shlex.quote(str(path))) if found in USES else MAKERS[wanted]
     if found == MISSING:
@@ -176,17 +180,20 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError where nothing is at a path, or another kind of file; the reader judges one of no kind."""
+    """Raise FormatError if a path is missing, or of a kind in USES other than `wanted`, a key of MAKERS. Other kinds pass."""
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))
 
 
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
-    """Raise UsageError for a file that may not be written, DataError where its folder is missing.
+    """Check that a command may write its output files.
 
-    outputs: paths and the kinds of files that are written there, as `recognise` and FOLDER name them; a name without a
-    suffix is a folder's where FOLDER is among them. No kind: nothing is replaced. inputs: the files that the command reads.
+    outputs: paths, and the kinds of files written there, as `recognise` and FOLDER name them. If FOLDER is among the kinds, a
+    path without a suffix is a folder. Without kinds, no file is replaced.
+    inputs: files that the command reads.
+    overwrite: allow replacing a file of these kinds.
+    Raises UsageError for a path that may not be written, DataError if its folder is missing.
     """
     read, seen = [source.absolute() for source in inputs], set[Path]()
     for path, kinds in outputs:
@@ -194,9 +201,9 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
         runs = [run for run in here.parents if run in read or (run / "config.yaml").exists()]
         wrong = ""
         if here in seen:
-            wrong = "is to hold two results; choose another name"
+            wrong = "is named for two results; choose another name for one of them"
         elif any(here.relative_to(run).parts[0] in RECORD for run in runs):
-            wrong = "belongs to a run; choose another name"
+            wrong = "is a file that training writes into a run; choose another name"
         elif not os.path.lexists(path):
             if not folder and not path.parent.is_dir() and path.parent not in inputs:
                 raise DataError(f"{path}: there is no folder {path.parent}; make it first")
@@ -212,13 +219,13 @@ def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Colle
 
 
 def png_names(count: int) -> list[str]:
-    """Return the names of the files in a folder of PNGs."""
+    """Return the file names of `count` images in a folder of PNGs."""
     digits = len(str(max(count - 1, 999999)))
     return [f"{index:0{digits}d}.png" for index in range(count)]
 
 
 def _written_kind(path: Path) -> str:
-    """Name the kind of an output as `recognise` does, but for folders of PNGs and datasets of samples."""
+    """Name the kind of an output as `recognise` does, except for folders of PNGs (FOLDER) and datasets of samples ("samples")."""
     found = recognise(path)
     if path.is_dir():
         names = sorted(os.listdir(path))

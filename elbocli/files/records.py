@@ -1,10 +1,10 @@
-"""Records: what elbo's own files and results hold, as frozen msgspec structs with a field for each key.
+"""Records: contents of elbo's files and results, as frozen msgspec structs with one field per key.
 
-`of` makes a record of what JSON, YAML or HDF5 gave, or raises FormatError with the key's path; `json` gives the object
-back, in the order of the fields. Bounds are declared in the type: Annotated[int, Meta(ge=1)].
+`of` makes a record from parsed JSON, YAML or HDF5, or raises FormatError with the key's path; `json` returns the parsed
+object again, with keys in the order of the fields. Bounds are declared in the type: Annotated[int, Meta(ge=1)].
 
-A field with the default None is left out while it is None; a field that may be None and has no default is written as
-null, and may be missing when `of` reads it. The field that REST names takes all keys that no other field has.
+A field with the default None is omitted while it is None. A field that may be None but has no default is written as
+null, and may be missing when `of` reads it. The field named by REST takes all keys that have no field of their own.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from msgspec.structs import fields
 from elbocli.files.reading import check_format, read_bytes, reading
 
 Count = Annotated[int, Meta(ge=0, le=10**15)]
-"""Steps, images, bytes."""
+"""A number of steps, images or bytes."""
 R = TypeVar("R", bound="type[Record]")
 _fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
-    """A format of elbo's own: the record that it holds, what its files are, the name and version that they say."""
+    """A file format of elbo: the class of its records, and the arguments of `stored`, whose docstring explains them."""
 
     record: type[Record]
     file: str
@@ -38,15 +38,16 @@ class StoredFormat(NamedTuple):
 
 
 FORMATS: dict[type[Record], StoredFormat] = {}
-"""The formats of all modules that have been imported."""
+"""Class of a record → its file format, for the modules imported so far."""
 
 
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
-    """Declare a record as a format of its own.
+    """Declare a record as a file format.
 
-    file: what holds it, for docs/formats.md. name: what the file's key `format` says; "" where there is no such key.
-    version: raised when an earlier elbo would misread the file; 0 for a record without it. remedy: the end of the
-    message about a file of another format.
+    file: name of the file that holds the record, as docs/datasets.md lists it.
+    name: value of the file's key `format`; "" if the file has no such key.
+    version: incremented when an earlier elbo would misread the file; 0 for a record without a version.
+    remedy: end of the error message about a file of another format.
     """
 
     def declare(record: R) -> R:
@@ -57,23 +58,23 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Base of all records. REST: the name of the field that takes keys without a field of their own."""
+    """Base class of all records. REST: name of the field that takes keys without a field of their own."""
 
     REST: ClassVar[str] = ""
 
     def json(self) -> dict[str, Any]:
-        """The object to write, with its format and version first."""
+        """Return the record as a JSON object for a file: format and version (if it has them), then the fields."""
         return {**self.head(), **self.facts()}
 
     @classmethod
     def head(cls) -> dict[str, Any]:
-        """The keys `format` and `version`, where this is a format that has them."""
+        """Return the keys `format` and `version`, for a format that has them."""
         known = FORMATS.get(cls)
         head = {} if known is None else {"format": known.name, "version": known.version}
         return {key: value for key, value in head.items() if value}
 
     def facts(self) -> dict[str, Any]:
-        """The fields as JSON holds them, without format and version."""
+        """Return the fields as JSON values, without format and version."""
         values = {each.name: (getattr(self, each.name), each.default) for each in _fields(type(self))}
         rest = values.pop(self.REST, ({}, None))[0]
         facts = {
@@ -83,7 +84,12 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Read the object that `json` wrote. where: the file, for messages. Raises FormatError, DataError."""
+        """Make a record from a parsed file.
+
+        content: an object as `json` returns it.
+        where: the file, for messages.
+        Raises FormatError if a key is missing or wrong, DataError for a later version.
+        """
         cls.check_head(content, where)
         if isinstance(content, Mapping):
             content = {key: value for key, value in content.items() if key not in ("format", "version")}
@@ -105,13 +111,13 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def convert(content: Any, hint: Any, where: object) -> Any:
-    """A value of that type, made of what a file holds. Raises FormatError with the key's path."""
+    """Convert a parsed value to the type `hint`. Raises FormatError with the key's path."""
     with reading(where, on=(msgspec.ValidationError,)):
         return msgspec.convert(content, hint)
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: records as objects, tuples as lists."""
+    """Convert a value to plain JSON types: records to objects, tuples to lists."""
     if isinstance(value, Record):
         return value.json()
     if isinstance(value, Mapping):
@@ -120,11 +126,11 @@ def plain(value: Any) -> Any:
 
 
 def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
-    """The object of a JSON text. where: the file, for messages. Raises FormatError."""
+    """Parse JSON text that holds an object. where: the file, for messages. Raises FormatError."""
     with reading(f"{where}: not usable JSON"):
         return msgspec.json.decode(text, type=dict[str, Any])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FormatError, DataError."""
+    """Read a JSON file that holds an object. Raises FormatError, DataError."""
     return parse_json(read_bytes(path), path)

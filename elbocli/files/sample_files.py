@@ -1,7 +1,7 @@
-"""Images out: an NPY stream, or .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG grid.
+"""Writing of samples: an NPY stream, or .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG contact sheet.
 
-The NPY header says how many images come, so that a reader notices when the writer died. Files of every kind are made of
-rows that a killed writer goes on with (see `dataset.Resumable`); what is not rows comes at the end.
+The NPY header announces the number of images, so that a reader notices if the writer died. For every other
+format, images are first written to an unfinished file, which a later process can resume (see `dataset.Resumable`).
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from elbocli.runtime.progress import progress
 from elbocli.version import __version__
 
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
-"""Keys of `about` that may change before a killed writer's file is gone on with."""
+"""Keys of `about` that may differ when an unfinished file is resumed."""
 FILE_BYTES = 8192
-"""Bytes of disk that a small file takes besides its content."""
+"""Bytes of disk that a small file needs besides its content."""
 
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
@@ -42,15 +42,17 @@ class SamplesAbout(Record, frozen=True):
 
     @property
     def commands(self) -> list[str]:
-        """Command lines that drew them."""
+        """Command lines that drew the samples."""
         return self.command if isinstance(self.command, list) else [self.command or ""]
 
 
 @dataclass(frozen=True)
 class SamplesHeader:
-    """Samples to be written: shape (N, H, W, C), a label per image (or None), seeds, and words on how they are made.
+    """Description of samples to be written: shape (N, H, W, C), and for each image a label (or no labels) and a seed.
 
-    class_names: of all classes, where there are labels. scale: of a grid, as `lay_out` takes it; the images don't depend on it.
+    class_names: names of all classes, if there are labels.
+    about: facts on how the samples are made.
+    scale: whole factor by which a contact sheet enlarges the images; 0 to choose the factor.
     """
 
     shape: tuple[int, int, int, int]
@@ -62,33 +64,33 @@ class SamplesHeader:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Everything that the images depend on, which must be the same to go on with an unfinished file."""
+        """Return all facts that the images depend on, which must be the same to resume an unfinished file."""
         n, height, width, channels = self.shape
         facts = {**self.about, "n": n, "size": f"{height} x {width} x {channels}"}
         return {key: str(value) for key, value in facts.items() if key not in FREE}
 
     @property
     def about_json(self) -> str:
-        """`about` as text."""
+        """Return `about` as JSON text."""
         return json.dumps(SamplesAbout.of(self.about, "about").json())
 
 
 def npy_header(shape: tuple[int, ...]) -> bytes:
-    """The NPY v1 header of a C-ordered array of uint8."""
+    """Return the NPY v1 header of a C-ordered uint8 array."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
 class StreamSink:
-    """Writes to a binary stream. done: number of images written."""
+    """Writer of samples to a binary stream. done: number of images written."""
 
     partial: Path | None = None
 
     def __init__(self, file: IO[bytes], header: SamplesHeader):
         self.done, self._name = 0, Path(str(getattr(file, "name", "stream")))
         file.flush()
-        # Past the buffer, whose lock a thread would hold that waits for a reader when the process ends.
+        # Unbuffered: at exit, a thread waiting for a slow reader would still hold the lock of the buffer.
         self._file: Any = getattr(file, "raw", file)
         self._write(npy_header(header.shape))
 
@@ -99,16 +101,16 @@ class StreamSink:
                 left = left[self._file.write(left) :]
 
     def put(self, batch: np.ndarray) -> None:
-        """Write the next images, uint8 [b, H, W, C]. Raises DataError when that fails."""
+        """Write the next images, uint8 [b, H, W, C]. Raises DataError if writing fails."""
         self._write(batch.tobytes())
         self.done += len(batch)
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Do nothing: all is written."""
+        """Do nothing: all images are written already."""
 
 
 class FileSink:
-    """Writes to a file in the making. done: number of images that are safe. partial: that file."""
+    """Writer of samples to an unfinished file, `partial`. done: number of images safely on disk. layout: of a contact sheet."""
 
     def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
         self._file, self._header, self._layout = file, header, layout
@@ -116,15 +118,15 @@ class FileSink:
         self.done = file.rows
 
     def put(self, batch: np.ndarray) -> None:
-        """Make the next images safe, uint8 [b, H, W, C]. Raises DataError when the disk is full."""
+        """Write the next images, uint8 [b, H, W, C], and flush them to disk. Raises DataError if the disk is full."""
         self._file.append(batch, self.done + len(batch), {})
         self.done = self._file.rows
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Give the file its name. look: is called after each PNG of a folder. Raises DataError."""
+        """Complete the file and rename it. look: called after each PNG of a folder; may raise to stop. Raises DataError."""
         file, header, out = self._file, self._header, self._file.out
         if self.done != header.shape[0]:
-            raise DataError(f"{out}: {self.done} images came, {header.shape[0]} were announced")
+            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}; run it again")
         with writing(out):
             if isinstance(file, DatasetWriter):
                 _finish_dataset(file, header)
@@ -150,9 +152,9 @@ Sink = StreamSink | FileSink
 
 
 def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
-    """Make an elbo-dataset with the array `seeds` and the attribute `samples`, JSON on how they were drawn."""
+    """Complete a dataset of samples, with the array `seeds` and the attribute `samples` (JSON, their origin)."""
     labels, names = header.labels, header.class_names
-    if labels is None:  # a dataset must have labels: of one class, they tell nothing
+    if labels is None:  # a dataset must have labels: one class stands for none
         labels, names = np.zeros(header.shape[0], np.int64), ["all"]
     about = {"num_classes": len(names), "image_size": header.shape[1], "elbo_version": __version__}
     about |= {"command": header.about.get("command", ""), "samples": header.about_json}
@@ -163,20 +165,21 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
 def open_samples(
     target: Path | IO[bytes], header: SamplesHeader, overwrite: bool = False, wait: float = 0
 ) -> Iterator[Sink]:
-    """Open a binary stream, or a path whose suffix says the format (none: a folder of PNGs), for images to come.
+    """Open a binary stream or a path for writing samples. The path's suffix gives the format; no suffix is a folder of PNGs.
 
-    overwrite: replace what is there, and forget an unfinished file made with other settings. wait: seconds, for another
-    process to leave the file. Raises UsageError for another suffix, an existing file, other settings, a grid that is too
-    large, or a scale of what is no grid; DataError for a full disk.
+    overwrite: replace an existing file, and discard an unfinished file of other settings.
+    wait: seconds to wait for another process to release the file.
+    Raises UsageError for an unknown suffix, an existing file, an unfinished file of other settings, a contact sheet that is too
+    large, or a scale without a contact sheet; DataError if the disk is full.
     """
     suffix = target.suffix if isinstance(target, Path) else None
     if header.scale and suffix != ".png":
-        raise UsageError("--scale enlarges a grid, and this is none; leave it out, or add -o FILE.png")
+        raise UsageError("--scale enlarges a PNG grid, but the output is no PNG; leave --scale out, or add -o FILE.png")
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return
     count, *row = header.shape
-    # The disk for what is made of the rows is claimed too.
+    # Disk space for the final file, which is made of these rows, is allocated too.
     layout, rows = None, BlockLayout(IMAGES, tuple(row), 2 * math.prod(row) + FILE_BYTES)
     file = Resumable(target, rows, 0, count, header.identity)
     if suffix == ".h5":

@@ -1,8 +1,8 @@
-"""Noise levels from files: a fitted schedule (elbo-schedule, YAML), and diffusers' scheduler_config.json.
+"""Noise levels from files: fitted schedules (elbo-schedule, YAML), and diffusers' scheduler_config.json.
 
-The latter is a weighting too: the loss of what its network predicts, under its own timesteps. Only facts of training are
-read: how a sampler spaces or rescales its steps doesn't change the objective. `resolve_schedule` and `resolve_weighting`
-make a schedule and a weighting of what a user types: a name, or the path of such a file.
+A scheduler_config.json also defines a weighting: the mean squared error of its network's output, at its timesteps. Only
+settings of training are read; the spacing or rescaling of a sampler's steps doesn't change the objective. `resolve_schedule`
+and `resolve_weighting` turn the user's text, a name or the path of such a file, into a schedule or a weighting.
 """
 
 import math
@@ -36,14 +36,14 @@ from elbocli.files.yaml_text import read_yaml, yaml_text
 LARGEST_TABLE = 100_000
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
-"""Predictions as diffusers and as elbo names them."""
+"""Name of a prediction in diffusers → its name in elbo."""
 Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
 Positive = Annotated[float, Meta(gt=0)]
 Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class Knot(Record, frozen=True):
-    """The level at a time."""
+    """A knot of a schedule: the noise level `logsnr` at time `t`."""
 
     t: Annotated[float, Meta(ge=0, le=1)]
     logsnr: Level
@@ -51,7 +51,7 @@ class Knot(Record, frozen=True):
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
 class ScheduleFile(Record, frozen=True, kw_only=True):
-    """A fitted schedule. about: how it was made: weighting, criterion, …."""
+    """Content of a schedule file: λ at knots of t, and the range of λ. about: weighting, criterion and other facts on the fit."""
 
     REST: ClassVar[str] = "about"
 
@@ -62,7 +62,7 @@ class ScheduleFile(Record, frozen=True, kw_only=True):
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
-    """The YAML of a tabulated schedule; `origin` says how it was made."""
+    """Return the YAML text of a tabulated schedule. origin: facts on how the schedule was made, for `about`."""
     curve = schedule.curve
     assert isinstance(curve, Table)
     knots = zip(curve.time.tolist(), curve.level.tolist(), strict=True)
@@ -72,7 +72,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
-    """The curve in a schedule file, and all that it says. Raises FormatError."""
+    """Read a schedule file. Returns its curve t → λ, and the whole content. Raises FormatError."""
     expect(path, "schedule")
     file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
@@ -80,7 +80,7 @@ def read_table(path: Path) -> tuple[Table, ScheduleFile]:
 
 
 class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"}):
-    """The keys that elbo reads of diffusers' scheduler_config.json."""
+    """Keys of diffusers' scheduler_config.json that elbo reads."""
 
     class_name: str = ""
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] | None = None
@@ -98,7 +98,7 @@ class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"})
 
 
 def read_config(path: Path) -> tuple[str, ScheduleCurve]:
-    """(prediction, curve) of a scheduler's configuration. Raises FormatError, which says what to change."""
+    """Read the network's prediction (eps, x, v or u) and λ(t) from a scheduler_config.json of diffusers. Raises FormatError."""
     import torch
 
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
@@ -109,7 +109,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     if config.use_dynamic_shifting:
         raise FormatError(
             f"{path}: with use_dynamic_shifting the shift depends on the images; "
-            "write it yourself: u-mse@fm-ot:shift=S with S = -2 log(shift)"
+            "give one shift instead: u-mse@fm-ot:shift=S with S = -2 log(shift)"
         )
     if flow:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.
@@ -118,7 +118,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
         if config.trained_betas is not None:
             betas = torch.tensor(config.trained_betas, dtype=torch.float64)
         elif config.beta_start is None or config.beta_end is None:
-            raise ValueError("it has no beta_start or no beta_end")
+            raise ValueError("beta_start or beta_end is missing")
         else:
             declared = BETAS.find(str(config.beta_schedule))
             betas = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
@@ -127,7 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """The sampler and steps that `elbo grid` made a schedule's file for; None where no file says so. Raises FormatError."""
+    """Return the sampler and steps (text) for which `elbo grid` made a schedule's file; None for others. Raises FormatError."""
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
     said = read_table(schedule.file)[1].about.get("made_for")
@@ -137,10 +137,12 @@ def made_for(schedule: Schedule) -> str | None:
 def resolve_schedule(
     text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
 ) -> Schedule:
-    """`cosine`, `edm:mean=-0.4` or the path of a schedule file, truncated to [low, high].
+    """Return the schedule for a SPEC (`cosine`, `edm:mean=-0.4`) or the path of a schedule file, truncated to [low, high].
 
-    None takes that end from the schedule; clip cuts the range to what it covers. size: of the images, for a declared
-    schedule that has such a parameter and isn't told. Raises ElboError.
+    low, high: range of logsnr; None for the schedule's own end.
+    clip: reduce the range to the range that the schedule covers.
+    size: side of the images in pixels, for a schedule that depends on it, unless the SPEC gives it.
+    Raises ElboError.
     """
     if SCHEDULES.named(text.partition(":")[0]):
         return parse_schedule(text, low, high, clip=clip, size=size)
@@ -164,11 +166,14 @@ def resolve_weighting(
     given: dict[str, float] | None = None,
     size: int | None = None,
 ) -> Weighting:
-    """A weighting as the user wrote it; whatever names a schedule may name a file. size: as in resolve_schedule.
+    """Return the weighting for a SPEC, in which the path of a schedule file may replace the name of a schedule.
 
+    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, if the prediction in the file is v.
+    shift: replace w(λ) by w(λ − shift).
+    monotone: hold w constant at all λ below its peak.
+    given: values of the weighting's parameters by name.
+    size: side of the images in pixels, for a schedule that depends on it.
     Raises ElboError.
-
-    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, where the file says what its network predicts.
     """
     named = is_foreign_loss(text) or text.startswith("schedule:")
     config = None if named else CONFIG.fullmatch(text.strip())
@@ -181,5 +186,5 @@ def resolve_weighting(
 
 
 def finite(value: float) -> float | None:
-    """JSON has no infinity: null."""
+    """Return a number, or None if it is infinite or NaN, because JSON has neither."""
     return value if math.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""Files of tensors: safetensors, torch.load of tensors alone, averages of weights, and programs of torch.export.
+"""Files of tensors: safetensors, files of torch.save, averages of weights, and programs of torch.export.
 
-Reading the first three runs no code. To load a program is to run it, so elbo loads only those that the user names.
+Reading the first three runs no code. Loading a program can run code, so elbo loads only programs that the user names.
 """
 
 import hashlib
@@ -23,13 +23,15 @@ from elbocli.files.records import Count, Record, parse_json, stored
 AVERAGE = "elbo-ema"
 DIGEST = "payload_sha256"
 Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Name of a tensor → its type as safetensors calls it (F32) and its shape."""
+"""Name of a tensor → its type, as named in safetensors (F32), and its shape."""
 
 
 class TensorFile:
-    """A safetensors file whose tensors are read when they are asked for.
+    """A safetensors file, whose tensors are read on request.
 
-    layout: type and shape of each tensor. metadata: text that the file says of itself. Raises FormatError.
+    layout: type and shape of each tensor.
+    metadata: the file's metadata, text by key.
+    Raises FormatError if the file is not safetensors.
     """
 
     def __init__(self, path: Path):
@@ -55,7 +57,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
-    """torch.load of tensors and plain values only. Raises FormatError when the file holds anything else."""
+    """Load tensors and plain values saved by torch.save. name: for messages. Raises FormatError for other objects."""
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():
         if isinstance(source, Path):
@@ -63,14 +65,18 @@ def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
         try:
             return torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise FormatError(f"{what}: refused: it holds more than tensors, and loading it could run code") from error
+            raise FormatError(
+                f"{what}: refused: holds more than tensors, so loading could run code; save only tensors"
+            ) from error
 
 
 @stored("`about` of an average (safetensors)", version=0)
 class AverageFacts(Record, frozen=True):
-    """Origin of an average: the run, its snapshots up to a step, and their shares.
+    """Origin of an average of weights: the run, its snapshots up to a step, and their coefficients.
 
-    trained: facts that tell that run from others. residual: how far the profile is off.
+    spec, std: the average, such as power:std=0.1, and its relative standard deviation.
+    trained: facts that identify the run, to check that the average fits it.
+    residual: error with which the snapshots' averages express the wanted average; 0 is exact.
     """
 
     REST: ClassVar[str] = "more"
@@ -89,9 +95,11 @@ class AverageFacts(Record, frozen=True):
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> None:
-    """Write a safetensors file that says of what kind it is and how it was made, and holds its digest.
+    """Write a safetensors file with its format, its origin and its digest.
 
-    kind: the format's name. Raises DataError when the disk is full.
+    kind: name of the format.
+    about: how the tensors were made.
+    Raises DataError if the disk is full.
     """
     content = memoryview(save({key: value.contiguous() for key, value in tensors.items()}))
     end = 8 + int.from_bytes(content[:8], "little")
@@ -107,7 +115,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:
-    """(how the average was made, the digest of its tensors). Raises FormatError when the file is no such average."""
+    """Return how an average was made, and the digest of its tensors. Raises FormatError if the file is not an average."""
     meta = TensorFile(path).metadata
     check_format(path, meta, AVERAGE, then="; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"
@@ -115,19 +123,19 @@ def read_about(path: Path) -> tuple[AverageFacts, str]:
 
 
 def check_average(path: Path) -> None:
-    """Compare an average's tensors with its digest. Raises FormatError when it differs."""
+    """Compare an average's tensors with its digest. Raises FormatError if they differ."""
     with reading(path), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != read_about(path)[1]:
-        raise FormatError(f"{path}: damaged: its tensors are not what was written; make it again with 'elbo ema'")
+        raise FormatError(f"{path}: damaged: tensors differ from the file's digest; make it again with 'elbo ema'")
 
 
 def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
-    """Return the program in a file, with its inputs and outputs; loading it may run code.
+    """Load a program of torch.export, which may run code.
 
-    export: a line of Python that makes one for batches of any size; "" for one of a feature extractor. Raises FormatError
-    when the file is no program, or takes batches of one size alone.
+    export: Python code that exports such a program for any batch size, for messages; "" for a feature extractor's code.
+    Raises FormatError if the file is not a program, or takes batches of only one size.
     """
     export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"
     wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"
@@ -136,12 +144,12 @@ def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
     # torch.export makes a program for batches of one size unless told otherwise.
     shape = next((value.shape for value in user_inputs(program)), None)
     if shape and isinstance(shape[0], int):
-        raise FormatError(f"{path}: takes batches of {shape[0]} images alone; export it for any size, by {export}")
+        raise FormatError(f"{path}: takes only batches of {shape[0]} images; export it for any batch size, by {export}")
     return program
 
 
 def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
-    """Return tensors without memory, shaped like those that a program is called with."""
+    """Return fake tensors, which take no memory, with the shapes of a program's inputs."""
     names = program.graph_signature.user_inputs
     nodes = [node for node in program.graph.nodes if node.name in names]
     return [node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]

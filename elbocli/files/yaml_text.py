@@ -1,4 +1,4 @@
-"""YAML, read and written by libyaml's safe loader: plain mappings, in which a date is text and 1e-4 a number."""
+"""Reading and writing of plain mappings as YAML, by PyYAML's safe loader; dates stay text, and 1e-4 is a number."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ INT = re.compile(r"[-+]?[0-9]+")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml's safe loader, in which a date is text, 1e-4 a number, and a key has one value."""
+    """Safe loader that keeps dates as text, reads 1e-4 as a number, and refuses a key given twice."""
 
     yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0].endswith((":null", ":bool"))]
@@ -25,7 +25,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str) or key in found:
-                wrong = "given twice" if key in found else "no text"
+                wrong = "given twice" if key in found else "not text"
                 raise ValueError(f"key {key!r} is {wrong}, in line {key_node.start_mark.line + 1}")
             found[key] = self.construct_object(value_node, deep=True)
         return found
@@ -42,21 +42,21 @@ for _class in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str, name: object) -> dict[str, Any]:
-    """The mapping that a YAML text holds. name: the file, for messages. Raises FormatError, with the line."""
+    """Parse YAML text that holds a mapping. name: the file, for messages. Raises FormatError with the line."""
     with reading(f"{name}: not usable YAML"):
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ValueError("an alias, such as *name; write it out")
+            raise ValueError("the text has an alias, such as *name; write the alias's value out")
         value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, dict):
-            raise ValueError("expected 'key: value' lines")
+            raise ValueError("expected lines of the form 'key: value'")
         return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises FormatError, DataError."""
+    """Read a YAML file that holds a mapping. Raises FormatError, DataError."""
     return parse_yaml(read_text(path), path)
 
 
 def yaml_text(value: dict[str, Any]) -> str:
-    """Plain block YAML, keys in the order given."""
+    """Return a mapping as block YAML, with keys in their given order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

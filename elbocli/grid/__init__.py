@@ -1,1 +1,1 @@
-"""`elbo grid`: the levels that a sampler visits, made for a run."""
+"""`elbo grid` chooses the noise levels that a sampler visits, for a given run."""

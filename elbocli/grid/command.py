@@ -1,4 +1,4 @@
-"""`elbo grid`."""
+"""Command line of `elbo grid`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,8 @@ import click
 
 from elbocli.cli.commands import (
     PATH,
-    SEED,
     Command,
     Named,
-    Output,
     batch_option,
     common,
     device_options,
@@ -20,6 +18,8 @@ from elbocli.cli.commands import (
     option,
     overwrite_option,
     plugin_option,
+    schedule_options,
+    seed_option,
     value,
     weights_option,
 )
@@ -38,7 +38,7 @@ from elbocli.core.sampling import GRIDS
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
     default="ddpm",
-    help="The sampler that will walk it: NAME, NAME:key=value,… or NAME:PRESET.",
+    help="The sampler to use it with: NAME, NAME:key=value,… or NAME:PRESET.",
 )
 @option("--steps", type=value(int, ge=2, le=10_000), help="Number of levels.  [default: 128, or the sampler preset's]")
 @guidance_options
@@ -49,19 +49,12 @@ from elbocli.core.sampling import GRIDS
     help="Class of trajectory i: i mod K, random, or a repeated list of numbers or names.",
 )
 @option("-n", "--images", type=value(int, ge=1, le=10_000), default=32, help="Trajectories to measure along.")
-@option("--seed", type=SEED, default=0, help="Seed of their noise.")
-@option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the log after this step.")
-@option(
-    "--floor",
-    type=value(float, gt=0, le=1),
-    default=0.01,
-    help="Smallest density of an entropic or rescaled grid, relative to a uniform one.",
-)
-@option("-o", "--out", type=Output("a schedule", stdout=True), default="-", help="The file that the schedule goes to.")
+@seed_option
+@schedule_options
 @option(
     "--report",
     is_flag=True,
-    help="Print levels, the error of each step and other grids' as one JSON object; write the schedule only to -o.",
+    help="Print levels and errors, also of other grids, as one JSON object; write the schedule only to -o.",
 )
 @weights_option
 @batch_option
@@ -70,12 +63,12 @@ from elbocli.core.sampling import GRIDS
 @plugin_option
 @common
 def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
-    """Make the grid of noise levels on which a sampler draws from RUN with few steps.
+    """Find the noise levels for sampling RUN in few steps.
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
-    measures the error of each step along the run's own trajectories, and moves the levels until all steps err alike. For
-    ddpm, and for the other kinds, the run's loss log says enough. Standard error shows what all steps are expected to
-    do wrong, on this and on other grids.
+    measures the error of each step along the run's own trajectories, and moves the levels until all steps have equal
+    errors. For ddpm, and for the other kinds, the run's loss log suffices. Standard error shows the expected error of
+    all steps, on this and on other grids.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid
@@ -83,7 +76,7 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
 
     kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
     text, made = make_grid(run, kind, sampler, guidance=guidance_of(options), **options)
-    log.info(f"{made.steps} levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
+    log.info(f"grid of {made.steps} noise levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
     for name, found in made.grids.items():
-        log.info(f"{name}: {made.unit} {found.summed:.4g} in all steps, {found.largest:.4g} in the worst")
+        log.info(f"errors on {name}: {found.summed:.4g} in all steps, {found.largest:.4g} in the worst ({made.unit})")
     hand_out(text, out, made.json() if report else None)

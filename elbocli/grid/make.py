@@ -1,4 +1,4 @@
-"""Make a grid for a run: from its loss log, or by measuring the errors of a sampler's steps on its own network."""
+"""Make a grid of noise levels for a run, from its loss log, or from errors measured on a sampler's steps with its network."""
 
 import math
 from contextlib import suppress
@@ -28,8 +28,9 @@ from elbocli.version import __version__
 
 
 class GridErrors(Record, frozen=True):
-    """The errors of a sampler's steps on one grid, as they count for the data: their sum, the largest, and the error at the
-    end of the whole walk, None where only its distribution could be wrong.
+    """Errors that a sampler's steps on one grid of noise levels cause in the drawn data.
+
+    summed, largest: sum and largest of the steps' errors. final: error of the drawn images; None for ancestral samplers.
     """
 
     summed: float
@@ -39,12 +40,14 @@ class GridErrors(Record, frozen=True):
 
 @stored("result of elbo grid --report (JSON)")
 class GridReport(Record, frozen=True):
-    """A grid, what each of its steps does wrong, and what steps on other grids do.
+    """A grid of noise levels, the errors of a sampler's steps on the grid, and the errors on other grids.
 
-    levels: λ, rising. errors: of the step from each level, the last one's to clean data, in what `unit` says. spread:
-    the largest over the least. order: p, where a step's error goes like its width to the power p + 1. rounds: in which
-    the steps were made alike; None for a grid that follows from the log. evaluations: of networks for each
-    trajectory, in all that was measured. grids: this one and others of as many steps, by name.
+    levels: noise levels λ, rising.
+    errors: error of the step from each level, in `unit`; the last step goes to clean data.
+    spread: largest error divided by the smallest. grids: errors by name of grid, for this and others with as many steps.
+    order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
+    rounds: iterations that equalised the errors; None for a grid from the loss log.
+    evaluations: network evaluations per trajectory, in all measurements.
     """
 
     run: str
@@ -68,7 +71,7 @@ class GridReport(Record, frozen=True):
 
 
 CELLS = 64
-"""Cells of the fine solution, or four times the steps if those are more."""
+"""Number of steps of the fine reference solution, unless four times the number of the grid's steps is larger."""
 
 
 @torch.inference_mode()
@@ -91,12 +94,14 @@ def make_grid(
     device: str,
     precision: str,
 ) -> tuple[str, GridReport]:
-    """Make a grid for the run or checkpoint at `path`: the text of its file, and the errors of steps on it and others.
+    """Make a grid of noise levels for a run; return the text of its schedule file, and a report on errors.
 
-    steps: None is the sampler's usual number. images: trajectories to measure along. guide, guide_weights, weights, batch: as
-    SampleSettings has them. since, floor: as `elbo adapt` takes them.
-    Raises UsageError for settings that don't fit the run, FormatError when it is no run, DataError for one that has no log
-    and needs one, or whose estimates are not finite.
+    path: run or checkpoint. kind: declaration in GRIDS.
+    steps: None for the sampler's default. images: number of trajectories along which errors are measured.
+    guide, guide_weights, weights, batch: as in SampleSettings. since: step after which intervals of the loss log are used.
+    floor: smallest density of a grid fitted to the loss log, relative to a uniform density.
+    Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a
+    loss log that is needed, or when estimates are not finite.
     """
     steps, ancestral = steps or sampler.traits.steps, sampler.traits.ancestral
     place, worse = choose_device(device), None
@@ -104,7 +109,7 @@ def make_grid(
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
-        log.warning(f"the errors of {sampler.spec} are the loss log's, which knows no guidance")
+        log.warning(f"the errors of {sampler.spec} are from the loss log, which knows no guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(precision, place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
@@ -114,7 +119,7 @@ def make_grid(
     denoisers = [drawer.denoiser(some) for some in parts]
 
     def denoise(z: Tensor, logsnr: float) -> Tensor:
-        """x̂ of all trajectories, in the network's precision."""
+        """Return x̂ of all trajectories, computed batch by batch in the network's precision."""
         with arithmetic.applied(), arithmetic.autocast():
             return torch.cat([ask(some, logsnr) for ask, some in zip(denoisers, z.split(batch), strict=True)])
 
@@ -140,7 +145,7 @@ def make_grid(
     schedule = kind(fitted, lambda: equal.grid if equal else [])
     levels = levels_of(schedule)
     grids = {kind.name: levels, **plain}
-    with suppress(ElboError):  # without a log
+    with suppress(ElboError):  # these grids need a loss log
         for other in ("entropic", "rescaled"):
             grids.setdefault(other, levels_of(GRIDS[other](fitted, list)))
     found = errors(levels)

@@ -1,1 +1,1 @@
-"""From strangers' files to squares of pixels: archives, layouts, classes, labels, decoding, crops."""
+"""Reading of users' images: archives, layouts, classes, labels, decoding, and crops to squares of pixels."""

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a square of uint8 pixels. Needs Pillow and numpy, not torch."""
+"""Decoding of an image file to a square of uint8 pixels. Needs Pillow and numpy, not torch."""
 
 import io
 import warnings
@@ -17,8 +17,8 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
     *("BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF"),
 )
-"""Formats that are decoded. Others hold images of others, such as icons, or run programs on the file (PostScript)."""
-# Pillow's warnings about odd files are left out: what matters is raised, file by file.
+"""Image formats to decode. Other formats of Pillow hold icons and the like, or run programs (PostScript)."""
+# Pillow's warnings about odd files are ignored, because errors are raised for each file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
 MODES = {0: "RGB", 1: "L", 3: "RGB"}
@@ -28,35 +28,35 @@ BOX, BICUBIC, LANCZOS = Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Re
 Colour = int | tuple[int, ...]
 
 
-# Ways from an image of any shape to a square
+# Crops of an image of any shape to a square
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
-    """Crop as ADM does: halve by BOX while at least twice too large, bicubic to the short side, cut the middle.
+    """Centre crop of ADM: halve by BOX while both sides are at least 2·size, resize the short side bicubically, and crop.
 
-    Source: Dhariwal & Nichol 2021, the preparation of their training images.
+    Source: Dhariwal & Nichol 2021, preparation of the training images. Raises DataError for a too elongated image.
     """
     while min(image.size) >= 2 * size:
         image = halve(image)
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before it is cut")
+        raise DataError(f"too long and thin for {size} pixels: {width} x {height} before the crop; use another --crop")
     return _middle(image.resize((width, height), BICUBIC), size)
 
 
 def edm(image: Image.Image, size: int) -> Image.Image:
-    """Cut the middle square at full size, then Lanczos: EDM's center-crop."""
+    """Centre crop of EDM: cut out the middle square, then resize by Lanczos."""
     return _middle(image, min(image.size)).resize((size, size), LANCZOS)
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """Resize to the square by Lanczos, whatever the shape: nothing is cut, proportions are lost."""
+    """Resize to a square by Lanczos without cropping; proportions are lost."""
     return image.resize((size, size), LANCZOS)
 
 
 def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
-    """Resize the long side by Lanczos, and add bars of the background's colour."""
+    """Resize the long side by Lanczos, and pad the short side with the background colour."""
     scale = size / max(image.size)
     inner = image.resize([max(1, round(side * scale)) for side in image.size], LANCZOS)
     square = Image.new(image.mode, (size, size), background)
@@ -65,9 +65,9 @@ def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
 
 
 def none(image: Image.Image, size: int) -> Image.Image:
-    """Take images as they are. Raises DataError for one of another size."""
+    """Return the image unchanged. Raises DataError if its size is not (size, size)."""
     if image.size != (size, size):
-        raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none takes only those of --size {size}")
+        raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none needs images of --size {size}")
     return image
 
 
@@ -78,7 +78,7 @@ CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {
     "pad": (pad, "lanczos"),
     "none": (none, "none"),
 }
-"""Functions of (image, size), and their resampling for the dataset's attributes."""
+"""Name of a crop → its function of (image, size), and its resampling filters as the dataset's attributes name them."""
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -87,13 +87,13 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
 
 
 def halve(image: Image.Image) -> Image.Image:
-    """`image.resize` to half of each side (rounded down) by BOX: the same pixels, in two thirds of the time.
+    """Halve each side (rounded down) by BOX: the same pixels as `image.resize`, in two thirds of the time.
 
-    Pillow resizes one axis after the other, rounding in between. Along an axis of even length BOX is the rounded
-    mean of two, which `reduce` does faster.
+    Pillow resizes one axis after the other, and rounds in between. For an axis of even length, BOX is the rounded
+    mean of two pixels, which `reduce` computes faster.
     """
     width, height = image.size
-    if 10 * height > 19 * width:  # since Pillow 13 these are resized vertically first
+    if 10 * height > 19 * width:  # since Pillow 13, tall images are resized vertically first
         return image.resize((width // 2, height // 2), BOX)
     image = image.resize((width // 2, height), BOX) if width % 2 else image.reduce((2, 1))
     return image.resize((width // 2, height // 2), BOX) if height % 2 else image.reduce((1, 2))
@@ -104,10 +104,13 @@ def halve(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Settings that decide how an image becomes a square.
+    """Settings for turning an image into a square.
 
-    channels: 1, 3, or 0 for as many as the file has. background: a colour that transparency is laid on and that pads;
-    '' drops alpha. auto_orient: turn as EXIF says. grey_expected: count an image in colour as changed when it becomes grey.
+    size: side of the square in pixels. crop: a key of CROPS.
+    channels: 1, 3, or 0 for the channels of the file.
+    background: colour behind transparent pixels and of padding; '' drops the alpha channel and pads with white.
+    auto_orient: rotate by the EXIF orientation.
+    grey_expected: if an image in colour is made grey, report this as a change.
     """
 
     size: int = 0
@@ -119,13 +122,13 @@ class DecodeOptions:
 
     @property
     def colour(self) -> Colour:
-        """The background in the image's channels; white unless given. Raises UsageError."""
+        """Return the background colour in the image's channels; white by default. Raises UsageError."""
         with reading("background", "; try white, black or #8090a0", UsageError):
             return ImageColor.getcolor(self.background or "white", MODES[self.channels])
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open without decoding. Never runs another program. Raises DataError."""
+    """Open an image without decoding it. Never runs another program. Raises DataError."""
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -133,12 +136,12 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
-    """Decode an image file. Returns (image in 1 or 3 channels, what had to be changed: '' or e.g. 'alpha dropped').
+    """Decode an image file. Returns the image in 1 or 3 channels, and the changes made: '' or e.g. 'alpha dropped'.
 
-    16-bit grey is scaled by 1/257. An animation gives its first frame. Transparency is dropped, and EXIF's orientation
-    ignored, as in ADM, unless `how` says otherwise. Raises DataError.
+    16-bit grey is scaled by 1/257. An animation gives its first frame. As in ADM, transparency is dropped and EXIF's orientation
+    ignored, unless `how` says otherwise. Raises DataError.
     """
-    # Pillow's decoders raise anything on damaged files.
+    # Pillow's decoders raise exceptions of any type for damaged files.
     with reading("does not decode", kind=DataError), open_image(content) as image:
         changes = ["first frame of several"] if getattr(image, "is_animated", False) else []
         image.load()
@@ -154,13 +157,13 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def header_shape(content: bytes) -> Shape:
-    """Read (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises Pillow's errors."""
+    """Return (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises Pillow's errors."""
     image = open_image(content)
     return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
-    """Convert to grey or RGB. Returns (image, what that changed)."""
+    """Convert an image to grey or RGB. Returns the image, and the change made."""
     mode = image.mode
     target = MODES[how.channels or (1 if mode in PLAIN_GREY else 3)]
     if mode[0] in "IF":
@@ -182,7 +185,7 @@ def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray, str]:
-    """Make a square of a file or of pixels [H, W, C]. Returns (uint8 [size, size, channels], what had to be changed).
+    """Make a square uint8 [size, size, channels] from an image file or pixels [H, W, C]. Returns its pixels, and the changes.
 
     Raises DataError.
     """

@@ -1,9 +1,9 @@
-"""Classes of images in users' files, where a class is a word (a folder's name) or a number, and the classes' own order.
+"""Classes of images from the user's files. A class is a word (a folder's name) or a number.
 
-`--labels FILE`: lines of NAME CLASS, CSV with or without a heading, or one class a line in the order of the names
-(ILSVRC's ground-truth list), or an array of numbers (.npy). EDM's dataset.json; webdataset's files beside each image.
-`--classes FILE`: a class a line, KEY or KEY<tab>NAME or KEY NAME, or the meta.mat of ILSVRC's devkit. An image's own
-word for its class is the key; the name is for people.
+`--labels FILE`: lines of NAME CLASS, CSV with or without a heading, one class a line in the order of the image names
+(ILSVRC's ground-truth list), or an array of numbers (.npy). Also EDM's dataset.json, and webdataset's files beside each image.
+`--classes FILE`: one class a line, KEY or KEY<tab>NAME or KEY NAME, or the meta.mat of ILSVRC's devkit. KEY is the word for a
+class in the images' labels; NAME is shown to people.
 """
 
 import csv
@@ -22,15 +22,15 @@ from elbocli.images.registry import Entries, ImageRef, Span, Word, check_labels
 from elbocli.runtime.progress import log
 
 BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
-"""A class, and where in the image it is: Kaggle's PredictionString, Tiny ImageNet's annotations."""
+"""A class followed by a bounding box: Kaggle's PredictionString, Tiny ImageNet's annotations."""
 NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s")
-"""A line that begins with a WordNet ID or a number."""
+"""Start of a line with a WordNet ID or a number."""
 SIDECARS = (".cls", ".json", ".txt")
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 
 def lines_of(path: Path) -> list[str]:
-    """Read a user's text file. Raises DataError when it isn't text, or empty."""
+    """Return the non-empty lines of a user's text file. Raises DataError if it is not text, or empty."""
     with reading(path, kind=DataError):
         lines = [line for line in Span(str(path)).read().decode("utf-8-sig").splitlines() if line.strip()]
         if not lines:
@@ -44,11 +44,12 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read --labels. Returns (a class for each of the names, None where it has none or two; whether it is a bare list).
+    """Read the file of --labels. Returns each image's class (None for none, or for two), and whether the file is a bare list.
 
-    A name in the file may be the whole path, a longer one, the last part, or that without its suffix. An array of numbers
-    (.npy) has one for each image, counted from 0. A bare list's numbers are WNIDs where ILSVRC's meta.mat lies beside it.
-    Raises DataError when a list's length is not that of the images, or no name is there.
+    A name in the file may be the whole path, a longer path, the file name, or the file name without its suffix. An array (.npy)
+    has a number for each image, counted from 0. A bare list has one class a line without names; its numbers are those of
+    ILSVRC's meta.mat if meta.mat lies beside the list.
+    Raises DataError if the list's length is not the number of images, or the file names none of the images.
     """
     if path.suffix == ".npy":
         with reading(f"{path}: not usable as labels", kind=DataError), open_file(path) as file:
@@ -56,10 +57,12 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     lines = lines_of(path)
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
-            raise DataError(f"{path}: {len(lines)} lines for {len(names)} images; expected a class each, or NAME CLASS")
+            raise DataError(
+                f"{path}: {len(lines)} lines for {len(names)} images; expected a line for each, or NAME CLASS"
+            )
         numbers, meta = [_word(line) for line in lines], path.with_name("meta.mat")
         if isinstance(numbers[0], int) and meta.is_file():
-            log.warning(f"{path}: its numbers are those of {meta}")
+            log.warning(f"{path}: the numbers in this file are read as class numbers of {meta}")
             wnids: dict[Word, Word] = dict(enumerate(read_meta(meta)[0], 1))
             with reading(f"{path}: not ILSVRC's numbers, 1 to {len(wnids)}", kind=DataError):
                 numbers = [wnids[number] for number in numbers]
@@ -88,9 +91,9 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
-    """Read classes from EDM's dataset.json, None where an image has none; None when it says that there are none at all.
+    """Return the class of each image of `names` from EDM's dataset.json, `ref`: None for an image that the file doesn't list.
 
-    Raises DataError.
+    Returns None instead of a list if the file has no labels. Raises DataError.
     """
     with reading("dataset.json: expected 'labels', a list of [name, number]", kind=DataError):
         labels = json.loads(bytes(ref.read())).get("labels")
@@ -101,10 +104,10 @@ def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
 
 
 def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
-    """Sort webdataset's samples. Returns (the images, and their classes).
+    """Separate webdataset's images from their label files. Returns the images, and their classes.
 
-    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name);
-    None for an image without, and instead of the list when no image has one. Raises DataError.
+    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name). An image
+    without such a file has the class None. If no image has a class, None is returned instead of a list. Raises DataError.
     """
     sides: dict[str, Entries] = {}
     images, keys = Entries(), []
@@ -134,15 +137,15 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
     return None
 
 
-# Their numbers
+# Numbers of classes
 
 
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
-    """Read --classes. Returns (what images call the classes, what people call them), both in the order of the classes.
+    """Read the file of --classes. Returns the classes' keys (their words in the labels) and their names for people, in order.
 
-    words: the images' words for their classes; none when they have numbers.
-    A line is a key as it stands where it is such a word, or where no word is the beginning of a line. For numbers it
-    is a name, after its number or WordNet ID if it begins with one. Raises DataError when a class stands there twice.
+    words: the images' words for their classes; empty if the labels are numbers.
+    A whole line is a key if it is one of `words`, or if no line begins with one of them. If labels are numbers, a line is the
+    class's name, perhaps after a number or WordNet ID. Raises DataError if a class is listed twice.
     """
     if path.suffix == ".mat":
         return read_meta(path)
@@ -160,9 +163,9 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
 
 
 def read_meta(path: Path) -> tuple[list[str], list[str]]:
-    """Read WNIDs and words of ILSVRC's 1000 classes, in the order of its ground-truth list: number k is the k-th, from 1.
+    """Read WordNet IDs and words of ILSVRC's 1000 classes from meta.mat, in the order of the numbers in its ground-truth list.
 
-    Raises DataError when it isn't the devkit's meta.mat.
+    Raises DataError if the file is not the devkit's meta.mat.
     """
     from scipy.io import loadmat
 
@@ -174,11 +177,13 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
 
 
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
-    """Number the classes. Returns (each image's number, −1 where its class isn't listed; the classes' names).
+    """Number the classes from 0. Returns the class number of each image (−1 if its class isn't listed), and the class names.
 
-    words: each image's word for its class, or its number. Numbers count from 0; from 1 in ILSVRC's meta.mat and in a bare
-    list without a 0. known: the classes of the sources in their order, which count without images too, if these are
-    all. listed: --classes. bare: the words are a list without names. Raises DataError for a number without a class.
+    words: class of each image, a word or a number. Numbers count from 0; from 1 with ILSVRC's meta.mat, and in a bare list
+    without a 0.
+    known: names of the sources' classes in order. If they include all words, all of them become classes, even without images.
+    listed: file of --classes. bare: `words` is a bare list of --labels.
+    Raises DataError for a number without a class.
     """
     numbers, texts = (
         [word for word in words if isinstance(word, int)],
@@ -186,7 +191,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     )
     if numbers and texts:
         both = f"{numbers[0]} and {min(texts)}"
-        raise DataError(f"some classes are numbers and some are names ({both}); give all one kind")
+        raise DataError(f"some classes are numbers and some are names ({both}); use only numbers or only names")
     keys = names = known if texts <= set(known) else sorted(texts, key=os.fsencode)
     if listed is not None:
         keys, names = read_classes_file(listed, texts)
@@ -199,17 +204,17 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
         names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
     last = first + len(names) - 1
     if not first <= least <= largest <= last:
-        raise DataError(f"the classes of images are {least} to {largest}, expected {first} to {last}")
+        raise DataError(f"the classes of images are {least} to {largest}, expected {first} to {last}; correct them")
     if first:
-        log.warning(f"no class is 0: they are taken to count from 1, {names[0]} to {names[largest - 1]}")
+        log.warning(f"no class is 0, so numbers are taken to count from 1, {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names
 
 
 def some(words: Sequence[Word]) -> str:
-    """Name the first few, for a message."""
+    """Return the first three words as text for a message, with "…" if there are more."""
     return ", ".join(map(str, words[:3])) + (", …" if len(words) > 3 else "")
 
 
 def utf8(name: str) -> str:
-    """A file name as text, bytes that are not UTF-8 escaped; NUL too, which HDF5 can't hold."""
+    """Return a file name as UTF-8 text, with invalid bytes, and NUL (which HDF5 can't store), escaped."""
     return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

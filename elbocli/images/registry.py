@@ -1,4 +1,4 @@
-"""References to images, and kinds of image sources, which are declared by @source.
+"""References to images, and kinds of image sources, which @source declares:
 
 @source("frames", suffix=".frames")
 def frames(path):
@@ -22,23 +22,23 @@ from elbocli.files.reading import open_file, reading
 
 Shape = tuple[int, ...]
 Word = str | int
-"""An image's class: the name of a folder, or a number."""
+"""Class of an image: the name of a folder, or a number."""
 HEAD = 512
 
 
 class ImageRef(Protocol):
-    """A reference to one image. Nothing is ever extracted to disk."""
+    """Reference to one image, which is read without extracting it to disk."""
 
     def read(self, most: int = -1) -> bytes | np.ndarray:
-        """Read an image file, or its first bytes; or pixels, uint8 [H, W, C]. Safe from any thread. Raises DataError."""
+        """Return the bytes of an image file, or its first `most`; or pixels, uint8 [H, W, C]. Thread-safe. Raises DataError."""
 
 
 Entries = dict[str, ImageRef]
-"""Paths below a source, and what lies there."""
+"""Path within a source → reference to the file there."""
 
 
 class Span(NamedTuple):
-    """A file, or `size` bytes of it from `offset`."""
+    """Reference to `size` bytes of a file from `offset` on; a size of −1 means all bytes up to the end of the file."""
 
     path: str
     offset: int = 0
@@ -55,7 +55,7 @@ class Span(NamedTuple):
 
 
 class ZipEntry(NamedTuple):
-    """An entry of an open zip archive."""
+    """Reference to a file in an open zip archive."""
 
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
@@ -66,24 +66,24 @@ class ZipEntry(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """The place of an archive from which on it can't be read. why: begins with the archive's name."""
+    """Entry in a listing where the readable part of a damaged archive ends. why: message that begins with the archive's name."""
 
     why: str
 
 
 class DatasetRows:
-    """The images of an elbo-dataset, as an array. shape: (N, H, W, C)."""
+    """Stand-in for an array of the images of an elbo-dataset. shape: (N, H, W, C)."""
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.shape = dataset, dataset.shape
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read rows that follow each other. Raises DataError, and FormatError for a damaged dataset."""
+        """Read consecutive rows. Raises DataError, and FormatError for a damaged dataset."""
         return self.dataset.batch(range(rows.start, rows.stop))
 
 
 class ArrayRow(NamedTuple):
-    """A row of an array of uint8 images."""
+    """Reference to a row of an array of uint8 images."""
 
     array: np.ndarray | DatasetRows
     row: int
@@ -96,9 +96,10 @@ class ArrayRow(NamedTuple):
 class Images:
     """Images in a fixed order.
 
-    files: their paths below their source, or other names. labels: the word or number of each image's class, None for an
-    image without; None where nothing has one. class_names: those of classes that are numbers, or all words in their order.
-    prefix: begins the name of an image in a message.
+    files: paths within the source, or other names.
+    labels: class of each image (a word or a number; None for no class), or None if no image has a class. refs: references.
+    class_names: names of numbered classes, or all words in order.
+    prefix: text that messages put before file names.
     """
 
     files: list[str]
@@ -112,15 +113,15 @@ class Images:
 
     @property
     def numbered(self) -> bool:
-        """Tell whether the labels are numbers of classes with names."""
+        """Tell whether the labels are numbers of classes that have names."""
         return bool(self.class_names and self.labels and isinstance(self.labels[0], int))
 
     def shown(self, index: int) -> str:
-        """An image's name for people."""
+        """Return the name of an image for messages."""
         return self.prefix + self.files[index]
 
     def take(self, chosen: Sequence[int]) -> Images:
-        """Keep only those images, in that order."""
+        """Return the chosen images only, in the order of `chosen`."""
         return replace(
             self,
             files=[self.files[i] for i in chosen],
@@ -135,13 +136,13 @@ def images_of_array(
     classes: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Images:
-    """All rows of an array; their names are their numbers where they have none."""
+    """Return all rows of an array as images. labels: class number per row. names: per row; by default the row's number."""
     rows = range(array.shape[0])
     return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
 
 
 def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels of so many images, int64 [count]. Raises DataError for another array."""
+    """Return labels as int64 [count]. Raises DataError unless the array holds `count` integers."""
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
         raise DataError(f"{labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
     return labels.astype(np.int64).reshape(count)
@@ -149,10 +150,10 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A kind of source.
+    """A kind of image source.
 
-    form: 'images', open(path); 'tree', open(path) lists files by their paths, whose folders may be classes; 'parts',
-    open(names, folder) takes the names of files of a published set, and all files of their folder.
+    form: 'images' for open(path), which yields images; 'tree' for open(path), which lists files by path, where folders may be
+    classes; 'parts' for open(names, folder), which takes file names of a published data set, and all files of their folder.
     """
 
     name: str
@@ -171,10 +172,10 @@ KINDS: list[SourceKind] = []
 
 
 def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a function of a path that yields (name, class or None, reference) of each image.
+    """Declare a kind of source: a function of a path that yields (name, class or None, reference) for each image.
 
-    A file is of this kind if it begins with `magic`, its name ends in `suffix`, and test(path, first 512 bytes) is true:
-    whichever of them `how` says.
+    how: fields of SourceKind. A file is of this kind if it begins with `magic`, its name ends in `suffix`, and
+    test(path, first 512 bytes) is true; conditions that are not given hold.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,12 +186,12 @@ def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def kinds() -> list[SourceKind]:
-    """All kinds in the order in which they are tried: those of plug-ins first, then elbo's own by their names."""
+    """Return all kinds of sources in the order in which a file is tried: first those of plug-ins, then elbo's, by name."""
     return sorted(KINDS, key=lambda kind: (kind.open.__module__.startswith("elbocli."), kind.name))
 
 
 def kind_of(path: Path) -> SourceKind | None:
-    """Find the kind of a file or folder, None where it is of none. Raises DataError."""
+    """Return the kind of source of a file or folder, or None if it is of no kind. Raises DataError if it can't be read."""
     head = b""
     if not path.is_dir():
         head = Span(str(path)).read(HEAD)

@@ -1,4 +1,4 @@
-"""Images in: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, as `sample_files` writes them."""
+"""Reading of samples: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, or a folder of PNGs (see `sample_files`)."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ from elbocli.images.registry import DatasetRows, Span
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BATCH_BYTES = 256 << 20
-"""Bytes of images that are held at a time."""
+"""Largest size in bytes of a batch of images."""
 
 
 class FolderRows:
-    """The images of a folder's files, in the order of their names, as an array. shape: (N, H, W, C)."""
+    """Stand-in for an array of the images in a folder, in the order of file names. shape: (N, H, W, C)."""
 
     def __init__(self, folder: Path):
         self.files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
@@ -41,7 +41,7 @@ class FolderRows:
         return array.reshape(*array.shape[:2], -1)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read images. Raises DataError when one is damaged, or of another size or number of channels than the first."""
+        """Read images. Raises DataError if an image is damaged, or its shape differs from the first."""
         images = []
         for path in self.files[rows]:
             images.append(self._pixels(path))
@@ -56,8 +56,12 @@ Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
 
 @dataclass
 class SampleReader:
-    """Images of one size, from `rows`. labels: [N] or None; made: how they were drawn; class_names: of a dataset of
-    several classes; preprocessing: crop and filter of what they were made of.
+    """Reader of images of one size from `rows`, with the known facts about these images.
+
+    labels: [N], or None.
+    made: how the images were drawn.
+    class_names: names of the classes, for a dataset of several classes.
+    preprocessing: crop and filter of the original images.
     """
 
     name: str
@@ -69,32 +73,32 @@ class SampleReader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, C)."""
+        """Shape (N, H, W, C) of the images."""
         return self.rows.shape
 
     def at(self, start: int, count: int) -> np.ndarray:
-        """Images from start on, uint8 [count, H, W, C]; each call must go on after the call before.
+        """Return images start, start + 1, …, uint8 [count, H, W, C]. Each call must continue where the previous call ended.
 
-        Raises DataError when the stream ends early.
+        Raises DataError if the stream ends early.
         """
         return np.array(self.rows[start : start + count])
 
     def batch(self, size: int) -> int:
-        """So many images at a time, or fewer where they are large."""
+        """Return a batch size: `size`, or less for large images, to limit memory."""
         return max(1, min(size, BATCH_BYTES // math.prod(self.shape[1:])))
 
 
 def about_samples(text: object, where: object) -> SamplesAbout:
-    """Read how samples were drawn from JSON, the attribute `samples` of datasets; empty for None. Raises FormatError."""
+    """Parse the JSON in a dataset's attribute `samples` (how they were drawn); None gives an empty record. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
         return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 
 
 @contextlib.contextmanager
 def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
-    """Open images from a binary stream or a path, reading no more at a time than is asked for.
+    """Open images from a binary stream or a path, to be read piece by piece. Never unpickles.
 
-    Raises FormatError or DataError: not images, of another type, cut short. Never unpickles.
+    Raises FormatError or DataError for another kind of file, another type of numbers, or a truncated file.
     """
     name = str(source) if isinstance(source, Path) else "standard input"
     rows: Rows
@@ -108,7 +112,7 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
             data = Dataset(source)
             rows, about = DatasetRows(data), data.attributes.json()
             made = about_samples(data.attributes.samples, name)
-            if data.num_classes > 1:  # One class is no label: a dataset has it that has none.
+            if data.num_classes > 1:  # a dataset without labels has one class
                 labels, names = data.labels, data.class_names
         elif source.suffix == ".npz":
             archive = stack.enter_context(open_zip(source))
@@ -127,13 +131,13 @@ def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
 
 
 def has_images(path: Path) -> bool:
-    """Tell whether an npz holds `arr_0`."""
+    """Tell whether an .npz holds images, in the array `arr_0`."""
     with open_zip(path) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
 def refuse_terminal(stream: IO[Any]) -> None:
-    """Raise UsageError when binary data would go onto a terminal."""
+    """Raise UsageError if a stream for binary data is a terminal."""
     if os.isatty(stream.fileno()):
         raise UsageError(
             "standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5"

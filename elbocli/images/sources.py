@@ -1,8 +1,8 @@
 """Sources of `elbo prep`: the images of one or several sources in a fixed order, each with a class.
 
 A source is a folder, a tar (of tars), a zip, an array file or another dataset. A folder, a tar or a zip may hold class folders
-or none, EDM's dataset.json, webdataset's files beside each image, or a data set in the files that it is published as. In every
-folder files come before folders, both in the byte order of their names, so that a folder and any archive of it are the same.
+or none, EDM's dataset.json, webdataset's files beside each image, or the files of a published data set. In every folder, files
+are listed before subfolders, both in the byte order of their names, so that a folder and an archive of it give the same order.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import elbocli.images.kinds  # noqa: F401 they declare themselves
+import elbocli.images.kinds  # noqa: F401 importing declares them
 from elbocli.core.streams import Stream
 from elbocli.errors import DataError, ElboError
 from elbocli.files.reading import reading
@@ -26,26 +26,28 @@ from elbocli.runtime.progress import log
 SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SET_FILES = 4096
-"""A folder with more files is no published set."""
+"""Largest number of files in a folder that is examined for a published data set."""
 SPLIT = re.compile(
     r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])"
 )
-"""The word of a file's name that says which part of a published set it holds: group 1 for the training images."""
+"""Word in a file name that tells the part of a data set: group 1 for training images, 2 and 3 for others."""
 
 
 def open_source(
     roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False
 ) -> Images:
-    """Open one or several sources. Labels of the result are indices into its class_names.
+    """Open one or several sources as one. Labels of the result are indices into its class_names.
 
-    labels, classes: files with the class of each image, and with all classes in order (see labels.py).
-    skip: warn of damaged archives and take what can be read. Raises DataError, also when nothing is there.
+    labels: file with the class of each image (see labels.py).
+    classes: file with all classes in order (see labels.py).
+    skip: warn about damaged archives, and use the files that can be read.
+    Raises DataError, also if there are no images.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = []
     for root in roots:
         with reading(root, kind=DataError):
-            parts.append(list_source(root, labels is not None, len(roots) > 1, skip, ours))
+            parts.append(list_source(root, len(roots) > 1, skip, ours))
     if len(parts) == 1 and parts[0].numbered and labels is classes is None:
         return parts[0]
     known = sorted({name for part in parts for name in part.class_names}, key=os.fsencode)
@@ -64,40 +66,40 @@ def open_source(
     for name in papers:
         if is_picture(name) or not classed:
             both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
-            raise DataError(f"{both}; move one kind away, or name by --labels a class for each image")
+            raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
-        log.warning(f"{whole.prefix}{papers[0]}: {len(papers)} files left out: no images by name, and without a class")
+        log.warning(f"{whole.prefix}{papers[0]}: {len(papers)} files left out: not images by name, and without a class")
     whole = whole.take(classed)
     words = whole.labels
     whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the classes of these images ({dropped})")
+        raise DataError(f"{classes}: lists none of the classes of these images ({dropped}); correct it")
     if dropped:
         log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
 
 
 def _words_of(images: Images) -> list[Word | None]:
-    """The class of each image of a source, None where it has none. Raises DataError when two classes share a name."""
+    """Return the class of each image, None if it has none. Raises DataError if two classes have the same name."""
     names = images.class_names
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}two of its classes are called alike; pack it alone, without --classes")
+        raise DataError(f"{images.prefix}two of its classes have the same name; pack it alone, without --classes")
     return [names[number] for number in images.labels]
 
 
 # One source
 
 
-def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequence[str]) -> Images:
-    """Find the images of a source. any_depth: folders are not classes, because something else says the classes.
+def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
+    """List the images of one source.
 
-    among: it is one of several, so that a flat one is a class folder, a class tar or a shard, whose name begins those of
-    its images. skip: as in `open_source`. ours: names of files that are no images.
-    Raises DataError and FormatError when nothing can be packed.
+    among: whether there are other sources. A source without class folders is then a class or shard, named in its file names.
+    skip: as in `open_source`. ours: names of the files of --labels and --classes, which may lie among the images.
+    Raises DataError or FormatError if no images can be packed.
     """
     kind = kind_of(root)
     if kind is None:
@@ -111,10 +113,10 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
                 if not skip:
                     raise DataError(f"{ref.why}, or add --on-error skip")
                 log.warning(ref.why)
-            # OUT, --labels and --classes may lie in the folder of the images.
+            # OUT and the files of --labels and --classes may be in the folder of the images.
             elif not OWN.search(name) and name.rpartition("/")[2] not in ours:
                 entries[name] = ref
-        images, stem = _sort_files(entries, prefix, stem, any_depth, among)
+        images, stem = _sort_files(entries, prefix, stem, among)
     elif kind.form == "parts":
         folder = {path.name: Span(str(path)) for path in root.parent.iterdir()}
         images = kind.open([root.name], folder)
@@ -134,20 +136,21 @@ def list_source(root: Path, any_depth: bool, among: bool, skip: bool, ours: Sequ
 
 
 def _order(name: str) -> bytes:
-    """A key that sorts paths by the bytes of their parts, a folder's files before its folders.
+    """Return a sort key that orders paths by the bytes of their parts, a folder's files before its subfolders.
 
-    It is one short object, because a million are held at once.
+    The key is one short object, because a million keys are in memory at once.
     """
     folders, slash, last = os.fsencode(name).rpartition(b"/")
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
-def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among: bool) -> tuple[Images, str]:
-    """Sort the files of a folder or an archive into classes. Folders are entries whose names end with a slash.
+def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
+    """Sort the files of a folder or an archive into classes. Names of folders end with a slash.
 
-    Returns (the images, without labels where they are of one class; the name of that).
+    prefix, stem: text before file names in messages, and the source's name. among: as in `list_source`.
+    Returns the images, whose labels are None if they are all of one class, and the name of that class.
     """
-    # A folder that is alone is entered: an archive may be made of one, and a class may be.
+    # A single folder at the top, as many archives have, is skipped.
     names = sorted(entries)
     ends = [
         name for name, after in zip(names, [*names[1:], ""]) if not name.endswith("/") or not after.startswith(name)
@@ -158,7 +161,7 @@ def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among
     entries = {name.removeprefix(top): ref for name, ref in entries.items() if name.startswith(top) and name != top}
     folders = {name.partition("/")[0] for name in entries if name.endswith("/")}
     entries = {name: entries[name] for name in sorted(entries, key=_order) if not name.endswith("/")}
-    # Such a folder, or one of several sources, that has images of its own is a class, with files further down.
+    # Such a folder, or one of several sources, is a class of its own if images lie directly in it.
     loose = any("/" not in name and is_picture(name) for name in entries)
     alone = (loose and (among or top)) or not any("/" in name for name in entries)
     prefix += top
@@ -180,14 +183,14 @@ def _sort_files(entries: Entries, prefix: str, stem: str, any_depth: bool, among
 
 
 def is_picture(name: str) -> bool:
-    """Tell whether a name is one for an image."""
+    """Tell whether a file name has the suffix of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
 def _published_set(entries: Entries) -> Images | None:
-    """Open a data set in the files that it is published as: IDX (MNIST), batches (CIFAR), parquet. None when there is none.
+    """Open a data set in its published files: IDX (MNIST), batches (CIFAR) or parquet. None if there is no such data set.
 
-    The training images are taken where a set has several parts. Raises DataError when a folder holds several sets, and for damaged files.
+    If the data set has several parts, its training images are used. Raises DataError for several data sets or damaged files.
     """
     files: dict[str, SourceKind] = {}
     for name, ref in entries.items() if len(entries) <= SET_FILES else ():
@@ -203,7 +206,7 @@ def _published_set(entries: Entries) -> Images | None:
     kind, folder = files[taken[0]], taken[0][: taken[0].rfind("/") + 1]
     sets = {(files[name], splits[name], Path(name).parent) for name in taken}
     if len(sets) > 1 or (kind.name == "IDX" and len(taken) > 1):
-        raise DataError(f"holds several sets of images ({some(taken)}); name one")
+        raise DataError(f"holds several data sets ({some(taken)}); name the file of the data set to pack")
     if len(taken) < len(files):
         others = some([name for name in files if name not in taken])
         log.warning(f"{taken[0]}: the training images are taken; left out: {others}")
@@ -221,18 +224,19 @@ def choose(
     shard: tuple[int, int] | None = None,
     group: int = 1,
 ) -> Images:
-    """Choose images: a held-out share of each class or the rest, then shuffled, then the first, then a shard.
+    """Choose images: first a subset, then shuffle, then the first `limit`, then a shard.
 
-    subset: ('val', F) is a share F of each class, always the same one; ('train', F) is everything else.
-    shard: (i, N), counting from 1: the i-th of N stretches, which begin at multiples of `group` images where there are
-    enough, so that groups of images are the same in the shards as in the whole. Raises DataError when nothing is left.
+    subset: ('val', F) holds out a share F of each class, always the same images; ('train', F) is all other images.
+    shard: (i, N), the i-th of N parts, counting from 1. If there are enough images, parts begin at multiples of `group`, so that
+    groups of images are the same with and without shards.
+    Raises DataError if no images are left.
     """
     chosen = np.arange(len(source))
     if subset is not None:
         labels, held_out, stream = np.asarray(source.labels), np.zeros(len(source), bool), Stream(0, "prep-subset")
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
-            # The same draw whatever number the class has, so that --classes leaves the parts as they are.
+            # The draw doesn't depend on the class's number, so that --classes doesn't change the parts.
             held_out[rows[stream.permutation(0, len(rows))[: round(subset[1] * len(rows))]]] = True
         chosen = np.flatnonzero(held_out == (subset[0] == "val"))
     if shuffle_seed is not None:
@@ -244,5 +248,5 @@ def choose(
         begin, end = ((k * len(chosen) // count) // step * step for k in (index - 1, index))
         chosen = chosen[begin : len(chosen) if index == count else end]
     if not len(chosen):
-        raise DataError(f"no images are left of {len(source)} after --subset, --limit and --shard")
+        raise DataError(f"no images are left of {len(source)}; change --subset, --limit or --shard")
     return source.take(chosen.tolist())

@@ -21,8 +21,8 @@ from elbocli.cli.commands import (
 )
 
 GROUPS = {
-    "What lies at SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
-    "What its file doesn't say": (
+    "Contents of SOURCE": ("format", "weights", "prefix", "rename", "network", "autoencoder"),
+    "Facts that SOURCE lacks": (
         "prediction",
         "levels",
         "weighting",
@@ -46,16 +46,16 @@ GROUPS = {
     "--weights",
     metavar="ema|model|KEY",
     default="ema",
-    help="The average, the last weights, or those that SOURCE holds under a key.",
+    help="The average, the last weights, or the weights under a key of SOURCE.",
 )
-@option("--prefix", metavar="TEXT", help="Take only the names that begin so, without it.")
+@option("--prefix", metavar="TEXT", help="Take only names that begin with TEXT, and remove TEXT.")
 @option(
     "--rename",
     metavar="OLD=NEW",
     multiple=True,
-    help="Call names that begin with OLD by NEW instead; may be repeated.",
+    help="Replace OLD by NEW at the beginning of names; may be repeated.",
 )
-@option("--network", metavar="FILE.py:CLASS", help="Your own network, which FILE.py defines. It is run.")
+@option("--network", metavar="FILE.py:CLASS", help="Your own network, a class in FILE.py, which is run.")
 @option("--autoencoder", type=PATH, metavar="DIR", help="For latents: the AutoencoderKL of diffusers that made them.")
 @option(
     "--prediction",
@@ -65,25 +65,25 @@ GROUPS = {
 @option(
     "--levels",
     type=Named("elbocli.core.schedule.LEVEL_CODES"),
-    help="The number that the network gets for logsnr: logsnr:factor=F, sigma, flow, t:linear, …",
+    help="The network's input for the noise level: logsnr:factor=F, sigma, flow, t:linear, …",
 )
-@option("--weighting", type=WEIGHTING, help="w(logsnr) that it was trained with.")
+@option("--weighting", type=WEIGHTING, help="Weighting that it was trained with.")
 @option("--schedule", type=SCHEDULE, help="Schedule that it was trained with.")
 @option("--logsnr-min", type=LEVEL, help="Noisiest level that it was trained on.")
 @option("--logsnr-max", type=LEVEL, help="Cleanest level that it was trained on.")
 @option(
     "--attention",
     metavar="heads=N|width=N[,new]",
-    help="Heads of guided-diffusion's networks, or a head's channels; new: in its new order.",
+    help="For guided-diffusion: number of heads, or channels per head; new: its new order.",
 )
 @option("--size", type=value(int, ge=1, le=4096), help="Side in pixels, or of latents.")
 @option("--channels", type=value(int, ge=1, le=1024), help="Channels of images or latents.")
 @option("--classes", type=value(int, ge=0, le=10**6), help="Number of classes; 0 is none.")
-@option("--null-class", type=value(int, ge=-1, le=10**6), help="Label that the network takes for 'no class'.")
+@option("--null-class", type=value(int, ge=-1, le=10**6), help="Label that means 'no class' to the network.")
 @plugin_option
 @common
 def import_(source: Path, run: Path | None, format: str, **options: Any) -> None:
-    """Make RUN of SOURCE, the checkpoint of another program, so that all commands work on it.
+    """Make RUN of another program's checkpoint.
 
     'elbo import list' says which formats are known and what is known of the published weights; docs/models.md has the
     commands that reproduce their published numbers. Nothing in SOURCE is run. Options say what a file doesn't. RUN can

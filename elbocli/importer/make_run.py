@@ -1,4 +1,4 @@
-"""A run made of a checkpoint in elbo's words: its config.yaml and one checkpoint of step 0, whole or not at all."""
+"""Make a run from an imported checkpoint: its config.yaml and one checkpoint of step 0, written atomically."""
 
 import hashlib
 import shutil
@@ -25,14 +25,15 @@ from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
 BATCH = 2
-"""Images that a network is called on: one that counts on a single image is noticed."""
+"""Images in the trial call of a network; a network that works only for a single image fails."""
 
 
 def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:
-    """Make a run of what lies at `path`, and log what was chosen, dropped or guessed of it.
+    """Make a run from the checkpoint at `path`, and log what was chosen, dropped or guessed.
 
-    format: as FORMATS has it; '' tells it by content. Raises UsageError (the run exists, an option doesn't fit), FormatError
-    (not a checkpoint of that format, or of any known; a network that fails), DataError (full disk).
+    format: a name of FORMATS; '' to detect it from the content. command: command line to record.
+    Raises UsageError (the run exists, an option doesn't fit), FormatError (another or unknown format, a network that fails),
+    DataError (full disk).
     """
     source = Source(path)
     format = format or ("module" if options.network else "")
@@ -42,10 +43,12 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
         declared = declared or next(recognised, None)
     if declared is None:
         held = inventory(source.tree)
-        raise FormatError(f"{path}: no known format (it holds {held}); see 'elbo import list', and choose by --format")
+        raise FormatError(
+            f"{path}: no known format (it holds {held}); see 'elbo import list', and choose with --format"
+        )
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
-            raise UsageError(f"--{key.replace('_', '-')}: says nothing of the format {declared.name}; leave it out")
+            raise UsageError(f"--{key.replace('_', '-')}: not an option of the format {declared.name}; leave it out")
     with reading(f"{path}: can't be imported as {declared.name}"), reading(path, kind=UsageError, on=()):
         imported: Imported = declared.make(source, options)
     network = imported.network
@@ -91,9 +94,9 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 
 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
-    """Call the network on two images, and return its config with whether it gives variances.
+    """Call the network on two images; return its config, which also records whether it outputs variances.
 
-    Raises FormatError where it fails, or gives something else than images.
+    Raises FormatError if the network fails, or its output is not shaped like images.
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():

@@ -1,1 +1,1 @@
-"""`elbo info`: what a file is, and whether it still is what was written."""
+"""`elbo info`: describe a file, and verify its digests."""

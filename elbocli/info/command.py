@@ -31,24 +31,26 @@ from elbocli.errors import UsageError
     metavar="FILE.png",
     help="Show images of a dataset or of samples as a picture, by class; - is standard output.",
     more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
-    "picture stands for the lines.",
+    "picture replaces the lines.",
 )
 @scale_option
 @overwrite_option
 @common
 def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int | None) -> None:
-    """Say what FILE is and how it was made, and show its images.
+    """Describe any file of elbo's, and show its images.
 
-    It is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
+    FILE is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
     """
     from elbocli.files.grid import write_grid
     from elbocli.images.samples import refuse_terminal
     from elbocli.info import describe
 
     if grid == STREAM and (as_json or verify):
-        raise UsageError("standard output is the picture's; name a file, --grid FILE.png")
+        raise UsageError(
+            "standard output is the picture's, so text can't go there; name a file for it: --grid FILE.png"
+        )
     if scale and grid is None:
-        raise UsageError("--scale enlarges a grid; add --grid FILE.png")
+        raise UsageError("--scale enlarges the images of --grid; add --grid FILE.png, or leave --scale out")
     if grid == STREAM:
         refuse_terminal(sys.stdout)
     if grid is not None:

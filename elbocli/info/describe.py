@@ -1,4 +1,4 @@
-"""Descriptions of elbo's files: what each is and how it was made, whether it is what was written, and its images."""
+"""Descriptions of elbo's files: kind and origin, check of digests, and images for a contact sheet."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
-"""Images of a picture in all, and of each class at least."""
+"""Number of images on a contact sheet, and least number of images of each class, even if they are more in sum."""
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
-"""Keys of files that say what others say, or too much."""
+"""Keys of files that are redundant or too long to show."""
 Facts = dict[str, Any]
 
 
 def describe(path: Path) -> Facts:
-    """Facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics,
-    features or samples, told by content.
+    """Return facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics,
+    features or samples; the kind is detected from the content.
 
-    Raises FormatError when it is none of these, or damaged.
+    Raises FormatError if the file is none of these, or is damaged.
     """
     kind = recognise(path)
     if kind not in DESCRIBERS:
@@ -167,13 +167,13 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
     "features": _features,
     "statistics": _statistics,
 }
-"""By the words of `recognise`."""
+"""Kind of a file, as `recognise` names it → function that describes it."""
 
 
 def verify(path: Path) -> Facts:
-    """Compare a file or folder that `describe` knows with its digests; what it says, and what was verified.
+    """Compare a file or folder with its digests; return the facts of `describe`, and the digests that were verified.
 
-    Raises DataError or FormatError naming the file, what differs and what to do.
+    Raises DataError or FormatError with the file, the difference and the remedy.
     """
     facts, kind = describe(path), recognise(path)
     if kind == "a dataset":
@@ -200,12 +200,12 @@ def _verify_dataset(path: Path) -> Facts:
         elif written is None and name not in (data.attributes.digests or ""):
             unverified.append(name)
         else:
-            raise DataError(f"{path}: damaged: its {name} is not that of what was written; pack it again")
+            raise DataError(f"{path}: damaged: its {name} differs from its content; pack the images again")
     return {"verified": verified, "unverified": unverified}
 
 
 def _verify_folder(path: Path) -> int:
-    """Verify a checkpoint, a snapshot, or all those of a run; how many files they hold. Raises DataError, FormatError."""
+    """Verify a checkpoint, a snapshot, or all of a run; return the number of verified files. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
 
     if recognise(path) != "a run":
@@ -225,9 +225,10 @@ def _verify_folder(path: Path) -> int:
 
 
 def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
-    """Read evenly spaced images of a dataset or of samples for a contact sheet, uint8 [N, H, W, C].
+    """Read evenly spaced images of a dataset or of samples, uint8 [N, H, W, C], and lay them out on a contact sheet.
 
-    scale: as `lay_out` takes it. Raises FormatError and DataError for what holds no images, UsageError for too large a picture.
+    scale: whole factor of the enlargement; 0 to choose it.
+    Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:
         classes = by_class(reader.shape[0], reader.labels, reader.class_names, MOST_CLASSES)

@@ -1,1 +1,1 @@
-"""`elbo merge`: one dataset of several."""
+"""`elbo merge`: join several datasets into one."""

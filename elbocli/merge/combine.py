@@ -1,4 +1,4 @@
-"""Copy several datasets into one: `merge_datasets` opens and compares the parts, then copies rows that it checks."""
+"""Join several datasets: `merge_datasets` opens and compares the parts, then copies rows and checks their digests."""
 
 import hashlib
 import json
@@ -21,17 +21,17 @@ from elbocli.runtime.progress import log, progress
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
 WRITTEN |= {"shard", "shard_of"}
 OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
-"""Attributes in which parts of one dataset may differ; all others say how it was made."""
+"""Attributes that may differ between parts of one dataset. All others describe how the dataset was made, and must agree."""
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
-    """Merge the datasets `paths` into `out`. Call again after a kill to go on where it stopped.
+    """Merge the datasets `paths` into `out`. After a kill, the same call resumes.
 
-    Raises UsageError: `out` exists, a part twice; DataError: parts that don't belong together, a shard missing, a damaged
-    part, a full disk; FormatError: no dataset.
+    Raises UsageError: `out` exists, a part is named twice; DataError: parts don't fit together, a shard is missing, a part is
+    damaged, the disk is full; FormatError: a part is not a dataset.
     """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("a part is named twice; name each part once")
+        raise UsageError("one of the parts is named twice; name each part once")
     parts = in_order([open_part(path) for path in paths])
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
@@ -52,15 +52,15 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 
 
 def open_part(path: Path) -> Dataset:
-    """Open a part. Raises FormatError, and DataError when its labels, names or attributes differ from their digest."""
+    """Open a part. Raises FormatError; DataError if its labels, names or attributes differ from their digest."""
     data = Dataset(path, latents=True)
     if data.attributes.contents_sha256 not in (None, data.contents_digest()):
-        raise DataError(f"{path}: damaged: its labels, names or attributes are not what was written; pack it again")
+        raise DataError(f"{path}: damaged: its labels, names or attributes differ from their digest; pack it again")
     return data
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Put shards in their order, and leave others in the order given. Raises DataError when shards are missing or foreign."""
+    """Return shards in their order, other parts as given. Raises DataError if shards are missing or from another prep."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
@@ -68,14 +68,14 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     expected = [f"{index + 1}/{len(parts)}" for index in range(len(parts))]
     if len(preps) > 1 or set(shards) != set(expected):
         found = ", ".join(map(str, shards))
-        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {found}; name all of them")
+        raise DataError(f"{parts[0].path}: expected each shard of one prep once, found {found}; name all shards")
     return [shards[name] for name in expected]
 
 
 def _check_alike(
     parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]
 ) -> None:
-    """Raise DataError when a part is of another kind, or was made in another way, than the first."""
+    """Raise DataError if a part's kind or settings differ from the first part's. drawn: how each part's samples were drawn."""
     first: dict[str, Any] = {}
     for part, (arrays, names), about in zip(parts, contents, drawn):
         making = {
@@ -91,13 +91,13 @@ def _check_alike(
         for key in {**first, **making}:
             if first.get(key) != making.get(key):
                 both = f"{str(making.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].path}"
-                raise DataError(f"{part.path}: {key} is {both}; parts of one dataset are made in one way")
+                raise DataError(f"{part.path}: {key} is {both}; merge only datasets that were made alike")
 
 
 def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names]:
-    """Join what has a value per image, sum counts per class, and keep the names of classes once."""
+    """Concatenate values per image, sum counts per class, and keep the class names once."""
     arrays, names = Arrays(), Names()
-    for name in set(parts[0][0]) - {"offsets"}:  # the writer adds its own
+    for name in set(parts[0][0]) - {"offsets"}:  # the writer makes offsets itself
         columns = [part[name] for part, _ in parts]
         arrays[name] = np.stack(columns).sum(0) if name == "class_counts" else np.concatenate(columns)
     for name, words in parts[0][1].items():
@@ -106,7 +106,7 @@ def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names
 
 
 def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
-    """Keep attributes that all parts share, and add up counts and digests."""
+    """Return the attributes that all parts share, and the sums of counts and digests."""
     said = [part.attributes.json() for part in parts]
     joined = {
         key: value
@@ -127,9 +127,9 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
 
 
 def _join_drawn(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Say how samples of all parts were drawn: what they share as it is, else a list of the values, each once, in order.
+    """Return the origin of samples of all parts: common values unchanged, others as a list of different values, in order.
 
-    A list's values count singly, so that parts that were merged before give what merging all at once gives.
+    The items of a list are joined singly, so that merging in steps gives the same as merging at once.
     """
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
@@ -147,7 +147,7 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the rows of the parts that aren't safe. Raises DataError for a part whose rows are not what was written."""
+    """Copy the rows of all parts not copied before a kill. Raises DataError if a part's rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts")
@@ -162,6 +162,6 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
                 safe = f"{index} of {len(parts)} parts are safe in {writer.partial.name}"
                 raise interrupted(signals.received, f"{safe}; the same command goes on from there")
         if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
-            raise DataError(f"{part.path}: damaged: its images are not what was written; pack it again")
-        # Not earlier: a part counts when it was checked to its end.
+            raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
+        # Only now, because a part counts once all of it was checked.
         writer.append([], done, {"parts": index + 1})

@@ -15,8 +15,8 @@ from elbocli.cli.commands import DATASET, PATH, Command, command_line, common, o
 def merge(out: Path, parts: tuple[Path, ...]) -> None:
     """Make one dataset, OUT.h5, of several PARTs.
 
-    It needs all shards of one prep (elbo prep --shard I/N), and puts them in order; it joins other datasets in the
-    order given. Store, size, channels, classes and crop must agree. It checks each part against its digests. If it is
+    Shards of one prep (elbo prep --shard I/N) must all be there, and are joined in order; other datasets are joined in
+    the order given. Store, size, channels, classes and crop must agree. It checks each part against its digests. If it is
     killed, run the same command again: it continues where it stopped.
     """
     from elbocli.merge.combine import merge_datasets

@@ -1,6 +1,6 @@
-"""Networks and what belongs to them.
+"""Networks, presets and feature extractors.
 
-networks/ has a module for each kind, and networks/__init__.py says what a network is: start there. presets/ are YAML files
-that choose one with its training settings; extractors/ compute features for scores. The other modules serve those who use
-networks: denoiser.py samplers and bounds, weights.py training.
+Start with networks/__init__.py, which defines the interface of a network; networks/ has one module per kind. presets/ has
+YAML files with a network and its training settings. extractors/ computes features for scores. denoiser.py wraps a network
+for samplers and bounds; weights.py averages and transfers weights for training.
 """

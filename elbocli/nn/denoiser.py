@@ -1,4 +1,4 @@
-"""A trained network as samplers and bounds need it: D(z, λ) → x̂."""
+"""A trained network as a denoiser D(z, λ) → x̂, for samplers and bounds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ UNCLIPPED = CLIPS["none"]
 
 @dataclass
 class Denoiser:
-    """A network with its prediction and labels, guided by another denoiser, and cut to the range of pixels after that.
+    """Denoiser of a network with its prediction and labels, with guidance and clipping of x̂.
 
-    guide: None is the same network without classes, where guidance asks for one. calls: of this network, a batch
-    counting once. A network may give more channels than its prediction has: variances, which come behind it.
+    guide: denoiser that gives the weak output of guidance; None: the same network without classes, if guidance is on.
+    labels: [B], classes, or None. clip: one of CLIPS, applied to x̂.
+    calls: number of calls of this network; a batch counts once.
+    The network may output twice the channels: the prediction, then values for a learned variance.
     """
 
     network: Network
@@ -39,27 +41,27 @@ class Denoiser:
 
     @property
     def evaluations(self) -> int:
-        """Calls of a network so far, the guide's too."""
+        """Number of network calls so far, including the guide's."""
         return self.calls + (self.guide.evaluations if self.guide else 0)
 
     def __call__(self, z: Tensor, logsnr: float) -> Tensor:
-        """x̂ [B,C,H,W] at one λ for the whole batch."""
+        """Return x̂ [B,C,H,W] at one λ for the whole batch."""
         return self._estimate(z, logsnr)[0]
 
     def with_variance(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
-        """x̂, and γ = (v + 1)/2 of the v that the network gives behind its prediction, which nothing guides.
+        """Return x̂, and γ = (v + 1)/2 of the network's learned variance v, without guidance of v.
 
-        Raises UsageError where it gives none.
+        Raises UsageError if the network has no learned variance.
         """
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"a learned variance needs {2 * z.shape[1]} channels of a network, for {z.shape[1]} of images"
+                f"a learned variance needs {2 * z.shape[1]} output channels for {z.shape[1]} of the image; sample by ddpm"
             )
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """The kind of denoiser that a sampler walks with."""
+        """Return the function that a sampler calls: `with_variance` for a sampler of a learned variance, else this denoiser."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

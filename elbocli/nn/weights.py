@@ -1,7 +1,4 @@
-"""Weights of a network: their averages, kept beside them, and their way to another network.
-
-The other network is of the same kind, and is told other classes, or sees images of another size.
-"""
+"""Averages of a network's weights, and transfer of weights to a network with other classes or another image size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +18,9 @@ Shape = tuple[int, ...]
 
 
 class Averages(dict[str, dict[str, Tensor]]):
-    """Several averages over given live tensors, by the name of their file, updated in place; nothing waits for the device.
+    """Averages of a network's weights during training, {average: {tensor name: tensor}}, updated in place and asynchronously.
 
-    averages: the first is "the" average. tensors: the live ones, of floats; under FSDP DTensors.
+    averages: the first is the default average of a run. tensors: the network's floating-point tensors; DTensors under FSDP.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
@@ -33,7 +30,7 @@ class Averages(dict[str, dict[str, Tensor]]):
 
     @torch.no_grad()
     def follow(self, step: int, images: int, batch: int) -> None:
-        """Average in the weights after update number `step` (from 1), `images` seen, `batch` of them in it."""
+        """Update the averages after update `step` (from 1), with `images` seen in total and `batch` in this update."""
         live = [to_local(value) for value in self._live.values()]
         for average in self.averages:
             tensors = [to_local(value) for value in self[average.name].values()]
@@ -42,10 +39,10 @@ class Averages(dict[str, dict[str, Tensor]]):
 
 @contextmanager
 def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
-    """Exchange the values of live tensors and an average, bit for bit, for the block.
+    """Exchange the values of live tensors and an average inside the block, bit for bit.
 
-    One tensor at a time, in place: no second copy of the network, and DDP, FSDP and compiled graphs keep their
-    storage. Nothing may update or save either in the meantime.
+    The exchange is in place, one tensor at a time: it needs no second copy of the network, and DDP, FSDP and compiled graphs
+    keep their storage. Do not update or save the tensors inside the block.
     """
 
     @torch.no_grad()
@@ -64,45 +61,46 @@ def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
 
 @lru_cache(maxsize=16)
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
-    """Names and shapes of what a checkpoint holds of a network, without memory: weights, and buffers that are kept."""
+    """Return names and shapes of the floating-point tensors of a network's state dict, computed on the meta device."""
     with torch.device("meta"):
         held = build(config).state_dict()
     return {name: tuple(each.shape) for name, each in held.items() if each.is_floating_point()}
 
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:
-    """The weights that have a row for each class, and the axis that rows are on: the one that one class more lengthens."""
+    """Return the weights that have a row per class: weight name → axis of the rows, which grows with the number of classes."""
     more = shapes_of(config.for_classes(config.num_classes + 1)) if config.num_classes else {}
     differ = {name: _axes(shape, more.get(name, ())) for name, shape in shapes_of(config).items()}
     return {name: axes[0] for name, axes in differ.items() if len(axes) == 1}
 
 
 def _axes(one: Shape, other: Shape) -> list[int]:
-    """Axes on which two shapes differ; none where they have not as many."""
+    """Return the axes on which two shapes differ, or none for different numbers of axes."""
     return [axis for axis, (a, b) in enumerate(zip(one, other)) if a != b] if len(one) == len(other) else []
 
 
 def transfer(
     before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None], read: Callable[[str], Tensor]
 ) -> dict[str, Tensor]:
-    """Weights for another network that differs in size, classes and dropout alone, by name, but those that it draws itself.
+    """Return weights by name for a network that differs only in image size, classes and dropout.
 
-    rows: for each class of the other one, its number in the first; None for a class that is new. A row that follows those
-    of classes is that of no class, and stays behind them. A new class begins as no class does: with that row, else with
-    zeros, and with zeros where there was no table. Where zeros are no such thing, it is drawn at the magnitude of others.
-    Weights on a grid of positions are interpolated. read: a weight of the first network, by name. Raises UsageError where
-    the two differ in more, or a weight has no way.
+    rows: for each new class, its number in the old network, or None. read: function name → weight of the old network.
+    A row after those of the classes is that of "no class", and stays last. A class with None starts like "no class": with
+    that row, or else with zeros; or, if a zero row does not mean "no class" to the network, with random signs at the
+    magnitude of other rows. Without an old table, all rows are zero, or left out, so that the new network draws them.
+    Weights on a grid of positions are interpolated.
+    Raises UsageError if the networks differ in other settings, or a weight can't be transferred.
     """
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
     if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
-        raise UsageError(f"a {family} with other settings than the source's can't take its weights over")
+        raise UsageError(f"a {family} with other settings can't take over these weights; use the source's settings")
     if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
-        raise UsageError(f"the weights of a {family} have no row for each class, so its classes must stay as they are")
+        raise UsageError(f"the weights of a {family} have no row per class; keep the classes of the source")
     found = {}
     for name in {**wanted, **had}:
         old, new = had.get(name), wanted.get(name)
         if new is None and not now.num_classes:
-            continue  # the table of a network that is told no classes any more
+            continue  # class table of a network that becomes unconditional
         if new and old is None and now.num_classes and not before.num_classes:
             if name in tables and now.quiet_classes:
                 found[name] = torch.zeros(new)
@@ -116,15 +114,15 @@ def transfer(
             found[name] = F.interpolate(value.float(), new[2:], mode="bicubic", antialias=False).to(value.dtype)
         else:
             raise UsageError(
-                f"a {family} for {before.image_size} pixels can't be taken to {now.image_size}: its weight {name} has the "
-                f"shape {old}, and {new} is needed; pack the images at the source's size"
+                f"a {family} for {before.image_size} pixels can't be adapted to {now.image_size} pixels: its weight {name} has "
+                f"the shape {old}, but {new} is needed; pack the images at the source's size"
             )
     return found
 
 
 def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Tensor:
-    """Rows for the classes of the other network, then those that follow classes. given: rows first."""
-    size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # each output's, which others then keep
+    """Return the class table of the new network from the old one, both with rows first."""
+    size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # per output, so that magnitudes stay the same
     draws, classes = torch.Generator().manual_seed(0), before.num_classes
     kept = []
     for known in rows:

@@ -1,1 +1,1 @@
-"""`elbo optimum`: the least error that any denoiser of a set of images can have; find.py does the search."""
+"""`elbo optimum`: the least possible error of a denoiser on a set of images. find.py computes the error."""

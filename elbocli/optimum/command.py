@@ -1,4 +1,4 @@
-"""`elbo optimum`."""
+"""Command line of `elbo optimum`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ from elbocli.cli.commands import (
     FIGURE,
     LEVEL,
     PATH,
-    SEED,
     Command,
-    Output,
     common,
     device_option,
     hand_out,
     option,
+    out_option,
     overwrite_option,
     plugin_option,
+    seed_option,
     value,
 )
 
@@ -30,16 +30,14 @@ from elbocli.cli.commands import (
     metavar="RUN",
     help="Take the images, logsnr, classes and mirror images that RUN was trained with.",
 )
-@option(
-    "-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Images to look at through noise."
-)
+@option("-n", "--images", "sources", type=value(int, ge=2, le=10**9), default=1000, help="Number of images to denoise.")
 @option(
     "--sample",
     type=value(int, ge=0, le=10**9),
     metavar="COUNT",
     help="Compare with this many images instead of all; 0 is all.  [default: all if that takes minutes, else an eighth]",
-    more="Each stands for several then, which makes the least error too small where few images matter. Some of the images "
-    "are compared with all, too, and the difference is taken off; the result says how large it was.",
+    more="With fewer images, the least error is too small at levels where few images matter. Therefore some images "
+    "are compared with all, too, and the difference is subtracted; the result has its size.",
 )
 @option(
     "--classes/--no-classes",
@@ -51,27 +49,21 @@ from elbocli.cli.commands import (
 @option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: RUN's, or -15]")
 @option("--logsnr-max", type=LEVEL, help="Cleanest level.  [default: RUN's, or 15]")
 @option("--bins", type=value(int, ge=1, le=2000), default=100, help="Equal bins of logsnr, as in the loss log.")
-@option("--seed", type=SEED, default=0, help="Seed of images and noise.")
+@seed_option
 @option(
     "--batch", type=value(int, ge=1, le=10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]"
 )
 @device_option
-@option(
-    "-o",
-    "--out",
-    type=Output("an optimum", stdout=True),
-    default="-",
-    help="The file that the JSON goes to; - is standard output.",
-)
+@out_option("an optimum")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")
 @overwrite_option
 @plugin_option
 @common
 def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, **options: Any) -> None:
-    """Find the least error that any denoiser of DATA.h5 can have, at each noise level.
+    """Find the least error that any denoiser can have.
 
     It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
-    is trained on these images has a smaller error, and one that comes near has learned them by heart. The result is one
+    is trained on these images has a smaller error, and a network that comes close has memorised them. The result is one
     JSON object: edges of the bins of logsnr, eps_mse (the least squared error of ε for each dimension) and its standard error.
     'elbo adapt', 'elbo bound' and 'elbo report' read it.
     """

@@ -1,4 +1,4 @@
-"""Find the least error on the images of a dataset, by all of them or by a sample; `open_search` says which images."""
+"""Compute the least denoising error on a dataset: the error of the Bayes denoiser, a softmax over all images or a sample."""
 
 import math
 from dataclasses import dataclass
@@ -28,27 +28,28 @@ from elbocli.train.batches import training_rows
 from elbocli.version import __version__
 
 NOISES = 2
-"""Noises of each source: their difference tells the error that noise leaves."""
+"""Number of noise samples per source image; the difference of their errors gives the standard error from noise."""
 NUMBERS = 2**22
-"""Numbers of float64 in a block of images, or of sources and their noise: 32 MB."""
+"""Number of float64 values in a block of images, or of sources and their noise: 32 MB."""
 MOST_IMAGES = 1024
 MOST_SOURCES = 512
 UNIT = 1 / 127.5
-"""The distance of neighbouring levels, as a network sees pixels."""
+"""Distance of neighbouring pixel levels after scaling to [-1, 1]."""
 AFFORDABLE = 1e13
-"""Floating-point operations up to which all images are asked: minutes on two cores, and on a card 1000 times as many."""
+"""Most operations for a softmax over all images (minutes on two cores); 1000 times as many are allowed on a GPU."""
 CHECKED = 1 / 8
-"""Share of the sources for which all images are asked beside the sample, LEAST_CHECKED at least."""
+"""Share of sources (at least LEAST_CHECKED) whose error is also computed with all images, to correct a sample's bias."""
 LEAST_CHECKED = 32
 
 
 @dataclass
 class Search:
-    """The images that a network may know, and noise and noise levels of sources among them.
+    """The settings for computing least errors: images of the Bayes denoiser, and sources (images that are noised and denoised).
 
-    rows: those images of the dataset. sources: how many of them to look at through noise. sample: how many images the softmax
-    is over (None: all where AFFORDABLE, else an eighth; 0: all). batch: images at a time; None is as many as fit NUMBERS.
-    conditional: whether the network is told the class, of which it forgets `label_dropout`. flip: mirror images count, too.
+    rows: dataset rows of the images. sources: number of images to noise. flip: whether mirror images are included.
+    sample: number of images in the softmax; 0 for all; None for all if AFFORDABLE, else an eighth.
+    batch: number of images at a time; None for as many as fit NUMBERS.
+    conditional: whether the denoiser knows the class, except for a share `label_dropout` of the images.
     """
 
     dataset: Dataset
@@ -70,19 +71,20 @@ class Search:
         check_range(self.logsnr_min, self.logsnr_max)
         self.edges = bin_edges(self.logsnr_min, self.logsnr_max, self.bins)
         self.labels = torch.from_numpy(self.dataset.labels[self.rows])
-        # With mirror images, in all and of each class.
+        # Numbers of images in total and per class, with mirror images.
         self.images = len(self.rows) * (1 + self.flip)
         self.of_class = (1 + self.flip) * torch.bincount(self.labels).double()
 
     def levels(self, places: np.ndarray) -> Tensor:
-        """Levels of 0 to 255 as [J, H, W, C] float64, on the device."""
+        """Return images as pixel levels 0 to 255, float64 [J, H, W, C], on the device. places: positions in `rows`."""
         return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(least errors per dimension, their mean squares by the nearest image), [S, NOISES, kinds · bins] on the CPU, by
-        the images `among` all.
+        """Return least errors per dimension, and their mean squares if only the nearest image counts: [S, NOISES, kinds · bins].
 
-        levels: [S], of the sources. Each draw has one place in all bins, that and an offset; the places of all are a comb.
+        kinds: 1, or 2 if the denoiser knows classes: without and with the class.
+        places: positions in `rows` of the S sources. among: positions of the images in the softmax.
+        levels: position of each source's λ within every bin, [S] in [0, 1), to which a random offset is added (modulo 1).
         """
         device, count = self.device, len(places)
         noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
@@ -108,7 +110,7 @@ class Search:
 
 
 def find_optimum(search: Search) -> Optimum:
-    """Find the least error in each bin of λ. Raises UsageError for what the dataset doesn't have."""
+    """Compute the least error in each bin of λ. Raises UsageError for options that the dataset can't satisfy."""
     count, sample = len(search.rows), search.sample
     places = Stream(search.seed, "optimum-sources").permutation(0, count)[: search.sources]
     work = 2.0 * (NOISES + 1) * len(places) * search.images * search.dimensions
@@ -118,14 +120,16 @@ def find_optimum(search: Search) -> Optimum:
     if size < count:
         among = Stream(search.seed, "optimum-sample").permutation(0, count)[:size]
         checked = min(len(places) // 2, max(LEAST_CHECKED, round(CHECKED * len(places))))
-    log.info(f"{search.dataset.path}: softmax over {size} of {count} images; {len(places)} sources; {search.device}")
+    log.info(f"{search.dataset.path}: softmax over {size} of {count} images; {len(places)} to denoise; {search.device}")
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))
     done = 0
     for part, check in ((places[:checked], True), (places[checked:], False)):
         for start in range(0, len(part), chunk):
             some = part[start : start + chunk]
-            levels = (start + np.arange(len(some))) / len(part)  # a comb in each part: either is a mean by itself
+            levels = (start + np.arange(len(some))) / len(
+                part
+            )  # evenly spaced in each part, so that each has its own mean
             found, squares = search.errors(some, levels, among)
             if check:
                 exact, squares = search.errors(some, levels, np.arange(count))
@@ -138,7 +142,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """The optimum from the means: those of a sample, less its error where all images were asked."""
+    """Return the result: mean errors `main`, minus the bias `apart` of a softmax over `size` images (None if over all images)."""
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 
@@ -157,7 +161,7 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
         bias = [apart.value(of) for of in unit[here]]
         check = SampleCheck(size, apart.n, bias, [apart.se(of, count) for of in unit[here]])
     nats, nats_se = value(0.5 * search.dimensions * search.edges.diff().numpy() @ unit[here])
-    # The entropy of the choice of an image; where the class is told, of what it leaves open.
+    # The entropy of a random image; with classes, the conditional entropy given the class.
     counts = search.of_class[search.of_class > 0]
     log_images = float((counts / counts.sum() * counts.log()).sum()) if told else math.log(search.images)
     return Optimum(
@@ -184,9 +188,10 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
 
 
 def open_search(data: Path | None, like: Path | None, *, device: str = "auto", **options: Any) -> Search:
-    """The search that a user describes. like: a run whose images, range, classes and mirror images it has, where `options`,
-    which are fields of Search, don't say others.
+    """Return the Search for the dataset `data`, or for the training images of the run `like`.
 
+    like: run whose dataset, training images, range of λ, classes and mirror images are the defaults.
+    options: fields of Search, None where not given.
     Raises UsageError, DataError and FormatError.
     """
     usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()
@@ -196,10 +201,10 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
         classes = config_of(config.network, where).num_classes > 0
         data = data or (dataset_of(known, like) if known.path else None)
     if data is None:
-        raise UsageError("name a dataset, or a run that has one with --like")
+        raise UsageError("no dataset given; name DATA.h5, or a run that has a dataset with --like RUN")
     dataset = Dataset(data)
     if known.payload_sha256 not in (None, dataset.attributes.payload_sha256):
-        raise DataError(f"{data}: holds other images than {like} was trained on; name its own dataset")
+        raise DataError(f"{data}: holds other images than {like} was trained on; name the dataset of {like}")
     rows = training_rows(usual, dataset)
     of_run = {key: getattr(usual, key) for key in ("logsnr_min", "logsnr_max", "flip", "label_dropout")}
     given = {key: value for key, value in options.items() if value is not None}
@@ -208,7 +213,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:
-    """Draw the least ε error per dimension, ± 2 standard errors."""
+    """Draw the least ε error per dimension over λ, ± 2 standard errors, into the file `out`."""
     from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
     edges, value, se = map(torch.tensor, (found.edges, found.eps_mse, found.eps_mse_se))

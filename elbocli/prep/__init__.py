@@ -1,1 +1,1 @@
-"""`elbo prep`: images packed into one elbo-dataset."""
+"""`elbo prep`: pack images into one elbo-dataset."""

@@ -28,7 +28,7 @@ CROP_HELP = (
 
 
 def shard(value: str) -> tuple[int, int]:
-    """I/N, counting from 1. Raises BadParameter."""
+    """Parse the text I/N of --shard; I counts from 1. Raises BadParameter."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
     index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
@@ -69,13 +69,13 @@ def shard(value: str) -> tuple[int, int]:
     type=PATH,
     metavar="FILE",
     help="Classes of the images: lines of NAME CLASS, CSV, a class a line in the order of the names, or an .npy of "
-    "numbers. Folders are then no classes.",
+    "numbers. Folders are then not classes.",
 )
 @option(
     "--classes",
     type=PATH,
     metavar="FILE",
-    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of others "
+    help="The classes and their order: KEY, KEY NAME or KEY<tab>NAME a line, or ILSVRC's meta.mat. Images of other classes "
     "are left out.",
 )
 @option(
@@ -97,7 +97,7 @@ def shard(value: str) -> tuple[int, int]:
     "--latent-convention",
     type=click.Choice(list(CONVENTIONS)),
     default="diffusers",
-    help="The way in which a network sees latents z. "
+    help="Scaling of latents z for the network. "
     + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values())
     + ".",
 )

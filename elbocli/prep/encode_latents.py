@@ -1,4 +1,4 @@
-"""Images into latents, on the device, for packing."""
+"""Encoding of images to latents on the device, for packing."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,11 +15,11 @@ from elbocli.runtime.device import Precision, choose_device
 
 
 class LatentEncoder:
-    """Turns square RGB images of one size into rows of a dataset of latents: mean and deviation of the posterior.
+    """Encoder of square RGB images to rows of a dataset of latents: mean and standard deviation of the posterior.
 
-    layout: that of the rows. batch: images to hand over at a time; the same groups give the same bytes. copies: rows of
-    an image, 2 with `mirror` (the second is of its mirror image). attributes: those of the dataset. fingerprint:
-    everything that decides the rows, images excepted.
+    layout: shape and type of the rows. batch: images per call of the autoencoder; equal batches give equal bytes.
+    copies: rows per image: 1, or with `mirror` 2, of which the second is for the mirror image.
+    attributes: for the dataset. fingerprint: everything that the rows depend on, except the images.
     Raises UsageError (no diffusers, a size that doesn't fit), FormatError and DataError (an unusable folder).
     """
 
@@ -38,7 +38,7 @@ class LatentEncoder:
         self.autoencoder = Autoencoder(folder, self.device)
         factor = self.autoencoder.factor
         if size % factor:
-            raise UsageError(f"--size {size}: {folder} halves images to 1/{factor}; take a multiple of {factor}")
+            raise UsageError(f"--size {size}: {folder} downsamples images by {factor}; choose a multiple of {factor}")
         self.space = self.autoencoder.space(convention, size, mirror)
         self.layout = BlockLayout(LATENTS, (2 * self.autoencoder.channels, size // factor, size // factor))
         self.batch = comfortable_batch(size, self.device.type == "cpu")
@@ -53,7 +53,7 @@ class LatentEncoder:
         del self.fingerprint[ATTRIBUTES["autoencoder"]]
 
     def rows(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encode images uint8 [H,W,3] to rows float16 [2C,h,w], `copies` for each. Raises DataError when not finite."""
+        """Encode images uint8 [H, W, 3] to rows float16 [2C, h, w], `copies` for each. Raises DataError if not finite."""
         out: list[np.ndarray] = []
         for start in range(0, len(pixels), self.batch):
             straight = np.stack(pixels[start : start + self.batch])
@@ -62,7 +62,7 @@ class LatentEncoder:
                 moments = [torch.cat(self.autoencoder.encode(copy, self.space), 1).half().cpu() for copy in copies]
             rows = torch.stack(moments, 1).numpy().reshape(-1, *self.layout.row)
             if not np.isfinite(rows).all():
-                trouble = "gives latents that are not finite in float16; is it the right autoencoder?"
+                trouble = "its latents are not finite in float16; name the right autoencoder with --latents"
                 raise DataError(f"{self.autoencoder.folder}: {trouble}")
             out += list(rows)
         return out

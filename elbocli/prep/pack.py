@@ -1,4 +1,4 @@
-"""Pack images into one elbo-dataset: `pack_images` lists and chooses them, decodes them in threads, and writes rows in order."""
+"""Packing of images into one elbo-dataset: `pack_images` lists and chooses images, decodes in threads, and writes rows."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder
 
 USUAL_SIZE = 64
-"""The size where the images have several, or are larger: smaller ones are kept."""
+"""Default size in pixels for images that differ in size or are larger. Smaller images that are all of one size keep it."""
 LOOKED_AT = 1000
-"""Image files whose size and channels are read beforehand."""
+"""Number of image files whose size and channels are read beforehand."""
 AT_ONCE, AHEAD = 1 << 16, 8
-"""Numbers in images that a thread packs at once, and how often as many are in flight for each thread."""
+"""Numbers (pixels × channels) that a thread packs in one task, and number of tasks submitted ahead per thread."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Settings(DecodeOptions):
-    """Settings of a prep. size, channels: 0 to choose them by the images."""
+    """Settings of `elbo prep`, named as its options. size, channels: 0 to choose the number from the images."""
 
     channels: int = 0
     store: str = RAW
@@ -67,7 +67,7 @@ class Settings(DecodeOptions):
     command: str = ""
 
     def about(self) -> dict[str, Any]:
-        """Settings that decide the pixels, for the dataset's attributes."""
+        """Return the settings that the pixels depend on, for the dataset's attributes."""
         return {
             "image_size": self.size,
             "channels": self.channels,
@@ -82,12 +82,12 @@ class Settings(DecodeOptions):
 
 
 def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
-    """Pack `sources` into `out`. Call again after a kill to go on where it stopped.
+    """Pack `sources` into the dataset `out`. After a kill, the same call resumes.
 
-    Raises DataError: nothing to pack, an image that can't be used (with on_error 'stop'), a full disk;
-    UsageError when `out` exists or is no name for a dataset; Interrupted after a signal, with all work saved.
+    Raises DataError: no images, an unusable image (with on_error 'stop'), a full disk;
+    UsageError: `out` exists or is not a name for a dataset; Interrupted: a signal came, and all work is saved.
     """
-    settings.colour  # noqa: B018 refuse a bad colour before any work
+    settings.colour  # noqa: B018 raises for a bad colour before any work
     skip = settings.on_error == "skip"
     whole = open_source(sources, labels=settings.labels, classes=settings.classes, skip=skip)
     settings = _with_shape(settings, look(whole))
@@ -137,13 +137,13 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     log.info(f"{out}: {len(kept)} images")
 
 
-# Size and channels, where the user leaves them to elbo
+# Default size and channels
 
 
 def look(source: Images) -> set[Shape]:
-    """Find the shapes (H, W, C) of a source's images: of all rows of arrays, and of at most LOOKED_AT files.
+    """Return the shapes (H, W, C) of a source's images: of all arrays, and of at most LOOKED_AT files.
 
-    The files are spread evenly over the list. Those that can't be read don't count.
+    The files are spread evenly over the list. Unreadable files are ignored.
     """
     shapes = {ref.array.shape[1:] for ref in source.refs if isinstance(ref, ArrayRow)}
     files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
@@ -155,10 +155,10 @@ def look(source: Images) -> set[Shape]:
 
 
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
-    """Settings with a size and channels. shapes: those of the images that were looked at.
+    """Choose size and channels unless they are set. shapes: (H, W, C) of images of the source.
 
-    Images that are alike and small keep their size; where they are no squares, it is the side that a crop fills. With
-    the crop 'none' squares of any size keep it. Channels are 1 where all images are grey, and nothing else is coloured.
+    Small images that are all of one size keep this size; if they are not square, it is the side that the crop fills. With crop
+    'none', larger square images keep their size too. Channels are 1 if all images are grey and no other setting needs colour.
     """
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
@@ -169,15 +169,15 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
         grey = shapes and all(shape[2] == 1 for shape in shapes)
         channels = 1 if grey and not coloured and settings.latents is None else 3
     if min(sides) < size and settings.crop != "none":
-        log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} enlarges none")
+        log.warning(f"images are enlarged to {size} x {size} pixels; --size {min(sides)} avoids this")
     return replace(settings, size=size, channels=channels, grey_expected=not settings.channels and channels == 1)
 
 
-# What is written
+# Encoders
 
 
 class Pixels(NamedTuple):
-    """The way from images to rows of pixels, each by itself; LatentEncoder is that to latents, in batches."""
+    """Encoder that stores each image as a row of pixels. LatentEncoder is its counterpart for latents, in batches."""
 
     layout: BlockLayout
     batch: int = 1
@@ -186,7 +186,7 @@ class Pixels(NamedTuple):
     fingerprint: dict[str, Any] = {}
 
     def rows(self, images: list[Any]) -> list[Any]:
-        """Return the rows of images."""
+        """Return the images of a batch unchanged, as rows."""
         return images
 
 
@@ -199,7 +199,7 @@ def _encoder(settings: Settings) -> Pixels | LatentEncoder:
             return Pixels(BlockLayout(IMAGES, shape))
         return Pixels(BlockLayout(ENCODED, (), int(math.prod(shape) * ENCODINGS[settings.store].claim)))
     if settings.channels != 3 or settings.store != RAW:
-        raise UsageError("--latents takes colour images and stores numbers; leave --channels and --store out")
+        raise UsageError("--latents needs RGB images and stores float16; leave --channels and --store out")
     from elbocli.prep.encode_latents import LatentEncoder
 
     encoder = LatentEncoder(
@@ -210,12 +210,12 @@ def _encoder(settings: Settings) -> Pixels | LatentEncoder:
         device=settings.device,
         precision=settings.precision,
     )
-    log.info(f"latents of {settings.latents}; {encoder.device}, {encoder.precision}")
+    log.info(f"encoding latents with {settings.latents} on {encoder.device} in {encoder.precision}")
     return encoder
 
 
 def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEncoder) -> str:
-    """Digest everything that decides the result, file contents excepted."""
+    """Return a digest of everything that the result depends on, except file contents."""
     about = {**settings.about(), "pillow": PIL.__version__}
     if encoder.fingerprint:
         about["encoder"] = encoder.fingerprint
@@ -225,13 +225,15 @@ def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEnc
     return digest.hexdigest()
 
 
-# Rows
+# Writing of rows
 
 
 class Packed(NamedTuple):
-    """One image as it will be stored, or why it isn't one.
+    """One image as it will be stored, or the reason why it is unusable (trouble).
 
-    digest: of the bytes that were read. row: pixels [H, W, C], or an encoded image.
+    digest: sha256 of the bytes that were read.
+    row: pixels [H, W, C], or an encoded image.
+    change: change made while decoding, such as 'alpha dropped'.
     """
 
     digest: str
@@ -243,10 +245,10 @@ class Packed(NamedTuple):
 def _fill(
     writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals
 ) -> None:
-    """Write the rows of all images, from where an earlier prep stopped. The writer's notes say what was met.
+    """Write the rows of all images, resuming after an earlier prep. The writer's notes record skipped and changed images.
 
-    Their `source_sha256` is a sum, so that the parts of a source add up to it. Rows are made safe between batches of the
-    encoder alone, so that its batches, and their numbers, are the same after a kill.
+    The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to that of the whole. Rows are flushed only
+    between batches of the encoder, so that batches, and thus numbers, are the same after a kill.
     """
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done
@@ -260,7 +262,7 @@ def _fill(
             notes["skipped"][str(done)] = packed.trouble
         else:
             batch.append(packed.row)
-        if settings.on_error == "stop" and notes["skipped"]:  # by this prep, or by one that was to go on without it
+        if settings.on_error == "stop" and notes["skipped"]:  # skipped now, or by an earlier prep with --on-error skip
             index, trouble = notes["skipped"].popitem()
             if not batch:
                 writer.append(rows, done, notes)
@@ -286,7 +288,7 @@ def _fill(
 
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
-    """Yield the images from number `start` on, in the order of the source; threads decode some ahead."""
+    """Yield the packed images from index `start` on, in the source's order; threads decode ahead."""
     threads, step = len(os.sched_getaffinity(0)), 1 + AT_ONCE // (settings.size**2 * settings.channels)
     waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:

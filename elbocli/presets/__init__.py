@@ -1,1 +1,1 @@
-"""`elbo presets`: list them, show one, write one to edit."""
+"""`elbo presets`: list presets, show one, or write one to a file to edit."""

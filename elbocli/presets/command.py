@@ -1,4 +1,4 @@
-"""`elbo presets`: list, show, write."""
+"""`elbo presets list`, `show` and `write`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from elbocli.cli.commands import (
     Output,
     common,
     hand_out,
-    option,
     overwrite_option,
     print_json,
     print_table,
+    table_option,
     visible_lines,
 )
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 PRESET = Named("elbocli.nn.presets.NAMES")
 WIDTH = 100
-GPU = "Whether the network is meant for a GPU: its default precision on CUDA is then bf16, else tf32."
+GPU = "Whether the network is meant for a GPU: the default precision on CUDA is bf16 if true, else tf32."
 DATA = {
-    "image_size": "Side in pixels, or of latents. The network is made for it, and fitted to other sizes.",
+    "image_size": "Side in pixels, or of latents, that the network is designed for; it adapts to other sizes.",
     "channels": "1 for grey images, 3 for RGB, 4 for most latents.",
-    "classes": "1 is none to tell apart.",
+    "classes": "Number of classes; 1 for images without classes.",
     "images": "Number of images.",
-    "kind": "latents for latents.",
+    "kind": "latents for a dataset of latents.",
 }
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def presets() -> None:
-    """Look at presets: a network and training settings for a size of image.
+    """List networks and settings for sizes of images.
 
     'elbo train' chooses one by the size and number of the images and by the device. To train with other settings, give
     options; for another network, write a preset to a file, edit it, and give it: --preset FILE.yaml.
@@ -48,12 +48,12 @@ def presets() -> None:
 
 
 @presets.command("list", cls=Command)
-@option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@table_option
 @common
 def list_(as_json: bool) -> None:
     """List presets: the images, the device, the network and the length of training that each is for.
 
-    A preset is chosen by itself for images of those sizes, where there are at least so many; '-' is never.
+    Training chooses a preset for images of SIZES, if there are at least LEAST IMAGES of them; '-' is never.
     """
     from elbocli.nn.presets import NAMES
 
@@ -124,7 +124,7 @@ def write(name: str, out: Path) -> None:
 
 
 def editable(name: str, preset: Preset) -> str:
-    """Return a preset as YAML with every key and its meaning. Keys that it doesn't say are comments, with their defaults."""
+    """Return a preset as YAML with every key and its meaning. Keys that the preset omits are comments, with their defaults."""
     from dataclasses import MISSING, fields
 
     from elbocli.nn.networks import NETWORKS, NetworkConfig, config_of
@@ -165,7 +165,7 @@ def editable(name: str, preset: Preset) -> str:
 
 
 def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
-    """Return the lines of one key, with its meaning above it."""
+    """Return the YAML lines of one key, after a comment with its meaning. given: False makes the key a comment too."""
     import textwrap
 
     from elbocli.files.yaml_text import yaml_text

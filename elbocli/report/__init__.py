@@ -1,5 +1,5 @@
-"""`elbo report`: one run or several on a page.
+"""`elbo report`: an HTML page about one run or several.
 
-Begin with gather.py, which reads a run's folder into RunFacts, with a RunReport for --json: log_history.py reads its logs,
-results.py the results in it, thumbnails.py its images. page.py draws them and fills the templates.
+Begin with gather.py, which reads a run's folder into RunFacts; the part for --json is a RunReport. log_history.py reads the
+logs, results.py the results of other commands, thumbnails.py the images. page.py draws the plots and fills in the templates.
 """

@@ -1,4 +1,4 @@
-"""`elbo report`."""
+"""Command line of `elbo report`: options, and the function that runs the command."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,9 @@ from elbocli.cli.commands import (
     PATH,
     STREAM,
     Command,
-    Output,
     common,
     option,
+    out_option,
     overwrite_option,
     plugin_option,
     print_json,
@@ -20,13 +20,7 @@ from elbocli.cli.commands import (
 
 @click.command(cls=Command)
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
-@option(
-    "-o",
-    "--out",
-    type=Output("a page", stdout=True),
-    default="-",
-    help="The file that the page goes to; - is standard output.",
-)
+@out_option("a page")
 @option(
     "--samples",
     type=PATH,
@@ -54,11 +48,12 @@ def report(
     results: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Show a run, or several side by side, on one page of HTML that needs no other file.
+    """Show a run, or several, on one page of HTML.
 
     The page shows what was trained and whether its loss is an ELBO, losses and validation, the error by noise level,
     the noise levels drawn over time, previews, samples by class, scores and the bound; with an optimum
-    also what training can still gain, and whether the network copies. It gives the commands that repeat the run. The run may be unfinished, interrupted or damaged; the page names the parts that are missing.
+    also what training can still gain, and whether the network copies. It gives the commands that repeat the run. The run
+    may be unfinished, interrupted or damaged; the page names the parts that are missing.
 
     Several runs are compared: the settings that differ, figures, losses and errors in shared plots, and samples of
     each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
@@ -67,9 +62,9 @@ def report(
     from elbocli.report.gather import gather, report_of
 
     if samples and len(samples) != len(runs):
-        raise click.UsageError(f"--samples: {len(samples)} of them for {len(runs)} runs; give one for each, or none")
+        raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one for each run, or none")
     if results and len(runs) > 1:
-        raise click.UsageError("--scores: of several runs, put each result into its run's folder, where it is found")
+        raise click.UsageError("--scores takes one RUN; for several, put each result into its run's folder")
     if out == STREAM and sys.stdout.isatty() and not as_json:
         raise click.UsageError("standard output is a terminal; add -o FILE")
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]

@@ -1,4 +1,4 @@
-"""Read all that a run's folder tells of it, for a page or as JSON; what isn't there, or damaged, is named."""
+"""Read all facts in a run's folder, for the page or as JSON, and list the parts that are missing or damaged."""
 
 import json
 import shlex
@@ -44,9 +44,9 @@ from elbocli.run.settings import run_settings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
 DIGITS = 6
-"""Significant ones, of numbers on a map."""
+"""Significant digits of the numbers in an ErrorMap."""
 DIGEST = 12
-"""Digits of a digest that are shown: enough to tell two apart."""
+"""Number of hex digits of a digest that the page shows."""
 NATS, BITS = "nats per dimension", "bits per dimension"
 CURVES = {
     "loss": ("training loss", NATS),
@@ -57,7 +57,7 @@ TWICE = "2 standard errors"
 
 
 class Term(Record, frozen=True):
-    """One thing with a name: `what` it is, how it was named, its formula and source."""
+    """A part of the objective. what: kind of the part, such as weighting. name: spec of the part."""
 
     what: str
     name: str
@@ -66,9 +66,9 @@ class Term(Record, frozen=True):
 
 
 class ObjectiveReport(Record, frozen=True, kw_only=True):
-    """The objective, and whether it is an ELBO on `logsnr`, the range of levels.
+    """The objective, and whether it is an ELBO on the range of levels `logsnr`.
 
-    rising: where the weighting rises. over_time: of one that is learned, the same at several moments.
+    rising: intervals where the weighting rises. over_time: for a learned weighting, the same facts after several steps.
     """
 
     weighting: str
@@ -81,9 +81,10 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
 
 
 class ErrorMap(Record, frozen=True):
-    """The errors of a loss log over time. edges: of the bins of λ. images: where each interval ends.
+    """The errors of a loss log over time.
 
-    eps_mse, density: [intervals][bins] the mean error, and the share of the draws over the bin's width.
+    edges: edges of the bins of λ. images: number of training images by the end of each interval.
+    eps_mse, density: mean error, and density of the draws in λ, [intervals][bins].
     """
 
     edges: list[float]
@@ -93,14 +94,14 @@ class ErrorMap(Record, frozen=True):
 
 
 class ShownSamples(Record, frozen=True):
-    """The samples that the page shows: the file that they are from, and the names of their classes."""
+    """The samples that the page shows: their file, and the names of their classes."""
 
     file: str
     classes: list[str]
 
 
 class CommandReport(Record, frozen=True):
-    """A command line, and what it does."""
+    """A command line (`command`), and its purpose (`does`)."""
 
     does: str
     command: str
@@ -108,10 +109,11 @@ class CommandReport(Record, frozen=True):
 
 @stored("result of elbo report --json (JSON)")
 class RunReport(Record, frozen=True, kw_only=True):
-    """All facts on a run. status, settings, source, data, network, environment: by the names that the run's files have.
+    """All facts about a run, for --json.
 
-    status: empty where it isn't known. curves: metrics over time. scores, bound, theorem, likelihoods, classification:
-    results by other commands, each with its `file`. missing: what isn't there, in sentences.
+    status, settings, source, data, network, environment: named as in the run's files; status is {} if it is unknown.
+    curves: columns of metrics.jsonl. missing: sentences on missing or damaged parts.
+    scores, bound, theorem, likelihoods, classification: results of other commands, with their `file`.
     """
 
     run: str
@@ -140,7 +142,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
-    """Several runs. differences: by name of a setting, its value in each run; None where a run has none."""
+    """Facts about several runs. differences: for each setting that differs, its value in each run, or None."""
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]
@@ -148,10 +150,11 @@ class ComparisonReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run as its folder shows it: its report, and what the page draws. None, or empty, is what isn't there.
+    """The facts about a run that its page shows: the report, and data for plots and pictures. Missing parts are None or empty.
 
-    schedule: of training; None where it adapts. effective: its weighting over time; one entry where it is fixed.
-    course, held_out: errors of training and validation. results: by the names of KINDS. drawn: samples by class.
+    schedule: training schedule; None if adaptive. effective: weighting over the course of training, one entry if it is fixed.
+    course, held_out: errors of training and of validation, by λ and time. drawn: rows of samples by class.
+    results: results of other commands, by kind. extremes: likeliest and least likely images of each table of --per-image.
     """
 
     report: RunReport
@@ -167,18 +170,18 @@ class RunFacts:
 
     @property
     def trained_on(self) -> Any:
-        """Number of images: those held out for validation are none of them."""
+        """Number of training images, without those held out for validation; "?" if unknown."""
         count = self.report.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
     def trains_on(self, result: ResultFile) -> bool:
-        """Tell whether a result is of the dataset that the run was trained on."""
+        """Return whether a result is for the dataset that the run was trained on."""
         known = self.report.data.get("payload_sha256")
         return known is not None and result.content.get("payload_sha256") == known
 
     @property
     def headline(self) -> list[Row]:
-        """The last losses and bounds, and the first scores of the last result."""
+        """Key numbers of the run: last losses, last bound, and the first two scores of the last result of `elbo eval`."""
         found = []
         for name, (what, unit) in CURVES.items():
             values, errors = (curve(self.report.curves, key)[1] for key in (name, f"{name}_se"))
@@ -195,13 +198,13 @@ class RunFacts:
 
 
 def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
-    """By the names that any column has, in the order in which they come, the values of all; None where one has none."""
+    """Merge dicts: return, for each key in order of appearance, the list of its values in all dicts, None where it is missing."""
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name) for column in columns] for name in names}
 
 
 def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
-    """Settings, data and networks in which not all runs are alike, and the value of each."""
+    """Return the settings, data and network facts that differ between runs, with the value in each run."""
     columns = []
     for facts in runs:
         report = facts.report
@@ -213,27 +216,29 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """The numbers by which each run is judged, by name and unit."""
+    """Return, by name and unit, each key number's rows in all runs, None where a run lacks the number."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
 def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """All facts of a run, or of several with the differences by name; numbers that JSON doesn't have are None."""
+    """Return the JSON object of one run, or of several with their differences; NaN and infinity become None."""
     report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
     return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
 
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
-    """All facts of a run. samples: a file of images to show by class. results: JSON of 'elbo eval', 'elbo bound' or
-    'elbo optimum', or files of all images, besides those in the run's folder.
+    """Read all facts about a run.
 
-    Raises FormatError when it is no run, and ElboError for a file named here that can't be used.
+    samples: file of images to show by class; None for the last preview.
+    results: results of 'elbo eval', 'elbo bound' or 'elbo optimum' (JSON), or files of 'elbo bound --per-image', in addition to
+    the results in the run's folder.
+    Raises FormatError when `run` is not a run, and ElboError for unusable `samples` or `results`.
     """
-    name = str(run) if run.name not in ("", "..") else run.resolve().name  # what is called . names nothing
+    name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
     missing = list[str]()
 
     def ask(read: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
-        """Return the answer of `read`, or `otherwise` where it raises an ElboError, whose sentence is noted."""
+        """Call `read`; if it raises an ElboError, add the message to `missing`, and return `otherwise`."""
         try:
             return read(*given)
         except ElboError as error:
@@ -313,15 +318,17 @@ def _excess(
     effective: list[EffectiveWeighting],
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Errors of training, its last fifth, and of images held out over the least ones, and whether the network copies, which
-    isn't known without images held out. Raises ElboError where they can't be compared.
+    """Compare training errors (last fifth) and validation errors with the least possible errors; tell if the network copies.
+
+    result: least errors, by `elbo optimum`. The value of "copying" is None without held-out images.
+    Raises ElboError when the errors aren't comparable.
     """
     optimum, path = result.found, result.path
     if course is None or not effective:
-        raise DataError(f"{path}: the run has no errors to compare with the least ones")
+        raise DataError(f"{path}: left out, because the run has no loss log or no weighting to compare with")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
-            f"{path}: is of {optimum.dataset}, not of the images of training; find it by 'elbo optimum --like RUN'"
+            f"{path}: has least errors of {optimum.dataset}, not of the training images; make one with 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
     sums = {}
@@ -337,7 +344,7 @@ def _excess(
 
 
 def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
-    """The pictures of a result that names a file of each image's likelihood, which lies beside it. Raises ElboError."""
+    """Return the likeliest and least likely images in a result's --per-image file; None without the file. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or result.kind == "classification":
         return None
@@ -347,7 +354,7 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
 
 
 def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
-    """The objective; a weighting that is learned as it is now. Raises ElboError for a file that it needs and that is gone."""
+    """Return objective, schedule and weighting over time. Raises ElboError when a file that the objective needs is missing."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
     *_, weighting, low, high = effective[-1]
     rising = weighting.rising(low, high)
@@ -370,7 +377,7 @@ def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Sch
 def _environment(
     config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], newest: Checkpoint | None
 ) -> dict[str, Any]:
-    """Return the machine and the speed of a run, and the size of its newest whole checkpoint."""
+    """Return facts on versions, device and speed of a run, and the size of its newest intact checkpoint."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: getattr(config, key) for key in keys}
@@ -383,17 +390,17 @@ def _environment(
 
 
 def _packed(data: Path, config: RunConfig) -> str | None:
-    """The command that packed the run's images. Raises FormatError, and DataError when the file holds others now."""
+    """Return the command line that packed the run's dataset. Raises FormatError, DataError (the dataset has changed)."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(f"{data}: holds other images now than this run was trained on")
+        raise DataError(f"{data}: now holds other images than this run was trained on")
     return attributes.command
 
 
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield what command lines do, and they as they were typed, where they were written down. packed: the first."""
+    """Yield (purpose, command line) of the commands that made dataset, run, `samples` and `scores`. packed: the dataset's."""
     if packed:
         yield "Pack the images", packed
     for line in config.commands:
@@ -424,11 +431,11 @@ FORMULAS = {
     ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
     Schedule: ("a table of t and logsnr", "a file"),
 }
-"""Formulas and sources of terms that no registry declares."""
+"""Class of a weighting's or schedule's curve → (formula, source), for classes that no registry declares."""
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """A weighting; for one that is written as a loss, its parts."""
+    """Return the Terms of a weighting: itself and, for a weighting written as a loss, its target, factor and schedule."""
     curve = weighting.curve
     terms = [_term("weighting", weighting.spec, curve)]
     if isinstance(curve, ForeignLoss):
@@ -440,7 +447,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
 
 
 def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
-    """A schedule that draws noise levels. schedule: None when it adapts."""
+    """Return the Term of a schedule; None means the adaptive schedule. what: kind of the term, as the page names it."""
     if schedule is None:
         loss = CRITERIA["loss"]
         return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)

@@ -1,4 +1,4 @@
-"""The logs of a run: still growing, cut short, damaged in places. Unusable lines are left out and reported."""
+"""Read the logs of a run. They may be still growing, truncated or damaged; unusable lines are skipped and reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ from elbocli.files.reading import open_file, reading, whole_lines
 from elbocli.files.records import parse_json
 
 POINTS = 400
-"""Points of a curve: neighbours are averaged until no more are left."""
+"""Largest number of points in a curve; neighbouring points of longer curves are averaged."""
 CELLS = 48
-"""Cells of time on a map: neighbours are added up from twice as many on."""
+"""Number of time intervals in a LogHistory after merging. When it has twice as many, neighbours are merged."""
 LATE = 0.2
-"""Share of a run that stands for its end."""
+"""Errors over the last part of a run's training images, with this share, count as the errors at the end."""
 EARLY = 0.1
-"""Share of a run that stands for its beginning."""
+"""Errors over the first part of a run's training images, with this share, count as the errors at the beginning."""
 Curve = list[float | None]
 
 
 def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
-    """metrics.jsonl as columns of at most 2 POINTS numbers, by their names in the file; None where a line has none.
+    """Read metrics.jsonl as columns of at most POINTS values, by name; None where a column has no value.
 
-    A sentence on damaged lines is added to `missing`.
+    missing: list to which a sentence on damaged lines is added.
     """
     rows, damaged = list[dict[str, float]](), 0
     if path.exists():
@@ -49,13 +49,13 @@ def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
 
 
 def _pooled(name: str, values: Sequence[float]) -> float | None:
-    if name in ("step", "images") or name.startswith("val_"):  # a mean of validations is none of them
+    if name in ("step", "images") or name.startswith("val_"):  # validations are rare: show the last, not a mean
         return values[-1] if values else None
     return sum(value / len(values) for value in values) if values else None
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
-    """(images, values) of a column, where it has values."""
+    """Return (numbers of training images, values) of a column, without missing values. columns: as from `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
     return [at for at, _ in known], [value for _, value in known]
@@ -63,9 +63,10 @@ def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float
 
 @dataclass
 class LogHistory:
-    """The error at each λ over a run: intervals of images, and the sums [3, bins] in each.
+    """Errors per bin of λ over the course of a run.
 
-    edges: of the bins of λ. images: where each interval ends.
+    edges: edges of the bins of λ. images: number of training images by the end of each interval.
+    sums: count, sum and sum of squares of the error in each interval, [3, bins].
     """
 
     edges: Tensor
@@ -73,52 +74,52 @@ class LogHistory:
     sums: list[Tensor] = field(default_factory=list)
 
     def add(self, images: int, sums: Tensor) -> None:
-        """The next interval. Raises FormatError when it isn't later than the one before."""
+        """Append an interval; if there are too many, merge neighbours. Raises FormatError for an interval that isn't later."""
         if images <= (self.images[-1] if self.images else 0):
-            raise FormatError(f"an interval ends after {images} images, not after the one before it")
+            raise FormatError(f"an interval ends after {images} images, which is not later than the interval before")
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
-        self.images.append(images)  # the last stays alone
+        self.images.append(images)  # not merged yet, so that `last` is the log's last interval
         self.sums.append(sums)
 
     @property
     def middle(self) -> Tensor:
-        """λ in the middle of each bin."""
+        """Middle λ of each bin."""
         return bin_middles(self.edges)
 
     @property
     def error(self) -> Tensor:
-        """‖ε−ε̂‖²/D, [intervals, bins]: the last that was seen; NaN where nothing was yet."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]. A bin without draws has its last earlier value, or NaN at the beginning."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)
 
     @property
     def density(self) -> Tensor:
-        """The share of an interval's draws that fell on each bin, over the bin's width: [intervals, bins]."""
+        """Density of the draws in λ: share of an interval's draws in each bin, over the bin's width; [intervals, bins]."""
         count = torch.stack(self.sums)[:, 0]
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 
     def between(self, start: float, end: float) -> Tensor:
-        """The sums [3, bins] of the intervals that end after more than `start` images, and `end` at most."""
+        """Return the sums [3, bins] of the intervals that end after `start` (exclusive) to `end` (inclusive) training images."""
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
 
     def late(self, share: float = LATE) -> Tensor:
-        """The sums [3, bins] of the last share of the images."""
+        """Return the sums [3, bins] over the last `share` of the training images."""
         return self.between(self.images[-1] * (1 - share), self.images[-1])
 
     def early(self) -> Tensor:
-        """The sums [3, bins] of the first EARLY of the images, of one interval at least."""
+        """Return the sums [3, bins] over the first tenth (EARLY) of the images, or over the first interval if longer."""
         return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:
-        """The sums [3, bins] of the last interval."""
+        """Return the sums [3, bins] of the last interval."""
         return self.sums[-1]
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
-    """A loss log over time; None when there is nothing in it. A sentence on a damaged line is added to `missing`."""
+    """Read a loss log; return None if it is empty. A damaged line ends the reading, and adds a sentence to `missing`."""
     history = LogHistory(torch.empty(0))
     try:
         if path.exists() and path.stat().st_size:
@@ -129,5 +130,5 @@ def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
                     else:
                         history.edges = torch.tensor(entry.edges, dtype=torch.float64)
     except FormatError as error:
-        missing.append(f"{path}: shown up to a damaged line ({error})")
+        missing.append(f"{path}: shown only up to a damaged line ({error})")
     return history if history.images else None

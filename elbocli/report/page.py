@@ -1,7 +1,7 @@
-"""A run, or several, on one page: HTML that needs nothing but itself, with drawings whose colours are the page's own.
+"""Render one run, or several, as a self-contained HTML page, with SVG plots in the colours of the page's style sheet.
 
-Strings from strangers are escaped by the template library. The page forbids itself scripts and any address
-(Content-Security-Policy), so that what slips through does nothing. Same facts, same bytes.
+The template library escapes all text from files. The page's Content-Security-Policy also forbids scripts and external
+addresses. The same facts give the same bytes.
 """
 
 import base64
@@ -26,13 +26,13 @@ from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
 WIDTH, HEIGHT = 4.8, 3.1
-"""Inches of a drawing that a telephone shows at about its own size."""
+"""Size of a plot in inches, about the width of a telephone's screen."""
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}
-"""Colours that stand for variables of the page's style sheet."""
+"""Placeholder colours in plots, and the CSS variables of the page that replace them."""
 INK, MUTED, RULE, *_ = INKS
 LINES = tuple(INKS)[3:]
-"""Colours of lines; each has a dash of its own as well."""
+"""Colours of lines; each line also has its own dash pattern."""
 LINE_WIDTH = 1.6
 OWN: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -50,15 +50,15 @@ OWN: dict[Any, Any] = {
 }
 LEVEL, ERROR, WEIGHT = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D", "w(λ) / max w"
 MARGINS = {"left": 0.15, "right": 0.955, "bottom": 0.5 / HEIGHT, "top": 1 - 0.1 / HEIGHT}
-"""The same in all drawings, so that axes stand under each other."""
+"""Margins of all plots, equal so that the axes of plots are aligned."""
 RIGHT, BAR = 0.8, 0.03
-"""Layout of a map: where it ends, and how wide the scale of its colours beside it is."""
+"""Layout of a colour map, as shares of the figure's width: right edge of the map, and width of the colour bar."""
 POINTS = 241
 NATS, BITS = "loss, nats per dimension", "bits per dimension"
 
 
 class Line(NamedTuple):
-    """A curve of a plot: x and y [N], and a band of two standard errors around y."""
+    """A curve of a plot: x and y, [N] each. spread: half-width of the band around y, two standard errors, [N]."""
 
     x: Tensor
     y: Tensor
@@ -66,19 +66,19 @@ class Line(NamedTuple):
 
 
 def numbered_style(index: int) -> dict[str, Any]:
-    """The colour and dash of the line of that number."""
+    """Return the colour and dash pattern of line number `index`, for matplotlib."""
     return {"color": LINES[index % len(LINES)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def swatch(index: int) -> tuple[str, str]:
-    """The look of the line of that number in a legend of the page: a variable of its style sheet, and an SVG's dashes."""
+    """Return the style of line number `index` for an HTML legend: CSS variable of its colour, and SVG dash lengths."""
     style = numbered_style(index)
     lengths = () if style["linestyle"] == "-" else style["linestyle"][1]
     return INKS[style["color"]], " ".join(f"{length * LINE_WIDTH:g}" for length in lengths)
 
 
 def new_panel(label: str) -> Any:
-    """A panel in a figure of its own, and the name of its vertical axis."""
+    """Make a figure with one plot, and return its matplotlib Axes. label: label of the vertical axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, HEIGHT))
@@ -89,7 +89,7 @@ def new_panel(label: str) -> Any:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """The drawing to stand in a page, beside others: as wide as its place, and what it refers to by `name`."""
+    """Return a figure as inline SVG: as wide as its container, with `name` as the prefix of all ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
@@ -102,7 +102,7 @@ def _svg(figure: Any, name: str) -> str:
 
 
 def over_images(axis: Any) -> None:
-    """The axis of a run: images that were trained on."""
+    """Format the horizontal axis as the number of training images."""
     from matplotlib.ticker import EngFormatter
 
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -111,7 +111,7 @@ def over_images(axis: Any) -> None:
 
 
 def over_levels(axis: Any) -> None:
-    """The axis of noise levels."""
+    """Format the horizontal axis as noise levels λ."""
     from matplotlib.ticker import MaxNLocator
 
     axis.margins(x=0)
@@ -126,8 +126,10 @@ def draw_lines(
     over: Callable[[Any], None] = over_levels,
     log: bool = False,
 ) -> Any:
-    """A panel with lines; None without any. label: of the vertical axis. names: of the lines, for a legend. over: makes the
-    other axis. log: where it can be.
+    """Draw lines in a new figure, and return its axes; None without lines.
+
+    label: label of the vertical axis. names: legend entries. over: function that formats the horizontal axis. log: use a
+    logarithmic vertical axis if all values are positive.
     """
     styled = [(line, numbered_style(index)) for index, line in enumerate(lines) if line is not None]
     if not styled:
@@ -152,7 +154,7 @@ def draw_lines(
 
 
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
-    """A panel of values [intervals, bins] as colours over images and λ. label, scale: of the colours."""
+    """Draw values [intervals, bins] as colours over training images and λ. label: of the colours. scale: norm of the colours."""
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
     shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
@@ -169,7 +171,7 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
 
 
 def curve_line(facts: RunFacts, name: str) -> Line | None:
-    """A curve of metrics.jsonl over the images trained on, with its standard errors; None where it has no values."""
+    """Return a column of metrics.jsonl over the number of training images, with standard errors; None without values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, f"{name}_se")
     x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
@@ -177,7 +179,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """The error at each noise level, of sums [3, bins], with its standard errors where there are two; None without any."""
+    """Return the mean error at each noise level; None without errors. sums: function that adds up a part of the log."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
@@ -187,7 +189,7 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
 
 
 def weighting_line(facts: RunFacts) -> Line | None:
-    """A run's weighting now, over its largest value."""
+    """Return a run's current weighting, divided by its largest value."""
     if not facts.effective:
         return None
     value = facts.effective[-1].weighting(at := levels_of(facts))
@@ -195,12 +197,12 @@ def weighting_line(facts: RunFacts) -> Line | None:
 
 
 def levels_of(facts: RunFacts) -> Tensor:
-    """POINTS λ over a run's range."""
+    """Return POINTS evenly spaced λ over a run's range."""
     return torch.linspace(facts.settings.logsnr_min, facts.settings.logsnr_max, POINTS, dtype=torch.float64)
 
 
 def pictures(*runs: RunFacts) -> dict[str, str]:
-    """Draw a run, or several, as SVG pictures by the names that the templates use; pictures without data are left out."""
+    """Draw the plots of one run, or of several, as SVG, by their names in the templates; plots without data are left out."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):
@@ -243,8 +245,8 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    """w, and p_w = −dw/dλ, each over the largest w; and p(λ) of a fixed schedule, beside the density that was drawn, or of one
-    that adapts, the latter over time.
+    """Draw w and p_w = −dw/dλ, both divided by the largest w, and the density p(λ): for a fixed schedule with the density of
+    the draws, for an adaptive schedule as a map over time.
     """
     if not facts.effective:
         return {}
@@ -268,7 +270,7 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
 
 
 def _errors(course: LogHistory) -> Any:
-    """The error at each noise level over time."""
+    """Draw a map of the error at each noise level over time."""
     error = course.error
     seen = error[error.isfinite() & (error > 0)]
     if not len(seen):
@@ -278,7 +280,7 @@ def _errors(course: LogHistory) -> Any:
 
 
 def render(*runs: RunFacts) -> str:
-    """The page of a run, or of several."""
+    """Return the HTML page of one run, or of several."""
     filters = {"number": number, "source": source, "rows": score_rows}
     values = {
         "facts": runs[0],
@@ -294,7 +296,7 @@ def render(*runs: RunFacts) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number for people: so many significant digits, whole ones with thousands apart; anything else as it is."""
+    """Format a number: floats with `digits` significant digits, integers with thousands separated; other values as str."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
@@ -303,5 +305,5 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def source(strip: Thumbnails) -> str:
-    """A row of pictures as an address that holds it."""
+    """Return a row of pictures as a data URL."""
     return "data:image/png;base64," + base64.b64encode(strip.png).decode()

@@ -1,4 +1,4 @@
-"""Results of 'elbo eval', 'elbo bound' and 'elbo optimum' on a run: their JSON, told apart by content."""
+"""Read results of 'elbo eval', 'elbo bound' and 'elbo optimum': JSON files, whose kind is recognised by their content."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [
     ("likelihoods", ("estimates", "differences"), Likelihoods),
     ("classification", ("accuracy", "reliability"), Classification),
 ]
-"""Kinds of results: the page's name for them, keys that tell them, and their records."""
+"""Kinds of results: name on the page, keys by which the kind is recognised, and record class."""
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file of one result. kind: of KINDS. content: its JSON, with keys of other versions, too."""
+    """A file with one result. kind: name in KINDS. content: the whole JSON object. found: the JSON as a record of its kind."""
 
     path: Path
     kind: str
@@ -36,10 +36,11 @@ class ResultFile:
 
 
 class Row(NamedTuple):
-    """A number for people. unit: its unit, or the network whose features it is of, unless its name says so.
+    """A number in a table of the page.
 
-    spread_is: what its spread is. interval: that holds the number of infinitely many such samples 95 times in 100; None where
-    its error isn't known. note: on the images that it is of.
+    unit: unit, or for a score its extractor, if the name lacks it. note: remark about the images, such as "n = 500".
+    spread, spread_is: the error or deviation after ±, and its kind, such as "sd of repeats".
+    interval: 95 % confidence interval; None if the error is unknown.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Row(NamedTuple):
 
 
 def score_rows(result: EvalResult) -> list[Row]:
-    """The numbers, each with the spread of repeats, its standard error, or the spread of parts, if there is one."""
+    """Return a row for each score of a result, with its deviation over repeats, else over parts, else its standard error."""
     rows, n = [], result.repeats[0].facts.n_samples
     for score in result.scores:
         number = score.number
@@ -75,14 +76,14 @@ def score_rows(result: EvalResult) -> list[Row]:
 
 
 def drawn_by(result: EvalResult) -> list[str]:
-    """Command lines that drew the samples, of each repeat."""
+    """Return the command lines that drew the samples of all repeats."""
     told = [one.facts.made.get("command") or [] for one in result.repeats]
     lines = [line for lines in told for line in (lines if isinstance(lines, list) else [lines])]
     return list(dict.fromkeys(map(str, lines)))
 
 
 def read_result(path: Path) -> ResultFile:
-    """A file that holds one result. Raises FormatError when it can't be read, or is none."""
+    """Read a file with one result. Raises FormatError for an unreadable file, or other content."""
     content = parse_json(read_bytes(path), path)
     for kind, keys, record in KINDS:
         if set(keys) <= set(content):
@@ -91,7 +92,7 @@ def read_result(path: Path) -> ResultFile:
 
 
 def results_in(run: Path) -> list[ResultFile]:
-    """All results among the JSON files of a folder."""
+    """Read all results among the JSON files in a run folder; skip files that aren't results."""
     found = []
     for path in sorted(run.glob("*.json")):
         with suppress(FormatError):

@@ -1,4 +1,4 @@
-"""Rows of pictures for a page: previews, samples by class, the likeliest and the least likely images. PNG, of bounded size."""
+"""Make rows of pictures, as small PNG images, for the page: previews, samples by class, likeliest and least likely images."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from elbocli.files.reading import reading
 from elbocli.images.samples import read_samples
 
 ROW = 8
-"""Pictures in a row."""
+"""Number of pictures in a row."""
 TIMES = 7
 CLASSES = 16
-"""At most so many rows of previews, and of classes."""
+"""Largest number of rows of previews (TIMES), and of rows of classes (CLASSES)."""
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A row of pictures, PNG, and what stands beside it."""
+    """A row of `count` pictures as one PNG image (its bytes), and the title `name` of the row."""
 
     name: str
     png: bytes
@@ -33,7 +33,7 @@ class Thumbnails:
 
 
 def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
-    """images: [H, W, C] uint8 each, of one size: larger ones are made smaller, small ones are enlarged by a whole factor."""
+    """Make a row of pictures from images, uint8 [H, W, C] of one size. Large images are shrunk, and small images enlarged."""
     shown, buffer = [], io.BytesIO()
     for image in images:
         factor = whole_factor(max(image.shape[:2]))
@@ -45,30 +45,30 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
 
 
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
-    """A preview of training cut up again: images [64, H, W, C] in the order in which they were drawn, and their classes.
+    """Read the contact sheet of a preview: images [N, H, W, C] in the order in which they were drawn, and groups by class.
 
     Raises DataError.
     """
     with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
         if PLACES not in sheet.info:
-            raise DataError(f"{path}: no sheet of previews: it doesn't say where its pictures are")
+            raise DataError(f"{path}: not a contact sheet of 'elbo train': the PNG lacks the positions of its images")
         layout = layout_of(sheet.info[PLACES], sheet.size, path)
         return cut_up(np.asarray(sheet.convert("RGB")), layout), layout.groups
 
 
 def read_preview(path: Path) -> Thumbnails:
-    """The first pictures of a preview, named by its step. Raises DataError."""
+    """Return the first pictures of a preview, titled with its step. Raises DataError."""
     name = path.stem.removeprefix("step-").lstrip("0") or "0"
     return thumbnails_of(name, list(read_sheet(path)[0][:ROW]))
 
 
 def chosen_times(count: int) -> list[int]:
-    """Indices of the previews, of `count`, that are shown: the first and the last, and between them ever fewer, as less changes."""
+    """Return the indices of the previews to show, of `count` previews: first, last, and some at geometric intervals."""
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
-    """A strip of the first ROW images of each class, or of each ROW images when there is but one. images: [H, W, C] of an index."""
+    """Return a row of the first ROW images of each class, or several rows for a single class. images: index → image [H, W, C]."""
     if len(groups) == 1:
         found = groups[0].images[: ROW * ROW]
         groups = [Group("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
@@ -79,25 +79,25 @@ def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thu
 
 
 def read_strips(path: Path) -> list[Thumbnails]:
-    """Strips of a preview. Raises DataError."""
+    """Return a row for each class in a preview. path: contact sheet of the preview. Raises DataError."""
     images, groups = read_sheet(path)
     return strips(lambda index: images[index], groups)
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
-    """Strips of a file of samples, of which no more is read than it takes. Raises FormatError and DataError."""
+    """Return a row for each class in a file of samples; other images aren't read. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(lambda index: reader.at(index, 1)[0], groups)
 
 
 ROWS = 2
-"""Rows of pictures at either end."""
+"""Number of rows for the likeliest images, and for the least likely."""
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Rows of pictures of both ends, sorted by the column `by`; count: images in the file."""
+    """Rows of the likeliest and the least likely images of a table, `path`, with `count` images, sorted by the column `by`."""
 
     path: Path
     by: str
@@ -107,9 +107,10 @@ class Extremes:
 
 
 def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
-    """Pictures of both ends. dataset: the file that was measured; digest: of its images, where that is known.
+    """Read the likeliest and the least likely images of a dataset.
 
-    Raises FormatError and DataError when a file is damaged, or the dataset is not the one that was measured.
+    path: file of 'elbo bound --per-image'. dataset: the measured dataset; digest: sha256 of its images, or None.
+    Raises FormatError and DataError when a file is damaged, or the dataset is not the measured one.
     """
     table, data = read_table(path), Dataset(dataset, latents=True)
     by = [*table][2]
@@ -119,7 +120,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     with reading(path, kind=DataError):
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):
-        raise DataError(f"{data.path}: holds other images than {path} is of; measure again")
+        raise DataError(f"{data.path}: holds other images than {path}; run 'elbo bound --per-image' again")
     order = np.argsort(values, kind="stable")
     some = min(ROWS * ROW, len(order) // 2) or 1
 

@@ -1,4 +1,4 @@
-"""The run folder: held by one process while it trains, continued by the command that began it, its record and its status."""
+"""The run folder: locked by one process during training, with the run's config.yaml and status.json."""
 
 import hashlib
 import json
@@ -23,40 +23,43 @@ from elbocli.run.settings import Known, Resolved, difference
 from elbocli.version import __version__
 
 PREVIEW_COUNT = 64
-"""Most images in a preview: all of the same noise, and as many of each class that is drawn as of any other."""
+"""Largest number of images in a preview. All previews use the same noise, and all drawn classes get equally many images."""
 STATUS = "status.json"
 LOCK = ".lock"
 RUNNING, DONE = "running", "done"
 EVERY_S = 5.0
-"""Time from one note of the step to the next."""
+"""Least time between two writes of the current step to status.json, in seconds."""
 
 
 def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
-    """Return the config.yaml of the run that the folder holds; None where it holds none that goes on.
+    """Return the config.yaml of the run in a folder; None if there is no run to resume.
 
-    anew: whether a dataset is named, with which a run without a checkpoint begins anew. preset: the one that is asked for:
-    another than the run's is of another run. Raises FormatError, UsageError.
+    anew: whether the user named a dataset; a run without a checkpoint then begins anew.
+    preset: the preset that the user named; None is returned if the run has another preset.
+    Raises FormatError, UsageError (an imported run can't resume).
     """
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
         return None
     config = store.read_config(out)
     if config.source:
         raise UsageError(
-            f"{out}: was imported, and can't go on; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights"
+            f"{out}: an imported run can't be resumed; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights"
         )
     return Known(out / CONFIG, config) if preset in (None, config.settings.get("preset")) else None
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
-    """Hold the folder for this process alone until the stack ends.
+    """Lock the run folder for this process until `stack` closes, and check that the run can begin or resume there.
 
-    patience: seconds to wait for another process to leave it. anew: begin again where checkpoints are gone. Raises
-    UsageError when it holds something else or a run with other settings, DataError when another process stays, or
-    checkpoints are gone. A run that never had a checkpoint begins again, with any settings.
+    patience: seconds to wait for the lock while another process holds it.
+    anew: begin again if the run's checkpoints are gone.
+    A run that never had a checkpoint begins again, with any settings.
+    Raises UsageError when the folder holds something else or a run with other settings, DataError when another process keeps
+    the lock, or the run's checkpoints are gone.
     """
     with writing(out):
         known = not out.exists() or (out / CONFIG).exists()
-        # A start that was killed or failed leaves a lock, files written aside, and its status.
+        # A start that failed or was killed leaves a lock, hidden temporary files, and status.json.
         if not known and (not out.is_dir() or any(p.name[0] != "." and p.name != STATUS for p in out.iterdir())):
             raise UsageError(f"{out}: exists and is not a run; choose another -o")
         out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
         changed = difference(before, resolved.config())
         if changed and store.checkpoints(out):
             raise UsageError(
-                f"{out}: holds a run with other settings; choose another -o, or leave these out:\n  "
+                f"{out}: holds a run with other settings; choose another -o, or leave out these options:\n  "
                 + "\n  ".join(changed)
             )
         if not anew and Status(out, 0).saved is not None and not store.checkpoints(out):
@@ -77,9 +80,10 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
-    """Write config.yaml: what the steps from now on are made with, and the commands of all starts.
+    """Write config.yaml: the settings and software versions from now on, and the command lines of all starts of the run.
 
-    command: as typed; repeated without a change, it stands there once. about: processes and device_name.
+    command: the command line as typed; it is not added again if the last start had the same command line.
+    about: fields `processes` and `device_name` of config.yaml.
     """
     config = resolved.config()
     commands, run_id = list[str](), None
@@ -102,10 +106,13 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 
 @stored("status.json of a run")
 class RunStatus(Record, frozen=True):
-    """A run's state, what it has reached, and what is safe of that.
+    """Status of a run: state, current step, and step of the newest checkpoint.
 
-    state: running, done, stopped, interrupted or failed; read back, also dead: it says running, and no process holds the
-    run's lock. saved: the step of the newest checkpoint. time: of writing, in seconds since 1970.
+    state: running, done, stopped, interrupted or failed. `read_status` returns dead if the file says running, but no process
+    holds the run's lock.
+    step, images: number of updates done, and of images trained on. steps: number of updates in the whole run.
+    saved: step of the newest checkpoint.
+    time: time of writing, in seconds since 1970.
     """
 
     state: str
@@ -118,12 +125,12 @@ class RunStatus(Record, frozen=True):
 
     @property
     def when(self) -> str:
-        """The time in words, UTC."""
+        """Time of writing as text, in UTC."""
         return datetime.fromtimestamp(self.time, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def read_status(run: Path) -> RunStatus:
-    """Return how a run stands now. Raises FormatError when that isn't known."""
+    """Return the current status of a run. Raises FormatError when status.json is missing or damaged."""
     path = run / STATUS
     found = RunStatus.of(read_json(path), f"{path}: the run's state is unknown")
     if found.state == RUNNING:
@@ -134,15 +141,15 @@ def read_status(run: Path) -> RunStatus:
             return found
         except FileNotFoundError:
             pass
-        return structs.replace(found, state="dead", message="its process is gone; the same command goes on")
+        return structs.replace(found, state="dead", message="its process is gone; the same command resumes the run")
     return found
 
 
 class Status:
-    """Writes status.json. Write errors are ignored here; the checkpoint writer reports them.
+    """Writer of status.json. Write errors are ignored here; the checkpoint writer reports them.
 
-    step, images: reached. saved: the step of the newest checkpoint. They and `state` are those of an earlier start at first.
-    writes: False in all processes but the first.
+    step, images, saved (step of the newest checkpoint) and state begin with the values of an earlier start of the run.
+    writes: whether to write; True only on rank 0.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool = True):
@@ -153,14 +160,14 @@ class Status:
         self.state, self.step, self.steps, self.images, self.saved = now.state, now.step, steps, now.images, now.saved
 
     def reached(self, step: int, images: int) -> None:
-        """Take note of a step, and write it now and then."""
+        """Set the number of updates done and of images trained on; write status.json at most every EVERY_S seconds."""
         self.step, self.images = step, images
         if time.monotonic() - self._noted >= EVERY_S:
             self._noted = time.monotonic()
             self.write(RUNNING)
 
     def write(self, state: str, message: str = "") -> None:
-        """Write a state. Threads may do so at the same time."""
+        """Write status.json with a state. Thread-safe."""
         now = RunStatus(state, self.step, self.steps, self.images, round(time.time(), 3), message, self.saved)
         with self._lock, suppress(DataError):
             if self.writes:

@@ -1,7 +1,6 @@
-"""A trained run, opened: its network for sampling and scoring, its dataset, its weighting over time.
+"""Open a trained run: its network for sampling and scoring, its dataset, its weighting over time.
 
-Last come the weights that another run begins from, `elbo train --init`: they are taken over, and the objective where none is
-given.
+The last part opens a run as the start of another one (`elbo train --init`).
 """
 
 import os
@@ -36,32 +35,35 @@ from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSetting
 from elbocli.runtime.progress import log
 
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
-"""Facts of latents by which their numbers mean the same."""
+"""Keys of the facts about a latent space. Latents are comparable only if these facts are equal."""
 AVERAGE = "ema-imported"
-"""Name of an imported run's weights that were an average where they came from; others are called `model`."""
+"""Name of an imported run's weights if the other program had averaged them; else they are called `model`."""
 TIMES = 12
-"""Moments of a run that are told: the start, the end, and others evenly between them."""
+"""Number of steps at which a learned weighting is reported: the first, the last, and evenly spaced steps in between."""
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return where the dataset of a run is now, by its config.yaml's `data`: as seen from the run, else as it was typed."""
+    """Return the path of a run's dataset: relative to the run folder if a file is there, else as the user typed it."""
     typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
     known = not place.exists() or (typed.exists() and typed.samefile(place))
     return typed if known else Path(os.path.relpath(place))
 
 
 def check_content(data: RunData, known: RunData, run: object) -> None:
-    """Raise UsageError for pixels where a run has latents, and the other way round, and for latents of another space.
+    """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
 
-    data: a dataset's identity. known: section `data` of the run's config.yaml; what it doesn't say is not compared.
+    data: the dataset's identity.
+    known: section `data` of the run's config.yaml; missing facts are not compared. run: name of the run in messages.
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
-        raise UsageError(f"{data.path}: holds {holds}, and {run} was not trained on {holds}")
+        raise UsageError(f"{data.path}: holds {holds}, but {run} was not trained on {holds}; name another dataset")
     for key in SPACE if known.latents else ():
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
-            raise UsageError(f"{data.path}: latents of another space: {key} is {here}, and {there} in {run}")
+            raise UsageError(
+                f"{data.path}: latents of another space: {key} is {here}, but {there} in {run}; encode both alike"
+            )
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -73,10 +75,11 @@ def read_run_config(run: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A network with the weights of a checkpoint, or of a file made by 'elbo ema', in eval mode on its device.
+    """A run's network with the weights of a checkpoint or of a file made by 'elbo ema', in eval mode on its device.
 
-    path: of the run. about: which weights these are: weights, step, images_trained, weights_sha256, and for a file
-    weights_file. files: digests of the files that settings name.
+    path: the run folder. data: section `data` of config.yaml.
+    files: sha256 of each file that settings name.
+    about: facts that identify the weights: weights, step, images_trained, weights_sha256, and weights_file for a file.
     """
 
     path: Path
@@ -92,53 +95,56 @@ class TrainedRun:
 
     @property
     def step(self) -> int:
-        """Optimizer updates that the weights have seen; 0 where that isn't known."""
+        """Number of optimizer updates behind the weights; 0 if unknown."""
         return int(self.about.get("step", 0))
 
     @property
     def prediction(self) -> Prediction:
-        """The meaning of the network's output."""
+        """Prediction type of the network, such as v or eps."""
         return Prediction(self.settings.prediction)
 
     def schedule(self) -> Schedule:
-        """Return the run's noise schedule; an adaptive one as of the checkpoint. Raises FormatError, DataError (file changed)."""
+        """Return the run's noise schedule, as at the checkpoint if adaptive. Raises FormatError, DataError (its file changed)."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
-            raise DataError(f"{file}: has changed since {self.path} was trained on it; name the schedule to use")
+            raise DataError(
+                f"{file}: has changed since {self.path} was trained; name the schedule to use with --schedule"
+            )
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the weighting it was trained with; a learned one as of the checkpoint. Raises FormatError, DataError."""
+        """Return the run's training weighting, as at the checkpoint if it is learned. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
         return learned_weighting(weighting, self.schedule(), self.prediction, self._online())
 
     def _online(self) -> AdaptiveSchedule:
-        """Return the errors that the checkpoint remembers. Raises FormatError when it holds none."""
+        """Return the errors per λ that the checkpoint stores. Raises FormatError when it stores none."""
         online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
         try:
             online.state.copy_(self.checkpoint.state()["online"])
         except (KeyError, TypeError, RuntimeError) as error:
-            raise FormatError(f"{self.checkpoint.path / 'state.pt'}: holds no errors to adapt to") from error
+            raise FormatError(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level") from error
         return online
 
 
 def empty_network(config: RunConfig, where: Path) -> Network:
-    """Build the network of a run's config, without memory. Raises FormatError."""
+    """Build the network of a run's config on the meta device, without allocating memory. Raises FormatError."""
     network = config_of(config.network, where)
     with reading(where), torch.device("meta"):
         return build(network)
 
 
 def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedRun:
-    """Open a run or checkpoint. weights: `ema` is the run's first average, `model` the last weights; else an average's name or
-    spec, or the path of a file that 'elbo ema' made.
+    """Open a run or one of its checkpoints; the network is on `device`, in eval mode.
 
-    Raises FormatError (no run; damaged; weights that don't fit), DataError (no checkpoint yet; another run's average),
+    weights: `ema` for the run's first average, `model` for the last weights, an average's name or spec, or the path of a file
+    made by 'elbo ema'.
+    Raises FormatError (not a run; damaged; weights don't fit), DataError (no checkpoint yet; another run's average),
     UsageError (no such average).
     """
     within = (path / META).exists()
@@ -146,9 +152,9 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     config = read_run_config(run)
     checkpoint = store.read_checkpoint(path) if within else store.latest(run)
     if checkpoint is None:
-        raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first one")
+        raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first checkpoint")
     settings = run_settings(config.settings, run / CONFIG)
-    if weights == "ema":  # an imported run has weights of one kind
+    if weights == "ema":  # an imported run has one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
     name = weights
     with suppress(UsageError):
@@ -178,22 +184,22 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
 
 
 def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of an average that 'elbo ema' made, and what they are."""
+    """Return the weights in a file made by 'elbo ema', and the facts that identify these weights."""
     if not file.is_file():
         raise UsageError(
-            f"{str(file)!r} is neither a file nor an average; {checkpoint.path} holds {', '.join(checkpoint.names)}"
+            f"{str(file)!r} is neither a file nor an average; choose one in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
     made, digest = read_about(file)
     ours = trained_as(config)
     if strange := [key for key, value in made.trained.items() if ours.get(key, value) != value]:
-        raise DataError(f"{file}: is of another run, which has another {', '.join(strange)}; name its own")
+        raise DataError(f"{file}: is of another run ({', '.join(strange)} differ); name a file of this run")
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
     check_average(file)
     return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
 
 
 class EffectiveWeighting(NamedTuple):
-    """A weighting from after a step on, on the run's range of λ."""
+    """The weighting in use after a step, on the run's range of λ from `low` to `high`."""
 
     step: int
     images: int
@@ -202,30 +208,30 @@ class EffectiveWeighting(NamedTuple):
     high: float
 
     def json(self) -> dict[str, Any]:
-        """Return its numbers. rise: by how much it rises in all, over its largest value."""
+        """Return the facts as a JSON object. rising: intervals of λ where w rises. rise: total rise of w, over the largest w."""
         rising = self.weighting.rising(self.low, self.high)
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
 
 
 def means_run(text: str) -> bool:
-    """Tell whether text that may be a weighting's SPEC is the folder of a run instead; a name counts before a folder."""
+    """Return whether text is a run folder rather than a weighting's spec; the name of a weighting takes precedence."""
     return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
-    """Return a run's settings, and its weighting over all it has trained so far. Raises ElboError."""
+    """Return a run's settings, and its weighting over the course of training. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
-        raise DataError(f"{run}: was imported without its objective; 'elbo import' takes --weighting and --schedule")
+        raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
     settings = run_settings(config.settings, run / CONFIG)
     return settings, effective_weightings(run, settings)
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """Return a run's weightings over time, from its settings and its loss log alone. Raises ElboError.
+    """Return a run's weighting over the course of training: one entry if fixed, up to 12 if learned. Raises ElboError.
 
-    Training adapts a learned one at the end of each of the log's intervals, from the same sums by the same code.
+    A learned weighting is recomputed from the loss log by the code that training uses at the end of each log interval.
     """
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = (settings.logsnr_min, settings.logsnr_max)
@@ -240,7 +246,7 @@ def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWe
     told_at = {round(k * len(intervals) / (TIMES - 1)) for k in range(TIMES)}
     found, prediction = [], Prediction(settings.prediction)
     for number, interval in enumerate([LossLogRow(0, 0, *online.state[:3].tolist()), *intervals]):
-        with reading(path):  # of as many bins as the run has
+        with reading(path):  # FormatError if the log's number of bins is wrong
             online.update(interval.sums)
         if number in told_at:
             now = learned_weighting(weighting, schedule, prediction, online)
@@ -255,17 +261,17 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 
 @dataclass(frozen=True, repr=False)
 class Initial(TrainedRun):
-    """Another run, its network without memory, whose weights a run begins from.
+    """The run whose weights another run begins from (--init); its network is on the meta device.
 
-    named: as --init named it: a run, a checkpoint, or a file of weights in one.
+    named: path as given by --init: a run, a checkpoint, or a file of weights in a checkpoint.
     """
 
     named: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
-        """Return facts about the weights for config.yaml, with the names of what differs in a run of these settings.
+        """Return the facts about the weights that the new run's config.yaml records, with the names of changed settings.
 
-        Raises UsageError where the weights have no way to the network.
+        Raises UsageError when the weights can't be transferred to the network.
         """
         with reading(self.named, kind=UsageError):
             shapes = shapes_of(self.network.config)
@@ -277,20 +283,20 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return settings that a run on this data takes over: not those of a machine or of other images."""
+        """Return the settings that a new run on `data` inherits: not the time limit, speed and, for other images, validation."""
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
         return {key: stored[key] for key in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
-        """Raise UsageError for images whose numbers mean another thing to the network."""
+        """Raise UsageError unless the data are of the network's kind: pixels, or latents of the same space."""
         check_content(data, self.data, self.named)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
-        """Return for each class of the data its number in the run, None for a new one.
+        """Return the class number in this run for each class of the data; None for a new class.
 
-        By name where both have names and share any, else in order.
+        Classes are matched by name if both datasets name their classes and share a name, else by number.
         """
         before, now = self.network.config.num_classes, network.num_classes
         old, new = self.data.class_names or [], data.class_names or []
@@ -299,14 +305,14 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return the weights for such a network on such data, by name, but those it draws itself. Raises FormatError."""
+        """Return the weights for another network, by name, except weights to draw at random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).__getitem__
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
 
 
 def open_initial(path: Path) -> Initial:
-    """Find the weights that a path names. Raises FormatError, DataError, and UsageError for a plug-in that they lack."""
+    """Open the run, checkpoint or file of weights of --init. Raises FormatError, DataError, UsageError (missing plug-in)."""
     folder, name = path, "ema"
     if path.suffix == WEIGHTS and (path.parent / META).exists():
         folder, name = path.parent, path.stem
@@ -316,10 +322,11 @@ def open_initial(path: Path) -> Initial:
 
 
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
-    """Find the weights that the run in `out` begins from; None without any, or where it has a checkpoint.
+    """Return the run whose weights the run in `out` begins from; None without such a run, or if `out` has a checkpoint.
 
-    asked: as --init named them. known: the config.yaml that the run takes settings from, which may name them, too. Raises
-    FormatError, UsageError, and DataError where the weights that it names are gone, or have changed.
+    asked: path of --init.
+    known: config.yaml that the run takes settings from, which may also name a run to begin from.
+    Raises FormatError, UsageError, and DataError when the named weights are gone or have changed.
     """
     began = known.config.init if known else None
     if known is None or began is None or asked not in (None, Path(began.run)):
@@ -328,12 +335,14 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
         return None
     found = open_initial(Path(began.run))
     if found.about["weights_sha256"] != began.sha256:
-        raise DataError(f"{began.run}: has changed since {known.where} named it; name its checkpoint by --init")
+        raise DataError(
+            f"{began.run}: has changed since {known.where} was written; name the old checkpoint with --init"
+        )
     return found
 
 
 def dataset_for(known: Known | None) -> Path:
-    """Find the dataset where none is named: that of the run, else the only one here. Raises DataError."""
+    """Return the default dataset: the run's, else the only dataset in the current folder. Raises DataError."""
     data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
-    log.info("dataset %s", data)
+    log.info("using dataset %s", data)
     return data

@@ -1,6 +1,6 @@
-"""Everything that decides a training run: settings merged from all that say some, the network for the data, the objective.
+"""Resolve a training run: merge its settings from all sources, then build the network's config and the objective for the data.
 
-Options go over a config.yaml, that over the preset, that over the run that --init names, that over defaults.
+Priority, highest first: options, config.yaml, preset, the run that --init names, defaults.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from elbocli.run.open import Initial
 
 PLACES = ("path", "from_run", ATTRIBUTES["autoencoder"], *PREPROCESSING)
-"""Facts of the dataset that may change or be unsaid when a run goes on: digests say whether it is the same."""
+"""Facts about the dataset that may change or be missing when a run resumes, because digests identify the dataset."""
 STORED = ("power:std=0.05", "power:std=0.1")
-"""The profiles whose snapshots are kept when none is asked for: those of arXiv:2312.02696."""
+"""Power averages whose snapshots are kept when --ema names none. Source: arXiv:2312.02696 (EDM2)."""
 SNAPSHOTS = 20
-"""Snapshots in a whole run, when --snapshot-every isn't given."""
+"""Number of snapshots in a whole run, when --snapshot-every isn't given."""
 NETWORK = "network."
-"""Prefix of a network's key among options."""
+"""Prefix of the network's keys among options, as in network.channels."""
 TRAINED_BYTES = 2 * 5 * 4
-"""Bytes of a card for each weight: weights, gradients, moments and an average, and as much again for a step."""
+"""Estimated device bytes per parameter: weight, gradient, two moments, an average (float32), times two for activations."""
 
 
 class Known(NamedTuple):
-    """A run's config.yaml, from which a run takes what no option says: its own, or that of --config."""
+    """A config.yaml whose settings apply where no option is given: of the run to resume, or of --config. where: its path."""
 
     where: Path
     config: RunConfig
@@ -58,10 +58,12 @@ class Known(NamedTuple):
 def read_options(
     path: Path | None, options: Mapping[str, Any], words: Sequence[str]
 ) -> tuple[Known | None, dict[str, Any]]:
-    """Return the run whose config.yaml a file is, and options: those of --set over others, those over the file's.
+    """Return (config of --config if it is a run's config.yaml, else None; merged options).
 
-    path: a YAML file of options, or a run's config.yaml. words: network.KEY=VALUE or training.KEY=VALUE. Raises UsageError,
-    and FormatError for a file that can't be read.
+    path: file of --config: a YAML file of options, or a run's config.yaml.
+    options: options of the command line, None where not given; they override the file's.
+    words: network.KEY=VALUE or training.KEY=VALUE of --set; they override options.
+    Raises UsageError, and FormatError for a file that can't be read.
     """
     known, found = None, dict[str, Any]()
     content = {} if path is None else read_yaml(path)
@@ -71,7 +73,7 @@ def read_options(
     else:
         words = [*values.pop("set", ()), *words]
         found = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
-        with reading(path, kind=UsageError):  # which may say neither where to write nor what to run
+        with reading(path, kind=UsageError):  # a file can't set --out or --on-checkpoint
             found |= convert_settings(values)
     found |= {key: value for key, value in options.items() if value is not None}
     for word in words:
@@ -84,7 +86,7 @@ def read_options(
 
 
 def preset_data(preset: str) -> RunData | None:
-    """Return the data that a preset, by name or path, is made for; None when it doesn't say. Raises UsageError, FormatError."""
+    """Return the data that a preset (name or path) is made for; None if the preset names none. Raises UsageError, FormatError."""
     data = load_preset(preset).data
     if data is None:
         return None
@@ -94,9 +96,11 @@ def preset_data(preset: str) -> RunData | None:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings, network and objective of a run. schedule: None when it adapts. files: sha256 of each file that settings name.
+    """Settings, network and objective of a run.
 
-    init: what config.yaml says of the run whose weights this one begins from. initial: those weights, where they are needed.
+    files: sha256 of each file that settings name. schedule: None if adaptive.
+    init: facts for config.yaml about the run whose weights this run begins from; None without --init.
+    initial: the run with those weights; None if the run resumes from its own checkpoint.
     """
 
     settings: TrainSettings
@@ -110,7 +114,7 @@ class Resolved:
     initial: Initial | None = None
 
     def config(self) -> RunConfig:
-        """The content of config.yaml."""
+        """Return the content of config.yaml."""
         return RunConfig(
             settings=self.settings.stored(),
             network=section_of(self.network),
@@ -122,7 +126,7 @@ class Resolved:
 
 
 def schedule_of(settings: TrainSettings) -> Schedule | None:
-    """Return the schedule that settings name; None when it adapts. Raises ElboError."""
+    """Return the schedule that settings name; None if adaptive. Raises ElboError."""
     if settings.schedule == ADAPTIVE:
         return None
     return resolve_schedule(settings.schedule, settings.logsnr_min, settings.logsnr_max)
@@ -137,11 +141,12 @@ def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
 def resolve(
     options: Mapping[str, Any], data: Dataset | RunData, known: Known | None = None, initial: Initial | None = None
 ) -> Resolved:
-    """Merge settings, and fit the network and the objective to the data.
+    """Merge the settings from all sources, and return them with the network's config and the objective for the data.
 
-    options: settings by name (None where not given), and keys of the network as `network.channels`. known: a config.yaml,
-    whose preset is not read again. initial: the weights to begin from, which bring their network. Raises UsageError for options
-    that fit neither each other nor the data, FormatError for an unusable preset or file.
+    options: settings by name (None where not given), and keys of the network such as `network.channels`.
+    known: config.yaml of the run or of --config; its preset is not read again.
+    initial: the run to begin from (--init), whose network is used.
+    Raises UsageError for options that contradict each other or don't fit the data, FormatError for an unusable preset or file.
     """
     given = {key: value for key, value in options.items() if value is not None}
     overrides = {key.removeprefix(NETWORK): given.pop(key) for key in list(given) if key.startswith(NETWORK)}
@@ -160,7 +165,7 @@ def resolve(
     elif initial:
         begun = initial.inherited(data)
 
-    # Each layer says some settings: defaults, the run to begin from, the preset, a config.yaml, options.
+    # Layers of settings, each over the one before: defaults, the run of --init, preset, config.yaml, options.
     name = {**begun, **own, **asked}.get("preset") or _choose(data, asked.get("device", AUTO))
     gpu = bool(initial and initial.settings.precision in PRECISIONS[2:])
     if unread := name == own.get("preset") or (begun and "preset" not in asked):
@@ -169,7 +174,7 @@ def resolve(
         preset = load_preset(name)
     if preset.data and preset.data.kind and not data.latents:
         raise UsageError(
-            f"--preset {name} is for latents, and {data.path} holds pixels; 'elbo prep --latents' makes some"
+            f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'"
         )
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
@@ -181,15 +186,17 @@ def resolve(
         values["prediction"] = said.get("prediction", initial.settings.prediction)
     prediction = Prediction(values["prediction"])
     if initial and prediction.spec != initial.prediction.spec:
-        raise UsageError(f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}")
+        raise UsageError(
+            f"--prediction {prediction.spec}: {initial.named} outputs {initial.prediction.spec}; leave --prediction out"
+        )
     if values["precision"] == AUTO:
         values["precision"] = usual_precision(values["device"], preset.about.gpu)
     if data.latents and values["flip"]:
         raise UsageError(
-            f"--flip: {data.path} holds latents, which can't be mirrored; pack both with 'elbo prep --mirror'"
+            f"--flip: {data.path} holds latents, which can't be mirrored; pack mirror images, too, by 'elbo prep --mirror'"
         )
     if "shift" in train and "shift" not in asked and "weighting" in said:
-        del values["shift"]  # of the preset's weighting
+        del values["shift"]  # the preset's shift is for the preset's weighting
     full = "weighting" not in asked and bool(own or (begun and "weighting" not in train))
     made_for = initial.network.config.image_size if initial and begun else data.image_size
     weighting = _weighting(values, data.image_size, full, made_for)
@@ -201,7 +208,7 @@ def resolve(
     settings = TrainSettings(**values)
     files = {str(each.file): file_sha256(each.file) for each in (schedule, weighting.schedule) if each and each.file}
 
-    # The network: that of the weights to begin from, of the config.yaml, or of the preset.
+    # The network's config: from the run of --init, from config.yaml, or from the preset.
     init, where = known.config.init if known else None, f"preset {name}"
     fresh = initial if initial and (init is None or init.sha256 != initial.about["weights_sha256"]) else None
     section, several = _preset_network(preset, data), (data.num_classes or 0) > 1
@@ -214,17 +221,17 @@ def resolve(
     classes = (data.num_classes or 0) if conditional else 0
     network = _network({**section, **overrides}, where, data, classes)
     if not network.trainable:
-        raise UsageError(f"{where}: a network of family {declaration_of(network).name!r} can't be trained")
+        raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; take another")
     if fresh:
         init = fresh.facts(settings, network, data)
-        log.info("from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
+        log.info("settings from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
     elif initial and init:
-        init = structs.replace(init, run=str(initial.named))  # where it is now
+        init = structs.replace(init, run=str(initial.named))  # the run may have moved
     return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)
 
 
 def _choose(data: RunData, device: str) -> str:
-    """Return the name of the preset for that data on that device. Raises UsageError when there is none."""
+    """Return the name of the default preset for the data and the device. Raises UsageError when no preset fits."""
     room = card_bytes(device)
     assert data.image_size and data.count
 
@@ -236,31 +243,32 @@ def _choose(data: RunData, device: str) -> str:
             return TRAINED_BYTES * count_parameters(build(network)) <= room
 
     name = choose_preset(data.image_size, data.count, data.latents, meant_by(device) != "cpu", fits)
-    log.info("preset %s, for %d images of side %d", name, data.count, data.image_size)
+    log.info("preset %s, chosen for a dataset of %d images of side %d", name, data.count, data.image_size)
     return name
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
-    """Return a preset's network section, for images of the size that it is made for."""
+    """Return a preset's network section, with the image size that the preset is made for, else the data's."""
     return {**preset.network, "image_size": preset.data.image_size if preset.data else data.image_size}
 
 
 def _network(section: dict[str, Any], where: object, data: RunData, classes: int) -> NetworkConfig:
-    """Fit a network to the size and channels of a dataset. Raises FormatError, UsageError."""
+    """Return a network's config for the image size and channels of a dataset. Raises FormatError, UsageError."""
     config = config_of({"num_classes": classes, **section, "image_channels": data.channels}, where)
     assert data.image_size
     return config.for_classes(classes).for_size(data.image_size)
 
 
 def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> Weighting:
-    """Return the weighting, and take its refinements out of `values`.
+    """Return the weighting, and remove its refinements (shift, bias, monotone) from `values`.
 
-    full: whether it is another run's, as written in full, for images of the side `made_for`.
+    size: image side in pixels. full: whether the weighting's spec is from a config.yaml, where it includes the refinements.
+    made_for: image side in pixels for which the spec of the config.yaml was made.
     """
     spec, asked, bias = values["weighting"], values.pop("shift", None), values.pop("bias", None)
     shift = resolution_shift(size) if asked == AUTO else asked or 0.0
     if full and asked is not None:
-        shift -= resolve_weighting(spec).shift  # instead of its own, which the same option may have given it
+        shift -= resolve_weighting(spec).shift  # --shift replaces the spec's shift, which may come from the same option
     elif full and size != made_for:
         shift = resolution_shift(size) - resolution_shift(made_for)
     given = {} if bias is None else {"bias": bias}
@@ -268,9 +276,9 @@ def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> 
 
 
 def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
-    """Return the schedule, None when it adapts; put its full name and its range into `values`.
+    """Return the schedule (None if adaptive), and put its full spec and its range of λ into `values`.
 
-    free: whether nobody asked for a range, so that a file brings its own.
+    free: whether no option sets the range, so that a schedule file's own range applies.
     """
     spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
     if spec == ADAPTIVE:
@@ -284,7 +292,7 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the averages and how often snapshots are kept: power profiles bring snapshots, and snapshots power profiles."""
+    """Return the settings `ema` and `snapshot_every`; if only one asks for snapshots of power averages, complete the other."""
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:
@@ -295,16 +303,16 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
-    """List the changes that a resumed run may not make, a line each."""
+    """Return one line for each setting that differs from the run's own but must not change when the run resumes."""
     had, asked = _fixed(had_run), _fixed(asked_for)
     changed = sorted(key for key in {**had, **asked} if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that must stay when a run continues, by their names in messages. Earlier versions had fewer settings and network keys."""
+    """Return the settings that must not change when a run resumes, by their names in messages. A missing setting is a default."""
     settings = {**TrainSettings().stored(), **config.settings}
-    if settings["precision"] == "tf32":  # a run may go from one device to another
+    if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"
     network = section_of(config_of(config.network, "config.yaml"))
     sections = {"network": network, "data": config.data.json(), "files": config.files}
@@ -326,10 +334,10 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
 
 
 IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr", "seed")
-"""Settings by which weights are known to be of this training and not of another; no later version may rename them."""
+"""Settings that identify the training run of a file of weights. Later versions must not rename these settings."""
 
 
 def trained_as(config: RunConfig) -> dict[str, Any]:
-    """Return facts of a run's config that tell it from others: for files made of its weights."""
+    """Return the facts in a run's config that identify the run; files made from the run's weights record these facts."""
     digests = {"payload_sha256": config.data.payload_sha256, "init_sha256": config.init and config.init.sha256}
     return {**{key: config.settings.get(key) for key in IDENTITY}, **digests}

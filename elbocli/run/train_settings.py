@@ -1,4 +1,4 @@
-"""The settings of `elbo train`, each declared once: type, bounds, help and group. Options, checks and pages follow from it."""
+"""The settings of `elbo train`, each declared once: type, bounds, help, group. Options, checks and man pages use this table."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -30,9 +30,10 @@ Shift = Number | Literal["auto"]
 
 
 def seconds(value: Any) -> Any:
-    """Return the seconds of 3h50m, 90s, 1.5h, 2d, MM:SS, HH:MM:SS or D-HH:MM:SS; 0 is none. Numbers are seconds already.
+    """Return a duration in seconds.
 
-    Text without a unit is refused: some schedulers of jobs take it for minutes. Raises ValueError.
+    value: a number of seconds, or text such as 3h50m, 90s, 1.5h, 2d, MM:SS, HH:MM:SS or D-HH:MM:SS; 0 is no limit.
+    Raises ValueError for other text, and for a number without a unit, which some job schedulers read as minutes.
     """
     if not isinstance(value, str) or value == "0":
         return value
@@ -44,46 +45,50 @@ def seconds(value: Any) -> Any:
 
 
 def about(help: str, **said: Any) -> Meta:
-    """Declare a setting, besides its type and default.
+    """Return the declaration of a setting, which lacks only the type and the default.
 
-    group: the heading of this setting and of those that follow. said: ge, gt, le: bounds. more: what its page adds to its help.
-    shown: its default, where the help says it: not where presets do. names: module and name of a table of what it may begin
-    with; words: what else. metavar: what stands for its value. flags: its option, "" for none. free: it may change when a run
-    goes on. stored: False where config.yaml doesn't say it, since it refines another setting. preset: whether a preset may say
-    it, as `stored` unless given. parse: reads what a user or a file says.
+    help: help text of the option. said: any of these keys:
+    group: heading of this setting and the following ones in the help. more: text that the man page adds to the help.
+    ge, gt, le: bounds of the value. parse: function that reads the value from text.
+    names: module and name of the registry whose names the value may begin with. words: further names.
+    flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
+    shown: the default to show in the help, for settings whose default isn't up to presets.
+    free: whether the setting may change when a run resumes. preset: whether a preset may set it; by default as `stored`.
+    stored: False if config.yaml lacks the setting, because the setting only refines another setting.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
     return Meta(description=help, extra=said, **bounds)
 
 
 def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
-    """Declare a number of something."""
+    """Return the declaration of an integer setting between `ge` and `le`. help, said: as for `about`."""
     return about(help, ge=ge, le=le, **said)
 
 
 class TrainSettings(Struct, frozen=True, kw_only=True):
-    """Settings that decide how a run is trained.
+    """Training settings of a run.
 
-    Those that aren't stored are None once settings are resolved. Raises UsageError for values that don't go together.
+    Settings with `stored=False`, such as `bias`, refine others; `resolve` merges them into the others and sets them to None.
+    Raises UsageError for settings that contradict each other.
     """
 
     preset: Annotated[
         str,
         about(
             group=RUN,
-            help="Network and settings; or a FILE.yaml.",
-            shown="by size and count",
+            help="Network and settings, or a FILE.yaml.",
+            shown="by size",
             names="elbocli.nn.presets.NAMES",
             metavar="NAME",
             preset=False,
         ),
     ] = ""
-    seed: Annotated[int, count("All draws are functions of it.", shown="0", le=LARGEST_SEED)] = 0
+    seed: Annotated[int, count("Seed of all random draws.", shown="0", le=LARGEST_SEED)] = 0
     time_limit: Annotated[
         float,
         about(
             "Save and end after 3h50m, 90s, 1:30:00.",
-            more="The same command goes on. Leave time to start and to save.",
+            more="The same command resumes the run. Leave time to start and to save.",
             ge=0,
             le=1000 * 86400,
             metavar="DURATION",
@@ -96,7 +101,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about(
             group="Objective, what is learned",
-            help="w(logsnr): NAME or NAME:key=value,…; see 'elbo weights list'.",
+            help="w(logsnr); see 'elbo weights list'.",
             more="Or a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE, FACTOR one of 'elbo weights list factors' or a "
             "weighting: v-mse@cosine, x-mse:min-snr:5@linear-beta. Or schedule:SCHEDULE, its density; or the path of a "
             "diffusers scheduler_config.json. Or uncertainty, learned while training as EDM2's: the schedule's density over the "
@@ -106,7 +111,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             shown="sigmoid",
         ),
     ] = "sigmoid"
-    bias: Annotated[Number | None, about("The weighting's parameter bias: 2 is :bias=2.", stored=False)] = None
+    bias: Annotated[Number | None, about("Parameter bias of the weighting; 2 is :bias=2.", stored=False)] = None
     shift: Annotated[
         Shift | None,
         about("Shift w in logsnr; auto is 2 log(64/d) at d pixels.", metavar="NUMBER|auto", stored=False, preset=True),
@@ -151,7 +156,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     lr_decay: Annotated[
         str,
         about(
-            "Fall of lr: constant, cosine, linear, rsqrt:ref=STEPS.",
+            "constant, cosine, linear or rsqrt:ref=STEPS.",
             more="After n updates, lr and its warm-up are multiplied by final + (1 - final)(1 + cos(pi n/steps))/2 (cosine), by "
             "1 - (1 - final) n/steps (linear), or by 1/sqrt(max(n/ref, 1)) (rsqrt, as EDM2 does it; ref is 70000 unless given). "
             "cosine:final=.1 ends at a tenth of lr; final is 0 unless given. A run that goes on with other --steps follows the "
@@ -169,7 +174,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         about(
             group=SPEED,
             help="cpu, cuda, cuda:1.",
-            more="Where none is named, $ELBO_DEVICE comes first.",
+            more="Without this option, $ELBO_DEVICE names the device.",
             shown="cuda, else cpu",
             metavar="NAME",
             free=True,
@@ -190,7 +195,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         bool | None,
         about(
             "torch.compile the network.",
-            more="The start takes a minute or more longer. If compilation fails, elbo ends; --no-compile trains without. On "
+            more="The start takes a minute or more longer. If compilation fails, training goes on without, with a warning. On "
             "CUDA, the kernels of networks of up to 100 million parameters are also replayed as CUDA graphs, where one process "
             "sees a whole batch at once, without --activation-checkpointing.",
             shown="on CUDA",
@@ -203,7 +208,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     micro_batch: Annotated[
         int,
         count(
-            "Images at once in a process; 0 is automatic.",
+            "Images per process at a time; 0 is automatic.",
             more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
             "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
             le=10**6,
@@ -252,16 +257,19 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
                 "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
             )
         if self.micro_batch > self.batch:
-            raise UsageError(f"micro-batch is {self.micro_batch}; it must be at most the batch, {self.batch}")
+            raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most the batch, {self.batch}")
 
     def stored(self) -> dict[str, Any]:
-        """Settings by name as config.yaml says them."""
+        """Return the settings by name, as config.yaml stores them."""
         stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
         return {**stored, "ema": list(self.ema)}
 
 
 class Setting(NamedTuple):
-    """A setting's heading, annotated type, and the type's parts: without None and bounds, and what it declares."""
+    """A training setting.
+
+    group: heading in the help. hint: type with its bounds. kind: type without None and bounds. meta: declaration by `about`.
+    """
 
     group: str
     hint: Any
@@ -269,7 +277,7 @@ class Setting(NamedTuple):
     meta: Meta
 
     def says(self, key: str, otherwise: Any = "") -> Any:
-        """Return what its declaration says by a key of `about`."""
+        """Return the declaration's value for a key of `about`; `otherwise` if the declaration lacks the key."""
         return (self.meta.extra or {}).get(key, otherwise)
 
 
@@ -285,25 +293,25 @@ def _settings() -> Iterator[tuple[str, Setting]]:
 
 SETTINGS = dict(_settings())
 PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
-"""Those that a preset may say."""
+"""Names of the settings that a preset may set."""
 
 
 def convert_text(value: Any, hint: Any) -> Any:
-    """Return a value of an annotated type, made of text or of what YAML has: .5, 1e3 for 1000. Raises ValueError."""
+    """Convert text or a YAML value to an annotated type, such as ".5" to a float or "1e3" to an int. Raises ValueError."""
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
         number = None
         with suppress(ValueError):
             number = float(value) if isinstance(value, str) else None
-        if number is not None:  # .5, which JSON doesn't know
+        if number is not None:  # ".5" is no number in JSON, by whose rules msgspec converts
             return convert_text(number, hint)
         said = str(error).replace("`", "")
         raise ValueError(said[0].lower() + said[1:]) from error
 
 
 def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTINGS) -> dict[str, Any]:
-    """Settings by name, each of its type. Raises UsageError for another name or a bad value."""
+    """Return settings by name, converted to their types. known: allowed names. Raises UsageError (unknown name, bad value)."""
     found = {}
     for name, value in values.items():
         if name not in known:

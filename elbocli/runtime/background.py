@@ -1,4 +1,4 @@
-"""Work that is done ahead beside the main thread, and reasons to end: signals, the clock, a launcher that is gone."""
+"""Work done ahead in a background thread, and reasons to end a run: signals, a time limit, a launcher that has died."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """`get(step)` is `work(step)`, which must depend on nothing but the step, with `depth` more steps done beforehand."""
+    """Background computation of work(step) for the next `depth` steps. work: a function of the step alone."""
 
     def __init__(self, work: Callable[[int], T], depth: int = 2):
         self._work, self._depth = work, depth
@@ -24,7 +24,7 @@ class Ahead(Generic[T]):
         self._begun: dict[int, Future[T]] = {}
 
     def get(self, step: int) -> T:
-        """Return the work of a step. Raises its exception. Any order of steps is right, a rising one is fast."""
+        """Return work(step), or raise its exception. Steps may come in any order; increasing steps are fast."""
         for gone in self._begun.keys() - range(step, step + self._depth + 1):
             self._begun.pop(gone).cancel()
         for later in range(step, step + self._depth + 1):
@@ -35,20 +35,20 @@ class Ahead(Generic[T]):
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE_S = 1.0
-"""Time after the first signal in which a Ctrl-C is an echo of it, which torchrun passes on, and no second one."""
+"""Seconds after the first signal in which another SIGINT is ignored, because torchrun passes the first Ctrl-C on again."""
 PATIENCE_S = 60
-"""Time that processes of torchrun wait for those before them to end: they may be saving."""
+"""Seconds that a process restarted by torchrun waits until its predecessor, which may still be saving, has ended."""
 TIME, ORPHAN = 1001, 1002
 
 
 class Signals:
-    """Remembers the first SIGINT, SIGTERM, SIGHUP or SIGUSR1. A later SIGINT ends the process at once."""
+    """Record of the first SIGINT, SIGTERM, SIGHUP or SIGUSR1. A later SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.received, self._first = 0, 0.0
 
     def remember(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Signal handler: record the first signal; end the process at a second Ctrl-C."""
         now = time.monotonic()
         if not self.received:
             self.received, self._first = signum, now
@@ -57,15 +57,15 @@ class Signals:
 
 
 def interrupted(reason: int, saved: str) -> ElboError:
-    """The error that ends a run: with 128 + signal, or because its launcher is gone."""
+    """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost (ORPHAN). saved: what is saved."""
     if reason == ORPHAN:
-        return PeerLost(f"the launcher of this run is gone; {saved}")
+        return PeerLost(f"the launcher of this run (torchrun) has ended; {saved}")
     return Interrupted(f"{signal.Signals(reason).name}: {saved}", reason)
 
 
 @contextmanager
 def catching_signals() -> Iterator[Signals]:
-    """Signals are noted, not acted on, during the block. SIGHUP stays ignored where it is, as under nohup."""
+    """Record signals instead of acting on them, during the block. SIGHUP stays ignored if it was, as under nohup."""
     signals, before = Signals(), dict[signal.Signals, Any]()
     if current_thread() is main_thread():
         for caught in CAUGHT:
@@ -79,9 +79,10 @@ def catching_signals() -> Iterator[Signals]:
 
 
 class Ending:
-    """The reason to end a run now, as a number, so that processes can agree on it: a signal's, TIME or ORPHAN.
+    """Watch for reasons to end a run: a signal, the end of its time limit (TIME), or the death of its launcher (ORPHAN).
 
-    limit: seconds, 0 is none. launched: there is a launcher.
+    limit: time limit in seconds; 0 for none.
+    launched: whether a launcher started this process; the run ends if the launcher dies.
     """
 
     def __init__(self, signals: Signals, limit: float, launched: bool):
@@ -90,7 +91,7 @@ class Ending:
         self._parent = os.getppid() if launched else 0
 
     def reason(self) -> int:
-        """0 is none."""
+        """Return the reason to end the run, as a number that processes can agree on: a signal, TIME or ORPHAN; 0 for none."""
         if self.signals.received:
             return self.signals.received
         if self._parent not in (0, os.getppid()):

@@ -1,4 +1,4 @@
-"""The device that a run works on: which it is, its precision, its memory, and CUDA graphs of calls that repeat."""
+"""The device of a run: its name, precision and memory, and CUDA graphs of repeated calls."""
 
 import os
 import platform
@@ -15,21 +15,21 @@ from elbocli.errors import UsageError
 from elbocli.runtime.progress import log
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions, and the type in which each keeps what a network computes."""
+"""Name of a precision → dtype of the network's activations."""
 WARM_UPS = 2
-"""Calls before one is captured: libraries choose their algorithms and fetch their memory in the first."""
+"""Calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory."""
 
 
 def meant_by(name: str) -> str:
-    """Return the name that `auto` stands for: $ELBO_DEVICE, else cuda if there is one, else cpu. Others mean themselves."""
+    """Return the device name that `auto` means: $ELBO_DEVICE, else cuda if available, else cpu. Other names stay the same."""
     asked = os.environ.get("ELBO_DEVICE") or "auto" if name == "auto" else name
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device by its name, or what `auto` means. A CUDA device has an index, and is from now on the current one.
+    """Return the device of a name or of `auto`. A CUDA device gets an index, and becomes the current device.
 
-    Raises UsageError when it doesn't work here.
+    Raises UsageError if the device doesn't work here.
     """
     name = meant_by(name)
     try:
@@ -42,12 +42,14 @@ def choose_device(name: str) -> torch.device:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"device {name!r} can't be used here; choose another --device: {str(error).splitlines()[0]}"
+        ) from error
     return device
 
 
 def name_of(device: torch.device) -> str:
-    """Return the name of a card, NVIDIA H100, or the processor's architecture and how many threads are used of it."""
+    """Return the name of the GPU, such as NVIDIA H100, or the CPU's architecture and number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}), threads: {torch.get_num_threads()}"
@@ -55,11 +57,12 @@ def name_of(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Precision:
-    """The arithmetic of a network on a device, by name; str() says what it is there.
+    """Arithmetic of a network on a device. str() gives the precision actually used there.
 
-    fp32: strict, as on a CPU. tf32: CUDA multiplies float32 with 10 bits of mantissa, and adds up in float32; elsewhere
-    it is fp32. bf16, fp16: by autocast; what that leaves in float32 is as with tf32. Losses are never below float32, and
-    λ is never rounded. Raises UsageError for another name.
+    fp32: strict float32, as on a CPU.
+    tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32; on other devices the same as fp32.
+    bf16, fp16: autocast; operations that autocast leaves in float32 run as with tf32.
+    Losses are at least float32, and λ is never rounded. Raises UsageError for another name.
     """
 
     name: str
@@ -71,23 +74,23 @@ class Precision:
 
     @property
     def tf32(self) -> bool:
-        """Tell whether float32 is multiplied in TF32, by matrices and by convolutions."""
+        """Tell whether float32 matrices and convolutions are multiplied in TF32."""
         return self.device.type == "cuda" and self.name != "fp32"
 
     def __str__(self) -> str:
         return "fp32" if self.name == "tf32" and not self.tf32 else self.name
 
     def autocast(self) -> torch.autocast:
-        """Return what goes around a network's forward pass."""
+        """Return the autocast context for a network's forward pass."""
         dtype = PRECISIONS[self.name]
         lower = dtype != torch.float32
         return torch.autocast(self.device.type, dtype=dtype if lower else torch.bfloat16, enabled=lower)
 
     @contextmanager
     def applied(self, benchmark: bool = False) -> Iterator[None]:
-        """Set torch's switches for all that CUDA computes in the block, backward passes too. Nothing on other devices.
+        """Set torch's TF32 and cuDNN switches during the block, for backward passes too. Does nothing except on CUDA.
 
-        benchmark: let cuDNN try its algorithms for each shape, and keep the fastest.
+        benchmark: let cuDNN time its algorithms for each shape and keep the fastest.
         """
         if self.device.type != "cuda":
             yield
@@ -103,7 +106,7 @@ class Precision:
 
 
 def usual_precision(device: str, for_gpu: bool) -> str:
-    """Return the precision to train in by default: fp32 on a CPU; on CUDA bf16 for a network made for GPUs, else tf32."""
+    """Return the default precision of training: fp32 on a CPU; on CUDA bf16 for a network made for GPUs, else tf32."""
     if not meant_by(device).startswith("cuda"):
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -111,7 +114,7 @@ def usual_precision(device: str, for_gpu: bool) -> str:
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:
-    """Masks on the device follow from a seed. torch.manual_seed also asks what other devices there are, which is slow."""
+    """Seed the dropout masks on a device. torch.manual_seed would also query all other devices, which is slow."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -119,18 +122,18 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
-    """Return it in pinned host memory where it goes to a card."""
+    """Return a tensor in pinned host memory if its destination is a GPU."""
     travels = device.type == "cuda" and value.device.type == "cpu"
     return value.pin_memory() if travels and not value.is_pinned() else value
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """Send it to the device, without waiting for that."""
+    """Copy a tensor to a device, asynchronously."""
     return pinned(value, device).to(device, non_blocking=True)
 
 
 def card_bytes(device: str) -> int | None:
-    """Return all the memory of a CUDA device by name, free or not; None where the name is another's, or no card is here."""
+    """Return the total memory of a CUDA device in bytes; None for another device, or without a GPU."""
     name = meant_by(device)
     if name.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_properties(name).total_memory
@@ -138,10 +141,10 @@ def card_bytes(device: str) -> int | None:
 
 
 class CudaGraphs:
-    """Graphs of functions that are called again and again with inputs of the same shapes, all in one pool of memory.
+    """CUDA graphs of functions that are called repeatedly with inputs of the same shapes, in one memory pool.
 
-    All kernels of a call are launched at once, which saves small networks most of their time. A warning says that a call
-    can't be captured; from then on every call is made as it is written.
+    A graph launches all kernels of a call at once, which saves small networks most of their time. If a call can't be captured,
+    a warning says so, and all later calls run without graphs.
     """
 
     def __init__(self) -> None:
@@ -150,7 +153,7 @@ class CudaGraphs:
         self._graphs: dict[Hashable, tuple[Any, list[Tensor | None], Tensor]] = {}
 
     def call(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """Return function(*inputs), which must depend on them alone and draw no random numbers."""
+        """Return function(*inputs). The function must depend only on its inputs and draw no random numbers."""
         key = (function, *((x.shape, x.stride(), x.dtype) if x is not None else None for x in inputs))
         self._calls[key] += 1
         if not self._failed and self._calls[key] > WARM_UPS and key not in self._graphs:
@@ -165,13 +168,13 @@ class CudaGraphs:
         return output.clone()
 
     def _capture(self, key: Hashable, function: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]) -> None:
-        """Capture one call, with places for its inputs and its output."""
+        """Capture a call as a graph, with static tensors for its inputs and output."""
         places = [None if x is None else x.clone() for x in inputs]
         graph, caching = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)  # what it keeps would be in the graph's memory
+        torch.set_autocast_cache_enabled(False)  # cached casts would lie in the graph's memory
         try:
-            # The outer block goes back to this stream even where a capture that failed can't be ended. Other threads, as
-            # NCCL's, may go on meanwhile.
+            # The outer block restores this stream even if a failed capture can't be ended. "thread_local" lets other
+            # threads, such as NCCL's, continue meanwhile.
             with (
                 torch.cuda.stream(torch.cuda.current_stream()),
                 torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
@@ -181,7 +184,7 @@ class CudaGraphs:
             self._failed = True
             self._graphs.clear()
             log.warning(
-                "drawn without CUDA graphs, which takes longer for small networks: %s", str(error).partition("\n")[0]
+                "CUDA graphs are off, as a capture failed; small networks run slower: %s", str(error).partition("\n")[0]
             )
         finally:
             torch.set_autocast_cache_enabled(caching)

@@ -1,6 +1,6 @@
-"""The processes of a run: which one this is, and what all of them agree on. torchrun starts them; one needs nothing.
+"""The processes of a run under torchrun: this process's rank, and collective operations. A single process needs no launcher.
 
-Another launcher does as well, if it sets WORLD_SIZE and VARIABLES for each process.
+Any other launcher works too, if it sets WORLD_SIZE and VARIABLES for each process.
 """
 
 import faulthandler
@@ -22,22 +22,22 @@ from elbocli.runtime.device import choose_device, meant_by
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
-"""Time that a process waits for the others on the host: rank 0 reads and checks a checkpoint meanwhile."""
+"""Timeout of collective operations on the host: ranks wait while rank 0 reads and checks a checkpoint."""
 VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that a launcher must set for each process, beside WORLD_SIZE."""
+"""Environment variables that a launcher must set for each process, besides WORLD_SIZE."""
 JOIN = timedelta(minutes=10)
-"""Time that it waits for them to be there at all: imports over a network take long."""
+"""Timeout for all processes to start, since imports over a network file system take long."""
 ENDING_S = 60.0
-"""Time that a process which has failed takes to end at most. The others wait for it until then."""
+"""Seconds after which a failed process is killed if it hasn't ended. The other processes wait for it until then."""
 _kept: list[Any] = []
-"""Groups that were joined. To free one is to wait for its thread, which may wait for Python's lock: for ever (torch 2.13)."""
+"""Process groups, kept alive: freeing a group waits for its thread, which may wait for Python's lock for ever (torch 2.13)."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Process `rank` of `size`, with a device of its own. All methods must be called by every process alike.
+    """This process: rank `rank` of `size`, with its own device. Every process must call all methods in the same order.
 
-    Raises PeerLost, from any of them, when another process is gone.
+    All methods raise PeerLost if another process has ended.
     """
 
     rank: int = 0
@@ -46,17 +46,17 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Rank 0, which alone speaks and writes."""
+        """Tell whether this is rank 0, the only rank that prints and writes."""
         return self.rank == 0
 
     def added(self, value: Tensor) -> Tensor:
-        """Return the sum over processes, in place, on the device the value is on."""
+        """Sum a tensor over all processes, in place, on its device, and return it."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def most(self, values: list[int]) -> list[int]:
-        """Return the largest of each over processes. Travels over the host, so that no device is waited for."""
+        """Return the elementwise maximum over processes, without synchronising the device."""
         if self.size == 1:
             return values
         together = torch.tensor(values)
@@ -64,7 +64,7 @@ class World:
         return together.tolist()
 
     def all(self, value: T) -> list[T]:
-        """Return what every process has, by rank."""
+        """Gather a value from every process; return the values by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -72,7 +72,7 @@ class World:
         return values
 
     def of_first(self, value: T) -> T:
-        """Return what rank 0 has."""
+        """Broadcast the value of rank 0, and return it."""
         if self.size == 1:
             return value
         box = [value]
@@ -81,7 +81,7 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """An ElboError in the block, in any process, ends all of them with the message of the first that failed."""
+        """End all processes if any of them raises an ElboError in the block, with the message of the lowest failed rank."""
         if self.size == 1:
             yield
             return
@@ -101,7 +101,7 @@ ALONE = World()
 
 
 def to_local(tensor: Any) -> Tensor:
-    """Return this process's shard of a DTensor, without copying it; another tensor as it is."""
+    """Return this process's shard of a DTensor without copying it; any other tensor unchanged."""
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():
@@ -109,7 +109,7 @@ def to_local(tensor: Any) -> Tensor:
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
-    """Return a whole tensor, which every process has, sharded as `tensor` is."""
+    """Return a full tensor, which every process holds, sharded like `tensor`."""
     if not hasattr(tensor, "device_mesh"):
         return whole
     from torch.distributed.tensor import distribute_tensor
@@ -119,10 +119,11 @@ def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """This process's World, from the environment that torchrun sets; alone without WORLD_SIZE.
+    """Join the process group of torchrun's environment during the block; yield this process's World.
 
-    Each process takes the CUDA device of its local rank unless another device was asked for. One whose block fails ends within
-    ENDING_S: torch may wait for ever to take a group apart. Raises UsageError when a variable is missing, PeerLost.
+    Without WORLD_SIZE, the process is alone. Each process takes the CUDA device of its local rank unless `device` names another.
+    If the block fails, the process ends within ENDING_S, because torch may hang while it destroys the group.
+    Raises UsageError if an environment variable is missing, PeerLost.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -134,12 +135,14 @@ def joined(device: str = "auto") -> Iterator[World]:
         )
     meant = meant_by(device)
     if meant.startswith("cuda:"):
-        raise UsageError(f"--device {meant}: under torchrun each process takes its own; leave --device out")
+        raise UsageError(
+            f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out"
+        )
     cuda, rank = meant == "cuda", int(os.environ["RANK"])
     chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else meant)
-    with telling_lost(), _stdout_to_stderr():  # the gloo of torch 2.8 and 2.10 prints its connections
+    with telling_lost(), _stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
         store, *_ = next(rendezvous("env://", timeout=JOIN))
-        # torchrun keeps one store over restarts, in which the processes before have left their keys.
+        # torchrun keeps its store over restarts, with the keys of earlier processes.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -154,7 +157,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         with telling_lost():
             yield World(rank, size, chosen)
     except BaseException:
-        faulthandler.dump_traceback_later(ENDING_S, exit=True)  # needs no lock of Python's
+        faulthandler.dump_traceback_later(ENDING_S, exit=True)  # works without the GIL
         raise
     finally:
         dist.destroy_process_group()
@@ -162,7 +165,7 @@ def joined(device: str = "auto") -> Iterator[World]:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Send what libraries write to descriptor 1 to stderr in the block."""
+    """Redirect file descriptor 1 to stderr during the block, for output of C libraries."""
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
@@ -174,13 +177,13 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 @contextmanager
 def telling_lost() -> Iterator[None]:
-    """Turn what torch.distributed raises when a peer is gone into PeerLost."""
+    """Turn torch.distributed's errors about a lost process into PeerLost."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise PeerLost(
-            "another process of this run has ended, or can't be reached; its own message, if any, says why; "
-            f"the same command goes on from what is saved ({' '.join(str(error).split())[:80]})"
+            "another process of this run has ended or can't be reached; see its own message for the reason; "
+            f"the same command resumes from the last checkpoint ({' '.join(str(error).split())[:80]})"
         ) from error

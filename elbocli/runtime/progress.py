@@ -1,6 +1,6 @@
-"""Reports of library code to people: `log` for messages, `progress` for counts. A command shows both on stderr.
+"""Reports of library code to the user: `log` for messages, `progress` for counts. Commands display both on stderr.
 
-`log` is Python's logger "elbo": info, debug (shown with -v) or warning (shown with -q too).
+`log` is Python's logger "elbo": info, debug (displayed with -v) or warning (displayed with -q too).
 """
 
 import logging
@@ -12,16 +12,16 @@ _show: Callable[..., None] | None = None
 
 
 def progress(done: int, total: int | None = None, unit: str = "", then: str = "", **values: Any) -> None:
-    """Report that `done` of `total` `unit`s are done. Nothing happens unless a command shows it.
+    """Report that `done` of `total` `unit`s are done. Nothing is displayed unless a command has called `show_progress_with`.
 
-    values: numbers for the end of the line, such as loss=.1. then: work that comes before the next report and may take long,
-    in words such as 'drawing a preview'.
+    then: description of the work before the next report, if it may take long, such as 'drawing a preview'.
+    values: numbers for the end of the line, such as loss=.1.
     """
     if _show:
         _show(done, total, unit, then, values)
 
 
 def show_progress_with(show: Callable[..., None]) -> None:
-    """Have each report given to `show(done, total, unit, then, values)`, instead of any function named before."""
+    """Pass every report to `show(done, total, unit, then, values)`, which replaces an earlier function."""
     global _show
     _show = show

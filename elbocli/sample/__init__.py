@@ -1,1 +1,1 @@
-"""`elbo sample`: images drawn from a run. Begin with draw.py."""
+"""`elbo sample` draws images from a run. Begin with draw.py."""

@@ -1,4 +1,4 @@
-"""`elbo sample`."""
+"""Command line of `elbo sample`: options, and the function that runs the command."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,6 @@ from elbocli.cli.commands import (
     GUIDANCE,
     PATH,
     SCHEDULE,
-    SEED,
     STREAM,
     Command,
     Named,
@@ -25,6 +24,7 @@ from elbocli.cli.commands import (
     overwrite_option,
     plugin_option,
     scale_option,
+    seed_option,
     value,
     weights_option,
 )
@@ -57,23 +57,23 @@ GROUPS = {
     type=SCHEDULE,
     help="Grid of noise levels within the run's range: NAME:key=value,…, FILE, or run.  [default: the sampler's]",
     more="FILE is a schedule of 'elbo adapt', or a diffusers scheduler_config.json. 'run' is the schedule that the run "
-    "was trained under; one that adapts, as it was at the checkpoint.",
+    "was trained under; an adaptive one as of the checkpoint.",
 )
 @option(
     "--spacing",
     type=Named("elbocli.core.sampling.SPACINGS"),
-    help="Levels of the schedule that are visited: even, or of timesteps a subset (timesteps) or every k-th (stride).  "
-    "[default: timesteps with t-linear and its like]",
-    more="timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. A diffusers "
-    "scheduler_config.json is walked evenly through its timesteps unless one of these is given.",
+    help="Levels of the schedule to visit: even, a subset of timesteps (timesteps), or every k-th timestep (stride).  "
+    "[default: even; timesteps for t-linear and similar]",
+    more="timesteps is ADM's and DiT's '250', with the first and the last timestep; stride is ADM's 'ddim25'. Without "
+    "this option, a diffusers scheduler_config.json is visited at evenly spaced timesteps.",
 )
 @option(
     "--start",
     type=Named("elbocli.core.sampling.STARTS"),
     default="unit",
     help="Noise to start from: of variance 1 (unit), or sigma_max (edm) as EDM does.",
-    more="EDM starts from y = z/alpha = sigma_max eps, which leaves out the trace of an image of variance 1 that z has at the "
-    "noisiest level: at sigma_max 80 it is 0.008 % less noise.",
+    more="EDM starts from y = z/alpha = sigma_max eps, without the small image part, of variance 1, that y has at the noisiest "
+    "level: at sigma_max 80 this is 0.008 % less noise.",
 )
 @guidance_options
 @option(
@@ -89,7 +89,7 @@ GROUPS = {
     help="Class of image i: i mod K, random, or a repeated list of numbers or names (3,5,7).",
 )
 @weights_option
-@option("--seed", type=SEED, default=0, help="Image i depends on (seed, i) alone.")
+@seed_option
 @option(
     "--noise",
     type=Named("elbocli.core.sampling.NOISES"),
@@ -97,10 +97,10 @@ GROUPS = {
     help="Random numbers: elbo's, the same on any device, or those of EDM's (edm) or EDM2's (edm2) seed SEED + i.",
     more="With edm, image i has the noise, and with --classes random the class, that EDM's generate.py draws for seed "
     "SEED + i on the same kind of device; with edm2, those of EDM2's generate_images.py. They differ in the noise that churn "
-    "adds: EDM draws float64 in every step, EDM2 float32 in steps that add noise. torch's "
-    "numbers on CUDA are others than on a CPU, so the images depend on the kind of device, and published ones need CUDA. "
-    "EDM walks in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
-    "nothing here repeats.",
+    "adds: EDM draws float64 in every step, EDM2 float32 in steps that add noise. torch draws other numbers on CUDA than on "
+    "a CPU, so the images depend on the kind of device, and published ones need CUDA. "
+    "EDM samples in float64, elbo in float32: a pixel may differ by a level. ADM, DiT and SiT seed whole batches, which "
+    "elbo can't repeat.",
 )
 @batch_option
 @device_options
@@ -108,7 +108,7 @@ GROUPS = {
     "--compile",
     type=click.Choice(["off", "graphs", "on"]),
     default="graphs",
-    help="Launch all of the network's kernels at once on CUDA (graphs), and compile the network, too (on).",
+    help="graphs: CUDA graphs; on: also torch.compile.",
     more="Compiling takes minutes at first. Without CUDA, graphs do nothing.",
 )
 @option(
@@ -120,8 +120,8 @@ GROUPS = {
 @option(
     "--rounding",
     type=Named("elbocli.core.sampling.ROUNDINGS"),
-    help="From a pixel to a level: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; of "
-    "latents, their convention's]",
+    help="Rounding to pixel levels: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; "
+    "for latents, their convention's]",
     more="half-up differs from nearest only in halves; truncate is half a level darker on average, which a FID sees. Latents "
     "of the convention edm2 are truncated. The arithmetic is float32; EDM's is float64.",
 )
@@ -141,8 +141,8 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     """Draw images from RUN, or from one of its checkpoints.
 
     Without -o, images go to standard output as one NPY array, for 'elbo eval' or numpy.load. If the command is
-    interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i is
-    the same in every case.
+    interrupted, run it again: it continues the unfinished file. Under torchrun, processes share the work. Image i
+    depends on (seed, i) alone.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
@@ -154,7 +154,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     target: Any = out
     if out == STREAM:
         target = sys.stdout.buffer
-    elif streams(out) and not Command.silent:  # the first process alone writes
+    elif streams(out) and not Command.silent:  # only rank 0 writes
         with writing(out):
             target = click.get_current_context().with_resource(open(out, "wb", buffering=0))  # noqa: SIM115 (closed with it)
     if target != out:

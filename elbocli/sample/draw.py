@@ -1,6 +1,6 @@
-"""Draw images from a run: the guided denoiser, the decoder of latents, and the rounds of a drawing.
+"""Draw images from a run: guide its denoiser, decode latents, and share the work among ranks.
 
-Each rank draws a batch of a round, and rank 0 writes all of them in their order.
+Images are drawn in rounds: each rank draws one batch, and rank 0 writes the batches of all ranks in order.
 """
 
 from __future__ import annotations
@@ -40,20 +40,23 @@ from elbocli.version import __version__
 
 
 class Wrapped(Network):
-    """A network that is called through a function of its inputs."""
+    """Network whose forward pass is replaced by a function, such as a CUDA-graph replay."""
 
     def __init__(self, network: Network, call: Callable[..., Tensor]):
         super().__init__(network.config)
         self.network, self.call = network, call
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See networks."""
+        """Call the function with (z, λ, labels), as Network.forward."""
         return self.call(z, logsnr, labels)
 
 
 @dataclass(frozen=True)
 class GuidedRun:
-    """A run, perhaps guided: by another network, or (guide is None) by itself without classes."""
+    """A run to draw from, guided by another run (`guide`), or by its own predictions without classes if `guide` is None.
+
+    clip: method that keeps estimates of the image within the range of pixels.
+    """
 
     trained: TrainedRun
     guidance: Guidance = Guidance()
@@ -62,12 +65,12 @@ class GuidedRun:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the network's output."""
+        """Shape of the network's output, (H, W, C)."""
         config = self.trained.network.config
         return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """D(z, λ) for images of these classes, with its count of evaluations at zero."""
+        """Return the guided denoiser for images of the classes `labels` ([B] or None); it counts its evaluations from zero."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
@@ -75,9 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """The same with networks compiled if asked for, and with graphs captured. Such networks should always get the same
-        number of images.
-        """
+        """Return a copy with compiled networks if `compile`, replayed as CUDA graphs if given. Its batches need equal sizes."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -88,14 +89,14 @@ class GuidedRun:
         return replace(self, trained=ready(self.trained), guide=self.guide and ready(self.guide))
 
     def with_variance(self) -> GuidedRun:
-        """The same, with the learned variance of the run's network. Raises UsageError when it has none."""
+        """Return a copy whose network also outputs its learned variance. Raises UsageError if the network has no such output."""
         run = self.trained
         if not getattr(run.network.config, "variance", False):
-            raise UsageError(f"{run.path}: its network has learned no variance; use --sampler ddpm:gamma=G")
+            raise UsageError(f"{run.path}: the network has no learned variance; use --sampler ddpm:gamma=G")
         return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
-        """Calls of networks that an image takes, counted on a walk with networks that do nothing."""
+        """Return the number of network evaluations per image (NFE), counted with dummy networks. grid: noise levels λ, rising."""
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
         for one in filter(None, (denoiser, denoiser.guide)):
@@ -104,7 +105,7 @@ class GuidedRun:
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
-        """For the record: guidance, where it acts if not everywhere, the guide and its weights, clipping."""
+        """Return the facts that sample files record: scale, interval and channels of the guidance, the guide, clipping."""
         given = self.guidance
         numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
@@ -113,19 +114,21 @@ class GuidedRun:
         return {**facts, "clip": self.clip.spec}
 
     def check(self, grid: list[float]) -> None:
-        """Raise UsageError when the run, its guide, guidance, clipping and the levels to be visited don't go together."""
+        """Raise UsageError unless run, guide, guidance and clipping fit together at these noise levels (`grid`, λ rising)."""
         trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
         config, path = trained.network.config, trained.path
         if self.clip.name != "none" and trained.data.latents:
-            raise UsageError(f"--clip {self.clip.spec}: {path} draws latents, which have no range; leave it out")
+            raise UsageError(f"--clip {self.clip.spec}: {path} draws latents, which have no range; leave --clip out")
         if channels > config.image_channels:
-            raise UsageError(f"--guidance-channels {channels}: {path} draws {config.image_channels} channels")
+            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
-                raise UsageError(f"{path}: was not trained on classes with --label-dropout; only --guide can guide it")
+                raise UsageError(
+                    f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide"
+                )
             return
         if scale == 1:
-            raise UsageError("a guide does nothing at --guidance 1; try --guidance 2")
+            raise UsageError("a guide has no effect at --guidance 1; try --guidance 2")
         known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
         if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
             raise UsageError(
@@ -136,13 +139,13 @@ class GuidedRun:
         beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
         if beyond:
             raise UsageError(
-                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, and would guide at {beyond[0]:.4g}; "
+                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at {beyond[0]:.4g}; "
                 f"add --guidance-interval {low:g} {high:g}"
             )
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    """Facts that the images of two runs must share."""
+    """Return the facts about images that must be equal for a run and its guide: image size, channels, latent space."""
     config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
     return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
@@ -151,9 +154,10 @@ def _images(run: TrainedRun) -> tuple[Any, ...]:
 
 
 class Decoder(NamedTuple):
-    """shape: (H, W, C) of the images. pixels: the network's output [B,c,h,w] → uint8 [B,H,W,C], on its device.
+    """Decoder from the output of a sampler to pixels.
 
-    rounding: the one that makes levels of pixels.
+    shape: (H, W, C) of an image. pixels: function from [B,c,h,w] to uint8 images [B,H,W,C] on the same device.
+    rounding: method of rounding pixels to the 256 levels.
     """
 
     shape: tuple[int, int, int]
@@ -162,7 +166,7 @@ class Decoder(NamedTuple):
 
 
 def latent_space(data: RunData, network: NetworkConfig) -> LatentSpace | None:
-    """The space of a run's latents, from the `data` of its config; None for pixels. Raises FormatError."""
+    """Return the latent space of a run; None for pixels. data: section `data` of the run's config. Raises FormatError."""
     return read_space(data.more, network.image_channels, "config.yaml") if data.latents else None
 
 
@@ -174,10 +178,12 @@ def open_decoder(
     run: Path = Path(),
     rounding: Declaration | None = None,
 ) -> Decoder:
-    """The decoder of a run, a folder. data: of its config. autoencoder: its folder, instead of the recorded one. rounding: None is
-    the latents' own, or to the nearest level.
+    """Return the decoder from a run's network output to images.
 
-    Raises UsageError (not there, diffusers is missing), DataError (other weights), FormatError (doesn't fit).
+    data, network: sections of the config of the run in folder `run`.
+    autoencoder: folder of the autoencoder; None for the autoencoder that encoded the run's latents.
+    rounding: method of rounding to pixel levels; None for the latents' convention, or for pixels the nearest.
+    Raises UsageError (no autoencoder there; diffusers is missing), DataError (other weights), FormatError (doesn't fit the run).
     """
     space = latent_space(data, network)
     if space is None:
@@ -191,10 +197,12 @@ def open_decoder(
     same = (its.shift, its.scale) == (space.shift, space.scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
         raise DataError(
-            f"{folder}: is not the autoencoder that made the run's latents; name {space.autoencoder} with --autoencoder DIR"
+            f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR"
         )
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
-        raise FormatError(f"{folder}: doesn't make {size} pixels of the run's {network.image_channels} channels")
+        raise FormatError(
+            f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another --autoencoder"
+        )
     batch = comfortable_batch(size, device.type == "cpu")
 
     def decode(x: Tensor) -> Tensor:
@@ -204,12 +212,12 @@ def open_decoder(
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:
-    """The folder that the dataset names, as given or beside the dataset."""
+    """Return the folder of the autoencoder that the latents record: the path as it is, else relative to the dataset's folder."""
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place
     raise UsageError(
-        f"{space.autoencoder}: the autoencoder of these latents is not there; name its folder with --autoencoder DIR"
+        f"{space.autoencoder}: the autoencoder of these latents is missing; name its folder with --autoencoder DIR"
     )
 
 
@@ -218,13 +226,16 @@ RUN = "run"
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Settings of a drawing. steps 0 and schedule '' are the sampler's usual ones; schedule RUN is the one that the run was trained
-    under.
+    """Settings of `elbo sample`.
 
-    spacing: one of SPACINGS, None is the usual one; start: of STARTS; noise: of NOISES; rounding: of ROUNDINGS, None is the
-    usual one. weights: as open_run takes them. guide: another run or checkpoint; guide_weights: of it, or of the run itself.
-    compile: off; graphs, which are CUDA's; on, which compiles the network too. autoencoder: folder of the one that decodes
-    latents; None is the one they were made with. scale: of a grid; 0 is so that small images are easily seen.
+    n: number of images. steps: number of noise levels; 0 for the sampler's default.
+    schedule: spec of the schedule; '' for the sampler's default, RUN for the run's training schedule.
+    spacing, start, noise, rounding: declarations of SPACINGS, STARTS, NOISES, ROUNDINGS; None for the default.
+    weights: which weights of the run to use, as for `open_run`. compile: off; graphs (CUDA graphs); on (also torch.compile).
+    guide: run or checkpoint to guide away from. guide_weights: which weights of the guide to use; without a guide, which of
+    the run's own weights to guide away from.
+    autoencoder: folder of the autoencoder; None for the autoencoder that encoded the latents.
+    scale: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
     """
 
     n: int = 64
@@ -264,11 +275,13 @@ def draw(
     look: Callable[[], None] = lambda: None,
     source: Noise | None = None,
 ) -> Tensor:
-    """Images [len(indices), H, W, C] uint8 on the device: image i depends on (seed, i) alone, whatever the batch.
+    """Draw images: uint8 [len(indices), H, W, C] on the device. Image i depends on (seed, i) alone, whatever the batch.
 
-    shape: (height, width, channels) of the network's output, which `output` turns into pixels. look: called before each
-    estimate, to raise an error when there is a reason to leave: a batch may take minutes. source: of the noise, elbo's own
-    unless given.
+    indices: numbers of the images.
+    shape: (height, width, channels) of the network's output, which `output` decodes to pixels.
+    grid: noise levels λ to visit, rising, as from `time_grid`.
+    look: function called before each network evaluation; it may raise an error to stop early, as a batch may take minutes.
+    source: random numbers of the noise; None for the default, which is the same on all devices.
     """
     source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
@@ -291,16 +304,17 @@ def draw(
 
 
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
-    """Draw `n` images from the run or checkpoint at `path` into `target` (a path, or a binary stream).
+    """Draw `settings.n` images from the run or checkpoint at `path` into `target`, a path or a binary stream.
 
-    Every process of the world runs this; the first alone writes. It continues a file that an earlier command with the
-    same settings left unfinished. Raises UsageError for settings that don't fit the run or that file, FormatError when it
-    is no run, DataError for another autoencoder, Interrupted with all work saved, PeerLost, BrokenPipeError.
+    If an earlier call with the same settings left an unfinished file, that file is continued.
+    Every process of `world` calls this function; only rank 0 writes.
+    Raises UsageError for settings that don't fit the run or the unfinished file, FormatError when `path` is not a run, DataError
+    for another autoencoder, Interrupted (all work is saved), PeerLost, BrokenPipeError.
     """
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
         trained, guide = _open(path, world, settings.weights), None
-        if settings.guide or settings.guide_weights:  # the same checkpoint where only weights are named
+        if settings.guide or settings.guide_weights:  # guide weights alone are of the same checkpoint
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
             drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
@@ -309,7 +323,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
-    """The run. All processes open the checkpoint that the first has found: training may be going on."""
+    """Open a run on all ranks, at the checkpoint that rank 0 has found, because training may save newer ones meanwhile."""
     trained = None
     with world.together():
         if world.first:
@@ -320,7 +334,7 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
-    """The schedule of the levels, cut to the run's λ, with a warning where it is made for another walk."""
+    """Return the sampling schedule on the run's range of λ; warn if its file was made for another sampler, steps or guidance."""
     low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or settings.sampler.traits.grid
     if spec == RUN:
@@ -328,12 +342,12 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
     schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
     meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
     if meant not in (None, found):
-        log.warning(f"{schedule.file}: is made for {meant}, not for {found}")
+        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; use 'elbo grid' again")
     return schedule
 
 
 class _Drawing:
-    """Images drawn in rounds: the process of rank r draws the r-th batch of a round, and the first writes all of them."""
+    """The job of drawing images in rounds: rank r draws the r-th batch of a round, and rank 0 writes all batches."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         self.settings, self.world, self.ending, n = settings, world, ending, settings.n
@@ -349,7 +363,7 @@ class _Drawing:
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"
         self.fixed = compiled or graphs is not None
-        """Tell whether the network sees a whole batch each time, whatever is left to draw."""
+        """Whether each batch is padded to full size, because compiled networks need equal batches."""
         self.drawer = drawer.hastened(compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
@@ -389,9 +403,9 @@ class _Drawing:
         self.done = 0
 
     def write(self, target: Path | IO[bytes]) -> None:
-        """Draw all images that the target lacks, and write them.
+        """Draw and write all images that the target lacks.
 
-        Raises Interrupted, PeerLost, and an ElboError of any process in all of them.
+        Raises Interrupted and PeerLost; an ElboError of one rank is raised on all ranks.
         """
         world, trained, about, n = self.world, self.drawer.trained, self.header.about, self.settings.n
         with ExitStack() as stack:
@@ -416,18 +430,18 @@ class _Drawing:
                     if sink:
                         _put(sink, images.numpy(), world.size)
                 self.done += len(images)
-            if sink:  # the other processes need not wait: PNGs of many images may take an hour
+            if sink:  # other ranks end here: writing many PNGs may take an hour
                 sink.finish(self.look)
-        log.info(f"{n} images, {about['nfe']} network evaluations each")
+        log.info(f"drew {n} images, {about['nfe']} network evaluations each")
 
     def look(self) -> None:
-        """Raise Interrupted or PeerLost when there is a reason to end."""
+        """Raise Interrupted if a signal has arrived, or PeerLost if another rank has ended."""
         if reason := self.ending.reason():
             done = f"{self.done} of {self.settings.n} images are written"
             raise interrupted(reason, f"{done}; with -o FILE the same command goes on from there")
 
     def _draw(self) -> Tensor:
-        """Draw this process's part of the next round."""
+        """Draw this rank's batch of the next round."""
         start, n, device = self.done + self.batch * self.world.rank, self.settings.n, self.world.device
         count = max(0, min(self.batch, n - start))
         if not count:
@@ -448,7 +462,7 @@ class _Drawing:
 
 
 def _put(sink: Sink, images: np.ndarray, processes: int) -> None:
-    """Write images. A reader that is gone ends all processes."""
+    """Write images. With several processes, a closed pipe raises ReaderGone, which ends all processes."""
     try:
         sink.put(images)
     except BrokenPipeError as error:

@@ -1,5 +1,6 @@
 """`elbo train`. Begin with `step.py`, one update from top to bottom, and `loop.py`, a run from its start to its end.
 
-`batches.py` draws all that a step needs, `state.py` holds what it changes and spreads the network over processes.
-`recorder.py` measures, draws previews and logs; `plan.py` counts memory and operations beforehand.
+`batches.py` draws the images, noise and times of a step. `state.py` holds the network, optimizer and averages, and distributes
+the network over processes. `recorder.py` writes logs, validates and draws previews. `plan.py` estimates memory and operations
+before training.
 """

@@ -1,4 +1,4 @@
-"""All that chance decides of a run: images held out, and each step's images, labels, noise, times and dropout."""
+"""Random draws of a run: the held-out images, and each step's images, labels, noise, times and dropout masks."""
 
 from functools import lru_cache
 
@@ -16,13 +16,14 @@ from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import pinned, sent
 
 LEAST_HELD_OUT = 2
-"""A standard error needs two images."""
+"""Smallest number of held-out images: a standard error needs two."""
 
 
 def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that --val-split leaves to train on and those that it holds out, both rising, int64.
+    """Return the dataset rows for training and the rows that --val-split holds out.
 
-    An image and its mirror image stay on one side. Raises UsageError when the number splits a pair, or leaves too few.
+    Both are int64 arrays in rising order. An image and its mirror image are in the same array.
+    Raises UsageError when --val-split would split such a pair, or leaves too few images for training or validation.
     """
     space, count, n = dataset.latent_space, len(dataset), settings.val_split
     together = 2 if space is not None and space.mirrored else 1
@@ -30,7 +31,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
         raise UsageError(f"--val-split {n}: the dataset holds each image and its mirror image; take an even number")
     if not LEAST_HELD_OUT <= n < count:
         raise UsageError(
-            f"--val-split {n}: expected at least {LEAST_HELD_OUT}, and fewer than the dataset's {count} images"
+            f"--val-split {n}: expected at least {LEAST_HELD_OUT} images, and fewer than the dataset's {count} images"
         )
     chosen = Stream(settings.seed, "held-out").permutation(0, count // together)[: n // together]
     out = np.zeros((count // together, together), bool)
@@ -39,14 +40,15 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 
 
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
-    """Return the rows of the dataset that a run may train on; None for all. Raises UsageError."""
+    """Return the dataset rows that a run trains on; None means all rows. Raises UsageError as `split_rows` does."""
     return split_rows(settings, dataset)[0] if settings.val_split else None
 
 
 def channels_first(pixels: Tensor) -> Tensor:
-    """View uint8 [B,H,W,C] or [B,C,H,W] as [B,C,H,W]; C is 1 or 3, and the first layout is meant where both fit.
+    """Return a view of images in the layout [B,C,H,W].
 
-    Raises UsageError for anything else.
+    pixels: uint8 [B,H,W,C] or [B,C,H,W], C 1 or 3; a shape that fits both layouts is read as [B,H,W,C].
+    Raises UsageError for another dtype or shape.
     """
     if pixels.dtype != torch.uint8 or pixels.dim() != 4 or not {pixels.shape[1], pixels.shape[3]} & {1, 3}:
         raise UsageError(
@@ -56,9 +58,10 @@ def channels_first(pixels: Tensor) -> Tensor:
 
 
 def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [B,C,H,W] or [B,H,W,C] → float32 [B,C,H,W] in [-1, 1], sent as bytes and scaled on the device.
+    """Return images as float32 [B,C,H,W] in [-1, 1] on the device.
 
-    Raises UsageError for anything else.
+    pixels: uint8 [B,C,H,W] or [B,H,W,C]; they are sent as bytes and scaled on the device.
+    Raises UsageError for another dtype or shape.
     """
     x = channels_first(sent(torch.as_tensor(pixels), torch.device(device)))
     return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
@@ -67,10 +70,11 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") 
 def network_input(
     stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Tensor] | None, device: torch.device
 ) -> Tensor:
-    """Return x0 as a network sees it, float32 [B,C,H,W] on the device: pixels in [-1, 1], or latents, drawn anew each time.
+    """Return the clean data x that the network is trained on: float32 [B,C,H,W] on the device.
 
-    stored: uint8 pixels, or mean ‖ std [B,2C,h,w] with η [B,C,h,w] and the (shift, scale) that `affine` returns:
-    x0 = (mean + std·η − shift)·scale.
+    stored: uint8 pixels, scaled to [-1, 1]; or the latents' posterior, mean and std concatenated, [B,2C,h,w].
+    eta: for latents, the Gaussian noise of the posterior sample, [B,C,h,w]; else None.
+    scaling: for latents, (shift, scale) from `affine`: x = (mean + std·eta − shift)·scale; else None.
     """
     if scaling is None or eta is None:
         return normalised(stored, device)
@@ -80,10 +84,12 @@ def network_input(
 
 
 class Batches:
-    """Images, labels, times and noise of any step: functions of the run's seed and the step alone.
+    """Images, labels, times and noise of any training step, as functions of the run's seed and the step alone.
 
-    masks: of dropout, a seed by step. Images come by a permutation of (seed, epoch) and a counter. parts: the positions in a step's batch that this process
-    works on, in as many goes as there are ranges. The content of a position depends on neither; dropout's masks do.
+    The order of the images is a new random permutation in each epoch, a function of (seed, epoch).
+    parts: micro-batches of this process, as ranges of positions in the batch; None for one micro-batch. The image, label, time
+    and noise at a position don't depend on the split into micro-batches; dropout masks do.
+    masks: stream of random numbers that seeds the dropout masks of each step.
     """
 
     def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):
@@ -104,19 +110,20 @@ class Batches:
         self._fetch = Ahead(self._fetched, max(2, len(self.parts))).get if ahead else self._fetched
 
     def indices(self, step: int) -> np.ndarray:
-        """Rows of the dataset for a step, [batch]."""
+        """Return the dataset row of each image of a step, [batch]."""
         epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self._rows))
         order = [self._shuffled(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
         return self._rows[np.concatenate(order)]
 
     def times(self, step: int) -> Tensor:
-        """t of a step's images, [batch] float64 in [0, 1), on the CPU."""
+        """Return the time t of each image of a step, [batch] float64 in [0, 1), on the CPU."""
         return times(self._t, step, self.batch, self.settings.t_sampling)
 
     def _fetched(self, index: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Return (rows of the dataset as stored [n, …], η of latents [n,C,h,w], ε [n,H,W,C], labels [n] of classes).
+        """Return (stored images [n, …], η [n,C,h,w] or None, noise [n,H,W,C], labels [n] or None) of a micro-batch, on the CPU.
 
-        index: counts the parts of all steps. This is all that takes the host time.
+        η: for latents, the Gaussian noise of the posterior sample. index: number of the micro-batch, counted over all steps.
+        A background thread may call this function ahead of training.
         """
         step, which = divmod(index, len(self.parts))
         part = slice(self.parts[which].start, self.parts[which].stop)
@@ -136,9 +143,10 @@ class Batches:
         return pinned(torch.from_numpy(stored), self.device), eta, eps, labels
 
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x [n,C,H,W], ε [n,C,H,W], labels [n] with −1 where dropped, or None) of a part of a step, on the device.
+        """Return the images, noise and labels of a micro-batch, on the device. which: number of the micro-batch in the step.
 
-        Pixels are in [-1, 1].
+        Images x and noise ε: [n,C,H,W]; pixels are in [-1, 1].
+        Labels: [n], −1 where label dropout removed the class; None for an unconditional network.
         """
         stored, eta, eps, labels = self._fetch(step * len(self.parts) + which)
         x, eps = network_input(stored, eta, self._scaling, self.device), sent(eps, self.device).permute(0, 3, 1, 2)

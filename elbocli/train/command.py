@@ -1,4 +1,4 @@
-"""`elbo train`."""
+"""Command line of `elbo train`: options, and the function that runs the command."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from elbocli.run.train_settings import KEPT, RUN, SETTINGS, Setting
 
 
 def _type(setting: Setting) -> Any:
-    """Return the click type that refuses what the setting refuses."""
+    """Return the click type that checks the setting's value."""
     if get_origin(setting.kind) is Literal:
         return click.Choice(get_args(setting.kind))
     if setting.says("names"):
@@ -23,7 +23,7 @@ def _type(setting: Setting) -> Any:
 
 
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option per setting of training, by its name; None (or empty) where it isn't given."""
+    """Add one click option per training setting to a command; an option that isn't given is None (or empty)."""
     for name, setting in reversed(SETTINGS.items()):
         word, kind = name.replace("_", "-"), _type(setting)
         flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")
@@ -47,9 +47,8 @@ GROUPS: dict[str, list[str]] = {}
 for name, setting in SETTINGS.items():
     if setting.says("flags", name):
         GROUPS.setdefault(setting.group, []).append(name)
-GROUPS[RUN] = ["out", "overwrite", "config", "init", "plugin", *GROUPS[RUN], "words"]
+GROUPS[RUN] = ["out", "overwrite", "dry_run", "config", "init", "plugin", *GROUPS[RUN], "words"]
 GROUPS[KEPT] += ["log_to", "on_checkpoint"]
-GROUPS["Plan, without training"] = ["dry_run"]
 
 
 @click.command(cls=Command, groups=GROUPS)
@@ -62,7 +61,7 @@ GROUPS["Plan, without training"] = ["dry_run"]
     help="The run, new or to continue.",
     more="It is a folder, whose path is printed at the end.",
 )
-@option("--overwrite", is_flag=True, help="Begin a run anew whose checkpoints are gone.")
+@option("--overwrite", is_flag=True, help="Begin anew if the run's checkpoints are gone.")
 @option(
     "--config",
     type=PATH,
@@ -72,12 +71,12 @@ GROUPS["Plan, without training"] = ["dry_run"]
     "--init",
     type=PATH,
     help="Begin from the weights of that run or checkpoint.",
-    more="The new run takes the network of the other one with its first average, or with the weights of a file in a checkpoint, such as "
-    "RUN/checkpoints/step-00001000/model.safetensors. Steps, optimizer and averages begin anew. Objective and other settings are the "
-    "other run's unless given; --preset says its training settings, and no network. Classes are matched by name where both "
-    "datasets name them, else in order: what is new begins as no class. Images of another size shift the weighting by 2 log(old/new). "
-    "Another prediction, other channels, and latents of another space are refused. Once the new run has a checkpoint, the other "
-    "is not needed.",
+    more="The new run takes the other run's network with its first average, or with the weights of a file in a checkpoint, "
+    "such as RUN/checkpoints/step-00001000/model.safetensors. Steps, optimizer and averages begin anew. Objective and other "
+    "settings are the other run's unless given; --preset then sets the training settings but not the network. Classes are "
+    "matched by name where both datasets name them, else in order; a new class begins as no class. Images of another size shift "
+    "the weighting by 2 log(old/new). Another prediction, other channels, and latents of another space are refused. The new run "
+    "no longer needs the other one after its first checkpoint.",
 )
 @option(
     "--set",
@@ -97,23 +96,24 @@ GROUPS["Plan, without training"] = ["dry_run"]
     more="FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
     "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
     "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
-    "RUN/wandb. What goes wrong there is a warning. No file can say it, and each start asks for it anew.",
+    "RUN/wandb. Errors of these loggers are warnings. Neither a preset nor --config can set this option: give it at each start.",
 )
 @option(
     "--on-checkpoint",
     metavar="COMMAND",
     default="",
     help="Run this in a shell after each checkpoint.",
-    more="Training goes on meanwhile: $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP say of which checkpoint, and the output goes to "
-    "stderr. One at a time: of the checkpoints that come meanwhile, the newest is next. The end of training waits for it; an "
-    "interrupted or failed run ends it (SIGTERM, after 5 s SIGKILL). No file can say it: neither a preset nor --config.",
+    more="Training goes on meanwhile. $ELBO_CHECKPOINT, $ELBO_RUN and $ELBO_STEP name the checkpoint; the command's output goes "
+    "to stderr. One command runs at a time, next for the newest of the checkpoints saved meanwhile. Training waits for the last "
+    "command at its end; an interrupted or failed run ends the command (SIGTERM, after 5 s SIGKILL). Neither a preset nor "
+    "--config can set this option.",
 )
 @option(
     "--dry-run",
     is_flag=True,
-    help="Print what would run, need and fit; then stop.",
-    more="It is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With --preset and no DATA.h5 "
-    "it is for the data that the preset is made for, if that says some.",
+    help="Print the plan, with memory; then stop.",
+    more="The plan is YAML, with the memory of each device and the operations; under torchrun, for all its processes. With "
+    "--preset and no DATA.h5, the plan is for the data that the preset is made for, if the preset names some.",
 )
 @plugin_option
 @common
@@ -128,10 +128,10 @@ def train(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Train a denoiser on DATA.h5, under any weighting of the noise levels.
+    """Train a denoiser on DATA.h5, under any weighting.
 
-    Settings come from options, $ELBO_TRAIN_…, --config, RUN where it is a run, and the preset, in this order. The
-    dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one here.
+    A setting comes from the first of these that has it: options, $ELBO_TRAIN_…, --config, an existing RUN, the preset.
+    The dataset is DATA.h5, else $ELBO_DATA, else the run's, else the only one in this folder.
     """
     from elbocli.files.dataset import Dataset
     from elbocli.files.yaml_text import yaml_text
@@ -155,7 +155,7 @@ def train(
     with joined(asked.get("device") or (known.config.settings.get("device", "auto") if known else "auto")) as world:
         with world.together():
             recorder.check_targets(log_to, out)
-            initial = initial_of(init, known, out) if world.first else None  # one process reads all of its weights
+            initial = initial_of(init, known, out) if world.first else None  # only rank 0 reads the weights
         initial = world.of_first(initial)
         with world.together():
             dataset = Dataset(data or dataset_for(known), latents=True)
@@ -163,4 +163,4 @@ def train(
             recorder.open_held_out(resolved.settings, dataset, resolved.network.num_classes > 0)
         loop.run(dataset, out, resolved, world, command_line(), on_checkpoint, log_to, Command.overwrite)
     if world.first:
-        click.echo(os.fsencode(out))  # for a script, which needs the name itself
+        click.echo(os.fsencode(out))  # the unescaped path, for scripts

@@ -1,4 +1,4 @@
-"""Train a denoiser under any weighting and schedule, so that nothing is lost when it stops."""
+"""The training loop: from start or checkpoint to the last step, with checkpoints written by a background thread."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
 
 GLANCE_S = 0.5
-"""Seconds to wait for a run's lock, which also those take for a moment who ask whether it is trained."""
+"""Seconds to wait for a run's lock, because commands that check whether the run is training hold the lock for a moment."""
 GRACE_S, LOOK_S = 5.0, 0.1
-"""Seconds between SIGTERM and SIGKILL for a command of --on-checkpoint, and between two looks whether it has ended."""
+"""Seconds between SIGTERM and SIGKILL for a command of --on-checkpoint, and between checks whether the command has ended."""
 STDERR = 2
 LAUNCHER = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "WORLD_SIZE", "TORCHELASTIC_")
-"""Beginnings of torchrun's variables. A command that had these would wait for other processes."""
+"""Prefixes of torchrun's environment variables. A command of --on-checkpoint with these variables would wait for other ranks."""
 
 
 def run(
@@ -47,12 +47,16 @@ def run(
     log_to: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Train until `steps`, going on where an earlier run of the same settings stopped. A finished run stays as it is.
+    """Train until the last step, resuming from the newest checkpoint in `out`; a finished run is left unchanged.
 
-    Every process of the world runs this; the first alone writes. command_line: as typed, for config.yaml. on_checkpoint:
-    what to run in a shell after each checkpoint, '' for nothing. log_to: as LogTargets takes it. overwrite: begin again
-    where checkpoints are gone. Raises UsageError (another run is there), NonFiniteError, Interrupted after a checkpoint,
-    DataError, PeerLost.
+    Every process of `world` calls this function; only rank 0 writes.
+    out: run folder. resolved: settings, network and objective of the run.
+    world: None for a single process on the device of the settings.
+    command_line: the command as typed, for config.yaml.
+    on_checkpoint: shell command to run after each checkpoint; '' for none.
+    log_to: further targets of the logs: tensorboard, wandb or paths of JSONL files.
+    overwrite: begin again at step 0 if the run had checkpoints that are gone; False to raise an error.
+    Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
     world = world or World(device=choose_device(settings.device))
@@ -64,14 +68,14 @@ def run(
                 claim(out, resolved, stack, PATIENCE_S if world.size > 1 else GLANCE_S, overwrite)
                 saved = store.latest(out)
                 if saved is not None and saved.step > settings.steps:
-                    raise UsageError(f"--steps {settings.steps}: {out} has done {saved.step} steps already")
+                    raise UsageError(f"--steps {settings.steps}: {out} has done {saved.step} steps; raise --steps")
         saved = world.of_first(saved)
         status = Status(out, settings.steps, world.first)
         if saved is not None and saved.step == settings.steps:
             if status.state != DONE:  # a process was killed after its last checkpoint
                 status.step, status.images, status.saved = saved.step, saved.images, saved.step
                 status.write(DONE)
-            log.info("%s: done, %d steps, %d images", out, saved.step, saved.images)
+            log.info("%s: done, %d steps, trained on %d images", out, saved.step, saved.images)
             return
         try:
             with world.together():
@@ -81,14 +85,14 @@ def run(
                     lengths = saved.meta.log_bytes or {}
                 elif resolved.initial is not None:
                     state.begin(resolved.initial.weights(resolved.network, resolved.data))
-                del saved  # it holds its files open, also when they are deleted
+                del saved  # a Checkpoint keeps its files open, even after they are deleted
                 if world.first:
                     store.drop_snapshots_after(out, state.steps_done)
                     record_start(out, resolved, command_line, processes=world.size, device_name=name_of(world.device))
                 recorder = Recorder(state, out, lengths, log_to)
             hook = CheckpointHook(on_checkpoint if world.first else "", out)
             stack.callback(hook.stop)
-            gc.freeze()  # what lives as long as the run isn't looked at again and again
+            gc.freeze()  # the collector skips objects that live as long as the run
             stack.callback(gc.unfreeze)
             _train(state, out, recorder, status, hook, Ending(signals, settings.time_limit, world.size > 1))
         except BaseException as error:
@@ -100,9 +104,9 @@ def run(
 def _train(
     state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending
 ) -> None:
-    """Train until the last step, or until there is a reason to end. A thread of the first process writes meanwhile.
+    """Train until the last step, a signal or the time limit, while a thread of rank 0 writes checkpoints.
 
-    Raises Interrupted, unless the time limit is the reason.
+    Raises Interrupted on a signal; returns at the time limit.
     """
     settings, world, last_saved = state.settings, state.world, state.steps_done or -1
     writing = Future[object]()
@@ -110,14 +114,14 @@ def _train(
     with ThreadPoolExecutor(1, "elbo-saver") as writer:
 
         def start(write: Callable[[], object]) -> None:
-            """Have the thread write, when what is being written is done. Raises DataError when that failed."""
+            """Wait for the previous write, then run `write` in the writer thread. Raises DataError if the previous one failed."""
             nonlocal writing
             if world.first:
                 writing.result()
                 writing = writer.submit(write)
 
         def save() -> None:
-            """Write a checkpoint of this moment."""
+            """Start writing a checkpoint of the current step, unless it is saved already."""
             nonlocal last_saved
             if last_saved == (step := state.steps_done):
                 return
@@ -175,17 +179,18 @@ def _train(
         writing.result()
     status.write(DONE)
     if hook.held():
-        log.info("waiting for --on-checkpoint's command")
+        log.info("waiting for the last command of --on-checkpoint to end")
         while hook.held() and not ending.signals.received:
             time.sleep(LOOK_S)
-    log.info("%s: done, %d steps, %d images", out, state.steps_done, state.images)
+    log.info("%s: done, %d steps, trained on %d images", out, state.steps_done, state.images)
 
 
 class CheckpointHook:
-    """Runs `sh -c command` after a checkpoint, one at a time; '' runs nothing. Failures are warnings.
+    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time.
 
-    The command has a session of its own, no input, and both outputs on stderr. A checkpoint that comes while the command
-    is busy waits; a newer one takes its place.
+    command: '' runs nothing. A command that fails is logged as a warning.
+    The command runs in a new session without stdin; its stdout is sent to stderr. A checkpoint that is saved while the command
+    is busy waits for its turn, and a newer checkpoint replaces the waiting checkpoint.
     """
 
     def __init__(self, command: str, run: Path):
@@ -196,14 +201,14 @@ class CheckpointHook:
         self._starting = Lock()
 
     def start(self, checkpoint: Path) -> None:
-        """Run the command for this checkpoint, now or when the one before has ended."""
+        """Run the command for this checkpoint, now or after the current command ends."""
         for job in self._jobs.values():
             job.cancel()
         if self.command:
             self._jobs[checkpoint] = self._thread.submit(self._do, checkpoint)
 
     def held(self) -> list[Path]:
-        """Return the checkpoints that the command uses or waits for, which must not be deleted."""
+        """Return the checkpoints that running or waiting commands need, which must not be deleted."""
         return [path for path, job in self._jobs.items() if not job.done()]
 
     def _do(self, checkpoint: Path) -> None:
@@ -223,10 +228,10 @@ class CheckpointHook:
                 stderr=STDERR,
             )
         if code := self._process.wait():
-            log.warning("--on-checkpoint: exit code %d for %s: %s", code, checkpoint.name, command)
+            log.warning("--on-checkpoint: exit code %d for checkpoint %s: %s", code, checkpoint.name, command)
 
     def stop(self) -> None:
-        """End the command, with all that it has started."""
+        """End the command's process group, and start no other command."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         with self._starting:
             self.command = ""
@@ -239,7 +244,7 @@ class CheckpointHook:
 
 
 def _introduction(state: TrainState, out: Path) -> str:
-    """Return a sentence on a run in the folder `out`: where it stands, its network, device and objective."""
+    """Return the log line for the start of training: first step, network size, device and objective."""
     settings, start, init = state.settings, state.steps_done, state.resolved.init
     new = f"new run from {init.run}, weights {init.weights}" if init else "new run"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""

@@ -1,7 +1,7 @@
 """The cost of a training run before it starts: `elbo train --dry-run`.
 
-A step is counted on tensors that have shapes but no numbers. Besides weights, gradients and optimizer state it needs memory
-for the tensors that autograd keeps for the backward pass. Plans are off by up to a quarter.
+A step is run on tensors of torch's meta device, which have shapes but no values. Memory is the sum of weights, gradients,
+optimizer state and the tensors that autograd saves for the backward pass. Estimates are off by up to 25 %.
 """
 
 from functools import cache
@@ -22,15 +22,19 @@ from elbocli.runtime.processes import World
 from elbocli.train.state import split
 
 BATCH = 1_000_003
-"""Images: a prime that divides no weight's size, so that what it divides grows with the micro-batch."""
+"""Batch size of the counted step: a large prime, so that only tensors with a batch dimension have a size divisible by it."""
 FLOAT = 4
 
 
 class Step(NamedTuple):
-    """Costs of a step: operations for each image, where a multiply-add counts two, and bytes that it keeps in float32.
+    """Costs of a training step.
 
-    weights: their number. kept: for each image, the tensors that autograd keeps, with the gradient that flows back beside them. checkpointed: the
-    same with activation checkpointing: what enters units, and the share of the largest.
+    weights: number of parameters.
+    forward_flops, flops: operations per image, of the forward pass, and of the forward and backward passes. A multiply-add
+    counts as two operations.
+    kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
+    checkpointed: as `kept`, but with activation checkpointing: bytes of the inputs of all checkpointed submodules, the saved
+    tensors of the largest submodule, and the largest gradient.
     """
 
     weights: int
@@ -42,7 +46,7 @@ class Step(NamedTuple):
 
 @cache
 def measure_step(config: NetworkConfig, cuda: bool) -> Step:
-    """Count a step of a network. cuda: with the norms of CUDA."""
+    """Count the costs of a training step of a network. cuda: whether to count group norm as fused, as it is on CUDA."""
     kept, entering = dict[int, torch.UntypedStorage](), [0]
 
     def keep(tensor: Tensor) -> Tensor:
@@ -54,7 +58,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
         entering.append(max(x.nbytes for x in inputs if isinstance(x, Tensor)) // BATCH)
 
     class FusedAttention(TorchFunctionMode):
-        """Attention as devices run it: it keeps its inputs and its output, and no weight of each pair of pixels."""
+        """Count attention as fused: autograd saves the inputs and the output of attention, but no attention matrix."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is not F.scaled_dot_product_attention:
@@ -90,7 +94,7 @@ def measure_step(config: NetworkConfig, cuda: bool) -> Step:
 
 
 def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> dict[str, int]:
-    """Return bytes on each device by part, where it works on so many images at a time."""
+    """Return the bytes on each device, by purpose such as weights. images: number of images per forward pass on a device."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
     held = FLOAT * -(-step.weights // (devices if sharded else 1))
@@ -106,9 +110,10 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
 
 
 def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
-    """Parameters, operations, memory per device, steps, images, λ range, weighting and its verdict.
+    """Return the plan of a run: settings, data, network, verdict on the weighting, operations, and memory per device in MB.
 
-    Allocates nothing. Raises UsageError for more devices than images in a batch.
+    devices: number of processes, with one device each. No tensors are allocated.
+    Raises UsageError for more devices than images in a batch.
     """
     settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1
     device = meant_by(settings.device).partition(":")[0]

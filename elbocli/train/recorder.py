@@ -1,4 +1,4 @@
-"""Records of a run while it trains: numbers, errors per λ, validation, previews, and other places that these are logged to."""
+"""Logs of a run in training: metrics, errors per λ, validation, previews, and the targets of --log-to."""
 
 from __future__ import annotations
 
@@ -48,25 +48,27 @@ from elbocli.train.step import check
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
 PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
 MOST_ROWS, SOME_ROWS = 10, 8
-"""Classes that are all drawn, and how many are of more."""
+"""Previews show all classes of a dataset with at most MOST_ROWS classes, and SOME_ROWS classes of other datasets."""
 FIRST_PREVIEW_S = 60.0
 """Seconds of training before the first preview."""
 
 
 DRAWS = 4
 SHARE = 0.02
-"""Share of a run's work that validation takes unless --val-every says otherwise."""
+"""Share of a run's computation that validation takes, if --val-every isn't given."""
 STEP_COST = 3
-"""A training image costs a forward and a backward pass: three of validation's."""
+"""Cost of a training image (forward and backward pass), in forward passes of validation."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 SCHEDULE = "uniform"
 
 
 class Recorder:
-    """Writes metrics.jsonl, losslog.jsonl, validation.jsonl and previews/, and where else its numbers are logged to.
+    """Writer of metrics.jsonl, losslog.jsonl, validation.jsonl, previews/ and the targets of --log-to.
 
-    Every process measures; the first writes. lengths: the logs' at the checkpoint to go on from. log_to: as LogTargets
-    takes it. Raises UsageError, FormatError and DataError.
+    Every rank measures; only rank 0 writes.
+    out: run folder. lengths: length in bytes that each log had at the checkpoint to resume from, to which the log is cut back.
+    log_to: targets of --log-to: tensorboard, wandb or paths of JSONL files.
+    Raises UsageError, FormatError and DataError.
     """
 
     def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], log_to: Iterable[str] = ()):
@@ -93,22 +95,23 @@ class Recorder:
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self.decoder = None
         if settings.preview_every:
-            with reading("no previews, which --preview-every 0 turns off", kind=UsageError):
+            with reading("previews can't be drawn; --preview-every 0 turns them off", kind=UsageError):
                 self.decoder = open_decoder(state.resolved.data, network, state.device)
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self._since = state.steps_done
         if self.validation and state.resolved.init is not None and not state.steps_done:
-            self._validate(self.validation)  # how other weights do, from which the run begins
+            self._validate(self.validation)  # the score of the weights that the run begins from
         self._begun = self._clock = time.monotonic()
 
     def first_preview_due(self) -> bool:
-        """Tell whether to draw a first preview now, for a user who waits for one."""
+        """Return whether to draw the first preview now: a minute after the start, because users wait for a picture."""
         return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
     def after(self, early: bool) -> dict[str, Any]:
-        """Record what is due after a step, and return numbers for people. early: draw a first preview.
+        """After each step, write logs, validate and draw a preview if due; return numbers for the progress line.
 
-        Raises NonFiniteError and DataError, in all processes alike.
+        early: whether to draw a preview now, even if none is due.
+        Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
         last = step == settings.steps
@@ -123,7 +126,7 @@ class Recorder:
     def _log(self) -> dict[str, Any]:
         state = self.state
         check(state)
-        weighting = state.weighting  # of these steps: the interval's end teaches one that is learned
+        weighting = state.weighting  # before `interval` updates a learned weighting
         sums, loss, norm = state.interval()
         now = time.monotonic()
         rate = (state.steps_done - self._since) * state.settings.batch / max(now - self._clock, 1e-9)
@@ -141,11 +144,11 @@ class Recorder:
         return values
 
     def _validate(self, validation: Validation) -> dict[str, Any]:
-        """Record how the average does on images held out."""
+        """Score the averaged weights on the held-out images, and log the result."""
         state, world = self.state, self.world
         progress(state.steps_done, self.settings.steps, "step", "validating")
         check(state)
-        validation.weighting = state.weighting  # as it is now, where it is learned
+        validation.weighting = state.weighting  # a learned weighting has changed meanwhile
         with state.averaged():
             sums = world.added(validation.partial(state.spread.forward, world.rank, world.size))
         values = validation.finish(sums)
@@ -166,7 +169,7 @@ class Recorder:
         self.targets.write(self.state.steps_done, {SAMPLES: path})
 
     def _measured(self, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and log it elsewhere."""
+        """Append a line to metrics.jsonl, and send it to the targets of --log-to."""
         row = losslog.MetricsRow(self.state.steps_done, self.state.images, values)
         self._append(METRICS, losslog.text_line(row))
         self.targets.write(row.step, {"images": row.images, **values})
@@ -177,16 +180,16 @@ class Recorder:
                 file.write(text)
 
 
-# --- logs that only grow, cut back to a checkpoint's lengths when a run goes on: no step is in them twice ---
+# --- append-only logs; a resumed run cuts them back to their lengths at the checkpoint, so that no step is in them twice ---
 
 
 def log_lengths(run: Path) -> dict[str, int]:
-    """Return the bytes of each log."""
+    """Return the size of each existing log in bytes, by name."""
     return {name: (run / name).stat().st_size for name in LOGS if (run / name).exists()}
 
 
 def flush_logs(run: Path) -> None:
-    """Make the logs safe. May be called by another thread. Raises DataError."""
+    """Flush the logs to disk (fsync). May be called from another thread. Raises DataError."""
     for name in log_lengths(run):
         with writing(run / name), open(run / name, "rb") as file:
             os.fsync(file.fileno())
@@ -196,9 +199,10 @@ def flush_logs(run: Path) -> None:
 
 
 def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
-    """Choose a class for each image, [n or a few less, at least a row]: each in turn, or of many classes some from the first to the last.
+    """Return the class of each preview image, int64; None for a network without classes.
 
-    All have as many images, so that rows are full. None when there are no classes.
+    n: wanted number of images. Of more than 10 classes, 8 evenly spaced classes are drawn. All drawn classes get equally many
+    images, at least one, so the number of images may be less than `n` (or more, for a small `n`).
     """
     if num_classes < 1:
         return None
@@ -207,10 +211,10 @@ def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
 
 
 def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
-    """Draw images [N,H,W,C] uint8 from the average, of the same noise every time, for a grid. All processes draw all of them:
-    where the network is sharded, they need each other.
+    """Draw preview images, uint8 [N,H,W,C], with the averaged weights and fixed noise; return the images and their layout.
 
-    No more are drawn at once than are trained on at once, which is known to fit into memory.
+    output: decoder from the network's output to pixels. Every rank draws all images, because a sharded network needs all
+    ranks. The batch is at most the micro-batch of training, which is known to fit into memory.
     """
     network, settings = state.resolved.network, state.settings
     labels = preview_labels(network.num_classes, PREVIEW.n)
@@ -218,8 +222,10 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     grid = time_grid(resolve_schedule("cosine", settings.logsnr_min, settings.logsnr_max), PREVIEW.steps)
     how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
     shape = (network.image_size, network.image_size, network.image_channels)
-    # Compiled code is of one size: what goes beyond the last image is cut off.
-    at_once, images = -(-count // count_parts(count, 1, max(map(len, state.batches.parts)))), list[Tensor]()
+    # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
+    # The smallest part of any process: ranks of a sharded network must do equally many forward passes.
+    part_size = settings.batch // state.world.size // len(state.batches.parts)
+    at_once, images = -(-count // count_parts(count, 1, part_size)), list[Tensor]()
     with state.averaged():
         for start in range(0, count, at_once):
             places, part = range(start, start + at_once), None
@@ -233,15 +239,14 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     )
 
 
-# --- validation on images that training never sees: each is shown once, at DRAWS noise levels, with the same noise every time ---
+# --- validation on held-out images: each image is scored at DRAWS noise levels, with the same noise in every validation ---
 
 
 def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> tuple[Dataset, np.ndarray] | None:
-    """Return the dataset whose images are held out, and their rows, rising, [N] int64; None when there are none.
+    """Return the dataset with the held-out images and their rows in rising order, [N] int64; None without validation.
 
-    conditional: whether classes matter.
-
-    Raises UsageError when the two don't go together, FormatError when --val is no dataset.
+    conditional: whether the network is conditioned on classes, so that the datasets' classes must match.
+    Raises UsageError when the datasets don't match, FormatError when --val is not a dataset.
     """
     if settings.val_split:
         held, rows = dataset, split_rows(settings, dataset)[1]
@@ -256,15 +261,15 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: {len(rows)} image to validate on; a standard error needs {LEAST_HELD_OUT}")
+        raise UsageError(f"{held.path}: {len(rows)} image to validate on; expected at least {LEAST_HELD_OUT}")
     return held, rows
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
-    """Raise UsageError unless a network of the one can be asked about the other."""
+    """Raise UsageError if the datasets hold the same images, or if a network trained on `trained` can't be scored on `held`."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
-        raise UsageError(f"--val {held.path}: holds the very images to train on; hold some out with --val-split N")
+        raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
 
     here, there = held.identity().json(), trained.identity().json()
     named = conditional and held.class_names and trained.class_names
@@ -273,15 +278,15 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if conditional and held.num_classes > trained.num_classes:
         wrong.append("num_classes")
     if wrong:
-        raise UsageError(f"--val {held.path}: other {', '.join(wrong)} than the training images; pack it as they were")
+        raise UsageError(f"--val {held.path}: differs from the training dataset in {', '.join(wrong)}; pack both alike")
 
 
 class Validation:
-    """Held-out images and all the draws to ask a network about them.
+    """Held-out images with fixed times and noise at which a network is scored.
 
-    Image j of N is shown at times (o_j + 0, 1, …)/DRAWS with o_j = frac(o + j·golden ratio): a comb for each image, and
-    together a sequence of low discrepancy. λ is uniform in t, whatever the run's own schedule is or becomes.
-    every: images of training between two validations.
+    Image j is scored at times (o_j + k)/DRAWS for k = 0, 1, …, DRAWS−1, with o_j = frac(o + j·golden ratio): evenly spaced
+    times per image, and a low-discrepancy sequence over all images. λ is uniform in t, independent of the run's schedule.
+    every: training images between two validations.
     """
 
     def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
@@ -300,24 +305,25 @@ class Validation:
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / (STEP_COST * SHARE))
 
     def due(self, step: int) -> bool:
-        """Tell whether to validate after that step: where `every` images are full, and after the last step."""
+        """Return whether to validate after a step: whenever `self.every` more images were trained on, and after the last step."""
         batch = self.settings.batch
         return step >= self.settings.steps or step * batch // self.every > (step - 1) * batch // self.every
 
     @torch.no_grad()
     def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:
-        """Return the sums of share `rank` of `size`, [3, bins + 2] float64 on the CPU: to be added up over all ranks.
+        """Return the validation sums of one rank, to be added over all ranks: [3, bins + 2] float64 on the CPU.
 
-        Count, sum and sum of squares of the ε error per dimension in each bin of λ, then of the images' weighted losses,
-        then of their bits per dimension (of no meaning for latents). Every rank asks the network equally often, with
-        equally many inputs, as sharded networks need it. A module comes in eval mode.
+        Rows: count, sum, sum of squares. Columns: ε error per dimension in each bin of λ; weighted loss of the images; bits per
+        dimension of the images (meaningless for latents).
+        network: in eval mode. Every rank calls the network equally often, with equally many inputs, as sharded networks require.
+        rank, size: number of this rank, and number of ranks.
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
         noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
         how = self.weighting, self.schedule, self.prediction, lambda rows: sent(rows, self.device)
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
-        # The last image stands for those beyond it.
+        # Places beyond the last image repeat it, and are dropped below, so that all batches have one size.
         for some in places.clip(max=len(self.rows) - 1):
             rows, eta, labels = self.rows[some], None, None
             stored, nats = torch.from_numpy(self.dataset.batch(rows)), torch.zeros(len(rows), dtype=torch.float64)
@@ -336,9 +342,7 @@ class Validation:
                 level = self.schedule.logsnr(self._t[some]).flatten()
                 losses.append(torch.stack(denoising_losses(network, x, eps, labels, level, *how)[:2]))
         real = torch.from_numpy(places.ravel() < len(self.rows))
-        loss, error = (
-            torch.cat(losses, 1).double().cpu().view(2, -1, DRAWS)[:, real]
-        )  # the device is waited for here, once
+        loss, error = torch.cat(losses, 1).double().cpu().view(2, -1, DRAWS)[:, real]  # the only wait for the device
         logsnr = self.schedule.logsnr(self._t[places.ravel()[real]])
         bins = BinSums(settings.logsnr_min, settings.logsnr_max)
         bins.add(logsnr.flatten(), error.flatten())
@@ -347,15 +351,16 @@ class Validation:
         return torch.cat([bins.values, torch.stack([torch.ones_like(values), values, values.square()]).sum(2)], 1)
 
     def finish(self, sums: Tensor) -> dict[str, float]:
-        """Return the numbers of a line of metrics.jsonl. sums: of all ranks together.
+        """Return the validation's numbers for a line of metrics.jsonl.
 
-        val_loss: the weighted loss that training minimises, in nats per dimension; val_bpd: the bound, in bits per
-        dimension, of pixels only. Each with the standard error of its mean over images, which is on the safe side,
-        as the noise levels of neighbours complement each other. Raises NonFiniteError.
+        sums: `partial`'s sums, added over all ranks.
+        val_loss: weighted loss as in training, in nats per dimension. val_bpd: bound in bits per dimension, for pixels only.
+        val_loss_se, val_bpd_se: standard errors over images; too large rather than too small.
+        Raises NonFiniteError.
         """
         if not sums.isfinite().all():
             raise NonFiniteError(
-                f"{self.dataset.path}: the validation's error is not finite; lower --lr, or try --precision fp32"
+                f"{self.dataset.path}: the validation loss is not finite; lower --lr, or try --precision fp32"
             )
         count, total, squares = sums[:, -2:]
         mean = total / count[0]
@@ -366,7 +371,7 @@ class Validation:
         return values
 
     def header_for(self, log: Path) -> str:
-        """Return the line that says which images the next lines of validation.jsonl are about; '' where one says so already."""
+        """Return the header line of validation.jsonl for these held-out images; '' if the log's last header is the same."""
         header = losslog.header(
             self.edges,
             dimensions=self.dimensions,
@@ -380,21 +385,21 @@ class Validation:
         lines = log.read_text().splitlines() if log.exists() else []
         headers = [json.loads(line) for line in [*lines, header] if line.startswith('{"format"')]
         for each in headers:
-            del each["dataset"]  # the same images may lie elsewhere now
+            del each["dataset"]  # the dataset may have moved
         return "" if headers[-2:-1] == headers[-1:] else header
 
 
-# --- other places that numbers and previews go to: --log-to ---
+# --- targets of --log-to, which also get numbers and previews ---
 
 LINES = ".jsonl"
 SAMPLES = "samples"
-"""The name of a preview, a PNG file, among values."""
+"""Key of a preview (the path of a PNG file) among the values of a step."""
 Target = Callable[[int, Mapping[str, Any]], object]
-"""(step, values) → takes the numbers of a line of metrics.jsonl, or a preview, and keeps them safe."""
+"""Function (step, values) that logs the numbers of a line of metrics.jsonl, or a preview, somewhere else."""
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
-    """Open a file that gets the lines of metrics.jsonl. It only grows: steps that a run does again are in it again."""
+    """Return a target that appends lines to the JSONL file `word`; steps that a resumed run repeats are in the file twice."""
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
@@ -405,7 +410,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Open a file of events in run/tensorboard. Readers forget what the files before it say of later steps."""
+    """Return a target that writes TensorBoard events into run/tensorboard; purge_step hides steps after `step` in old files."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run / word), purge_step=step + 1)
@@ -422,10 +427,10 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Open the W&B run of the same id as elbo's run, which goes on when that one does.
+    """Return a target that logs to the W&B run with this run's id; a resumed run continues the same W&B run.
 
-    W&B's own variables come before what is chosen here, such as WANDB_MODE: offline keeps all in the run's folder until
-    `wandb sync`. Numbers are over `step`, so that what a run does again is not refused.
+    W&B's environment variables override the defaults set here; WANDB_MODE=offline keeps everything in the run's folder until
+    `wandb sync`. The x axis is the key `step`, because W&B's own counter can't go back when a run resumes at an earlier step.
     """
     import wandb
 
@@ -443,11 +448,11 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
 
 
 PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
-"""Name of a package, and of the extra that brings it → (word, run's folder, step that the run goes on after) → target."""
+"""Name of a package (and of its pip extra) → function (word of --log-to, run folder, last step done) that opens a target."""
 
 
 def check_targets(words: Iterable[str], run: Path) -> None:
-    """Raise UsageError for a word that names no target, one whose package isn't installed, or a file of another kind."""
+    """Check words of --log-to. Raise UsageError for an unknown target, a missing package, or an existing file of another kind."""
     for word in words:
         if word.endswith(LINES):
             check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)
@@ -458,9 +463,10 @@ def check_targets(words: Iterable[str], run: Path) -> None:
 
 
 class LogTargets:
-    """All targets of one start of a run that goes on after `step`, opened by its first line.
+    """The targets of --log-to, from the start (or a resume) of a run; a target is opened when it is first written to.
 
-    One that fails is a warning, and gets nothing more.
+    words: tensorboard, wandb, or paths of JSONL files. step: last step that was done before this start.
+    If a target fails, a warning is logged, and the target is dropped.
     """
 
     def __init__(self, words: Iterable[str], run: Path, step: int):
@@ -468,11 +474,11 @@ class LogTargets:
         self._run, self._step = run, step
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Give all of them the values of a step."""
+        """Write the values of a step to all targets."""
         for word, target in list(self._targets.items()):
             try:
                 opened = self._targets[word] = target or PACKAGES.get(word, open_lines)(word, self._run, self._step)
                 opened(step, values)
-            except Exception as error:  # a package's own
-                log.warning("--log-to %s: %s; nothing more goes there in this start of the run", word, error)
+            except Exception as error:  # tensorboard and wandb raise errors of any type
+                log.warning("--log-to %s: %s; this target gets no more values until the run is resumed", word, error)
                 del self._targets[word]

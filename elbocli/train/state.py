@@ -1,7 +1,7 @@
-"""All that an update changes: a network in training, its optimizer and averages; and how processes share it.
+"""The training state: network, optimizer and averages, replicated or sharded over processes.
 
-Processes of a World replicate a network (DDP) or shard it (FSDP2, whose parameters are DTensors). Checkpoints hold whole
-tensors, so a run may continue with the other of the two.
+The processes of a World replicate the network (DDP) or shard its weights (FSDP2, whose parameters are DTensors). Checkpoints
+hold unsharded tensors, so a run may switch between DDP and FSDP when it resumes.
 """
 
 import gc
@@ -33,30 +33,30 @@ from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches
 
 SMALL = 100_000_000
-"""Parameters up to which a step on a large card is shorter than launching its kernels one by one, roughly."""
+"""Rough number of parameters below which kernel launches, not computation, limit a step on a large GPU."""
 SHAPES = 8
-"""Ways to call a unit, for each of which it is compiled: the parts of a batch, validation, previews."""
+"""Largest number of input shapes that a submodule is compiled for: those of micro-batches, validation and previews."""
 SPARE = 0.08
-"""Share of the memory that a trial takes which must be free beside it: allocators leave gaps."""
+"""Memory that must be left beside a trial pass, as a share of the pass's memory, because allocators leave gaps."""
 LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
-"""Words of cuDNN, cuBLAS and the driver, for which memory that is not there is a plain RuntimeError."""
+"""Parts of messages by which a plain RuntimeError of cuDNN, cuBLAS or the driver is recognised as lack of memory."""
 
 
 class Parallel:
-    """A network over processes: each has the whole and averages its gradients with the others', or each has a shard.
+    """A network replicated over all processes (DDP), or sharded over all processes (FSDP2).
 
-    forward: the network as it is called in training.
+    precision: number format of the forward pass. sharded: whether to shard. forward: the module to call in training.
     """
 
     def __init__(self, network: Network, world: World, precision: str, sharded: bool = False):
         self.network, self.world, self.sharded = network, world, sharded
         self.precision = Precision(precision, world.device)
         self.forward: nn.Module = network
-        if sharded:  # it goes to the device unit by unit, and shards must lie contiguous
+        if sharded:  # fully_shard moves units to the device one by one, and needs contiguous weights
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
-            # Parameters travel in the precision they are used in; gradients are added up in float32. λ must not be rounded.
+            # Parameters are gathered in the precision of the forward pass; gradients are summed in float32; λ is not cast.
             self._policy = MixedPrecisionPolicy(
                 param_dtype=PRECISIONS[precision],
                 reduce_dtype=torch.float32,
@@ -76,10 +76,10 @@ class Parallel:
             fully_shard(module, mesh=mesh, mp_policy=self._policy).set_force_sum_reduction_for_comms(True)
 
     def compile(self, parts: int) -> None:
-        """Compile the network, for batches in so many parts.
+        """Compile the network with torch.compile. parts: micro-batches per step.
 
-        Small networks on CUDA wait for kernels to be launched, so theirs are replayed as CUDA graphs. Gradients then lie
-        where the next pass writes: nothing may be added to them, exchanged, or computed again in between.
+        Small networks on CUDA are limited by kernel launches, so CUDA graphs replay their kernels. The next pass overwrites the
+        gradients' memory, so graphs exclude gradient accumulation, several processes and activation checkpointing.
         """
         if self.sharded:
             compile_units(self.network.units())
@@ -89,28 +89,28 @@ class Parallel:
         self.network.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def stand_in(self) -> nn.Module:
-        """Return a network to try passes on that needs no other process, so that one that fails keeps none waiting.
+        """Return a network for trial passes without communication, so that a rank that fails blocks no other rank.
 
-        A sharded network has one of its own, whose gathered weights are whatever was in memory. Every process must ask.
+        For a sharded network, return a copy with uninitialised weights and a fake process group. Every rank must call this.
         """
         if not self.sharded:
             return self.forward
-        import torch.testing._internal.distributed.fake_pg  # makes the backend "fake" known
+        import torch.testing._internal.distributed.fake_pg  # registers the backend "fake"
         from torch.distributed.device_mesh import DeviceMesh
 
         with torch.device("meta"):
             network = build(self.network.config)
         network.recompute = self.network.recompute
-        # Meshes of the same processes are one to torch's caches, unless they have a name.
+        # torch caches meshes by their processes and names; the name keeps this mesh apart from the real one.
         group = dist.new_group(backend="fake")
         self._shard(network, DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",)))
         network.to_empty(device=self.world.device)
         for buffer, value in zip(network.buffers(), self.network.buffers(), strict=True):
-            buffer.copy_(value)  # made-up indices can end a CUDA device's work for good
+            buffer.copy_(value)  # uninitialised indices could cause a CUDA device-side assert, which is permanent
         return network
 
     def try_pass(self, network: nn.Module, images: int, last: bool = False) -> None:
-        """Do a forward and a backward pass of so many images, as training does. The gradients stay. last: see `accumulating`."""
+        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: as for `accumulating`."""
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -120,24 +120,24 @@ class Parallel:
             out.float().square().mean().backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a part of a batch: replicas average their gradients with the last part.
+        """Return a context for the passes of one micro-batch, in which DDP averages gradients over processes only if `last`.
 
-        Shards share out every part's gradients at once: whole ones are what sharding saves.
+        last: whether the micro-batch is the step's last. FSDP reduces gradients in every micro-batch, as it keeps only shards.
         """
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
 
     def changed(self) -> None:
-        """Call this when something other than the optimizer has changed the parameters.
+        """Discard gathered parameters, after code other than the optimizer has changed the parameters.
 
-        Under FSDP, parameters outside all units stay gathered after a forward pass without a backward pass.
+        Under FSDP, parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
         """
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
 
 
 def compile_units(units: list[nn.Module]) -> None:
-    """Compile each unit by itself, and all of them: they share their code, whose versions torch limits to 8."""
+    """Compile each submodule that FSDP shards; raise torch's recompile limit, which submodules with the same code share."""
     from torch._dynamo import config
 
     most = SHAPES * len(units)
@@ -148,78 +148,82 @@ def compile_units(units: list[nn.Module]) -> None:
 
 
 def count_parts(batch: int, processes: int, most: int) -> int:
-    """Return how many parts each process does its share of a batch in, none above `most` images.
+    """Return the number of parts (micro-batches) that each process splits its share of a batch into.
 
-    They are as few as can be, or up to twice as many (less one) where that makes all of them one size: a network is
-    compiled for each size.
+    batch: number of images per step, over all processes. most: largest number of images in a part.
+    The result is the smallest possible number n, or a number below 2n with which all parts have the same size, because a network
+    is compiled anew for each size.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)
     if batch % processes:
-        return few  # shares differ, and so do their parts
+        return few  # shares of different sizes can't have parts of one size
     return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
-    """Return the places in a batch that this process works on, in as many parts as any other, as even as can be.
+    """Return the positions in a batch that this process trains on, as one range per part.
 
-    Raises UsageError when there are more processes than images.
+    batch: number of images per step, over all processes. most: largest number of images in a part.
+    All processes have equally many parts, of sizes as even as possible.
+    Raises UsageError when a process would have fewer images than parts.
     """
     parts = count_parts(batch, world.size, most)
     mine = range(batch * world.rank // world.size, batch * (world.rank + 1) // world.size)
     if batch // world.size < parts:
         raise UsageError(
-            f"a batch of {batch} images can't be shared by {world.size} processes in {parts} parts each; "
-            "raise --batch or --micro-batch, or start fewer"
+            f"a batch of {batch} images can't be split over {world.size} processes in {parts} parts each; "
+            "raise --batch or --micro-batch, or start fewer processes"
         )
     cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
     return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def micro_batch(spread: Parallel, images: int) -> int:
-    """Return how many images fit into the CUDA device of every process: so many, or half of them, or a quarter, and so on.
+    """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half as many, or a quarter, ….
 
-    Raises DataError, in all alike, when not even one does.
+    Each size is tried by a forward and a backward pass. spread: the distributed network.
+    Raises DataError, on all ranks alike, when not even one image fits.
     """
     world = spread.world
-    world.added(torch.zeros(1, device=world.device))  # what NCCL takes with the first exchange is not free
+    world.added(torch.zeros(1, device=world.device))  # NCCL allocates its buffers with the first exchange
     while True:
         network, beside, lacking = spread.forward, list[Tensor](), False
         try:
             network = spread.stand_in()
-            # The optimizer's moments come with the first update, and must find room. A stand-in's weights are one of the two.
+            # Reserve room for the optimizer's two moments, which the first update allocates; the stand-in's weights count as one.
             for weight in spread.network.parameters():
                 beside += [torch.empty_like(to_local(weight)) for _ in range(1 if spread.sharded else 2)]
             spread.try_pass(network, images)
             spare = int(SPARE * torch.cuda.max_memory_allocated(world.device))
             beside.append(torch.empty(spare, dtype=torch.uint8, device=world.device))
-            spread.try_pass(network, images)  # has the gradients of the first pass beside it
+            spread.try_pass(network, images)  # the gradients of the first pass are still in memory
         except RuntimeError as error:
             lacking = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING)
             if not lacking:
                 raise
         del network, beside
         spread.network.zero_grad()
-        gc.collect()  # sharded networks are circles
+        gc.collect()  # sharded networks contain reference cycles
         torch.cuda.empty_cache()
         if not world.most([int(lacking)])[0]:
             return images
         if images == 1:
             raise DataError(
                 "not even one image at a time fits into the device's memory; try --activation-checkpointing, "
-                "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' says what fits where"
+                "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' prints the memory needed"
             )
         images = math.ceil(images / 2)
 
 
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
-"""The loss scale of fp16 as torch.amp.GradScaler has it; a gradient that isn't finite at the least isn't so by its scale."""
+"""fp16 loss scale: first value, least value (an overflow below it is an error), steps until it doubles (as in GradScaler)."""
 
 
 class TrainState:
-    """A network, its optimizer and its averages, replicated or sharded; the schedule, sums and counters beside them.
+    """The state that training changes: network, optimizer and averages (replicated or sharded), schedule, sums and counters.
 
-    Raises UsageError when the batch can't be shared, DataError when not even one image fits into a device's memory.
+    Raises UsageError when the batch can't be shared by the processes, DataError when not even one image fits on a device.
     """
 
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
@@ -251,19 +255,19 @@ class TrainState:
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             self._compile()
         if world.size > 2 and not sharded:
-            # DDP orders gradients anew after the first backward pass, and with them the sums over more than two processes,
-            # whose last bits would then tell where a run was interrupted.
+            # DDP reorders gradients after the first backward pass, which changes the rounding of sums over more than two
+            # processes. Doing one pass here makes a resumed run equal to an uninterrupted run bit by bit.
             self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]), last=True)
             self.optimizer.zero_grad()
 
         self.scaled = settings.precision == "fp16"
         zeros = torch.zeros(8, dtype=torch.float64, device=self.device)
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
-        """The factor of the loss, and steps since it last changed."""
+        """Loss scale, and number of steps since the last change of the loss scale."""
         self.first_bad = zeros[2:5]
-        """Number, loss and gradient norm of the first step that wasn't finite; zeros while there was none."""
+        """Number, loss and gradient norm of the first step that wasn't finite; zeros if all steps were finite."""
         self.totals = zeros[5:]
-        """Losses of all images, gradient norms, and number, of the updates since the last interval."""
+        """Sums since the last log interval: sum of the losses of all images, sum of the gradient norms, number of updates."""
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges, self.sums = bin_edges(low, high), BinSums(low, high, device=self.device)
         self.weighting, self.prediction = resolved.weighting, resolved.prediction
@@ -274,7 +278,7 @@ class TrainState:
         self.steps_done = 0
 
     def _compile(self) -> None:
-        """Compile the network and try a pass. Where any process fails, a warning says so, and none is compiled."""
+        """Compile the network and try a pass; if any rank fails, log a warning and train without compilation on all ranks."""
         trouble = ""
         try:
             self.spread.compile(len(self.batches.parts))
@@ -285,16 +289,16 @@ class TrainState:
         if trouble := next(filter(None, self.world.all(trouble)), ""):
             for module in self.network.modules():
                 module._compiled_call_impl = None
-            log.warning("not compiled, which takes longer: %s; --no-compile asks for no compiler", trouble)
+            log.warning("torch.compile failed, so training is slower: %s; --no-compile skips compilation", trouble)
 
     @property
     def images(self) -> int:
-        """Images seen."""
+        """Number of images trained on so far, in which repeated images count each time."""
         return self.steps_done * self.settings.batch
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Give the network the averaged weights, in eval mode, during the block."""
+        """Give the network the weights of the first moving average, and set eval mode, inside the block."""
         self.network.eval()
         with swap(self.live, next(iter(self.ema.values()))):
             self.spread.changed()
@@ -303,10 +307,11 @@ class TrainState:
         self.network.train()
 
     def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
-        """Return whether to leave out this update, a bool on the device: it isn't finite, or an earlier one wasn't.
+        """Return whether to skip this update, as a bool on the device: True if this or an earlier update is not finite.
 
-        total, norm: float64 scalars, the loss of all images and the gradient's norm without the scale. So the weights
-        stay those before the first bad step until the host looks. The scale of fp16 falls where it made the gradient overflow.
+        total, norm: sum of the losses of all images, and gradient norm without the loss scale, float64 scalars.
+        Later updates are skipped too, so that the weights stay as before the first bad step until the host calls `check`. In
+        fp16, an overflow of the gradient halves the loss scale and skips only this update.
         """
         overflow = ~norm.isfinite()
         bad = ~total.isfinite() | (overflow & (self.scale < LEAST_SCALE) if self.scaled else overflow)
@@ -319,10 +324,11 @@ class TrainState:
         return (self.first_bad[0] > 0) | overflow
 
     def interval(self) -> tuple[Tensor, float, float]:
-        """Return (sums, loss, gradient norm) since the last call, the same in every process; adapt what follows them.
+        """Return (sums, loss, gradient norm) since the last call, equal on all ranks; adapt schedule or weighting to the sums.
 
-        sums: [3, bins] count, sum and sum of squares of the ε error. The others are means per image and per step, NaN when
-        every step was left out. Waits for the device.
+        sums: [3, bins], count, sum and sum of squares of the ε error per bin of λ.
+        loss, gradient norm: means per image and per step; NaN when every step was skipped.
+        Waits for the device.
         """
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
@@ -335,15 +341,15 @@ class TrainState:
         return sums, loss / steps / self.settings.batch, norm / steps
 
     def _adapt(self) -> None:
-        """Let the schedule, or the weighting, follow the errors that are remembered; the other is fixed, or both are."""
+        """Fit an adaptive schedule, or a learned weighting, to the errors logged so far; do nothing if both are fixed."""
         now = self.weighting, self.schedule, self.prediction, self.settings.floor
         self.weighting, self.schedule = followed(self.online, *now)
 
     @torch.no_grad()
     def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Return whole copies on the CPU, which later steps don't change, in the first process; nothing in the others.
+        """Return unsharded CPU copies of tensors on rank 0, and an empty dict on other ranks.
 
-        All processes must ask. Waits for the device.
+        Every rank must call this. Waits for the device.
         """
         copies = {}
         for name, tensor in tensors.items():
@@ -353,7 +359,7 @@ class TrainState:
         return copies
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return (weights by file, content of state.pt), as `copies` does."""
+        """Return (weights by name of their file, content of state.pt) as CPU copies on rank 0. Every rank must call this."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # by index of the weight; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
@@ -367,7 +373,7 @@ class TrainState:
 
     @torch.no_grad()
     def begin(self, weights: dict[str, Tensor]) -> None:
-        """Take over whole weights by name, into the network and all averages; others stay as they were drawn."""
+        """Copy unsharded weights by name into the network and all averages; weights without a match keep their random values."""
         for name, weight in self.live.items():
             if name in weights:
                 weight.copy_(sharded_like(weights[name], weight))
@@ -377,12 +383,12 @@ class TrainState:
         self.spread.changed()
 
     def constrain(self, left_out: Tensor) -> None:
-        """See Network.constrain."""
+        """Apply the network's own constraint on its weights after an update. left_out: whether the update was skipped."""
         self.network.constrain({name: to_local(weight) for name, weight in self.live.items()}, left_out)
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
-        """Go on from a checkpoint, whatever number of processes wrote it. Raises FormatError when it doesn't fit."""
+        """Load a checkpoint, which any number of processes may have written. Raises FormatError when it doesn't fit this run."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
             for name, tensors in {"model": self.live, **self.ema}.items():
@@ -392,14 +398,14 @@ class TrainState:
             optimizer, weights = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
                 for key in ("exp_avg", "exp_avg_sq"):
-                    # Fused optimizers go through memory as it lies, so it must lie as the weights do.
+                    # Fused optimizers ignore strides, so moments need the memory format of the weights.
                     one[key] = torch.empty_like(weights[index]).copy_(sharded_like(one[key], weights[index]))
             self.optimizer.load_state_dict(optimizer)
             self.scale, self.unbroken = (state["guard"][key].to(self.device) for key in ("scale", "unbroken"))
             by_rank = state["sums"]
             if len(by_rank) == self.world.size:
                 self.sums.values.copy_(by_rank[self.world.rank])
-            elif self.world.first:  # there are more or fewer processes now
+            elif self.world.first:  # the number of processes has changed
                 self.sums.values.copy_(by_rank.sum(0))
             self.totals.copy_(state["totals"])
             if self.online is not None:

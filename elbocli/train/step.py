@@ -1,4 +1,4 @@
-"""One update of the weights, read from top to bottom."""
+"""One optimizer update: losses of a batch, backward passes, gradient clipping, optimizer step, moving averages."""
 
 import math
 from functools import partial
@@ -28,9 +28,13 @@ def step_losses(
     prediction: Prediction,
     logsnr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (weighted loss, unweighted ε error, λ) of a part of a step's images: [n] each, per dimension, on the device.
+    """Return (weighted loss, ε error, λ) of each image in a micro-batch: three tensors [n] on the device.
 
-    network: (z, λ [n], labels [n] or None) → out [n,C,H,W]. logsnr: [batch], in place of λ(t). Source: Kingma & Gao 2023.
+    Loss and error are per dimension.
+    network: (z, λ [n], labels [n] or None) → network output [n,C,H,W].
+    part: number of the micro-batch within the step.
+    logsnr: λ of each image of the whole batch, [batch], to use instead of the schedule's λ(t); None for λ(t).
+    Source: Kingma & Gao 2023.
     """
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
     # Levels: λ(t) of every image of the batch.
@@ -46,7 +50,7 @@ def step_losses(
 
 
 def update(state: TrainState) -> None:
-    """Do one optimizer update, or leave it out where it isn't finite, which `check` tells. Waits for no device."""
+    """Do one optimizer update, without waiting for the device. Skip a non-finite update; `check` raises the error later."""
     settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
@@ -54,17 +58,17 @@ def update(state: TrainState) -> None:
             loss, eps_error, logsnr = step_losses(
                 spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
             )
-            # Backward: replicas average their gradients, so each counts its share of the batch's mean loss fully.
+            # Backward: DDP averages gradients over processes, so the factor world.size makes the result the batch's mean.
             (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
         seen.append((loss.detach(), logsnr, eps_error))
     for _, logsnr, eps_error in seen:
         state.sums.add(logsnr, eps_error)
     loss = torch.cat([loss for loss, _, _ in seen])
     gradients = [to_local(weight.grad) for weight in state.live.values() if weight.grad is not None]
-    # Not finite? The whole batch's loss and its gradient's norm are known to the device alone.
+    # Not finite? Loss and gradient norm of the whole batch stay on the device, so that the host needn't wait.
     squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
     if not spread.sharded and not world.first:
-        squares = torch.zeros_like(squares)  # replicas have the same gradients, shards have parts of them
+        squares = torch.zeros_like(squares)  # replicas have equal gradients: count rank 0 alone; shards are added
     squares, total = world.added(torch.stack([squares, loss.double().sum()])).unbind()
     norm = squares.sqrt() / scale
     left_out = state.leaves_out(total, norm)
@@ -77,7 +81,7 @@ def update(state: TrainState) -> None:
     optimizer.zero_grad()
     state.totals += torch.stack([total, norm, torch.ones_like(norm)]).where(~left_out, 0)
 
-    # Averages; then what the network itself wants of its weights.
+    # Averages of the weights; then the network's own constraint on its weights, such as normalisation.
     state.steps_done += 1
     state.ema.follow(state.steps_done, state.images, settings.batch)
     state.constrain(left_out)
@@ -85,9 +89,9 @@ def update(state: TrainState) -> None:
 
 @torch.no_grad()
 def check(state: TrainState) -> None:
-    """Raise NonFiniteError, in all processes alike, when a step wasn't finite; it names λ and image. Waits for the device.
+    """Raise NonFiniteError on all ranks if a step wasn't finite; the message names the λ and image of the largest loss.
 
-    No step since then has changed the weights, so its losses are computed again to find the worst of them.
+    Waits for the device. Later steps were skipped, so the weights are still those of the bad step, and its losses are recomputed.
     """
     number, _, norm = state.first_bad.tolist()
     if not number:

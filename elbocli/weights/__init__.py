@@ -1,1 +1,1 @@
-"""`elbo weights`: weightings listed, shown, checked, plotted."""
+"""`elbo weights` lists, shows, checks and plots weightings."""

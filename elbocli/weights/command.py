@@ -1,4 +1,4 @@
-"""`elbo weights`: list, show, check, plot."""
+"""Command line of `elbo weights`: the commands list, show, check and plot."""
 
 import json
 import shutil
@@ -22,6 +22,7 @@ from elbocli.cli.commands import (
     plugin_option,
     print_json,
     print_table,
+    table_option,
     value,
     visible,
 )
@@ -41,8 +42,9 @@ REGISTRIES = {
     "criteria": "elbocli.core.training.CRITERIA",
     "averages": "elbocli.core.training.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
+    "metrics": "elbocli.core.metrics.METRICS",
 }
-"""Kinds of things with names, and what holds them."""
+"""Kind of names to list → module and name of the registry with these names."""
 
 
 def _range_options(function: Any) -> Any:
@@ -53,7 +55,7 @@ def _range_options(function: Any) -> Any:
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def weights() -> None:
-    """Look at weightings: how much each noise level counts.
+    """List, check and plot weightings.
 
     A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2, edm:monotone.
 
@@ -66,21 +68,21 @@ def weights() -> None:
     It may be the path of a diffusers scheduler_config.json: the loss of its prediction at its timesteps. Or it may be
     schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
 
-    It may also be the folder of a run: the weighting that the run trains with. A learned one ('elbo train --weighting
-    uncertainty') is shown as it is now, and 'elbo weights check RUN' tells how it was.
+    It may also be the folder of a run, for the run's weighting. A learned weighting ('elbo train --weighting uncertainty')
+    is shown as it is now; 'elbo weights check RUN' shows it over the course of training.
     """
 
 
 @weights.command("list", cls=Command)
 @click.argument("kind", type=click.Choice(list(REGISTRIES)), default="weightings", metavar="[KIND]")
-@option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@table_option
 @plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:
-    """List what can be named: formula, parameters with defaults, whether monotone, source; with -v, other names for it.
+    """List names with formula, parameters and defaults, whether monotone, and source; with -v, also their aliases.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, clips, roundings, grids, criteria, averages or extractors.
+    noises, starts, clips, roundings, grids, criteria, averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed
 
@@ -102,7 +104,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """A value in the table."""
+    """Format a value for a cell of the table of `elbo weights list`."""
     if isinstance(value, dict):
         value = [f"{key}={each:g}" for key, each in value.items()]
     return visible(value if isinstance(value, str) else ", ".join(value) or "-")
@@ -153,8 +155,8 @@ def check(
     --equals, the exit status is 0 if the two weightings are the same up to a constant. The range is limited to the
     noise levels at which the weightings are not zero.
 
-    SPEC may be the folder of a run. Its own range counts then, and a weighting that it learned is judged at its start, its
-    end and up to ten times between them: the exit status is 0 if it never increased at any of them.
+    SPEC may be the folder of a run. The run's own range then applies, and a learned weighting is checked at the start,
+    the end and up to ten steps between: the exit status is 0 if it never increases at any of them.
     """
     from elbocli.core.monotone import likeness
     from elbocli.core.schedule import check_range
@@ -189,7 +191,7 @@ def check(
 
 
 def _weighting(text: str) -> Any:
-    """The Weighting of a SPEC; of a run, the one that it trains with now. Raises ElboError."""
+    """Return the Weighting of a SPEC, or the current weighting of a run. Raises ElboError."""
     from elbocli.files.schedule_file import resolve_weighting
     from elbocli.run.open import means_run, weighting_of_run
 

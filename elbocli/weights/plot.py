@@ -1,4 +1,4 @@
-"""Pictures of weightings and schedules over λ. Same input, same bytes."""
+"""Draw weightings and schedules over λ. The same input gives the same bytes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,18 @@ from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
 MANY = 6
-"""More weightings than this on one sheet are drawn in two columns: those whose loss is an ELBO, and the others."""
+"""Largest number of weightings drawn in one column. More are drawn in two columns: monotone ones, and others."""
 STEEP = 20.0
-"""Weightings that grow by more than this from λ = 0 are drawn on a logarithmic scale: e^{−λ/2} would hide the rest."""
+"""Ratio max w / w(0) above which the vertical axis is logarithmic, because a large weighting would dwarf the others."""
 SAME = 1e-9
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SHARE = 0.01
-"""A point mass of p_w smaller than this is not worth a word."""
+"""Smallest point mass of p_w that the legend mentions."""
 
 
 @dataclass
 class Line:
-    """A weighting on a sheet, and its names: its values and p_w at each λ, both over its largest value."""
+    """A line of the plot. value, slope: w and p_w at each λ, both divided by the largest w. rises: whether w rises anywhere."""
 
     weighting: Weighting
     label: str
@@ -36,7 +36,7 @@ class Line:
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
-    """A line per weighting; those that are the same up to a constant share one."""
+    """Return a line for each weighting, at the λ of `at`. Weightings that are equal up to a constant share a line."""
     low, high = float(at[0]), float(at[-1])
     lines = list[Line]()
     for spec, weighting in weightings.items():
@@ -56,9 +56,9 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 def plot_weights(
     weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path
 ) -> None:
-    """Draw panels over λ: w, p_w = −dw/dλ, and p of the schedules; many weightings in two columns, monotone ones left.
+    """Draw w and p_w = −dw/dλ of weightings over λ, and the densities p(λ) of schedules, into the file `out`.
 
-    weightings: by the names that the user knows them by. Raises UsageError for an unknown suffix.
+    weightings: by name in the legend. low, high: range of λ. Raises UsageError for an unknown suffix.
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)
@@ -97,7 +97,7 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
-    """p_w, the distribution of the noise added to the data; below zero, where w rises, it is none."""
+    """Draw p_w, the distribution of the augmentation noise; where w rises, p_w is negative and no distribution."""
     handles = []
     for index, line in enumerate(lines):
         (drawn,) = axis.plot(at, line.slope, **line_style(index))
@@ -107,7 +107,9 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
             handles.append(drawn)
     slopes = [line.slope.nan_to_num(0) for line in lines]
     if peaks := [float(slope.max()) for slope in slopes if slope.max() > 0]:
-        axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))  # no spike, as of a kink, flattens the others
+        axis.set_ylim(
+            top=min(1.08 * max(peaks), 2.2 * median(peaks))
+        )  # a spike, as at a kink, must not flatten the others
     if any(line.rises for line in lines):
         bottom = 1.15 * min(float(slope.min()) for slope in slopes)
         handles.append(axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation"))
@@ -118,7 +120,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
-    """Draw a row of block characters per weighting, w over λ scaled to its largest value."""
+    """Return the lines of a text plot: w over λ as a row of block characters for each weighting. columns: width of the text."""
     names = [visible(brief(spec)) for spec in weightings]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)

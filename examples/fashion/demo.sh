@@ -6,7 +6,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 for part in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do
     [ -e "$1/$part-ubyte.gz" ] || [ -e "$1/$part-ubyte" ] || {
-        echo "$1: $part-ubyte.gz is not there; see 'Get the pictures' in docs/tutorial.md, then FASHION=FOLDER make demo-fashion" >&2
+        echo "$1: $part-ubyte.gz is not there; see 'Get the dataset' in docs/tutorial.md, then FASHION=FOLDER make demo-fashion" >&2
         exit 1
     }
 done

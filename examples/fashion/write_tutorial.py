@@ -18,7 +18,7 @@ from PIL import Image
 
 PAGE = Path(__file__).with_name("tutorial.md.j2")
 PICTURES = {"samples.png": "samples.png", "schedule.png": "schedule.png"}
-COLOURS = 24
+GREYS, COLOURS = 24, 256
 LARGEST = 560
 """Pixels: a picture that is wider is made smaller, so that all of them stay below 300 kB."""
 
@@ -76,7 +76,7 @@ def copy_pictures(folder: Path, to: Path) -> None:
             small = image.convert("L" if image.mode in ("L", "1") else "RGB")
         if small.width > LARGEST:
             small = small.resize((LARGEST, round(small.height * LARGEST / small.width)), Image.Resampling.LANCZOS)
-        small.quantize(COLOURS).save(to / name, optimize=True)
+        small.quantize(GREYS if small.mode == "L" else COLOURS).save(to / name, optimize=True)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Biases of the sigmoid x shifts x schedules on Fashion-MNIST, with paired seeds:
 #   sh examples/sweep/sweep.sh [--quick] [FOLDER]
-# FOLDER/sweep.md has the tables, sweep.png the picture, samples.png a row of images from each setting. --quick takes a quarter
-# of an hour on two cores, the whole a night. Rerun it after an interruption: what is finished is not done again.
+# FOLDER/sweep.md has the tables, sweep.png the picture, samples.png a row of images from each setting. --quick trains fewer
+# settings for fewer steps. After an interruption, run it again: it skips finished trainings.
 # DATA: the folder of the dataset's four files. JOBS: trainings at a time, by default one a core.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)

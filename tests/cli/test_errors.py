@@ -43,7 +43,7 @@ TRAIN = [
     ("--schedule cosin", 2, "cosine"),
     ("--schedule nowhere.yaml", 1, "nowhere.yaml"),
     ("--prediction w", 2, "'w'"),
-    ("--logsnr-min 5 --logsnr-max -5", 2, "rise"),
+    ("--logsnr-min 5 --logsnr-max -5", 2, "5 to -5"),
     ("--logsnr-min -1e5", 2, ">= -50"),
     ("--preset huge", 2, "imagenet64"),
     ("--preset latents256", 2, "pixels"),
@@ -77,7 +77,7 @@ CONFIGS = [
     ("lr: !!python/object/apply:os.system ['touch hacked']", 1, "YAML"),
 ]
 LINES = [
-    ("", 2, "Commands:"),
+    ("", 2, "Training:"),
     ("-v", 2, "elbo COMMAND -v"),
     ("-v train x.h5", 2, "elbo COMMAND -v"),
     ("completion csh", 2, "'csh'"),

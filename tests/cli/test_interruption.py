@@ -73,6 +73,7 @@ PLOTTING = ("matplotlib.pyplot", "matplotlib.backends.backend_pdf", "matplotlib.
 def work(line, folder, signum, at):
     """Run a command line in this process, and end it. The signal comes at that call into the file system, counted from 1."""
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before elbo begins, no exception: the exit status tells the signal
     for descriptor, name in enumerate((os.devnull, "../stdout", "../stderr")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
     called, code = [], 70

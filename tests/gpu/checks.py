@@ -140,7 +140,7 @@ def host_waits(session: Session) -> Iterator[Row]:
                 walk = walking(run, spec, precision, device)
                 yield watched(f"{family}, {precision}, {spec}", device, walk, 1, 1)
     # In one part, so that CUDA graphs are replayed: the steps before are those in which they are made.
-    settings = on.resolved(data["digits"], device, preset="digits", batch=8, compile="on", precision="bf16")
+    settings = on.resolved(data["digits"], device, preset="digits", batch=8, compile=True, precision="bf16")
     with on.arithmetic("bf16", device):
         step = training_step(TrainState(settings, data["digits"]))
         yield watched("U-Net, bf16, compiled, training_step", device, step, 2 * WARM, STEPS)

@@ -21,7 +21,6 @@ from elbocli.train.state import TrainState
 GPU = Path(__file__).parent
 ABSENT = [
     "scipy",
-    "matplotlib",
     "torch_fidelity",
     "diffusers",
     "tensorboard",

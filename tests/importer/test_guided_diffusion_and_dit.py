@@ -151,7 +151,7 @@ QKV = "input_blocks.3.1.qkv.weight"
         (lambda t: t.update({QKV: torch.ones(100, 64, 1)}), r"\[100, 64, 1\]"),
         (lambda t: [t.pop(name) for name in [*t] if name.startswith("output")], "."),
         (lambda t: [t.pop(name) for name in [*t] if name.startswith("output_blocks.3")], "."),
-        (lambda t: t.update({"input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)}), "enlarges"),
+        (lambda t: t.update({"input_blocks.0.0.weight": torch.ones(32, 6, 3, 3)}), "super-resolution"),
         (lambda t: t.update({"out.2.weight": torch.ones(5, 32, 3, 3)}), r"\[5,"),
     ],
     ids=range(7),
@@ -269,7 +269,7 @@ def test_another_network_than_dits_is_refused_by_the_names_in_its_file(change, w
     [
         (adm_unet.made, {"attention": "heads=2"}, "--size"),
         (adm_unet.made, {"size": 16}, "--attention"),
-        (adm_unet.made, {"size": 16, "attention": "heads=3"}, "heads 3"),
+        (adm_unet.made, {"size": 16, "attention": "heads=3"}, r"heads \(3\)"),
         (adm_unet.made, {"size": 16, "attention": "heads=0"}, "heads=0"),
         (adm_unet.made, {"size": 16, "attention": "4"}, "--attention 4"),
         (adm_unet.made, {"size": 16, "attention": "heads=4,old"}, "old"),

@@ -163,7 +163,7 @@ def test_a_declared_network_is_imported_as_itself(elbo, folder):
         ("mine.py:Pair", (*RANGE, "--size", 8), 2, "--channels"),
         ("mine.py:Pair", (*SAID, "--levels", "sigmas"), 2, "sigma?"),
         ("mine.py:Pair", SAID, 1, "[3, 64]"),
-        ("mine.py:Flat", SAID, 1, "gives [2, 3] for z [2, 1, 8, 8]"),
+        ("mine.py:Flat", SAID, 1, "[2, 3] for z of shape [2, 1, 8, 8]"),
         ("mine.py:Flat", (*SAID, "--size", 9), 1, "fails"),
         ("mine.py:Declared:wide=3", SAID, 1, "wide"),
         ("mine.py:Declared", (*SAID, "--null-class", 3), 2, "--null-class"),

@@ -240,7 +240,7 @@ def test_the_autoencoder_is_found_as_given_beside_the_dataset_or_at_its_path(
 
 
 @pytest.mark.parametrize(
-    ("data", "word"), [({"pixel_size": 32}, "32 pixels"), ({"latent_shift": None}, "shift")], ids=["size", "shift"]
+    ("data", "word"), [({"pixel_size": 32}, "side 32"), ({"latent_shift": None}, "shift")], ids=["size", "shift"]
 )
 def test_a_run_whose_space_is_damaged_is_refused(data, word, changed, tmp_path):
     with pytest.raises(FormatError, match=word):

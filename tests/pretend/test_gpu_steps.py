@@ -53,7 +53,7 @@ def test_no_step_waits(module, session, monkeypatch):
         monkeypatch.setattr(device_runs, "no_waits", watching(device))
         rows = {row.name: row for row in checks.host_waits(session)}
     assert {row.value for row in rows.values()} == {"no wait"}, [row for row in rows.values() if not row.ok]
-    assert {"U-Net, bf16, training", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
+    assert {"U-Net, bf16, training_step", "U-Net, fp32, heun:s_churn=40", f"{families[1]}, bf16, ddpm"} <= rows.keys()
 
 
 @pytest.mark.slow

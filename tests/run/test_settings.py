@@ -143,7 +143,7 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
         assert again(run).network == run.network
     finally:
         NETWORKS.pop("plain-of-a-test")
-    with pytest.raises(UsageError, match=r"--plugin mine\.py"):
+    with pytest.raises(UsageError, match=r"--plugin FOLDER/mine\.py"):
         resolve({}, Dataset(digits), Known(WHERE, replace(config, plugins=[PluginFile("mine.py", "0")])))
 
 

@@ -1,7 +1,7 @@
-"""Metrics: each is a function of images' features, declared by name. distances.py and coverage.py declare them.
+"""Metrics: functions of the features of images, declared by name in distances.py and coverage.py.
 
-The command line, the checks, the score card and the page follow from the declaration. torch, numpy and torch-fidelity
-are imported only where a metric computes.
+`elbo eval` derives its options, checks, score card and report from the declarations. torch, numpy and torch-fidelity are
+imported only when a metric is computed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from elbocli.core.estimate import Gaussian
 
 Value = float | list[float] | None
-"""A number, the ends of an interval, or None where too few images leave none."""
+"""Value of a metric: a number, the ends of an interval, or None if there are too few images."""
 
 USUAL_NEIGHBOURS = 5
-"""The most that any metric takes unless it is asked for more."""
+"""Largest number of neighbours that any metric uses by default."""
 
 
 class Need(Enum):
-    """Things that a metric may need beside the samples' moments and features."""
+    """Inputs that a metric may need besides the samples' moments and features."""
 
     LOGITS = "logits"
     LABELS = "labels"
@@ -40,13 +40,11 @@ class Need(Enum):
 
 
 BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
-"""Needs of a metric that compares features of both sides."""
+"""Inputs that a metric needs if it compares the features of samples and reference."""
 
 
 class Role(Enum):
-    """The role of a number: a result, or what belongs to one: its standard error, its spread over parts, what it tends to
-    with infinitely many images, the interval that holds it.
-    """
+    """Role of a number: a result, or a result's standard error, spread over parts, limit for infinitely many images, interval."""
 
     NUMBER = ""
     ERROR = "standard error"
@@ -56,16 +54,17 @@ class Role(Enum):
 
 
 PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval": Role.INTERVAL}
-"""Roles of parts, by the last word of their names."""
+"""Last word of the name of a number's part → role of the part: `fid_se` is a standard error."""
 
 
 @dataclass(eq=False)
 class Features:
-    """Features of images: moments; values [N, D] float32, where they were kept; logits [N, K] and labels [N], if there
-    are any.
+    """Features of a set of images. Fields other than moments are None if they were not kept.
 
-    spatial: moments of spatial features, spatial_values: these [N, S], where they were kept. held_out: of a reference,
-    those of images like its own that no network was trained on. device: where pairs of images are compared.
+    moments: mean and covariance of the features. values: [N, D], float32, the features. logits: [N, K]. labels: [N].
+    spatial: moments of the spatial features. spatial_values: [N, S], the spatial features.
+    held_out: for a reference, the Features of similar images that no network was trained on.
+    device: device on which pairs of images are compared.
     """
 
     moments: Gaussian
@@ -79,7 +78,7 @@ class Features:
     _nearest: Tensor | None = field(default=None, init=False)
 
     def radii(self, k: int) -> Tensor:
-        """Distance of each image to its k-th neighbour among the others, float32 [N]; measured once for all metrics."""
+        """Return the distance of each image to its k-th nearest other image, float32 [N], cached for all metrics."""
         from elbocli.core.neighbours import nearest
 
         if self._nearest is None or self._nearest.shape[1] < k:
@@ -89,7 +88,7 @@ class Features:
 
 
 class Option(NamedTuple):
-    """An option of `elbo eval` that belongs to a metric: a flag, a whole number from `least` to `most`, or a word of `choices`."""
+    """Option of `elbo eval` for one metric: a flag, a whole number from `least` to `most`, or a word of `choices`."""
 
     name: str
     default: Any
@@ -100,12 +99,14 @@ class Option(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number that a metric finds, or what belongs to one.
+    """Number that a metric returns, or a part of one, such as its standard error.
 
-    key: its name, torch-fidelity's where there is one. elsewhere: its name when the network isn't the published
-    Inception ('': the same), to which `[NETWORK]` is added, unless by_network is false. title, title_elsewhere: for
-    people. alias: another name of the published one. parts: endings of the names of numbers that belong to this one.
-    told: more of their spread, in words, with {options}. of: the key of the number that this one belongs to, by its role.
+    key: name in results with features of the published Inception; torch-fidelity's name if torch-fidelity has the number.
+    elsewhere: name in results with features of another network; '' for the same name. alias: another name in publications.
+    by_network: whether the name ends in `[NETWORK]` if the features are of another network.
+    title, title_elsewhere: headings in reports, for the published Inception and for other networks.
+    parts: suffixes of the names of the number's parts. told: note on the spread over parts, with option names in braces.
+    role, of: for a part, its role and the key of its number.
     """
 
     key: str
@@ -120,7 +121,7 @@ class Number(NamedTuple):
     of: str = ""
 
     def whole(self) -> list[Number]:
-        """This number and its parts. An interval belongs to the number whose name goes before it."""
+        """Return a list of the number and its parts. An interval belongs to the number whose name precedes `_interval`."""
         found = [self]
         for part in self.parts:
             key, elsewhere, alias = (
@@ -133,25 +134,27 @@ class Number(NamedTuple):
         return found
 
     def name(self, network: str | None, suffix: str = "") -> str:
-        """Its name in a result. network: None where published names may be used. suffix: of what is said about it."""
+        """Return the name in results. network: of the features; None: the published Inception. suffix: put before `[NETWORK]`."""
         stem = self.stem(network) + suffix
         return f"{stem}[{network}]" if self.by_network and network is not None else stem
 
     def stem(self, network: str | None) -> str:
-        """Its name without `[NETWORK]`."""
+        """Return the name in results without `[NETWORK]`. network: as in `name`."""
         return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
-        """The name that people call it by."""
+        """Return the heading of the number in reports. network: as in `name`."""
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
 class MetricTraits(NamedTuple):
-    """Needs of a metric, and how its numbers are called.
+    """Facts that the declaration of a metric states: the numbers that it returns, the inputs that it needs, and its options.
 
-    numbers: all that it may find. least: how many images of the samples, of the reference and of the held-out ones (none
-    where it ends before). options: its own. draws: whether anything depends on the seed. network: the only one that it is
-    defined for. few: what few images do to it.
+    numbers: all numbers that the metric may return. options: the options of the metric.
+    least: function of the options → least numbers of samples, reference and held-out images (trailing ones may be omitted).
+    draws: function of the options → whether results depend on the seed.
+    network: function of the options → the only network that the metric is defined for, or None.
+    few: warning about the effect of few images.
     """
 
     numbers: Sequence[Number]
@@ -164,16 +167,16 @@ class MetricTraits(NamedTuple):
 
 
 METRICS = Registry("metric", MetricTraits)
-"""(Features of the samples, of the reference or None, options) → a dict of Values by the keys of its numbers."""
+"""Metrics: functions (Features of the samples, Features of the reference or None, options) → dict of Values by key."""
 
 
 def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
-    """Declare (samples, reference or None, options) → a dict of the numbers by their keys, as Registry.declare does."""
+    """Declare a metric: a function (samples, reference or None, options) → dict of Values by key. See Registry.declare."""
     return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Metrics by name, each with the seed and its own options: those given, else their defaults. Raises UsageError."""
+    """Return {metric name: namespace of seed and options}; options that aren't given have defaults. Raises UsageError."""
     found = {}
     for name in names:
         declared = METRICS.find(name)

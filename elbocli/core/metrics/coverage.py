@@ -1,4 +1,4 @@
-"""Metrics of neighbours: precision and recall, density and coverage, authenticity, and the copying test."""
+"""Metrics of nearest neighbours: precision and recall, density and coverage, authenticity, and the copying test."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,9 +8,10 @@ from elbocli.errors import DataError
 
 
 class PrcProtocol(NamedTuple):
-    """A way to take precision and recall.
+    """Protocol of precision and recall.
 
-    network: the only one it is defined for. most: images of the reference.
+    formula: text for help and docs. network: the only network that the protocol is defined for, or None.
+    most: largest number of reference images, or None.
     """
 
     formula: str
@@ -49,12 +50,12 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
         )
     ],
     network=lambda options: PRC_PROTOCOLS[options.prc_protocol].network,
-    few="precision and recall depend on n and on the reference's, so compare them at the same only",
+    few="precision and recall depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def precision_recall(samples, reference, options):
-    """Compare all pairs in blocks. An image reaches as far as its k-th neighbour on its own side, that distance included.
+    """Return precision, recall and F-score. The radius of an image is the distance to its k-th neighbour in its own set.
 
-    precision: the share of samples that an image of the reference reaches. recall: the same with the sides exchanged.
+    precision: share of samples within the radius (inclusive) of a reference image. recall: the same with the sets exchanged.
     """
     import torch
 
@@ -82,13 +83,13 @@ def precision_recall(samples, reference, options):
     needs=BOTH,
     least=lambda options: (1, options.coverage_neighbours + 1),
     options=[Option("coverage_neighbours", 5, "Neighbours for density and coverage.", most=1000)],
-    few="density and coverage depend on n and on the reference's, so compare them at the same only",
+    few="density and coverage depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def density_coverage(samples, reference, options):
-    """Count by pairs, in blocks. An image reaches as far as its k-th neighbour in the reference, that distance excluded.
+    """Return density and coverage. The radius of a reference image is the distance to its k-th neighbour in the reference.
 
-    density: 1/k of the images that reach a sample, on average over samples; 1 is expected of the same distribution.
-    coverage: the share of images that reach any sample.
+    density: 1/k × the mean number of reference images whose radius (exclusive) holds a sample; 1 for equal distributions.
+    coverage: share of reference images with a sample within their radius.
     """
     import torch
 
@@ -116,12 +117,12 @@ PERCENT = "authenticity_percent"
     ],
     needs=BOTH,
     least=lambda options: (2, 2),
-    few="authenticity depends on the reference's n, so compare it at the same only",
+    few="authenticity depends on the number of reference images, so compare it at an equal number only",
 )
 def authenticity(samples, reference, options):
-    """Find the training image closest to each sample, and its distance from the one closest to that.
+    """Return the percentage of samples whose nearest training image is nearer to another training image than to the sample.
 
-    Its errors are those of a share of independent samples.
+    The standard error and interval are those of a share of independent samples.
     """
     from elbocli.core.estimate import error_of_share
     from elbocli.core.neighbours import nearest
@@ -138,11 +139,11 @@ def authenticity(samples, reference, options):
 
 
 FEW = 20
-"""A cell counts when it has more samples than that."""
+"""A cell of the copying test counts only if it holds more samples than FEW."""
 COMPONENTS = 64
-"""Principal components of the training images' features that distances are taken in."""
+"""Number of principal components of the training features in which distances are measured."""
 STARTS = 10
-"""Runs of k-means, of which the best is taken."""
+"""Number of k-means runs, of which the best is used."""
 
 
 @metric(
@@ -162,12 +163,12 @@ STARTS = 10
     draws=lambda options: options.copying_cells > 1,
 )
 def copying(samples, reference, options):
-    """Test cell by cell whether samples and held-out images are equally far from the nearest training image of the cell.
+    """Test in each cell whether samples and held-out images are equally far from the nearest training image of the cell.
 
-    C_T is the mean of the cells' normal scores, weighted by their held-out images. A cell without any, or with too few
-    samples, doesn't count. The interval excludes 0 when C_T would be so far from it once in 20 times for samples like
-    the held-out images: its half width is 1.96 standard deviations of C_T for those.
-    Raises DataError when no cell counts.
+    C_T is the mean z-score of the cells, weighted by their numbers of held-out images. Cells without held-out images or with
+    too few samples don't count. The 95 % interval has a half-width of 1.96 standard deviations of C_T for samples
+    distributed like the held-out images.
+    Raises DataError if no cell counts.
     """
     import numpy as np
     from scipy.cluster.vq import kmeans, vq
@@ -190,18 +191,18 @@ def copying(samples, reference, options):
         if len(mine) > FEW and len(theirs) and len(apart):
             far = [nearest(each, theirs, 1, samples.device)[0][:, 0].numpy() for each in (mine, apart)]
             n, m = len(mine), len(apart)
-            u = mannwhitneyu(*far, method="asymptotic").statistic - (n * m / 2 - 0.5)  # whole: corrected by half
+            u = mannwhitneyu(*far, method="asymptotic").statistic - (n * m / 2 - 0.5)  # continuity correction
             scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
             weights.append(len(apart))
     if not scores:
-        raise DataError("copying: no cell has samples and held-out images; take fewer --copying-cells")
+        raise DataError("copying: no cell has enough samples and held-out images; use fewer --copying-cells")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
 
 
 def _components(values):
-    """Axes [D, COMPONENTS] along which the features [N, D] vary most, and their mean [D]."""
+    """Return the principal axes [D, COMPONENTS] of the features [N, D], and their mean [D]."""
     import numpy as np
 
     from elbocli.core.estimate import StreamingFeatureMoments
@@ -214,7 +215,7 @@ def _components(values):
 
 
 def _projected(values, mean, axes):
-    """Coordinates of the features [N, D] along the axes, float32 [N, COMPONENTS]."""
+    """Return the coordinates of the features [N, D] along the axes, float32 [N, COMPONENTS]."""
     import numpy as np
     from torch import from_numpy
 

@@ -1,4 +1,4 @@
-"""Distances of the samples' distribution from the reference's, and scores of the samples' logits."""
+"""Distances between the distributions of samples and reference, and scores of the samples' logits."""
 
 from elbocli.core.metrics import BOTH, Need, Number, Option, Value, metric
 
@@ -25,8 +25,8 @@ FID = "frechet_inception_distance"
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
 def fid(samples, reference, options):
-    """Compare the moments of both sides; of infinitely many images there is an interval when the samples are twice as
-    many as the features.
+    """Return FID, its standard error, and with fid_infinity its limit at infinitely many images. The interval of the limit
+    needs twice as many samples as features, and is None with fewer.
     """
     from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream
@@ -57,10 +57,10 @@ SFID = "spatial_frechet_inception_distance"
     ],
     needs={Need.REFERENCE, Need.SPATIAL},
     least=lambda options: (2, 2),
-    few="sFID is biased upwards",
+    few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
-    """Compare the moments of both sides' spatial features."""
+    """Return the Fréchet distance of the spatial features, and its standard error."""
     from elbocli.core.estimate import frechet_distance, standard_error
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
@@ -90,11 +90,12 @@ SUBSETS = 100
     options=[Option("kid_subset_size", 1000, "Images in each subset of KID.", least=2)],
 )
 def kid(samples, reference, options):
-    """Compare the features of both sides.
+    """Return KID, its standard deviation over subsets, and its standard error.
 
-    The standard error follows from the spread of the subsets, m of n images each: what they share makes it √(1 − m/n) of
-    what it would be of independent ones, and that of all images is √(m/n) of this. So many subsets add their own. Near
-    the reference it is too large, as it counts the reference's images, too; with m = n there is none.
+    The standard error follows from the spread over subsets of m of n images: overlap reduces this spread to √(1 − m/n) of
+    that of independent subsets, and the error of all n images is √(m/n) of the latter. The finite number of subsets adds
+    its own error. Near the reference the error is too large, because it includes the choice of reference images.
+    For m = n the error is None.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -106,7 +107,7 @@ def kid(samples, reference, options):
 
 
 WIDTH = 10.0
-"""Standard deviation σ of the kernel exp(−|x−y|²/2σ²)."""
+"""Width σ of the Gaussian kernel exp(−|x−y|²/2σ²)."""
 SCALE = 1000.0
 
 
@@ -117,12 +118,12 @@ SCALE = 1000.0
     numbers=[Number("gaussian_mmd", "cmmd", title="MMD² × 1000 of features of length 1", title_elsewhere="CMMD")],
     needs=BOTH,
     least=lambda options: (1, 1),
-    few="CMMD, as it was published, is biased upwards",
+    few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
-    """Estimate it as its authors do: the biased one of smallest variance, each image paired with itself, too.
+    """Return CMMD as published: the biased (V-statistic) estimate of MMD², which pairs each image with itself, too.
 
-    E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
+    MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
     """
     from elbocli.core.neighbours import squares
 
@@ -142,7 +143,7 @@ def cmmd(samples, reference, options):
 IS = "inception_score"
 ROWS = 4096
 ORDERS = ("shuffled", "given")
-"""Orders of images in splits: shuffled as in torch-fidelity, or as the samples follow each other, as in ADM's program."""
+"""Orders of the images before they are split: shuffled as in torch-fidelity, or as given, as in ADM's program."""
 
 
 @metric(
@@ -160,16 +161,16 @@ ORDERS = ("shuffled", "given")
     needs={Need.LOGITS},
     least=lambda options: (options.splits, 0),
     options=[
-        Option("splits", 10, "Of the Inception score."),
+        Option("splits", 10, "Splits of the Inception score."),
         Option("is_order", "shuffled", "Order of the images in --splits.", choices=ORDERS),
     ],
-    few="the Inception score is biased downwards",
+    few="the Inception score is biased downwards, so compare it at the same n only",
 )
 def inception_score(samples, reference, options):
-    """Score the samples' logits.
+    """Return the Inception score, its standard deviation over splits, and its standard error.
 
-    The standard error is that of the score's logarithm, by the infinitesimal jackknife, as FID's, times the score. An image
-    moves the mean of KL(p‖mean p) by its own KL alone: what it adds to the mean p cancels, as that sums to 1.
+    The standard error is the score times the standard error of its logarithm, by the infinitesimal jackknife, as for FID.
+    The influence of an image on the mean of KL(p‖mean p) is its own KL: its effect through mean p cancels, as p sums to 1.
     """
     import torch
     from torch_fidelity.metric_isc import isc_features_to_metric
@@ -190,7 +191,7 @@ def inception_score(samples, reference, options):
     needs={Need.LOGITS, Need.LABELS},
 )
 def accuracy(samples, reference, options):
-    """Compare the largest logit with the label of class-conditional samples. The errors are those of independent ones."""
+    """Return the share of samples whose largest logit is that of their label, with errors for independent samples."""
     from torch import as_tensor
 
     from elbocli.core.estimate import error_of_share

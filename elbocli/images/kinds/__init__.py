@@ -1,6 +1,6 @@
-"""Kinds of image sources: a function under @source that gives (name, class, reference) of each image.
+"""Kinds of image sources: each is a function under @source that yields (name, class, reference) for every image.
 
-`trees` lists the files of folders and archives, which `sources.py` sorts into classes; the others have images and labels.
+`trees` lists the files of folders and archives, which `sources.py` sorts into classes; the other kinds contain images and labels.
 """
 
 from importlib import import_module

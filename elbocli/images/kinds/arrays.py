@@ -1,4 +1,4 @@
-"""Arrays of images: NumPy's .npy, ADM's batches (.npz) and others with labels beside the images, elbo's datasets."""
+"""Arrays of images: NumPy's .npy, ADM's batches and other .npz files with images and labels, and elbo's datasets."""
 
 import math
 import os
@@ -17,14 +17,14 @@ from elbocli.files.reading import open_file, reading
 from elbocli.images.registry import DatasetRows, Images, check_labels, images_of_array, source
 
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
-"""The names under which an .npz may hold images and their labels: numpy's own, and those of published data sets."""
+"""Names of the arrays (images, labels) in an .npz: NumPy's default names, and names in published data sets."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the shape (N, H, W, C) that an NPY header announces; (N, H, W) is one of grey images.
+    """Read the shape (N, H, W, C) in an NPY header; (N, H, W) means grey images.
 
-    Raises FormatError when it isn't one of images.
+    Raises FormatError if the header is not one of uint8 images.
     """
     with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
@@ -32,7 +32,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
         shape, fortran, dtype = read(file)
         shape = tuple(map(int, shape))
     found = f"{dtype} {shape}"
-    if len(shape) == 3 and shape[-1] > len("RGBA"):  # else it is one image in colour
+    if len(shape) == 3 and shape[-1] > len("RGBA"):  # otherwise it is a single image in colour
         shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
         raise FormatError(f"{name}: holds {found}, expected uint8 (N, H, W, 1 or 3) or (N, H, W) with N > 0, C order")
@@ -40,15 +40,15 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
 
 class StreamRows:
-    """An array of uint8 images that is read from a stream in its order. shape: (N, H, W, C)."""
+    """Stand-in for an array of uint8 images that are read from a stream, in order. shape: (N, H, W, C)."""
 
     def __init__(self, file: Any, name: str):
-        self.file, self.name = file, name  # buffered, so that a pipe gives all that is asked for
+        self.file, self.name = file, name  # buffered, so that a read from a pipe returns all requested bytes
         self.shape = read_header(file, name)
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read rows that follow each other and those read before. Raises DataError when the stream ends early."""
+        """Read consecutive rows, which must come after all rows read before. Raises DataError if the stream ends early."""
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
@@ -56,19 +56,19 @@ class StreamRows:
             content = self.file.read(count * row)
         if len(content) < count * row:
             came = rows.start + len(content) // row
-            raise DataError(f"{self.name}: ended after {came} of {self.shape[0]} images; the file is cut short")
+            raise DataError(f"{self.name}: ended after {came} of {self.shape[0]} images; the file is truncated")
         self.next = rows.stop
         return np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
 
 
 @source("npy", magic=b"\x93NUMPY")
 def open_npy(path: Path) -> Images:
-    """Open a .npy. Raises FormatError when it holds no images."""
+    """Open a .npy file of images. Raises FormatError if the array is not uint8 images."""
     return images_of_array(npy_rows(path))
 
 
 def npy_rows(path: Path) -> np.ndarray:
-    """The rows of a .npy, mapped into memory. Raises FormatError when it holds no images, or is cut short."""
+    """Map a .npy file of images into memory. Raises FormatError if the array is not uint8 images, or the file is truncated."""
     with reading(path), open_file(path) as file:
         shape = read_header(file, str(path))
         return np.memmap(path, np.uint8, "r", file.tell(), shape)
@@ -76,13 +76,13 @@ def npy_rows(path: Path) -> np.ndarray:
 
 @source("npz", magic=b"PK", suffix=".npz")
 def open_npz(path: Path) -> Images:
-    """Open an .npz. A compressed array is unpacked into memory. Raises FormatError without images under a known name."""
+    """Open an .npz; a compressed array is decompressed into memory. Raises FormatError if no array has a known name (PAIRS)."""
     with open_zip(path) as archive, reading(path), open_file(path) as file:
         images, labels = next((pair for pair in PAIRS if f"{pair[0]}.npy" in archive.namelist()), PAIRS[0])
         rows = npz_rows(archive, path, images)
         info = archive.getinfo(f"{images}.npy")
         if info.compress_type == zipfile.ZIP_STORED:
-            file.seek(info.header_offset)  # the zip's header of a member, whose length its directory doesn't say
+            file.seek(info.header_offset)  # the length of a member's header is only in the header itself
             offset = info.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
             array: np.ndarray = np.memmap(path, np.uint8, "r", offset + rows.file.tell(), rows.shape)
         else:
@@ -93,7 +93,7 @@ def open_npz(path: Path) -> Images:
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz for the block, and close its members with it. Raises FormatError when it is damaged."""
+    """Open an .npz during the block. Raises FormatError if it is damaged."""
     with ExitStack() as stack:
         with reading(f"{path}: not an .npz archive"):
             archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(path))))
@@ -101,19 +101,19 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
-    """The images in an array of an .npz, in their order. Raises FormatError."""
+    """Return the images in array `name` of an opened .npz, to be read in order. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
         raise FormatError(f"{path}: no images in {name} (it holds {held}); write them with numpy.savez(FILE, images)")
     info = archive.getinfo(f"{name}.npy")
     stream = StreamRows(archive.open(info), f"{path}: {name}")
     if info.file_size != stream.file.tell() + math.prod(stream.shape):
-        raise FormatError(f"{stream.name}: has {info.file_size} bytes, other than its header says")
+        raise FormatError(f"{stream.name}: has {info.file_size} bytes, not as its header says; write it again")
     return stream
 
 
 def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read an array of an .npz whole; None when there is none of that name. Raises FormatError."""
+    """Read the array `name` of an opened .npz; None if there is no such array. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:
@@ -121,7 +121,7 @@ def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | N
 
 
 def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "arr_1") -> np.ndarray | None:
-    """Read the labels in an array of an .npz, int64 [count]; None when there is none. Raises FormatError."""
+    """Read labels, int64 [count], from array `name` of an opened .npz; None if there is no such array. Raises FormatError."""
     with reading(f"{path}: {name} is not usable as labels"):
         labels = npz_array(archive, path, name)
         return None if labels is None else check_labels(labels, count)
@@ -129,7 +129,7 @@ def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "ar
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")
 def open_dataset(path: Path) -> Images:
-    """Open a dataset, or samples in one. Raises FormatError when it is none, or one of latents."""
+    """Open a dataset, or a dataset of samples. Raises FormatError if the file is not a dataset, or holds latents."""
     data = Dataset(path)
     files = data.contents()[1].get("files", [])
     names = files if len(files) == len(data) else ()

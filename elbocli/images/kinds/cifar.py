@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 in their binary version: batches of 32 x 32 images in colour.
+"""CIFAR-10 and CIFAR-100 in their binary version: batches of 32 x 32 colour images.
 
-For each image a byte (CIFAR-10) or two (CIFAR-100: coarse, fine) of labels, then its red, green and blue plane. The classes'
-names lie beside, in batches.meta.txt or fine_label_names.txt. Source: the description on CIFAR's page.
+Each image has one byte (CIFAR-10) or two bytes (CIFAR-100: coarse, fine) of labels, then its red, green and blue plane. Class
+names are in the same folder, in batches.meta.txt or fine_label_names.txt. Source: the description on CIFAR's page.
 """
 
 import re
@@ -20,7 +20,7 @@ PIXELS = 3 * 32 * 32
 
 @source("CIFAR", test=lambda path, head: bool(BATCH.fullmatch(path.name)), form="parts")
 def open_cifar(files: Sequence[str], folder: Entries) -> Images:
-    """Open batches, one after another. Raises FormatError for other files and kinds that are mixed, DataError."""
+    """Open CIFAR's batches `files`, in this order. folder: all files beside them. Raises FormatError for other or mixed files."""
     with reading(files[0], "; get the files again, and name batches of one kind"):
         contents = [bytes(folder[name].read()) for name in files]
         count, beside, labels = 10, "batches.meta.txt", 1
@@ -30,13 +30,13 @@ def open_cifar(files: Sequence[str], folder: Entries) -> Images:
         records = np.concatenate(batches)
         largest = records[:, labels - 1].max()
         if largest >= count:
-            raise FormatError(f"a label is {largest}, of CIFAR-{count}")
+            raise FormatError(f"a label is {largest}, but CIFAR-{count} has {count} classes; get the files again")
     classes = [str(number) for number in range(count)]
     if beside in folder:
         with reading(beside, "; get it again, or remove it"):
             classes = bytes(folder[beside].read()).decode().split()
             if len(set(classes)) != count:
-                raise FormatError(f"{len(set(classes))} names of classes, expected {count}")
+                raise FormatError(f"{len(set(classes))} different class names, expected {count}; get it again")
     images = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     names = [f"{Path(name).stem}/{row}" for name, batch in zip(files, batches) for row in range(len(batch))]
     return images_of_array(images, records[:, labels - 1].tolist(), classes, names)

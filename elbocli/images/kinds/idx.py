@@ -1,7 +1,7 @@
-"""IDX files, in which MNIST and its relatives come: images in one, labels in another called alike; plain or gzipped.
+"""IDX files, the format of MNIST and similar data sets: images in one file, labels in another; plain or gzipped.
 
-A file has two zero bytes, its type (8 for uint8), the number of its dimensions, each of them as a big-endian uint32, and
-the values. Source: the description on MNIST's page.
+A file has two zero bytes, a byte for its type (8 for uint8), a byte for the number of dimensions, each dimension as big-endian
+uint32, and the values. Source: the description on MNIST's page.
 """
 
 import contextlib
@@ -32,17 +32,17 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 @source("IDX", test=_begins_like_images, form="parts")
 def open_idx(files: Sequence[str], folder: Entries) -> Images:
-    """Open a file of images, and the file of their labels that lies beside it.
+    """Open a file of images, and the file of labels beside it.
 
-    Raises FormatError for a file that isn't one of images or has another length than it says, and for labels that don't
-    fit; DataError when it can't be read.
+    Raises FormatError if the file doesn't hold images, its length differs from its header, or labels don't fit.
+    Raises DataError if the file can't be read.
     """
     (name,) = files
     images = _values(folder[name], name, 3)
     wanted = name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     labels = next((label for label in (wanted, f"{wanted}.gz") if label in folder and label != name), None)
     if labels is None:
-        log.warning(f"{name}: no file of labels beside it ({wanted}), so all images are of one class")
+        log.warning(f"{name}: no file of labels beside it ({wanted}); all images get the same class")
         return images_of_array(images[..., None])
     with reading(labels):
         numbers = check_labels(_values(folder[labels], labels, 1), len(images))
@@ -50,7 +50,7 @@ def open_idx(files: Sequence[str], folder: Entries) -> Images:
 
 
 def _values(ref: ImageRef, where: str, ndim: int) -> np.ndarray:
-    """Read the array of a file, uint8, of that many dimensions."""
+    """Read a uint8 array of `ndim` dimensions from a file."""
     with reading(where, "; get it again", DataError):
         content = bytes(ref.read())
         content = gzip.decompress(content) if content.startswith(GZIP) else content

@@ -1,7 +1,7 @@
-"""Parquet files with images, as Hugging Face's `datasets` writes them. Needs pyarrow, the extra `parquet`.
+"""Parquet files with images, as written by Hugging Face's `datasets`. Needs pyarrow (the extra `parquet`).
 
-The column of images is a struct with `bytes` (an image file) and `path`; that of labels holds numbers, whose names stand in
-the schema's metadata under `huggingface`. Row groups are read whole, so images come fastest in the order of the rows.
+The image column is a struct of `bytes` (an image file) and `path`; the label column holds numbers, whose class names are in
+the schema's metadata under `huggingface`. Row groups are read as a whole, so reading in the order of the rows is fastest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 LABELS = ("label", "labels", "fine_label")
-"""Columns that hold the labels, where more than one could."""
+"""Preferred names of the label column, if several columns could hold labels."""
 
 
 LOCK = threading.Lock()
@@ -29,29 +29,29 @@ LOCK = threading.Lock()
 
 @lru_cache(2)
 def _row_group(path: str, number: int, column: str) -> Any:
-    """The images' bytes of a row group, as pyarrow has them."""
+    """Return the image files in row group `number` of a parquet file, as a pyarrow array of bytes."""
     with _opened(path) as file:
         return file.read_row_group(number, columns=[f"{column}.bytes"]).column(0).combine_chunks().field("bytes")
 
 
 class ParquetRow(NamedTuple):
-    """An image of a parquet file. group: the arguments of `_row_group`."""
+    """Reference to an image in a parquet file. group: file, row group and column, as `_row_group` takes them."""
 
     group: tuple[str, int, str]
     row: int
 
     def read(self, most: int = -1) -> bytes:
-        # Locked, so that threads read a row group once.
+        # The lock keeps threads from reading the same row group twice.
         with LOCK, reading("can't be read from its parquet file", kind=DataError):
             return bytes(_row_group(*self.group)[self.row].as_py())
 
 
 @source("parquet", magic=b"PAR1", form="parts")
 def open_parquet(files: Sequence[str], folder: Entries) -> Images:
-    """Open files of one data set, in their order.
+    """Open the parquet `files` of one data set, in this order. folder: all files beside them, by name.
 
-    Raises UsageError without pyarrow; FormatError for a file that is damaged or holds no images, for files that have
-    other columns or classes than the first, and for a file in an archive.
+    Raises UsageError without pyarrow; FormatError for a file that is damaged, holds no images or lies in an archive, and for
+    files whose columns or classes differ from the first.
     """
     _row_group.cache_clear()
     layout, labels, names, refs = None, [], [], list[ParquetRow]()
@@ -72,18 +72,18 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: the label {label!r} is none of its {len(classes)} classes")
+            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes; get it again")
     return Images(names, labels or None, refs, classes)
 
 
 def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
-    """Find the columns of images and of labels ('' without), and the names of classes. Raises FormatError without images."""
+    """Return the image column, the label column ('' for none), and the class names. Raises FormatError without images."""
     from pyarrow import types
 
     schema = file.schema_arrow
     images = [each.name for each in schema if types.is_struct(each.type) and each.type.get_field_index("bytes") >= 0]
     if not images:
-        raise FormatError(f"no column of images' bytes among {', '.join(schema.names[:5])}")
+        raise FormatError(f"no column of images (with image bytes) among {', '.join(schema.names[:5])}")
     said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
     classes = {name: feature["names"] for name, feature in features.items() if "names" in feature}
@@ -93,7 +93,7 @@ def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
 
 
 def _opened(path: str) -> ParquetFile:
-    """Open a file. Raises UsageError without pyarrow, and pyarrow's errors."""
+    """Open a parquet file. Raises UsageError without pyarrow, and pyarrow's errors."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Folders, zips, tars and tars in them: files are listed by their paths, and read where they lie."""
+"""Folders, zips, tars, and tars inside tars: files are listed by their paths, and read without extracting them."""
 
 import contextlib
 import os
@@ -14,25 +14,25 @@ from elbocli.files.recognise import instead, recognise
 from elbocli.images.registry import Damage, ImageRef, Span, ZipEntry, source
 
 FOLDER = Span("")
-"""In place of a folder, which is never read."""
+"""Reference that stands for a folder in a listing; it is never read."""
 
 
 def hidden(name: str) -> bool:
-    """Tell whether any part of a path is hidden (begins with a dot), or is macOS's or Windows' own."""
+    """Tell whether any part of a path is hidden (begins with a dot), or is a system file of macOS or Windows."""
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in name.split("/"))
 
 
 def clean(name: str) -> str:
-    """Clean a path of an archive of '.', '..', leading slashes and backslashes; '' for one that is hidden."""
+    """Return a path in an archive without '.', '..', leading slashes and backslashes; '' for a hidden path."""
     path = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
     return "" if hidden(path) else path
 
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a folder and of its subfolders. A tar counts as a folder that has the tar's name without '.tar'.
+    """List the files of a folder and its subfolders. A tar is listed like a folder of the tar's name without '.tar'.
 
-    Raises DataError when a folder can't be listed, and for the folder of a run, which holds previews.
+    Raises DataError if a folder can't be listed, or is a run, which holds previews.
     """
     if recognise(root / "config.yaml") == "a config of a run":
         raise DataError(instead(root, "images"))
@@ -55,13 +55,13 @@ def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
 
 
 def _leads_up(path: Path) -> bool:
-    """Tell whether a path is a link to a folder that it lies in."""
+    """Tell whether a path is a symbolic link to a folder above it."""
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 @source("zip", magic=b"PK", form="tree")
 def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a zip. Raises zipfile's errors when it is damaged."""
+    """List the files of a zip. Raises zipfile's errors if it is damaged."""
     archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)
@@ -77,7 +77,7 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 @source("tar", test=_begins_like_tar, form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a tar. A tar inside is a folder. The last row is Damage where it is damaged or cut short."""
+    """List the files of a tar; a tar inside it is listed like a folder. If the tar is damaged, the last entry is a Damage."""
     try:
         with open_file(path) as file:
             yield from _members(file, str(path), 0, prefix)
@@ -86,13 +86,13 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Dam
 
 
 def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the members of a tar that lies at an offset of `path`. file: the tar. Raises tarfile's errors."""
+    """List the members of a tar. file: the tar. offset: its position in the file `path`. Raises tarfile's errors."""
     if prefix:
         yield prefix, FOLDER
     spans: dict[str, Span] = {}
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         while (info := tar.next()) is not None:
-            if info.size < 0:  # the next header would be this one again
+            if info.size < 0:  # otherwise tarfile would read this header again, for ever
                 raise tarfile.ReadError(f"a file of {info.size} bytes")
             tar.members.clear()  # type: ignore[attr-defined]
             name = clean(info.name)

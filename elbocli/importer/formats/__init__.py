@@ -1,7 +1,7 @@
-"""Formats of other people's checkpoints: each module here declares one or more; being here is enough.
+"""Formats of other programs' checkpoints. Each module here declares one or more formats, and is imported automatically.
 
-A format tells its files by their content, and translates one: into a network of elbo's, its weights, and the settings that
-it was trained with. It reads tensors and containers alone (see files/pickles.py), and runs nothing.
+A format recognises its files by content, and translates a file into a network of elbo, its weights, and the settings of
+its training. Only tensors and containers are read (see files/pickles.py); no code in the file is run.
 """
 
 import hashlib
@@ -33,22 +33,29 @@ from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every name."""
 STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")
-"""Keys that training scripts keep the last weights under; "ema" is part of those of averages."""
+"""Keys under which training scripts keep the last weights; keys of averages contain "ema"."""
 NAMED = ("weights", "prefix", "rename")
-"""Options that every format takes whose files hold weights by names: see `state_dict`."""
+"""Options of every format whose files hold weights by name: see `state_dict`."""
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
 AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
-"""The autoencoder of published networks of latents; the scale of its latents, which sd-vae-ft-ema shares."""
+"""Autoencoder of published latent networks, its downsampling factor, and the scale of its latents (as of sd-vae-ft-ema)."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Facts of a checkpoint that its file doesn't hold and a user says; '' and None where nothing is said.
+    """Facts about a checkpoint that the user gives because the file lacks them; '' and None for facts not given.
 
-    weights: ema (the average), model (the last weights), or the key of others in the file. prediction, levels, weighting,
-    schedule: SPECs. attention: heads=N or width=N, and ',new'. size, channels, classes: of the images or latents.
-    null_class: label of 'no class'. logsnr_min, logsnr_max: the range it was trained on. prefix: of the names that are
-    meant. rename: OLD=NEW, beginnings of names. network: FILE.py:CLASS. autoencoder: folder of the one that made the latents.
+    weights: ema (the average), model (the last weights), or the key of other weights in the file.
+    prediction, weighting, schedule: SPECs of the training's objective.
+    levels: SPEC of the network's input for the noise level.
+    attention: number of heads (heads=N) or channels per head (width=N); ',new' after it means guided-diffusion's new order.
+    size, channels, classes: side and channels of the images or latents, number of classes.
+    null_class: label that means 'no class' to the network.
+    logsnr_min, logsnr_max: range of λ in training.
+    prefix: take only weights whose names begin with this text, and remove it.
+    rename: rules OLD=NEW, which replace the beginnings of names.
+    network: the user's own network, FILE.py:CLASS.
+    autoencoder: folder of the autoencoder, for latents.
     """
 
     weights: str = "ema"
@@ -69,25 +76,25 @@ class ImportOptions:
     autoencoder: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Settings of TrainSettings that the user says, which override what a format knows."""
+        """Return the user's options that are fields of TrainSettings; they override the settings that the format gives."""
         keys = ("prediction", "weighting", "schedule", "logsnr_min", "logsnr_max")
         return {key: value for key in keys if (value := getattr(self, key)) not in ("", None)}
 
 
 class Source:
-    """A file or folder to import. path: as given. notes: what was chosen, dropped or guessed of it."""
+    """File or folder to import. notes: messages to the user about weights and settings that were chosen, dropped or guessed."""
 
     def __init__(self, path: Path):
         self.path, self.notes = path, list[str]()
 
     @cached_property
     def tree(self) -> Any:
-        """Dicts, lists, numbers, text, tensors, Foreign; None for a folder, and for a program. Raises FormatError."""
+        """Content of a file: dicts, lists, numbers, text, tensors, Foreign; None for a folder or program. Raises FormatError."""
         return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the file; of a folder, that of its settings and weights and what they are called."""
+        """Digest of the file; for a folder, of the names and contents of its .json and .safetensors files."""
         if not self.path.is_dir():
             return file_sha256(self.path)
         files = sorted(file for end in ("json", "safetensors") for file in self.path.rglob(f"*.{end}"))
@@ -96,11 +103,13 @@ class Source:
 
 
 class Imported(NamedTuple):
-    """A checkpoint in elbo's words.
+    """An imported checkpoint, as a network of elbo.
 
-    weights: by the names of the network, as `fitted` gives them. settings: those of TrainSettings that are known. averaged:
-    whether the weights are an average. data: more of the section data of config.yaml than the network's size, channels and
-    classes. files: to copy into the run, by name.
+    weights: tensors under the network's names, as `fitted` returns them.
+    settings: the fields of TrainSettings that are known.
+    averaged: whether the weights are an average.
+    data: further keys for the section `data` of config.yaml, besides size, channels and classes.
+    files: name in the run → file to copy there.
     """
 
     network: NetworkConfig
@@ -112,9 +121,10 @@ class Imported(NamedTuple):
 
 
 class FormatTraits(NamedTuple):
-    """about: a sentence for `elbo import list`. licence: of the published weights. recognises: tells a Source by its content.
+    """Facts about a format. about: sentence for `elbo import list`. licence: licence of the published weights.
 
-    takes: names of ImportOptions that mean something to it, beside those of settings, which all take.
+    recognises: function that tells whether a Source has this format.
+    takes: names of the ImportOptions that the format uses, besides those in `settings()`, which every format uses.
     """
 
     about: str
@@ -129,28 +139,28 @@ FORMATS = Registry("format")
 def source_format(
     name: str, recognises: Callable[[Source], bool], takes: tuple[str, ...] = NAMED, **said: str
 ) -> Callable[[Any], Any]:
-    """Declare a function (Source, ImportOptions) → Imported under the name that --format takes.
+    """Declare a format, by a function (Source, ImportOptions) → Imported, under its name for --format.
 
-    recognises, takes: of FormatTraits. said: about, source and licence, where formats.yaml doesn't say them. It raises
-    FormatError, which names the file, what was found and what to do.
+    recognises, takes: see FormatTraits. said: the texts about, source and licence, unless formats.yaml has them. The function
+    raises FormatError if a file can't be imported.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
     return FORMATS.declare(name, source=said["source"], traits=traits)
 
 
-# The weights of a file.
+# Weights in a file.
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return the weights by name in a file by their keys: state dicts and pickled networks. The file's own key is ''."""
+    """Return all sets of weights in a file by their key: state dicts and pickled networks. The key of the file itself is ''."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict or a pickled network, without wrappers' prefixes; none of anything else."""
+    """Return the tensors of a state dict or a pickled network without wrappers' prefixes; empty for anything else."""
     names: dict[str, Tensor] = {}
     if isinstance(value, Foreign):
         with suppress(FormatError):
@@ -165,15 +175,16 @@ def _named_tensors(value: Any) -> dict[str, Tensor]:
 def state_dict(
     source: Source, options: ImportOptions, content: Any = None, meant: Callable[[Any], bool] = bool
 ) -> tuple[dict[str, Tensor], bool, Any]:
-    """(tensors by name, whether they are an average, the entry of the file that they are from), as the options choose.
+    """Return the weights that the options choose: tensors by name, whether they are an average, and their entry in the file.
 
-    content: the file's, where it isn't its tree. meant: tells names of such a network from others in the file. Names are as
-    --prefix and --rename say. Raises FormatError where there are no such weights, UsageError for options that choose none.
+    content: content of the file, if it differs from source.tree. meant: function that tells from names whether weights are of
+    the right network. --prefix and --rename are applied to names. Raises FormatError if the file has no such weights, UsageError
+    if the options choose none.
     """
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
     if not held:
-        raise FormatError(f"{source.path}: holds no weights by names; it holds {inventory(source.tree)}")
+        raise FormatError(f"{source.path}: no weights of such a network; it holds {inventory(source.tree)}")
     key = "" if "" in held else _choose(held, source, options.weights)
     entry = content[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
@@ -188,19 +199,21 @@ def state_dict(
 
 
 def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
-    """Return the key of the weights that --weights asks for, and note which it is where a file holds several."""
+    """Return the key of the weights that --weights chooses, and note the choice if the file holds several."""
     averages = [key for key in held if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in held][:1]
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
     if len(choices) != 1:
-        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose by --weights KEY")
+        raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose with --weights KEY")
     if wanted == "ema" and [*held] != averages:
-        source.notes.append(f"{source.path}: takes the weights {choices[0]}; --weights chooses of {', '.join(held)}")
+        source.notes.append(
+            f"{source.path}: takes the weights {choices[0]}; for others, give --weights one of {', '.join(held)}"
+        )
     return choices[0]
 
 
 def inventory(tree: Any) -> str:
-    """Say what a file holds, for messages."""
+    """Return a short description of a file's content for messages: its first keys, or its type."""
     return ", ".join(map(repr, [*tree][:6])) if isinstance(tree, dict) else getattr(tree, "name", type(tree).__name__)
 
 
@@ -208,14 +221,14 @@ def inventory(tree: Any) -> str:
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """The shape of a tensor that tells how a network is built. Raises FormatError without it."""
+    """Return the shape of a tensor, from which a network's size follows. Raises FormatError if the tensor is missing."""
     if name not in tensors:
         raise FormatError(f"lacks {name!r}; {nearest(name, tensors)}")
     return tuple(tensors[name].shape)
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Names of the modules in elbo's blocks → theirs. blocks: their names of blocks by elbo's list; parts: of modules in one."""
+    """Return elbo's module names → the file's. blocks: elbo's list → the file's names of its blocks. parts: names in a block."""
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
         for way, names in blocks.items()
@@ -232,11 +245,11 @@ def fitted(
     turned: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
     without: str = "",
 ) -> dict[str, Tensor]:
-    """Return the weights by the network's names, in its order and types.
+    """Return a file's tensors as weights of elbo's network `config`: under its names, in its order and types.
 
-    modules: elbo's names of modules (or of single weights) → theirs; None where all names are elbo's. turned: makes elbo's
-    tensor of theirs, by its name in elbo. without: regular expression of their names that mean nothing here. Raises
-    FormatError with the first name that is missing, is not the network's, or has another shape.
+    modules: elbo's names of modules (or of single weights) → the file's names; None if all names are equal.
+    turned: function of elbo's name and the file's tensor that returns elbo's tensor. without: regular expression for names in the
+    file that are not needed. Raises FormatError for the first weight that is missing, superfluous, or of another shape.
     """
     where = source.path
     with torch.device("meta"):
@@ -247,7 +260,7 @@ def fitted(
         theirs = name if modules is None else modules.get(name) or f"{modules[module]}.{kind}"
         shape_of(tensors, theirs)
         value = tensors[theirs]
-        with suppress(RuntimeError, IndexError):  # one of another shape is refused below
+        with suppress(RuntimeError, IndexError):  # a tensor of another shape is refused below
             value = turned(name, value)
         if value.shape != empty.shape:
             shape = list(tensors[theirs].shape)
@@ -257,17 +270,17 @@ def fitted(
     for name in unused:
         if not re.fullmatch(without, name):
             raise FormatError(
-                f"{where}: has {name!r}, which such a network has no place for; another can be imported as a program (.pt2)"
+                f"{where}: has {name!r}, which elbo's network lacks; export the network as a program (.pt2), and import that"
             )
     return weights
 
 
-# Facts that shapes don't tell.
+# Facts that shapes don't show.
 
 
 class AttentionOrder(NamedTuple):
-    """heads: 0 is one for `width` channels. outside: whether q, k and v come first and heads within them ("new" in
-    guided-diffusion); else each head has its own.
+    """Number and order of attention heads. heads: their number; 0 for one per `width` channels. outside: whether the channels
+    are all of q, then k, then v ("new" in guided-diffusion); otherwise they are q, k and v of the first head, then the next.
     """
 
     heads: int = 0
@@ -275,40 +288,40 @@ class AttentionOrder(NamedTuple):
     outside: bool = False
 
     def heads_of(self, channels: int) -> int:
-        """Heads of a level of so many channels."""
+        """Return the number of heads of attention on `channels` channels."""
         return self.heads or heads_of(channels, self.width)
 
 
 def parse_attention(text: str) -> AttentionOrder:
-    """`heads=4`, `width=64`, `width=64,new`. Raises UsageError."""
+    """Parse the text of --attention: `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
-        raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it where it is so")
+        raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for the new order")
     return AttentionOrder(**{said[1]: int(said[2])}, outside=bool(said[3]))
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
-    """logsnr_min and logsnr_max of the timesteps that a level code counts; none, and a note, where it counts none."""
+    """Return the range of λ of a level code (the network's input for the noise level); empty, with a note, without timesteps."""
     said = parse_level_code(code)
     if said.name in SCHEDULES:
         low, high = SCHEDULES[said.name].bind(said.params)().support
         return {"logsnr_min": low, "logsnr_max": high}
     if None in (options.logsnr_min, options.logsnr_max):
         source.notes.append(
-            "nothing says which levels it was trained on: taken to be -15 to 15, unless --logsnr-min and --logsnr-max say it"
+            "the range of logsnr in training is unknown: taken as -15 to 15; give others with --logsnr-min and --logsnr-max"
         )
     return {}
 
 
 def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
-    """Settings of a network that was trained by the mean squared error of its output over the timesteps that a code counts."""
+    """Return the settings of training on the mean squared error of `prediction`, at the timesteps of the level code `code`."""
     spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
     trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
     return {"prediction": prediction, **trained}
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the latents' keys for a run's section `data`: those of --autoencoder, else Stable Diffusion's. Raises FormatError."""
+    """Return the latent space's keys for config.yaml: of --autoencoder, or of Stable Diffusion's. Raises FormatError."""
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
@@ -316,7 +329,7 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
             raise FormatError(f"{folder}: its latents have {model.channels} channels, {source.path}'s have {channels}")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
-        f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; 'elbo sample' needs its folder: --autoencoder DIR, here or there"
+        f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
     )
     known = {"scaling_factor": SCALE}
     return space_of(convention, known, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()

@@ -19,13 +19,13 @@ from elbocli.nn.networks.diffusers import CONFIG, UNET, WEIGHTS, DiffusersUNetCo
 SCHEDULER = "scheduler_config.json"
 BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_cap_v2": "t-squaredcos"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Modules of attention in weights of before 2023 → their names now."""
+"""Names of attention modules in weights from before 2023 → their present names."""
 NEAR = 1e-3
-"""Timesteps that a level may be off by."""
+"""Largest accepted difference between a timestep of the scheduler and of elbo's formula, in timesteps."""
 
 
 def _folder(path: Path) -> Path:
-    """The folder of the network in that of a pipeline."""
+    """Return the folder of the network: `unet` in a pipeline, otherwise the given folder."""
     return path / "unet" if (path / "unet" / CONFIG).is_file() else path
 
 
@@ -35,14 +35,14 @@ def _folder(path: Path) -> Path:
     takes=("levels", "size", "classes"),
 )
 def diffusers(source: Source, options: ImportOptions) -> Imported:
-    """Take the network as diffusers computes it, and prediction and levels from the scheduler beside it."""
+    """Import a network of diffusers, with the prediction and noise levels of its scheduler's config."""
     folder = _folder(source.path)
     where = folder / CONFIG
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: no {UNET} without a class_embed_type; other networks of diffusers are read as a program "
-            "(elbocli.export_network makes one)"
+            f"{where}: elbo reads {UNET} without class_embed_type; export other networks as a program, and import that "
+            "(elbocli.export_network)"
         )
     settings, code = _scheduled(source, options)
     numbers = (("in_channels", 3), ("out_channels", 3), ("num_class_embeds", 0))
@@ -50,7 +50,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     classes = rows if options.classes is None else options.classes
     if not rows - 1 <= classes <= rows or (rows and not classes):
         raise UsageError(
-            f"--classes {classes}: {folder}: its table has {rows} classes, of which the last may be for none"
+            f"--classes {classes}: {folder}: its table has {rows} classes, of which the last may be 'no class'"
         )
     side = found.get("sample_size")
     size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
@@ -71,12 +71,12 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Read a folder's weights under diffusers' current names. Raises FormatError, also for pickles."""
+    """Read a folder's weights by diffusers' present names. Raises FormatError, also for pickles."""
     whole, stem = folder / WEIGHTS, WEIGHTS.removesuffix(".safetensors")
     files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # its parts, or a variant
     if not files:
         raise FormatError(
-            f"{folder}: no {WEIGHTS}; only safetensors are read, which diffusers writes by save_pretrained(…, "
+            f"{folder}: no {WEIGHTS}; only safetensors are read; write them with diffusers' save_pretrained(…, "
             "safe_serialization=True)"
         )
 
@@ -90,9 +90,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """(settings that the scheduler says, the level code). --levels stands above it.
+    """Return the settings in the scheduler's config, and the network's input for the noise level (its level code).
 
-    Raises UsageError where neither says it, FormatError for a scheduler whose levels elbo can't tell a network.
+    --levels replaces the scheduler. Raises UsageError without both, FormatError for a scheduler that no level code describes.
     """
     if options.levels:
         return formats.range_settings(options.levels, source, options), options.levels
@@ -100,9 +100,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
     places = [path / "scheduler" / SCHEDULER, path / SCHEDULER, path.parent / "scheduler" / SCHEDULER]
     file = next(filter(Path.is_file, places), None)
     if file is None:
-        raise UsageError(
-            f"{path}: no {SCHEDULER} says how it was trained; add --prediction and --levels (t:linear, t:squaredcos, …)"
-        )
+        raise UsageError(f"{path}: no {SCHEDULER} beside it; add --prediction and --levels (t:linear, t:squaredcos, …)")
     config = read_json(file)
     curve: Any
     prediction, curve = read_config(file)
@@ -114,11 +112,11 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         return {**formats.range_settings(code, source, options), **flow}, code
     betas = str(config.get("beta_schedule"))
     ends = "" if betas == "squaredcos_cap_v2" else f",start={config.get('beta_start')},end={config.get('beta_end')}"
-    with reading(f"{file}: its timesteps ({betas}) have no level code", "; --levels says another"):
+    with reading(f"{file}: its timesteps ({betas}) have no level code", "; give one with --levels"):
         timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
         apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
         if not apart <= NEAR:
-            raise ValueError(f"they are up to {apart:g} off, perhaps rescaled or learned")
+            raise ValueError(f"they differ by up to {apart:g} from the nearest code's, perhaps rescaled or learned")
     code = timestep.spec
     low, high = curve.support
     return {**formats.timestep_settings(code, source, options, prediction), "logsnr_min": low, "logsnr_max": high}, code

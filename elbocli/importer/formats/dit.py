@@ -1,8 +1,8 @@
-"""Checkpoints of DiT and of what shares its network, SiT and REPA: state dicts, alone or in their training scripts' files.
+"""Checkpoints of DiT, and of SiT and REPA, which share its network: state dicts, alone or in a training script's file.
 
-Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025. The three have the same names and shapes, and differ in what the
-network is told and what it gives. DiT: a timestep of 1000, and the noise. SiT: t, 1 being data, and x − ε at
-t x + (1 − t) ε. REPA: t, 1 being noise, and ε − x at (1 − t) x + t ε.
+Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025. The three have the same names and shapes, but other inputs and
+outputs. DiT: input a timestep of 1000, output the noise. SiT: input t (1 is data), output x − ε at t x + (1 − t) ε.
+REPA: input t (1 is noise), output ε − x at (1 − t) x + t ε.
 """
 
 import math
@@ -21,17 +21,17 @@ from elbocli.nn.networks.transformers import DiTConfig, positions
 PATCH, POSITIONS, LAST = "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight"
 TABLE, PROJECTORS = "y_embedder.embedding_table.weight", "projectors."
 MARKS = {PATCH, POSITIONS, LAST, "blocks.0.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.weight"}
-"""Names by which the network is told."""
+"""Names of weights by which the network is recognised."""
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Widths of S, B, L and XL → their heads, which shapes don't tell."""
+"""Width of DiT-S, B, L and XL → number of attention heads, which the shapes of the weights don't show."""
 FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
-"""Settings of a network that was trained on all times: those below 0.0006 and above 0.9994 lie outside."""
+"""Settings of a flow network trained on all times; times below 0.0006 and above 0.9994 lie outside the range."""
 CODES = {"dit": "t-linear", "sit": "flow-reversed", "repa": "flow"}
-"""Format → the level code of its time."""
+"""Format → level code: what number tells its networks the noise level."""
 
 
 def _is(format: str, source: Source) -> bool:
-    """Tell whether names in a file are those of a format: dit or repa."""
+    """Tell whether a file holds weights of a format: dit or repa."""
     for names in formats.entries(source.tree).values():
         if set(names) >= MARKS:
             return format == ("repa" if any(name.startswith(PROJECTORS) for name in names) else "dit")
@@ -39,12 +39,12 @@ def _is(format: str, source: Source) -> bool:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes. its_code: the format's level code."""
+    """Translate a checkpoint. The weights' names and shapes define the network. its_code: the format's value in CODES."""
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
         source.notes.append(
-            "read as DiT's; SiT's and REPA's look alike: if it is one, say --format sit or --format repa"
+            "read as DiT's; if it is SiT's or REPA's, which look alike, add --format sit or --format repa"
         )
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels, patch, _ = shape_of(tensors, PATCH)
@@ -52,18 +52,20 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
     most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
     if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
-        raise FormatError(f"{POSITIONS} isn't DiT's code of a square of places, by sines and cosines, as elbo's")
+        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square, which elbo's network has")
     heads = HEADS.get(width) or AttentionOrder().heads_of(width)
     if options.attention:
         heads = formats.parse_attention(options.attention).heads_of(width)
     elif width not in HEADS:
         source.notes.append(
-            f"shapes don't say its heads: taken as {heads}, of {width // heads} channels each; say others by --attention"
+            f"number of heads unknown: taken as {heads}, of {width // heads} channels each; give another with --attention"
         )
     rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
-        raise UsageError(f"--classes {classes}: {where} has a table of {rows} rows, of which the last may be for none")
+        raise UsageError(
+            f"--classes {classes}: {where} has a table of {rows} rows, of which the last may be 'no class'"
+        )
     outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(
@@ -82,7 +84,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     def turned(name: str, tensor: Tensor) -> Tensor:
         if not name.startswith("last."):
             return tensor
-        if flow and outputs == doubled:  # channel by channel in every place of a patch
+        if flow and outputs == doubled:  # in each place of a patch, outputs are ordered by channel
             tensor = tensor.unflatten(0, (patch**2, 2, channels))[:, 0].flatten(0, 1)
         return -tensor if its_code == "flow-reversed" else tensor
 

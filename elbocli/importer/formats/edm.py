@@ -1,9 +1,9 @@
 """Checkpoints of EDM's ADM network (DhariwalUNet) and of EDM2's networks: pickles, training states, state dicts.
 
-Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696. Their pickles bring their own source code along, which is
-not run; see files/pickles.py. EDM2's names, shapes, order and constants are as its published code has them, and half
-precision makes XS as large as its published file; no such file was read. The head that learns the weighting of EDM2's loss
-is left out: it serves training alone.
+Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696. Their pickles contain their source code, which is not run;
+see files/pickles.py. Names, shapes, order and constants of EDM2 follow its published code, and XS in half precision has
+the size of its published file; no such file was read in a test. The head that learns the weighting of EDM2's loss is
+left out, because only training needs it.
 """
 
 import math
@@ -24,19 +24,19 @@ from elbocli.nn.networks import edm2 as ours
 from elbocli.nn.networks.unet import UNetConfig, heads_of
 
 LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5
-"""The levels that EDM and EDM2 sample at."""
+"""Range of σ in sampling with EDM and EDM2, and σ of the data."""
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
-"""Mean and standard deviation of ln σ that EDM's networks, and EDM2's of each kind, train with, where a file doesn't say."""
+"""Encoder of EDM2 ("" for EDM) → mean and standard deviation of ln σ in training, for files that don't give them."""
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}
-"""Channels → the encoder that gives as many, where a file doesn't say."""
+"""Channels → encoder with so many channels, if a file doesn't name its encoder."""
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
-"""The beginning of a name in a block: its way, its side, its place there."""
+"""Beginning of a weight's name in a block: enc or dec, side, and place."""
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")
-"""Ends of names by which EDM2's network is told."""
+"""Ends of weights' names by which EDM2's network is recognised."""
 LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
 READ = {"", "EDMPrecond", "DhariwalUNet"}
-"""Classes of EDM's code that elbo's network does the same as; a state dict has none."""
+"""Classes of EDM's code that elbo's network implements; "" is for a state dict, which doesn't name its class."""
 CONSTANTS: dict[str, Any] = {
     "label_balance": ours.CLASS,
     "concat_balance": ours.JOINED,
@@ -45,14 +45,14 @@ CONSTANTS: dict[str, Any] = {
     "clip_act": ours.CLIP,
     "resample_filter": [1, 1],
 }
-"""Attributes of EDM2's objects that elbo's network has as constants."""
+"""Attribute of EDM2's objects → the only value that elbo's network has for it."""
 
 
-# What the two share.
+# Shared by EDM and EDM2.
 
 
 def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and the attributes of a pickled network and of all modules in it."""
+    """Yield name and attributes of a pickled network and of all its submodules."""
     told = attributes(module)
     yield name, told
     for key, inner in (told.get("_modules") or {}).items():
@@ -60,7 +60,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Settings of the objective, as the network and its loss function say. kind: else by this key of DRAWN."""
+    """Return the settings of the training's objective. loss: attributes of the loss function. kind: key of DRAWN (defaults)."""
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
     return {
@@ -73,9 +73,9 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the keys of a config that both formats have, where levels are widths; and elbo's names of modules → theirs.
+    """Return the keys of a network's config that both formats share, and elbo's names of modules → the file's names.
 
-    module: the pickled network, whose blocks say its dropout.
+    module: the pickled network, whose blocks give its dropout. The key `levels` has the width of each level in channels.
     """
     names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
@@ -103,7 +103,7 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:
-    """Make elbo's tensor of theirs, which has heads first, then channels of a head, with q, k and v side by side."""
+    """Convert EDM's tensor to elbo's order. EDM orders attention's channels by head, then by channel, then as q, k and v."""
     if ".attention.qkv." in name:
         return tensor.unflatten(0, (heads_of(len(tensor) // 3), -1, 3)).movedim(2, 0).flatten(0, 2)
     return tensor if tensor.dim() else tensor[None]
@@ -121,12 +121,12 @@ def _is_edm(names: Iterable[str]) -> bool:
     recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes, and the objective off the objects of a pickle."""
+    """Translate a checkpoint of EDM. The weights' names and shapes define the network, a pickle's objects the objective."""
     where = source.path
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
     if strange:
-        raise FormatError(f"{where}: has {' and '.join(sorted(strange))}; elbo reads DhariwalUNet in EDMPrecond alone")
+        raise FormatError(f"{where}: has {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
     if LABELS in tensors:
         tensors[LABELS] = tensors[LABELS].T
@@ -144,12 +144,10 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     weights = formats.fitted(tensors, config, source, modules, _turned, rf"{re.escape(AUGMENT)}|.*\.resample_filter")
     if AUGMENT in tensors:
         source.notes.append(
-            "it was trained with augmented images; elbo samples images as they were, without map_augment"
+            "the network was trained with augmented images; elbo samples without augmentation (map_augment is dropped)"
         )
     if isinstance(module, dict):
-        source.notes.append(
-            f"{where}: nothing in it says so: its network is taken as preconditioned by EDM (EDMPrecond)"
-        )
+        source.notes.append(f"{where}: a state dict, whose network is taken to have EDM's preconditioning (EDMPrecond)")
     loss = source.tree.get("loss_fn") if isinstance(source.tree, dict) else None
     loss = attributes(loss) if class_name(loss) == "EDMLoss" else {}
     return Imported(config, weights, objective(module, loss, ""), averaged)
@@ -159,7 +157,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 
 
 def _content(source: Source) -> tuple[Any, list[Any]]:
-    """(the file's content, relative standard deviations of its averages); the first average stands under "ema" itself."""
+    """Return the file's content, with its first average under "ema", and the relative standard deviations of its averages."""
     tree: Any = source.tree
     tree = tree.items or tree if isinstance(tree, Foreign) else tree
     ema = tree.get("ema") if isinstance(tree, dict) else None
@@ -174,7 +172,7 @@ def _is_edm2(names: Iterable[str]) -> bool:
 
 
 def _check_constants(module: Any) -> None:
-    """Raise FormatError for a pickled network with other constants than elbo's."""
+    """Raise FormatError if a pickled network's constants differ from elbo's."""
     for name, told in submodules(module):
         wanted = dict(CONSTANTS)
         if told.get("num_heads"):
@@ -186,12 +184,12 @@ def _check_constants(module: Any) -> None:
 
 
 def _encoder(content: Any, channels: int) -> str:
-    """The encoder that made the images that the network sees, LATENTS or PIXELS. Raises FormatError for another."""
+    """Return the name of the encoder of the network's images, LATENTS or PIXELS. Raises FormatError for another encoder."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
-        raise FormatError(f"its encoder is {name!r}, perhaps with numbers of its own, expected {LATENTS} or {PIXELS}")
+        raise FormatError(f"its encoder is {name!r}, perhaps with other constants, expected {LATENTS} or {PIXELS}")
     return name
 
 
@@ -201,11 +199,11 @@ def _encoder(content: Any, channels: int) -> str:
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes, and the objective off the objects of a pickle."""
+    """Translate a checkpoint of EDM2. The weights' names and shapes define the network, a pickle's objects the objective."""
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:
-        source.notes.append(f"of its {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
+        source.notes.append(f"it has {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
     known, modules = layout(tensors, module, "edm2")
@@ -226,6 +224,6 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     loss = loss if isinstance(loss, dict) else attributes(loss)
     if "P_mean" not in loss:
         mean, std = DRAWN[kind]
-        source.notes.append(f"doesn't say the noise it was trained with: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
+        source.notes.append(f"doesn't say the noise in its training: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
     data = formats.latents_of(config, source, options, "edm2") if kind == LATENTS else {}
     return Imported(config, weights, objective(module, loss, kind), averaged, data)

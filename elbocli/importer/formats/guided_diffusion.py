@@ -1,7 +1,7 @@
-"""guided-diffusion's checkpoints, state dicts of its UNetModel, known as ADM: 64 to 512 pixels, and LSUN.
+"""Checkpoints of guided-diffusion, state dicts of its UNetModel, known as ADM: 64 to 512 pixels, and LSUN.
 
-Source: Dhariwal & Nichol 2021. Names and shapes tell the network but for the size of its images, its heads and its noise
-schedule: those of the published ones are known by their widths, those of others a user says.
+Source: Dhariwal & Nichol 2021. Names and shapes give the network except its image size, heads and noise schedule, which are
+known for the published networks by their widths; for others, the user gives them.
 """
 
 import re
@@ -21,15 +21,16 @@ SIZES: dict[tuple[float, ...], int] = {
     (1, 1, 2, 2, 4, 4): 256,
     (0.5, 1, 1, 2, 2, 4, 4): 512,
 }
-"""Widths of the levels → the size of image that guided-diffusion chooses them for."""
+"""Widths of the levels → image size for which guided-diffusion chooses them."""
 PUBLISHED = {
     (192, 3, 64): (AttentionOrder(outside=True), "t-squaredcos", 0.1),
     (256, 2, 128): (AttentionOrder(heads=4), "t-linear", 0.0),
     (256, 2, 256): (AttentionOrder(), "t-linear", 0.0),
     (256, 2, 512): (AttentionOrder(), "t-linear", 0.0),
 }
-"""(channels, blocks, size) of OpenAI's networks → attention, level code of the timesteps, and dropout, as model card and
-commands say: shapes don't tell them. That of 256 pixels is also LSUN's.
+"""(channels, blocks, size) of OpenAI's networks → order of attention heads, timesteps and dropout, which shapes don't show.
+
+Source: model card and commands. The network for 256 pixels is also LSUN's.
 """
 ATTENDED = {32, 16, 8}
 
@@ -40,13 +41,15 @@ ATTENDED = {32, 16, 8}
     takes=(*formats.NAMED, "size", "levels", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
-    """Read the network off names and shapes, and complete it by what is known of the published ones."""
+    """Translate a checkpoint. Names and shapes of weights define the network, except for what PUBLISHED or the user adds."""
     where = source.path
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels = shape_of(tensors, TIME)
     image_channels, outputs = shape_of(tensors, FIRST)[1], shape_of(tensors, LAST)[0]
     if image_channels == outputs == 6:
-        raise FormatError(f"{where}: its network enlarges images, and sees a smaller one as well; elbo has none such")
+        raise FormatError(
+            f"{where}: a super-resolution network, with a smaller image as input; elbo has no such network"
+        )
     parts = [re.fullmatch(r"output_blocks\.(\d+)\.(\d)\.in_layers\.0\.weight", name) for name in tensors]
     places = sorted((int(match[1]), int(match[2])) for match in parts if match)
     deep = 1 + sum(place > 0 for _, place in places)
@@ -59,10 +62,10 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     known = PUBLISHED.get((channels, blocks, usual)) if published else None
     size = options.size or usual
     if not size:
-        raise UsageError(f"{where}: its shapes don't say how large its images are; add --size")
+        raise UsageError(f"{where}: its shapes don't show the image size; add --size")
     if not known and not options.attention:
         raise UsageError(
-            f"{where}: its network is none of the published ones, and shapes don't say its heads; add --attention heads=N "
+            f"{where}: not a published network, and shapes don't show its heads; add --attention heads=N "
             "(num_heads) or width=N (num_head_channels), with ',new' for use_new_attention_order"
         )
     attention, code, dropout = known or (AttentionOrder(), "t-linear", 0.0)
@@ -70,7 +73,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
         attention = formats.parse_attention(options.attention)
     if not known and not options.levels:
         source.notes.append(
-            f"{where}: nothing says its noise schedule: taken as linear with 1000 timesteps; say another by --levels"
+            f"{where}: noise schedule unknown: taken as linear with 1000 timesteps; give another with --levels"
         )
     code = options.levels or code
     with reading(where):

@@ -1,4 +1,4 @@
-"""One's own network: a class in a plug-in with weights from a state dict, or a program of torch.export (.pt2)."""
+"""The user's own network: a class in a plug-in with weights from a state dict, or a program of torch.export (.pt2)."""
 
 import re
 from pathlib import Path
@@ -23,11 +23,11 @@ TAKES = ("levels", "size", "channels", "classes", "null_class")
 
 @source_format(
     "module",
-    recognises=lambda source: False,  # --network says it
+    recognises=lambda source: False,  # chosen by --network
     takes=(*formats.NAMED, *TAKES, "network"),
 )
 def module(source: Source, options: ImportOptions) -> Imported:
-    """Run the file that the user names, make its class, and give it the weights."""
+    """Run the file of --network, make an instance of its class, and load the weights."""
     said = re.fullmatch(r"(.+\.py):(\w+):?(.*)", options.network)
     if not said:
         raise UsageError(f"--network {options.network!r}: expected FILE.py:CLASS, or FILE.py:CLASS:KEY=VALUE,…")
@@ -47,7 +47,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
-    """The config of a class: of one that is declared as a network, or of any torch.nn.Module."""
+    """Return the config of the class `name` in the plug-in `file`: a declared network, or any torch.nn.Module."""
     sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
     told: Any = {"code": options.levels} if options.levels else {}
@@ -55,7 +55,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     if declared is None:
         return ModuleConfig(**sizes, name=f"{file}:{name}", arguments=arguments, null_class=none, **told)  # type: ignore[arg-type]
     if none:
-        raise UsageError(f"--null-class: {name} is told class -1 for none, as elbo's own are; leave it out")
+        raise UsageError(f"--null-class: {name} gets class -1 for 'no class', like elbo's own networks; leave it out")
     return config_of({"family": declared.name, **sizes, **read_arguments(arguments), **told}, f"--network {name}")
 
 
@@ -65,12 +65,12 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     takes=TAKES,
 )
 def program(source: Source, options: ImportOptions) -> Imported:
-    """Keep the program in the run, and its weights in the checkpoint."""
+    """Copy the program into the run, and its weights into the checkpoint."""
     trust(source.path)
     exported, takes = open_program(source.path)
     if not options.levels:
         raise UsageError(
-            f"{source.path}: doesn't say what its network is told of the noise; add --levels logsnr, t:linear, sigma, flow, …"
+            f"{source.path}: doesn't say how its network gets the noise level; add --levels logsnr, t:linear, sigma, flow, …"
         )
     side = takes.images.shape[2]
     size = options.size or (side if isinstance(side, int) else 0)
@@ -79,10 +79,10 @@ def program(source: Source, options: ImportOptions) -> Imported:
     classes, null = takes.classes if options.classes is None else options.classes, options.null_class
     if (takes.labels is None and (classes or null is not None)) or 0 < takes.classes < classes:
         raise FormatError(
-            f"{source.path}: takes {takes.classes or 'no'} labels, and --classes or --null-class says others"
+            f"{source.path}: takes {takes.classes or 'no'} labels, which --classes or --null-class contradicts"
         )
     if takes.labels is not None and not classes and null is None and not takes.classes:
-        raise UsageError(f"{source.path}: takes labels; add --classes, and --null-class where it is 0")
+        raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class if it has no classes")
     config = ProgramConfig(
         image_size=size,
         image_channels=options.channels or takes.images.shape[1],
@@ -94,8 +94,8 @@ def program(source: Source, options: ImportOptions) -> Imported:
         null_class=() if null is None else (null,),
     )
     if not takes.levels.is_floating_point():
-        source.notes.append("it takes whole timesteps: what lies between two is rounded")
+        source.notes.append("the network takes whole timesteps, so values between them are rounded")
     settings = formats.range_settings(options.levels, source, options)
-    # A file of weights holds no memory under two names, which a program may share.
+    # A program's weights may share memory, which safetensors refuses.
     weights = {f"program.{name}": value.detach().clone() for name, value in exported.module().state_dict().items()}
     return Imported(config, weights, settings, False, files={FILE: source.path})

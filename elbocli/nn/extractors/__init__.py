@@ -1,4 +1,4 @@
-"""Feature extractors for scoring, declared once by name. torch is imported only when one is made."""
+"""Feature extractors for scores, declared by name. torch is imported only when an extractor is made."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 EXTRACTORS = Registry("extractor")
 extractor = EXTRACTORS.declare
-"""Declares (path of weights or None) → an Extractor."""
+"""Decorator that declares a function (path of weights or None) → Extractor."""
 DEFAULT = "inception-v3-compat"
 STRICT = "fp32"
-"""The precision of features that published numbers are of, and of files that don't say one."""
+"""Precision of features in published numbers, and the default for files that don't state a precision."""
 PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
 TINY_SHA256 = "3bcdfad010b982b1563a266ffada969d736ddb63c5a6af65690a9af7eeac0035"
-"""Digest of elbo-tiny's weights, which are drawn from a fixed seed."""
+"""SHA-256 of elbo-tiny's weights, which are drawn from a fixed seed."""
 SPATIAL_CHANNELS = 7
-"""Channels that are spatial features: 17 × 17 × 7 = 2023 numbers of Inception, about as many as its other features."""
+"""Number of channels of spatial features: 17 × 17 × 7 = 2023 values for Inception, about as many as its other features."""
 
 
 class Extractor(NamedTuple):
-    """module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
+    """Feature extractor. module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
 
-    channels: what it takes (0: any). weights_sha256: of the weights, so that numbers can be compared. spatial: the part of
-    the module whose output [B,C,H,W] has the spatial features; None where it has none. precision: of PRECISIONS, in which
-    features are to be extracted; the caller sets torch's switches.
+    weights_sha256: digest of the weights, to check that scores are comparable. channels: number of image channels; 0: any.
+    spatial: submodule whose output [B,C,H,W] has the spatial features, or None. precision: one of PRECISIONS; the caller
+    sets torch's switches for TF32 and autocast to match.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Extractor(NamedTuple):
     precision: str = STRICT
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features and logits (None when it has none) of uint8 [B,C,H,W]. Raises DataError when it can't take them."""
+        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, or FormatError for bad output."""
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
@@ -56,8 +56,8 @@ class Extractor(NamedTuple):
         return features.float(), None if logits is None else logits.float()
 
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The same, and spatial features [B,S]: the first 7 channels of that part's output, row by row, channels last, as
-        ADM has them. Needs such a part. Raises DataError.
+        """Return features, logits (or None) and spatial features [B,S]: the first 7 channels of the output of `spatial`, which
+        must not be None, in ADM's order (NHWC). Raises DataError, FormatError.
         """
         kept: list[Tensor] = []
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
@@ -73,10 +73,10 @@ class Extractor(NamedTuple):
     known_as=["inception", "inception-v3"],
 )
 def inception(weights: Path | None) -> Extractor:
-    """Weights from a file, else torch-fidelity's published ones in the user's cache (fetched once).
+    """Make the Inception extractor with weights from a file, or torch-fidelity's published weights (downloaded once).
 
-    Batch norm is folded, and channels come last in memory: features differ from torch-fidelity's by rounding. Spatial
-    features are those of TensorFlow's `mixed_6/conv`, the 1 × 1 branch of Mixed_6d after batch norm and ReLU.
+    Batch norm is folded and memory is channels-last, so features differ from torch-fidelity's by rounding. Spatial features
+    are those of TensorFlow's `mixed_6/conv`, the 1 × 1 branch of Mixed_6d after batch norm and ReLU.
     """
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -100,7 +100,7 @@ def inception(weights: Path | None) -> Extractor:
     source="Simonyan & Zisserman 2014; torch-fidelity's default for precision and recall",
 )
 def vgg16(weights: Path | None) -> Extractor:
-    """Weights from a file of torchvision's."""
+    """Make the VGG16 extractor with weights from one of torchvision's files."""
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
     module, digest = _loaded(FeatureExtractorVGG16, "vgg16", ["fc2_relu"], _given(weights, "vgg16"))
@@ -108,7 +108,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Weights from a file of the network's authors, of timm's or of transformers'. Preprocessing is EDM2's or CMMD's: no crop."""
+    """Make a ViT extractor with weights of its authors, timm or transformers. Images are resized, not cropped, as in EDM2."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))
@@ -127,14 +127,14 @@ extractor(
 
 
 def _given(weights: Path | None, name: str) -> Path:
-    """The file of weights. Raises UsageError where none is given."""
+    """Return the weights' path. Raises UsageError if the user gave none."""
     if weights is None:
-        raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md says which")
+        raise UsageError(f"{name} needs --extractor-weights FILE; docs/extractors.md lists the files that it takes")
     return weights
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """One of torch-fidelity's networks and the sha256 of its weights. Raises FormatError; runs no code from the file."""
+    """Return one of torch-fidelity's networks, and its weights' SHA-256. Runs no code from the file. Raises FormatError."""
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)
@@ -162,7 +162,7 @@ def _published() -> Path:
     source="fixed seed, no download: for tests and smoke runs, not for publication",
 )
 def tiny(weights: Path | None) -> Extractor:
-    """The same network on every machine."""
+    """Make the tiny extractor, whose weights are the same on every machine."""
     if weights is not None:
         raise UsageError("elbo-tiny has no weights to load; leave --extractor-weights out")
     from elbocli.nn.extractors.vit import Tiny
@@ -172,7 +172,7 @@ def tiny(weights: Path | None) -> Extractor:
 
 
 def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:
-    """A declared extractor, or the program in a .pt2 file, on a device. precision: of PRECISIONS. Raises ElboError."""
+    """Make an extractor on a device. name: a declared name or a .pt2 file. precision: one of PRECISIONS. Raises ElboError."""
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")

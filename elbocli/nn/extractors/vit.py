@@ -1,7 +1,7 @@
-"""Networks of extractors: DINOv2 as EDM2 measures by it, CLIP's image side as CMMD does, and a tiny one for tests.
+"""Networks of extractors: DINOv2 as used by EDM2, CLIP's image encoder as used by CMMD, and a tiny network for tests.
 
-DINOv2 and CLIP, whose vision transformers are timm's, see the whole image, resized to 224 × 224 by torch's antialiased
-bicubic in float32. Values that it puts below 0 or above 255 stay: neither EDM2 nor CMMD clamps them.
+DINOv2 and CLIP use timm's vision transformers. The whole image is resized to 224 × 224 by torch's antialiased bicubic
+interpolation in float32. Values below 0 or above 255 are not clamped, as in EDM2 and CMMD.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""DINOv2's hub asks for a grid of 16.1 places a side, and gets 16 that lie a little closer than 16 would."""
+"""Offset of DINOv2's hub code, which scales S positions per side by 16.1/S to 16, slightly closer together than by 16/S."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 
 class Tiny(nn.Module):
-    """A small random network whose features tell images apart well enough to test with, from a fixed seed.
+    """Small random network with a fixed seed, whose features separate images well enough for tests.
 
     uint8 [B,3,H,W] → (features [B, 64], logits [B, 10]).
     """
@@ -51,11 +51,11 @@ class Tiny(nn.Module):
 
 
 class VitShape(NamedTuple):
-    """A vision transformer of timm's, and what its files hold.
+    """Shape of a vision transformer of timm, and of its weight files.
 
-    trained: places a side that the files have positions for; others are made of them as DINOv2's hub does. mean, std: of
-    levels / 255, that the network was trained with; ImageNet's unless given. embedding: values of CLIP's projection after
-    the last norm, whose features have length 1; 0 for DINOv2, whose blocks are scaled.
+    trained: number of position embeddings per side in the files; they are interpolated as in DINOv2's hub.
+    mean, std: normalisation of levels / 255 in training; default ImageNet's.
+    embedding: width of CLIP's projection after the last norm, with features of length 1; 0 for DINOv2, with layer scale.
     """
 
     width: int
@@ -69,7 +69,7 @@ class VitShape(NamedTuple):
 
 
 class Vit(nn.Module):
-    """uint8 [B, 3, H, W] → features [B, D]: the class token after the last norm, or its projection."""
+    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: the class token after the last norm, or its projection."""
 
     mean: Tensor
     std: Tensor
@@ -87,7 +87,7 @@ class Vit(nn.Module):
 
 
 def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extractor:
-    """The extractor with the weights in a file. shape: by default that of the name's in vit.yaml.
+    """Make a ViT extractor with the weights in the file `path`. name: a key of vit.yaml, which has the default shape.
 
     Raises UsageError without timm, FormatError for other weights.
     """
@@ -103,9 +103,9 @@ def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extra
 
 
 def fitted_positions(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings [1, 1 + S², D] for side × side places: [1, 1 + side², D].
+    """Interpolate position embeddings [1, 1 + S², D] to side × side positions, [1, 1 + side², D].
 
-    The resizing is that of DINOv2's hub: bicubic, without antialiasing, places side + 0.1 to S rather than side to S.
+    As in DINOv2's hub: bicubic, without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
     """
     token, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)
@@ -117,7 +117,7 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
 
 
 def _network(shape: VitShape, path: Path) -> nn.Module:
-    """The network without memory for its weights."""
+    """Build timm's network on the meta device. path: of the weights, for the message without timm (UsageError)."""
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         from timm.layers import QuickGELU
         from timm.models.vision_transformer import VisionTransformer
@@ -143,12 +143,15 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 def read_weights(
     path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The network's tensors in float32, by its own names. wanted: their shapes. Raises FormatError; runs no code from the file."""
+    """Read a network's tensors from a file, float32, without running code from it. Raises FormatError if the file doesn't fit.
+
+    wanted: name → shape in the network. layouts: known layouts of files, from vit.yaml.
+    """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"
     layout = next((each for each in layouts.values() if isinstance(found, dict) and each["mark"] in found), None)
     if layout is None:
         mark = next(iter(layouts.values()))["mark"]
-        raise FormatError(f"{wrong}: it holds no {mark}; docs/extractors.md says which files do")
+        raise FormatError(f"{wrong}: it holds no tensor {mark}; docs/extractors.md lists the files that do")
     given: dict[str, Tensor] = {}
     for key, value in found.items():
         if isinstance(value, Tensor) and not key.startswith(tuple(layout["ignored"])):
@@ -162,5 +165,5 @@ def read_weights(
             value = torch.cat([given.pop(part) for part in dict.fromkeys(parts)])
             weights[key] = (value.T if key in layout.get("transposed", ()) else value).reshape(shape).contiguous()
     if given:
-        raise FormatError(f"{wrong}: it also holds {min(given)}, which is of another network")
+        raise FormatError(f"{wrong}: it also holds tensor {min(given)}, which {name} lacks; see docs/extractors.md")
     return weights

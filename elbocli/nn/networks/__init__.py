@@ -1,12 +1,12 @@
-"""Networks: each module here declares one, and so may anyone's own file.
+"""Networks: every module of this folder declares networks, and so can plug-ins.
 
-A network is a module (z, logsnr, labels) → out:
-z [B, C, H, W], the noised images as their prediction scales them, H = W = image_size and C = image_channels;
-logsnr [B], their λ, float; labels [B] int64, the class of each, −1 for none, or None where no image has one;
-out [B, C, H, W], what its run's prediction says, and no view of another tensor, which sharding would warn of.
-An image's output may depend on no other image of the batch.
-Buffers of floats in its state_dict are kept in checkpoints beside the weights, and averaged with them.
-It is built from a config, a frozen dataclass that says all about it: NetworkConfig with fields of its own.
+A network is a torch module (z, logsnr, labels) → out:
+z: [B, C, H, W], noised images times c_in of the prediction, with H = W = image_size and C = image_channels;
+logsnr: [B], their λ, float; labels: [B], int64, their classes, −1 for "no class"; or None if no image has a class;
+out: [B, C, H, W], the run's prediction, but not a view of another tensor, because FSDP would warn.
+The output for an image must not depend on other images of the batch.
+Floating-point buffers in the state dict are saved in checkpoints and averaged like the weights.
+A network is built from its config, a frozen dataclass derived from NetworkConfig, which determines it completely.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,18 +34,20 @@ Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
 def explained(help: str, **how: Any) -> Any:
-    """A field of a config, with what the help says about it. how: as dataclasses.field takes it."""
+    """Return a dataclass field of a config with its help text. how: arguments of dataclasses.field."""
     return field(metadata={"help": help}, **how)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Config that every network has. num_classes 0 is unconditional; image_size is the side in pixels, or of latents.
+    """Base of all network configs.
 
-    A network's own config adds fields of int, float, str, bool or tuples of one of them, so that files can hold it.
-    dropout may be left unused. A `code` is a level code, kept as its whole spec. trainable: whether a run may train it.
-    quiet_classes: whether a class whose row is zero is none to the network. Bounds of single fields stand in their types,
-    and config_of checks them; a config raises UsageError for fields that don't go together.
+    image_size: side in pixels, or of latents. num_classes: 0 is unconditional. trainable: whether runs can train the network.
+    quiet_classes: whether a zero row in the class table means "no class".
+
+    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them. A field
+    `code` is the SPEC of a level code, and is stored with all its parameters. A network may ignore dropout. config_of checks
+    the bounds in the fields' types; a config raises UsageError for fields that contradict each other.
     """
 
     trainable = True
@@ -65,39 +67,39 @@ class NetworkConfig:
                 object.__setattr__(self, "code", parse_level_code(code).spec)
 
     def for_size(self, image_size: int) -> Self:
-        """The same network for images of another size."""
+        """Return the config for images of another size."""
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """The same network told so many classes. In weights that have rows for classes, they are the first rows."""
+        """Return the config for another number of classes. In weights with a row per class, classes come first."""
         return replace(self, num_classes=num_classes)
 
     @property
     def side(self) -> int:
-        """Side in pixels at which the network works: the image's, or more."""
+        """Side in pixels at which the network works: image_size, or more with padding."""
         return self.image_size
 
     def padded(self, z: Tensor) -> Tensor:
-        """Return images with zeros at the right and below, [B, C, side, side]; those that need none as they are."""
+        """Pad images with zeros at the right and bottom to [B, C, side, side]; return them unchanged if they fit."""
         more = self.side - self.image_size
         return pad(z, (0, more, 0, more)) if more else z
 
     def example(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Zeros as inputs of the network for so many images: z, logsnr, and labels if it is told classes."""
+        """Return zeros as example inputs for `count` images: z, logsnr, and labels (None without classes)."""
         z = torch.zeros(count, self.image_channels, self.image_size, self.image_size)
         labels = torch.zeros(count, dtype=torch.long) if self.num_classes else None
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """The same network, files that belong to it in this folder: a config was read from a file there."""
+        """Return the config for reading the files that it names, if any, from `folder`, where the config's own file lies."""
         return self
 
 
 class Network(nn.Module):
-    """Base of every network. One that leaves `units` as it is trains as well, but is sharded and recomputed whole.
+    """Base of all networks. FSDP shards a network as a whole if the subclass does not override `units`.
 
-    config: what it was built from. recompute: whether to keep only what goes into each unit for the backward pass, and
-    run the unit again there; training sets it.
+    config: the config that the network was built from. recompute: activation checkpointing, set by training: keep only the
+    inputs of each submodule in `units`, and run the submodule again in the backward pass.
     """
 
     recompute = False
@@ -107,63 +109,61 @@ class Network(nn.Module):
         self.config = config
 
     def units(self) -> list[nn.Module]:
-        """Submodules that are each called once, by `through`, in this order: sharded and recomputed one by one."""
+        """Return the submodules that FSDP shards separately; `forward` calls each once, by `through`, in this order."""
         return []
 
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
-        """Change the stored weights in place after an update, where a network holds them to something; most don't.
+        """Project the weights onto the network's constraints, in place, after an update. Most networks have none.
 
-        weights: by name, each whole or this process's part of it along the first dimension, without gradients. left_out:
-        whether the update was left out, one value on their device: then nothing may change. Averages have seen the
-        weights as the optimizer left them.
+        weights: by name, complete or this rank's shard along the first dimension, without gradients. left_out: scalar tensor on
+        their device, true if the update was skipped; then the weights must not change. Averages are updated before this call.
         """
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The prediction alone, of `outputs`. A network has one of the two: this one where no config has variances."""
+        """Return the prediction. A subclass overrides this method, or `outputs` if it can have a learned variance."""
         out = self.outputs(z, logsnr, labels)
         if not self.config.variance:
             return out
-        return out[:, : self.config.image_channels].clone()  # no view: FSDP hooks itself to what comes out
+        return out[:, : self.config.image_channels].clone()  # not a view, because FSDP attaches hooks to the output
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Everything that the last layer gives: the prediction, and behind it learned variances where a config has them.
+        """Return the prediction, followed by the learned variance v if the config has one: [B, C or 2C, H, W].
 
-        [B, 2C, H, W] with variances v, each in its channel: the logarithm of the step's variance lies (v+1)/2 of the way
-        from the smallest to the largest (Nichol & Dhariwal 2021, eq. 15). Else what `forward` gives.
+        The log variance of a step lies (v+1)/2 of the way from the smallest to the largest (Nichol & Dhariwal 2021, eq. 15).
         """
         return self(z, logsnr, labels)
 
     def through(self, unit: nn.Module, *inputs: Any) -> Tensor:
-        """A unit's output, in the way that `recompute` asks for."""
+        """Call one of `units` on the inputs, with activation checkpointing if `recompute` is set."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(unit, *inputs, use_reentrant=False)
         return unit(*inputs)
 
 
 NETWORKS = Registry("network family")
-"""Their traits are the class of their configs."""
+"""Networks by family name. traits: the class of the network's config."""
 
 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:
-    """Declare a Network, a class made of its config. name: its `family` in files. Raises UsageError when it is taken."""
+    """Return a decorator that declares a Network class. name: its `family` in files. Raises UsageError if the name is taken."""
     return NETWORKS.declare(name, source=source, traits=config)
 
 
 def declaration_of(config: NetworkConfig) -> Declaration:
-    """The network that a config is of."""
+    """Return the declaration of the network of a config."""
     return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 
 
 def build(config: NetworkConfig) -> Network:
-    """A new network; under `torch.device("meta")` without memory. Raises UsageError where torch can't make it."""
+    """Build a new network; under `torch.device("meta")` it takes no memory. Raises UsageError if torch can't build it."""
     with reading("network", kind=UsageError, on=(RuntimeError, OverflowError)):
         return declaration_of(config).make(config)
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
-    """A network that was built without memory, with these tensors. Raises RuntimeError where they don't fit.
+    """Load tensors into a network that was built on the meta device. Raises RuntimeError for other names or shapes.
 
-    One that computes tensors for itself, which no file holds, is built again, with memory.
+    A network with tensors outside the state dict is built again, off the meta device, to compute them.
     """
     network.load_state_dict(weights, assign=True)
     held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]
@@ -174,18 +174,18 @@ def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
 
 
 def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
-    """The config that a section `network` describes; without `family` it is a U-Net's.
+    """Return the config of a section `network` of a file; the default `family` is unet.
 
-    where: for messages; a Path is that of the file which the section is from.
-
-    Raises FormatError for keys that the family doesn't have or lacks, and for values of another type, UsageError when they don't fit each other.
+    where: source of the section, for messages; for a file, its Path.
+    Raises FormatError for unknown or missing keys and for values of another type, UsageError for values that contradict each
+    other.
     """
     values = dict(section)
     family = values.pop("family", "unet")
     with reading(where):
         config = NETWORKS.find(str(family)).traits
     for key in values.keys() - set(_stored(config)):
-        raise FormatError(f"{where}: network {key} is unknown to {family}; {nearest(key, _stored(config))}")
+        raise FormatError(f"{where}: network {family} has no setting {key}; {nearest(key, _stored(config))}")
     try:
         made: NetworkConfig = msgspec.convert(values, config)
     except msgspec.ValidationError as error:
@@ -194,24 +194,24 @@ def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
 
 
 def _stored(config: type[NetworkConfig]) -> list[str]:
-    """The fields that files hold by name, in the order of the constructor."""
+    """Return the names of the fields that files store, in the order of the constructor."""
     ordered = sorted(fields(config), key=lambda each: bool(each.kw_only))
     return [each.name for each in ordered if each.metadata.get("stored", True)]
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
-    """A section `network` that config_of reads back, in the order of the config's constructor."""
+    """Return the section `network` that config_of parses to this config, in the order of its constructor."""
     values = {name: plain(getattr(config, name)) for name in _stored(type(config))}
     return {"family": declaration_of(config).name, **values}
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values."""
+    """Return the number of scalar parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """Move to a device, in the memory layout of its images (channels last)."""
+    """Move a network to a device, in the memory format channels last, which its images have, too."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -1,7 +1,7 @@
-"""Networks that diffusers itself computes, an extra: UNet2DModel, of any layout, and AutoencoderKL, pixels to latents and back.
+"""Networks of the optional package diffusers: UNet2DModel of any layout, and AutoencoderKL, from pixels to latents and back.
 
-Both lie in folders on disk, of which safetensors alone are read: never fetched, never unpickled. The config.json of a U-Net is
-held as text without what a network's config says anyway: size, channels, classes, dropout.
+Models are read from local folders, weights only as safetensors: nothing is downloaded or unpickled. The config.json of a
+U-Net is stored as text, without the entries that NetworkConfig has: size, channels, classes and dropout.
 """
 
 from collections.abc import Mapping
@@ -27,22 +27,22 @@ from elbocli.runtime.device import sent
 UNET, AUTOENCODER = "UNet2DModel", "AutoencoderKL"
 EXTRA = "needs the extra 'latents': pip install 'elbocli[latents]'"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-"""Files in a folder of one of diffusers' models."""
+"""File names in the folder of a diffusers model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusersUNetConfig(NetworkConfig):
-    """Config of a UNet2DModel. Raises UsageError for a code that is none."""
+    """Config of a UNet2DModel. Raises UsageError for an unknown level code."""
 
     model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
-    code: str = explained("Number that the network is told instead of logsnr, a level code.", default="t-linear")
-    null_class: bool = explained("Whether 'no class' has a learned code, the last, and not none.", default=False)
-    variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
+    code: str = explained("Level code: the number that tells the network its noise level.", default="t-linear")
+    null_class: bool = explained("Whether 'no class' has a learned embedding (the last), and not zero.", default=False)
+    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
 
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
 class DiffusersUNet(Network):
-    """The network of a DiffusersUNetConfig. Raises UsageError without diffusers, FormatError where it makes no such network."""
+    """UNet2DModel of a DiffusersUNetConfig. Raises UsageError without diffusers, FormatError for settings that it refuses."""
 
     def __init__(self, config: DiffusersUNetConfig):
         super().__init__(config)
@@ -50,7 +50,7 @@ class DiffusersUNet(Network):
             import diffusers
 
             make: Any = diffusers.UNet2DModel
-        with quiet(), reading(f"network: diffusers can't make a {UNET} of its settings"):
+        with quiet(), reading(f"network: diffusers can't make a {UNET} from these settings"):
             self.model: Any = make(
                 **parse_json(config.model, "network: model"),
                 sample_size=config.image_size,
@@ -64,29 +64,29 @@ class DiffusersUNet(Network):
         multiple = 1 << len(self.model.config.block_out_channels) - 1
         if config.image_size % multiple:
             raise UsageError(
-                f"network: this {UNET} takes images whose side is a multiple of {multiple}, and not {config.image_size} "
-                "pixels; pack with another --size"
+                f"network: this {UNET} needs images whose side is a multiple of {multiple}, but the side is "
+                f"{config.image_size} pixels; pack with another --size"
             )
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See Network."""
+        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
         labels = None if self.model.class_embedding is None else named_labels(labels, -1, logsnr)
         return self.model(z, self.code(logsnr), labels, return_dict=False)[0]
 
 
 class Autoencoder:
-    """An autoencoder on a device.
+    """AutoencoderKL of diffusers on a device.
 
-    config: its config.json, defaults filled in. channels: those of a latent. factor: pixels to a latent's side. sha256:
-    that of the weights' file. Raises UsageError without diffusers; FormatError, DataError for an unusable folder.
+    config: contents of config.json with defaults. channels: channels of a latent. factor: image side / latent side.
+    sha256: digest of the weight file. Raises UsageError without diffusers; FormatError or DataError for an unusable folder.
     """
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
         found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
         if found != AUTOENCODER:
-            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}")
+            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}; use its folder")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         with quiet(), reading(f"{folder}: {EXTRA}", kind=UsageError):
@@ -99,7 +99,7 @@ class Autoencoder:
                 local_files_only=True,
                 low_cpu_mem_usage=False,
             )
-        # diffusers itself goes on with random numbers where weights are missing.
+        # diffusers would use random numbers for missing weights.
         if any(about.values()):
             raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {str(about)[:160]}")
         self.model = model.to(device).eval().requires_grad_(False)
@@ -107,16 +107,16 @@ class Autoencoder:
         self.channels = int(self.config["latent_channels"])
         self.factor = 2 ** (len(self.config["block_out_channels"]) - 1)
         if not self.config["in_channels"] == self.config["out_channels"] == 3:
-            raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3, those of RGB")
+            raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """The space of its latents under a convention. Raises UsageError, FormatError when they don't fit."""
+        """Return the latent space with a scaling of CONVENTIONS. Raises UsageError if the scaling doesn't fit."""
         with reading(self.folder / CONFIG, kind=UsageError):
             return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
-        """Encode uint8 [B,H,W,3] to mean and standard deviation of the posterior, each [B,C,h,w], on the device."""
+        """Encode pixels, uint8 [B,H,W,3], to the posterior's mean and standard deviation, each [B,C,h,w], on the device."""
         divisor, offset = INPUTS[space.input]
         x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
@@ -124,25 +124,25 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
-        """Decode [B,C,h,w] as a network sees them to uint8 [B,H,W,3] on the device. rounding: None is the convention's."""
+        """Decode scaled latents [B,C,h,w] to uint8 [B,H,W,3] on the device. rounding: None uses the convention's."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])
 
 
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
-    """The space of an autoencoder's latents. facts: autoencoder, autoencoder_sha256, pixel_size, mirrored, as LatentSpace has them."""
+    """Return the latent space of an autoencoder with this config.json. facts: the fields of LatentSpace from `autoencoder` on."""
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
     return LatentSpace(convention, shift, scale, declared.traits.input, *facts)
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
-    """Number of images at a time that keep memory small: within 1.6 GB on a CPU, for Stable Diffusion's."""
+    """Return a batch size for the autoencoder that keeps memory small: below 1.6 GB on a CPU for Stable Diffusion's."""
     return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Shift and scale, each [1,C,1,1] float32: x0 = (z − shift)·scale."""
+    """Return shift and scale, [1,C,1,1] each, float32: scaled latents are x0 = (z − shift)·scale for the encoder's z."""
     shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
     return shift, scale

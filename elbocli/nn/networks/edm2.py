@@ -1,8 +1,8 @@
-"""The magnitude-preserving U-Net of EDM2, built from a config.
+"""The magnitude-preserving U-Net of EDM2.
 
-No layer changes the root mean square of what goes through it: weights are used at unit magnitude, sums, joins and
-activations are divided by what they would add, and what is learned about strength is in a few gains. There are no
-biases and no group norms. Source: Karras et al. 2024, arXiv:2312.02696, config G. Equations below are that paper's.
+Layers keep the root mean square of their inputs: weights are normalised; sums, concatenations and activations are rescaled;
+and magnitudes are learned by a few gains only. There are no biases and no group norms.
+Source: Karras et al. 2024, arXiv:2312.02696, config G. Equation numbers below refer to that paper.
 """
 
 import math
@@ -28,23 +28,23 @@ from elbocli.nn.networks.unet import (
 )
 
 EPS = 1e-4
-"""Added to a root mean square before anything is divided by it."""
+"""Number that is added to a root mean square before a division by the root mean square."""
 SILU_SIZE = 0.596
-"""Root mean square of silu of a standard normal, as the paper rounds it (eq. 81)."""
+"""Root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)."""
 RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5
-"""Shares of a block's residual branch, of attention, of the class, and of the skip connection."""
+"""`share` in blend() and join() of the residual branch, attention, the class embedding and the skip connection."""
 CLIP = 256.0
-"""Largest activation that leaves a block."""
+"""Largest absolute activation of a block's output."""
 
 
 @dataclass(frozen=True)
 class EDM2Config(AttendedConfig):
-    """Raises UsageError when the levels don't fit the image, or are fractions."""
+    """Config of EDM2's U-Net. Raises UsageError if the image is too small for the levels, or levels are fractions."""
 
     quiet_classes = False
 
     code: str = explained(
-        "The number that the network is told instead of logsnr; this is ln(sigma)/4.", default="logsnr:factor=-0.125"
+        "Level code: the number that tells the network its noise level, ln(sigma)/4.", default="logsnr:factor=-0.125"
     )
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class EDM2Config(AttendedConfig):
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:
-    """x divided by its root mean square over dims, which becomes 1."""
+    """Divide x by its root mean square over dims."""
     wide = torch.promote_types(x.dtype, torch.float32)
     count = math.prod([x.shape[dim] for dim in dims])
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
@@ -62,42 +62,42 @@ def unit(x: Tensor, *dims: int) -> Tensor:
 
 
 def unit_rows(weight: Tensor) -> Tensor:
-    """Weights divided by their root mean square for each output."""
+    """Divide weights by their root mean square per output."""
     return unit(weight, *range(1, weight.dim()))
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU that keeps the magnitude of normal values (eq. 81)."""
+    """Apply a SiLU that keeps the root mean square of standard normal values (eq. 81)."""
     return F.silu(x) / SILU_SIZE
 
 
 def blend(x: Tensor, y: Tensor, share: float) -> Tensor:
-    """(1 − share) x + share y at the magnitude that both have, if they are independent (eq. 88)."""
+    """Return (1 − share) x + share y, rescaled to keep the magnitude of independent x and y (eq. 88)."""
     scale = math.hypot(1 - share, share)
     return torch.add(x * ((1 - share) / scale), y, alpha=share / scale)
 
 
 def join(x: Tensor, y: Tensor, share: float) -> Tensor:
-    """Channels of x, then of y, at the magnitude that both have; y counts `share`, x the rest (eq. 103)."""
+    """Concatenate the channels of x and y with weights 1 − share and share, rescaled to keep the magnitude (eq. 103)."""
     one, other = x.shape[1], y.shape[1]
     scale = math.sqrt((one + other) / ((1 - share) ** 2 + share**2))
     return torch.cat([x * (scale * (1 - share) / math.sqrt(one)), y * (scale * share / math.sqrt(other))], 1)
 
 
 class UnitLayer(nn.Module):
-    """Linear layer, or convolution where `kernel` isn't 0, without bias. Each output's weights are used at length 1 (eq. 47).
+    """Linear layer (kernel 0) or convolution without bias, whose weights are normalised to length 1 per output (eq. 47).
 
-    Stored weights have root mean square 1 by output, which `EDM2.constrain` sees to while training.
+    Stored weights have root mean square 1 per output; `EDM2.constrain` restores this magnitude in training.
     """
 
     def __init__(self, cin: int, cout: int, kernel: int = 0):
         super().__init__()
         weight = torch.empty(cout, cin, *([kernel, kernel] if kernel else []))
-        # Meta tensors are drawn by Python code that takes 2 s to import.
+        # normal_() on meta tensors takes 2 s of imports.
         self.weight = nn.Parameter(weight if weight.is_meta else unit_rows(weight.normal_()))
 
     def effective(self, gain: Tensor | float = 1.0) -> Tensor:
-        """The weights as they are used: of length `gain` by output, at least in float32."""
+        """Return the normalised weights, of length `gain` per output, in at least float32."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         length = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
         return weight * (gain / (length + EPS * math.sqrt(weight[0].numel())))
@@ -108,9 +108,10 @@ class UnitLayer(nn.Module):
 
 
 class LevelAndClass(nn.Module):
-    """(λ, class) → [B, width] at unit magnitude. Class −1 is no class: it adds nothing, and halves the square.
+    """Embedding of noise level and class, [B, width], at unit magnitude. Label −1 adds zero, which halves the mean square.
 
-    frequencies, phases: [channels] fixed at random, part of every checkpoint (eq. 75).
+    code: SPEC of a level code. channels: number of cosines.
+    frequencies, phases: [channels], of the cosines, random and fixed, saved in checkpoints (eq. 75).
     """
 
     frequencies: Tensor
@@ -133,7 +134,7 @@ class LevelAndClass(nn.Module):
         weight = self.level.effective()
         out = precise_linear(math.sqrt(2) * angle.cos().to(weight.dtype), weight)
         if self.classes is not None:
-            # A class is one-hot times √classes: a column of weights of root mean square 1.
+            # The input is one-hot times √classes, which selects a column of weights of root mean square 1.
             table = self.classes.effective(math.sqrt(self.classes.weight.shape[1])).t()
             labels = named_labels(labels, -1, logsnr)
             known = (labels >= 0).to(out.dtype)[:, None]
@@ -142,7 +143,7 @@ class LevelAndClass(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels by cosines: queries, keys and values have unit magnitude in each head."""
+    """Cosine self-attention over pixels: queries, keys and values have unit magnitude in each head."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -156,10 +157,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: two convolutions, scaled in between by the conditioning; may halve or double the size before.
+    """Residual block: two convolutions, scaled in between by the conditioning; optionally halves or doubles the size first.
 
-    On the way down its input is brought to unit magnitude by pixel. On the way up it takes a skip's channels after its
-    own; they are joined here, so that a unit's inputs are the tensors kept anyway.
+    width: of the conditioning. down: whether the block is on the way down. resample: as in `resized`.
+    On the way down, the input is normalised to unit magnitude per pixel. On the way up, the skip is concatenated inside the
+    block, so that activation checkpointing keeps no copy of the concatenation.
     """
 
     def __init__(self, width: int, dropout: float, cin: int, cout: int, down: bool, attention: bool, resample: str):
@@ -187,13 +189,13 @@ class Block(nn.Module):
 
 @network("edm2", config=EDM2Config, source="Karras et al. 2024")
 class EDM2(LevelsNetwork):
-    """The network of an EDM2Config; its units are its residual blocks."""
+    """EDM2's U-Net of an EDM2Config. FSDP shards its residual blocks separately."""
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)
         width, first = max(config.width(depth) for depth in range(len(config.levels))), config.width(0)
         self.conditioning = LevelAndClass(config.code, first, width, config.num_classes)
-        # A channel of ones takes the place of biases.
+        # A constant input channel of ones replaces biases.
         self.first = UnitLayer(config.image_channels + 1, first, 3)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         block = partial(Block, width, config.dropout)
@@ -203,9 +205,9 @@ class EDM2(LevelsNetwork):
 
     @torch.no_grad()
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
-        """Bring all weights but the gains back to root mean square 1 by output: forced weight normalisation (eq. 66).
+        """Reset all weights except gains to root mean square 1 per output: forced weight normalisation (eq. 66).
 
-        Without it they would grow with every update, as those are at a right angle to them, and learn ever more slowly.
+        Otherwise weights would grow with every update, which is orthogonal to them, and the effective learning rate would fall.
         """
         for name in self._constrained:
             weight = weights[name]

@@ -1,7 +1,7 @@
-"""A user's own networks: any torch.nn.Module of a plug-in, and any program of torch.export (.pt2).
+"""Networks of users: any torch.nn.Module of a plug-in, and any program of torch.export (.pt2).
 
-Both map (z, level, labels), or (z, level), to out. Nothing but a file that the user names is run: a run names the class in a
-plug-in, and the program lies beside the run's config.yaml, from where it is loaded only if the user trusts it.
+Networks map (z, level, labels), or (z, level), to out. Only files that the user names are executed: a run stores the name of the
+plug-in's class, not its code, and a program beside the run's config.yaml is loaded only if the user trusts it.
 """
 
 import inspect
@@ -29,56 +29,56 @@ from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.unet import as_it_comes, named_labels
 
 SIZES = ("image_size", "image_channels", "num_classes")
-"""Arguments that a class is given where its constructor has them."""
+"""Config fields that are passed to a class whose constructor has arguments of these names."""
 KEY = re.compile(r"(^|,)\s*(\w+)=")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConfig(NetworkConfig):
-    """Config of a user's own network. Raises UsageError for a code that is none."""
+    """Base config of users' networks. Raises UsageError for an unknown level code."""
 
-    code: str = explained("Number that it is told instead of logsnr, a level code.", default="logsnr")
+    code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr")
     null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = explained(
-        "Label that it takes for 'no class', or none.", default=()
+        "Label that means 'no class' to the network; empty if there is none.", default=()
     )
-    variance: bool = explained("Whether it gives twice the channels, the second half for variances.", default=False)
+    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
 
 
-# A class of a plug-in.
+# Classes of plug-ins.
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """The arguments in `width=64,levels=[1,2],mode=plain`: numbers, text, true, false, and lists. Raises FormatError."""
+    """Parse arguments such as `width=64,levels=[1,2],mode=plain`: numbers, text, true, false, lists. Raises FormatError."""
     return parse_yaml("{" + KEY.sub(r"\1 \2: ", text) + "}", f"arguments {text[:60]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleConfig(OwnConfig):
-    """Config of a class of a plug-in."""
+    """Config of a network class from a plug-in."""
 
     name: str = explained("FILE.py:CLASS, a torch.nn.Module in a plug-in.")
-    arguments: str = explained("KEY=VALUE,… for its constructor.", default="")
+    arguments: str = explained("KEY=VALUE,… for the constructor of the class.", default="")
 
     def for_classes(self, num_classes: int) -> Self:
-        """The same with another number of classes; the label for no class stays the one that follows them.
+        """Return the config for another number of classes. A label for "no class" that follows the classes moves with them.
 
-        Raises UsageError where that label is another one of 0 or more, which could become that of a class.
+        Raises UsageError for any other label ≥ 0, which could collide with a class.
         """
         null = self.null_class
         if null == (self.num_classes,):
             null = (num_classes,)
         elif num_classes not in (0, self.num_classes) and max(null, default=-1) >= 0:
             raise UsageError(
-                f"network: {self.name} takes label {null[0]} for no class, so that it stays with {self.num_classes} classes"
+                f"network: {self.name} takes label {null[0]} for no class, so the number of classes must stay {self.num_classes}"
             )
         return replace(self, num_classes=num_classes, null_class=null)
 
 
 @network("module", config=ModuleConfig, source="a plug-in")
 class OwnModule(Network):
-    """The network of a ModuleConfig. Raises UsageError where its class isn't there or can't be made of these arguments.
+    """Network that wraps the class of a ModuleConfig. Raises UsageError if the class is missing or refuses the arguments.
 
-    labelled: whether it takes labels.
+    labelled: whether forward takes labels.
     """
 
     labelled = False
@@ -89,39 +89,39 @@ class OwnModule(Network):
         make = defined(file, word)
         if not (isinstance(make, type) and issubclass(make, nn.Module)):
             raise UsageError(
-                f"{file}: defines no torch.nn.Module {word}; name the file as a plug-in, and write 'class {word}(Other): "
+                f"{file}: defines no torch.nn.Module {word}; name the file by --plugin, and write 'class {word}(Other): "
                 "pass' in it for a class from elsewhere"
             )
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
         wanted = torch.empty(0).device
-        # Some read a tensor's values while they are made, and where memory isn't wanted there are none.
+        # Some constructors read values of tensors, which meta tensors don't have.
         with reading(f"{config.name}: can't be made with {given}", kind=UsageError), torch.device("cpu"):
             self.network = make(**given).to(wanted)
         with suppress(TypeError):
             self.labelled = bool(inspect.signature(self.network.forward).bind(None, None, None))
         if config.num_classes and not self.labelled:
-            raise UsageError(f"{config.name}: its forward takes no labels, so that it knows no classes; expected 0")
+            raise UsageError(f"{config.name}: its forward takes no labels; set the number of classes to 0")
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """See Network."""
+        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
         if self.config.null_class:
             labels = named_labels(labels, self.config.null_class[0], logsnr)
         return self.network(z, self.code(logsnr), *([labels] if self.labelled else []))
 
 
-# A program of torch.export.
+# Programs of torch.export.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramConfig(OwnConfig):
-    """Config of a program. folder: of its file; where the config was read says it, so that a run can be moved."""
+    """Config of a program. folder: that of the config file, where the program lies; not stored, so that a run can be moved."""
 
     trainable = False
 
     file: str = explained("Name of the .pt2 file in the run's folder.")
-    sha256: str = explained("Digest of that file.")
+    sha256: str = explained("SHA-256 digest of the .pt2 file.")
     folder: str = field(default="", metadata={"stored": False})
 
     def __post_init__(self) -> None:
@@ -130,15 +130,14 @@ class ProgramConfig(OwnConfig):
             raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
 
     def beside(self, folder: Path) -> Self:
-        """The same, its file in this folder."""
+        """Return the config for reading the program from `folder`, where the config's own file lies."""
         return replace(self, folder=str(folder))
 
 
 class Signature(NamedTuple):
-    """Inputs of a program, without memory, and whether it gives variances.
+    """Inputs of a program as meta tensors. variance: whether the output has learned variances.
 
-    images: [B, C, H, W], H a symbol of torch where it takes any size. labels: None where it takes none, [B] whole numbers,
-    or [B, classes] where it wants a 1 at the class.
+    images: [B, C, H, W]; H is symbolic if any size is accepted. labels: integers [B], one-hot [B, classes], or None.
     """
 
     images: Tensor
@@ -148,12 +147,12 @@ class Signature(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Number of classes where the labels say it, else 0."""
+        """Number of classes of one-hot labels, else 0."""
         return int(self.labels.shape[1]) if self.labels is not None and self.labels.is_floating_point() else 0
 
 
 def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
-    """A program for images and what it takes. Raises FormatError when it is no network (z, level, labels) → out."""
+    """Read a program and its signature. Raises FormatError unless it is a network (z, level, labels) → out for images."""
     program = read_program(path, f"elbocli.export_network(network, {str(path)!r}, z, level, labels)")
     inputs: list[Any] = [*user_inputs(program)]
     out = program.graph.output_node().args[0][0].meta.get("val")
@@ -167,7 +166,7 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
         or len({side for side in shape[2:] if isinstance(side, int)}) > 1
     ):
         raise FormatError(
-            f"{path}: no network for square images; expected z [B, C, H, H], levels [B], labels [B] if it has classes → "
+            f"{path}: not a network for square images; expected z [B, C, H, H], levels [B], labels [B] if it has classes → "
             "[B, C, H, H] or twice the channels"
         )
     return program, Signature(inputs[0], inputs[1], (*inputs, None)[2], given[1] == 2 * shape[1])
@@ -175,9 +174,9 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
 
 @network("program", config=ProgramConfig, source="torch.export")
 class Program(Network):
-    """The network of a ProgramConfig, with the weights that its file holds, also where others are made without memory.
+    """Network that wraps the program of a ProgramConfig, always with the weights in its file, even under `torch.device("meta")`.
 
-    Raises UsageError where the user has named no such program, DataError when the file is gone or has changed.
+    Raises UsageError if the user does not trust the program, DataError if the file is missing or has changed.
     """
 
     def __init__(self, config: ProgramConfig):
@@ -186,12 +185,12 @@ class Program(Network):
         with reading(path, kind=DataError):
             digest = file_sha256(path)
         if digest != config.sha256:
-            raise DataError(f"{path}: has changed since it was imported; put the file back, or import it anew")
+            raise DataError(f"{path}: has changed since it was imported; restore the file, or import it again")
         check_trusted(digest, path)
         with torch.device("cpu"):
             program, self.takes = open_program(path)
             self.program: Any = program.module()
-        # Constants are no weights: they must move between devices, and no checkpoint holds them.
+        # Make constants non-persistent buffers: they must move between devices, but don't belong in checkpoints.
         for module in self.program.modules():
             for name, value in [each for each in vars(module).items() if isinstance(each[1], Tensor)]:
                 delattr(module, name)
@@ -199,17 +198,17 @@ class Program(Network):
         self.code, self._place = parse_level_code(config.code), torch.device("cpu")
 
     def train(self, mode: bool = True) -> Self:
-        """Nothing: a program computes as it was exported."""
+        """Do nothing but set `training`: a program computes as it was exported."""
         self.training = mode
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move as modules do, but keep the layout in memory: a program may count on it."""
+        """Move to a device or dtype, but keep the memory format, on which a program may depend."""
         kwargs.pop("memory_format", None)
         return super().to(*args, **kwargs)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[B, C, H, W], or [B, 2C, H, W] where it tells of variances. Raises UsageError for classes that it can't be told."""
+        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. Raises UsageError for labels that the program lacks."""
         takes = self.takes
         self._follow(z.device)
         level = self.code(logsnr)
@@ -223,19 +222,19 @@ class Program(Network):
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
-        """Labels as it wants them: numbers, or a 1 at the class and none anywhere for no class."""
+        """Convert labels to the program's input: integers, or one-hot with zeros for "no class"."""
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):
             raise UsageError(
-                f"{self.config.file}: doesn't know images of no class; give each its class, or import it with the label that "
-                "it takes for none"
+                f"{self.config.file}: has no label for 'no class'; give each image a class, or import the program with its "
+                "label for 'no class'"
             )
         return labels.to(kind)
 
     def _follow(self, device: torch.device) -> None:
-        """Have tensors that the program makes itself be made where its inputs are."""
+        """Make the program create its internal tensors on the device of its inputs."""
         if device == self._place:
             return
         for node in self.program.graph.nodes:
@@ -247,32 +246,32 @@ class Program(Network):
         self._place = device
 
 
-# Networks written as programs, for `elbo import FILE.pt2` and `elbo eval --extractor FILE.pt2`.
+# Export of networks as programs, for `elbo import FILE.pt2` and `elbo eval --extractor FILE.pt2`.
 
 
 def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> None:
-    """Write a network as FILE.pt2, for batches of any size, and check that elbo takes it; a file there is replaced.
+    """Export a network to FILE.pt2 for batches of any size, and check that elbo can read it. An existing file is replaced.
 
-    network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W], or twice the channels; or (z, level) → out. It is on
-    the CPU, and is put into eval mode. inputs: examples of these, of which elbo's own networks need none. Raises
-    UsageError when it can't be exported so, FormatError when it is no network of images, DataError when the file can't be
-    written.
+    network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W] or twice the channels; or (z, level) → out. The network
+        must be on the CPU, and is set to eval mode.
+    inputs: example inputs; networks built by elbo need none.
+    Raises UsageError if torch can't export it, FormatError if it is not a network of images, DataError if writing fails.
 
         elbocli.export_network(network, "FILE.pt2", torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2).long())
         elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")
     """
     if not inputs and isinstance(network, Network):
         inputs = tuple(each for each in network.config.example(2) if each is not None)
-    # Decomposed, as autocast that is switched off is no tensor operation.
+    # Decompose, because a disabled autocast is not a tensor operation.
     open_program(_write_program(network, inputs, path, decomposed=True))
 
 
 def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> None:
-    """Write a network as FILE.pt2, for batches of any size, and check that elbo takes it; a file there is replaced.
+    """Export an extractor to FILE.pt2 for batches of any size, and check that elbo can read it. An existing file is replaced.
 
-    network: uint8 [B, C, H, W] → features [B, D], or (features, logits [B, K]); it is put into eval mode. images: uint8
-    [N, C, H, W], examples of what it sees. Raises UsageError when it can't be exported so, DataError when the file can't be
-    written.
+    network: uint8 [B, C, H, W] → features [B, D], or (features, logits [B, K]); it is set to eval mode.
+    images: example images, uint8 [N, C, H, W].
+    Raises UsageError if torch can't export it, DataError if writing fails.
 
         images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         network = nn.Sequential(Scale(), nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -284,14 +283,14 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
 def _write_program(network: nn.Module, inputs: tuple[Tensor, ...], out: Path | str, decomposed: bool = False) -> Path:
     path = Path(out)
     if path.suffix != ".pt2":
-        raise UsageError(f"{path}: give it a name that ends in .pt2")
-    # Two, as torch takes a batch of 1 for one that is always 1; and no more, as they are saved too.
+        raise UsageError(f"{path}: the file name must end in .pt2")
+    # Two examples: torch would treat a batch of 1 as constant, and more would make the file larger, since they are saved.
     several = tuple(torch.cat([each[:1], each[-1:]]) for each in inputs)
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     wrong = f"{path}: torch.export can't make a program of this network for batches of any size"
-    remedy = "; take sizes from the input's shape in its forward, and branch on no value of a tensor"
+    remedy = "; in its forward, read sizes from the input's shape, and don't branch on values of tensors"
     with reading(wrong, remedy, UsageError), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's about torch
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = torch.export.export(network.eval(), several, dynamic_shapes=tuple({0: batch} for _ in several))
         program = program.run_decompositions({}) if decomposed else program
     with new_file(path) as file:

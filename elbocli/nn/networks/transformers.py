@@ -1,12 +1,11 @@
-"""Networks with transformers: DiT over patches, and the U-ViT of simple diffusion, built from configs.
+"""Networks with transformers: DiT over patches, and the U-ViT of simple diffusion.
 
 DiT is conditioned by scales, shifts and gates that start at zero. Source: Peebles & Xie 2023, whose DiT-XL/2 has 675 million
-parameters. SiT (Ma et al. 2024) and REPA (Yu et al. 2025) have the same network.
+parameters. SiT (Ma et al. 2024) and REPA (Yu et al. 2025) use the same network.
 
-U-ViT has convolutions around a deep transformer at the smallest size. Source: Hoogeboom et al. 2023. The paper leaves some
-choices open. They are made so that its ImageNet network has 2 billion parameters. In the transformer the conditioning scales
-and shifts the input of each MLP, not that of attention. Skips are joined as in the ADM U-Net, one for each block on the way
-down.
+U-ViT has convolutions around a deep transformer at the smallest size. Source: Hoogeboom et al. 2023. Details that the paper
+leaves open are chosen so that its ImageNet network has 2 billion parameters. In the transformer, the conditioning scales and
+shifts the input of each MLP, not of attention. Skips are concatenated as in the ADM U-Net, one per block on the way down.
 """
 
 import math
@@ -38,20 +37,20 @@ from elbocli.nn.networks.unet import (
 MLP = 4
 EPS = 1e-6
 LOWEST = 1e-4
-"""The frequencies of places fall from 1 to just above this."""
+"""Lower bound of the frequencies of position embeddings; the highest is 1."""
 
 
 @dataclass(frozen=True)
 class DiTConfig(NetworkConfig):
-    """Patches that don't fit the image are filled with zeros. Raises UsageError for sizes that don't go together."""
+    """Config of a DiT. Images are padded with zeros to whole patches. Raises UsageError unless heads divide the width."""
 
-    width: Width = explained("Channels of the transformer. A multiple of 4, and of the heads.")
-    depth: Depth = explained("Its blocks.")
-    heads: Size = explained("Heads of its attention.")
-    patch: Size = explained("Side of a patch, which is one token.")
-    code: str = explained("The number that the network is told of the level: a level code.", default="logsnr:factor=25")
-    null_class: bool = explained("Whether 'no class' has a learned code, and not none.", default=True)
-    variance: bool = explained("Whether there are as many outputs again, for the variance.", default=False)
+    width: Width = explained("Channels of the transformer, a multiple of 4 and of the number of heads.")
+    depth: Depth = explained("Number of transformer blocks.")
+    heads: Size = explained("Number of attention heads.")
+    patch: Size = explained("Side of a patch in pixels; each patch is one token.")
+    code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr:factor=25")
+    null_class: bool = explained("Whether 'no class' has a learned embedding, and not zero.", default=True)
+    variance: bool = explained("Whether the output has as many channels again, for a learned variance.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,9 +63,9 @@ class DiTConfig(NetworkConfig):
 
 
 def positions(side: int, width: int, device: torch.device) -> Tensor:
-    """Codes of the places of side × side tokens, row by row, [side², width]: of the column, then of the row.
+    """Return position embeddings of side × side tokens, row by row, [side², width]: column embedding, then row embedding.
 
-    Each is sines, then cosines, of the place's number. Computed where it is used, so that no file and no device holds it.
+    An embedding has sines, then cosines. The embeddings are computed on the fly, so that checkpoints don't contain them.
     """
     quarter = width // 4
     power = torch.arange(quarter, device=device, dtype=torch.float64) / quarter
@@ -76,9 +75,9 @@ def positions(side: int, width: int, device: torch.device) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """Attention, then an MLP: the conditioning shifts and scales the input of each, and gates its output.
+    """DiT block: attention, then an MLP; the conditioning shifts and scales the input and gates the output of both.
 
-    [B, N, C], [B, C] → [B, N, C]. It starts as the identity.
+    Tokens [B, N, C], conditioning [B, C] → [B, N, C]. The block starts as the identity.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -102,7 +101,7 @@ class DiTBlock(nn.Module):
 
 @network("dit", config=DiTConfig, source="Peebles & Xie 2023")
 class DiT(Network):
-    """The network of a DiTConfig; its units are its blocks."""
+    """DiT of a DiTConfig. FSDP shards its blocks separately."""
 
     def __init__(self, config: DiTConfig):
         super().__init__(config)
@@ -118,7 +117,7 @@ class DiT(Network):
 
     @torch.no_grad()
     def _start(self) -> None:
-        """Draw the weights as the paper's authors do; what is zero stays so."""
+        """Initialise the weights as in the code of the DiT paper; layers of zeros stay zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.any():
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -129,11 +128,11 @@ class DiT(Network):
             nn.init.normal_(layer.weight, std=0.02)
 
     def units(self) -> list[nn.Module]:
-        """Blocks, from the first to the last."""
+        """Return the blocks, from first to last."""
         return [*self.blocks]
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """All that comes out, [B, C or 2C, H, W]: what the prediction says, then what is said of the variance."""
+        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
         config, code = self.config, self.conditioning(logsnr, labels)
         size = config.image_size
         x = self.first(config.padded(z))
@@ -145,30 +144,30 @@ class DiT(Network):
         x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
         patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)
         out = patches.reshape(batch, -1, config.side, config.side)
-        return out[..., :size, :size].clone(memory_format=torch.channels_last)  # FSDP hooks itself to it: no view
+        return out[..., :size, :size].clone(memory_format=torch.channels_last)  # not a view: FSDP adds hooks
 
 
 # U-ViT
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
-"""Levels of the wavelet by which the image is halved before the first layer, and doubled after the last."""
+"""Name → number of wavelet levels, each of which halves the image before the first layer and doubles it after the last."""
 POSITION_STD = 0.02
 
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """The last of the levels is the transformer's: `depth` blocks, each with `heads` heads; dropout is there alone.
+    """Config of a U-ViT. The last level is the transformer: `depth` blocks with `heads` heads, and dropout in these only.
 
-    embedding: width of the conditioning. patching: a key of PATCHINGS. Raises UsageError when the levels don't fit the
-    image, or the heads the width.
+    embedding: width of the conditioning. patching: a key of PATCHINGS. Raises UsageError if the image is too small for the
+    levels, or heads don't divide the width.
     """
 
     levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
-    depth: Depth = explained("Blocks of the transformer, which is the last level.")
-    heads: Size = explained("Heads of its attention.")
-    embedding: Size = explained("Width of the code of the noise level and the class.")
+    depth: Depth = explained("Number of blocks of the transformer, which is the last level.")
+    heads: Size = explained("Number of attention heads.")
+    embedding: Size = explained("Width of the embedding of noise level and class.")
     patching: Literal["none", "dwt-1", "dwt-2"] = explained(
-        "none, or dwt-1 or dwt-2: the network sees bands of so many wavelet levels.", default="none"
+        "dwt-1 or dwt-2: the network works on 1 or 2 levels of wavelet bands, not on pixels (none).", default="none"
     )
 
     def __post_init__(self) -> None:
@@ -177,7 +176,7 @@ class UViTConfig(LevelsConfig):
 
     @property
     def width(self) -> int:
-        """Channels of the transformer."""
+        """Number of channels of the transformer."""
         return self.channels * self.levels[-1]
 
     @property
@@ -187,7 +186,7 @@ class UViTConfig(LevelsConfig):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, then an MLP whose input the conditioning scales and shifts. [B,N,C], [B,width] → [B,N,C]."""
+    """Block of U-ViT: self-attention, then an MLP with scaled and shifted input. Tokens [B,N,C], code [B,width] → [B,N,C]."""
 
     def __init__(self, channels: int, heads: int, width: int, dropout: float):
         super().__init__()
@@ -210,7 +209,7 @@ class TransformerBlock(nn.Module):
 
 @network("uvit", config=UViTConfig, source="Hoogeboom et al. 2023")
 class UViT(Network):
-    """The network of a UViTConfig; its units are its residual blocks and the blocks of its transformer."""
+    """U-ViT of a UViTConfig. FSDP shards its residual blocks and transformer blocks separately."""
 
     def __init__(self, config: UViTConfig):
         super().__init__(config)
@@ -235,7 +234,7 @@ class UViT(Network):
         self.last = zeroed(nn.Conv2d(channels[0], inside, 3, padding=1))
 
     def units(self) -> list[nn.Module]:
-        """Residual blocks on the way down, the transformer's blocks, residual blocks on the way up."""
+        """Return the residual blocks on the way down, the transformer's blocks, and the residual blocks on the way up."""
         ups = [block for level in reversed(self.up) for block in level]  # type: ignore[attr-defined]
         return [*(block for level in self.down for block in level), *self.transformer, *ups]  # type: ignore[attr-defined]
 
@@ -261,30 +260,30 @@ class UViT(Network):
         out = self.last(self.norm(x, silu=True))
         if not self.patches:
             return self.config.cut(out)
-        # In the layout of images, and no view of something else: FSDP hooks itself to what comes out.
+        # In the memory format of images, and not a view, because FSDP attaches hooks to the output.
         return self.config.cut(idwt(out.to(z.dtype), self.patches).contiguous(memory_format=torch.channels_last))
 
 
-# The 5/3 wavelet (Le Gall & Tabatabai 1988) by lifting: images to subbands at half the size and back. Edges are mirrored.
+# The 5/3 wavelet (Le Gall & Tabatabai 1988) by lifting, from images to subbands of half the size and back. Edges are mirrored.
 
 VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
-"""Standard deviations of white noise after levels 1 and 2, along one axis: (low band, high band). A band's of an image is a product of two."""
+"""Variances of unit white noise along one axis after levels 1 and 2: (low band, high band). For two axes, multiply."""
 
 SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
-"""1/σ of white noise in the four bands of an image, of levels 1 and 2. Numbers, which a device need not wait for."""
+"""1/σ of white noise in the four bands of an image, at levels 1 and 2. Python floats, which need no copy to the device."""
 HIGH = [1.0, *SCALES[0][1:]]
-"""Scales that leave the lowest band as it is, for the second level."""
+"""Scales of the four bands of level 1 when level 2 follows: the lowest band stays unscaled, because level 2 splits it."""
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[…, 2n] → (low, high), each […, n], along the last axis. high is what the mean of two neighbours doesn't tell."""
+    """Split the last axis, […, 2n], into a low and a high band, […, n] each; high is odd values minus their neighbours' mean."""
     even, odd = x[..., 0::2], x[..., 1::2]
     high = odd - 0.5 * (even + _after(even))
     return even + 0.25 * (high + _before(high)), high
 
 
 def merge(low: Tensor, high: Tensor) -> Tensor:
-    """Join what split() has split."""
+    """Return the […, 2n] that split() splits into these low and high bands, […, n] each."""
     even = low - 0.25 * (high + _before(high))
     odd = high + 0.5 * (even + _after(even))
     return torch.stack([even, odd], -1).flatten(-2)
@@ -299,22 +298,22 @@ def _before(x: Tensor) -> Tensor:
 
 
 def bands(x: Tensor, scales: list[float]) -> Tensor:
-    """[B,C,H,W] → [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high, times scales; C channels each."""
+    """Split images [B,C,H,W] into scaled wavelet bands [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high."""
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 
 
 def image(x: Tensor, scales: list[float]) -> Tensor:
-    """Join what bands() has split: [B,4C,H,W] → [B,C,2H,2W]."""
+    """Return the images [B,C,2H,2W] that bands() splits into x [B,4C,H,W] with the same scales."""
     ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 
 
 def dwt(x: Tensor, levels: int) -> Tensor:
-    """[B,C,H,W] → [B,C·4^levels,H/2^levels,W/2^levels], levels 1 or 2, as a network sees it.
+    """Return the wavelet transform of [B,C,H,W], [B,C·4^levels,H/2^levels,W/2^levels], for 1 or 2 levels.
 
-    Scaled so that white noise of variance 1 has variance 1 in every subband (away from the edges).
-    The second level splits the lowest band once more; the three others are cut into their 2 x 2 pixels.
+    White noise of variance 1 has variance 1 in every subband, except near the edges.
+    The second level splits the lowest band again; the other three bands are rearranged by pixel_unshuffle.
     """
     if levels == 1:
         return bands(x, SCALES[0])
@@ -323,7 +322,7 @@ def dwt(x: Tensor, levels: int) -> Tensor:
 
 
 def idwt(x: Tensor, levels: int) -> Tensor:
-    """Undo dwt(), to within rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
+    """Invert dwt() up to rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
     if levels == 1:
         return image(x, SCALES[0])
     coarse, fine = x.tensor_split([x.shape[1] // 4], 1)

@@ -1,7 +1,7 @@
-"""The ADM U-Net, and its parts, which other networks share: config, conditioning, residual blocks with scale-shift, attention.
+"""The ADM U-Net, and parts that other networks share: config, conditioning, residual blocks with scale-shift, attention.
 
-Source: Dhariwal & Nichol 2021, in the layout of Karras et al. 2022, whose ImageNet-64 network has 295,899,267
-parameters at 1000 classes; initialisation at zero as there.
+Source: Dhariwal & Nichol 2021. The layout and zero initialisation are those of Karras et al. 2022, whose ImageNet-64
+network has 295,899,267 parameters at 1000 classes.
 """
 
 import math
@@ -25,24 +25,24 @@ from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, 
 Width = Annotated[int, Meta(ge=4, le=2**20, multiple_of=4)]
 
 CODE = "logsnr:factor=0.5"
-"""The level code of the U-Net where none is named: λ/2 = −ln σ_edm."""
+"""Default level code of the U-Net: λ/2 = −ln σ_edm."""
 HEAD_WIDTH = 64
 GROUPS = 32
 MIN_GROUP = 4
 EPS = 1e-5
 
 
-# Group norm with what follows it, scale and shift and SiLU, in few passes over the image.
+# Group norm fused with the scale, shift and SiLU that follow, to save passes over the image.
 #
-# CUDA's own kernel takes and gives images with channels first, and autocast has it work in float32: what follows is then
-# read and written in four bytes, and copied into the layout of convolutions and back. This one keeps the image's
-# precision, and channels last. Values per channel are float32.
+# CUDA's kernel for group norm needs channels first, and runs in float32 under autocast: later layers would then read and
+# write four bytes per value, and convert to the layout of convolutions and back. This function keeps the image's precision
+# and channels last. Values per channel are float32.
 
 
 class GroupNorm(nn.GroupNorm):
-    """x [B, C, H, W], scale and shift [B, C] → silu(norm(x)·(1 + scale) + shift); scale and shift, or SiLU, may be left out.
+    """Group norm with optional scale and shift [B, C] and SiLU: x [B, C, H, W] → silu(norm(x)·(1 + scale) + shift).
 
-    fused: whether by the function below, else by torch's; None is torch's on a CPU alone.
+    fused: whether to use the fused function below instead of torch's; None: everywhere but on a CPU.
     """
 
     fused: bool | None = None
@@ -67,9 +67,9 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _Normed(torch.autograd.Function):
-    """x [B, pixels, C], gain and bias [B or 1, groups, C/groups] → silu(x̂·gain + bias), x̂ normed in each group.
+    """Fused group norm: x [B, pixels, C], gain and bias [B or 1, groups, C/groups] → silu(x̂·gain + bias), x̂ normalised x.
 
-    The backward pass keeps x and a few numbers per channel.
+    Only x and a few numbers per channel are saved for the backward pass.
     """
 
     @staticmethod
@@ -78,7 +78,7 @@ class _Normed(torch.autograd.Function):
         if x.dtype == wide:
             variance, mean = torch.var_mean(x, 1, correction=0)
         else:
-            # In float32 without a copy of x. Where a large mean cancels here, rounding x has lost more.
+            # Accumulate in float32 without a copy of x. Cancellation with a large mean loses less than the rounding of x did.
             mean = x.mean(1, dtype=wide)
             variance = torch.linalg.vector_norm(x, dim=1, dtype=wide).square() / x.shape[1] - mean.square()
         spread, mean = torch.var_mean(mean.unflatten(1, groups), 2, correction=0, keepdim=True)
@@ -102,7 +102,7 @@ class _Normed(torch.autograd.Function):
         of_bias = grad.sum(1, dtype=wide).unflatten(1, groups)
         of_factor = torch.mul(grad, x, out=out).sum(1, dtype=wide).unflatten(1, groups)
         of_gain = inverse * torch.addcmul(of_factor, mean, of_bias, value=-1)
-        # Of x: inverse·(gain·grad − m − x̂·n), m the mean in the group of gain·grad, and n of gain·grad·x̂.
+        # Gradient of x: inverse·(gain·grad − m − x̂·n), with group means m of gain·grad and n of gain·grad·x̂.
         along = inverse.square() * (gain * of_gain).sum(2, keepdim=True) / -count
         beside = inverse * (gain * of_bias).sum(2, keepdim=True) / -count
         beside = torch.addcmul(beside, along, mean, value=-1)
@@ -112,7 +112,7 @@ class _Normed(torch.autograd.Function):
 
 
 def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
-    """Write x·factor + offset, rounded only then. factor, offset: for each channel of each image."""
+    """Write x·factor + offset to `out`, rounded once. factor, offset: per channel of each image."""
     return torch.addcmul(offset.flatten(1)[:, None], x, factor.flatten(1)[:, None], out=out)
 
 
@@ -120,41 +120,41 @@ def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
 
 
 def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
-    """Group norm of that many groups; 0: of at most 32, of at least 4 channels each."""
+    """Return a group norm with `groups` groups; 0: up to 32 groups of at least 4 channels."""
     usual = math.gcd(min(GROUPS, max(channels // MIN_GROUP, 1)), channels)
     return GroupNorm(groups or usual, channels, eps)
 
 
 def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
-    """The heads that are `head_width` wide; wider ones where that does not divide, one narrower where it is too much."""
+    """Return the number of attention heads: the largest divisor of the channels up to channels / head_width, at least 1."""
     most = max(1, channels // head_width)
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Raise UsageError where heads don't divide the width of a transformer."""
+    """Raise UsageError unless the number of heads divides the width of a transformer."""
     if width % heads:
-        raise UsageError(f"network: heads {heads} must divide the width {width}")
+        raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number")
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """A layer that starts as nothing, so that a new block starts as the identity."""
+    """Set the parameters of a layer to zero and return it, so that a new residual block starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-LEVELS = "Those multiples, one for each level; each is half the size of the one before."
+LEVELS = "Width of each level as a multiple of channels; each level has half the image size of the level before."
 
 
 @dataclass(frozen=True)
 class LevelsConfig(NetworkConfig):
-    """levels: width multipliers of `channels`, one per size, each half the one before, with `blocks` blocks each.
+    """Config of a U-Net. levels: width multipliers of `channels`; each level has half the image size of the level before.
 
-    Raises UsageError when the levels don't fit the image.
+    Raises UsageError if the image is too small for so many levels.
     """
 
-    channels: Width = explained("Width; each level's is a multiple of it. A multiple of 4.")
+    channels: Width = explained("Base width in channels, a multiple of 4.")
     levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
     blocks: Depth = explained("Residual blocks in each level.")
 
@@ -164,7 +164,7 @@ class LevelsConfig(NetworkConfig):
         object.__setattr__(self, "levels", whole)
         if self.image_size < 1 << self.halvings:
             raise UsageError(
-                f"network: it halves the image {self.halvings} times, too often for {self.image_size} pixels; choose "
+                f"network: the levels halve the image {self.halvings} times, too often for {self.image_size} pixels; choose "
                 "another preset, or pack with another --size"
             )
 
@@ -175,11 +175,11 @@ class LevelsConfig(NetworkConfig):
 
     @property
     def side(self) -> int:
-        """Side in pixels at which the network works: the image's, rounded up to one that can be halved so often."""
+        """Side in pixels at which the network works: the image's, rounded up to a multiple of 2^halvings."""
         return -(-self.image_size >> self.halvings) << self.halvings
 
     def cut(self, out: Tensor) -> Tensor:
-        """Return [B, C, side, side] without what was padded, and no view of it: FSDP hooks itself to what comes out."""
+        """Remove the padding of an output [B, C, side, side]. The result is not a view, because FSDP adds hooks to it."""
         if self.side == self.image_size:
             return out
         return out[..., : self.image_size, : self.image_size].contiguous(memory_format=torch.channels_last)
@@ -187,31 +187,31 @@ class LevelsConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class AttendedConfig(LevelsConfig):
-    """Config of a U-Net with attention at some of its sizes. Levels are multiples of `channels` that make whole numbers."""
+    """Config of a U-Net with attention at some sizes. Levels may be fractions if they make whole numbers of channels."""
 
-    attention: tuple[int, ...] = explained("Sizes in pixels, of levels, whose blocks have self-attention.")
+    attention: tuple[int, ...] = explained("Image sizes in pixels at which the blocks have self-attention.")
 
     def width(self, depth: int) -> int:
-        """Channels of a level."""
+        """Return the number of channels of the level at `depth`; 0 is the full image size."""
         return round(self.channels * self.levels[depth])
 
     def for_size(self, image_size: int) -> Self:
-        """The same network for another size, its attention as many halvings down as it was."""
+        """Return the config for another image size, with attention at the same levels."""
         new = replace(self, image_size=image_size)
         return replace(new, attention=tuple(side * new.side // self.side for side in self.attention))
 
 
 class LevelsNetwork(Network):
-    """Residual blocks on the way down, in the middle and on the way up; its units. A subclass makes `down`, `middle`, `up`."""
+    """Base of U-Nets, whose residual blocks FSDP shards separately. `add_blocks` fills `down` and `up`, and makes `middle`."""
 
     down: nn.ModuleList
     middle: nn.ModuleList
     up: nn.ModuleList
 
     def add_blocks(self, block: Callable[[int, int, bool, bool, str], nn.Module], middle_attention: bool) -> int:
-        """Fill `down` and `up`, make `middle`, and return the channels that come out.
+        """Fill `down` and `up`, make `middle`, and return the number of output channels.
 
-        block: (channels in, channels out, whether on the way down, whether with attention, '', 'down' or 'up') → a block.
+        block: function (channels in, channels out, on the way down?, with attention?, resample: '', 'down' or 'up') → block.
         """
         config = self.config
         widths = [config.width(depth) for depth in range(len(config.levels))]
@@ -238,11 +238,11 @@ class LevelsNetwork(Network):
         return now
 
     def units(self) -> list[nn.Module]:
-        """Residual blocks, from the first to the last."""
+        """Return the residual blocks, from first to last."""
         return [*self.down, *self.middle, *self.up]
 
     def walk(self, x: Tensor, code: Tensor) -> Tensor:
-        """Take the first layer's output through all blocks; those on the way up get what those on the way down gave."""
+        """Run all blocks on the first layer's output x, with skip connections. code: [B, width], the conditioning."""
         skips = [x]
         for block in self.down:
             x = self.through(block, x, code)
@@ -256,9 +256,9 @@ class LevelsNetwork(Network):
 
 @torch.library.custom_op("elbo::level_number", mutates_args=())
 def level_number(logsnr: Tensor, code: str) -> Tensor:
-    """λ [B] → the number [B] that a level code, written as its spec, makes of it, in the precision of λ.
+    """Return the number that tells a network its noise level λ [B]: [B], in the precision of λ. code: SPEC of a level code.
 
-    One operation for compilers: a timestep is read off a curve that is made once, on the CPU, with SciPy.
+    A custom operator, because torch.compile can't trace the curve of timesteps, which SciPy computes once on the CPU.
     """
     return _level_code(code)(logsnr).clone()
 
@@ -272,9 +272,9 @@ _level_code = lru_cache(parse_level_code)
 
 
 class Fourier(nn.Module):
-    """λ → [B, channels]: cosines and sines of a level code at frequencies from 1 down, the lowest above 1e-4.
+    """Fourier embedding of λ: [B] → [B, channels], cosines and sines of a level code at frequencies from 1 to 1e-4.
 
-    code: a spec of LEVEL_CODES.
+    code: SPEC of a level code.
     """
 
     def __init__(self, channels: int, code: str = CODE):
@@ -285,7 +285,7 @@ class Fourier(nn.Module):
         half = self.channels // 2
         if self.code == CODE:
             number, wide = 0.5 * logsnr.float(), torch.float32
-        else:  # a timestep of 1000 has no digits left in float32 for its angle
+        else:  # float32 is too coarse for the angle of a timestep up to 1000
             number, wide = level_number(logsnr.double(), self.code), torch.float64
         power = torch.arange(half, device=logsnr.device, dtype=wide) / half
         angle = number[:, None] * 1e-4**power
@@ -293,7 +293,7 @@ class Fourier(nn.Module):
 
 
 class LinearCode(nn.Module):
-    """λ → [B, 1]: λ/4, so that the kinks of the layer above it fall into the range of λ.
+    """Linear embedding of λ: [B] → [B, 1], λ/4, so that the bends of the next layer's SiLU lie in the range of λ.
 
     Source: Hoogeboom et al. 2023, where λ enters linearly.
     """
@@ -305,10 +305,10 @@ class LinearCode(nn.Module):
 
 
 class ClassTable(nn.Embedding):
-    """labels [B] → [B, width]; class −1 has the last row of the table, or adds nothing. It begins as torch's own."""
+    """Class embedding: labels [B] → [B, width], initialised as torch's. Label −1: the last row with null_class, else zeros."""
 
     def __init__(self, classes: int, width: int, null_class: bool):
-        weight = torch.empty(classes + null_class, width)  # drawing meta tensors would import for 2 s
+        weight = torch.empty(classes + null_class, width)  # normal_() on meta tensors takes 2 s of imports
         super().__init__(classes + null_class, width, _weight=weight if weight.is_meta else weight.normal_())
         self.null = classes if null_class else -1
 
@@ -318,7 +318,7 @@ class ClassTable(nn.Embedding):
 
 
 class Conditioning(nn.Module):
-    """(λ, class) → [B, width], λ by way of `code`. Class −1 is no class: see ClassTable."""
+    """Embedding of noise level and class: (λ [B], labels [B]) → [B, width]. code: embedding of λ. Label −1: see ClassTable."""
 
     def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int, null_class: bool = False):
         super().__init__()
@@ -336,17 +336,17 @@ class Conditioning(nn.Module):
 
 
 def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
-    """Labels [B], `null` in the place of −1; all of them where there are none."""
+    """Return labels [B] with `null` in place of −1; for None, all are `null`."""
     if labels is None:
         return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
     return labels.where(labels >= 0, null)
 
 
 def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer of what is made of λ, at least in float32.
+    """Apply a linear layer to an embedding of λ in at least float32; on CUDA in float64.
 
-    bf16 can't hold the digits of λ that tell neighbouring levels apart, and neither can TF32, in which CUDA may multiply
-    float32, but never float64. Weights that are sharded come in the lower precision.
+    Neither bf16 nor TF32 has enough digits to separate neighbouring λ. CUDA may use TF32 for float32, but not for float64.
+    FSDP may hand over sharded weights in a lower precision.
     """
     kept = torch.promote_types(weight.dtype, torch.float32)
     wide = torch.float64 if x.is_cuda else kept
@@ -355,29 +355,29 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
-    """No autocast, for what works on a tensor in its own precision; meta tensors know none."""
+    """Return a context without autocast, for operations in the precision of x; autocast does not support meta tensors."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def resized(x: Tensor, resample: str) -> Tensor:
-    """Images at half the size for 'down', at twice the size for 'up', each pixel four times."""
+    """Resize images: 'down' averages 2 × 2 pixels, 'up' repeats each pixel 2 × 2 times, '' returns them unchanged."""
     if resample == "up":
-        with as_it_comes(x):  # on CUDA autocast would make it float32, and with it all that is joined to it
+        with as_it_comes(x):  # on CUDA, autocast would make the result float32, and all that is concatenated with it
             return F.interpolate(x, scale_factor=2, mode="nearest")
     return F.avg_pool2d(x, 2) if resample else x
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C]."""
+    """Compute self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C]."""
     batch, tokens, width = qkv.shape
     q, k, v = qkv.view(batch, tokens, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
 def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Self-attention over pixels: queries, keys and values [B, 3C, H, W] → [B, C, H, W]. normed: of [B, 3, heads, HW, C/heads]."""
+    """Compute self-attention over pixels: qkv [B, 3C, H, W] → [B, C, H, W]. normed: applied to queries, keys and values."""
     batch, channels, height, width = qkv.shape
-    # Flash attention wants a pixel's channels together, which they are but where weights are sharded.
+    # Flash attention needs a pixel's channels contiguous; with sharded weights they are not.
     qkv = qkv.contiguous(memory_format=torch.channels_last)
     qkv = qkv.reshape(batch, 3, heads, channels // 3 // heads, height * width).transpose(3, 4)
     q, k, v = (qkv if normed is None else normed(qkv)).unbind(1)
@@ -385,7 +385,7 @@ def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | 
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels. heads: 0 is as many as `heads_of` says. normed: channels → its norm."""
+    """Self-attention over pixels. heads: number of heads; 0: `heads_of` the channels. normed: function channels → norm layer."""
 
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
         super().__init__()
@@ -399,10 +399,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: conv, scale and shift by the conditioning, conv; may halve or double the size on the way.
+    """Residual block: convolution, scale and shift by the conditioning, convolution; optionally halves or doubles the size.
 
-    Takes a skip's channels after its own; they are joined here, so that a unit's inputs are the tensors kept anyway.
-    attention: whether it has some after it. heads, normed: as Attention has them.
+    The skip is concatenated inside the block, so that activation checkpointing keeps no copy of the concatenation.
+    cin, cout: channels in and out. width: of the conditioning. attention: whether attention follows.
+    resample: as in `resized`, before the first convolution. heads, normed: as in Attention.
     """
 
     def __init__(
@@ -437,26 +438,26 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class UNetConfig(AttendedConfig):
-    """Levels may be fractions, of which `channels` makes whole numbers.
+    """Config of the ADM U-Net. Levels may be fractions if they make whole numbers of channels.
 
-    Raises UsageError when the levels don't fit the image, or heads and groups the levels.
+    Raises UsageError if the image is too small for the levels, or heads or groups don't divide the channels.
     """
 
-    middle_attention: bool = explained("Whether the middle, at the smallest size, has it too.", default=True)
-    heads: Count = explained("Heads of all attention; 0: as many as head_width makes.", default=0)
+    middle_attention: bool = explained("Whether the middle blocks have self-attention, too.", default=True)
+    heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
     head_width: Size = explained(
-        "Channels of a head; wider where that does not divide a level's, one head where it is more.", default=HEAD_WIDTH
+        "Head channels, rounded up to a divisor of a level's channels, or down to all of them.", default=HEAD_WIDTH
     )
-    groups: Count = explained("Groups of every norm; 0: 32, or fewer, of 4 channels each.", default=0)
-    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("What norms add to the variance.", default=EPS)
-    embedding: Count = explained("Width of the code of the noise level and the class; 0: 4 times channels.", default=0)
+    groups: Count = explained("Groups of every group norm; 0: up to 32 groups of at least 4 channels.", default=0)
+    norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("Number that norms add to the variance.", default=EPS)
+    embedding: Count = explained("Width of the embedding of noise level and class; 0: 4 times channels.", default=0)
     code: str = explained(
-        "The number that the network is told of the noise level, by its cosines and sines: logsnr:factor=0.5 is "
-        "-ln sigma, t:linear a timestep of 1000.",
+        "Level code: the number that tells the network its noise level, through cosines and sines. logsnr:factor=0.5 is "
+        "-ln sigma; t:linear is a timestep of 1000.",
         default=CODE,
     )
     variance: bool = explained(
-        "Whether the last layer gives twice the channels, for a learned variance, which only imported weights have.",
+        "Whether the network also outputs a learned variance, in twice the channels; only imported weights have one.",
         default=False,
     )
 
@@ -468,14 +469,14 @@ class UNetConfig(AttendedConfig):
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
-                    f"network: a level {level:g} of {self.channels} channels has {exact:g}, which must be a whole number that "
-                    f"groups {self.groups} and heads {heads} divide"
+                    f"network: level {level:g} × {self.channels} makes {exact:g} channels, which must be a whole number, and "
+                    f"divisible by groups ({self.groups}) and heads ({heads}) unless these are 0"
                 )
 
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")
 class UNet(LevelsNetwork):
-    """The network of a UNetConfig; its units are its residual blocks."""
+    """ADM U-Net of a UNetConfig. FSDP shards its residual blocks separately."""
 
     def __init__(self, config: UNetConfig):
         super().__init__(config)
@@ -495,7 +496,7 @@ class UNet(LevelsNetwork):
         self.last = zeroed(nn.Conv2d(now, config.image_channels * (1 + config.variance), 3, padding=1))
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """All that the last layer gives, [B, 2C, H, W] with the learned variance's half behind, else what forward does."""
+        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
         code = self.conditioning(logsnr, labels)
         x = self.walk(self.first(self.config.padded(z)), code)
         return self.config.cut(self.last(self.norm(x, silu=True)))

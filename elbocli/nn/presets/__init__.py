@@ -1,4 +1,4 @@
-"""Presets: a network and training settings for a size of image, a YAML file each; being in this folder is enough."""
+"""Presets: YAML files with a network and training settings for an image size. Every file in this folder is a preset."""
 
 import re
 from collections.abc import Callable
@@ -19,12 +19,12 @@ NAMES = tuple(
         key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
     )
 )
-"""Names of presets, imagenet64 before imagenet128."""
+"""Names of presets, in natural order: imagenet64 before imagenet128."""
 Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
-    """The data that a preset was made for. image_size: side in pixels, or of latents; classes: 1 is none to tell apart."""
+    """Data that a preset was made for. image_size: side in pixels, or of latents. classes: 1 means unconditional."""
 
     image_size: Least1
     channels: Least1
@@ -34,9 +34,11 @@ class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class PresetAbout(Record, frozen=True):
-    """Data for which elbo chooses a preset: the smallest and the largest image size, in latents where `kind` says so.
+    """Conditions under which elbo chooses a preset automatically.
 
-    images: that many or more; None is never. gpu: whether it is meant for one, by which precision is chosen.
+    pixels: smallest and largest image size. kind: `latents` if the preset, and these sizes, are for latents.
+    images: smallest number of images; None: the preset is never chosen.
+    gpu: whether the preset is meant for a GPU, which also sets the default precision.
     """
 
     pixels: tuple[Least1, Least1] | None = None
@@ -47,9 +49,10 @@ class PresetAbout(Record, frozen=True):
 
 @stored("preset FILE.yaml")
 class Preset(Record, frozen=True, forbid_unknown_fields=True):
-    """Sections network, as config_of takes it, and train, settings by name, and `shift`; those check their own keys.
+    """Contents of a preset file.
 
-    about: a user's own preset is never chosen automatically, whatever it says. data: None if the preset does not say.
+    network: family and config of the network, for config_of. train: settings of training by name, and `shift`.
+    about: ignored in users' presets, which are never chosen automatically. data: None if not stated.
     """
 
     network: dict[str, Any]
@@ -59,14 +62,14 @@ class Preset(Record, frozen=True, forbid_unknown_fields=True):
 
 
 def preset_file(name: str) -> Path:
-    """The file of a preset by name, or by path. Raises UsageError for an unknown name."""
+    """Return the file of a preset, given by name or path. Raises UsageError for an unknown name."""
     if name not in NAMES and not name.endswith((".yaml", ".yml")):
         raise UsageError(f"no preset is called {name!r}; {nearest(name, NAMES)} A preset's file ends in .yaml")
     return FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
 
 
 def load_preset(name: str) -> Preset:
-    """A preset by name, or from a YAML file of the same form by path.
+    """Load a preset by name, or from a YAML file by path.
 
     Raises UsageError for an unknown name, FormatError for an unusable file.
     """
@@ -78,11 +81,11 @@ def load_preset(name: str) -> Preset:
 def choose_preset(
     image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[str], bool] = bool
 ) -> str:
-    """The preset for that many images (or latents) of that size, on a GPU or on a CPU.
+    """Return the name of the preset for a number of images (or latents) of a size, on a GPU or a CPU.
 
-    A CPU gets none that is meant for a GPU, and a GPU one that is, where there is one that `fits` into its memory. Of
-    those it is the one that asks for most images without exceeding them; for latents, one made for latents where there
-    is one. Raises UsageError when none is for that.
+    fits: function name → whether a preset for GPUs fits into memory. A GPU gets such a preset if one fits, a CPU never.
+    Latents get a preset made for latents if there is one. Of the rest, the preset with the largest minimum number of images
+    wins. Raises UsageError if no preset fits.
     """
     fitting = []
     for name in NAMES:
@@ -94,6 +97,6 @@ def choose_preset(
     if fitting:
         return max(fitting)[-1]
     raise UsageError(
-        f"no preset is for {images} images of {image_size} pixels on a {'GPU' if gpu else 'CPU'}; name one by --preset (see 'elbo presets "
-        "list'), or pack with another --size"
+        f"no preset fits {images} images of {image_size} pixels on a {'GPU' if gpu else 'CPU'}; name one by --preset (see 'elbo "
+        "presets list'), or pack with another --size"
     )

@@ -136,7 +136,7 @@ OUT = ["-o", "a"]
         ("kept", ["--std", ".1"], 2, "-o"),
         ("kept", ["--std", ".3", *OUT], 2, "0.288675"),
         ("kept", ["--std", "nan", *OUT], 2, "> 0"),
-        ("kept", ["--std", ".1", *OUT, "--at", "52"], 2, "step 50"),
+        ("kept", ["--std", ".1", *OUT, "--at", "52"], 2, "choose 50"),
         ("kept", ["--std", ".1", *OUT, "--at", "4"], 1, "snapshots"),
         ("kept", ["--std", ".25", *OUT, "--at", "5"], 1, "power:std=0.25"),
         ("kept", ["--std", ".001", *OUT], 1, "power:std=0.001"),

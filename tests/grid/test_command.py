@@ -67,7 +67,7 @@ def test_grids_of_entropy_are_adaptive_schedules(kind, weighting, works, trained
     made = works("grid", trained, "--kind", kind, *FEW, "--sampler", "ddim")
     fitted = works("adapt", trained, "--weighting", weighting)
     assert made.stdout.split(b"knots:")[1] == fitted.stdout.split(b"knots:")[1]
-    assert all(word in made.stderr for word in (b"4 levels", b"cosine: root", f"{kind}: root".encode()))
+    assert all(word in made.stderr for word in (b"4 noise levels", b"on cosine: ", f"on {kind}: ".encode()))
 
 
 @pytest.mark.long

@@ -210,7 +210,7 @@ def test_after_gunzip_the_unpacked_file_is_taken_once(tmp_path):
 def test_several_sets_are_told_apart_by_the_user(tmp_path):
     for part in ("letters-train", "digits-train"):
         mnist(tmp_path, part)
-    with pytest.raises(DataError, match="several sets"):
+    with pytest.raises(DataError, match="several data sets"):
         open_source(tmp_path)
     assert len(open_source(tmp_path / "letters-train-images-idx3-ubyte")) == 11
 
@@ -308,7 +308,7 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path):
         (partial(parquet, images=PNGS[:1], labels=[-1], names=NAMES), "label -1"),
         (lambda path: write_table(pa.table({"text": ["a"], "label": [1]}), path), "no column of images"),
         (lambda path: parquet(path.with_name("y.parquet"), PNGS, LABELS, ["x", "y", "z"]), "other columns"),
-        (lambda path: parquet(path.with_name("set") / "y.parquet", PNGS, LABELS, NAMES), "several sets"),
+        (lambda path: parquet(path.with_name("set") / "y.parquet", PNGS, LABELS, NAMES), "several data sets"),
     ],
 )
 def test_damaged_and_foreign_parquet_files_are_refused(tmp_path, make, word):

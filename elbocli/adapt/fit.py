@@ -121,7 +121,9 @@ def fit_log(
     densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
-    log.info(f"fitting to {w.spec} by criterion {criterion}: {losses.images} images in {losses.lines} intervals")
+    log.info(
+        f"schedule for {w.spec} by criterion {criterion}, from {losses.images} images in {losses.lines} intervals of the log"
+    )
     log.info(
         f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:"
     )

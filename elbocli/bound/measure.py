@@ -103,7 +103,9 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Return each draw's part in its half's estimate of ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K]. schedule: schedule of the draws."""
+        """Return the addend of each draw, [image, half of the draws, draw]; their sum over the last axis estimates
+        ½ ∫ ‖ε−ε̂‖² dλ. schedule: the schedule from which the noise levels were drawn.
+        """
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
 

@@ -155,7 +155,7 @@ class Check(Record, frozen=True):
 
 @stored("result of elbo bound --check (JSON)")
 class Theorem(Answer, frozen=True):
-    """The theorem's check for several weightings. agree: whether all checks agree."""
+    """Check of theorem 1 of Kingma & Gao 2023. agree: whether both sides of the theorem agree for every weighting."""
 
     agree: bool
     checks: list[Check]

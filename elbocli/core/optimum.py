@@ -142,12 +142,12 @@ def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: We
 
 
 def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
-    """Return the share of copying: 1 − (excess on the training images) / (excess on new images).
+    """Return how far the network copies its training images, as a dict.
 
-    own, new: excess on training and on new images over the least error of the training images, whose error both share.
-    Returns a dict, or None if the excess on new images is within its error:
-    share: 0 for equal errors, 1 for the least possible error on the training images. se: its standard error.
-    verdict: a verb phrase.
+    own, new: loss on training and on new images, each minus the least possible loss for the training images.
+    None is returned if `new` is not significantly above 0. The dict has
+    share: 1 − own/new: 0 if both losses are equal, 1 if the loss on training images is the least possible;
+    se: standard error of share; verdict: verb phrase for the subject "the network".
     """
     if new.value <= SURE * new.se:
         return None

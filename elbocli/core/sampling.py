@@ -369,6 +369,9 @@ def solver(fit, equal):
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Describe the sampler, number of steps and guidance that a grid was fitted for. Ancestral grids hold for any guidance."""
+    """Describe what a grid of noise levels was made for: sampler, number of steps, guidance.
+
+    Guidance is left out for ancestral samplers, whose grids don't depend on it.
+    """
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

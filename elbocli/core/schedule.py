@@ -211,7 +211,10 @@ def parse_schedule(
 
 
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
-    """Return a tabulated schedule that spends time in proportion to shares [B] between edges [B + 1], which are rising λ."""
+    """Return a tabulated schedule that spends a given share of the time t in each interval of λ.
+
+    edges: ends of the intervals, rising λ, [B + 1]. shares: relative time in each interval, [B].
+    """
     import torch
 
     time = torch.cat([torch.zeros(1, dtype=torch.float64), shares.flip(0).cumsum(0)])

@@ -114,7 +114,7 @@ class EvalResult(Record, frozen=True):
 
     @property
     def network(self) -> str | None:
-        """The extractor in the names of the scores; None if the scores have their published names."""
+        """Extractor that the names of scores include; None for the published one, whose scores keep their usual names."""
         return self.repeats[0].network
 
     @property

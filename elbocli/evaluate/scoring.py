@@ -194,7 +194,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     for source, own in zip(sides.samples, made):
         for name, options in settings.metrics.items():
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
-                raise UsageError(f"--metrics {name} with these options is defined for --extractor {network}")
+                raise UsageError(f"{source.name}: --metrics {name} with the given options needs --extractor {network}")
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
         refuse(counted, others, source.name, first.name, "score one set at a time, or repeats made alike")
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:

@@ -62,7 +62,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     count: number of images.
     labels: class of each image, [count].
     names: class names; a class without a name is shown by its number.
-    most: maximum number of groups; if there are more classes, classes spread evenly from the first to the last are taken.
+    most: maximum number of groups; of more classes, evenly spaced ones are kept, the first and the last among them.
     """
     if labels is None:
         return [Group("", range(count))]

@@ -231,11 +231,11 @@ class LeastCurve(Record, frozen=True):
 
 
 class SampleCheck(Record, frozen=True):
-    """Check of an optimum that was computed from a random sample of the images instead of all images.
+    """Correction of a least possible error that was computed with a random sample of the images instead of all images.
 
     images: number of images in the sample.
-    sources: number of noised images whose least error was also computed from all images.
-    bias, bias_se: [bins], mean excess of the sample's result on these, which was subtracted; its standard error.
+    sources: number of noised images for which the error was computed both with the sample and with all images.
+    bias, bias_se: mean of (error with the sample − error with all) of these, already subtracted; its standard error, [bins].
     """
 
     images: Positive

@@ -58,7 +58,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     if not any(separator in line.strip() for line in lines for separator in ",\t "):
         if len(lines) != len(names):
             raise DataError(
-                f"{path}: {len(lines)} lines for {len(names)} images; expected a line for each, or NAME CLASS"
+                f"{path}: {len(lines)} lines for {len(names)} images; expected one class per image, or lines of NAME CLASS"
             )
         numbers, meta = [_word(line) for line in lines], path.with_name("meta.mat")
         if isinstance(numbers[0], int) and meta.is_file():
@@ -84,7 +84,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
         words.append(next((word for word in found if word is not None), None))
     if all(word is None for word in words):
         raise DataError(
-            f"{path}: none of the {len(names)} images has one class there, the first is {names[0]}; expected lines of NAME "
+            f"{path}: gives none of the {len(names)} images (the first is {names[0]}) a single class; expected lines of NAME "
             "CLASS (with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
         )
     return words, False

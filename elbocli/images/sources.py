@@ -145,10 +145,11 @@ def _order(name: str) -> bytes:
 
 
 def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
-    """Sort the files of a folder or an archive into classes. Names of folders end with a slash.
+    """Return the images of a folder or an archive with their classes, and the name to use if all are of one class.
 
-    prefix, stem: text before file names in messages, and the source's name. among: as in `list_source`.
-    Returns the images, whose labels are None if they are all of one class, and the name of that class.
+    entries: path in the source → reference; paths of folders end with a slash. prefix: text before paths in messages.
+    stem: name of the source; a single folder at the top is skipped, and its name replaces `stem`. among: as in `list_source`.
+    The labels are None if the images have no classes of their own.
     """
     # A single folder at the top, as many archives have, is skipped.
     names = sorted(entries)

@@ -97,7 +97,11 @@ ROWS = 2
 
 @dataclass(frozen=True)
 class Extremes:
-    """Rows of the likeliest and the least likely images of a table, `path`, with `count` images, sorted by the column `by`."""
+    """Thumbnails of the likeliest and the least likely images in a file of `elbo bound --per-image`.
+
+    path: that file. by: its column that ranks the images. count: number of its images.
+    likeliest, least: rows of thumbnails, the most extreme images first.
+    """
 
     path: Path
     by: str

@@ -224,7 +224,11 @@ def resolve(
         raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; take another")
     if fresh:
         init = fresh.facts(settings, network, data)
-        log.info("settings from %s; other than there: %s", fresh.named, ", ".join(init.changed or ()) or "nothing")
+        log.info(
+            "starting from the weights of %s; settings that differ from it: %s",
+            fresh.named,
+            ", ".join(init.changed or ()) or "nothing",
+        )
     elif initial and init:
         init = structs.replace(init, run=str(initial.named))  # the run may have moved
     return Resolved(settings, network, data, files, weighting, schedule, prediction, init, initial)

@@ -141,7 +141,7 @@ class Network(nn.Module):
 
 
 NETWORKS = Registry("network family")
-"""Networks by family name. traits: the class of the network's config."""
+"""Network classes by family name. The `traits` of each declaration are the class of its config."""
 
 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:

@@ -298,7 +298,10 @@ def _before(x: Tensor) -> Tensor:
 
 
 def bands(x: Tensor, scales: list[float]) -> Tensor:
-    """Split images [B,C,H,W] into scaled wavelet bands [B,4C,H/2,W/2]: low-low, low-high (of columns), high-low, high-high."""
+    """Return one level of the wavelet transform of [B,C,H,W]: four bands along the channels, [B,4C,H/2,W/2].
+
+    The bands are low in both directions; low in H, high in W; high in H, low in W; high in both. scales: factor of each band.
+    """
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 

@@ -256,9 +256,10 @@ class LevelsNetwork(Network):
 
 @torch.library.custom_op("elbo::level_number", mutates_args=())
 def level_number(logsnr: Tensor, code: str) -> Tensor:
-    """Return the number that tells a network its noise level λ [B]: [B], in the precision of λ. code: SPEC of a level code.
+    """Return the number that tells a network its noise level (sigma, a timestep, …) for each λ: [B] → [B], same dtype.
 
-    A custom operator, because torch.compile can't trace the curve of timesteps, which SciPy computes once on the CPU.
+    code: SPEC of a function in LEVEL_CODES. It is a custom operator because torch.compile can't trace the function from λ to
+    timesteps, which SciPy computes once on the CPU.
     """
     return _level_code(code)(logsnr).clone()
 
@@ -469,8 +470,8 @@ class UNetConfig(AttendedConfig):
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
-                    f"network: level {level:g} × {self.channels} makes {exact:g} channels, which must be a whole number, and "
-                    f"divisible by groups ({self.groups}) and heads ({heads}) unless these are 0"
+                    f"network: level {level:g} × channels {self.channels} is {exact:g}; choose them for a whole number that is "
+                    f"divisible by groups ({self.groups}) and heads ({heads}), where these are not 0"
                 )
 
 

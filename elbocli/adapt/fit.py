@@ -122,7 +122,7 @@ def fit_log(
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
     log.info(
-        f"schedule for {w.spec} by criterion {criterion}, from {losses.images} images in {losses.lines} intervals of the log"
+        f"schedule for {w.spec} by {criterion}, from {losses.images} images in {losses.lines} intervals of the log"
     )
     log.info(
         f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:"

@@ -280,9 +280,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
                 raise FormatError(f"{file}: damaged: its size or digest differs from {META}")
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
-        raise FormatError(
-            f"{path}: this checkpoint is of another run than {run / CONFIG}; move it back to its run, or delete it"
-        )
+        raise FormatError(f"{path}: is of another run than {run / CONFIG}; move it back to its run, or delete it")
     return Checkpoint(path, meta)
 
 

@@ -64,9 +64,7 @@ def report(
     if samples and len(samples) != len(runs):
         raise click.UsageError(f"--samples: {len(samples)} files for {len(runs)} runs; give one for each run, or none")
     if results and len(runs) > 1:
-        raise click.UsageError(
-            "--scores works with a single RUN; for several runs, put each result file into its run's folder"
-        )
+        raise click.UsageError("--scores needs a single RUN; for several, put each result file into its run's folder")
     if out == STREAM and sys.stdout.isatty() and not as_json:
         raise click.UsageError("standard output is a terminal; add -o FILE")
     gathered = [gather(run, drawn, results) for run, drawn in zip(runs, samples or [None] * len(runs))]

@@ -103,9 +103,9 @@ def mixed(runs, tmp_path):
 
 def test_a_checkpoint_of_another_run_is_named_and_passed_over(mixed, train, runs, caplog):
     newest = "checkpoints/step-00000020"
-    with pytest.raises((FormatError, DataError), match="step-00000020: .*of another run"):
+    with pytest.raises((FormatError, DataError), match=r"step-00000020: .*of another run"):
         open_run(mixed / newest, torch.device("cpu"))
-    with pytest.raises(FormatError, match="step-00000020: .*of another run"):
+    with pytest.raises(FormatError, match=r"step-00000020: .*of another run"):
         verify(mixed)
     assert latest(mixed).step == 15 and "of another run" in caplog.messages[-1]
     assert any("after step 15" in said for said in train(mixed))

@@ -367,9 +367,9 @@ def refuse_adaptive(weighting: Weighting) -> None:
 def learned_weighting(
     weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule
 ) -> Weighting:
-    """Return the current learned weighting: the density of the schedule over the recent errors, smoothed in λ.
+    """Return the current learned weighting: the schedule's density divided by the recent errors, smoothed in λ.
 
-    Until a bin has two errors, the error is that of a network with output zero for a target of variance 1. The loss is then
+    Until a bin has two errors, a network with output zero and a target of variance 1 stand in for them. The loss is then
     half the unweighted squared error of the output, as at the start of EDM2.
     """
     known = online.moments()

@@ -39,7 +39,7 @@ class LeastErrors:
     source: [S, D], float64, images to be noised. eps: [S, H, D], float64, H noises per source.
     logsnr: [S, H, L], the λ of each noise, rising along L.
     labels: [S], classes of the sources, for a second sum over images of the source's class alone; None: no such sum.
-    unit: distance of images that differ by 1 in one value. Integer levels of 0 to 255 keep all products exact in float64.
+    unit: factor from the given values to the scale of z, such as 1/127.5 for pixel levels, whose products are exact in float64.
     """
 
     def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
@@ -88,7 +88,8 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return ½ e^λ Σ π_i b_i of each noised source: [1, S, H, L]; given mates [2, S, H, L], the second for its class alone.
+        """Return an estimate of the least error ½ e^λ Σ π_i b_i of each noised source, [1, S, H, L]; with mates [2, S, H, L],
+        where entry 1 is over images of the source's class alone.
 
         others, mates: [S], number of images besides the source, in total and of its class. If fewer were added, the images
         added are weighted up: numerator and denominator are then unbiased, and their ratio nearly so.

@@ -82,7 +82,7 @@ def plugins_run() -> list[PluginFile]:
 
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
-    """Raise UsageError if a run needs a plug-in that was not run; warn about a plug-in that has changed since the training.
+    """Raise UsageError if a plug-in that a run needs has not been loaded; warn if one has changed since the run was trained.
 
     needed: the plug-ins recorded when the run was trained.
     where: the run, for messages.

@@ -65,10 +65,10 @@ from elbocli.core.sampling import GRIDS
 def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     """Find the noise levels for sampling RUN in few steps.
 
-    The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. The kind solver
-    measures the error of each step along the run's own trajectories, and moves the levels until all steps have equal
-    errors. For ddpm, and for the other kinds, the run's loss log suffices. Standard error shows the expected error of
-    all steps, on this and on other grids.
+    The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. --kind solver
+    moves the levels until all steps have equal errors, which it measures along the run's own trajectories, or, for an
+    ancestral sampler such as ddpm, takes from the run's loss log. The other kinds need only the loss log. Standard error
+    shows the expected error of all steps, on this and on other grids.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid

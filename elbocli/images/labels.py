@@ -141,11 +141,11 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
 
 
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
-    """Read the file of --classes. Returns the classes' keys (their words in the labels) and their names for people, in order.
+    """Read the file of --classes. Returns the key of each class (as labels write it) and its name for people, in order.
 
-    words: the images' words for their classes; empty if the labels are numbers.
-    A whole line is a key if it is one of `words`, or if no line begins with one of them. If labels are numbers, a line is the
-    class's name, perhaps after a number or WordNet ID. Raises DataError if a class is listed twice.
+    words: class names in the images' labels; empty if the labels are numbers. A line is KEY, KEY<tab>NAME or KEY NAME; without
+    a tab it is KEY NAME only if it is none of `words` and some line begins with one of them, or, for labels that are numbers,
+    if it begins with a number or WordNet ID. Raises DataError if a class is listed twice.
     """
     if path.suffix == ".mat":
         return read_meta(path)

@@ -228,7 +228,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return elbo's module names → the file's. blocks: elbo's list → the file's names of its blocks. parts: names in a block."""
+    """Return elbo's module names → the file's, for all parts of all blocks. blocks, parts: elbo's names → the file's."""
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
         for way, names in blocks.items()

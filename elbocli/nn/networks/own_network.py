@@ -89,8 +89,8 @@ class OwnModule(Network):
         make = defined(file, word)
         if not (isinstance(make, type) and issubclass(make, nn.Module)):
             raise UsageError(
-                f"{file}: defines no torch.nn.Module {word}; name the file by --plugin, and write 'class {word}(Other): "
-                "pass' in it for a class from elsewhere"
+                f"{file}: defines no torch.nn.Module {word}; if it does, add --plugin {file}; if it only imports the class, "
+                f"add 'class {word}(Other): pass' to it"
             )
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)

@@ -369,6 +369,6 @@ def solver(fit, equal):
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Describe what a grid of noise levels was made for: sampler, steps, guidance (not for ancestral samplers, which ignore it)."""
+    """Describe what a grid of noise levels was made for: sampler, steps and, unless the sampler is ancestral, guidance."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

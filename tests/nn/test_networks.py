@@ -157,8 +157,8 @@ def test_published_sizes_have_the_papers_parameters(section, size, parameters):
 @pytest.mark.long
 def test_a_network_without_memory_costs_no_imports(python):
     """Torch decomposes random numbers with sympy, which takes 2 s to import."""
-    if torch.__version__.startswith("2.8."):
-        pytest.skip("this torch imports it for any check of a size")
+    if torch.__version__.startswith(("2.8.", "2.10.")):
+        pytest.skip("this torch imports it for any layer without memory")
     code = "import sys, torch; from elbocli.nn.networks import build, unet, edm2, transformers\n"
     for config in (UNET, EDM2, DIT):
         code += f"with torch.device('meta'): build({type(config).__module__.rpartition('.')[2]}.{config})\n"

@@ -4,7 +4,7 @@ A sampler without noise solves the probability-flow ODE, dz/dλ = ½ α (x̂ −
 from a point of the exact trajectory, minus the exact trajectory at the end of the step. The exact trajectory is computed
 once, on a much finer grid. An ancestral step has an exact mean; its error is the variance that the step leaves out.
 
-Of all grids with equally many steps, the grid of equal local errors has the least sum of local errors: for steps of width h
+Among grids with the same number of steps, equal local errors give the least sum of local errors: for steps of width h
 and error C h^{p+1}, ∫ C h^p dλ at fixed ∫ dλ/h is least where C h^{p+1} is constant, for any order p.
 """
 

@@ -358,7 +358,7 @@ def rescaled(fit, equal):
     source="along the run's own trajectories; of ddpm by its log",
 )
 def solver(fit, equal):
-    """Return a tabulated schedule that takes the λ of `equal` at equally spaced t, bit for bit."""
+    """Return a schedule whose λ at equally spaced t are exactly the levels that `equal()` returns."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule

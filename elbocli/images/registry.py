@@ -136,7 +136,7 @@ def images_of_array(
     classes: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Images:
-    """Return all rows of an array as images. labels: class number per row. names: per row; by default the row's number."""
+    """Return all rows of an array as images. labels: class number of each row. names: name of each row, by default its number."""
     rows = range(array.shape[0])
     return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
 

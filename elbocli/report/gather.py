@@ -400,7 +400,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (purpose, command line) of the commands that made dataset, run, `samples` and `scores`. packed: the dataset's."""
+    """Yield (purpose, command line) of each command that made the dataset (`packed`), the run, `samples` and `scores`."""
     if packed:
         yield "Pack the images", packed
     for line in config.commands:

@@ -21,7 +21,7 @@ from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, check_fl
 from elbocli.core.loss import LossTerms, Network, denoising_losses
 from elbocli.core.prediction import Prediction
 from elbocli.core.samplers import Sampler, parse_sampler, time_grid, walk
-from elbocli.core.sampling import CLIPS, SPACINGS, STARTS, Guidance
+from elbocli.core.sampling import SPACINGS, STARTS, THRESHOLDS, Guidance
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import T_SAMPLINGS, Stream, times, walk_noise
 from elbocli.core.weighting import Weighting
@@ -293,12 +293,12 @@ def draw(
     schedule: Schedule | str | None = None,
     logsnr_min: float | None = None,
     logsnr_max: float | None = None,
-    guidance: float = 1.0,
+    guidance_scale: float = 1.0,
     spacing: str = "",
     start: str = "unit",
-    clip: str = "none",
+    threshold: str = "none",
     seed: int = 0,
-    batch: int = 64,
+    batch_size: int = 64,
     device: torch.device | str = "auto",
     precision: str = "fp32",
 ) -> Tensor:
@@ -311,10 +311,10 @@ def draw(
     labels: [n], where −1 means "no class". Guidance other than 1 needs labels, and a network that knows "no class".
     steps, schedule, spacing: the sampler's defaults unless given.
     logsnr_min, logsnr_max: range of λ; default: that of a Schedule object, else that of `loss`, else −15 to 15.
-    guidance: scale of classifier-free guidance; 1 is none.
+    guidance_scale: scale of classifier-free guidance; 1 is none.
     start: `unit` starts from z = ε, `edm` from z = σε.
-    clip: `none`, `static` or `dynamic` clipping of x̂.
-    batch: examples per call of the network.
+    threshold: `none`, `static` or `dynamic` clipping of x̂.
+    batch_size: examples per call of the network.
     device: a CUDA device becomes torch's current device.
     precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
     Returns [n, *shape], float32.
@@ -325,18 +325,20 @@ def draw(
     schedule = _on_range(schedule or chosen.traits.grid, logsnr_min, logsnr_max, loss, clip=True)
     grid = time_grid(schedule, steps, SPACINGS.parse(spacing) if spacing else None)
     place, scale, labels = choose_device(str(device)), STARTS.parse(start)(grid[0]), _labels(labels, n)
-    if guidance != 1 and labels is None:
-        raise UsageError(f"guidance {guidance:g} needs labels of shape [{n}]; pass labels=, or leave guidance at 1")
+    if guidance_scale != 1 and labels is None:
+        raise UsageError(
+            f"guidance_scale {guidance_scale:g} needs labels of shape [{n}]; pass labels=, or leave guidance_scale at 1"
+        )
     drawn, arithmetic = [], Precision(precision, place)
-    for first in range(0, n, batch):
-        indices = range(first, min(first + batch, n))
-        mine = None if labels is None else sent(labels[first : first + batch], place)
+    for first in range(0, n, batch_size):
+        indices = range(first, min(first + batch_size, n))
+        mine = None if labels is None else sent(labels[first : first + batch_size], place)
         eps = walk_noise(seed, indices, (*shape[1:], shape[0]))
 
         def noise(eps: Any = eps) -> Tensor:
             return sent(eps(), place).movedim(-1, 1)
 
-        denoiser = Denoiser(network, what, Guidance(guidance), mine, clip=CLIPS.parse(clip))
+        denoiser = Denoiser(network, what, Guidance(guidance_scale), mine, threshold=THRESHOLDS.parse(threshold))
         with arithmetic.applied(), arithmetic.autocast():
             drawn.append(walk(chosen, noise() * scale, grid, denoiser.asked_by(chosen), noise))
     return torch.cat(drawn)
@@ -355,7 +357,7 @@ def variational_bound(
     draws: int = 16,
     population: float = math.inf,
     seed: int = 0,
-    batch: int = 256,
+    batch_size: int = 256,
     device: torch.device | str = "auto",
     precision: str = "fp32",
 ) -> Bound:
@@ -367,15 +369,17 @@ def variational_bound(
     schedule: draws the noise levels; it changes the standard errors, not the expectation.
     draws: noise levels per image, an even number.
     population: number of images that the given images were sampled from, for the standard errors; inf for a distribution.
-    batch: inputs per call of the network.
+    batch_size: inputs per call of the network.
     device, precision: as in `draw`.
     Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.
     Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
     what, schedule = _predicted(prediction, loss), _on_range(schedule, logsnr_min, logsnr_max, loss)
     low, high, place = schedule.logsnr_min, schedule.logsnr_max, choose_device(str(device))
-    measured = MeasuredNetwork(network, what, low, high, place, precision, batch, draws, seed, population=population)
-    labels, size, images = _labels(labels, len(pixels)), max(1, batch // draws), []
+    measured = MeasuredNetwork(
+        network, what, low, high, place, precision, batch_size, draws, seed, population=population
+    )
+    labels, size, images = _labels(labels, len(pixels)), max(1, batch_size // draws), []
     for first in range(0, len(pixels), size):
         rows = range(first, min(first + size, len(pixels)))
         some = channels_first(torch.as_tensor(pixels[first : rows.stop])).permute(0, 2, 3, 1).cpu()

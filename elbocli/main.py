@@ -142,7 +142,7 @@ LATER_S = 10.0
 """Seconds that ranks other than 0 wait after an error, so that rank 0 prints its error before the launcher ends all ranks."""
 SIGNALLED = 128
 """Number added to a signal's number for the exit code of a command that the signal has ended, as in shells."""
-LESS = "try a smaller --batch; in 'elbo train', a smaller --micro-batch or --activation-checkpointing"
+LESS = "try a smaller --batch-size; in 'elbo train', a smaller --micro-batch or --activation-checkpointing"
 OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory|std::bad_alloc")
 SHELLS = ("bash", "zsh", "fish")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from elbocli.core.metrics import METRICS, asked
 from elbocli.core.samplers import parse_sampler
-from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
+from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, THRESHOLDS
 from elbocli.evaluate import scoring
 from elbocli.evaluate.result import EvalResult
 from elbocli.evaluate.settings import EvalSettings
@@ -92,7 +92,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 PARSE = {
     "sampler": parse_sampler,
-    "clip": CLIPS.parse,
+    "threshold": THRESHOLDS.parse,
     "start": STARTS.parse,
     "rounding": ROUNDINGS.parse,
     "spacing": SPACINGS.parse,
@@ -165,9 +165,9 @@ def works(elbo: Elbo, run: Path, data: Path, *more: Any) -> dict[str, Any]:
 
 def trains(elbo: Elbo, run: Path, data: Path, *more: Any) -> None:
     """Train it further, on images of ten classes, in a new run; and draw from that. more: options of every command."""
-    options = {"init": run.name, "steps": 20, "batch": 8, "preview-every": 0, "log-every": 5, "label-dropout": 0.1}
+    options = {"init": run.name, "steps": 20, "batch_size": 8, "preview-every": 0, "log-every": 5, "label-dropout": 0.1}
     words = ("train", data, "-o", "further", "--conditional", *(f"--{key}={value}" for key, value in options.items()))
-    for command in (words, ("sample", "further", "-n", 2, "--steps", 2, "--guidance", 2, "-o", "further.npz")):
+    for command in (words, ("sample", "further", "-n", 2, "--steps", 2, "--guidance-scale", 2, "-o", "further.npz")):
         result = elbo(*command, *more, cwd=run.parent)
         assert result.returncode == 0 and b"Traceback" not in result.stderr, (command, result.stderr.decode())
     losses = [json.loads(line)["loss"] for line in (run.parent / "further" / "metrics.jsonl").read_text().splitlines()]

@@ -28,7 +28,7 @@ SEEDS = range(*map(int, os.environ.get("FUZZ", "3").split()))
 CHECKPOINT = "run/checkpoints/step-00000010"
 SCORES = "--extractor elbo-tiny --metrics fid -q"
 NETWORK = {"channels": 8, "levels": [1, 2], "blocks": 1, "attention": [4]}
-TRAIN = {"steps": 10, "batch": 4, "save_every": 10, "log_every": 5, "preview_every": 0}
+TRAIN = {"steps": 10, "batch_size": 4, "save_every": 10, "log_every": 5, "preview_every": 0}
 CONFIG = {"num_train_timesteps": 50, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 MAKING = {
     "prep good.npy data.h5 -q": "",

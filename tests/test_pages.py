@@ -151,7 +151,7 @@ def world(elbo, digits_folder, digits, preset, tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
     np.savez_compressed(folder / "VIRTUAL_imagenet64_labeled.npz", images, **statistics)
     for line in (
-        ("train", "out.h5", "-o", "run", "--preset", "preset.yaml", "--save-every", 10, "--keep", 3),
+        ("train", "out.h5", "-o", "run", "--preset", "preset.yaml", "--save-every", 10, "--keep-last", 3),
         ("sample", "run", "-n", 60, "-o", "samples.npz"),
         ("sample", "run", "-n", 60, "-o", "samples.h5"),
         ("eval", "out.h5", "--metrics", "fid", "--save-stats", "ref.npz"),

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from elbocli.cli.commands import (
+    COUNT,
     FIGURE,
     LEVEL,
     PATH,
@@ -31,7 +32,7 @@ GROUPS = {
     "Precision of the answer": ("images", "draws", "target_se", "seed", "logsnr_min", "logsnr_max"),
     "Outputs": ("per_image", "curve", "plot", "log", "overwrite"),
     "Weights": ("weights",),
-    "Speed and memory": ("batch", "device", "precision"),
+    "Speed and memory": ("batch_size", "device", "precision"),
 }
 
 
@@ -95,11 +96,7 @@ GROUPS = {
 @option("--logsnr-max", type=LEVEL, help="Cleanest level, where images are read.  [default: the run's]")
 @weights_option
 @seed_option
-@option(
-    "--batch",
-    type=value(int, ge=1, le=10**6),
-    help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]",
-)
+@option("--batch-size", type=COUNT, help="Network inputs at a time.  [default: 256, fewer for images above 32 pixels]")
 @device_options
 @overwrite_option
 @plugin_option

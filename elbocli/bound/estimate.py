@@ -287,7 +287,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     count, how = int(steps), (int(draws), int(probes), int(exact))
     found, reads, coarse, fine = [], [], [], []
     # A piece has a quarter of the network's batch, because backward passes need more memory.
-    size = max(1, asked.denoiser.batch // 4 // int(draws))
+    size = max(1, asked.denoiser.batch_size // 4 // int(draws))
     pieces = ((some, slice(at, at + size)) for some in asked.images for at in range(0, len(some.rows), size))
     for some, of in pieces:
         piece = Images(some.content[of], None if some.labels is None else some.labels[of], some.rows[of])

@@ -115,7 +115,7 @@ class MeasuredNetwork:
 
     network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W].
     low, high: range of logsnr.
-    precision: fp32, tf32, bf16 or fp16. batch: number of network inputs at a time.
+    precision: fp32, tf32, bf16 or fp16. batch_size: number of network inputs at a time.
     draws: number of noise levels per image, even. seed: seed of the noise levels and of the noise.
     name: name of the network in messages.
     population: number of images in the set that the images are chosen from; inf for a distribution.
@@ -128,7 +128,7 @@ class MeasuredNetwork:
     high: float
     device: torch.device = torch.device("cpu")
     precision: str = "fp32"
-    batch: int = 256
+    batch_size: int = 256
     draws: int = 16
     seed: int = 0
     name: str = "the network"
@@ -170,7 +170,7 @@ class MeasuredNetwork:
         send = partial(sent, device=self.device)
         x, labels = self.placed(images)
         rows, levels, parts = torch.tensor(images.rows), logsnr.flatten(), list[Tensor]()
-        for part in torch.arange(len(levels)).split(self.batch):
+        for part in torch.arange(len(levels)).split(self.batch_size):
             image, level = part // self.draws, levels[part]
             indices = (rows[image] * self.draws + part % self.draws).tolist()
             eps = send(noise.normal(indices, (*x.shape[2:], x.shape[1]))).permute(0, 3, 1, 2)
@@ -219,7 +219,7 @@ class Measurement(MeasuredNetwork):
 
     def __iter__(self) -> Iterator[Images]:
         """Yield batches of the chosen images, small enough for all draws to fit one network batch. May be iterated again."""
-        size = max(1, self.batch // self.draws)
+        size = max(1, self.batch_size // self.draws)
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
@@ -292,7 +292,7 @@ def open_measurement(
     *,
     images: int | None = None,
     seed: int = 0,
-    batch: int | None = None,
+    batch_size: int | None = None,
     device: str = "auto",
     weights: str = "ema",
     logsnr_min: float | None = None,
@@ -303,7 +303,7 @@ def open_measurement(
 
     path: run or checkpoint. data: dataset; None for the run's own. weights: as for `open_run`.
     images: largest number of images; None for DEFAULT_IMAGES, ALL for all images of the dataset.
-    batch: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
+    batch_size: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
     logsnr_min, logsnr_max: range of λ; None for the run's. options: draws and precision, as in MeasuredNetwork.
     Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
     """
@@ -320,7 +320,7 @@ def open_measurement(
         low,
         high,
         place,
-        batch=batch or max(8, min(256, PIXELS // int(np.prod(dataset.shape[1:])))),
+        batch_size=batch_size or max(8, min(256, PIXELS // int(np.prod(dataset.shape[1:])))),
         seed=seed,
         name=str(trained.checkpoint.path),
         population=len(dataset),

@@ -62,11 +62,11 @@ def tell(text: str) -> None:
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Click type of a value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)].
 
-    name: name of the type in the help. bounds: bounds of a plain int or float, as for msgspec.Meta.
+    name: name of the type in the help. bounds: bounds of a plain int or float, as for msgspec.Meta. zero: word for 0.
     """
 
-    def __init__(self, hint: Any, name: str, bounds: Any = None):
-        self.hint, self.name, self.bounds = hint, name, bounds
+    def __init__(self, hint: Any, name: str, bounds: Any = None, zero: str | None = None):
+        self.hint, self.name, self.bounds, self.zero = hint, name, bounds, zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert text or a YAML value. Raises UsageError for a value of another type, or out of bounds."""
@@ -74,6 +74,8 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
         from elbocli.run.train_settings import convert_text
 
+        if value == self.zero:
+            return 0
         try:
             return convert_text(value, Annotated[self.hint, Meta(**self.bounds)] if self.bounds else self.hint)
         except ValueError as error:
@@ -85,6 +87,7 @@ def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
     return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
 
 
+COUNT = value(int, ge=1)
 SEED = value(int, ge=0, le=2**63 - 1)
 LEVEL = value(float, ge=-50, le=50)
 
@@ -210,8 +213,22 @@ class Command(click.Command):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, with a hint about an unknown option, or with its present name where other_names.txt has one."""
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, [*args])
+        except click.NoSuchOption as error:
+            from difflib import get_close_matches
+
+            name, known = error.option_name, {name for param in self.params for name in param.opts}
+            for line in Path(__file__).with_name("other_names.txt").read_text("utf-8").splitlines():
+                word, _, rest = line.partition(" ")
+                if word == f"{name}:":
+                    raise click.UsageError(f"no option {name}; {rest}", ctx) from error
+                if word == name and (present := known.intersection(rest.split())):
+                    return self.parse_args(ctx, [re.sub(f"^{name}(?![^=])", min(present), arg) for arg in args])
+            near = [option for option in known if option.startswith(name)]
+            raise click.NoSuchOption(name, None, near or get_close_matches(name, known, cutoff=0.75), ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         Command.path = ctx.command_path
@@ -326,23 +343,20 @@ weights_option = option(
 )
 
 batch_option = option(
-    "--batch",
-    type=value(int, ge=1, le=10**6),
-    default=64,
-    help="Images per process at a time; results don't depend on it.",
+    "--batch-size", type=COUNT, default=64, help="Images per process at a time; results equal up to rounding."
 )
 
 seed_option = option("--seed", type=SEED, default=0, help="Seed of images and noise.")
 
 table_option = option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 
-scale_option = option(
-    "--scale",
+zoom_option = option(
+    "--zoom",
     type=value(int, ge=1, le=64),
     metavar="N",
-    help="Enlarge each image of a grid N times; 1 keeps its pixels.  [default: to at most 96 pixels]",
+    help="Enlarge each image of a contact sheet N times; 1 keeps its pixels.  [default: to at most 96 pixels]",
     more="Each pixel becomes a square of N x N equal pixels, so that the original image can be recovered. The default enlarges "
-    "less, or not at all, where the grid would become wider than 4096 pixels.",
+    "less, or not at all, where the sheet would become wider than 4096 pixels.",
 )
 
 device_option = option(
@@ -399,12 +413,12 @@ def stdin_or_fail(what: str) -> Any:
     return sys.stdin.buffer
 
 
-GUIDANCE = ("guidance", "guidance_interval", "guidance_channels", "guide", "guide_weights")
+GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_channels", "guide", "guide_weights")
 """Python names of the options of guidance, in the order of the help."""
 
 
 def guidance_options(function: Any) -> Any:
-    """Add options --guidance, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
+    """Add options --guidance-scale, --guidance-interval, --guidance-channels, --guide and --guide-weights."""
     option(
         "--guide-weights",
         "guide_weights",
@@ -421,7 +435,7 @@ def guidance_options(function: Any) -> Any:
     )(function)
     option(
         "--guidance-channels",
-        type=value(int, ge=1, le=10_000),
+        type=COUNT,
         metavar="N",
         help="Guide only the first N channels of pixels or latents.  [default: all]",
         more="DiT's own sampling guides 3 of its latents' 4 channels, and its published scores use this. A learned variance is "
@@ -431,7 +445,7 @@ def guidance_options(function: Any) -> Any:
         function
     )
     option(
-        "--guidance",
+        "--guidance-scale",
         type=value(float, ge=-1e3, le=1e3),
         default=1.0,
         help="Scale of guidance; 1 is none.",
@@ -445,7 +459,7 @@ def guidance_of(options: dict[str, Any]) -> Guidance:
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
-    return Guidance(options.pop("guidance"), low, high, options.pop("guidance_channels") or 0)
+    return Guidance(options.pop("guidance_scale"), low, high, options.pop("guidance_channels") or 0)
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

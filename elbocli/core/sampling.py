@@ -1,4 +1,4 @@
-"""Options of sampling: spacings and fitted grids of noise levels, starts, clips, roundings, noise sources, and guidance.
+"""Options of sampling: spacings and fitted grids of noise levels, starts, thresholds, roundings, noise sources, and guidance.
 
 A range of pixels is (divisor, offset): level p of 0 to 255 has the value p / divisor + offset. Each rounding is written as
 its authors write it, because another order of operations changes values within rounding error of a boundary.
@@ -107,23 +107,23 @@ def edm(logsnr):
 UNIT = STARTS["unit"]
 
 
-CLIPS = Registry("clip")
-"""Clips: functions x̂ [B, …] → clipped x̂."""
+THRESHOLDS = Registry("threshold")
+"""Thresholds: functions x̂ [B, …] → clipped x̂."""
 
 
-@CLIPS.declare("none", formula="x_hat")
+@THRESHOLDS.declare("none", formula="x_hat")
 def none(x_hat):
     """Return x̂ unchanged."""
     return x_hat
 
 
-@CLIPS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
+@THRESHOLDS.declare("static", formula="x_hat cut to [-1, 1]", source="Ho et al. 2020")
 def static(x_hat):
     """Clip x̂ to [−1, 1]."""
     return x_hat.clamp(-1, 1)
 
 
-@CLIPS.declare(
+@THRESHOLDS.declare(
     "dynamic",
     formula="x_hat cut to [-s, s] and divided by s = max(1, percentile of |x_hat| in the image)",
     source="Saharia et al. 2022: Imagen",

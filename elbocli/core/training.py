@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 AUTO: Final = "auto"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+FORMER = {
+    "batch": "batch_size",
+    "clip": "grad_clip",
+    "keep": "keep_last",
+    "milestone_every": "keep_every",
+    "warmup": "warmup_steps",
+}
+"""Former name of a training setting → its present name. config.yaml, presets and --config may hold former names."""
 AVERAGES = Registry("average")
 """Averages of the weights: functions (step from 1, images seen, images of this update) → β in [0, 1)."""
 BARE, STORED = "decay", "power"

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from elbocli.cli.commands import (
+    COUNT,
     PATH,
     Command,
     Output,
@@ -29,7 +30,7 @@ from elbocli.core.training import MAX_STD
     help="Standard deviation of the weights' profile, as a share of the steps so far: 0.1 averages mostly the "
     "last third; at most 0.288675, the plain mean.",
 )
-@option("--at", type=value(int, ge=1), metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
+@option("--at", type=COUNT, metavar="STEP", help="A step that has a snapshot.  [default: the last one]")
 @option(
     "-o",
     "--out",
@@ -72,7 +73,6 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     from elbocli.files.checkpoint import WEIGHTS, whole_snapshots
     from elbocli.files.tensor_files import AVERAGE, AverageFacts, TensorFile, read_about, write_tensors
     from elbocli.run.open import read_run_config
-    from elbocli.run.settings import trained_as
     from elbocli.runtime.progress import log, progress
     from elbocli.version import __version__
 
@@ -122,7 +122,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         step=last.step,
         images=last.images,
         run=str(path),
-        trained=trained_as(config),
+        run_id=config.run_id,
         residual=solution.residual,
         coefficients=coefficients,
         elbo_version=__version__,

@@ -37,7 +37,7 @@ GROUPS = {
     "Extractor": ("extractor", "extractor_weights"),
     "Outputs": ("card", "neighbours", "save_stats", "save_features", "overwrite"),
     "A stream's draw": ("classes", "seed"),
-    "Speed and memory": ("batch", "device", "precision"),
+    "Speed and memory": ("batch_size", "device", "precision"),
 }
 
 

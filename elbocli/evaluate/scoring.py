@@ -108,7 +108,7 @@ def run(
             if source not in sides.samples:
                 keep = {"values"} if compares or source is sides.held_out else set()
             with_spatial = bool(spatial) and source is not sides.held_out
-            extract_features(source, extractor, settings.batch, world, keep, check, with_spatial)
+            extract_features(source, extractor, settings.batch_size, world, keep, check, with_spatial)
     if not world.first:  # other ranks don't wait for the scores, which may take an hour for many images
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]

@@ -25,7 +25,7 @@ class EvalSettings:
     seed: int = 0
     extractor: str = ""
     extractor_weights: Path | None = None
-    batch: int = 64
+    batch_size: int = 64
     classes: str = ""
     allow_mismatch: bool = False
     command: str = ""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from msgspec import Meta, structs
+from msgspec import Meta
 from safetensors import SafetensorError
 
 from elbocli.errors import DataError, ElboError, FormatError
@@ -35,18 +35,6 @@ if TYPE_CHECKING:
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 NAME = re.compile(r"step-\d+")
-GONE = (
-    "cudnn_benchmark",
-    "manual_gc",
-    "max_skips",
-    "multiscale",
-    "nccl_timeout",
-    "on_nonfinite",
-    "on_checkpoint",
-    "tensorboard",
-    "tf32",
-)
-"""Settings of earlier versions. config.yaml may hold them, and elbo ignores them."""
 RESOLVED = ("settings", "network", "data", "files", "init", "plugins")
 """Sections of config.yaml that define a run."""
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -180,13 +168,7 @@ def read_config(run: Path) -> RunConfig:
     """Read config.yaml of a run. Raises FormatError if the folder is not a run."""
     if not (run / CONFIG).exists():
         raise FormatError(instead(run, "run"))
-    return checked_config(read_yaml(run / CONFIG), run / CONFIG)
-
-
-def checked_config(content: dict[str, Any], path: Path) -> RunConfig:
-    """Check the content of a config.yaml and drop settings of earlier versions. Raises FormatError if it is not a run's."""
-    config = RunConfig.of(content, path)
-    return structs.replace(config, settings={key: each for key, each in config.settings.items() if key not in GONE})
+    return RunConfig.of(read_yaml(run / CONFIG), run / CONFIG)
 
 
 class Seal(Record, frozen=True):
@@ -372,16 +354,16 @@ def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
     return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until]))
 
 
-def due(step: int, save_every: int, milestone_every: int) -> bool:
-    """Tell whether to save a checkpoint after a step: every `save_every` steps, and every `milestone_every` steps unless 0."""
-    return step % save_every == 0 or (milestone_every > 0 and step % milestone_every == 0)
+def due(step: int, save_every: int, keep_every: int) -> bool:
+    """Tell whether to save a checkpoint after a step: every `save_every` steps, and every `keep_every` steps unless 0."""
+    return step % save_every == 0 or (keep_every > 0 and step % keep_every == 0)
 
 
-def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection[int]) -> None:
+def drop(run: Path, step: int, keep: int, keep_every: int, held: Collection[int]) -> None:
     """Delete old checkpoints after the checkpoint of `step` was written, except the newest `keep`, milestones, and `held`.
 
     Checkpoints of later steps are deleted too: they are damaged, otherwise the run would have resumed from them.
-    milestone_every: steps between milestones; 0 for none.
+    keep_every: steps between milestones; 0 for none.
     held: steps of the checkpoints that are in use.
     Raises DataError.
     """
@@ -389,7 +371,7 @@ def drop(run: Path, step: int, keep: int, milestone_every: int, held: Collection
     newest = [path for path in paths if step_of(path) <= step][-keep:]
     for path in paths:
         number = step_of(path)
-        milestone = number <= step and milestone_every > 0 and number % milestone_every == 0
+        milestone = number <= step and keep_every > 0 and number % keep_every == 0
         if not (path in newest or number in held or milestone):
             remove_folder(path)
 

@@ -174,7 +174,7 @@ def open_samples(
     """
     suffix = target.suffix if isinstance(target, Path) else None
     if header.scale and suffix != ".png":
-        raise UsageError("--scale enlarges a PNG grid, but the output is no PNG; leave --scale out, or add -o FILE.png")
+        raise UsageError("--zoom enlarges a PNG grid, but the output is no PNG; leave --zoom out, or add -o FILE.png")
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return

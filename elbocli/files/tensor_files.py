@@ -75,7 +75,7 @@ class AverageFacts(Record, frozen=True):
     """Origin of an average of weights: the run, its snapshots up to a step, and their coefficients.
 
     spec, std: the average, such as power:std=0.1, and its relative standard deviation.
-    trained: facts that identify the run, to check that the average fits it.
+    run_id: as in the run's config.yaml, to check that the average is of this run.
     residual: error with which the snapshots' averages express the wanted average; 0 is exact.
     """
 
@@ -86,7 +86,7 @@ class AverageFacts(Record, frozen=True):
     step: Count
     images: Count
     run: str | None
-    trained: dict[str, Any]
+    run_id: str | None
     residual: float | None
     coefficients: dict[str, float] | None
     elbo_version: str | None

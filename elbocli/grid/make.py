@@ -90,7 +90,7 @@ def make_grid(
     since: int,
     floor: float,
     weights: str,
-    batch: int,
+    batch_size: int,
     device: str,
     precision: str,
 ) -> tuple[str, GridReport]:
@@ -98,7 +98,7 @@ def make_grid(
 
     path: run or checkpoint. kind: declaration in GRIDS.
     steps: None for the sampler's default. images: number of trajectories along which errors are measured.
-    guide, guide_weights, weights, batch: as in SampleSettings. since: step after which intervals of the loss log are used.
+    guide, guide_weights, weights, batch_size: as in SampleSettings. since: step after which intervals of the loss log are used.
     floor: smallest density of a grid fitted to the loss log, relative to a uniform density.
     Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a
     loss log that is needed, or when estimates are not finite.
@@ -115,13 +115,13 @@ def make_grid(
     drawer.check([low, high, math.inf])
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or ())
     labels = None if chosen is None else sent(torch.from_numpy(chosen).long(), place)
-    parts = [None] * -(-images // batch) if labels is None else labels.split(batch)
+    parts = [None] * -(-images // batch_size) if labels is None else labels.split(batch_size)
     denoisers = [drawer.denoiser(some) for some in parts]
 
     def denoise(z: Tensor, logsnr: float) -> Tensor:
         """Return x̂ of all trajectories, computed batch by batch in the network's precision."""
         with arithmetic.applied(), arithmetic.autocast():
-            return torch.cat([ask(some, logsnr) for ask, some in zip(denoisers, z.split(batch), strict=True)])
+            return torch.cat([ask(some, logsnr) for ask, some in zip(denoisers, z.split(batch_size), strict=True)])
 
     def moments() -> ErrorMoments:
         losses = read_logs([run.path / "losslog.jsonl"], since)

@@ -15,8 +15,8 @@ from elbocli.cli.commands import (
     option,
     overwrite_option,
     print_json,
-    scale_option,
     visible,
+    zoom_option,
 )
 from elbocli.errors import UsageError
 
@@ -33,10 +33,10 @@ from elbocli.errors import UsageError
     more="They are spread evenly over the file: 64 of at most 16 classes, and at least 8 of each. On standard output the "
     "picture replaces the lines.",
 )
-@scale_option
+@zoom_option
 @overwrite_option
 @common
-def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int | None) -> None:
+def info(file: Path, as_json: bool, verify: bool, grid: Path | None, zoom: int | None) -> None:
     """Describe any file of elbo's, and show its images.
 
     FILE is a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics or samples.
@@ -49,12 +49,12 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
         raise UsageError(
             "standard output is the picture's, so text can't go there; name a file for it: --grid FILE.png"
         )
-    if scale and grid is None:
-        raise UsageError("--scale enlarges the images of --grid; add --grid FILE.png, or leave --scale out")
+    if zoom and grid is None:
+        raise UsageError("--zoom enlarges the images of --grid; add --grid FILE.png, or leave --zoom out")
     if grid == STREAM:
         refuse_terminal(sys.stdout)
     if grid is not None:
-        write_grid(sys.stdout.buffer if grid == STREAM else grid, *describe.images_of(file, scale or 0))
+        write_grid(sys.stdout.buffer if grid == STREAM else grid, *describe.images_of(file, zoom or 0))
     if grid == STREAM:
         return
     facts = describe.verify(file) if verify else describe.describe(file)

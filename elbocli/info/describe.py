@@ -143,9 +143,9 @@ def _optimum(path: Path) -> Facts:
 
 
 def _config(path: Path) -> Facts:
-    from elbocli.files.checkpoint import checked_config
+    from elbocli.files.checkpoint import RunConfig
 
-    return {"is": "config of a run", **checked_config(read_yaml(path), path).settings}
+    return {"is": "config of a run", **RunConfig.of(read_yaml(path), path).settings}
 
 
 def _schedule(path: Path) -> Facts:
@@ -224,10 +224,10 @@ def _verify_folder(path: Path) -> int:
     return files
 
 
-def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
+def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
     """Read evenly spaced images of a dataset or of samples, uint8 [N, H, W, C], and lay them out on a contact sheet.
 
-    scale: whole factor of the enlargement; 0 to choose it.
+    zoom: whole factor of the enlargement; 0 to choose it.
     Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:
@@ -237,7 +237,7 @@ def images_of(path: Path, scale: int = 0) -> tuple[np.ndarray, Layout]:
             spread = np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)
             groups.append(Group(name, [*range(len(order), len(order) + len(spread))]))
             order += [images[at] for at in spread]
-        layout = lay_out(reader.shape[1], reader.shape[2], groups, scale)
+        layout = lay_out(reader.shape[1], reader.shape[2], groups, zoom)
         layout.check(path)
         shown = {index: reader.at(index, 1) for index in sorted(order)}
         return np.concatenate([shown[index] for index in order]), layout

@@ -11,10 +11,10 @@ from elbocli.core.loss import Network, check_output
 from elbocli.core.prediction import Prediction
 from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Denoise, DenoiseWithVariance, Sampler
-from elbocli.core.sampling import CLIPS, Guidance
+from elbocli.core.sampling import THRESHOLDS, Guidance
 from elbocli.errors import UsageError
 
-UNCLIPPED = CLIPS["none"]
+NO_THRESHOLD = THRESHOLDS["none"]
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Denoiser:
     """Denoiser of a network with its prediction and labels, with guidance and clipping of x̂.
 
     guide: denoiser that gives the weak output of guidance; None: the same network without classes, if guidance is on.
-    labels: [B], classes, or None. clip: one of CLIPS, applied to x̂.
+    labels: [B], classes, or None. threshold: one of THRESHOLDS, applied to x̂.
     calls: number of calls of this network; a batch counts once.
     The network may output twice the channels: the prediction, then values for a learned variance.
     """
@@ -32,7 +32,7 @@ class Denoiser:
     guidance: Guidance = Guidance()
     labels: Tensor | None = None
     guide: Denoiser | None = None
-    clip: Declaration = UNCLIPPED
+    threshold: Declaration = NO_THRESHOLD
     calls: int = 0
 
     def __post_init__(self) -> None:
@@ -73,4 +73,4 @@ class Denoiser:
         x_hat = (z * from_z).add_(out, alpha=from_out)
         if self.guide is not None and self.guidance.active(logsnr):
             x_hat = self.guidance.combine(x_hat, self.guide(z, logsnr))
-        return self.clip(x_hat), v
+        return self.threshold(x_hat), v

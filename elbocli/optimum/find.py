@@ -48,7 +48,7 @@ class Search:
 
     rows: dataset rows of the images. sources: number of images to noise. flip: whether mirror images are included.
     sample: number of images in the softmax; 0 for all; None for all if AFFORDABLE, else an eighth.
-    batch: number of images at a time; None for as many as fit NUMBERS.
+    batch_size: number of images at a time; None for as many as fit NUMBERS.
     conditional: whether the denoiser knows the class, except for a share `label_dropout` of the images.
     """
 
@@ -60,7 +60,7 @@ class Search:
     device: torch.device = torch.device("cpu")
     sources: int = 1000
     sample: int | None = None
-    batch: int | None = None
+    batch_size: int | None = None
     seed: int = 0
     conditional: bool = False
     label_dropout: float = 0.0
@@ -94,7 +94,7 @@ class Search:
         logsnr = self.edges[:-1] + at[:, :, None] * self.edges.diff()
         labels = self.labels[places].to(device) if self.conditional else None
         sums = LeastErrors(self.levels(places).flatten(1), eps, logsnr.to(device), labels, UNIT)
-        batch = self.batch or max(1, min(MOST_IMAGES, NUMBERS // self.dimensions))
+        batch = self.batch_size or max(1, min(MOST_IMAGES, NUMBERS // self.dimensions))
         own = torch.from_numpy(places).to(device)[:, None]
         for some in (among[start : start + batch] for start in range(0, len(among), batch)):
             where, classes = torch.from_numpy(some).to(device), self.labels[some].to(device)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from elbocli.cli.commands import (
+    COUNT,
     DATASET,
     PATH,
     SEED,
@@ -85,7 +86,7 @@ def shard(value: str) -> tuple[int, int]:
     help="val: a share of each class (such as 0.1), always the same; train: all the others.",
 )
 @option("--shuffle-seed", type=SEED, help="Put the images in a random order.")
-@option("--limit", type=value(int, ge=1), help="Take only the first N images.")
+@option("--limit", type=COUNT, help="Take only the first N images.")
 @option("--shard", type=shard, metavar="I/N", help="Pack the I-th of N parts; 'elbo merge' joins them.")
 @option(
     "--latents",

@@ -89,7 +89,7 @@ def _row(name: str) -> dict[str, Any]:
         "network": preset.network.get("family", "unet"),
         "parameters": parameters,
         "steps": preset.train["steps"],
-        "batch": preset.train["batch"],
+        "batch_size": preset.train["batch_size"],
     }
 
 

@@ -30,7 +30,7 @@ from elbocli.files.schedule_file import resolve_weighting
 from elbocli.files.tensor_files import check_average, load, read_about
 from elbocli.nn.networks import Network, NetworkConfig, build, config_of, loaded, place, section_of
 from elbocli.nn.weights import shapes_of, transfer
-from elbocli.run.settings import Known, run_settings, schedule_of, trained_as
+from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.progress import log
 
@@ -190,9 +190,8 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
             f"{str(file)!r} is neither a file nor an average; choose one in {checkpoint.path}: {', '.join(checkpoint.names)}"
         )
     made, digest = read_about(file)
-    ours = trained_as(config)
-    if strange := [key for key, value in made.trained.items() if ours.get(key, value) != value]:
-        raise DataError(f"{file}: is of another run ({', '.join(strange)} differ); name a file of this run")
+    if made.run_id not in (None, config.run_id):
+        raise DataError(f"{file}: is an average of another run, {made.run}; name a file of this run")
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
     check_average(file)
     return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}

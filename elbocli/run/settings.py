@@ -20,7 +20,7 @@ from elbocli.core.schedule_curves import SCHEDULES
 from elbocli.core.training import AUTO, LR_DECAYS, PRECISIONS, canonical, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
-from elbocli.files.checkpoint import InitFacts, RunConfig, RunData, checked_config
+from elbocli.files.checkpoint import CONFIG, InitFacts, RunConfig, RunData
 from elbocli.files.dataset import PREPROCESSING, Dataset
 from elbocli.files.latents import ATTRIBUTES
 from elbocli.files.plugins import check_plugins, plugins_run
@@ -69,7 +69,7 @@ def read_options(
     content = {} if path is None else read_yaml(path)
     values = {key.replace("-", "_"): value for key, value in content.items() if value is not None}
     if path is not None and values.get("format") == "elbo-run":
-        known = Known(path, checked_config(values, path))
+        known = Known(path, RunConfig.of(values, path))
     else:
         words = [*values.pop("set", ()), *words]
         found = {key: Path(str(values.pop(key))) for key in ("data", "init") if key in values}
@@ -116,7 +116,7 @@ class Resolved:
     def config(self) -> RunConfig:
         """Return the content of config.yaml."""
         return RunConfig(
-            settings=self.settings.stored(),
+            settings={name: SETTINGS[name].written(value) for name, value in self.settings.stored().items()},
             network=section_of(self.network),
             data=self.data,
             files=self.files,
@@ -315,7 +315,7 @@ def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
     """Return the settings that must not change when a run resumes, by their names in messages. A missing setting is a default."""
-    settings = {**TrainSettings().stored(), **config.settings}
+    settings = run_settings(config.settings, Path(CONFIG)).stored()
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"
     network = section_of(config_of(config.network, "config.yaml"))
@@ -335,13 +335,3 @@ def _fixed(config: RunConfig) -> dict[str, Any]:
         "--init": config.init and f"weights of sha256 {config.init.sha256}",
         "--plugin": ", ".join(map(str, config.plugins or [])) or None,
     }
-
-
-IDENTITY = ("weighting", "prediction", "logsnr_min", "logsnr_max", "batch", "lr", "seed")
-"""Settings that identify the training run of a file of weights. Later versions must not rename these settings."""
-
-
-def trained_as(config: RunConfig) -> dict[str, Any]:
-    """Return the facts in a run's config that identify the run; files made from the run's weights record these facts."""
-    digests = {"payload_sha256": config.data.payload_sha256, "init_sha256": config.init and config.init.sha256}
-    return {**{key: config.settings.get(key) for key in IDENTITY}, **digests}

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from elbocli.core.registry import LEARNED, nearest
-from elbocli.core.training import AUTO, canonical
+from elbocli.core.training import AUTO, FORMER, canonical
 from elbocli.errors import UsageError
 
 LARGEST = 1e6
@@ -51,7 +51,7 @@ def about(help: str, **said: Any) -> Meta:
     group: heading of this setting and the following ones in the help. more: text that the man page adds to the help.
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
     names: module and name of the registry whose names the value may begin with. words: further names.
-    flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
+    zero: word for 0, such as none. flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
     shown: the default to show in the help, for settings whose default isn't up to presets.
     free: whether the setting may change when a run resumes. preset: whether a preset may set it; by default as `stored`.
     stored: False if config.yaml lacks the setting, because the setting only refines another setting.
@@ -90,6 +90,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             "Save and end after 3h50m, 90s, 1:30:00.",
             more="The same command resumes the run. Leave time to start and to save.",
             ge=0,
+            zero="none",
             le=1000 * 86400,
             metavar="DURATION",
             free=True,
@@ -150,9 +151,9 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     label_dropout: Annotated[float, about("Share of images trained without class, for guidance.", ge=0, le=1)] = 0.1
 
     steps: Annotated[int, count(group="Optimizer", help="Updates in all.", free=True, ge=1)] = 100_000
-    batch: Annotated[int, count("Images per update.", le=10**6, ge=1)] = 256
+    batch_size: Annotated[int, count("Images per update.", le=10**6, ge=1)] = 256
     lr: Annotated[float, about("Learning rate of AdamW.", gt=0, le=1e3)] = 1e-4
-    warmup: Annotated[int, count("Updates over which lr rises from zero.")] = 1000
+    warmup_steps: Annotated[int, count("Updates over which lr rises from zero.")] = 1000
     lr_decay: Annotated[
         str,
         about(
@@ -167,7 +168,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     weight_decay: Annotated[float, about("Weight decay of AdamW.", shown="0", ge=0, le=1e3)] = 0.0
     beta2: Annotated[float, about("beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")] = 0.999
     adam_eps: Annotated[float, about("epsilon of AdamW.", gt=0, le=1, flags="")] = 1e-8
-    clip: Annotated[float, about("Clip the gradient norm to this; 0 is no limit.", ge=0, le=LARGEST)] = 1.0
+    grad_clip: Annotated[float, about("Clip the gradient norm to this.", ge=0, le=LARGEST, zero="none")] = 1.0
 
     device: Annotated[
         str,
@@ -208,11 +209,13 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     micro_batch: Annotated[
         int,
         count(
-            "Images per process at a time; 0 is automatic.",
-            more="The gradients of a batch are added up. 0 takes the process's whole share of the batch on a CPU, and as many "
+            "Images per process at a time.",
+            more="The gradients of a batch are added up. auto takes the process's whole share of the batch on a CPU, and as many "
             "as fit on CUDA. elbo takes fewer if all parts then have one size and are fewer than twice as many.",
             le=10**6,
             free=True,
+            zero=AUTO,
+            shown=AUTO,
         ),
     ] = 0
     activation_checkpointing: Annotated[bool, about("Recompute activations: less memory, but slower.", free=True)] = (
@@ -232,32 +235,35 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     snapshot_every: Annotated[
         int,
         count(
-            "Updates per snapshot for 'elbo ema'; 0 is none.",
+            "Updates per snapshot for 'elbo ema'.",
             more="Snapshots are of the power averages. Where --ema names none, those of std 0.05 and 0.1 are added. The default "
-            "is steps/20 if --ema names one, else 0.",
+            "is steps/20 if --ema names one, else none.",
             free=True,
+            zero="none",
         ),
     ] = 0
     save_every: Annotated[int, count("Updates per checkpoint.", free=True, ge=1)] = 1000
-    keep: Annotated[int, count("Checkpoints to keep.", free=True, shown="2", ge=1)] = 2
-    milestone_every: Annotated[int, count("Updates per permanent checkpoint; 0 is none.", free=True)] = 0
+    keep_last: Annotated[int, count("Checkpoints to keep.", free=True, shown="2", ge=1)] = 2
+    keep_every: Annotated[int, count("Updates per permanent checkpoint.", free=True, zero="none", shown="none")] = 0
     log_every: Annotated[int, count("Updates per line of the logs.", ge=1)] = 100
-    preview_every: Annotated[int, count("Updates per preview picture; 0 is none.", free=True)] = 5000
+    preview_every: Annotated[int, count("Updates per preview picture.", free=True, zero="none")] = 5000
 
     val: Annotated[
         str, about(group=VALIDATION, help="Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
     ] = ""
-    val_split: Annotated[int, count("Number of images to hold out; 0 is none.")] = 0
-    val_every: Annotated[int, count("Images between validations; 0 is 2 % of the work.", free=True)] = 0
-    val_images: Annotated[int, count("Most images per validation; 0 is all.", free=True)] = 0
+    val_split: Annotated[int, count("Number of images to hold out.", zero="none")] = 0
+    val_every: Annotated[int, count("Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")] = 0
+    val_images: Annotated[int, count("Most images per validation.", free=True, zero="all", shown="all")] = 0
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:
             raise UsageError(
                 "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
             )
-        if self.micro_batch > self.batch:
-            raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most the batch, {self.batch}")
+        if self.micro_batch > self.batch_size:
+            raise UsageError(
+                f"--micro-batch is {self.micro_batch}; lower it to at most --batch-size, {self.batch_size}"
+            )
 
     def stored(self) -> dict[str, Any]:
         """Return the settings by name, as config.yaml stores them."""
@@ -279,6 +285,10 @@ class Setting(NamedTuple):
     def says(self, key: str, otherwise: Any = "") -> Any:
         """Return the declaration's value for a key of `about`; `otherwise` if the declaration lacks the key."""
         return (self.meta.extra or {}).get(key, otherwise)
+
+    def written(self, value: Any) -> Any:
+        """Return a value as files and help show it: the setting's word for 0 instead of 0, if there is one."""
+        return self.says("zero", value) if value == 0 else value
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:
@@ -314,11 +324,13 @@ def convert_settings(values: Mapping[str, Any], known: Collection[str] = SETTING
     """Return settings by name, converted to their types. known: allowed names. Raises UsageError (unknown name, bad value)."""
     found = {}
     for name, value in values.items():
+        name = FORMER.get(name, name)
         if name not in known:
             raise UsageError(f"unknown setting {name!r}; {nearest(name, known)}")
         parse = SETTINGS[name].says("parse", None)
         try:
-            found[name] = convert_text(parse(value) if parse else value, SETTINGS[name].hint)
+            zero = value == SETTINGS[name].says("zero", ...)
+            found[name] = 0 if zero else convert_text(parse(value) if parse else value, SETTINGS[name].hint)
         except ValueError as error:
             raise UsageError(f"{name} is {value!r}: {error}") from error
     return found

@@ -23,24 +23,24 @@ from elbocli.cli.commands import (
     option,
     overwrite_option,
     plugin_option,
-    scale_option,
     seed_option,
     value,
     weights_option,
+    zoom_option,
 )
 
 GROUPS = {
-    "Images": ("n", "classes", "seed", "noise", "rounding", "out", "scale", "overwrite"),
+    "Images": ("n", "classes", "seed", "noise", "rounding", "out", "zoom", "overwrite"),
     "Weights": ("weights", "autoencoder"),
-    "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "clip"),
+    "Sampler": ("sampler", "steps", "schedule", "spacing", "start", "threshold"),
     "Guidance": GUIDANCE,
-    "Speed and memory": ("batch", "device", "precision", "compile"),
+    "Speed and memory": ("batch_size", "device", "precision", "compile"),
 }
 
 
 @click.command(cls=Command, groups=GROUPS)
 @click.argument("run", type=PATH)
-@option("-n", "--n", "n", type=value(int, ge=1, le=10**9), default=64, help="Number of images.")
+@option("-n", "--num-samples", "n", type=value(int, ge=1, le=10**9), default=64, help="Number of images.")
 @option(
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
@@ -77,8 +77,8 @@ GROUPS = {
 )
 @guidance_options
 @option(
-    "--clip",
-    type=Named("elbocli.core.sampling.CLIPS"),
+    "--threshold",
+    type=Named("elbocli.core.sampling.THRESHOLDS"),
     default="none",
     help="Keep each estimate of the image within the range of pixels, after guidance: static, or dynamic:percentile=P.",
 )
@@ -130,10 +130,10 @@ GROUPS = {
     "--out",
     type=Output("samples", "images", "a folder of PNGs", stdout=True, streams=True),
     default="-",
-    help="- (an NPY stream), .npy, .npz, .h5, .png (a grid), or a folder name for PNGs.",
-    more="A grid has rows for each class, with its name, where there are at most 16 classes, or as many images of each.",
+    help="- (an NPY stream), .npy, .npz, .h5, .png (a sheet), or a folder name for PNGs.",
+    more="A contact sheet has rows for each class, with its name, where there are at most 16 classes, or as many images of each.",
 )
-@scale_option
+@zoom_option
 @overwrite_option
 @plugin_option
 @common
@@ -145,7 +145,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
     depends on (seed, i) alone.
     """
     from elbocli.core.samplers import parse_sampler
-    from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
+    from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, THRESHOLDS
     from elbocli.files.atomic import streams, writing
     from elbocli.images.samples import refuse_terminal
     from elbocli.runtime.processes import joined
@@ -161,7 +161,7 @@ def sample(run: Path, out: Path, **options: Any) -> None:
         refuse_terminal(target)
     parsers = {
         "sampler": parse_sampler,
-        "clip": CLIPS.parse,
+        "threshold": THRESHOLDS.parse,
         "start": STARTS.parse,
         "noise": NOISES.parse,
         "spacing": SPACINGS.parse,

@@ -28,7 +28,7 @@ from elbocli.files.checkpoint import RunData
 from elbocli.files.latents import UNKNOWN, LatentSpace, read_space
 from elbocli.files.sample_files import SamplesHeader, Sink, open_samples
 from elbocli.files.schedule_file import made_for, resolve_schedule
-from elbocli.nn.denoiser import UNCLIPPED, Denoiser
+from elbocli.nn.denoiser import NO_THRESHOLD, Denoiser
 from elbocli.nn.networks import Network, NetworkConfig
 from elbocli.nn.networks.diffusers import Autoencoder, comfortable_batch
 from elbocli.run.open import TrainedRun, dataset_of, open_run
@@ -55,13 +55,13 @@ class Wrapped(Network):
 class GuidedRun:
     """A run to draw from, guided by another run (`guide`), or by its own predictions without classes if `guide` is None.
 
-    clip: method that keeps estimates of the image within the range of pixels.
+    threshold: method that keeps estimates of the image within the range of pixels.
     """
 
     trained: TrainedRun
     guidance: Guidance = Guidance()
     guide: TrainedRun | None = None
-    clip: Declaration = UNCLIPPED
+    threshold: Declaration = NO_THRESHOLD
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -75,7 +75,7 @@ class GuidedRun:
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
             guide = Denoiser(self.guide.network, self.guide.prediction, labels=known)
-        return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.clip)
+        return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
         """Return a copy with compiled networks if `compile`, replayed as CUDA graphs if given. Its batches need equal sizes."""
@@ -111,14 +111,16 @@ class GuidedRun:
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
         if self.guide is not None:
             facts |= {"guide": str(self.guide.path), **{f"guide_{key}": to for key, to in self.guide.about.items()}}
-        return {**facts, "clip": self.clip.spec}
+        return {**facts, "threshold": self.threshold.spec}
 
     def check(self, grid: list[float]) -> None:
         """Raise UsageError unless run, guide, guidance and clipping fit together at these noise levels (`grid`, λ rising)."""
         trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
         config, path = trained.network.config, trained.path
-        if self.clip.name != "none" and trained.data.latents:
-            raise UsageError(f"--clip {self.clip.spec}: {path} draws latents, which have no range; leave --clip out")
+        if self.threshold.name != "none" and trained.data.latents:
+            raise UsageError(
+                f"--threshold {self.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
+            )
         if channels > config.image_channels:
             raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels")
         if guide is None:
@@ -128,7 +130,7 @@ class GuidedRun:
                 )
             return
         if scale == 1:
-            raise UsageError("a guide has no effect at --guidance 1; try --guidance 2")
+            raise UsageError("a guide has no effect at --guidance-scale 1; try --guidance-scale 2")
         known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
         if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
             raise UsageError(
@@ -235,7 +237,7 @@ class SampleSettings:
     guide: run or checkpoint to guide away from. guide_weights: which weights of the guide to use; without a guide, which of
     the run's own weights to guide away from.
     autoencoder: folder of the autoencoder; None for the autoencoder that encoded the latents.
-    scale: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
+    zoom: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
     """
 
     n: int = 64
@@ -247,18 +249,18 @@ class SampleSettings:
     guidance: Guidance = Guidance()
     guide: Path | None = None
     guide_weights: str = ""
-    clip: Declaration = UNCLIPPED
+    threshold: Declaration = NO_THRESHOLD
     classes: str = "balanced"
     weights: str = "ema"
     seed: int = 0
     noise: Declaration = ELBO
-    batch: int = 64
+    batch_size: int = 64
     device: str = "auto"
     precision: str = "fp32"
     compile: str = "graphs"
     autoencoder: Path | None = None
     rounding: Declaration | None = None
-    scale: int = 0
+    zoom: int = 0
     overwrite: bool = False
     command: str = ""
 
@@ -317,7 +319,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
         if settings.guide or settings.guide_weights:  # guide weights alone are of the same checkpoint
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
-            drawer = GuidedRun(trained, settings.guidance, guide, settings.clip)
+            drawer = GuidedRun(trained, settings.guidance, guide, settings.threshold)
             drawing = _Drawing(drawer, settings, world, Ending(signals, 0, world.size > 1))
         drawing.write(target)
 
@@ -373,7 +375,7 @@ class _Drawing:
         else:
             labels = choose_labels(settings.classes, n, config.num_classes, settings.seed, names)
         self.output = open_decoder(trained.data, config, device, settings.autoencoder, trained.path, settings.rounding)
-        self.batch = min(settings.batch, -(-n // world.size))
+        self.batch = min(settings.batch_size, -(-n // world.size))
         space = latent_space(trained.data, config)
         about = {
             "run": str(trained.path),
@@ -399,7 +401,7 @@ class _Drawing:
             "command": settings.command,
         }
         shape, seeds = (n, *self.output.shape), self.noise.seeds(n)
-        self.header = SamplesHeader(shape, labels, seeds, names, about, settings.scale)
+        self.header = SamplesHeader(shape, labels, seeds, names, about, settings.zoom)
         self.done = 0
 
     def write(self, target: Path | IO[bytes]) -> None:

@@ -1,6 +1,8 @@
-"""Random draws of a run: the held-out images, and each step's images, labels, noise, times and dropout masks."""
+"""Batches of a run: their parts, and the random draws: held-out images, each step's images, labels, noise, times, dropout masks."""
 
+import math
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from elbocli.run.settings import Resolved
 from elbocli.run.train_settings import TrainSettings
 from elbocli.runtime.background import Ahead
 from elbocli.runtime.device import pinned, sent
+from elbocli.runtime.processes import World
 
 LEAST_HELD_OUT = 2
 """Smallest number of held-out images: a standard error needs two."""
@@ -42,6 +45,38 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
     """Return the dataset rows that a run trains on; None means all rows. Raises UsageError as `split_rows` does."""
     return split_rows(settings, dataset)[0] if settings.val_split else None
+
+
+def count_parts(batch: int, processes: int, most: int) -> int:
+    """Return the number of parts (micro-batches) that each process splits its share of a batch into.
+
+    batch: number of images per step, over all processes. most: largest number of images in a part.
+    The result is the smallest possible number n, or a number below 2n with which all parts have the same size, because a network
+    is compiled anew for each size.
+    """
+    share = math.ceil(batch / processes)
+    few = math.ceil(share / most)
+    if batch % processes:
+        return few  # shares of different sizes can't have parts of one size
+    return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)
+
+
+def split(world: World, batch: int, most: int) -> list[range]:
+    """Return the positions in a batch that this process trains on, as one range per part.
+
+    batch: number of images per step, over all processes. most: largest number of images in a part.
+    All processes have equally many parts, of sizes as even as possible.
+    Raises UsageError when a process would have fewer images than parts.
+    """
+    parts = count_parts(batch, world.size, most)
+    mine = range(batch * world.rank // world.size, batch * (world.rank + 1) // world.size)
+    if batch // world.size < parts:
+        raise UsageError(
+            f"a batch of {batch} images can't be split over {world.size} processes in {parts} parts each; "
+            "raise --batch-size or --micro-batch, or start fewer processes"
+        )
+    cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def channels_first(pixels: Tensor) -> Tensor:
@@ -94,7 +129,7 @@ class Batches:
 
     def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):
         settings = self.settings = resolved.settings
-        self.dataset, self.batch, self.device = dataset, settings.batch, device
+        self.dataset, self.batch, self.device = dataset, settings.batch_size, device
         self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
         self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
             Stream(settings.seed, name)

@@ -18,7 +18,7 @@ def _type(setting: Setting) -> Any:
     if setting.says("names"):
         return Named(setting.says("names"), *setting.says("words"))
     if setting.kind in (int, float) and not setting.says("parse"):
-        return Value(setting.hint, "count" if setting.kind is int else "number")
+        return Value(setting.hint, "count" if setting.kind is int else "number", zero=setting.says("zero", None))
     return None if setting.kind is bool else str
 
 
@@ -29,14 +29,14 @@ def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
         flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")
         if not flags:
             continue
-        shown = setting.says("shown")
+        shown, zero = setting.says("shown"), setting.says("zero")
         option(
             flags,
             name,
             type=kind,
             default=None,
             multiple=get_origin(setting.kind) is tuple,
-            metavar=setting.says("metavar") or None,
+            metavar=setting.says("metavar", (zero and f"N|{zero}") or None),
             help=f"{setting.meta.description}  [default: {shown}]" if shown else setting.meta.description,
             more=setting.says("more"),
         )(function)

@@ -140,7 +140,7 @@ def _train(
                 flush_logs(out)
                 path = store.save(out, step, weights, rest, meta)
                 hook.start(path)
-                store.drop(out, step, settings.keep, settings.milestone_every, set(map(store.step_of, hook.held())))
+                store.drop(out, step, settings.keep_last, settings.keep_every, set(map(store.step_of, hook.held())))
                 status.saved = step
                 status.write(RUNNING)
 
@@ -170,7 +170,7 @@ def _train(
                 averages = {each.name: state.copies(state.ema[each.name]) for each in state.ema.averages if each.stored}
                 start(partial(store.save, out, step, averages, None, {"images": state.images}, store.SnapshotMeta))
             values = recorder.after(bool(preview))
-            if store.due(step, settings.save_every, settings.milestone_every) or last:
+            if store.due(step, settings.save_every, settings.keep_every) or last:
                 save()
             status.reached(step, state.images)
             if writing.done():

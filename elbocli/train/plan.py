@@ -19,7 +19,7 @@ from elbocli.nn.networks.unet import GroupNorm
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, meant_by
 from elbocli.runtime.processes import World
-from elbocli.train.state import split
+from elbocli.train.batches import split
 
 BATCH = 1_000_003
 """Batch size of the counted step: a large prime, so that only tensors with a batch dimension have a size divisible by it."""
@@ -117,19 +117,19 @@ def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
     """
     settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1
     device = meant_by(settings.device).partition(":")[0]
-    parts = len(split(World(0, devices), settings.batch, settings.micro_batch or settings.batch))
-    at_once, recompute = -(-settings.batch // (devices * parts)), settings.activation_checkpointing
+    parts = len(split(World(0, devices), settings.batch_size, settings.micro_batch or settings.batch_size))
+    at_once, recompute = -(-settings.batch_size // (devices * parts)), settings.activation_checkpointing
     memory = device_memory(resolved, devices, at_once, device == "cuda")
     step = measure_step(network, device == "cuda")
-    flops, seen = step.flops + recompute * step.forward_flops, settings.steps * settings.batch
+    flops, seen = step.flops + recompute * step.forward_flops, settings.steps * settings.batch_size
     compute = {
         "forward_GFLOP_per_image": step.forward_flops / 1e9,
         "training_GFLOP_per_image": flops / 1e9,
-        "step_TFLOP": flops * settings.batch / 1e12,
+        "step_TFLOP": flops * settings.batch_size / 1e12,
         "run_EFLOP": flops * seen / 1e18,
     }
     return {
-        **settings.stored(),
+        **resolved.config().settings,
         "device": device,
         "devices": devices,
         "micro_batch": at_once,

@@ -41,8 +41,8 @@ from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 from elbocli.runtime.device import Precision, sent
 from elbocli.runtime.progress import log, progress
 from elbocli.sample.draw import Decoder, SampleSettings, draw, open_decoder
-from elbocli.train.batches import LEAST_HELD_OUT, network_input, split_rows
-from elbocli.train.state import TrainState, count_parts
+from elbocli.train.batches import LEAST_HELD_OUT, count_parts, network_input, split_rows
+from elbocli.train.state import TrainState
 from elbocli.train.step import check
 
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
@@ -129,7 +129,7 @@ class Recorder:
         weighting = state.weighting  # before `interval` updates a learned weighting
         sums, loss, norm = state.interval()
         now = time.monotonic()
-        rate = (state.steps_done - self._since) * state.settings.batch / max(now - self._clock, 1e-9)
+        rate = (state.steps_done - self._since) * state.settings.batch_size / max(now - self._clock, 1e-9)
         self._clock, self._since = now, state.steps_done
         values = {
             "loss": finite(loss),
@@ -224,7 +224,7 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     shape = (network.image_size, network.image_size, network.image_channels)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
     # The smallest part of any process: ranks of a sharded network must do equally many forward passes.
-    part_size = settings.batch // state.world.size // len(state.batches.parts)
+    part_size = settings.batch_size // state.world.size // len(state.batches.parts)
     at_once, images = -(-count // count_parts(count, 1, part_size)), list[Tensor]()
     with state.averaged():
         for start in range(0, count, at_once):
@@ -302,12 +302,12 @@ class Validation:
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
         self._t = torch.from_numpy((offsets[:, None] + np.arange(DRAWS)) / DRAWS)
         self._at_once = max(2 * DRAWS, min(256, 256 * 3072 // self.dimensions)) // DRAWS
-        self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / (STEP_COST * SHARE))
+        work = STEP_COST * SHARE * settings.batch_size
+        self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / work)
 
     def due(self, step: int) -> bool:
-        """Return whether to validate after a step: whenever `self.every` more images were trained on, and after the last step."""
-        batch = self.settings.batch
-        return step >= self.settings.steps or step * batch // self.every > (step - 1) * batch // self.every
+        """Return whether to validate after a step: after every `self.every` steps, and after the last step."""
+        return step >= self.settings.steps or step % self.every == 0
 
     @torch.no_grad()
     def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:

@@ -4,15 +4,12 @@ The processes of a World replicate the network (DDP) or shard its weights (FSDP2
 hold unsharded tensors, so a run may switch between DDP and FSDP when it resumes.
 """
 
-import gc
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,17 +17,18 @@ from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, followed
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.training import LR_DECAYS, parse_average
-from elbocli.errors import DataError, UsageError
+from elbocli.errors import DataError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import one_line, reading
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import PRECISIONS, Precision, choose_device
+from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device
 from elbocli.runtime.processes import World, sharded_like, to_local
 from elbocli.runtime.progress import log
-from elbocli.train.batches import Batches
+from elbocli.train.batches import Batches, split
+from elbocli.train.plan import device_memory
 
 SMALL = 100_000_000
 """Rough number of parameters below which kernel launches, not computation, limit a step on a large GPU."""
@@ -38,6 +36,8 @@ SHAPES = 8
 """Largest number of input shapes that a submodule is compiled for: those of micro-batches, validation and previews."""
 SPARE = 0.08
 """Memory that must be left beside a trial pass, as a share of the pass's memory, because allocators leave gaps."""
+PLANNED = 0.6
+"""Share of a device's memory that the plan of a sharded network may take, because the plan is off by up to 25 %."""
 LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
 """Parts of messages by which a plain RuntimeError of cuDNN, cuBLAS or the driver is recognised as lack of memory."""
 
@@ -54,26 +54,22 @@ class Parallel:
         self.forward: nn.Module = network
         if sharded:  # fully_shard moves units to the device one by one, and needs contiguous weights
             from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import MixedPrecisionPolicy
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
             # Parameters are gathered in the precision of the forward pass; gradients are summed in float32; λ is not cast.
-            self._policy = MixedPrecisionPolicy(
+            policy = MixedPrecisionPolicy(
                 param_dtype=PRECISIONS[precision],
                 reduce_dtype=torch.float32,
                 cast_forward_inputs=False,
             )
-            self._shard(network, init_device_mesh(world.device.type, (world.size,)))
+            mesh = init_device_mesh(world.device.type, (world.size,))
+            for module in (*network.units(), network):
+                fully_shard(module, mesh=mesh, mp_policy=policy).set_force_sum_reduction_for_comms(True)
             return
         place(network, world.device)
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             self.forward = DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
-
-    def _shard(self, network: Network, mesh: Any) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        for module in (*network.units(), network):
-            fully_shard(module, mesh=mesh, mp_policy=self._policy).set_force_sum_reduction_for_comms(True)
 
     def compile(self, parts: int) -> None:
         """Compile the network with torch.compile. parts: micro-batches per step.
@@ -88,35 +84,14 @@ class Parallel:
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
         self.network.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
-    def stand_in(self) -> nn.Module:
-        """Return a network for trial passes without communication, so that a rank that fails blocks no other rank.
-
-        For a sharded network, return a copy with uninitialised weights and a fake process group. Every rank must call this.
-        """
-        if not self.sharded:
-            return self.forward
-        import torch.testing._internal.distributed.fake_pg  # registers the backend "fake"
-        from torch.distributed.device_mesh import DeviceMesh
-
-        with torch.device("meta"):
-            network = build(self.network.config)
-        network.recompute = self.network.recompute
-        # torch caches meshes by their processes and names; the name keeps this mesh apart from the real one.
-        group = dist.new_group(backend="fake")
-        self._shard(network, DeviceMesh.from_group(group, self.world.device.type, mesh_dim_names=("stand_in",)))
-        network.to_empty(device=self.world.device)
-        for buffer, value in zip(network.buffers(), self.network.buffers(), strict=True):
-            buffer.copy_(value)  # uninitialised indices could cause a CUDA device-side assert, which is permanent
-        return network
-
-    def try_pass(self, network: nn.Module, images: int, last: bool = False) -> None:
+    def try_pass(self, images: int, last: bool = False) -> None:
         """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: as for `accumulating`."""
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
         with self.accumulating(last):
             with self.precision.autocast():
-                out: Tensor = network(z.permute(0, 3, 1, 2), torch.zeros(images, device=device), labels)
+                out: Tensor = self.forward(z.permute(0, 3, 1, 2), torch.zeros(images, device=device), labels)
             out.float().square().mean().backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
@@ -147,64 +122,31 @@ def compile_units(units: list[nn.Module]) -> None:
         unit.compile(dynamic=False)
 
 
-def count_parts(batch: int, processes: int, most: int) -> int:
-    """Return the number of parts (micro-batches) that each process splits its share of a batch into.
-
-    batch: number of images per step, over all processes. most: largest number of images in a part.
-    The result is the smallest possible number n, or a number below 2n with which all parts have the same size, because a network
-    is compiled anew for each size.
-    """
-    share = math.ceil(batch / processes)
-    few = math.ceil(share / most)
-    if batch % processes:
-        return few  # shares of different sizes can't have parts of one size
-    return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)
-
-
-def split(world: World, batch: int, most: int) -> list[range]:
-    """Return the positions in a batch that this process trains on, as one range per part.
-
-    batch: number of images per step, over all processes. most: largest number of images in a part.
-    All processes have equally many parts, of sizes as even as possible.
-    Raises UsageError when a process would have fewer images than parts.
-    """
-    parts = count_parts(batch, world.size, most)
-    mine = range(batch * world.rank // world.size, batch * (world.rank + 1) // world.size)
-    if batch // world.size < parts:
-        raise UsageError(
-            f"a batch of {batch} images can't be split over {world.size} processes in {parts} parts each; "
-            "raise --batch or --micro-batch, or start fewer processes"
-        )
-    cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]
-    return [range(a, b) for a, b in pairwise(cuts)]
-
-
 def micro_batch(spread: Parallel, images: int) -> int:
     """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half as many, or a quarter, ….
 
-    Each size is tried by a forward and a backward pass. spread: the distributed network.
+    Each size is tried by a forward and a backward pass. spread: the network, alone or replicated over processes.
     Raises DataError, on all ranks alike, when not even one image fits.
     """
     world = spread.world
     world.added(torch.zeros(1, device=world.device))  # NCCL allocates its buffers with the first exchange
     while True:
-        network, beside, lacking = spread.forward, list[Tensor](), False
+        beside, lacking = list[Tensor](), False
         try:
-            network = spread.stand_in()
-            # Reserve room for the optimizer's two moments, which the first update allocates; the stand-in's weights count as one.
-            for weight in spread.network.parameters():
-                beside += [torch.empty_like(to_local(weight)) for _ in range(1 if spread.sharded else 2)]
-            spread.try_pass(network, images)
+            for (
+                weight
+            ) in spread.network.parameters():  # room for the optimizer's moments, which the first update allocates
+                beside += torch.empty_like(weight), torch.empty_like(weight)
+            spread.try_pass(images)
             spare = int(SPARE * torch.cuda.max_memory_allocated(world.device))
             beside.append(torch.empty(spare, dtype=torch.uint8, device=world.device))
-            spread.try_pass(network, images)  # the gradients of the first pass are still in memory
+            spread.try_pass(images)  # the gradients of the first pass are still in memory
         except RuntimeError as error:
             lacking = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING)
             if not lacking:
                 raise
-        del network, beside
+        del beside
         spread.network.zero_grad()
-        gc.collect()  # sharded networks contain reference cycles
         torch.cuda.empty_cache()
         if not world.most([int(lacking)])[0]:
             return images
@@ -214,6 +156,17 @@ def micro_batch(spread: Parallel, images: int) -> int:
                 "--parallel fsdp on more devices, or --precision bf16; 'elbo train --dry-run' prints the memory needed"
             )
         images = math.ceil(images / 2)
+
+
+def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
+    """Return the largest micro-batch that is planned to fit on the CUDA device of every rank, if the weights are sharded.
+
+    A trial pass, as in `micro_batch`, would block the other ranks when one rank runs out of memory.
+    """
+    room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
+    while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
+        images = math.ceil(images / 2)
+    return images
 
 
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
@@ -249,15 +202,16 @@ class TrainState:
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(tuple(map(parse_average, resolved.settings.ema)), self.live)
 
-        share = math.ceil(settings.batch / world.size)
-        most = settings.micro_batch or (micro_batch(self.spread, share) if self.device.type == "cuda" else share)
-        self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch, most))
+        most = settings.micro_batch or math.ceil(settings.batch_size / world.size)
+        if not settings.micro_batch and self.device.type == "cuda":
+            most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
+        self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             self._compile()
         if world.size > 2 and not sharded:
             # DDP reorders gradients after the first backward pass, which changes the rounding of sums over more than two
             # processes. Doing one pass here makes a resumed run equal to an uninterrupted run bit by bit.
-            self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]), last=True)
+            self.spread.try_pass(len(self.batches.parts[0]), last=True)
             self.optimizer.zero_grad()
 
         self.scaled = settings.precision == "fp16"
@@ -282,7 +236,7 @@ class TrainState:
         trouble = ""
         try:
             self.spread.compile(len(self.batches.parts))
-            self.spread.try_pass(self.spread.forward, len(self.batches.parts[0]))
+            self.spread.try_pass(len(self.batches.parts[0]))
         except Exception as error:
             trouble = one_line(error)
         self.optimizer.zero_grad()
@@ -294,7 +248,7 @@ class TrainState:
     @property
     def images(self) -> int:
         """Number of images trained on so far, in which repeated images count each time."""
-        return self.steps_done * self.settings.batch
+        return self.steps_done * self.settings.batch_size
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -338,7 +292,7 @@ class TrainState:
             self.online.update(sums)
             self._adapt()
         steps = steps or math.nan
-        return sums, loss / steps / self.settings.batch, norm / steps
+        return sums, loss / steps / self.settings.batch_size, norm / steps
 
     def _adapt(self) -> None:
         """Fit an adaptive schedule, or a learned weighting, to the errors logged so far; do nothing if both are fixed."""

@@ -59,7 +59,7 @@ def update(state: TrainState) -> None:
                 spread.forward, state.batches, step, part, state.weighting, state.schedule, state.prediction
             )
             # Backward: DDP averages gradients over processes, so the factor world.size makes the result the batch's mean.
-            (loss.sum() * (scale.float() * (world.size / settings.batch))).backward()
+            (loss.sum() * (scale.float() * (world.size / settings.batch_size))).backward()
         seen.append((loss.detach(), logsnr, eps_error))
     for _, logsnr, eps_error in seen:
         state.sums.add(logsnr, eps_error)
@@ -74,8 +74,10 @@ def update(state: TrainState) -> None:
     left_out = state.leaves_out(total, norm)
 
     # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
-    optimizer.param_groups[0]["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup, state.lr_decay)
-    clipped = scale * (norm / settings.clip).clamp(min=1) if settings.clip else scale
+    optimizer.param_groups[0]["lr"] = learning_rate(
+        step, settings.steps, settings.lr, settings.warmup_steps, state.lr_decay
+    )
+    clipped = scale * (norm / settings.grad_clip).clamp(min=1) if settings.grad_clip else scale
     optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad()
@@ -83,7 +85,7 @@ def update(state: TrainState) -> None:
 
     # Averages of the weights; then the network's own constraint on its weights, such as normalisation.
     state.steps_done += 1
-    state.ema.follow(state.steps_done, state.images, settings.batch)
+    state.ema.follow(state.steps_done, state.images, settings.batch_size)
     state.constrain(left_out)
 
 
@@ -106,5 +108,5 @@ def check(state: TrainState) -> None:
     worst, logsnr, place = max(found, key=lambda each: (not math.isfinite(each[0]), each[0]))
     raise NonFiniteError(
         f"step {int(number)}: loss {worst:g} at logsnr {logsnr:.4g} (image {batches.indices(step)[place]} of the dataset, {bad} of "
-        f"{len(found)} losses not finite), gradient norm {norm:g}; the weights before this step are kept; lower --lr, or raise --warmup"
+        f"{len(found)} losses not finite), gradient norm {norm:g}; the weights before this step are kept; lower --lr, or raise --warmup-steps"
     )

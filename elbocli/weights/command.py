@@ -36,7 +36,7 @@ REGISTRIES = {
     "spacings": "elbocli.core.sampling.SPACINGS",
     "noises": "elbocli.core.sampling.NOISES",
     "starts": "elbocli.core.sampling.STARTS",
-    "clips": "elbocli.core.sampling.CLIPS",
+    "thresholds": "elbocli.core.sampling.THRESHOLDS",
     "roundings": "elbocli.core.sampling.ROUNDINGS",
     "grids": "elbocli.core.sampling.GRIDS",
     "criteria": "elbocli.core.training.CRITERIA",
@@ -82,7 +82,7 @@ def list_(kind: str, as_json: bool) -> None:
     """List names with formula, parameters and defaults, whether monotone, and source; with -v, also their aliases.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, clips, roundings, grids, criteria, averages, extractors or metrics.
+    noises, starts, thresholds, roundings, grids, criteria, averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed
 

@@ -96,7 +96,7 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
             0,
             "--save-every",
             steps,
-            "--keep",
+            "--keep-last",
             1,
             *options,
         )
@@ -112,7 +112,7 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
                 sampler,
                 "--steps",
                 count,
-                "--batch",
+                "--batch-size",
                 450,
                 "--seed",
                 cell.seed,

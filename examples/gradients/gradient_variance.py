@@ -102,9 +102,9 @@ class Gradients:
         settings = asked.trained.settings
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
-        batch, precision = batch or settings.batch, asked.precision
+        batch, precision = batch or settings.batch_size, asked.precision
         self.settings = structs.replace(
-            settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0
+            settings, seed=seed, batch_size=batch, micro_batch=0, precision=precision, val_split=0
         )
         trained = asked.trained
         objective = trained.weighting(), None, trained.prediction
@@ -153,7 +153,7 @@ def run(asked: Measurement, weightings: list[Weighting], specs: list[str], batch
     if batches < 2 * GROUPS or batches % GROUPS:
         raise UsageError(f"{batches} batches: expected a multiple of {GROUPS}, at least {2 * GROUPS}")
     gradients, settings = Gradients(asked), asked.trained.settings
-    size, total = gradients.settings.batch, len(weightings) * len(specs) * batches
+    size, total = gradients.settings.batch_size, len(weightings) * len(specs) * batches
     what = f"{batches} batches of {size} images for each schedule; {asked.device}, {asked.arithmetic}"
     log.info("%s: %s", asked.trained.path, what)
     edges = bin_edges(asked.low, asked.high, BINS)

@@ -19,7 +19,7 @@ elbo train -q train.h5 -o trained --preset "$here/small.yaml" --steps "$steps"
     --size 8 --channels 1 --classes 10 --null-class -1 --prediction v --logsnr-min -10 --logsnr-max 10
 
 for run in trained imported; do
-    elbo sample -q "$run" -n 100 --sampler ddim --guidance 1.5 -o "$run.png" --overwrite
+    elbo sample -q "$run" -n 100 --sampler ddim --guidance-scale 1.5 -o "$run.png" --overwrite
     elbo bound -q "$run" test.h5 --images 100 > "$run.json"
     elbo bound -q "$run" test.h5 --images 100 --check --weighting sigmoid:bias=2 > "$run.check.json"
     elbo report -q "$run" --scores "$run.json" --scores "$run.check.json" -o "$run.html" --overwrite

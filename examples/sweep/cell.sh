@@ -15,7 +15,7 @@ esac
 begin=$(date +%s)
 run=runs/$cell out=results/$cell
 elbo train -q train.h5 -o "$run" --preset "${HERE:-$(dirname "$0")}/network.yaml" --weighting "sigmoid:bias=$bias" --schedule "$full" \
-    --seed "$seed" --steps "$STEPS" --save-every "$STEPS" --keep 1 > /dev/null
+    --seed "$seed" --steps "$STEPS" --save-every "$STEPS" --keep-last 1 > /dev/null
 elbo sample -q "$run" -n "$SAMPLES" --sampler dpmpp-2m --steps "$WALK" --seed "$seed" -o "$out.h5" --overwrite > /dev/null
 elbo eval -q "$out.h5" --ref train.h5 --extractor classifier.pt2 --metrics fid,accuracy --classes balanced > "$out.eval"
 elbo bound -q "$run" test.h5 -n "$IMAGES" > "$out.bound"

@@ -15,7 +15,7 @@ PRESET=${PRESET:-imagenet512}
 GPUS=${GPUS:-8}
 
 options=(--preset "$PRESET" --parallel fsdp --activation-checkpointing --precision bf16 --compile
-    --time-limit "${TIME_LIMIT:-0}" --val-split 10000 --milestone-every 50000 "$@")
+    --time-limit "${TIME_LIMIT:-0}" --val-split 10000 --keep-every 50000 "$@")
 # If a worker dies, torchrun restarts all workers, up to three times. SIGUSR1 to torchrun reaches the workers too, and they
 # have ten minutes to save a checkpoint.
 launch=(torchrun --standalone --nproc-per-node "$GPUS" --max-restarts 3

@@ -19,7 +19,7 @@ PRESET=${PRESET:-imagenet64}
 
 # elbo divides the batch of 4096 into as many parts as the GPU's memory requires.
 set -- --preset "$PRESET" --schedule adaptive --precision bf16 --compile \
-    --val-split 10000 --milestone-every 50000 --log-to tensorboard "$@"
+    --val-split 10000 --keep-every 50000 --log-to tensorboard "$@"
 if [ -n "${REF:-}" ]; then
     SCORE_DEVICE=${SCORE_DEVICE:-cpu}
     export REF SCORE_DEVICE

@@ -25,7 +25,7 @@ def rows(small: bool) -> Iterator[Row]:
             run = Path(temporary) / "run"
             run.mkdir()
             dataset = packed(Path(temporary), 8 if small else 32, 3)
-            options = {"preset": preset, "batch": 2 if small else 32, "device": "cpu"}
+            options = {"preset": preset, "batch_size": 2 if small else 32, "device": "cpu"}
             state, writer = TrainState(resolve(options, dataset), dataset), ThreadPoolExecutor(1)
             step = step_of(state)
 

@@ -34,7 +34,7 @@ def raw_rows(small: bool) -> Iterator[Row]:
         dataset = packed(Path(temporary), SHAPE[0], SHAPE[2], images)
         np.save(Path(temporary) / "plain.npy", dataset.batch(np.arange(images)))
         plain = np.load(Path(temporary) / "plain.npy", mmap_mode="r")
-        batches = Batches(dataset, resolve({"batch": batch, "device": "cpu"}, dataset), cpu)
+        batches = Batches(dataset, resolve({"batch_size": batch, "device": "cpu"}, dataset), cpu)
         rng, steps, noise = np.random.default_rng(1), count(), Stream(1, "noise")
 
         def some() -> np.ndarray:

@@ -31,10 +31,10 @@ def rows(small: bool) -> Iterator[Row]:
             ("U-ViT, small32-uvit", 32, 3, "small32-uvit", 32, 40),
         ):
             dataset = packed(Path(temporary), size, channels)
-            resolved: Any = resolve({"preset": preset, "batch": 2 if small else batch, "device": "cpu"}, dataset)
+            resolved: Any = resolve({"preset": preset, "batch_size": 2 if small else batch, "device": "cpu"}, dataset)
             if preset == "cifar":
                 resolved = replace(resolved, network=SMALL32)
             state = TrainState(resolved, dataset)
-            step, bare = step_of(state), Bare(dataset, resolved.network, resolved.settings.batch).step
+            step, bare = step_of(state), Bare(dataset, resolved.network, resolved.settings.batch_size).step
             rounds = 1 if small else rounds
             yield compare(f"train step, {name} / bare loop", step, bare, BOUND, rounds=rounds, warm_up=8)

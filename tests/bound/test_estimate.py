@@ -35,7 +35,7 @@ DRAWN = ("variational", "information")
 
 
 def measured(network: Any, count: float, high: float = HIGH, draws: int = 16, seed: int = 0) -> MeasuredNetwork:
-    how: Any = {"batch": 4096, "draws": draws, "seed": seed, "population": count}
+    how: Any = {"batch_size": 4096, "draws": draws, "seed": seed, "population": count}
     return MeasuredNetwork(network, Prediction("eps"), LOW, high, **how)
 
 
@@ -210,7 +210,7 @@ def test_schedules_and_batches_change_the_error_only(trained):
     for other in others:
         assert 0 < abs(other.bpd - first.bpd) < 4 * np.hypot(first.bpd_se_noise, other.bpd_se_noise)
     assert others[1].schedule == "fitted:std"
-    few, many = (bpd(trained, images=30, draws=6, batch=batch) for batch in (4, 512))
+    few, many = (bpd(trained, images=30, draws=6, batch_size=batch) for batch in (4, 512))
     assert few.bpd == pytest.approx(many.bpd, rel=1e-5)
     assert few.bpd_se == pytest.approx(many.bpd_se, rel=1e-3)
 
@@ -248,7 +248,7 @@ def test_the_curve_ends_at_the_bound_and_the_log_and_other_estimators_have_its_d
 def test_drawing_goes_on_until_the_error_is_small_enough(trained):
     """More images first, then more noise on all of them."""
     rough = bpd(trained, images=ALL, draws=2)
-    some = bpd(trained, target_se=rough.bpd_se_population * 1.5, images=ALL, draws=2, batch=64)
+    some = bpd(trained, target_se=rough.bpd_se_population * 1.5, images=ALL, draws=2, batch_size=64)
     assert some.n_images < 300 and some.bpd_se < rough.bpd_se_population * 1.5
     fine = bpd(trained, target_se=rough.bpd_se / 2, images=ALL, draws=2)
     assert fine.n_images == 300 and fine.draws_per_image >= 6 and fine.bpd_se < rough.bpd_se / 2
@@ -257,13 +257,13 @@ def test_drawing_goes_on_until_the_error_is_small_enough(trained):
 @pytest.fixture(scope="module")
 def logged(trained: Path) -> ErrorMoments:
     """Errors of all images by one seed."""
-    return estimate.measure_bound(open_measurement(trained, None, images=ALL, draws=24, batch=2048)).moments
+    return estimate.measure_bound(open_measurement(trained, None, images=ALL, draws=24, batch_size=2048)).moments
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "edm", "fitted:loss"])
 def test_the_variance_that_a_log_predicts_is_the_one_measured(trained, logged, schedule):
     """From the errors of one seed, for independent t, against the losses of another seed."""
-    other = open_measurement(trained, None, images=ALL, draws=24, batch=2048, seed=1)
+    other = open_measurement(trained, None, images=ALL, draws=24, batch_size=2048, seed=1)
     weighting = parse_weighting("sigmoid:bias=2")
     chosen = other.schedule(schedule, weighting)
     loss = torch.cat([drawn.loss.flatten() for drawn in other.draw_all(weighting, chosen, "variance")])

@@ -27,7 +27,7 @@ COSINE = parse_schedule("cosine", -12, 12)
 @pytest.mark.long
 def test_both_sides_agree_and_say_how_well(trained):
     specs = ["elbo", "sigmoid:bias=2", "edm-monotonic", "edm", "fm-ot"]
-    asked = open_measurement(trained, None, images=ALL, draws=16, batch=1024)
+    asked = open_measurement(trained, None, images=ALL, draws=16, batch_size=1024)
     found = judge.check_theorem(asked, [parse_weighting(spec) for spec in specs])
     assert found.agree
     for check, spec in zip(found.checks, specs, strict=True):
@@ -88,7 +88,7 @@ def test_a_broken_loss_does_not_pass(trained, elbo, monkeypatch):
 def scored(draws: int) -> tuple[tuple[torch.Tensor, np.ndarray, np.ndarray], np.ndarray]:
     """Scores of 60 examples of each of two classes, and the exact log odds of the first."""
     x = torch.cat([FIRST.draw(60, 1, 2, 1), SECOND.draw(60, 1, 2, 1, seed=1)])
-    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch=1 << 14, draws=draws)
+    measured = MeasuredNetwork(ByClass(FIRST, SECOND), Prediction("eps"), -12, 12, batch_size=1 << 14, draws=draws)
     scores = class_scores(measured, [Images(x, torch.arange(120) // 60, range(120))], 2, COSINE)
     return scores, (SECOND.nats(x) - FIRST.nats(x)).numpy()
 

@@ -56,11 +56,11 @@ def test_command_line_over_environment_over_config_over_preset(do, digits, prese
 
     def plan(*options, **env):
         said = do("train", digits, "--dry-run", "--config", "c.yaml", *options, env=env).decode()
-        return [parse_yaml(said, "plan")[key] for key in ("lr", "batch", "steps")]
+        return [parse_yaml(said, "plan")[key] for key in ("lr", "batch_size", "steps")]
 
     assert plan() == [1e-4, 7, 40]
-    assert plan(ELBO_TRAIN_LR="2e-4", ELBO_TRAIN_BATCH="9") == [2e-4, 9, 40]
-    assert plan("--batch", 5, ELBO_TRAIN_BATCH="9") == [1e-4, 5, 40]
+    assert plan(ELBO_TRAIN_LR="2e-4", ELBO_TRAIN_BATCH_SIZE="9") == [2e-4, 9, 40]
+    assert plan("--batch-size", 5, ELBO_TRAIN_BATCH_SIZE="9") == [1e-4, 5, 40]
     assert list(tmp_path.iterdir()) == [tmp_path / "c.yaml"]
 
 

@@ -28,10 +28,10 @@ from elbocli import main
 from elbocli.cli.commands import Command
 from elbocli.core.elbo import reconstruction
 
-SAMPLE = "sample {run} -n 6 --steps 3 --batch 2 -o"
+SAMPLE = "sample {run} -n 6 --steps 3 --batch-size 2 -o"
 HOOK = "test -f $ELBO_CHECKPOINT/meta.json || touch $ELBO_RUN.lost"
 TRAIN = (
-    "train {data} -o x --preset {preset} --steps 6 --save-every 2 --snapshot-every 3 --keep 1 --val-split 20 --val-every 48 "
+    "train {data} -o x --preset {preset} --steps 6 --save-every 2 --snapshot-every 3 --keep-last 1 --val-split 20 --val-every 3 "
     f"--ema .9 --ema power:std=.1 --ema halflife:images=100 --on-checkpoint '{HOOK}'"
 )
 COMMANDS = {

@@ -15,6 +15,7 @@ from harness import run_code
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elbocli import cli
 from elbocli.cli.figure import brief
 from elbocli.core.prediction import PREDICTIONS
 from elbocli.core.samplers import SAMPLERS
@@ -92,6 +93,21 @@ def test_help_imports_nothing_heavy_and_cudas_allocator_extends_segments_unless_
     assert result.returncode == 0, result.stderr
     listed = result.stdout.decode().partition("Data:\n")[2].partition("  elbo ")[0]
     assert re.findall(r"^  ([a-z]+) ", listed, re.M) == [*COMMANDS]
+
+
+# Names
+
+
+def test_other_names_lead_to_options_and_words_for_zero_to_zero():
+    options = {name for _, command in commands() for param in command.params for name in param.opts}
+    for line in (Path(cli.__file__).parent / "other_names.txt").read_text().splitlines():
+        name, *rest = line.split()
+        named = {word.strip("(;,)") for word in rest if word.startswith("--")}
+        assert named <= options and name not in options and (name[-1] == ":" or named), line
+    for name, setting in SETTINGS.items():
+        word = setting.written(0)
+        assert word == 0 or convert_settings({name: word}) == {name: 0} == convert_settings({name: 0})
+    assert convert_settings({"batch": 8, "milestone_every": 3}) == {"batch_size": 8, "keep_every": 3}
 
 
 # Help

@@ -13,7 +13,7 @@ from elbocli.core.monotone import likeness
 from elbocli.core.prediction import PREDICTIONS, Prediction
 from elbocli.core.registry import Registry, alike, nearest, number, parse_spec, plain
 from elbocli.core.samplers import SAMPLERS, parse_sampler
-from elbocli.core.sampling import CLIPS, NOISES, ROUNDINGS, SPACINGS, STARTS
+from elbocli.core.sampling import NOISES, ROUNDINGS, SPACINGS, STARTS, THRESHOLDS
 from elbocli.core.schedule_curves import SCHEDULES, schedule
 from elbocli.core.training import AVERAGES, CRITERIA, parse_average
 from elbocli.core.weighting import FACTORS, parse_weighting
@@ -156,7 +156,7 @@ REGISTRIES: list[Registry] = [
     SPACINGS,
     NOISES,
     STARTS,
-    CLIPS,
+    THRESHOLDS,
     ROUNDINGS,
     CRITERIA,
     AVERAGES,

@@ -14,13 +14,13 @@ from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.samplers import parse_sampler, time_grid, walk
 from elbocli.core.sampling import (
-    CLIPS,
     GRIDS,
     NOISES,
     ROUNDINGS,
     SIGNED,
     SPACINGS,
     STARTS,
+    THRESHOLDS,
     Guidance,
     to_levels,
     usual_spacing,
@@ -181,7 +181,7 @@ def test_with_a_learned_variance_a_walk_is_adms(name, steps, clip):
     draw, size = draws(0, (2, 3, 4, 4)), (2, 3, 4, 4)
     wanted = Spaced(name, 1000, str(steps)).walk(outputs, draw(), draw, "learned", clip == "static")
     sampler, draw = parse_sampler("ddpm-learned"), draws(0, size)
-    denoiser = Denoiser(network, Prediction("eps"), clip=CLIPS.parse(clip))
+    denoiser = Denoiser(network, Prediction("eps"), threshold=THRESHOLDS.parse(clip))
     grid = time_grid(parse_schedule(LEVELS[name]), steps)
     found = walk(sampler, draw(), grid, denoiser.asked_by(sampler), draw)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
@@ -250,12 +250,12 @@ def estimate(scale, seed=0):
     return scale * torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("name", THRESHOLDS)
 @given(st.floats(0.01, 20))
 def test_a_clip_leaves_its_input_alone_and_what_lies_inside_as_it_is(name, scale):
     x = estimate(scale)
     before, inside = x.clone(), x / x.abs().max()
-    clip = CLIPS.parse(name)
+    clip = THRESHOLDS.parse(name)
     clip(x)
     assert torch.equal(x, before)
     assert torch.equal(clip(inside), inside)
@@ -264,24 +264,24 @@ def test_a_clip_leaves_its_input_alone_and_what_lies_inside_as_it_is(name, scale
 @given(st.floats(0.01, 20))
 def test_static_cuts_at_the_range_of_pixels(scale):
     x = estimate(scale)
-    np.testing.assert_array_equal(CLIPS.parse("static")(x), np.clip(x.numpy(), -1, 1))
+    np.testing.assert_array_equal(THRESHOLDS.parse("static")(x), np.clip(x.numpy(), -1, 1))
 
 
 @given(st.floats(0.5, 20), st.floats(1, 100))
 def test_dynamic_is_imagens_thresholding_of_each_image(scale, percentile):
     """The percentile by numpy's definition of the nearest rank from above."""
     x = estimate(scale) * torch.tensor([0.01, 1.0, 3.0]).view(3, 1, 1, 1)
-    found = CLIPS.parse(f"dynamic:percentile={percentile}")(x)
+    found = THRESHOLDS.parse(f"dynamic:percentile={percentile}")(x)
     for image, cut in zip(x.numpy(), found.numpy()):
         s = max(1, np.quantile(np.abs(image), percentile / 100, method="inverted_cdf"))
         np.testing.assert_allclose(cut, np.clip(image, -s, s) / s, rtol=1e-12)
 
 
 def test_the_percentile_is_imagens_unless_given_and_bounded():
-    assert CLIPS.parse("dynamic").spec == "dynamic:percentile=99.5"
+    assert THRESHOLDS.parse("dynamic").spec == "dynamic:percentile=99.5"
     for text in ("dynamic:percentile=0", "dynamic:percentile=101", "static:percentile=1", "hard"):
         with pytest.raises(UsageError):
-            CLIPS.parse(text)
+            THRESHOLDS.parse(text)
 
 
 # Roundings

@@ -121,7 +121,7 @@ def test_the_command_prints_json_and_the_file_says_how_it_was_made(elbo, kept, t
     assert about == {**about, **same, "std": 0.08} and about["command"].startswith("elbo ema ")
     assert sum(about["coefficients"].values()) == pytest.approx(1)
     assert result["largest_coefficient"] == max(map(abs, about["coefficients"].values()))
-    assert about["trained"]["weighting"] == "sigmoid:bias=2" and about["trained"]["payload_sha256"]
+    assert about["run_id"] == yaml.safe_load((kept / "config.yaml").read_text())["run_id"]
     wide = elbo("ema", kept, "--std", ".015", "-o", tmp_path / "b.safetensors", "-q")
     assert 0.1 < json.loads(wide.stdout)["residual"] < 0.5 and b"power:std=0.015" in wide.stderr
 
@@ -227,7 +227,7 @@ def test_weights_that_are_not_there_or_no_average_are_refused(kept, digits, pres
     path.unlink()
     make_average(kept, 0.1, path)
     train(digits, preset, tmp_path / "other", steps=2, seed=1)
-    with pytest.raises(DataError, match="seed"):
+    with pytest.raises(DataError, match="another run"):
         open_run(tmp_path / "other", CPU, str(path))
     flip(path)
     with pytest.raises(FormatError, match="damaged"):

@@ -85,7 +85,7 @@ def test_a_thread_reads_files_one_batch_ahead_and_the_main_thread_pipes(tmp_path
 
 def test_the_batch_changes_no_number(digits, tmp_path):
     path = save(tmp_path / "a.npy", Dataset(digits).batch(np.arange(100)))
-    found = [score(path, digits, batch=batch) for batch in (1, 7, 300)]
+    found = [score(path, digits, batch_size=batch) for batch in (1, 7, 300)]
     assert [each[TINY] for each in found] == pytest.approx([found[0][TINY]] * 3, rel=1e-6)
     assert len({each["samples_sha256"] for each in found}) == 1
 
@@ -97,7 +97,7 @@ def scored(world, job):
     """The result that a process gets; the first one's is saved."""
     metrics = asked(("fid", "sfid", "is", "kid", "prc"), kid_subset_size=50, fid_infinity=True)
     outputs = {"save_features": Path(job["out"] + ".safetensors")} if world.size > 1 else {}
-    settings = EvalSettings(metrics=metrics, extractor="elbo-tiny", batch=7, **outputs)
+    settings = EvalSettings(metrics=metrics, extractor="elbo-tiny", batch_size=7, **outputs)
     samples: Any = Path(job["samples"])
     if job["streamed"]:
         samples = io.BytesIO(samples.read_bytes()) if world.first else io.BytesIO()
@@ -141,7 +141,7 @@ def test_numbers_do_not_depend_on_processes_and_an_error_of_any_ends_all(digits,
         }
         for k, (size, name, streamed) in enumerate(cases)
     ]
-    line = ["eval", "-", "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--batch", 16]
+    line = ["eval", "-", "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid", "--batch-size", 16]
     given = {"env": environment(OMP_NUM_THREADS="1"), "input": (tmp_path / "a.npy").read_bytes()}
     done = run_code(CODE, json.dumps(jobs), *line, **given)
     assert done.returncode == 0, done.stderr

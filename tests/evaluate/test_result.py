@@ -46,7 +46,7 @@ MADE = {
     "spacing": "even",
     "start": "edm",
     "rounding": "truncate",
-    "clip": "none",
+    "threshold": "none",
     "classes": "balanced",
     "seed": 0,
     "noise": "edm",

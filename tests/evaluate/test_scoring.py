@@ -249,7 +249,7 @@ def test_features_that_are_not_finite_name_the_image(images, digits, tmp_path, m
     blank = images[:50].copy()
     blank[17] = 0
     with pytest.raises(DataError, match=r"a\.npy: .*image 17 "):
-        score(save(tmp_path / "a.npy", blank), digits, batch=8)
+        score(save(tmp_path / "a.npy", blank), digits, batch_size=8)
 
 
 def test_memory_does_not_grow_with_the_stream():

@@ -20,7 +20,7 @@ from elbocli.files.tensor_files import AVERAGE, AverageFacts, write_tensors
 NOBODY = 65534
 LIMIT = 1 << 18
 TENSORS = {"x": torch.zeros(LIMIT)}
-FACTS = AverageFacts.of({"spec": "0.9", "step": 1, "images": 1, "trained": {}})
+FACTS = AverageFacts.of({"spec": "0.9", "step": 1, "images": 1})
 
 
 def tree(folder):

@@ -37,7 +37,7 @@ ABOUT = {
     "spec": "power:std=0.1",
     "step": 30,
     "images": 480,
-    "trained": {"lr": 0.002},
+    "run_id": "1f",
     "note": f'"payload_sha256":"{0:064}"',
 }
 TENSORS = {

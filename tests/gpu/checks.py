@@ -22,7 +22,7 @@ from environment import has
 from worker import Row, Session, Skipped
 
 from elbocli.core.samplers import parse_sampler, time_grid
-from elbocli.core.sampling import CLIPS, Guidance, to_levels
+from elbocli.core.sampling import THRESHOLDS, Guidance, to_levels
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.training import PRECISIONS
 from elbocli.run.open import open_run
@@ -101,7 +101,7 @@ def opened(run: Path, precision: str, device: str) -> GuidedRun:
         raise RuntimeError(why)
 
     where = choose_device(device)
-    clip, graphs = CLIPS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
+    clip, graphs = THRESHOLDS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
     trained = open_run(run, where)
     return GuidedRun(trained, Guidance(2.0), clip=clip).hastened(False, graphs)
 
@@ -127,7 +127,7 @@ def host_waits(session: Session) -> Iterator[Row]:
     for family, (kind, options, network) in FAMILIES.items():
         first = family == "U-Net"
         for precision in PRECISIONS if first or not session.small else ("bf16",):
-            how: dict[str, Any] = {**options, "batch": 4, "micro_batch": 2, "precision": precision}
+            how: dict[str, Any] = {**options, "batch_size": 4, "micro_batch": 2, "precision": precision}
             settings = on.resolved(data[kind], device, network=network, **how)
             with on.arithmetic(precision, device):
                 step = training_step(TrainState(settings, data[kind]))
@@ -140,7 +140,7 @@ def host_waits(session: Session) -> Iterator[Row]:
                 walk = walking(run, spec, precision, device)
                 yield watched(f"{family}, {precision}, {spec}", device, walk, 1, 1)
     # In one part, so that CUDA graphs are replayed: the steps before are those in which they are made.
-    settings = on.resolved(data["digits"], device, preset="digits", batch=8, compile=True, precision="bf16")
+    settings = on.resolved(data["digits"], device, preset="digits", batch_size=8, compile=True, precision="bf16")
     with on.arithmetic("bf16", device):
         step = training_step(TrainState(settings, data["digits"]))
         yield watched("U-Net, bf16, compiled, training_step", device, step, 2 * WARM, STEPS)
@@ -148,7 +148,7 @@ def host_waits(session: Session) -> Iterator[Row]:
 
 LOSSES, PIXELS, BITS = 1e-3, 0.5, 1e-4
 """Largest differences: of losses, relative; of pixels, mean levels; of bits per dimension, relative."""
-BRIEF: dict[str, Any] = {"log_every": 10, "preview_every": 0, "warmup": 5}
+BRIEF: dict[str, Any] = {"log_every": 10, "preview_every": 0, "warmup_steps": 5}
 
 
 def agreement(session: Session) -> Iterator[Row]:
@@ -158,13 +158,13 @@ def agreement(session: Session) -> Iterator[Row]:
     steps = 3 if session.small else 20
     cases = (("digits", digits, 32), ("digits-uvit", digits, 32), ("small32-uvit", noise, 8))
     for preset, data, batch in cases[:2] if session.small else cases:
-        options = {**BRIEF, "preset": preset, "batch": batch, "precision": "fp32"}
+        options = {**BRIEF, "preset": preset, "batch_size": batch, "precision": "fp32"}
         cpu, device = (np.array(on.losses(data, where, steps, **options)) for where in ("cpu", session.device))
         apart = float(np.abs(device / cpu - 1).max())
         yield Row(f"{preset}: {steps} losses, largest difference", apart, "relative", ok=apart < LOSSES)
     for preset, data, batch in cases[:1] if session.small else (cases[0], cases[2]):
         run = session.folder / f"agree-{preset}"
-        on.trained(data, run, "cpu", preset=preset, batch=batch, steps=2 * steps, precision="fp32", **BRIEF)
+        on.trained(data, run, "cpu", preset=preset, batch_size=batch, steps=2 * steps, precision="fp32", **BRIEF)
         yield from drawn_alike(session, run, preset)
 
 
@@ -172,7 +172,7 @@ def drawn_alike(session: Session, run: Path, preset: str) -> Iterator[Row]:
     """Images of a run and its bound."""
     for sampler in ("ddim", "ddpm"):
         images = [
-            on.samples(run, run / f"{sampler}-{index}.npy", where, sampler=sampler, n=8, steps=8, batch=4)
+            on.samples(run, run / f"{sampler}-{index}.npy", where, sampler=sampler, n=8, steps=8, batch_size=4)
             for index, where in enumerate(("cpu", session.device))
         ]
         apart = np.abs(images[0].astype(int) - images[1].astype(int))
@@ -224,7 +224,7 @@ def out_of_memory(session: Session) -> Iterator[Row]:
     noise = made_data.packed(session.folder, 64, 3, count=batch)
     for precision in ("fp32", "bf16"):
         with on.little_memory(session.device), on.arithmetic(precision, session.device):
-            settings = on.resolved(noise, session.device, preset="small64", batch=batch, precision=precision)
+            settings = on.resolved(noise, session.device, preset="small64", batch_size=batch, precision=precision)
             state = TrainState(settings, noise)
             parts = [len(part) for part in state.batches.parts]
             searched = len(parts) > 1 if cuda else len(parts) == 1

@@ -79,7 +79,7 @@ def data_of(case: Case, session: Session) -> Dataset:
 def settings_of(case: Case, session: Session, data: Dataset, way: Way, micro_batch: int) -> Resolved:
     """A preset's own settings, but for its batch."""
     batch = 8 if session.small else case.batch
-    options = {"preset": case.preset, "batch": batch, "micro_batch": micro_batch or min(case.most, batch)}
+    options = {"preset": case.preset, "batch_size": batch, "micro_batch": micro_batch or min(case.most, batch)}
     network = case.small if session.small else case.network
     return on.resolved(data, session.device, network=network, precision=way.precision, compile=way.compile, **options)
 
@@ -108,7 +108,7 @@ def rate(step: Callable[[], None], images: int, session: Session) -> float:
 def measured(case: Case, session: Session, data: Dataset, way: Way, micro_batch: int) -> tuple[float, float]:
     """(images a second, GB at the worst moment) of one way; on a CPU, nobody counts its memory."""
     settings = settings_of(case, session, data, way, micro_batch)
-    batch = settings.settings.batch
+    batch = settings.settings.batch_size
     with on.arithmetic(way.precision, session.device):
         if way.bare:
             device = torch.device(session.device)

@@ -77,10 +77,10 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
         name: json.loads(works("grid", trained, *FEW, "--sampler", "ddim", "--report", *words).stdout)
         for name, words in {
             "plain": (),
-            "own": ("--guidance", 3),
-            "worse": ("--guidance", 3, "--guide", worse),
-            "parts": ("--guidance", 3, "--guide", worse, "--batch", 3),
-            "there": ("--guidance", 3, "--guide", worse, "--guidance-interval", -9, -8),
+            "own": ("--guidance-scale", 3),
+            "worse": ("--guidance-scale", 3, "--guide", worse),
+            "parts": ("--guidance-scale", 3, "--guide", worse, "--batch-size", 3),
+            "there": ("--guidance-scale", 3, "--guide", worse, "--guidance-interval", -9, -8),
         }.items()
     }
     levels = {name: told["levels"] for name, told in found.items()}
@@ -91,7 +91,7 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
 
 @pytest.mark.long
 def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
-    heun, guided = ("--sampler", "heun"), ("--guidance", 2)
+    heun, guided = ("--sampler", "heun"), ("--guidance-scale", 2)
     kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided, "any": ("--kind", "entropic", *heun)}
     for name, words in kinds.items():
         made = works("grid", trained, *FEW, *words, "-o", f"{name}.yaml")
@@ -101,7 +101,7 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
         ("heun", 3, heun, True),
         ("heun", 4, (*heun, *guided), True),
         ("guided", 4, (*heun, *guided), False),
-        ("log", 4, ("--guidance", 3), False),
+        ("log", 4, ("--guidance-scale", 3), False),
         ("any", 3, (), False),
     ):
         walk = ("--schedule", f"{name}.yaml", "--steps", steps, *words)

@@ -189,7 +189,7 @@ def test_an_unfinished_file_of_other_settings_is_refused_with_the_difference(tmp
 
     assert half(ABOUT) == 4
     with pytest.raises(UsageError, match=r"\(clip, seed\)"):
-        half({**ABOUT, "seed": 4, "clip": 1.5})
+        half({**ABOUT, "seed": 4, "threshold": 1.5})
     assert half({**ABOUT, "command": "elbo sample ../run"}, overwrite=True) == 8, "the same settings go on in any case"
     assert half({**ABOUT, "seed": 4}, overwrite=True) == 4
 
@@ -225,8 +225,8 @@ def test_a_file_finished_while_its_lock_was_waited_for_is_refused(tmp_path, rows
     ("name", "scale", "word"),
     [
         ("x.jpg", 0, ".jpg"),
-        ("x.png", 2000, "--scale"),
-        *((name, 2, "--scale") for name in ("x", "x.npz", "x.h5", None)),
+        ("x.png", 2000, "--zoom"),
+        *((name, 2, "--zoom") for name in ("x", "x.npz", "x.h5", None)),
     ],
 )
 def test_other_suffixes_and_scales_are_refused(tmp_path, rows, name, scale, word):

@@ -165,8 +165,8 @@ def test_an_imported_run_does_not_go_on_but_is_trained_further_from_its_very_wei
     ):
         result = elbo(*words, *plugin, cwd=tmp_path)
         assert result.returncode == 2 and word in result.stderr, result.stderr
-    further = ("--weighting", "edm", "--steps", 2, "--save-every", 1, "--preview-every", 0, "--lr", 1e-30, "--batch", 8)
-    done = elbo("train", digits, "--init", "run", "-o", "new", *further, *plugin, cwd=tmp_path)
+    further = "--weighting edm --steps 2 --save-every 1 --preview-every none --lr 1e-30 --batch-size 8"
+    done = elbo("train", digits, "--init", "run", "-o", "new", *further.split(), *plugin, cwd=tmp_path)
     assert done.returncode == 0 and b"settings that differ from it: weighting" in done.stderr, done.stderr
     init = read_yaml(tmp_path / "new" / "config.yaml")["init"]
     assert init["imported_format"] == "mine" and "step" not in init
@@ -216,7 +216,7 @@ def test_a_small_one_is_sampled_bounded_and_trained_further(name, elbo, digits, 
     else:
         found = json.loads(elbo("bound", "run", digits, "-n", 8, "--draws", 2, cwd=tmp_path).stdout)
     assert found["imported_format"] == name and found["bpd"] > 0
-    more = ("--weighting", "sigmoid", "--steps", 2, "--preview-every", 0, "--batch", 8)
+    more = ("--weighting", "sigmoid", "--steps", 2, "--preview-every", 0, "--batch-size", 8)
     result = elbo("train", digits, "--init", "run", "-o", "finer", *more, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert elbo("sample", "finer", "-n", 2, "--steps", 2, "-o", "x.png", cwd=tmp_path).returncode == 0

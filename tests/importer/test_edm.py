@@ -251,7 +251,7 @@ def test_a_network_of_latents_is_guided_by_another_and_decoded(make_autoencoder,
         tensors = edm2.made(classes=classes, image_channels=4, **SMALL)
         edm2.write_snapshot(tmp_path / f"{name}.pkl", tensors, encoder=edm2.vae_encoder())
         assert elbo("import", f"{name}.pkl", name, "--autoencoder", folder, cwd=tmp_path).returncode == 0
-    line = ("sample", "cond", "-n", 2, "--sampler", "heun", "--steps", 2, "--guidance", 1.5, "-o", "x.npy")
+    line = ("sample", "cond", "-n", 2, "--sampler", "heun", "--steps", 2, "--guidance-scale", 1.5, "-o", "x.npy")
     refused = elbo(*line, cwd=tmp_path)
     assert refused.returncode == 2 and b"--guide" in refused.stderr
     result = elbo(*line, "--guide", "uncond", cwd=tmp_path)

@@ -110,7 +110,7 @@ def test_the_example_is_trained_imported_sampled_and_bounded(elbo, folder, digit
     measure = (digits, "-n", 20, "--draws", 4, "--schedule", "uniform", *plugin)
     bounds = [json.loads(elbo("bound", run, *measure, cwd=folder).stdout)["bpd"] for run in ("run", "trained")]
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)
-    draw = ("-n", 2, "--steps", 2, "--guidance", 2)
+    draw = ("-n", 2, "--steps", 2, "--guidance-scale", 2)
     drawn = [elbo("sample", run, *draw, *plugin, cwd=folder).stdout for run in ("run", "trained")]
     assert drawn[0] == drawn[1] and len(drawn[0]) > 128
     result = elbo("sample", "run", "-o", "unnamed.npz", cwd=folder)
@@ -196,8 +196,8 @@ def native(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a small network of elbo's own."""
     folder = tmp_path_factory.mktemp("native")
     network = "{family: dit, width: 16, depth: 1, heads: 2, patch: 4}"
-    (folder / "p.yaml").write_text(f"network: {network}\ntrain: {{lr: 0.1, warmup: 0, ema: 0.5, steps: 8}}\n")
-    words = ("--preset", folder / "p.yaml", *RANGE, "--label-dropout", 0.2, "--batch", 16, "--preview-every", 0)
+    (folder / "p.yaml").write_text(f"network: {network}\ntrain: {{lr: 0.1, warmup_steps: 0, ema: 0.5, steps: 8}}\n")
+    words = ("--preset", folder / "p.yaml", *RANGE, "--label-dropout", 0.2, "--batch-size", 16, "--preview-every", 0)
     assert run_elbo("train", digits, "-o", folder / "run", *words).returncode == 0
     return folder / "run"
 
@@ -240,7 +240,7 @@ def test_a_run_exported_and_imported_is_the_same_run_also_elsewhere(elbo, progra
     measure = (digits, "-n", 8, "--draws", 4, "--schedule", "uniform", *TRUST)
     bounds = [json.loads(elbo("bound", run, *measure, cwd=tmp_path).stdout)["bpd"] for run in ("run", native)]
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
-    draw = ("-n", 4, "--steps", 3, "--guidance", 2, "--seed", 3, "-o")
+    draw = ("-n", 4, "--steps", 3, "--guidance-scale", 2, "--seed", 3, "-o")
     for run, name in (("run", "ours.npy"), (native, "theirs.npy")):
         assert elbo("sample", run, *draw, name, *TRUST, cwd=tmp_path).returncode == 0
     drawn, wanted = (np.load(tmp_path / name).astype(int) for name in ("ours.npy", "theirs.npy"))
@@ -288,7 +288,7 @@ def test_a_program_is_neither_guided_without_its_null_class_nor_trained_nor_chan
     assert elbo("import", program, "run", *LEVELS, "--classes", 10, cwd=tmp_path).returncode == 0
     (tmp_path / "p.yaml").write_text("network: {family: program, file: network.pt2, sha256: abc}\ntrain: {steps: 3}\n")
     for words, word in (
-        (("sample", "run", "--guidance", 2, "-o", "s.npz", *TRUST), b"--label-dropout"),
+        (("sample", "run", "--guidance-scale", 2, "-o", "s.npz", *TRUST), b"--label-dropout"),
         (("train", digits, "-o", "new", "--preset", "p.yaml"), b"trained"),
         (("train", digits, "-o", "new", "--init", "run", *TRUST), b"trained"),
     ):

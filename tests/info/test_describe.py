@@ -142,9 +142,9 @@ def test_a_dataset_is_told_and_verified_without_torch(digits):
 
 
 def test_a_dataset_has_a_row_for_each_class_however_it_is_stored(stored, elbo, tmp_path):
-    result = elbo("info", stored, "--grid", "g.png", "--scale", 2, cwd=tmp_path)
+    result = elbo("info", stored, "--grid", "g.png", "--zoom", 2, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"") and b"elbo-dataset" in result.stdout
-    piped = elbo("info", stored, "--grid", "-", "--scale", 2).stdout
+    piped = elbo("info", stored, "--grid", "-", "--zoom", 2).stdout
     assert piped == (tmp_path / "g.png").read_bytes()
     with Image.open(io.BytesIO(piped)) as picture:
         layout = layout_of(picture.info[PLACES], picture.size, "g.png")
@@ -193,10 +193,10 @@ def test_files_without_images_are_refused(latents, trained):
     [
         (["--grid", "g.jpg"], "g.jpg"),
         (["--grid", "taken.png"], "already exists"),
-        (["--scale", "2"], "--grid"),
+        (["--zoom", "2"], "--grid"),
         (["--grid", "-", "--json"], "the picture's"),
         (["--grid", "-", "--verify"], "the picture's"),
-        (["--grid", "g.png", "--scale", "0"], ">= 1"),
+        (["--grid", "g.png", "--zoom", "0"], ">= 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(words, word, elbo, digits, tmp_path):

@@ -87,8 +87,8 @@ def options(tmp_path: Path) -> dict[str, Any]:
     path.write_text(
         "network: {family: edm2, channels: 16, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.0}\n"
         "train: {prediction: 'edm:sigma_data=0.5', weighting: 'edm:mean=-0.4,std=1.0', "
-        "schedule: 'edm:mean=-0.4,std=1.0', logsnr_min: -8, logsnr_max: 12, batch: 32, lr: 1.0e-2, warmup: 5, "
-        "ema: 'power:std=0.1', label_dropout: 0.1, beta2: 0.99, clip: 0}\n"
+        "schedule: 'edm:mean=-0.4,std=1.0', logsnr_min: -8, logsnr_max: 12, batch_size: 32, lr: 1.0e-2, warmup_steps: 5, "
+        "ema: 'power:std=0.1', label_dropout: 0.1, beta2: 0.99, grad_clip: 0}\n"
     )
     return {"preset": str(path), "preview_every": 0}
 

@@ -407,7 +407,7 @@ def test_a_plug_ins_network_is_built_written_and_read_like_any(perceptron):
 
 def test_a_plug_ins_network_trains_resumes_and_samples(perceptron, digits, tmp_path):
     preset, data = tmp_path / "mine.yaml", Dataset(digits)
-    preset.write_text("network: {family: perceptron, width: 16}\ntrain: {logsnr_min: -9, logsnr_max: 9, batch: 8}\n")
+    preset.write_text("network: {family: perceptron, width: 16}\ntrain: {logsnr_min: -9, logsnr_max: 9, batch_size: 8}")
     options = {"preset": str(preset), "save_every": 2, "activation_checkpointing": True, "preview_every": 0}
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
         loop.run(data, tmp_path / name, resolve({**options, "steps": steps}, data))
@@ -447,7 +447,7 @@ def test_training_its_previews_sampling_and_decoding_run_in_their_precision(
     latents, preset, tmp_path, short_previews, switched
 ):
     data, run = Dataset(latents, latents=True), tmp_path / "run"
-    options = {"preset": str(preset), "steps": 2, "preview_every": 2, "val_split": 8, "val_every": 16}
+    options = {"preset": str(preset), "steps": 2, "preview_every": 2, "val_split": 8, "val_every": 2}
     loop.run(data, run, resolve({**options, "precision": "bf16"}, data))
     assert switched == {"bf16"}
     draw.draw_samples(run, tmp_path / "x.h5", typed(n=2, steps=2, precision="tf32", device="cpu"))

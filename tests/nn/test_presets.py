@@ -17,7 +17,7 @@ from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.presets import FOLDER, NAMES, MadeFor, Preset, choose_preset, load_preset
 from elbocli.run.train_settings import ADAPTIVE
 
-NUMBERS = ("lr", "clip", "label_dropout", "logsnr_min", "logsnr_max", "steps", "batch", "warmup", "save_every")
+NUMBERS = "lr grad_clip label_dropout logsnr_min logsnr_max steps batch_size warmup_steps save_every"
 FLASH_MOST = 256
 """The widest head that CUDA's flash attention takes."""
 
@@ -30,7 +30,7 @@ def test_numbers_in_names_count_as_numbers():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_has_numbers_that_are_numbers_and_an_objective_that_exists(name):
     train = load_preset(name).train
-    assert all(isinstance(train[key], int | float) for key in NUMBERS)
+    assert all(isinstance(train[key], int | float) for key in NUMBERS.split())
     averages = train["ema"] if isinstance(train["ema"], list) else [train["ema"]]
     assert all(parse_average(str(each)).beta for each in averages)
     if train["schedule"] != ADAPTIVE:
@@ -68,13 +68,14 @@ def test_edms_and_edm2s_presets_have_their_settings():
     edm, edm2 = load_preset("imagenet64"), load_preset("latents512-edm2")
     shape = {"channels": 192, "levels": [1, 2, 3, 4], "blocks": 3, "attention": [32, 16, 8], "dropout": 0.1}
     assert edm.network == shape
-    assert (edm.train["batch"], edm.train["lr"]) == (4096, 1e-4)
+    assert (edm.train["batch_size"], edm.train["lr"]) == (4096, 1e-4)
     shape |= {"family": "edm2", "channels": 128, "attention": [16, 8]}
     assert {**edm2.network, "dropout": 0.1} == shape
-    wanted = {"batch": 2048, "lr": 0.012, "lr_decay": "rsqrt:ref=70000", "beta2": 0.99, "clip": 0, "steps": 1 << 20}
+    wanted = {"batch_size": 2048, "lr": 0.012, "lr_decay": "rsqrt:ref=70000", "beta2": 0.99}
+    wanted |= {"grad_clip": 0, "steps": 1 << 20}
     assert edm2.train == {**edm2.train, **wanted}
     for train, images in ((edm.train, 4096), (edm2.train, 2048)):
-        assert train["warmup"] * images == pytest.approx(10e6, rel=0.03)
+        assert train["warmup_steps"] * images == pytest.approx(10e6, rel=0.03)
     assert edm.train["steps"] * 4096 == pytest.approx(2500e6, rel=0.03)
     ends = [math.exp(-edm2.train[key] / 2) for key in ("logsnr_max", "logsnr_min")]
     assert ends == pytest.approx([0.002, 80], rel=1e-4)
@@ -85,7 +86,7 @@ def test_edms_and_edm2s_presets_have_their_settings():
 def test_large_images_have_the_papers_settings_and_need_a_gpu(size, patching):
     preset = load_preset(f"imagenet{size}")
     wanted = {"weighting": "edm-monotonic", "shift": "auto", "schedule": "adaptive", "prediction": "v"}
-    wanted |= {"steps": 700_000, "batch": 1024, "lr": 1e-4, "warmup": 10_000, "clip": 1.0}
+    wanted |= {"steps": 700_000, "batch_size": 1024, "lr": 1e-4, "warmup_steps": 10_000, "grad_clip": 1.0}
     wanted |= {"ema": 0.9999, "beta2": 0.99, "adam_eps": 1e-12}
     assert preset.train == {**preset.train, **wanted}
     assert preset.network == {**preset.network, "family": "uvit", "dropout": 0.2, "depth": 36, "patching": patching}

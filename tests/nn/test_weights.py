@@ -10,7 +10,7 @@ from identities import diffuse, target
 from torch import Tensor, nn
 
 from elbocli.core.prediction import PREDICTIONS, Prediction
-from elbocli.core.sampling import CLIPS, Guidance
+from elbocli.core.sampling import THRESHOLDS, Guidance
 from elbocli.core.training import parse_average
 from elbocli.errors import UsageError
 from elbocli.nn.denoiser import Denoiser
@@ -261,4 +261,4 @@ def test_guidance_mixes_two_outputs_inside_its_interval_only_and_clipping_comes_
 
     assert found(0.5, 3.0, -1.0, 1.0) == ([-1 + 3 * 1, -1 + 3 * 5], 2)
     assert found(2.0, 3.0, -1.0, 1.0) == ([0, 4], 1)
-    assert found(0.5, 0.5, clip=CLIPS.parse("static")) == ([-0.5, 1.0], 2)  # −1 + ½·5 = 1.5 cut; first cut: 0
+    assert found(0.5, 0.5, threshold=THRESHOLDS.parse("static")) == ([-0.5, 1.0], 2)  # −1 + ½·5 = 1.5 cut; first cut: 0

@@ -107,7 +107,7 @@ def test_mirror_images_count(digits):
 
 def test_the_size_of_blocks_changes_nothing_but_the_memory(monkeypatch):
     images = random_images(300, 3)
-    whole, small = (searched(images, sources=20, batch=batch) for batch in (300, 7))
+    whole, small = (searched(images, sources=20, batch_size=batch) for batch in (300, 7))
     monkeypatch.setattr(find, "MOST_IMAGES", 64)
     monkeypatch.setattr(find, "NUMBERS", 2**10)
     images.largest = 0
@@ -122,7 +122,7 @@ def test_no_network_is_better_than_the_optimum(elbo, digits, preset, tmp_path):
     """The loss log of a run, in every bin, down to three standard errors."""
     run = tmp_path / "run"
     small = ("--set", "network.levels=[1]", "--set", "network.attention=[]")
-    how = ("--steps", 150, "--batch", 32, "--val-split", 100, "--flip", *small)
+    how = ("--steps", 150, "--batch-size", 32, "--val-split", 100, "--flip", *small)
     done = elbo("train", digits, "-o", run, "--preset", preset, *how)
     assert done.returncode == 0, done.stderr
     found = find.find_optimum(open_search(None, run, device="cpu", sources=300, sample=0))

@@ -140,7 +140,7 @@ def test_draws_have_the_posteriors_mean_and_deviation(convention, autoencoder, p
     data = Dataset(path, latents=True)
     space = data.latent_space
     assert space is not None and space.input == CONVENTIONS[convention].traits.input
-    examples = Batches(data, small(path, preset, batch=48, label_dropout=0.0), CPU)
+    examples = Batches(data, small(path, preset, batch_size=48, label_dropout=0.0), CPU)
     moments = data.batch(np.arange(48)).astype(np.float64)
     shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (space.shift, space.scale))
     standard = []
@@ -156,7 +156,7 @@ def test_draws_have_the_posteriors_mean_and_deviation(convention, autoencoder, p
 
 def test_draws_differ_between_epochs_and_are_equal_at_equal_positions(latents, preset):
     def seen(batch: int, steps: range, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        examples = Batches(Dataset(latents, latents=True), small(latents, preset, batch=batch, seed=seed), CPU)
+        examples = Batches(Dataset(latents, latents=True), small(latents, preset, batch_size=batch, seed=seed), CPU)
         rows = np.concatenate([examples.indices(step) for step in steps])
         return rows, np.concatenate([examples.at(step)[0].numpy() for step in steps])
 
@@ -211,7 +211,7 @@ def test_previews_are_decoded(run):
 def test_samples_are_the_decoded_draws_the_same_in_any_batch(run, autoencoder, tmp_path, monkeypatch):
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(draw, "walk", lambda *a: kept.append(walk(*a)) or kept[-1])  # type: ignore[func-returns-value]
-    whole, pieces = drawn(run, tmp_path / "a.npy"), drawn(run, tmp_path / "b.npy", batch=4)
+    whole, pieces = drawn(run, tmp_path / "a.npy"), drawn(run, tmp_path / "b.npy", batch_size=4)
     with torch.no_grad():
         first = next(each for each in kept if each.dim() == 4)  # another walk counts evaluations
         x = Autoencoder(autoencoder, CPU).model.decode(first / 0.18215).sample
@@ -253,8 +253,8 @@ def test_options_for_other_latents_and_pixels_are_refused(
     other = tmp_path / "other"
     train(pack_latents(make_autoencoder(5)), other, preset, steps=1)
     refused: list[tuple[Path, dict[str, Any], str]] = [
-        (run, {"clip": "static"}, "clip static"),
-        (run, {"clip": "dynamic"}, "clip dynamic"),
+        (run, {"threshold": "static"}, "threshold static"),
+        (run, {"threshold": "dynamic"}, "threshold dynamic"),
         (run, {"guide": other, "guidance": Guidance(2.0)}, "other images"),
         (trained, {"autoencoder": autoencoder}, "draws pixels"),
     ]

@@ -23,7 +23,7 @@ NETWORKS = {
 }
 PRESET = """
 network: %s
-train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps: 4, batch: 8, lr: 2.0e-3, warmup: 5,
+train: {prediction: v, schedule: cosine, logsnr_min: -10, logsnr_max: 10, steps: 4, batch_size: 8, lr: 2.0e-3, warmup_steps: 5,
         ema: 0.9, label_dropout: 0.1, save_every: 100, preview_every: 0, log_every: 2, precision: fp32, compile: false}
 """
 

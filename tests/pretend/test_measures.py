@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 
 def measured(run: Path, device: str) -> Measurement:
-    settings: Any = {"images": IMAGES, "draws": DRAWS, "batch": BATCH, "device": device, "weights": "model"}
+    settings: Any = {"images": IMAGES, "draws": DRAWS, "batch_size": BATCH, "device": device, "weights": "model"}
     return open_measurement(run, None, **settings)
 
 
@@ -85,7 +85,7 @@ def test_scores(network, metrics, count, photos, inception_weights, tmp_path):
     np.save(tmp_path / "theirs.npy", photos[:count, ::-1])
     weights = None if network == "elbo-tiny" else inception_weights
     options = asked(metrics, splits=2, kid_subset_size=16)
-    settings = EvalSettings(options, extractor=network, extractor_weights=weights, batch=32, allow_mismatch=True)
+    settings = EvalSettings(options, extractor=network, extractor_weights=weights, batch_size=32, allow_mismatch=True)
     ref = tmp_path / "theirs.npy" if "fid" in metrics else None
 
     def score(device: str) -> Any:

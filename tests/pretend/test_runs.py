@@ -30,7 +30,7 @@ def test_images_are_there_before_they_are_read(digits, tmp_path):
     images = []
     for device in ("cpu", "cuda:1"):
         with plain_attention() if device == "cpu" else pretending():
-            draw.draw_samples(run, tmp_path / f"{device}.npy", typed(n=10, batch=4, steps=3, device=device))
+            draw.draw_samples(run, tmp_path / f"{device}.npy", typed(n=10, batch_size=4, steps=3, device=device))
         images.append(np.load(tmp_path / f"{device}.npy"))
     assert np.array_equal(*images) and images[0].std() > 1
 
@@ -71,12 +71,12 @@ def test_images_are_encoded_as_on_the_cpu(autoencoder, photos):
 
 
 def test_trained_on_drawn_and_decoded(latents, tmp_path, make_autoencoder):
-    options = {"val_split": 8, "val_every": 16, "preview_every": 4}
+    options = {"val_split": 8, "val_every": 2, "preview_every": 4}
     images = {}
     for device in ("cpu", "cuda"):
         with plain_attention() if device == "cpu" else pretending() as pretend:
             run = train(latents, tmp_path / device, device=device, **options)
-            draw.draw_samples(run, tmp_path / f"{device}.npy", typed(n=6, batch=4, steps=3, device=device))
+            draw.draw_samples(run, tmp_path / f"{device}.npy", typed(n=6, batch_size=4, steps=3, device=device))
         images[device] = np.load(tmp_path / f"{device}.npy").astype(int)
     assert np.abs(images["cuda"] - images["cpu"]).max() <= 1 and images["cpu"].std() > 1
     assert (tmp_path / "cuda" / "previews" / "step-00000004.png").exists()
@@ -144,8 +144,8 @@ ONCE = ("place", "CudaGraphs._capture")
 """What is done once, not in every batch."""
 SAMPLER_OPTIONS: dict[str, dict[str, Any]] = {
     "ddim": {"guidance": Guidance(2.0)},
-    "heun": {"sampler": "heun:s_churn=10", "clip": "static"},
-    "dpmpp-2m": {"clip": "dynamic", "guidance": Guidance(3.0, -2.0, 4.0)},
+    "heun": {"sampler": "heun:s_churn=10", "threshold": "static"},
+    "dpmpp-2m": {"threshold": "dynamic", "guidance": Guidance(3.0, -2.0, 4.0)},
     "dpmpp-2m-sde": {"guide": True, "guidance": Guidance(1.5)},
 }
 """How a sampler is asked for, where otherwise than by its name alone."""
@@ -159,7 +159,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Pa
 
 
 def drawn(run: Path, target: Path, **options: Any) -> np.ndarray:
-    draw.draw_samples(run, target, typed(n=N, batch=BATCH, steps=3, **options))
+    draw.draw_samples(run, target, typed(n=N, batch_size=BATCH, steps=3, **options))
     images: np.ndarray = np.load(target)
     return images
 

@@ -29,8 +29,8 @@ MAY_WAIT = (
 """What comes before the first step, and what is not done in every step."""
 MAY_COPY = ("place", "TrainState.restore")
 """What sends memory that isn't pinned, once."""
-EVERYTHING: dict[str, Any] = {"micro_batch": 0, "schedule": "adaptive", "ema": ("0.9", "power:std=0.1"), "clip": 0.5}
-EVERYTHING |= {"val_split": 20, "val_every": 16, "preview_every": 2, "snapshot_every": 2}
+EVERYTHING: dict[str, Any] = {"schedule": "adaptive", "ema": ("0.9", "power:std=0.1"), "grad_clip": 0.5}
+EVERYTHING |= {"micro_batch": 0, "val_split": 20, "val_every": 2, "preview_every": 2, "snapshot_every": 2}
 
 
 def both(dataset: Path, folder: Path, *network: str, **options: Any) -> tuple[Path, Path, Pretence]:

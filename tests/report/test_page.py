@@ -33,7 +33,7 @@ def copy(trained, tmp_path):
 def runs(copy):
     """Two runs of another weighting and batch; only the second has validation and a bound."""
     other = Path(shutil.copytree(copy, copy.with_name("two")))
-    change(other, "settings", weighting="elbo", batch=8)
+    change(other, "settings", weighting="elbo", batch_size=8)
     (other / "validation.jsonl").write_bytes((other / "losslog.jsonl").read_bytes())
     with open(other / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 40, "images": 640, **VALIDATION}) + "\n")
@@ -256,7 +256,7 @@ def test_numbers_are_for_people():
 
 def test_only_the_settings_that_differ_are_told_and_each_number_has_a_place_for_each_run(runs):
     facts = [gather(run) for run in runs]
-    assert differences(facts) == {"weighting": ["sigmoid:bias=2", "elbo"], "batch": [16, 8]}
+    assert differences(facts) == {"weighting": ["sigmoid:bias=2", "elbo"], "batch_size": [16, 8]}
     assert differences(facts[:1] * 2) == {}
     rows = {name: [row and row.value for row in values] for (name, _), values in figures(facts).items()}
     assert (rows["variational bound"], rows["validation bound"]) == ([None, 1.5], [None, 4.5])
@@ -282,7 +282,7 @@ def folder(elbo, trained, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     for name in ("run", "two"):
         shutil.copytree(trained, folder / name)
-    change(folder / "two", "settings", batch=8)
+    change(folder / "two", "settings", batch_size=8)
     assert elbo("sample", trained, "-n", 40, "--steps", 2, "-o", "s.h5", cwd=folder).returncode == 0
     np.save(folder / "grey.npy", np.full((4, 8, 8, 1), 200, np.uint8))
     options = ("--extractor", "elbo-tiny", "--metrics", "fid")
@@ -328,7 +328,7 @@ def test_the_command_compares_runs_with_samples_of_each(elbo, folder, tmp_path):
     facts = json.loads(elbo(*words, "--json", "-o", tmp_path / "r.html", cwd=folder).stdout)
     text = Reader((tmp_path / "r.html").read_text()).text
     assert text.index("s.h5") < text.index("grey.npy") and "2 runs" in text
-    assert [each["run"] for each in facts["runs"]] == ["run", "two"] and facts["differences"] == {"batch": [16, 8]}
+    assert [each["run"] for each in facts["runs"]] == ["run", "two"] and facts["differences"] == {"batch_size": [16, 8]}
     assert facts["runs"][0] == json.loads(elbo("report", "run", *words[3:5], "--json", cwd=folder).stdout)
 
 

@@ -66,18 +66,18 @@ def status_of(run):
 
 def test_a_finished_run_stays_as_it_is(elbo, digits, preset, tmp_path):
     run = tmp_path / "run"
-    first = ("train", digits, "-o", run, "--preset", preset, "--steps", 8, "--val-split", 20, "--val-every", 64)
+    first = ("train", digits, "-o", run, "--preset", preset, "--steps", 8, "--val-split", 20, "--val-every", 4)
     assert elbo(*first).returncode == 0
     before = content(run)
     copy = shutil.copy(digits, tmp_path / "copy.h5")
-    for again in ([digits], [copy], ["--keep", 1], ["--steps", 8]):
+    for again in ([digits], [copy], ["--keep-last", 1], ["--steps", 8]):
         assert elbo("train", *again, "-o", run).returncode == 0 and content(run) == before
     refused = elbo("train", "-o", run, env={"ELBO_TRAIN_STEPS": "7"})
     assert refused.returncode == 2 and b"8 steps" in refused.stderr and content(run) == before
     for _ in range(2):  # the second finds nothing to do
         assert elbo("train", copy, "-o", run, "--steps", 12).returncode == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert [line.rpartition(" ")[2] for line in config["commands"]] == ["64", "12"]
+    assert [line.rpartition(" ")[2] for line in config["commands"]] == ["4", "12"]
     assert config["settings"]["steps"] == 12
     rows = (run / "validation.jsonl").read_bytes()
     assert rows.startswith(before["validation.jsonl"])

@@ -74,7 +74,7 @@ def train(digits, preset):
 
     def run(out, **options):
         data = Dataset(digits)
-        many = {"steps": 20, "save_every": 5, "keep": 10, "snapshot_every": 5, "preview_every": 0, **options}
+        many = {"steps": 20, "save_every": 5, "keep_last": 10, "snapshot_every": 5, "preview_every": 0, **options}
         with heard() as lines:
             loop.run(data, out, resolve({"preset": str(preset), **many}, data))
         return lines

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -15,17 +16,17 @@ from elbocli.core.prediction import resolution_shift
 from elbocli.core.schedule import schedule_of_shares
 from elbocli.core.training import PRECISIONS
 from elbocli.errors import FormatError, UsageError
-from elbocli.files.checkpoint import PluginFile, RunData, checked_config
+from elbocli.files.checkpoint import PluginFile, RunConfig, RunData
 from elbocli.files.dataset import Dataset
 from elbocli.files.schedule_file import resolve_weighting, to_text
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, declaration_of, network
 from elbocli.nn.networks.unet import Attention
 from elbocli.nn.presets import load_preset
 from elbocli.run.settings import Known, difference, resolve, run_settings
-from elbocli.run.train_settings import SETTINGS
+from elbocli.run.train_settings import SETTINGS, convert_settings
 from elbocli.train.state import TrainState
 
-TRAIN = "steps: 40, batch: 16, lr: 2.0e-3, weighting: edm, shift: 1.5, ema: 0.9"
+TRAIN = "steps: 40, batch_size: 16, lr: 2.0e-3, weighting: edm, shift: 1.5, ema: 0.9"
 UNET = "channels: 8, levels: [1, 2], blocks: 1, attention: [4], dropout: 0.1"
 UVIT = "family: uvit, channels: 8, levels: [1, 2], blocks: 1, depth: 1, heads: 2, embedding: 8"
 WHERE = Path("run/config.yaml")
@@ -149,8 +150,11 @@ def test_a_plug_ins_network_is_rebuilt_and_named_where_it_is_lacking(resolved, a
 
 @pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.says("stored", True)])
 def test_a_setting_may_change_when_a_run_goes_on_only_if_it_is_declared_free(name, resolved):
-    now = resolved().config()
-    lines = difference(replace(now, settings={**now.settings, name: "another"}), now)
+    now, setting = resolved().config(), SETTINGS[name]
+    had = convert_settings({name: now.settings[name]})[name] if now.settings[name] is not None else None
+    others = {str: "another", tuple[str, ...]: ["0.5"], bool: not had, int: 3, float: 0.5}
+    other = next(each for each in (*get_args(setting.kind), others.get(setting.kind)) if each not in (had, str, ...))
+    lines = difference(replace(now, settings={**now.settings, name: other}), now)
     assert bool(lines) != SETTINGS[name].says("free", False)
 
 
@@ -230,7 +234,7 @@ def test_what_a_preset_may_not_say_is_refused(train, resolved):
     "said",
     [
         *({"logsnr_min": "low"}, {"weighting": 3}, {"ema": None}, {"ema": []}, {"lr": math.nan}, {"nope": 1}),
-        {"keep": 0},
+        {"keep_last": 0},
         {"floor": 0.0},
     ],
 )
@@ -248,7 +252,7 @@ def test_sections_of_a_config_that_are_none_are_refused_by_name(resolved, digits
         {"network": {}},
     ):
         with pytest.raises(FormatError, match=r"^run/config\.yaml: "):
-            resolve({}, Dataset(digits), Known(WHERE, checked_config({**content, **section}, WHERE)))
+            resolve({}, Dataset(digits), Known(WHERE, RunConfig.of({**content, **section}, WHERE)))
     for case in (("", "family: uvit, attention: [8]"), ("", UNET, "about: {gpu: maybe}")):
         with pytest.raises(FormatError, match=r"own\.yaml"):
             resolved(*case)

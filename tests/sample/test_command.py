@@ -53,7 +53,7 @@ def by_edm(run: Path, later: torch.dtype, *churn: float) -> tuple[np.ndarray, li
 def test_elbo_draws_what_edm_draws(noise, later, sampler, churn, trained, elbo, tmp_path):
     walk = ("--sampler", sampler, "--schedule", "edm-sample:rho=7,sigma_min=0.002,sigma_max=80", "--steps", 18)
     random = ("--noise", noise, "--classes", "random", "--seed", 40, "--start", "edm", "--rounding", "edm")
-    done = elbo("sample", trained, "-n", N, *walk, *random, "--batch", 5, "-o", tmp_path / "x.h5")
+    done = elbo("sample", trained, "-n", N, *walk, *random, "--batch-size", 5, "-o", tmp_path / "x.h5")
     assert done.returncode == 0, done.stderr
     wanted, labels = by_edm(trained, later, *churn)
     with h5py.File(tmp_path / "x.h5") as file:
@@ -68,7 +68,7 @@ def test_elbo_draws_what_edm_draws(noise, later, sampler, churn, trained, elbo, 
 def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(elbo, trained, tmp_path):
     guide = min((trained / "checkpoints").iterdir())
     walk = ("--sampler", "heun:edm-imagenet64,s_churn=3", "--steps", 4, "--schedule", "run")
-    how = ("--guidance", 2, "--guide", guide, "--clip", "dynamic:percentile=99")
+    how = ("--guidance-scale", 2, "--guide", guide, "--threshold", "dynamic:percentile=99")
     done = elbo("sample", trained, "-n", 3, *walk, *how, "-o", "x.h5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "x.h5") as file:
@@ -83,11 +83,11 @@ def test_a_preset_with_options_over_it_guided_by_a_checkpoint_and_clipped(elbo, 
     [
         (["--sampler", "dpmpp-2m-sde:eta=0"], "eta is 0"),
         (["--start", "zero"], "unit, edm"),
-        (["--guidance", "2", "--guidance-channels", "2"], "1 channels"),
+        (["--guidance-scale", "2", "--guidance-channels", "2"], "1 channels"),
         (["--spacing", "timesteps"], "no timesteps"),
         (["--schedule", "t-linear", "--spacing", "ddim", "--steps", "300"], "stride"),
-        (["--clip", "dynamic:percentile=101"], "101"),
-        (["--guide", "RUN"], "--guidance 1"),
+        (["--threshold", "dynamic:percentile=101"], "101"),
+        (["--guide", "RUN"], "--guidance-scale 1"),
     ],
     ids=str,
 )

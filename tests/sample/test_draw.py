@@ -86,7 +86,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_image_is_the_same_in_any_batch(sampler, trained, learned, drawn):
     run = learned if SAMPLERS[sampler].traits.learned else trained
     whole = drawn(run, sampler=sampler)[0]
-    for more in ({"batch": 4}, {"n": 9, "batch": 7}):
+    for more in ({"batch_size": 4}, {"n": 9, "batch_size": 7}):
         pieces = drawn(run, sampler=sampler, **more)[0][:6]
         assert np.abs(whole - pieces).max() <= 1 and (whole == pieces).mean() > 0.99
     assert np.abs(whole - drawn(run, sampler=sampler, seed=1)[0]).max() > 1
@@ -177,7 +177,7 @@ def test_a_compiled_network_is_compiled_once_whatever_is_left_for_the_last_batch
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.compiler.reset()
     counters.clear()
-    plain, compiled = (drawn(trained, n=17, batch=5, compile=how, **options)[0] for how in ("off", "on"))
+    plain, compiled = (drawn(trained, n=17, batch_size=5, compile=how, **options)[0] for how in ("off", "on"))
     assert sizes == [5] and not counters["graph_break"] and np.abs(plain - compiled).max() <= 1
 
 
@@ -280,9 +280,10 @@ def test_a_guide_of_other_images_or_levels_is_refused(make, trained, digits_fold
 
 def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained, drawn):
     images, about = drawn(trained, guidance=Guidance(6.0))
-    assert (about["rounding"], about["start"], about["clip"]) == ("nearest", "unit", "none")
+    assert (about["rounding"], about["start"], about["threshold"]) == ("nearest", "unit", "none")
     found = {}
-    for key, spec in (("rounding", "truncate"), ("rounding", "half-up"), ("clip", "static"), ("clip", "dynamic")):
+    for text in ("rounding truncate", "rounding half-up", "threshold static", "threshold dynamic"):
+        key, spec = text.split()
         found[spec], about = drawn(trained, guidance=Guidance(6.0), **{key: spec})
         assert about[key].startswith(spec) and np.array_equal(images, found[spec]) == (spec == "half-up")
     below = images - found["truncate"]
@@ -293,7 +294,8 @@ def test_starts_roundings_and_clips_are_recorded_and_do_what_they_say(trained, d
 
 
 def test_a_learned_variance_is_that_of_each_value_and_no_constant(learned, trained, elbo, drawn, tmp_path):
-    how = {"sampler": "ddpm-learned", "schedule": "run", "clip": "dynamic"}  # random weights leave the range of pixels
+    # Random weights leave the range of pixels.
+    how = {"sampler": "ddpm-learned", "schedule": "run", "threshold": "dynamic"}
     images, about = drawn(learned, **how)
     assert about["spacing"] == "timesteps" and about["nfe"] == 5
     for gamma in (0, 0.5, 1):

@@ -61,10 +61,11 @@ def drawn(path: Path) -> tuple[np.ndarray, list[int], dict[str, Any]]:
 def test_batches_and_processes_change_no_label_and_pixels_by_a_level_at_most(came_to, trained, tmp_path):
     """Also with a multistep sampler that adds noise, and a guide."""
     jobs: list[dict[str, Any]] = [
-        {"size": size, "out": f"{batch}-{size}.h5", "options": {"n": 31, "batch": batch, "classes": "random"}}
+        {"size": size, "out": f"{batch}-{size}.h5", "options": {"n": 31, "batch_size": batch, "classes": "random"}}
         for batch, size in ((64, 1), (64, 2), (1, 2), (7, 1), (7, 2))
     ]
-    guide, walk = str(min((trained / "checkpoints").iterdir())), {"n": 31, "sampler": "dpmpp-2m-sde", "clip": "dynamic"}
+    guide = str(min((trained / "checkpoints").iterdir()))
+    walk = {"n": 31, "sampler": "dpmpp-2m-sde", "threshold": "dynamic"}
     jobs += [{"size": size, "out": f"{size}.h5", "guide": guide, "options": walk} for size in (1, 2)]
     found, said = came_to(tmp_path, jobs)
     assert not any(any(one["codes"]) for one in found), said
@@ -110,7 +111,7 @@ def test_a_stream_of_two_processes_is_in_order_and_ends_with_its_reader(came_to,
     jobs: list[dict[str, Any]] = [
         {"out": "x.npy"},
         {"out": "stream", "stream": True, "size": 2},
-        {"out": "gone", "leave": 10, "size": 2, "options": {"n": 5000, "steps": 1, "batch": 50}},
+        {"out": "gone", "leave": 10, "size": 2, "options": {"n": 5000, "steps": 1, "batch_size": 50}},
     ]
     found, said = came_to(tmp_path, jobs)
     assert [one["codes"] for one in found] == [[0], [0, 0], [141, 141]], said
@@ -158,7 +159,7 @@ def work(world: Any, job: dict[str, Any]) -> None:
         return whole(denoiser, indices, *args)
 
     sample.draw = draw  # type: ignore[assignment]
-    options = {"n": 61, "steps": 4, "batch": 5, "device": "cpu", **job.get("options", {})}
+    options = {"n": 61, "steps": 4, "batch_size": 5, "device": "cpu", **job.get("options", {})}
     if "guide" in job:
         options |= {"guide": Path(job["guide"]), "guidance": Guidance(2.0)}
     target: Any = Path(job["out"])

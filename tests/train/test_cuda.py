@@ -12,7 +12,7 @@ import pytest
 import torch
 
 NEEDS = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-SMALL = {"batch": 16, "warmup": 5, "log_every": 5, "save_every": 20, "preview_every": 0, "ema": ("0.9",)}
+SMALL = {"batch_size": 16, "warmup_steps": 5, "log_every": 5, "save_every": 20, "preview_every": 0, "ema": ("0.9",)}
 NETWORK = {"channels": 8}
 
 

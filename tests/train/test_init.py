@@ -100,19 +100,19 @@ def test_a_dataset_that_was_moved_or_replaced_is_named(train, folder, elbo, digi
 
 
 def test_a_run_without_a_checkpoint_goes_on_by_its_name_and_begins_anew_with_its_data(train, folder):
-    train(*OWN, "--weighting", "edm", "--batch", 8, "--steps", 2)
+    train(*OWN, "--weighting", "edm", "--batch-size", 8, "--steps", 2)
 
     def plan(*words):
         return dict(yaml.safe_load(train("--dry-run", *words)))
 
     planned = plan("--steps", 50)
-    assert [planned[key] for key in ("preset", "batch", "steps", "data")] == ["own.yaml", 8, 50, "d.h5"]
+    assert [planned[key] for key in ("preset", "batch_size", "steps", "data")] == ["own.yaml", 8, 50, "d.h5"]
     for gone in ("metrics.jsonl", "checkpoints", "status.json"):
         (folder / "run" / gone).rename(folder / gone)
-    assert plan()["weighting"] == plan("--batch", 4)["weighting"] == "edm:mean=-1.2,std=1.2,sigma_data=0.5"
+    assert plan()["weighting"] == plan("--batch-size", 4)["weighting"] == "edm:mean=-1.2,std=1.2,sigma_data=0.5"
     assert plan("d.h5")["preset"] == plan("--preset", "digits")["preset"] == "digits"
-    assert "new run; " in train("--steps", 3, "--batch", 4)
-    assert read_config(folder / "run").settings["batch"] == 4
+    assert "new run; " in train("--steps", 3, "--batch-size", 4)
+    assert read_config(folder / "run").settings["batch_size"] == 4
 
 
 # --- --init: weights and settings that are taken over ---
@@ -143,7 +143,7 @@ def test_model_and_averages_begin_at_the_sources_weights_bit_for_bit(which, trai
 def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits, tmp_path):
     source, data = read_config(trained).settings, Dataset(digits)
     found = resolved(trained, data)
-    stored = found.settings.stored()
+    stored = found.config().settings
     assert {key for key in stored if stored[key] != source[key]} <= {"device"} and not found.init.changed
     other = resolved(trained, data, weighting="edm", logsnr_max=5.0).settings
     assert (other.weighting[:4], other.logsnr_min, other.logsnr_max, other.lr) == ("edm:", -10, 5, source["lr"])
@@ -154,7 +154,7 @@ def test_settings_are_the_sources_unless_given_or_of_its_machine(trained, digits
     )
     other = resolved(trained, data, preset=str(path))
     assert shapes_of(other.network) == shapes_of(found.network)
-    assert (other.settings.lr, other.settings.batch, other.settings.prediction) == (0.5, 16, "v")
+    assert (other.settings.lr, other.settings.batch_size, other.settings.prediction) == (0.5, 16, "v")
     assert "shift=1" in other.settings.weighting
     # Memory, time and the images held out are of a machine and of a dataset.
     copy = Path(shutil.copytree(trained, tmp_path / "run"))

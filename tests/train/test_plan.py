@@ -1,6 +1,8 @@
 """The plan of `elbo train --dry-run` is what really happens: memory and operations of a step, parts, devices, sums."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,8 @@ from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
 from elbocli.nn.networks.unet import UNetConfig
 from elbocli.run import settings
 from elbocli.runtime.processes import World
-from elbocli.train import plan
-from elbocli.train.state import split
+from elbocli.train import plan, state
+from elbocli.train.batches import split
 
 UNET = UNetConfig(16, 3, 10, channels=32, levels=(1, 2), blocks=1, attention=(8,), dropout=0.1)
 UVIT = UViTConfig(32, 3, 10, 16, (1, 2, 4), 1, 3, 2, 64, patching="dwt-1", dropout=0.1)
@@ -103,37 +105,46 @@ def plan_of(preset=MINE, devices=1, **options):
 
 
 def test_sharding_divides_what_stays_and_gathers_what_passes():
-    alone, spread = plan_of(batch=64), plan_of(batch=64, devices=4, parallel="fsdp")
+    alone, spread = plan_of(batch_size=64), plan_of(batch_size=64, devices=4, parallel="fsdp")
     whole, parts = alone["memory_MB"], spread["memory_MB"]
     assert whole["weights"] == pytest.approx(4e-6 * alone["network"]["parameters"], abs=0.1)
     assert whole["optimizer"] == pytest.approx(2 * whole["weights"], abs=0.2)
     for key in ("weights", "gradients", "optimizer", "averages"):
         assert parts[key] == pytest.approx(whole[key] / 4, abs=0.1), key
     assert parts["activations"] < 0.3 * whole["activations"]
-    assert plan_of(batch=64, devices=4)["memory_MB"]["weights"] == whole["weights"]  # ddp
-    two = plan_of(batch=64, ema=("0.9", "0.99"))["memory_MB"]["averages"]
+    assert plan_of(batch_size=64, devices=4)["memory_MB"]["weights"] == whole["weights"]  # ddp
+    two = plan_of(batch_size=64, ema=("0.9", "0.99"))["memory_MB"]["averages"]
     assert two == pytest.approx(2 * whole["averages"], abs=0.2) and whole["averages"] == whole["weights"]
 
 
 @pytest.mark.parametrize(("batch", "devices", "most"), [(60, 4, 4), (64, 4, 5), (17, 1, 16), (14, 2, 3), (14, 4, 0)])
 def test_parts_are_those_of_training(batch, devices, most):
-    planned = plan_of(batch=batch, devices=devices, micro_batch=most)
+    planned = plan_of(batch_size=batch, devices=devices, micro_batch=most)
     parts = [split(World(rank, devices), batch, most or batch) for rank in range(devices)]
     assert {len(mine) for mine in parts} == {planned["micro_batches_per_step"]}
     assert max(len(part) for mine in parts for part in mine) == planned["micro_batch"]
     with pytest.raises(UsageError):
-        plan_of(batch=batch, devices=batch + 1)
+        plan_of(batch_size=batch, devices=batch + 1)
+
+
+def test_sharded_parts_are_halved_until_the_plan_fits_the_smallest_card(monkeypatch):
+    resolved = settings.resolve({"preset": MINE, "parallel": "fsdp"}, settings.preset_data(MINE))
+    monkeypatch.setattr(state, "card_bytes", {"cuda:1": 1 << 50}.get)
+    for images, wanted in ((17, 16), (16, 16), (15, 8), (0, 1)):
+        small = sum(plan.device_memory(resolved, 2, images, True).values()) / state.PLANNED
+        world: Any = SimpleNamespace(size=2, device="cuda:1", all=lambda mine, small=small: [small, mine])
+        assert state.planned_micro_batch(resolved, world, 64) == wanted
 
 
 def test_the_numbers_of_a_plan_agree():
-    planned = plan_of(batch=32, devices=2, steps=1000)
+    planned = plan_of(batch_size=32, devices=2, steps=1000)
     parts = dict(planned["memory_MB"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()), abs=0.5)
     compute = planned["compute"]
     assert compute["run_EFLOP"] * 1e9 == pytest.approx(compute["training_GFLOP_per_image"] * 32 * 1000, rel=1e-3)
     assert compute["step_TFLOP"] * 1e3 == pytest.approx(compute["training_GFLOP_per_image"] * 32, rel=1e-3)
     assert (planned["images"], planned["epochs"]) == (32000, round(32000 / 1797, 2))
-    again = plan_of(batch=32, devices=2, activation_checkpointing=True)["compute"]["training_GFLOP_per_image"]
+    again = plan_of(batch_size=32, devices=2, activation_checkpointing=True)["compute"]["training_GFLOP_per_image"]
     assert again == pytest.approx(compute["training_GFLOP_per_image"] + compute["forward_GFLOP_per_image"], rel=1e-3)
 
 
@@ -141,10 +152,10 @@ def test_the_numbers_of_a_plan_agree():
 
 
 def test_a_preset_is_planned_without_a_dataset_for_all_processes_by_the_first(elbo, tmp_path):
-    words = ("--preset", "digits-uvit", "--parallel", "fsdp", "--micro-batch", 5, "--batch", 32, "--precision", "bf16")
+    words = "--preset digits-uvit --parallel fsdp --micro-batch 5 --batch-size 32 --precision bf16"
     for rank in ("0", "1"):
         workers = {"TORCHELASTIC_RUN_ID": "plan", "WORLD_SIZE": "2", "RANK": rank}
-        done = elbo("train", "--dry-run", *words, "--device", "cuda", cwd=tmp_path, env=workers)
+        done = elbo("train", "--dry-run", *words.split(), "--device", "cuda", cwd=tmp_path, env=workers)
         assert done.returncode == 0 and done.stderr == b"" and not [*tmp_path.iterdir()]
         if rank == "1":
             assert done.stdout == b""
@@ -161,7 +172,7 @@ def test_a_preset_is_planned_without_a_dataset_for_all_processes_by_the_first(el
         ("", 1, "0 datasets here"),
         ("--preset imagenet1024", 2, "imagenet1024"),
         ("--preset digits gone.h5", 1, "gone.h5: no such dataset"),
-        ("--preset digits --batch 4 --micro-batch 5", 2, "micro-batch is 5"),
+        ("--preset digits --batch-size 4 --micro-batch 5", 2, "micro-batch is 5"),
         ("--preset latents256 --flip", 2, "--flip"),
         ("--preset digits --weighting uncertainty --schedule adaptive", 2, "schedule"),
         ("--preset digits --weighting uncertainty --shift 1", 2, "monotone"),

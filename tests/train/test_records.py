@@ -78,7 +78,7 @@ def test_a_preview_asks_for_no_more_images_at_once_than_training_and_is_the_same
     """Sixty images: of a batch of 64 at once, or of 32, or of parts of it."""
     pictures, data = [], Dataset(digits)
     for batch, most, at_once in ((64, 0, [60]), (32, 0, [30] * 2), (32, 7, [4] * 15)):
-        options = {"preset": str(preset), "batch": batch, "micro_batch": most, "preview_every": 1}
+        options = {"preset": str(preset), "batch_size": batch, "micro_batch": most, "preview_every": 1}
         state, seen = TrainState(resolve(options, data), data), []
         output = open_decoder(state.resolved.data, state.resolved.network, state.device)
         state.network.register_forward_pre_hook(lambda network, inputs, seen=seen: seen.append(len(inputs[0])))
@@ -119,7 +119,7 @@ def test_every_target_gets_every_line_and_preview_and_one_that_fails_is_a_warnin
     monkeypatch.setattr(recorder, "PACKAGES", {"wandb": lambda *_: write, "tensorboard": lambda *_: fail})
     file = tmp_path / "also.jsonl"
     file.write_text('{"mine": 1}\n')
-    options = {"steps": 12, "log_every": 4, "preview_every": 6, "val_split": 20, "val_every": 80}
+    options = {"steps": 12, "log_every": 4, "preview_every": 6, "val_split": 20, "val_every": 5}
     targets = ("tensorboard", str(tmp_path / "none" / "a.jsonl"), "wandb", str(file))
     warnings = [line for line in train("run", log_to=targets, **options) if line.startswith("--log-to")]
     assert len(warnings) == 2 and "nobody listens" in warnings[0] and "No such file" in warnings[1]
@@ -257,6 +257,6 @@ def test_weights_adapt_report_and_bound_take_the_weighting_of_a_run(learned, tra
         assert float((table.t(table.level) - parse_schedule(own, LOW, HIGH).t(table.level)).abs().max()) < 0.005
     objective = json.loads(said(elbo, "report", learned, "--json"))["objective"]
     assert objective["weighting"] == "uncertainty" and len(objective["over_time"]) == 5 and not objective["monotone"]
-    bound = ("bound", "-q", learned, "--check", "-n", 20, "--draws", 4, "--batch", 80)
+    bound = ("bound", "-q", learned, "--check", "-n", 20, "--draws", 4, "--batch-size", 80)
     (check,) = json.loads(said(elbo, *bound))["checks"]
     assert check["weighting"] == "uncertainty" and check["agree"]

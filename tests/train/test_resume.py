@@ -49,9 +49,9 @@ def content(run):
 
 SMALL = {"network.levels": [1], "network.attention": []}
 EVERYTHING = {"schedule": "adaptive", "ema": ["0.9", "power:std=0.1"], "lr_decay": "cosine:final=.1", "flip": True}
-EVERYTHING |= {"clip": 0.5, "val_split": 20, "val_every": 80, "snapshot_every": 5, "preview_every": 6}
+EVERYTHING |= {"grad_clip": 0.5, "val_split": 20, "val_every": 5, "snapshot_every": 5, "preview_every": 6}
 LEARNED = {"weighting": "uncertainty", "schedule": "edm2-img512", "precision": "fp16", "micro_batch": 6}
-SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 80}
+SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 5}
 SIGNALS = [("SIGKILL", 3), ("SIGINT", 5), ("SIGTERM", 6), ("SIGHUP", 7), ("SIGKILL", 8), ("SIGUSR1", 10)]
 KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
 
@@ -69,7 +69,7 @@ def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
     size, ends, options, digits, preset, tmp_path
 ):
     """The last process gets the signal, at a step between log lines or where a checkpoint is written."""
-    plan = {"preset": preset, "steps": 12, "save_every": 4, "log_every": 3, "keep": 1, **SMALL, **options}
+    plan = {"preset": preset, "steps": 12, "save_every": 4, "log_every": 3, "keep_last": 1, **SMALL, **options}
     job = {"size": size, "data": digits, "options": {**plan, "preset": str(preset)}, "out": tmp_path / "pieces"}
     pieces = [{**job, "ends": end} for end in ends]
     codes, said = in_processes({**job, "out": tmp_path / "whole"}, *pieces, job)
@@ -84,7 +84,7 @@ def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
 def test_a_run_that_meets_a_loss_that_is_not_finite_keeps_its_last_good_checkpoint(
     digits, preset, tmp_path, monkeypatch
 ):
-    options = {"steps": 16, "save_every": 4, "log_every": 5, "keep": 9}
+    options = {"steps": 16, "save_every": 4, "log_every": 5, "keep_last": 9}
     train_here(digits, tmp_path / "good", preset, **options)
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "at", Batches.at)
@@ -216,9 +216,9 @@ def fill(folder):
 def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_room(
     folder, small_disk, digits, preset, tmp_path
 ):
-    options: dict[str, Any] = {"steps": 20, "save_every": 5, "log_every": 4, "val_split": 20, "val_every": 160}
-    options |= {"network.channels": 4, "network.levels": [1], "network.attention": [], "keep": 1, "preview_every": 0}
-    options |= {"snapshot_every": 8} if folder == "snapshots" else {}
+    options: dict[str, Any] = {"steps": 20, "save_every": 5, "log_every": 4, "val_split": 20, "val_every": 10}
+    options |= {"network.channels": 4, "network.levels": [1], "network.attention": [], "keep_last": 1}
+    options |= {"preview_every": 0, "snapshot_every": 8} if folder == "snapshots" else {"preview_every": 0}
     train_here(digits, tmp_path / "good", preset, **options)
     run, ballast = small_disk / "run", []
 
@@ -276,7 +276,7 @@ def test_training_goes_on_while_a_checkpoint_of_an_earlier_moment_is_written(dig
         assert later.wait(300)
         return whole(*args)
 
-    options = {"steps": 8, "save_every": 4, "keep": 9}
+    options = {"steps": 8, "save_every": 4, "keep_last": 9}
     train_here(digits, tmp_path / "straight", preset, **options)
     monkeypatch.setattr(store, "save", slow)
     train_here(digits, tmp_path / "run", preset, lambda done, *_: later.set() if done == 7 else None, **options)

@@ -25,8 +25,8 @@ from elbocli.nn.networks.transformers import UViTConfig
 from elbocli.run.settings import resolve
 from elbocli.runtime.processes import World
 from elbocli.train import loop
-from elbocli.train.batches import Batches, channels_first
-from elbocli.train.state import Parallel, TrainState, compile_units, count_parts, micro_batch, split
+from elbocli.train.batches import Batches, channels_first, count_parts, split
+from elbocli.train.state import Parallel, TrainState, compile_units, micro_batch
 from elbocli.train.step import check, step_losses, update
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -39,7 +39,7 @@ def fresh(digits, preset):
     def make(**options):
         data = Dataset(digits)
         small = {"network.levels": [1], "network.attention": [], "network.dropout": 0.0}
-        given = {"preset": str(preset), **small, "clip": 0.0, **options}
+        given = {"preset": str(preset), **small, "grad_clip": 0.0, **options}
         state = TrainState(resolve(given, data), data)
         torch.manual_seed(1)
         for piece in state.live.values():
@@ -76,7 +76,7 @@ def test_the_loss_of_a_step_is_the_paper_s(fresh):
 
 @pytest.mark.parametrize(("micro_batch", "clip"), [(0, 0.0), (5, 0.0), (0, 1e-3)])
 def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(micro_batch, clip, fresh):
-    whole, state = fresh(), fresh(micro_batch=micro_batch, clip=clip)
+    whole, state = fresh(), fresh(micro_batch=micro_batch, grad_clip=clip)
     how = whole.weighting, whole.schedule, whole.prediction
     wanted = step_losses(whole.network, whole.batches, 0, 0, *how)[0].mean()
     gradients = torch.autograd.grad(wanted, list(whole.network.parameters()))
@@ -95,7 +95,7 @@ def test_an_update_follows_the_gradient_of_the_mean_loss_in_parts_and_clipped(mi
 
 
 def test_an_adaptive_schedule_moves_towards_weighting_times_error(fresh):
-    state = fresh(schedule="adaptive", batch=64, clip=1.0)
+    state = fresh(schedule="adaptive", batch_size=64, grad_clip=1.0)
     middle = 0.5 * (state.edges[1:] + state.edges[:-1])
     start = state.schedule.density(middle)
     for step in range(60):
@@ -111,7 +111,8 @@ def test_an_adaptive_schedule_moves_towards_weighting_times_error(fresh):
 
 
 def test_rates_are_logged_and_a_run_of_more_steps_follows_their_curve(digits, preset, tmp_path):
-    data, options = Dataset(digits), {"preset": str(preset), "log_every": 1, "save_every": 99, "warmup": 4, "lr": 1.0}
+    data, options = Dataset(digits), {"preset": str(preset), "log_every": 1, "save_every": 99, "lr": 1.0}
+    options["warmup_steps"] = 4
     loop.run(data, tmp_path / "plain", resolve({**options, "steps": 6}, data))
     assert [row["lr"] for row in lines_of(tmp_path / "plain" / "metrics.jsonl")] == [0.25, 0.5, 0.75, 1, 1, 1]
     decay, wanted = "cosine:final=.1", []
@@ -167,15 +168,15 @@ def test_half_precision_doubles_its_scale_after_2000_finite_steps(fresh):
 
 
 def test_every_image_is_seen_once_an_epoch_in_another_order(batches):
-    examples = batches(batch=64)
+    examples = batches(batch_size=64)
     seen = np.concatenate([examples.indices(step) for step in range(75)])
     assert all(sorted(seen[start : start + 300]) == list(range(300)) for start in range(0, 4800, 300))
     assert not np.array_equal(seen[:300], seen[300:600])
 
 
 def test_pixels_labels_flips_and_dropped_labels_are_their_share(batches, digits):
-    data, plain = Dataset(digits), batches(batch=256, label_dropout=0.0)
-    changed = batches(batch=256, label_dropout=0.25, flip=True)
+    data, plain = Dataset(digits), batches(batch_size=256, label_dropout=0.0)
+    changed = batches(batch_size=256, label_dropout=0.25, flip=True)
     dropped, turned = [], []
     for step in range(8):
         (x, _, labels), (y, _, some) = plain.at(step), changed.at(step)

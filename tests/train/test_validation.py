@@ -199,7 +199,7 @@ def test_the_numbers_of_a_network_that_says_nothing_are_known(make):
 
 def test_bits_per_dimension_are_those_of_the_bound(make, run):
     """Against the same images at 16 noise levels each."""
-    wanted = estimate.measure_bound(open_measurement(run.path, None, images=ALL, draws=16, batch=2048)).bound
+    wanted = estimate.measure_bound(open_measurement(run.path, None, images=ALL, draws=16, batch_size=2048)).bound
     asked = make()
     found = asked.finish(asked.partial(run.network))
     assert abs(found["val_bpd"] - wanted.bpd) < 2 * found["val_bpd_se"]
@@ -209,7 +209,7 @@ def test_bits_per_dimension_are_those_of_the_bound(make, run):
 
 @pytest.mark.parametrize("weighting", ["sigmoid:bias=2", "edm-monotonic"])
 def test_the_weighted_loss_is_that_of_training_on_these_images(weighting, make, run, digits, preset):
-    options = {"weighting": weighting, "batch": 300, "label_dropout": 0.0, "network.dropout": 0.0}
+    options = {"weighting": weighting, "batch_size": 300, "label_dropout": 0.0, "network.dropout": 0.0}
     data = Dataset(digits)
     resolved = settings.resolve({"preset": str(preset), **options}, data)
     how = Batches(data, resolved, CPU), resolved.weighting, resolved.schedule, Prediction("v")
@@ -260,9 +260,9 @@ def test_a_network_that_gives_no_number_ends_the_run(make):
         )
 
 
-def test_it_is_due_where_so_many_images_are_full_and_at_the_end_or_takes_two_percent(make):
-    for every, steps, due in ((40, 9, [3, 5, 8, 9]), (10, 4, [1, 2, 3, 4])):  # 16 images a step: full at 40, 80, 120
+def test_it_is_due_after_so_many_updates_and_at_the_end_or_takes_two_percent(make):
+    for every, steps, due in ((4, 9, [4, 8, 9]), (1, 3, [1, 2, 3])):
         asked = make(val_every=every, steps=steps)
         assert [step for step in range(1, steps + 1) if asked.due(step)] == due
     alone = make(np.arange(100))
-    assert 0.018 < 100 * DRAWS / (3 * alone.every) <= 0.02
+    assert 0.018 < 100 * DRAWS / (3 * 16 * alone.every) <= 0.02

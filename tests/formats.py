@@ -30,7 +30,8 @@ def declared() -> list[StoredFormat]:
     """All formats of all modules."""
     for path in sorted(PACKAGE.rglob("*.py")):
         if "@stored(" in path.read_text():
-            importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+            name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            importlib.import_module(name.removesuffix(".__init__"))
     return sorted(FORMATS.values(), key=lambda each: each.file)
 
 

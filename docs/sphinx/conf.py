@@ -1,6 +1,7 @@
 """Sphinx's settings for the site. Pages load no fonts and no scripts from elsewhere; formulas are MathML."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -26,6 +27,7 @@ html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
 html_css_files = ["site.css"]
 html_static_path = ["static"]
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
 
 SPACE = '<mspace width="0.17em"/>'
 AMENDED = (

@@ -43,11 +43,10 @@ AMENDED = (
 
 def write_mathml(writer: Any, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML. Raises MathError, which ends the build, for LaTeX that docutils does not know."""
-    block = isinstance(node, nodes.math_block)
-    mathml = tex2mathml(node.astext(), as_block=block)
+    mathml = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
     for pattern, amended in AMENDED:
         mathml = re.sub(pattern, amended, mathml)
-    writer.body.append(f'<div class="math">{mathml}</div>' if block else mathml)
+    writer.body.append(mathml)
     raise nodes.SkipNode
 
 

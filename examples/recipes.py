@@ -132,8 +132,9 @@ def planned() -> str:
 
     lines = [["preset", "images", "parameters", "updates", "batch", "operations", "memory", "memory per image"]]
     for name in NAMES:
-        if load_preset(name).about.gpu:
-            found = plan(resolve({"preset": name, "device": "cuda", "micro_batch": 1}, preset_data(name)))
+        data = preset_data(name)
+        if data and load_preset(name).about.gpu:
+            found = plan(resolve({"preset": name, "device": "cuda", "micro_batch": 1}, data))
             memory = found["memory_MB"]
             lines.append(
                 [

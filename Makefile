@@ -12,10 +12,11 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 # What other versions could break: maths, files, networks, processes, the whole pipeline.
 VERSIONS := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/train tests/test_pipeline.py
 
-.PHONY: help demo demo-fashion site test all-but-slow check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
+.PHONY: help demo demo-fashion recipes site test all-but-slow check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
+	@echo "make recipes     set up, then train, score and time the preset digits for the table in docs/presets.md"
 	@echo "make site        the documentation as a site, in site/: open site/index.html, it needs no network"
 	@echo "make test        set up, then the tests of five minutes, with the whole pipeline on real images"
 	@echo "make check       lint, types and all tests but the slow ones: what CI runs"
@@ -43,6 +44,14 @@ FASHION ?= /usr/share/datasets/fashion-mnist
 demo-fashion: $(VENV)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/fashion/demo.sh $(FASHION) demo-fashion
 	$(BIN)/python examples/fashion/write_tutorial.py demo-fashion docs
+
+# Each row of docs/recipes.json is measured from the start, so the folder is new each time.
+recipes: $(VENV)/.ready
+	rm -rf recipes && $(BIN)/python examples/digits/make_digits.py recipes/digits
+	cd recipes && PATH="$(CURDIR)/$(BIN):$$PATH" && elbo prep digits/train digits.h5 --size 8 --channels 1 && \
+	elbo prep digits/test test.h5 --size 8 --channels 1 && \
+	python ../examples/digits/make_classifier.py digits.h5 test.h5 classifier.pt2 && \
+	python ../examples/recipes.py digits digits.h5 test.h5 classifier.pt2
 
 site: $(VENV)/.ready
 	$(BIN)/python -m docs.sphinx.build site
@@ -135,4 +144,4 @@ dist: $(VENV)/.ready
 	$(BIN)/python tests/release.py dist dist
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-middle .venv-newest build dist demo demo-fashion site *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-middle .venv-newest build dist demo demo-fashion recipes site *.egg-info

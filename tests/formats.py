@@ -30,7 +30,8 @@ def declared() -> list[StoredFormat]:
     """All formats of all modules."""
     for path in sorted(PACKAGE.rglob("*.py")):
         if "@stored(" in path.read_text():
-            importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+            name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            importlib.import_module(name.removesuffix(".__init__"))
     return sorted(FORMATS.values(), key=lambda each: each.file)
 
 
@@ -113,9 +114,9 @@ def page() -> str:
     """The table of formats, and of the keys of each."""
     rows = ["| file | format | version | record |", "|---|---|---|---|"]
     for each in declared():
-        owner = Path(str(sys.modules[each.record.__module__].__file__)).relative_to(PACKAGE).as_posix()
         name = f"`{each.name}`" if each.name else ""
-        rows.append(f"| {each.file} | {name} | {each.version or ''} | `{each.record.__name__}` in `{owner}` |")
+        record = f"{each.record.__module__}.{each.record.__name__}"
+        rows.append(f"| {each.file} | {name} | {each.version or ''} | `{record}` |")
     return "\n".join([BEGIN, "", *rows, "", END])
 
 

@@ -18,7 +18,7 @@ def plain(line: str) -> str:
 def escaped(text: str) -> str:
     """Plain text for Markdown: no sign in it means anything, but for `code`; options become code."""
     parts = OPTION.sub(r"`\g<0>`", text).split("`")
-    return "`".join(re.sub(r"([\\*_<\[\]|#])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
+    return "`".join(re.sub(r"([\\*_<\[\]|#$])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
 
 
 def linked(text: str, folder: str) -> str:

@@ -92,7 +92,7 @@ def one_a_line(call: str) -> str:
     return lines
 
 
-ITEM = r"(?:- |[\w*]+(?:, [\w*]+)*(?: \([^)]*\))?: |Raises |Source: )"
+ITEM = r"(?:- |[\w*]+(?:, [\w*]+)*(?: \([^)]*\))?: |Returns |Raises |Source: )"
 """Beginning of a line about one parameter, an error or the source."""
 
 
@@ -109,7 +109,7 @@ def text_of(thing: Any) -> str:
         elif head.endswith(":") and inside != rest:
             blocks += [f"**{escaped(head)}**", listed(inside)]
         else:
-            blocks.append(listed(block))
+            blocks.append(listed(block) if "\n" in block else escaped(block))
     return "\n\n".join(blocks)
 
 

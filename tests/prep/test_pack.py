@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from calls import Stopped, open_source, pack, packed, stop_after
 from made_data import rows_sha256
-from odd_inputs import HEAD, ODD, Odd, Outcome, described, open_folder, outcome, source_of
+from odd_inputs import ODD, Odd, Outcome, open_folder, outcome, page, source_of
 from PIL import Image
 
 from elbocli.errors import DataError, UsageError
@@ -311,8 +311,7 @@ def test_it_is_packed_or_refused_as_declared_and_listed(odd):
 
 
 def test_the_page_in_the_docs_is_what_comes_out():
-    lines = [described(odd, found_for(odd)) for odd in ODD]
-    assert PAGE.read_text() == HEAD + "\n".join(lines) + "\n", "run make docs"
+    assert PAGE.read_text() == page(found_for), "run make docs"
 
 
 def test_all_of_them_together_are_packed(tmp_path):

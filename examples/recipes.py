@@ -130,7 +130,7 @@ def planned() -> str:
     from elbocli.run.settings import preset_data, resolve
     from elbocli.train.plan import plan
 
-    lines = [["preset", "images", "parameters", "updates", "batch", "operations", "memory", "memory per image"]]
+    lines = [["preset", "images", "parameters", "updates", "batch size", "operations", "memory", "memory per image"]]
     for name in NAMES:
         data = preset_data(name)
         if data and load_preset(name).about.gpu:
@@ -142,7 +142,7 @@ def planned() -> str:
                     f"{found['data_images']:,}",
                     f"{found['network']['parameters']:,}",
                     f"{found['steps']:,}",
-                    f"{found['batch']:,}",
+                    f"{found['batch_size']:,}",
                     f"{found['compute']['run_EFLOP']:,.0f} EFLOP",
                     f"{(memory['total'] - memory['activations']) / 1000:.1f} GB",
                     f"{memory['activations'] / 1000:.2f} GB",

@@ -162,6 +162,7 @@ def test_the_site_is_whole_and_needs_no_network(site):
     home = {urlsplit(link).path for link in pages[site / "index.html"].links}
     assert home >= {f"commands/{path.stem}.html" for path in (ROOT / "man").glob("elbo*.[15]")}
     assert home >= {f"docs/{path.stem}.html" for path in (ROOT / "docs").glob("*.md")}
+    assert "<math" in (site / "docs/theory.html").read_text()
     text = (site / "commands/elbo-bound.html").read_text()
     assert all(option in text for parameter in bound.params for option in parameter.opts if option[:2] == "--")
     from docs.sphinx import reference

@@ -95,7 +95,7 @@ class Recorder:
         self.targets = LogTargets(log_to if state.world.first else (), out, state.steps_done)
         self.decoder = None
         if settings.preview_every:
-            with reading("previews can't be drawn; --preview-every 0 turns them off", kind=UsageError):
+            with reading("previews can't be drawn; --preview-every none turns them off", kind=UsageError):
                 self.decoder = open_decoder(state.resolved.data, network, state.device)
         self.previewed = self.decoder is None or any((out / "previews").glob("*.png"))
         self._since = state.steps_done

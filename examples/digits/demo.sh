@@ -37,7 +37,7 @@ run() {
     elbo sample -q "run-$name" -n 100 --sampler ddim --steps "$walk" -o "$name.png" --overwrite
 }
 
-run 0-untrained "the untrained network, for comparison" --steps 1 --lr 1e-12 --preview-every 0
+run 0-untrained "the untrained network, for comparison" --steps 1 --lr 1e-12 --preview-every none
 run 1-elbo-cosine "trained with the ELBO's weighting" --weighting elbo --steps "$steps"
 run 2-sigmoid-cosine "trained with sigmoid weighting, bias 2" --weighting sigmoid --bias 2 --steps "$steps"
 

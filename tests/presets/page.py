@@ -12,7 +12,7 @@ def block(found: re.Match[str]) -> str:
     """A block with the output of the line of Python that its first comment names; elbo's output is code."""
     line = [sys.executable, *found[1].split()]
     said = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
-    code = ("```yaml\n" if "show" in line else "```\n", "\n```") if "elbocli" in line else ("", "")
+    code = ("```yaml\n" if "show" in line else "```text\n", "\n```") if "elbocli" in line else ("", "")
     return f"<!-- {found[1]} -->\n\n{said.join(code)}\n\n<!-- end -->"
 
 

@@ -203,7 +203,7 @@ def test_a_run_named_by_where_one_stands_has_its_name(copy, monkeypatch):
     assert report.run == "run" and any(each.command.endswith(" -o run-again") for each in report.commands)
 
 
-def test_a_result_is_shown_once_with_its_spread_and_the_images_that_it_is_of(copy, monkeypatch):
+def test_a_result_is_shown_once_with_its_interval_and_the_images_that_it_is_of(copy, monkeypatch):
     """At the top of the page and in its tables."""
     monkeypatch.setattr("elbocli.report.page.pictures", lambda *runs: {})  # they take most of a page's time
     scores = {"frechet_distance[a]": 1.5, "frechet_distance_se[a]": 0.25, "n_samples": 60, "extractor": "a"}
@@ -259,10 +259,8 @@ def test_only_the_settings_that_differ_are_told_and_each_number_has_a_place_for_
     assert differences(facts) == {"weighting": ["sigmoid:bias=2", "elbo"], "batch": [16, 8]}
     assert differences(facts[:1] * 2) == {}
     rows = {name: [row and row.value for row in values] for name, values in figures(facts).items()}
-    assert [rows["variational bound", BITS + more] for more in ("", ", validation images")] == [
-        [None, 1.5],
-        [None, 4.5],
-    ]
+    bounds = [rows["variational bound", BITS + more] for more in ("", ", validation images")]
+    assert bounds == [[None, 1.5], [None, 4.5]]
     text = Reader(render(*facts)).text
     assert "can't be compared" in text and "can't be compared" not in Reader(render(*facts[:1] * 2)).text
 

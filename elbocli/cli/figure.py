@@ -93,8 +93,8 @@ def level_ticks(axis: Any) -> None:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw a line over λ with a band of ± 2 standard errors. at, value, se: [N]."""
-    axis.fill_between(at, (value - 2 * se).clamp(min=1e-12), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
+    """Draw a line over λ with a band of ± 2 standard errors, at most a decade below the line. at, value, se: [N]."""
+    axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
 

@@ -108,7 +108,7 @@ def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], 
         value = value.where(value > 0, torch.nan)
         twins = [line for line in axis.lines if same(line.get_ydata(), value)]
         for line in twins:
-            line.set_label(f"{line.get_label()} = {label}")
+            line.set_label(f"{line.get_label()}\n= {label}")
         if not twins:
             style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)
             axis.plot(at, value, label=label, **style)

@@ -41,12 +41,12 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
         value = weighting(at)
         top = float(value.max()) or 1.0
         if line := next((line for line in lines if same(line.value, value / top)), None):
-            line.label += f" = {brief(spec)}"
+            line.label += f"\n= {lettered(brief(spec))}"
             continue
         left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
         rises = left < right and bool(weighting.rising(left, right))
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
-        lines.append(Line(brief(spec), value / top, slope, rises))
+        lines.append(Line(lettered(brief(spec)), value / top, slope, rises))
     return lines
 
 
@@ -81,7 +81,7 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
     steep = any(line.value[zero] * STEEP < line.value.max() for line in lines)
     for index, line in enumerate(lines):
         value = line.value / line.value[zero] if steep and line.value[zero] > 0 else line.value
-        axis.plot(at, value, label=lettered(line.label), **line_style(index))
+        axis.plot(at, value, label=line.label, **line_style(index))
     if steep:
         axis.set_yscale("log", nonpositive="mask")
         axis.set_ylim(bottom=1e-4)
@@ -93,7 +93,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     """Draw p_w, the distribution of the augmentation noise; where w rises, p_w is negative and no distribution."""
     for index, line in enumerate(lines):
         last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
-        mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {lettered(line.label)}"
+        mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {line.label}"
         axis.plot(at, line.slope, label=None if line.rises or last < SHARE else mass, **line_style(index))
     _cap(axis)
     if any(line.rises for line in lines):

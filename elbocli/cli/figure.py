@@ -1,10 +1,11 @@
 """Figures over λ that several commands draw, in one style. The same input gives the same bytes."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.8,
+    "legend.frameon": False,
+    "legend.loc": "upper left",
     "pdf.fonttype": 42,
     "legend.fontsize": 8,
     "legend.handlelength": 2.6,
@@ -53,10 +54,9 @@ def lettered(name: str) -> str:
     return visible(name).replace("$", r"\$")
 
 
-def line_style(index: int) -> dict[str, Any]:
+def line_style(index: int, colors: Sequence[str] = COLORS) -> dict[str, Any]:
     """Return the colour, dash pattern and width of line number `index` on a panel, for matplotlib."""
-    dash = DASHES[index % len(DASHES)]
-    return {"color": COLORS[index % len(COLORS)], "linestyle": dash, "linewidth": 1.5}
+    return {"color": colors[index % len(colors)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.5}
 
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
@@ -73,11 +73,10 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
     """Set the λ axis of all panels to [low, high], label the panels in `last`, and write the figure to `out`."""
     from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
 
     for axis in axes.values():
         axis.set_xlim(low, high)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        level_ticks(axis.xaxis)
     for name in last:
         axes[name].set_xlabel(LAMBDA)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(out.suffix)
@@ -86,18 +85,44 @@ def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high:
     pyplot.close(figure)
 
 
+def level_ticks(axis: Any) -> None:
+    """Put the ticks of a λ axis at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw a line over λ with a band of ± 2 standard errors. at, value, se: [N]."""
-    axis.fill_between(at, (value - 2 * se).clamp(min=1e-12), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
+    """Draw a line over λ with a band of ± 2 standard errors, at most a decade below the line. at, value, se: [N]."""
+    axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw the densities p(λ) of schedules, with their names in the legend. The line of the schedule named FITTED is black."""
+    """Draw the densities p(λ) of schedules, with their names in the legend. The line of the schedule named FITTED is black.
+
+    Equal densities share a line.
+    """
     for index, (name, density) in enumerate(densities.items()):
-        value = density(at)
-        style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)
-        axis.plot(at, value.where(value > 0, torch.nan), label=lettered(name), **style)
+        value, label = density(at), lettered(name)
+        value = value.where(value > 0, torch.nan)
+        twins = [line for line in axis.lines if same(line.get_ydata(), value)]
+        for line in twins:
+            line.set_label(f"{line.get_label()}\n= {label}")
+        if not twins:
+            style = {"color": "black", "linewidth": 2} if name == FITTED else line_style(index)
+            axis.plot(at, value, label=label, **style)
     axis.set_ylim(bottom=0)
     axis.set_ylabel(r"$p(\lambda)$ of schedules")
-    axis.legend()
+    add_legend(axis)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two curves are equal, so that they share a line."""
+    return np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True)
+
+
+def add_legend(axis: Any) -> None:
+    """Add a legend of all labels at the right of a panel, where it hides no line."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(bbox_to_anchor=(1, 1.05))

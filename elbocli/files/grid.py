@@ -21,7 +21,7 @@ from elbocli.files.records import Record, parse_json, stored
 CELL = 96
 """Largest side of an enlarged image in pixels. The factor is the largest whole number that keeps images within this size."""
 WIDE = 4096
-"""Width of a contact sheet in pixels that enlarging the images may not exceed."""
+"""Width of a contact sheet in pixels, without gutters and names, that enlarging the images may not exceed."""
 NEAR = 4
 """The number of columns may differ from that of a square sheet by 1/NEAR of this number, to leave fewer places empty."""
 LARGEST_PICTURE = 89_478_485
@@ -36,7 +36,10 @@ MOST_LETTERS = 20
 """Length in letters to which class names are shortened."""
 PAPER, INK = 255, 0
 """Grey levels of the background and of the letters."""
+GUTTER = 32
+"""The gutter between images is 1/GUTTER of an enlarged image's side, rounded up to whole pixels."""
 Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
+Margin = Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
 
 
 def picture(image: np.ndarray) -> Image.Image:
@@ -102,14 +105,16 @@ class Layout(Record, frozen=True):
     scale: whole factor of the enlargement.
     columns: images per row.
     left: pixels left of the images, for class names.
+    gutter: pixels between neighbouring images.
     """
 
     height: Side
     width: Side
     scale: Side
     columns: Side
-    left: Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
+    left: Margin
     groups: list[Group]
+    gutter: Margin = 0
 
     def rows(self) -> list[tuple[int, int, Group]]:
         """Return (first row, number of rows, group) for each group."""
@@ -119,17 +124,22 @@ class Layout(Record, frozen=True):
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the picture in pixels."""
-        rows = sum(count for _, count, _ in self.rows())
-        return self.left + self.columns * self.width * self.scale, rows * self.height * self.scale
+        rows, (down, across) = sum(count for _, count, _ in self.rows()), self.pitch
+        return self.left + self.columns * across - self.gutter, rows * down - self.gutter
+
+    @property
+    def pitch(self) -> tuple[int, int]:
+        """Distance between neighbouring images in pixels, down and across."""
+        return self.height * self.scale + self.gutter, self.width * self.scale + self.gutter
 
     def places(self) -> list[tuple[slice, slice]]:
         """Return for each image the slices of pixel rows and pixel columns that it takes on the sheet."""
         places = {}
-        height, width = self.height * self.scale, self.width * self.scale
+        down, across = self.pitch
         for row, _, group in self.rows():
             for k, image in enumerate(group.images):
-                y, x = (row + k // self.columns) * height, self.left + k % self.columns * width
-                places[image] = slice(y, y + height), slice(x, x + width)
+                y, x = (row + k // self.columns) * down, self.left + k % self.columns * across
+                places[image] = slice(y, y + down - self.gutter), slice(x, x + across - self.gutter)
         return [places[image] for image in sorted(places)]
 
     def check(self, where: object) -> None:
@@ -149,7 +159,8 @@ def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Lay
     if any(group.name for group in groups):
         font, margin = _lettering(height * scale)
         left = math.ceil(max(font.getlength(_cut(group.name)) for group in groups)) + 2 * margin
-    return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups])
+    gutter = -(-max(height, width) * scale // GUTTER)
+    return Layout(height, width, scale, columns, left, [Group(each.name, list(each.images)) for each in groups], gutter)
 
 
 def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
@@ -175,14 +186,13 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
     for image, place in zip(images, layout.places()):
         sheet[place] = image.repeat(layout.scale, 0).repeat(layout.scale, 1)
-    drawn, high = picture(sheet), layout.height * layout.scale
+    drawn, down = picture(sheet), layout.pitch[0]
     for row, count, group in layout.rows() if layout.left else ():
-        font, margin = _lettering(high)
-        strip = Image.new(
-            "L", (layout.left, count * high), PAPER
-        )  # separate, so that no letter reaches into another group's rows
-        ImageDraw.Draw(strip).text((margin, count * high // 2), _cut(group.name), INK, font, anchor="lm")
-        drawn.paste(strip, (0, row * high))
+        font, margin = _lettering(layout.height * layout.scale)
+        high = count * down - layout.gutter
+        strip = Image.new("L", (layout.left, high), PAPER)  # so that no letter reaches into another group's rows
+        ImageDraw.Draw(strip).text((margin, high // 2), _cut(group.name), INK, font, anchor="lm")
+        drawn.paste(strip, (0, row * down))
     return drawn
 
 

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from elbocli.core.adaptive import ErrorMoments
+from elbocli.core.estimate import Estimate
 from elbocli.core.optimum import copying, excess
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
@@ -51,9 +52,8 @@ NATS, BITS = "nats per dimension", "bits per dimension"
 CURVES = {
     "loss": ("training loss", NATS),
     "val_loss": ("validation loss", NATS),
-    "val_bpd": ("validation bound", BITS),
+    "val_bpd": ("variational bound", f"{BITS}, validation images"),
 }
-TWICE = "2 standard errors"
 
 
 class Term(Record, frozen=True):
@@ -186,11 +186,13 @@ class RunFacts:
         for name, (what, unit) in CURVES.items():
             values, errors = (curve(self.report.curves, key)[1] for key in (name, f"{name}_se"))
             if values:
-                found.append(Row(what, unit, values[-1], 2 * errors[-1] if errors else None, TWICE))
+                last = Estimate(values[-1], *errors[-1:])
+                found.append(Row(what, unit, last.value, interval=last.interval))
         for bound in self.results["bound"][-1:]:
-            value, se = bound.found.per_dimension
+            last = Estimate(*bound.found.per_dimension)
             note = "on training images" if self.trains_on(bound) else ""
-            found.append(Row("variational bound", bound.found.unit, value, 2 * se, TWICE, note))
+            unit = ", ".join([bound.found.unit, *Path(str(bound.content.get("dataset", ""))).parts[-1:]])
+            found.append(Row("variational bound", unit, last.value, note=note, interval=last.interval))
         for result in self.results["scores"][-1:]:
             rows = score_rows(result.found)[:2]
             found += [row._replace(unit=row.unit or result.path.name) for row in rows]
@@ -406,16 +408,8 @@ def _commands(
     for line in config.commands:
         yield "Import, as typed" if config.source else "Train, as typed", line
     if not config.source:
-        again = [
-            "elbo",
-            "train",
-            str(dataset_of(config.data, run)),
-            "--config",
-            str(run / CONFIG),
-            "-o",
-            f"{name}-again",
-        ]
-        yield "Train again with the same settings, whatever the environment says by then", shlex.join(again)
+        again = ["elbo", "train", dataset_of(config.data, run), "--config", run / CONFIG, "-o", f"{name}-again"]
+        yield "Train again with the same settings, whatever the environment says by then", shlex.join(map(str, again))
     if samples is not None:
         with read_samples(samples) as reader:
             yield from (("Draw these samples", line) for line in reader.made.commands if line)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from elbocli.cli.commands import visible_lines
-from elbocli.cli.figure import DASHES, STYLE
+from elbocli.cli.figure import STYLE, level_ticks, line_style
 from elbocli.core.adaptive import ErrorMoments
 from elbocli.evaluate.result import fill_template
 from elbocli.evaluate.settings import PROTOCOLS
@@ -25,36 +25,31 @@ from elbocli.report.log_history import LogHistory, curve
 from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
-WIDTH, HEIGHT = 4.8, 3.1
-"""Size of a plot in inches, about the width of a telephone's screen."""
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
 INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}
 """Placeholder colours in plots, and the CSS variables of the page that replace them."""
 INK, MUTED, RULE, *_ = INKS
 LINES = tuple(INKS)[3:]
 """Colours of lines; each line also has its own dash pattern."""
-LINE_WIDTH = 1.6
 OWN: dict[Any, Any] = {
+    "figure.figsize": (4.8, 3.1),  # inches, about the width of a telephone's screen
+    # Margins of all plots are equal, so that the axes of plots are aligned.
+    "figure.subplot.left": 0.15,
+    "figure.subplot.right": 0.955,
+    "figure.subplot.bottom": 0.16,
+    "figure.subplot.top": 0.97,
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
     "font.size": 10,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
-    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "axes.edgecolor": MUTED,
+    "savefig.transparent": True,
     "grid.color": RULE,
     "grid.alpha": 1.0,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": LINE_WIDTH,
 }
 LEVEL, ERROR, WEIGHT = "noise  ←  λ  →  data", "‖ε − ε̂‖² / D", "w(λ) / max w"
-MARGINS = {"left": 0.15, "right": 0.955, "bottom": 0.5 / HEIGHT, "top": 1 - 0.1 / HEIGHT}
-"""Margins of all plots, equal so that the axes of plots are aligned."""
-RIGHT, BAR = 0.8, 0.03
-"""Layout of a colour map, as shares of the figure's width: right edge of the map, and width of the colour bar."""
 POINTS = 241
-NATS, BITS = "loss, nats per dimension", "bits per dimension"
+NATS, BITS = "loss, nats per dimension", "bound, bits per dimension"
+LOGARITHMIC = NATS, BITS, ERROR
 
 
 class Line(NamedTuple):
@@ -65,25 +60,18 @@ class Line(NamedTuple):
     spread: Tensor | None = None
 
 
-def numbered_style(index: int) -> dict[str, Any]:
-    """Return the colour and dash pattern of line number `index`, for matplotlib."""
-    return {"color": LINES[index % len(LINES)], "linestyle": DASHES[index % len(DASHES)]}
-
-
 def swatch(index: int) -> tuple[str, str]:
     """Return the style of line number `index` for an HTML legend: CSS variable of its colour, and SVG dash lengths."""
-    style = numbered_style(index)
+    style = line_style(index, LINES)
     lengths = () if style["linestyle"] == "-" else style["linestyle"][1]
-    return INKS[style["color"]], " ".join(f"{length * LINE_WIDTH:g}" for length in lengths)
+    return INKS[style["color"]], " ".join(f"{length * style['linewidth']:g}" for length in lengths)
 
 
 def new_panel(label: str) -> Any:
     """Make a figure with one plot, and return its matplotlib Axes. label: label of the vertical axis."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT))
-    figure.subplots_adjust(**MARGINS)
-    axis = figure.subplots()
+    axis = Figure().subplots()
     axis.set_ylabel(label)
     return axis
 
@@ -106,16 +94,13 @@ def over_images(axis: Any) -> None:
     from matplotlib.ticker import EngFormatter
 
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_xlabel("images trained on")
-    axis.set_xlim(left=0)
+    axis.set(xlabel="images trained on", xlim=(0, None))
 
 
 def over_levels(axis: Any) -> None:
     """Format the horizontal axis as noise levels λ."""
-    from matplotlib.ticker import MaxNLocator
-
     axis.margins(x=0)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    level_ticks(axis.xaxis)
     axis.set_xlabel(LEVEL)
 
 
@@ -124,50 +109,51 @@ def draw_lines(
     lines: Sequence[Line | None],
     names: Sequence[str] = (),
     over: Callable[[Any], None] = over_levels,
-    log: bool = False,
 ) -> Any:
-    """Draw lines in a new figure, and return its axes; None without lines.
+    """Draw lines in a new figure; return its axes and legend (the swatch and name of each line), or None without lines.
 
-    label: label of the vertical axis. names: legend entries. over: function that formats the horizontal axis. log: use a
-    logarithmic vertical axis if all values are positive.
+    label: label of the vertical axis, which is logarithmic for losses and errors if all values are positive.
+    names: legend entries. over: function that formats the horizontal axis.
     """
-    styled = [(line, numbered_style(index)) for index, line in enumerate(lines) if line is not None]
-    if not styled:
+    from matplotlib.ticker import LogLocator
+
+    drawn = [(line, index) for index, line in enumerate(lines) if line is not None]
+    if not drawn:
         return None
     axis = new_panel(label)
-    for (x, y, spread), style in styled:
+    for (x, y, spread), index in drawn:
+        style = line_style(index, LINES)
         if spread is not None:
-            axis.fill_between(
-                x, (y - spread).maximum(0.5 * y), y + spread, color=style["color"], alpha=0.3, linewidth=0
-            )
+            below = (y - spread).maximum(0.5 * y)  # a logarithmic axis has no place for 0
+            axis.fill_between(x, below, y + spread, color=style["color"], alpha=0.3, linewidth=0)
         axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
-    values = torch.cat([line.y for line, _ in styled])
-    if log and float(values.min()) > 0:
+    least, largest = axis.dataLim.intervaly
+    if label in LOGARITHMIC and least > 0:
         axis.set_yscale("log")
-        if values.max() < 10 * values.min():
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:g}")
-    if names:
-        axis.legend(axis.lines, [name for name, line in zip(names, lines) if line is not None])
+        axis.yaxis.set_major_formatter("{x:g}")
+        if largest / 1000 < least:
+            axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5)), minor_formatter="")
     over(axis)
-    return axis
+    return axis, [(swatch(index), names[index]) for _, index in drawn if names]
 
 
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
-    """Draw values [intervals, bins] as colours over training images and λ. label: of the colours. scale: norm of the colours."""
+    """Draw values [intervals, bins] as colours over training images and λ; return axes and an empty legend.
+
+    label: of the colours. scale: norm of the colours.
+    """
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
     shown = axis.pcolorfast(images.numpy(), course.edges.numpy(), values.T.numpy(), cmap="viridis", **scale)
     axis.grid(False)
-    axis.figure.subplots_adjust(right=RIGHT)
-    place = axis.get_position()
-    bar = axis.figure.colorbar(shown, axis.figure.add_axes((RIGHT + BAR / 2, place.y0, BAR, place.height)))
+    axis.figure.subplots_adjust(right=0.8)  # room for the colour bar
+    bar = axis.figure.colorbar(shown, axis.inset_axes((1.02, 0, 0.04, 1)), label=label)
     bar.ax.grid(False)
     bar.solids.set_rasterized(True)
-    bar.outline.set_visible(False)
-    bar.set_label(label)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
     over_images(axis)
-    return axis
+    level_ticks(axis.yaxis)
+    return axis, []
 
 
 def curve_line(facts: RunFacts, name: str) -> Line | None:
@@ -185,7 +171,7 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
     moments = ErrorMoments.of_sums(log.edges, sums(log))
     seen = (moments.count > 0) & (moments.mean > 0)
     spread = (2 * moments.mean_se).where(moments.count > 1, torch.nan)
-    return Line(moments.middle[seen], moments.mean[seen], spread[seen]) if bool(seen.any()) else None
+    return Line(moments.middle[seen], moments.mean[seen], spread[seen]) if seen.any() else None
 
 
 def weighting_line(facts: RunFacts) -> Line | None:
@@ -201,26 +187,27 @@ def levels_of(facts: RunFacts) -> Tensor:
     return torch.linspace(facts.settings.logsnr_min, facts.settings.logsnr_max, POINTS, dtype=torch.float64)
 
 
-def pictures(*runs: RunFacts) -> dict[str, str]:
-    """Draw the plots of one run, or of several, as SVG, by their names in the templates; plots without data are left out."""
+def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
+    """Draw the plots of one run, or of several: SVG and legend, by names in the templates; plots without data are left out."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):
         panels = _panels_of_one(runs[0]) if len(runs) == 1 else _panels_of_several(runs)
-        return {name: _svg(axis.figure, name) for name, axis in panels.items() if axis is not None}
+        return {name: (_svg(panel[0].figure, name), panel[1]) for name, panel in panels.items() if panel}
 
 
 def _panels_of_several(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    names = [facts.report.run for facts in runs]
     late = [profile_line(facts.course, LogHistory.late) for facts in runs]
     held_out = [profile_line(facts.held_out, LogHistory.last) for facts in runs]
     return {
-        "weighting": draw_lines(WEIGHT, [weighting_line(facts) for facts in runs]),
+        "weighting": draw_lines(WEIGHT, [weighting_line(facts) for facts in runs], names),
         **{
-            name: draw_lines(label, [curve_line(facts, name) for facts in runs], over=over_images, log=True)
+            name: draw_lines(label, [curve_line(facts, name) for facts in runs], names, over_images)
             for name, label in (("loss", NATS), ("val_loss", NATS), ("val_bpd", BITS))
         },
-        "profiles": draw_lines(ERROR, late, log=True),
-        "held_out": draw_lines(ERROR, held_out, log=True),
+        "profiles": draw_lines(ERROR, late, names),
+        "held_out": draw_lines(ERROR, held_out, names),
     }
 
 
@@ -231,13 +218,14 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
     names = ["training, last fifth", "validation, last"]
     panels = {
         **_objective_panels(facts),
-        "loss": draw_lines(NATS, [loss, val_loss], ["training", "validation"], over_images, log=True),
-        "bits": draw_lines(BITS, [bits], over=over_images, log=True),
+        "loss": draw_lines(NATS, [loss, val_loss], ["training", "validation"], over_images),
+        "bits": draw_lines(BITS, [None, None, None, bits], over=over_images),
     }
     if course:
         early = profile_line(course, LogHistory.early)
-        panels["errors"] = _errors(course)
-        panels["profiles"] = draw_lines(ERROR, [*profiles, early], [*names, "training, first tenth"], log=True)
+        if course.error.nan_to_num(0).max() > 0:
+            panels["errors"] = draw_map(ERROR, course, course.error, norm="log")
+        panels["profiles"] = draw_lines(ERROR, [*profiles, early], [*names, "training, first tenth"])
         if facts.report.excess:
             least = Line(course.middle, torch.tensor(facts.report.excess["least"], dtype=torch.float64))
             panels["excess"] = draw_lines(ERROR, [*profiles, least], [*names, "least error on these images"])
@@ -252,11 +240,13 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
         return {}
     w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course
     slope = Line(at, -w.slope(at) / (float(w(at).max()) or 1.0))
-    weighting, noise = draw_lines(WEIGHT, [weighting_line(facts)]), draw_lines("−dw/dλ over max w", [slope])
+    panels = {
+        "weighting": draw_lines(WEIGHT, [weighting_line(facts)]),
+        "noise": draw_lines("−dw/dλ over max w", [slope]),
+    }
     for earlier in facts.effective[:-1]:
         value = earlier.weighting(at)
-        weighting.plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
-    panels = {"weighting": weighting, "noise": noise}
+        panels["weighting"][0].plot(at, value / value.max(), color=MUTED, linewidth=0.5, zorder=1)
     if facts.schedule:
         density, drawn = facts.schedule.density(at), None
         if course:
@@ -267,16 +257,6 @@ def _objective_panels(facts: RunFacts) -> dict[str, Any]:
         top = float(course.density.quantile(0.995))
         panels["schedule"] = draw_map("density p(λ)", course, course.density, vmin=0.0, vmax=top)
     return panels
-
-
-def _errors(course: LogHistory) -> Any:
-    """Draw a map of the error at each noise level over time."""
-    error = course.error
-    seen = error[error.isfinite() & (error > 0)]
-    if not len(seen):
-        return None
-    low, high = float(seen.min()), float(seen.max())
-    return draw_map(ERROR, course, error.clamp(min=low), norm="log", vmin=low, vmax=high)
 
 
 def render(*runs: RunFacts) -> str:
@@ -300,7 +280,7 @@ def number(value: Any, digits: int = 4) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
-        return Markup(f"{value:,}".replace(",", "&thinsp;"))
+        return Markup(f"{value:,}".replace(",", "&#8239;"))
     return re.sub(r"e([+-])0*", r"e\1", f"{value:.{digits}g}").replace("e+", "e").replace("-", "\u2212")
 
 

@@ -46,8 +46,8 @@ class Row(NamedTuple):
     name: str
     unit: str
     value: Any
-    spread: Any
-    spread_is: str
+    spread: Any = None
+    spread_is: str = ""
     note: str = ""
     interval: Any = None
 

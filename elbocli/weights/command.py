@@ -167,8 +167,8 @@ def check(
         settings, effective = weighting_of_run(Path(spec))
         times, bounds = [each.json() for each in effective], [settings.logsnr_min, settings.logsnr_max]
         good, named = all(row["monotone"] for row in times), f"{spec}: {settings.weighting}"
-        about = {"run": spec, "weighting": settings.weighting, "schedule": settings.schedule}
-        verdict: dict[str, Any] = {**about, "monotone": good, "logsnr": bounds, "times": times}
+        verdict: dict[str, Any] = {"run": spec, "weighting": settings.weighting, "schedule": settings.schedule}
+        verdict |= {"monotone": good, "logsnr": bounds, "times": times}
         sentences = [f"{named} after step {w.step}: {w.weighting.verdict(w.low, w.high)}" for w in effective]
     else:
         weighting, *others = [_weighting(text) for text in (spec, equals) if text is not None]

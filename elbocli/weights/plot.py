@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from elbocli.cli.commands import visible
-from elbocli.cli.figure import POINTS, brief, draw_densities, finish, lettered, line_style, new_figure
-from elbocli.core.monotone import likeness
+from elbocli.cli.figure import POINTS, add_legend, brief, draw_densities, finish, lettered, line_style, new_figure, same
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
@@ -18,7 +18,6 @@ MANY = 6
 """Largest number of weightings drawn in one column. More are drawn in two columns: monotone ones, and others."""
 STEEP = 20.0
 """Ratio max w / w(0) above which the vertical axis is logarithmic, because a large weighting would dwarf the others."""
-SAME = 1e-9
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SHARE = 0.01
 """Smallest point mass of p_w that the legend mentions."""
@@ -28,7 +27,6 @@ SHARE = 0.01
 class Line:
     """A line of the plot. value, slope: w and p_w at each λ, both divided by the largest w. rises: whether w rises anywhere."""
 
-    weighting: Weighting
     label: str
     value: Tensor
     slope: Tensor
@@ -40,16 +38,15 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
     low, high = float(at[0]), float(at[-1])
     lines = list[Line]()
     for spec, weighting in weightings.items():
-        same = (line for line in lines if likeness(line.weighting, weighting, low, high, POINTS).deviation < SAME)
-        if line := next(same, None):
-            line.label += f" = {brief(spec)}"
-            continue
         value = weighting(at)
         top = float(value.max()) or 1.0
+        if line := next((line for line in lines if same(line.value, value / top)), None):
+            line.label += f"\n= {lettered(brief(spec))}"
+            continue
         left, right = max(low, weighting.support[0]), min(high, weighting.support[1])
         rises = left < right and bool(weighting.rising(left, right))
         slope = (-weighting.slope(at) / top).where(value > 0, torch.nan)
-        lines.append(Line(weighting, brief(spec), value / top, slope, rises))
+        lines.append(Line(lettered(brief(spec)), value / top, slope, rises))
     return lines
 
 
@@ -67,7 +64,7 @@ def plot_weights(
         columns = [lines]
     rows = [[f"{row}{column}" for column in range(len(columns))] for row in ("w", "p")]
     rows += [["density"] * len(columns)] if schedules else []
-    sheet, axes = new_figure(rows, 7.5 if len(columns) > 1 else 6.0, 2.4 * len(rows) + 0.3)
+    sheet, axes = new_figure(rows, 4.3 + 3.4 * len(columns), 2.4 * len(rows) + 0.3)
     for column, chosen in enumerate(columns):
         _draw_weightings(axes[f"w{column}"], chosen, at)
         _draw_noise(axes[f"p{column}"], chosen, at)
@@ -75,48 +72,42 @@ def plot_weights(
             axes[f"w{column}"].set_title(("monotone: the loss is an ELBO", "not monotone")[column])
     if schedules:
         draw_densities(axes["density"], {brief(schedule.base): schedule.density for schedule in schedules}, at)
+        _cap(axes["density"])
     finish(sheet, axes, rows[-1], low, high, out)
 
 
 def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
     zero = int(at.abs().argmin())
-    steep = any(float(line.value[zero]) * STEEP < 1 for line in lines)
-    tallest = 1e4
+    steep = any(line.value[zero] * STEEP < line.value.max() for line in lines)
     for index, line in enumerate(lines):
         value = line.value / line.value[zero] if steep and line.value[zero] > 0 else line.value
-        tallest = max(tallest, float(value.max()))
-        value = value.where(value > 0, torch.nan) if steep else value
-        axis.plot(at, value, label=lettered(line.label), **line_style(index))
+        axis.plot(at, value, label=line.label, **line_style(index))
     if steep:
-        axis.set_yscale("log")
-        axis.set_ylim(1e-4, tallest * 10 ** max(0, len(lines) - 4))  # room for the legend
-        axis.set_ylabel(r"$w(\lambda) / w(0)$")
-    else:
-        axis.set_ylabel(r"$w(\lambda) / \max w$")
-    axis.legend()
+        axis.set_yscale("log", nonpositive="mask")
+        axis.set_ylim(bottom=1e-4)
+    axis.set_ylabel(r"$w(\lambda) / w(0)$" if steep else r"$w(\lambda) / \max w$")
+    add_legend(axis)
 
 
 def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
     """Draw p_w, the distribution of the augmentation noise; where w rises, p_w is negative and no distribution."""
-    handles = []
     for index, line in enumerate(lines):
-        (drawn,) = axis.plot(at, line.slope, **line_style(index))
         last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
-        if not line.rises and last > SHARE:
-            drawn.set_label(rf"{last:.2g} at $\lambda_{{\max}}$: {lettered(line.label)}")
-            handles.append(drawn)
-    slopes = [line.slope.nan_to_num(0) for line in lines]
-    if peaks := [float(slope.max()) for slope in slopes if slope.max() > 0]:
-        axis.set_ylim(
-            top=min(1.08 * max(peaks), 2.2 * median(peaks))
-        )  # a spike, as at a kink, must not flatten the others
+        mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {line.label}"
+        axis.plot(at, line.slope, label=None if line.rises or last < SHARE else mass, **line_style(index))
+    _cap(axis)
     if any(line.rises for line in lines):
-        bottom = 1.15 * min(float(slope.min()) for slope in slopes)
-        handles.append(axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation"))
+        bottom = 1.15 * min(float(line.slope.nan_to_num(0).min()) for line in lines)
+        axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation")
         axis.set_ylim(bottom=bottom)
-    if handles:
-        axis.legend(handles=handles)
+    add_legend(axis)
     axis.set_ylabel(r"$p_w = -(\mathrm{d}w/\mathrm{d}\lambda) / \max w$")
+
+
+def _cap(axis: Any) -> None:
+    """Choose the upper end of a vertical axis such that a spike, as at a kink, doesn't flatten the other lines."""
+    if peaks := [peak for line in axis.lines if (peak := np.nan_to_num(line.get_ydata()).max()) > 0]:
+        axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
 
 
 def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:

@@ -226,6 +226,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     titles = [*(f"{s} distance" for s in SAMPLERS), "bits/dim"]
     figure, axes = pyplot.subplots(
@@ -252,6 +253,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
         if title != "bits/dim":
             axis.set_yscale("log")
+            axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
         if i == 0:
             axis.set_title(f"{prediction} prediction")
         if j == 0:

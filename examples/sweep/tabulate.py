@@ -169,8 +169,8 @@ def picture(results: Results, path: Path) -> None:
                 at, [np.mean(each) for each in column], deviations, marker="o", capsize=2, label=mine[0].place
             )
     for axis, title in zip(axes, titles):
-        axis.set(title=title, xlabel="bias of the sigmoid")
-    axes[0].legend(fontsize="small")
+        axis.set(title=title, xlabel="bias of the sigmoid", xticks=sorted({setting.bias for setting in results}))
+    figure.legend(*axes[0].get_legend_handles_labels(), title="schedule", loc="outside right upper")
     figure.savefig(path, dpi=100, metadata={"Software": None})
     pyplot.close(figure)
 

@@ -59,11 +59,11 @@ def test_a_class_has_rows_of_its_own_behind_its_name():
     assert groups == [Group("ant", [1, 4]), Group("2", [0, 2, 3, 5])]
     layout = lay_out(20, 20, groups, 1)
     sheet = np.asarray(draw_grid(numbered(6, 20), layout))
-    assert layout.columns == 3 and sheet.shape == (60, layout.left + 60)
-    assert sheet[::20, layout.left :: 20].tolist() == [[1, 4, PAPER], [0, 2, 3], [5, PAPER, PAPER]]
-    names = sheet[:, : layout.left]
-    assert (names[:20] < PAPER).any() and (names[20:] < PAPER).any()
-    assert not np.array_equal(names[:20], names[20:40]), "each has its own name"
+    assert layout.columns == 3 and layout.gutter == 1 and sheet.shape == (62, layout.left + 62)
+    assert sheet[::21, layout.left :: 21].tolist() == [[1, 4, PAPER], [0, 2, 3], [5, PAPER, PAPER]]
+    names, between = sheet[:, : layout.left], sheet[:, layout.left :]
+    assert (between[[20, 41]] == PAPER).all() and (between[:, [20, 41]] == PAPER).all(), "the gutter"
+    assert names[:20].min() < PAPER > names[21:].min() and not np.array_equal(names[:20], names[21:41])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_class_has_rows_of_its_own_behind_its_name():
 )
 def test_images_are_enlarged_as_often_as_a_cell_and_the_width_have_room(side, count, scale):
     layout = lay_out(side, side, rows_of_classes(count, None))
-    assert layout.scale == scale and layout.size[0] <= WIDE
+    assert layout.scale == scale and layout.columns * side * scale <= WIDE
 
 
 @pytest.mark.parametrize(

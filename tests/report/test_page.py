@@ -17,7 +17,7 @@ from elbocli.core.weighting import parse_weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.files import losslog
 from elbocli.files.yaml_text import read_yaml, yaml_text
-from elbocli.report.gather import RunReport, differences, figures, gather, report_of, weighting_terms
+from elbocli.report.gather import BITS, RunReport, differences, figures, gather, report_of, weighting_terms
 from elbocli.report.page import INKS, LINES, number, pictures, render, swatch
 
 VALIDATION = {"val_loss": 0.5, "val_loss_se": 0.01, "val_bpd": 4.5, "val_bpd_se": 0.02}
@@ -66,7 +66,7 @@ def test_a_finished_run_says_everything(trained):
     assert [strip.name for strip in facts.drawn] == [str(i) for i in range(10)]
     drawn = pictures(facts)
     assert [*drawn] == ["weighting", "noise", "schedule", "loss", "errors", "profiles"]
-    for svg in drawn.values():
+    for svg, _ in drawn.values():
         assert page.count(svg) == 1 and "var(--ink)" in svg and not any(ink in svg for ink in INKS)
 
 
@@ -203,7 +203,7 @@ def test_a_run_named_by_where_one_stands_has_its_name(copy, monkeypatch):
     assert report.run == "run" and any(each.command.endswith(" -o run-again") for each in report.commands)
 
 
-def test_a_result_is_shown_once_with_its_spread_and_the_images_that_it_is_of(copy, monkeypatch):
+def test_a_result_is_shown_once_with_its_interval_and_the_images_that_it_is_of(copy, monkeypatch):
     """At the top of the page and in its tables."""
     monkeypatch.setattr("elbocli.report.page.pictures", lambda *runs: {})  # they take most of a page's time
     scores = {"frechet_distance[a]": 1.5, "frechet_distance_se[a]": 0.25, "n_samples": 60, "extractor": "a"}
@@ -215,7 +215,7 @@ def test_a_result_is_shown_once_with_its_spread_and_the_images_that_it_is_of(cop
         text = shown(copy).text
         assert text.count("on training images") == times and "trained on 250 images" in text
         assert text.count("n = 60") == 2
-        assert "bits per dimension, ± 0.1 (2 standard errors)" in text and "a, ± 0.25 (standard error)" in text
+        assert "1.402 to 1.598" in text and text.count("1.01 to 1.99") == 2, "95 % intervals, 1.96 standard errors wide"
     assert len(gather(copy, results=[copy / "checkpoints" / ".." / "bound.json"]).results["bound"]) == 1
 
 
@@ -247,7 +247,7 @@ def test_a_run_in_its_first_steps_has_its_plots_and_no_complaints(loss, schedule
 
 def test_numbers_are_for_people():
     values = (1234567, 0.123456, -1.5, True, None, 2.3e-5, 1e20)
-    assert [*map(number, values)] == ["1&thinsp;234&thinsp;567", "0.1235", "−1.5", "True", "None", "2.3e−5", "1e20"]
+    assert [*map(number, values)] == ["1&#8239;234&#8239;567", "0.1235", "−1.5", "True", "None", "2.3e−5", "1e20"]
     assert [number(value, 2) for value in (0.01234, 0.0, 12.6)] == ["0.012", "0", "13"]
 
 
@@ -258,9 +258,9 @@ def test_only_the_settings_that_differ_are_told_and_each_number_has_a_place_for_
     facts = [gather(run) for run in runs]
     assert differences(facts) == {"weighting": ["sigmoid:bias=2", "elbo"], "batch_size": [16, 8]}
     assert differences(facts[:1] * 2) == {}
-    rows = {name: [row and row.value for row in values] for (name, _), values in figures(facts).items()}
-    assert (rows["variational bound"], rows["validation bound"]) == ([None, 1.5], [None, 4.5])
-    assert rows["training loss"][0] == rows["training loss"][1] > 0
+    rows = {name: [row and row.value for row in values] for name, values in figures(facts).items()}
+    bounds = [rows["variational bound", BITS + more] for more in ("", ", validation images")]
+    assert bounds == [[None, 1.5], [None, 4.5]]
     text = Reader(render(*facts)).text
     assert "can't be compared" in text and "can't be compared" not in Reader(render(*facts[:1] * 2)).text
 
@@ -268,7 +268,8 @@ def test_only_the_settings_that_differ_are_told_and_each_number_has_a_place_for_
 def test_every_run_has_its_line_on_every_plot_and_no_two_are_alike(runs):
     inks = {INKS[line].removeprefix("--") for line in LINES}
     drawn = pictures(*map(gather, runs))
-    lines = {name: set(re.findall(r"stroke: var\(--(\w+)\)", svg)) & inks for name, svg in drawn.items()}
+    lines = {name: set(re.findall(r"stroke: var\(--(\w+)\)", svg)) & inks for name, (svg, _) in drawn.items()}
+    assert all(len(legend) == len(lines[name]) for name, (_, legend) in drawn.items())
     assert lines == {
         **{name: {"one", "two"} for name in ("weighting", "loss", "profiles")},
         **{name: {"two"} for name in ("val_loss", "val_bpd", "held_out")},

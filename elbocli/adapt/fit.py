@@ -217,7 +217,7 @@ def plot_fit(fitted: FittedSchedule, out: Path) -> None:
 
     (error, se), middle, measured = fitted.error, bin_middles(fitted.edges), fitted.share is not None
     low, high = float(fitted.edges[0]), float(fitted.edges[-1])
-    sheet, axes = new_figure([["error"], ["density"]], 6.0, 5.2)
+    sheet, axes = new_figure([["error"], ["density"]], 7.4, 5.2)
     seen = error.isfinite()
     draw_band(axes["error"], middle[seen], error[seen], se[seen])
     title = "measured error" if measured else "least error of a denoiser of the images"

@@ -143,9 +143,7 @@ def world(elbo, digits_folder, digits, preset, tmp_path_factory):
     config |= {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
     shape = (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)
-    program = torch.export.export(
-        Classifier(), shape, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},)
-    )
+    program = torch.export.export(Classifier(), shape, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
     torch.export.save(program, folder / "classifier.pt2")
     statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048), "mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)

@@ -147,9 +147,7 @@ class Layout(Record, frozen=True):
         width, height = self.size
         if width * height > LARGEST_PICTURE:
             remedy = "use a smaller --zoom, fewer images, or write a folder, .npy, .npz or .h5"
-            raise UsageError(
-                f"{where}: a contact sheet of {width} x {height} pixels is too large for a picture; {remedy}"
-            )
+            raise UsageError(f"{where}: a contact sheet of {width} x {height} pixels is too large for a picture; {remedy}")
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:

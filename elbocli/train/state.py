@@ -133,9 +133,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
     while True:
         beside, lacking = list[Tensor](), False
         try:
-            for (
-                weight
-            ) in spread.network.parameters():  # room for the optimizer's moments, which the first update allocates
+            for weight in spread.network.parameters():  # room for the optimizer's moments, which the first update allocates
                 beside += torch.empty_like(weight), torch.empty_like(weight)
             spread.try_pass(images)
             spare = int(SPARE * torch.cuda.max_memory_allocated(world.device))

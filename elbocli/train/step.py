@@ -74,9 +74,7 @@ def update(state: TrainState) -> None:
     left_out = state.leaves_out(total, norm)
 
     # Optimizer: it divides gradients by grad_scale, and does nothing where found_inf is 1.
-    optimizer.param_groups[0]["lr"] = learning_rate(
-        step, settings.steps, settings.lr, settings.warmup_steps, state.lr_decay
-    )
+    optimizer.param_groups[0]["lr"] = learning_rate(step, settings.steps, settings.lr, settings.warmup_steps, state.lr_decay)
     clipped = scale * (norm / settings.grad_clip).clamp(min=1) if settings.grad_clip else scale
     optimizer.grad_scale, optimizer.found_inf = clipped.float(), left_out.float()  # type: ignore[attr-defined]
     optimizer.step()

@@ -50,9 +50,7 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
     return lines
 
 
-def plot_weights(
-    weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path
-) -> None:
+def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
     """Draw w and p_w = −dw/dλ of weightings over λ, and the densities p(λ) of schedules, into the file `out`.
 
     weightings: by name in the legend. low, high: range of λ. Raises UsageError for an unknown suffix.

@@ -248,7 +248,9 @@ def test_a_command_for_checkpoints_comes_from_no_file(elbo, digits, preset, tmp_
 
 
 def test_a_loss_that_is_not_finite_exits_four(elbo, digits, preset, tmp_path):
-    options = "--precision bf16 --lr 1000 --warmup-steps 0 --grad-clip none --weighting elbo:shift=0 --logsnr-max 50 --prediction x"
+    options = (
+        "--precision bf16 --lr 1000 --warmup-steps 0 --grad-clip none --weighting elbo:shift=0 --logsnr-max 50 --prediction x"
+    )
     result = elbo("train", digits, "-o", "run", "--preset", preset, *options.split(), "--steps", 400, cwd=tmp_path)
     check(result, 4, "at logsnr ")
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"

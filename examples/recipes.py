@@ -86,6 +86,7 @@ def tutorial() -> dict[str, Any]:
         "images": scores["n_ref"],
         "machine": figures["machine"],
         "seconds": figures["seconds"]["train"],
+        "peak_memory_MB": figures.get("peak_memory_MB"),
         "loss": float(re.findall(r"loss=(\S+)", output)[-1]),
         **distances(scores),
         ACCURACY: scores[ACCURACY],

@@ -1,12 +1,14 @@
 """Run the commands of a page in a folder: `python run_page.py PAGE FOLDER`. Those that have ended well are not run again.
 
 A block of code that begins with ```sh NAME is run by a shell that stops at the first failure. What it printed and how long
-it took goes into FOLDER/steps/NAME.json: the times of all attempts, and what the last of them printed.
+it took goes into FOLDER/steps/NAME.json: the times of all attempts, what the last of them printed, and the peak memory of its
+largest process.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,9 +30,11 @@ def run(code: str, folder: Path, record: Path) -> bool:
             print(line, end="", flush=True)
             lines.append(line)
     finally:
-        done = process.wait() == 0
+        _, status, usage = os.wait4(process.pid, 0)
+        done = status == 0
         found = {
             "done": done,
+            "peak_memory_MB": round(usage.ru_maxrss / 1000),
             "begun": before["begun"],
             "seconds": before["seconds"] + time.time() - begin,
             "output": "".join(lines),

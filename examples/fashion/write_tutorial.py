@@ -57,6 +57,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "machine": f"{len(os.sched_getaffinity(0))} cores of a CPU",
         "total": sum(step["seconds"] for step in steps.values()),
         "seconds": {name: step["seconds"] for name, step in steps.items()},
+        "peak_memory_MB": steps["train"]["peak_memory_MB"],
         "output": {name: step["output"].strip() for name, step in steps.items()},
         "previews": [{"step": int(path.stem.rpartition("-")[2]), "seconds": path.stat().st_mtime - begun} for path in previews],
         **{name: json.loads((folder / f"{name}.json").read_text()) for name in ("scores", "real", "bound")},

@@ -370,11 +370,10 @@ def described(odd: Odd, found: Outcome) -> str:
 
 HEAD = """# Odd images and what elbo does with them
 
-Each row lists inputs with the same outcome; the tests (`tests/odd_inputs.py`) create and pack them at 8 pixels. The last column
-is the error message, after the name of the file, or how the summary counts a packed image. With `--on-error skip`, elbo leaves
-out images that it refuses and lists them in `OUT.skipped.jsonl`; from a damaged archive it packs the images that it can read.
-elbo never unpacks an archive to disk. The archives contain one or two good images, which count, besides the input that the row
-names. [Security](security.md) says what a file from a stranger can do.
+Each row lists inputs with the same outcome; `tests/odd_inputs.py` creates and packs them. The last column is the error message,
+after the name of the file, or how the summary counts a packed image. With `--on-error skip`, elbo leaves out images that it
+refuses, lists them in `OUT.skipped.jsonl`, and packs the readable images of a damaged archive. Each archive also contains one
+or two good images, which count. [Security](security.md) says what a file from a stranger can do.
 
 | inputs | outcome | message |
 |---|---|---|

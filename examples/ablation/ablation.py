@@ -157,11 +157,7 @@ def columns(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a result, by title; none if it failed."""
     if "failed" in row:
         return {}
-    return {
-        **{f"{s} distance": row[s]["frechet"] for s in SAMPLERS},
-        **{f"{s} accuracy, %": 100 * row[s]["accuracy"] for s in SAMPLERS},
-        "bits/dim": row["bpd"],
-    }
+    return {**{f"{s} distance": row[s]["frechet"] for s in SAMPLERS}, "bits/dim": row["bpd"]}
 
 
 def grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, float]]]:
@@ -180,7 +176,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per what was trained."""
-    titles = [*(f"{s} distance" for s in SAMPLERS), *(f"{s} accuracy, %" for s in SAMPLERS), "bits/dim"]
+    titles = [*(f"{s} distance" for s in SAMPLERS), "bits/dim"]
     lines = [["prediction", "weighting", "schedule", *titles], ["---"] * (3 + len(titles))]
     for key, seeds in grouped(rows).items():
         whole = [seed for seed in seeds if seed]

@@ -1,5 +1,12 @@
 """Exception classes, with the exit codes of the command line."""
 
+import re
+
+OUT_OF_MEMORY = re.compile(
+    "OutOfMemoryError|out of memory|can't allocate memory|std::bad_alloc|ALLOC_FAILED|unable to find an engine"
+)
+"""Parts of errors by which lack of memory is recognised: Python's, torch's, the driver's, cuBLAS's and cuDNN's."""
+
 
 class ElboError(Exception):
     """Base class of errors that the user can fix; the message names the path, the problem and the remedy."""

@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import re
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from elbocli.cli.commands import (
     tell,
     visible_lines,
 )
-from elbocli.errors import ElboError
+from elbocli.errors import OUT_OF_MEMORY, ElboError
 from elbocli.version import __version__
 
 GROUPS = {
@@ -141,7 +140,6 @@ LATER_S = 10.0
 SIGNALLED = 128
 """Number added to a signal's number for the exit code of a command that the signal has ended, as in shells."""
 LESS = "try a smaller --batch-size; in 'elbo train', a smaller --micro-batch or --activation-checkpointing"
-OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory|std::bad_alloc")
 SHELLS = ("bash", "zsh", "fish")
 
 

@@ -15,9 +15,10 @@ from elbocli.cli.commands import (
     common,
     hand_out,
     option,
+    out_option,
     overwrite_option,
     plugin_option,
-    schedule_options,
+    since_option,
     stdin_or_fail,
     value,
 )
@@ -53,7 +54,14 @@ from elbocli.core.training import CRITERIA
     help="Fit to the least error of 'elbo optimum' alone, for data without a trained network.",
 )
 @option("--bins", type=value(int, ge=2, le=2000), help="Merge the log's bins to this many.")
-@schedule_options
+@option(
+    "--floor",
+    type=value(float, gt=0, le=1),
+    default=0.01,
+    help="Smallest density, relative to a uniform one, so that every level is sampled.",
+)
+@since_option
+@out_option("a schedule")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the errors and the densities.")
 @option(
     "--report",

@@ -295,6 +295,7 @@ def open_measurement(
     batch_size: int | None = None,
     device: str = "auto",
     weights: str = "ema",
+    precision: str = "fp32",
     logsnr_min: float | None = None,
     logsnr_max: float | None = None,
     **options: Any,
@@ -304,7 +305,8 @@ def open_measurement(
     path: run or checkpoint. data: dataset; None for the run's own. weights: as for `open_run`.
     images: largest number of images; None for DEFAULT_IMAGES, ALL for all images of the dataset.
     batch_size: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
-    logsnr_min, logsnr_max: range of λ; None for the run's. options: draws and precision, as in MeasuredNetwork.
+    precision: as for TrainedRun.precision. logsnr_min, logsnr_max: range of λ; None for the run's.
+    options: draws, as in MeasuredNetwork.
     Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
@@ -320,6 +322,7 @@ def open_measurement(
         low,
         high,
         place,
+        trained.precision(precision, place),
         batch_size=batch_size or max(8, min(256, PIXELS // int(np.prod(dataset.shape[1:])))),
         seed=seed,
         name=str(trained.checkpoint.path),

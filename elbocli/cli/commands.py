@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from elbocli.core.sampling import Guidance
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables that may hold the number of processes: those of torchrun, srun and mpirun (Open MPI, MPICH)."""
 COMPLETE = "_ELBO_COMPLETE"
 """Environment variable by which a shell requests completions of a command line."""
 NAMES_WIDTH = 26
@@ -256,10 +258,14 @@ class Command(click.Command):
 
 
 def launched() -> int:
-    """Return the number of processes that torchrun, or another launcher that sets WORLD_SIZE, has started."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if not count.isdecimal():
-        raise UsageError(f"WORLD_SIZE is {count!r}; expected a number of processes")
+    """Return the number of processes that torchrun, or another launcher that sets WORLD_SIZE, has started.
+
+    Raises UsageError if srun or mpirun has started several processes without WORLD_SIZE, since each would do the whole work.
+    """
+    name = next((name for name in LAUNCHERS if name in os.environ), "WORLD_SIZE")
+    count = os.environ.get(name, "1")
+    if not count.isdecimal() or (name != "WORLD_SIZE" and count != "1"):
+        raise UsageError(f"{name} is {count!r}; start several processes by torchrun, which sets WORLD_SIZE to their number")
     return int(count)
 
 
@@ -368,10 +374,11 @@ def device_options(function: Any) -> Any:
     """Add options --device and --precision."""
     option(
         "--precision",
-        type=click.Choice(PRECISIONS),
-        default="fp32",
-        help="Precision of the network: fp32 is strict.",
-        more="tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; bf16 and fp16 are by autocast.",
+        type=click.Choice((AUTO, *PRECISIONS)),
+        default=AUTO,
+        help="Precision of the network; auto is the run's on CUDA, and fp32 on a CPU.",
+        more="fp32 is strict, and repeats results exactly; tf32 multiplies with 10-bit mantissas on CUDA, and is fp32 on a CPU; "
+        "bf16 and fp16 are by autocast.",
     )(function)
     return device_option(function)
 
@@ -381,16 +388,7 @@ def out_option(kind: str) -> Callable[[Any], Any]:
     return option("-o", "--out", type=Output(kind, stdout=True), default="-", help="The file to write; - is standard output.")
 
 
-def schedule_options(function: Any) -> Any:
-    """Add options --floor, --since and -o of commands that make a schedule from a loss log."""
-    out_option("a schedule")(function)
-    option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the log after this step.")(function)
-    return option(
-        "--floor",
-        type=value(float, gt=0, le=1),
-        default=0.01,
-        help="Smallest density, relative to a uniform one, so that every level is sampled.",
-    )(function)
+since_option = option("--since", type=value(int, ge=0), default=0, help="Use only intervals of the loss log after this step.")
 
 
 def command_line() -> str:

@@ -1,4 +1,4 @@
-"""Options of sampling: spacings and fitted grids of noise levels, starts, thresholds, roundings, noise sources, and guidance.
+"""Options of sampling: spacings and grids of noise levels, starts, thresholds, roundings, noise sources, and guidance.
 
 A range of pixels is (divisor, offset): level p of 0 to 255 has the value p / divisor + offset. Each rounding is written as
 its authors write it, because another order of operations changes values within rounding error of a boundary.
@@ -316,46 +316,12 @@ NOISES.declare(
 ELBO = NOISES["elbo"]
 
 
-GRIDS = Registry("grid")
-"""Fitted grids of noise levels: functions (fit, equal) → Schedule, whose λ at equally spaced t are the grid.
-
-fit: function SPEC of a weighting → adaptive schedule for this weighting, fitted to the run's loss log.
-equal: function () → rising λ between which all sampling steps have equal errors.
-"""
-
-
-@GRIDS.declare(
-    "entropic",
-    formula="density e(logsnr): equal steps of the entropy of x given z",
-    source="Stancevic et al. 2025; the adaptive schedule of elbo",
-)
-def entropic(fit, equal):
-    """Return the schedule whose equal steps in t change the entropy of x given z equally: dH[x | z]/dλ = −½ E‖ε−ε̂‖² (I-MMSE)."""
-    return fit("elbo")
-
-
-@GRIDS.declare(
-    "rescaled",
-    formula="density e^(-logsnr/2) e(logsnr)",
-    source="Stancevic et al. 2025: rescaled entropic; the adaptive schedule of fm-ot",
-)
-def rescaled(fit, equal):
-    """Return the schedule whose equal steps in t change the entropy of x given z, weighted by σ/α = σ_edm, equally."""
-    return fit("fm-ot")
-
-
-@GRIDS.declare(
-    "solver",
-    formula="equal error of every step, measured",
-    source="along the run's own trajectories; of ddpm by its log",
-)
-def solver(fit, equal):
-    """Return a schedule whose λ at equally spaced t are exactly the levels that `equal()` returns."""
+def schedule_of_levels(levels: list[float]) -> Schedule:
+    """Return a schedule whose λ at equally spaced t are exactly these levels. levels: rising."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule
 
-    levels = equal()
     times = torch.linspace(1, 0, len(levels), dtype=torch.float64).flip(0).tolist()
     return make_schedule(Table(list(zip(times, levels[::-1], strict=True))), "solver", None, None)
 

@@ -32,6 +32,8 @@ from elbocli.runtime.progress import log
 if TYPE_CHECKING:
     from torch import Tensor  # for types only, because reading a dataset needs no torch
 
+    from elbocli.files.tensor_files import TensorFile
+
 FOLDER, SNAPSHOTS = "checkpoints", "snapshots"
 CONFIG, META, WEIGHTS = "config.yaml", "meta.json", ".safetensors"
 NAME = re.compile(r"step-\d+")
@@ -230,19 +232,19 @@ class Checkpoint:
         """Names of the weights in the folder: `model`, and averages, whose names begin with `ema-`."""
         return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """Load the tensors of `model` or of an average `ema-…`, by name. Raises FormatError if there are no such weights."""
-        from elbocli.files.tensor_files import load
+    def weights(self, name: str) -> TensorFile:
+        """Open the tensors of `model` or of an average `ema-…`. Raises FormatError if there are no such weights."""
+        from elbocli.files.tensor_files import TensorFile
 
         if name not in self.names:
             raise FormatError(f"{self.path}: holds no weights {name}; choose from {', '.join(self.names)}")
-        return load(self.path / f"{name}{WEIGHTS}")
+        return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
-        """Load the optimizer and schedule state. Raises FormatError; never runs code from the file."""
+        """Map the optimizer and schedule state. Raises FormatError; never runs code from the file."""
         from elbocli.files.tensor_files import load_tensors
 
-        return load_tensors(self.path / "state.pt")
+        return load_tensors(self.path / "state.pt", mapped=True)
 
 
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:

@@ -44,26 +44,32 @@ class TensorFile:
             self.layout: Layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
 
     def read(self, key: str) -> Tensor:
-        """Return a copy of a tensor. Raises FormatError."""
+        """Return a tensor, mapped from the file: only the pages that are used are read. Raises FormatError."""
         with self._reading():
-            tensor: Tensor = self._file.get_tensor(key).clone()
+            tensor: Tensor = self._file.get_tensor(key)
         return tensor
+
+    def all(self) -> dict[str, Tensor]:
+        """Return copies of all tensors, by name. Raises FormatError."""
+        return {key: self.read(key).clone() for key in self.layout}
 
 
 def load(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file by name. Raises FormatError."""
-    file = TensorFile(path)
-    return {key: file.read(key) for key in file.layout}
+    return TensorFile(path).all()
 
 
-def load_tensors(source: Path | io.BytesIO, name: str = "") -> Any:
-    """Load tensors and plain values saved by torch.save. name: for messages. Raises FormatError for other objects."""
+def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False) -> Any:
+    """Load tensors and plain values saved by torch.save. Raises FormatError for other objects.
+
+    name: for messages. mapped: map the tensors from the file, so that only the pages that are used are read.
+    """
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():
         if isinstance(source, Path):
             check_file(source)
         try:
-            return torch.load(source, map_location="cpu", weights_only=True)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             raise FormatError(
                 f"{what}: refused: holds more than tensors, so loading could run code; save only tensors"

@@ -16,24 +16,18 @@ from elbocli.cli.commands import (
     guidance_options,
     hand_out,
     option,
+    out_option,
     overwrite_option,
     plugin_option,
-    schedule_options,
     seed_option,
+    since_option,
     value,
     weights_option,
 )
-from elbocli.core.sampling import GRIDS
 
 
 @click.command(cls=Command)
 @click.argument("run", type=PATH)
-@option(
-    "--kind",
-    type=click.Choice(list(GRIDS)),
-    default="solver",
-    help="; ".join(f"{kind.name}: {kind.formula}" for kind in GRIDS.values()) + ".",
-)
 @option(
     "--sampler",
     type=Named("elbocli.core.samplers.SAMPLERS"),
@@ -50,7 +44,8 @@ from elbocli.core.sampling import GRIDS
 )
 @option("-n", "--images", type=value(int, ge=1, le=10_000), default=32, help="Trajectories to measure along.")
 @seed_option
-@schedule_options
+@since_option
+@out_option("a schedule")
 @option(
     "--report",
     is_flag=True,
@@ -65,17 +60,16 @@ from elbocli.core.sampling import GRIDS
 def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     """Find the noise levels for sampling RUN in few steps.
 
-    The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. --kind solver
-    moves the levels until all steps have equal errors, which it measures along the run's own trajectories, or, for an
-    ancestral sampler such as ddpm, takes from the run's loss log. The other kinds need only the loss log. Standard error
-    shows the expected error of all steps, on this and on other grids.
+    The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. elbo moves
+    the levels until all steps have equal errors, which it measures along the run's own trajectories, or, for an
+    ancestral sampler such as ddpm, takes from the run's loss log. Standard error shows the expected error of all steps,
+    on this and on other grids.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid
     from elbocli.runtime.progress import log
 
-    kind, sampler = GRIDS[options.pop("kind")], parse_sampler(options.pop("sampler"))
-    text, made = make_grid(run, kind, sampler, guidance=guidance_of(options), **options)
+    text, made = make_grid(run, parse_sampler(options.pop("sampler")), guidance=guidance_of(options), **options)
     log.info(f"grid of {made.steps} noise levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
     for name, found in made.grids.items():
         log.info(f"errors on {name}: {found.summed:.4g} in all steps, {found.largest:.4g} in the worst ({made.unit})")

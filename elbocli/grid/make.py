@@ -1,4 +1,4 @@
-"""Make a grid of noise levels for a run, from its loss log, or from errors measured on a sampler's steps with its network."""
+"""Make a grid of noise levels for a run: the levels between which all steps of a sampler have equal errors."""
 
 import math
 from contextlib import suppress
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from elbocli.core.adaptive import ErrorMoments, fit_schedule
 from elbocli.core.local_error import FineSolution, ancestral_errors, equal_errors, measured_order
-from elbocli.core.registry import Declaration
 from elbocli.core.samplers import Sampler, time_grid
-from elbocli.core.sampling import GRIDS, Guidance, purpose_of
+from elbocli.core.sampling import Guidance, purpose_of, schedule_of_levels
 from elbocli.core.schedule import Schedule, parse_schedule
 from elbocli.core.streams import Stream, choose_labels
 from elbocli.core.weighting import parse_weighting
@@ -46,13 +45,12 @@ class GridReport(Record, frozen=True):
     errors: error of the step from each level, in `unit`; the last step goes to clean data.
     spread: largest error divided by the smallest. grids: errors by name of grid, for this and others with as many steps.
     order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
-    rounds: iterations that equalised the errors; None for a grid from the loss log.
+    rounds: iterations that equalised the errors.
     evaluations: network evaluations per trajectory, in all measurements.
     """
 
     run: str
     checkpoint: str
-    kind: str
     sampler: str
     steps: int
     logsnr_min: float
@@ -62,7 +60,7 @@ class GridReport(Record, frozen=True):
     errors: list[float]
     spread: float
     order: float
-    rounds: int | None
+    rounds: int
     images: int | None
     evaluations: int
     grids: dict[str, GridErrors]
@@ -70,6 +68,8 @@ class GridReport(Record, frozen=True):
     elbo_version: str
 
 
+ADAPTIVE = {"entropic": "elbo", "rescaled": "fm-ot"}
+"""Grid to compare with → weighting whose adaptive schedule it is. Source: Stancevic et al. 2025, arXiv:2504.13612."""
 CELLS = 64
 """Number of steps of the fine reference solution, unless four times the number of the grid's steps is larger."""
 
@@ -77,7 +77,6 @@ CELLS = 64
 @torch.inference_mode()
 def make_grid(
     path: Path,
-    kind: Declaration,
     sampler: Sampler,
     *,
     steps: int | None,
@@ -88,7 +87,6 @@ def make_grid(
     classes: str,
     seed: int,
     since: int,
-    floor: float,
     weights: str,
     batch_size: int,
     device: str,
@@ -96,10 +94,9 @@ def make_grid(
 ) -> tuple[str, GridReport]:
     """Make a grid of noise levels for a run; return the text of its schedule file, and a report on errors.
 
-    path: run or checkpoint. kind: declaration in GRIDS.
+    path: run or checkpoint.
     steps: None for the sampler's default. images: number of trajectories along which errors are measured.
     guide, guide_weights, weights, batch_size: as in SampleSettings. since: step after which intervals of the loss log are used.
-    floor: smallest density of a grid fitted to the loss log, relative to a uniform density.
     Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a
     loss log that is needed, or when estimates are not finite.
     """
@@ -110,7 +107,7 @@ def make_grid(
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
         log.warning(f"the errors of {sampler.spec} are from the loss log, which knows no guidance")
-    low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(precision, place)
+    low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(run.precision(precision, place), place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
     chosen = choose_labels(classes, images, run.network.config.num_classes, seed, run.data.class_names or ())
@@ -138,16 +135,13 @@ def make_grid(
         solution = FineSolution(denoise, z, low, high, max(CELLS, 4 * steps))
         errors = partial(solution.errors, sampler)
 
-    def fitted(weighting: str) -> Schedule:
-        return fit_schedule(moments(), parse_weighting(weighting), "loss", floor)
-
-    equal = equal_errors(errors, plain["cosine"], high) if kind.name == "solver" else None
-    schedule = kind(fitted, lambda: equal.grid if equal else [])
+    equal = equal_errors(errors, plain["cosine"], high)
+    schedule = schedule_of_levels(equal.grid)
     levels = levels_of(schedule)
-    grids = {kind.name: levels, **plain}
+    grids = {"solver": levels, **plain}
     with suppress(ElboError):  # these grids need a loss log
-        for other in ("entropic", "rescaled"):
-            grids.setdefault(other, levels_of(GRIDS[other](fitted, list)))
+        for name, weighting in ADAPTIVE.items():
+            grids[name] = levels_of(fit_schedule(moments(), parse_weighting(weighting), "loss"))
     found = errors(levels)
 
     def errors_on(at: list[float]) -> GridErrors:
@@ -157,7 +151,6 @@ def make_grid(
     report = GridReport(
         run=str(run.path),
         checkpoint=run.checkpoint.path.name,
-        kind=kind.name,
         sampler=sampler.spec,
         steps=steps,
         logsnr_min=levels[0],
@@ -167,13 +160,12 @@ def make_grid(
         errors=found,
         spread=max(found) / max(min(found), 1e-30),
         order=measured_order(errors, levels),
-        rounds=equal.rounds if equal else None,
+        rounds=equal.rounds,
         images=None if ancestral else images,
         grids={name: errors_on(at) for name, at in grids.items()},
         seed=seed,
         evaluations=denoisers[0].evaluations,
         elbo_version=__version__,
     )
-    purpose = {"made_for": purpose_of(sampler, steps, guidance.scale)} if equal else {}
-    origin = {"grid": kind.name, **purpose, "run": str(run.path), "checkpoint": report.checkpoint}
-    return to_text(schedule, **origin), report
+    origin = {"grid": "solver", "made_for": purpose_of(sampler, steps, guidance.scale)}
+    return to_text(schedule, **origin, run=str(run.path), checkpoint=report.checkpoint), report

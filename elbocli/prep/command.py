@@ -14,12 +14,13 @@ from elbocli.cli.commands import (
     Command,
     command_line,
     common,
-    device_options,
+    device_option,
     option,
     overwrite_option,
     plugin_option,
     value,
 )
+from elbocli.core.training import PRECISIONS
 from elbocli.files.latents import CONVENTIONS
 
 CROP_HELP = (
@@ -100,7 +101,8 @@ def shard(value: str) -> tuple[int, int]:
     help="Scaling of latents z for the network. " + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values()) + ".",
 )
 @option("--mirror", is_flag=True, help="With --latents: also pack the latents of each mirrored image.")
-@device_options
+@option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Precision of the autoencoder; fp32 is strict.")
+@device_option
 @option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),

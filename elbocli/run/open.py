@@ -15,7 +15,7 @@ from torch import Tensor
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, learned_weighting
 from elbocli.core.prediction import Prediction
 from elbocli.core.schedule import Schedule
-from elbocli.core.training import parse_average
+from elbocli.core.training import AUTO, parse_average
 from elbocli.core.weighting import Weighting
 from elbocli.core.weighting_curves import WEIGHTINGS
 from elbocli.errors import DataError, FormatError, UsageError
@@ -101,6 +101,11 @@ class TrainedRun:
         """Prediction type of the network, such as v or eps."""
         return Prediction(self.settings.prediction)
 
+    def precision(self, asked: str, device: torch.device) -> str:
+        """Return the precision to compute in: `asked`, or for `auto` the run's own on CUDA, and fp32 on a CPU."""
+        own = self.settings.precision if device.type == "cuda" else AUTO
+        return asked if asked != AUTO else own if own != AUTO else "fp32"
+
     def schedule(self) -> Schedule:
         """Return the run's noise schedule, as at the checkpoint if adaptive. Raises FormatError, DataError (its file changed)."""
         fixed = schedule_of(self.settings)
@@ -166,7 +171,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     }
     where = checkpoint.path
     if name in checkpoint.names:
-        tensors = checkpoint.weights(name)
+        tensors = checkpoint.weights(name).all()
         about |= {"weights": name, "weights_sha256": checkpoint.meta.files[name + WEIGHTS].sha256}
     else:
         where = Path(weights)
@@ -301,7 +306,7 @@ class Initial(TrainedRun):
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
         """Return the weights for another network, by name, except weights to draw at random. Raises UsageError, FormatError."""
-        read = self.checkpoint.weights(self.about["weights"]).__getitem__
+        read = self.checkpoint.weights(self.about["weights"]).read
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
 

@@ -100,6 +100,12 @@ class World:
 ALONE = World()
 
 
+def shard_size(size: int) -> int:
+    """Return how many of `size` processes share one copy of the weights under FSDP: those of a node, if all nodes have equally many."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return size if size % local else local
+
+
 def to_local(tensor: Any) -> Tensor:
     """Return this process's shard of a DTensor without copying it; any other tensor unchanged."""
     if not hasattr(tensor, "to_local"):

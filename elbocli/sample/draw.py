@@ -346,9 +346,9 @@ class _Drawing:
     """The job of drawing images in rounds: rank r draws the r-th batch of a round, and rank 0 writes all batches."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
-        self.settings, self.world, self.ending, n = settings, world, ending, settings.n
-        trained, sampler = drawer.trained, settings.sampler
-        config, device = trained.network.config, world.device
+        trained, device, sampler, n = drawer.trained, world.device, settings.sampler, settings.n
+        settings = replace(settings, precision=trained.precision(settings.precision, device))
+        self.settings, self.world, self.ending, config = settings, world, ending, trained.network.config
         steps = settings.steps or sampler.traits.steps
         schedule = _choose_schedule(trained, settings, steps)
         spacing = settings.spacing or usual_spacing(schedule)

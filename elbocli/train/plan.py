@@ -18,7 +18,7 @@ from elbocli.nn.networks import Network, NetworkConfig, build, count_parameters,
 from elbocli.nn.networks.unet import GroupNorm
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, meant_by
-from elbocli.runtime.processes import World
+from elbocli.runtime.processes import World, shard_size
 from elbocli.train.batches import split
 
 BATCH = 1_000_003
@@ -97,7 +97,7 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
     """Return the bytes on each device, by purpose such as weights. images: number of images per forward pass on a device."""
     settings, size = resolved.settings, PRECISIONS[resolved.settings.precision].itemsize
     step, sharded = measure_step(resolved.network, cuda), settings.parallel == "fsdp" and devices > 1
-    held = FLOAT * -(-step.weights // (devices if sharded else 1))
+    held = FLOAT * -(-step.weights // (shard_size(devices) if sharded else 1))
     kept = step.checkpointed if settings.activation_checkpointing else step.kept
     return {
         "weights": held,

@@ -17,7 +17,7 @@ from elbocli.core.adaptive import AdaptiveSchedule, BinSums, bin_edges, followed
 from elbocli.core.schedule import Schedule
 from elbocli.core.streams import Stream
 from elbocli.core.training import LR_DECAYS, parse_average
-from elbocli.errors import DataError
+from elbocli.errors import OUT_OF_MEMORY, DataError
 from elbocli.files import checkpoint as store
 from elbocli.files.dataset import Dataset
 from elbocli.files.reading import one_line, reading
@@ -25,33 +25,34 @@ from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device
-from elbocli.runtime.processes import World, sharded_like, to_local
+from elbocli.runtime.processes import World, shard_size, sharded_like, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
 from elbocli.train.plan import device_memory
 
 SMALL = 100_000_000
 """Rough number of parameters below which kernel launches, not computation, limit a step on a large GPU."""
-SHAPES = 8
-"""Largest number of input shapes that a submodule is compiled for: those of micro-batches, validation and previews."""
+RECOMPILATIONS = 1024
+"""Limit of recompilations, which units with the same code share: for their own sizes, micro-batches, validation and previews."""
 SPARE = 0.08
 """Memory that must be left beside a trial pass, as a share of the pass's memory, because allocators leave gaps."""
 PLANNED = 0.6
 """Share of a device's memory that the plan of a sharded network may take, because the plan is off by up to 25 %."""
-LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
-"""Parts of messages by which a plain RuntimeError of cuDNN, cuBLAS or the driver is recognised as lack of memory."""
 
 
 class Parallel:
     """A network replicated over all processes (DDP), or sharded over all processes (FSDP2).
 
     precision: number format of the forward pass. sharded: whether to shard. forward: the module to call in training.
+    shards: number of processes that share one copy of the weights; 1 for DDP. With FSDP on several nodes, each node has a copy
+    (HSDP), so that weights are gathered within a node alone.
     """
 
     def __init__(self, network: Network, world: World, precision: str, sharded: bool = False):
         self.network, self.world, self.sharded = network, world, sharded
         self.precision = Precision(precision, world.device)
         self.forward: nn.Module = network
+        self.shards = shard_size(world.size) if sharded else 1
         if sharded:  # fully_shard moves units to the device one by one, and needs contiguous weights
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -62,7 +63,9 @@ class Parallel:
                 reduce_dtype=torch.float32,
                 cast_forward_inputs=False,
             )
-            mesh = init_device_mesh(world.device.type, (world.size,))
+            copies = world.size // self.shards
+            shape = (copies, self.shards) if copies > 1 else (self.shards,)
+            mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
             for module in (*network.units(), network):
                 fully_shard(module, mesh=mesh, mp_policy=policy).set_force_sum_reduction_for_comms(True)
             return
@@ -72,17 +75,21 @@ class Parallel:
             self.forward = DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
 
     def compile(self, parts: int) -> None:
-        """Compile the network with torch.compile. parts: micro-batches per step.
+        """Compile the network's units one by one, so that units with the same code are compiled once. parts: micro-batches per step.
 
-        Small networks on CUDA are limited by kernel launches, so CUDA graphs replay their kernels. The next pass overwrites the
-        gradients' memory, so graphs exclude gradient accumulation, several processes and activation checkpointing.
+        Small networks on CUDA are limited by kernel launches, so they are compiled as a whole, and CUDA graphs replay their
+        kernels. The next pass overwrites the gradients' memory, so graphs exclude gradient accumulation, several processes and
+        activation checkpointing.
         """
-        if self.sharded:
-            compile_units(self.network.units())
-            return
+        from torch._dynamo import config
+
         alone = self.world.size == 1 and parts == 1 and not self.network.recompute
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
-        self.network.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
+        units = [self.network] if graphs else self.network.units()
+        config.optimize_ddp = False  # it would split the compiled units by DDP's gradient buckets
+        config.recompile_limit = config.accumulated_recompile_limit = RECOMPILATIONS
+        for unit in units:
+            unit.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def try_pass(self, images: int, last: bool = False) -> None:
         """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: as for `accumulating`."""
@@ -111,17 +118,6 @@ class Parallel:
             self.network.reshard()  # type: ignore[operator]
 
 
-def compile_units(units: list[nn.Module]) -> None:
-    """Compile each submodule that FSDP shards; raise torch's recompile limit, which submodules with the same code share."""
-    from torch._dynamo import config
-
-    most = SHAPES * len(units)
-    config.recompile_limit = max(config.recompile_limit, most)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, most)
-    for unit in units:
-        unit.compile(dynamic=False)
-
-
 def micro_batch(spread: Parallel, images: int) -> int:
     """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half as many, or a quarter, ….
 
@@ -140,9 +136,9 @@ def micro_batch(spread: Parallel, images: int) -> int:
             beside.append(torch.empty(spare, dtype=torch.uint8, device=world.device))
             spread.try_pass(images)  # the gradients of the first pass are still in memory
         except RuntimeError as error:
-            lacking = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in LACKING)
-            if not lacking:
+            if not OUT_OF_MEMORY.search(repr(error)):
                 raise
+            lacking = True
         del beside
         spread.network.zero_grad()
         torch.cuda.empty_cache()
@@ -344,9 +340,9 @@ class TrainState:
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
             for name, tensors in {"model": self.live, **self.ema}.items():
-                whole = saved.weights(name)
+                file = saved.weights(name)
                 for key, tensor in tensors.items():
-                    tensor.copy_(sharded_like(whole[key], tensor))
+                    tensor.copy_(sharded_like(file.read(key), tensor))
             optimizer, weights = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
                 for key in ("exp_avg", "exp_avg_sq"):

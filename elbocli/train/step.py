@@ -67,8 +67,8 @@ def update(state: TrainState) -> None:
     gradients = [to_local(weight.grad) for weight in state.live.values() if weight.grad is not None]
     # Not finite? Loss and gradient norm of the whole batch stay on the device, so that the host needn't wait.
     squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
-    if not spread.sharded and not world.first:
-        squares = torch.zeros_like(squares)  # replicas have equal gradients: count rank 0 alone; shards are added
+    if world.rank >= spread.shards:
+        squares = torch.zeros_like(squares)  # copies have equal gradients: count those of the first copy alone
     squares, total = world.added(torch.stack([squares, loss.double().sum()])).unbind()
     norm = squares.sqrt() / scale
     left_out = state.leaves_out(total, norm)

@@ -38,7 +38,6 @@ REGISTRIES = {
     "starts": "elbocli.core.sampling.STARTS",
     "thresholds": "elbocli.core.sampling.THRESHOLDS",
     "roundings": "elbocli.core.sampling.ROUNDINGS",
-    "grids": "elbocli.core.sampling.GRIDS",
     "criteria": "elbocli.core.training.CRITERIA",
     "averages": "elbocli.core.training.AVERAGES",
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
@@ -82,7 +81,7 @@ def list_(kind: str, as_json: bool) -> None:
     """List names with formula, parameters and defaults, whether monotone, and source; with -v, also their aliases.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, thresholds, roundings, grids, criteria, averages, extractors or metrics.
+    noises, starts, thresholds, roundings, criteria, averages, extractors or metrics.
     """
     from elbocli.core.registry import load_installed
 

@@ -14,7 +14,6 @@ from elbocli.core.adaptive import ErrorMoments, bin_edges, fit_schedule
 from elbocli.core.prediction import Prediction, alpha_sigma
 from elbocli.core.samplers import parse_sampler, time_grid, walk
 from elbocli.core.sampling import (
-    GRIDS,
     NOISES,
     ROUNDINGS,
     SIGNED,
@@ -22,6 +21,7 @@ from elbocli.core.sampling import (
     STARTS,
     THRESHOLDS,
     Guidance,
+    schedule_of_levels,
     to_levels,
     usual_spacing,
 )
@@ -376,12 +376,12 @@ def test_images_of_edm_are_told_apart_by_its_seeds():
 EDGES = bin_edges(-8.0, 8.0, 50)
 
 
-@pytest.mark.parametrize(("grid", "weight"), [("entropic", lambda lam: lam * 0 + 1), ("rescaled", lambda lam: (-lam / 2).exp())])
-def test_a_grid_spends_equal_steps_of_a_normals_entropy(grid, weight):
+@pytest.mark.parametrize(("spec", "weight"), [("elbo", lambda lam: lam * 0 + 1), ("fm-ot", lambda lam: (-lam / 2).exp())])
+def test_an_adaptive_schedule_spends_equal_steps_of_a_normals_entropy(spec, weight):
     """I(x; z) of N(0, .09) is ½ log(1 + .09 e^λ), and its slope half the error; rescaled, weighed by σ/α."""
     mean = (0.09 * EDGES.exp()).log1p().diff() / EDGES.diff()
     moments = ErrorMoments(EDGES, torch.full_like(mean, 1e14), mean, mean.square() * (1 + 1e-6))
-    schedule = GRIDS[grid](lambda w: fit_schedule(moments, parse_weighting(w), "loss", 1e-9), list)
+    schedule = fit_schedule(moments, parse_weighting(spec), "loss", 1e-9)
     part = EDGES[:-1, None] + EDGES.diff()[:, None] * (torch.arange(400) + 0.5) / 400
     steps = mean * weight(part).mean(1)
     torch.testing.assert_close(-schedule.t(EDGES).diff(), steps / steps.sum(), rtol=2e-4, atol=1e-9)
@@ -391,6 +391,6 @@ def test_a_grid_spends_equal_steps_of_a_normals_entropy(grid, weight):
 def test_levels_come_back_from_a_file_as_they_were(count, tmp_path):
     levels = sorted((torch.rand(count, generator=torch.Generator().manual_seed(count)).double() * 19 - 9.7).tolist())
     file = tmp_path / "grid.yaml"
-    file.write_text(to_text(GRIDS["solver"](None, lambda: levels), grid="solver"))
+    file.write_text(to_text(schedule_of_levels(levels), grid="solver"))
     schedule = resolve_schedule(str(file), -10.0, 10.0, clip=True)
     assert time_grid(schedule, count) == pytest.approx([*levels, math.inf], rel=0, abs=1e-12)

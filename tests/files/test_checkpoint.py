@@ -52,7 +52,7 @@ def test_weights_read_back_to_the_last_bit_and_are_listed_with_their_digests(tmp
     found = read(tmp_path)
     assert (found.path, found.step, found.images, found.names) == (path, 7, 448, ["ema-0.999", "model"])
     for name, tensors in WEIGHTS.items():
-        weights = found.weights(name)
+        weights = found.weights(name).all()
         assert set(weights) == set(tensors)
         for key, value in tensors.items():
             assert torch.equal(weights[key], value) and weights[key].dtype == value.dtype
@@ -179,7 +179,7 @@ def save(step, value):
     store.save(run, step, weights, {}, {"images": step, "log_bytes": {}})
     store.drop(run, step, 2, 0, ())
 def value():
-    return float(store.latest(run).weights("model")["x"][0])
+    return float(store.latest(run).weights("model").read("x")[0])
 save(1, 1.0)
 save(2, 2.0)
 k = 0

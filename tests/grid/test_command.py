@@ -62,14 +62,6 @@ def test_sample_visits_the_levels_that_were_found(sampler, works, trained, tmp_p
     assert said["grid"] == "solver" and said["made_for"].startswith(sampler)
 
 
-@pytest.mark.parametrize(("kind", "weighting"), [("entropic", "elbo"), ("rescaled", "fm-ot")])
-def test_grids_of_entropy_are_adaptive_schedules(kind, weighting, works, trained):
-    made = works("grid", trained, "--kind", kind, *FEW, "--sampler", "ddim")
-    fitted = works("adapt", trained, "--weighting", weighting)
-    assert made.stdout.split(b"knots:")[1] == fitted.stdout.split(b"knots:")[1]
-    assert all(word in made.stderr for word in (b"4 noise levels", b"on cosine: ", f"on {kind}: ".encode()))
-
-
 @pytest.mark.long
 def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
     worse = min((trained / "checkpoints").iterdir())
@@ -92,7 +84,7 @@ def test_guides_are_those_of_sample_and_batches_change_nothing(works, trained):
 @pytest.mark.long
 def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     heun, guided = ("--sampler", "heun"), ("--guidance-scale", 2)
-    kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided, "any": ("--kind", "entropic", *heun)}
+    kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided}
     for name, words in kinds.items():
         made = works("grid", trained, *FEW, *words, "-o", f"{name}.yaml")
         assert (b"knows no guidance" in made.stderr) == (name == "log")
@@ -102,7 +94,6 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
         ("heun", 4, (*heun, *guided), True),
         ("guided", 4, (*heun, *guided), False),
         ("log", 4, ("--guidance-scale", 3), False),
-        ("any", 3, (), False),
     ):
         walk = ("--schedule", f"{name}.yaml", "--steps", steps, *words)
         drawn = works("sample", trained, "-n", 1, "-o", "x.npy", "--overwrite", *walk)

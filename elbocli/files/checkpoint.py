@@ -296,7 +296,7 @@ def save(
     with writing(path.parent):
         path.parent.mkdir(exist_ok=True)
     # SafetensorError and RuntimeError are how these libraries report a full disk.
-    full = reading(f"{path}: could not write", kind=DataError, on=(SafetensorError, RuntimeError))
+    full = reading(f"{path}: could not write", "; make room if the disk is full", kind=DataError, on=(SafetensorError, RuntimeError))
     with full, new_folder(path) as aside:
         for name, tensors in weights.items():
             file = aside / f"{name}{WEIGHTS}"

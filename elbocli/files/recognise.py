@@ -20,13 +20,13 @@ PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPE
 MISSING, EMPTY = "no such file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
 HERE = "/"
-"""First character of Kind.names, if its patterns are for the names of files in a folder."""
+"""First character of Kind.names for a kind of folder: the patterns after it are for names of files in the folder."""
 
 
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: patterns of the file's name, or, after HERE, of names in the folder; "" for any file.
+    names: patterns for the file's name; for a kind of folder HERE, then patterns for names in the folder. "" for any file.
     content: regular expression to find in the first 4 kB of a file with such a name.
     use: commands that take such a file; {} stands for its path.
     """

@@ -17,7 +17,8 @@ SPARE = 4
 DENSE = 300
 """If more than 1/DENSE of a block's pairs are candidates, taking all distances of the block is faster than measuring pairs."""
 LIMIT, ROUNDING = 1 + 1e-6, 1e-14
-"""Tolerances of `within`: factor on squared distances, for rounding to float32; rounding error of a dot product per term."""
+"""Tolerances of `within`: LIMIT, a factor on squared distances, covers their rounding to float32; ROUNDING is the relative
+rounding error of a dot product, per term."""
 
 
 def squares(
@@ -28,7 +29,7 @@ def squares(
     queries: [N, D], points: [M, D].
     device: where the blocks are computed, and stay.
     unit: scale the vectors to length 1 first.
-    upper: for queries that are the points: yield only blocks on or right of the diagonal; the others are their transposes.
+    upper: yield only blocks on or right of the diagonal; if the queries are the points, all others are transposes of these.
     """
     # Centre the vectors, which reduces cancellation.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)

@@ -94,7 +94,9 @@ class Steps:
         kept = logsnr.abs() <= LIMIT
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
-            raise UsageError(f"logsnr must fall from timestep to timestep, at least two of them within ±{LIMIT:g}")
+            raise UsageError(
+                f"logsnr must fall at every timestep of a schedule, and be within ±{LIMIT:g} at two or more timesteps"
+            )
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()
         slopes = torch.from_numpy(CubicSpline(self.level.numpy(), self.time.numpy())(self.level.numpy(), 1))
@@ -146,7 +148,10 @@ class Steps:
 
 @lru_cache
 def steps_of(betas, start, end, count):
-    """Return the curve of `count` timesteps with the beta schedule `betas` from `start` to `end`. Raises UsageError."""
+    """Return the curve of `count` timesteps. betas: name of the beta schedule. start, end: its first and last β.
+
+    Raises UsageError if `count` is not a whole number, a β lies outside (0, 1), or λ doesn't fall.
+    """
     import torch
 
     if count != int(count):
@@ -178,7 +183,7 @@ SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
 """Decorator that declares a ScheduleCurve; arguments of its constructor with float defaults become parameters."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
-"""Parameter names in EDM's code → their names here."""
+"""Name of a parameter in EDM's code → its name in the declarations of this package."""
 
 
 class ScheduleCurve(Protocol):
@@ -421,7 +426,7 @@ class Uniform:
 
 
 TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
-"""Bounds of `count`, the number of timesteps. The curves are smooth between timesteps; samplers use timesteps by default."""
+"""Bounds of `count`, the number of timesteps. The curves are smooth; samplers step from timestep to timestep by default."""
 
 
 @schedule("t-linear", formula="timesteps whose betas are even from start to end", source="Ho et al. 2020", within=TIMESTEPS)

@@ -2,7 +2,7 @@
 
 A counter-based generator (Philox 4×64) has seed and purpose as its key and the index in its counter. So image i of step s
 gets the same noise on any device, in any batch, on any number of processes. torch is imported only by functions that
-return tensors: packing shuffles without torch.
+return tensors, so that packing, which only shuffles, starts without torch.
 
 `choose_labels` chooses the class of each image to be drawn, from `--classes`.
 """
@@ -96,7 +96,8 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
     """Return the class of each of n images, or None for a run without classes.
 
-    classes: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length n.
+    classes: `balanced` (i mod num_classes), `random`, or a list of numbers or names, repeated to length n.
+    names: names of the classes, in order; empty if the classes have none.
     Raises UsageError for an unknown class, or a word that matches two classes.
     """
     if num_classes < 1:

@@ -53,7 +53,7 @@ def whole_factor(side: int) -> int:
 
 
 class Group(NamedTuple):
-    """Images of one class, which get their own rows in a contact sheet. name: class name, or ''. images: indices into an array."""
+    """Images of one class, which get their own rows in a contact sheet. name: class name, or ''. images: array indices."""
 
     name: str
     images: Sequence[int]

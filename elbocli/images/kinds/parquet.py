@@ -35,7 +35,7 @@ def _row_group(path: str, number: int, column: str) -> Any:
 
 
 class ParquetRow(NamedTuple):
-    """Reference to an image in a parquet file. group: file, row group and column, as `_row_group` takes them."""
+    """Reference to an image in a parquet file. group: path, number of the row group, and column. row: in the group."""
 
     group: tuple[str, int, str]
     row: int

@@ -25,7 +25,7 @@ from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
 BATCH = 2
-"""Images in the trial call of a network; a network that works only for a single image fails."""
+"""Number of images in the test call of a network, which a network that works only for a single image fails."""
 
 
 def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:

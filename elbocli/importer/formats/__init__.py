@@ -1,4 +1,4 @@
-"""Formats of other programs' checkpoints. Each module here declares one or more formats, and is imported automatically.
+"""Formats of other programs' checkpoints. Each module of this package declares formats, and is imported automatically.
 
 A format recognises its files by content, and translates a file into a network of elbo, its weights, and the settings of
 its training. Only tensors and containers are read (see files/pickles.py); no code in the file is run.
@@ -43,7 +43,7 @@ AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Facts about a checkpoint that the user gives because the file lacks them; '' and None for facts not given.
+    """Facts about a checkpoint that the user gives because the file lacks them; '' or None for a fact that isn't given.
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
     prediction, weighting, schedule: SPECs of the training's objective.
@@ -52,7 +52,7 @@ class ImportOptions:
     size, channels, classes: side and channels of the images or latents, number of classes.
     null_class: label that means 'no class' to the network.
     logsnr_min, logsnr_max: range of λ in training.
-    prefix: take only weights whose names begin with this text, and remove it.
+    prefix: take only weights whose names begin with this text, and remove this text from the names.
     rename: rules OLD=NEW, which replace the beginnings of names.
     network: the user's own network, FILE.py:CLASS.
     autoencoder: folder of the autoencoder, for latents.
@@ -141,8 +141,8 @@ def source_format(
 ) -> Callable[[Any], Any]:
     """Declare a format, by a function (Source, ImportOptions) → Imported, under its name for --format.
 
-    recognises, takes: see FormatTraits. said: the texts about, source and licence, unless formats.yaml has them. The function
-    raises FormatError if a file can't be imported.
+    recognises, takes: fields of FormatTraits. said: the texts `about`, `source` and `licence`, unless formats.yaml has these.
+    The function raises FormatError if a file can't be imported.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
@@ -226,7 +226,7 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return elbo's module names → the file's, for all parts of all blocks. blocks, parts: elbo's names → the file's."""
+    """Return elbo's name → the file's name of each module in each block. blocks, parts: such names of blocks, and within them."""
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
         for way, names in blocks.items()
@@ -262,7 +262,7 @@ def fitted(
             value = turned(name, value)
         if value.shape != empty.shape:
             shape = list(tensors[theirs].shape)
-            raise FormatError(f"{where}: {theirs!r} has the shape {shape}, the network's {name} is {list(empty.shape)}")
+            raise FormatError(f"{where}: {theirs!r} has the shape {shape}, but elbo's network needs {list(empty.shape)}")
         weights[name] = value.to(empty.dtype)
         unused.pop(theirs, None)
     for name in unused:
@@ -277,8 +277,8 @@ def fitted(
 
 
 class AttentionOrder(NamedTuple):
-    """Number and order of attention heads. heads: their number; 0 for one per `width` channels. outside: whether the channels
-    are all of q, then k, then v ("new" in guided-diffusion); otherwise they are q, k and v of the first head, then the next.
+    """Number and order of attention heads. heads: number of heads; 0 for one per `width` channels. outside: whether the channels
+    are ordered as q of all heads, then k, then v ("new" in guided-diffusion), instead of q, k and v of one head after another.
     """
 
     heads: int = 0
@@ -299,7 +299,7 @@ def parse_attention(text: str) -> AttentionOrder:
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
-    """Return the range of λ of a level code (the network's input for the noise level); empty, with a note, without timesteps."""
+    """Return the range of λ of a level code's timesteps; {}, with a note, if the code (input for the noise level) has none."""
     said = parse_level_code(code)
     if said.name in SCHEDULES:
         low, high = SCHEDULES[said.name].bind(said.params)().support
@@ -319,12 +319,12 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the latent space's keys for config.yaml: of --autoencoder, or of Stable Diffusion's. Raises FormatError."""
+    """Return the keys of config.yaml for the latents of --autoencoder, else of Stable Diffusion's. Raises FormatError."""
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
-            raise FormatError(f"{folder}: its latents have {model.channels} channels, {source.path}'s have {channels}")
+            raise FormatError(f"{folder}: its latents have {model.channels} channels, {source.path} has {channels}; name another")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
         f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"

@@ -41,7 +41,7 @@ ATTENDED = {32, 16, 8}
     takes=(*formats.NAMED, "size", "levels", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint. Names and shapes of weights define the network, except for what PUBLISHED or the user adds."""
+    """Translate a checkpoint. Names and shapes of weights define the network; PUBLISHED or the user adds missing facts."""
     where = source.path
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels = shape_of(tensors, TIME)

@@ -35,11 +35,11 @@ SMALL = 100_000_000
 SHAPES = 8
 """Largest number of input shapes that a submodule is compiled for: those of micro-batches, validation and previews."""
 SPARE = 0.08
-"""Memory that must be left beside a trial pass, as a share of the pass's memory, because allocators leave gaps."""
+"""Memory that must stay free in a trial forward and backward pass, as a fraction of its memory, because allocators leave gaps."""
 PLANNED = 0.6
-"""Share of a device's memory that the plan of a sharded network may take, because the plan is off by up to 25 %."""
+"""Fraction of a device's memory that a sharded network may take by the plan, because the plan is off by up to 25 %."""
 LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
-"""Parts of messages by which a plain RuntimeError of cuDNN, cuBLAS or the driver is recognised as lack of memory."""
+"""Words in the message of a plain RuntimeError of cuDNN, cuBLAS or the driver that mean lack of memory."""
 
 
 class Parallel:
@@ -85,7 +85,7 @@ class Parallel:
         self.network.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def try_pass(self, images: int, last: bool = False) -> None:
-        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: as for `accumulating`."""
+        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: whether DDP averages them."""
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -125,7 +125,7 @@ def compile_units(units: list[nn.Module]) -> None:
 def micro_batch(spread: Parallel, images: int) -> int:
     """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half as many, or a quarter, ….
 
-    Each size is tried by a forward and a backward pass. spread: the network, alone or replicated over processes.
+    Each size is tried by a forward and a backward pass. images: first size to try. spread: the network, not sharded.
     Raises DataError, on all ranks alike, when not even one image fits.
     """
     world = spread.world
@@ -157,9 +157,10 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return the largest micro-batch that is planned to fit on the CUDA device of every rank, if the weights are sharded.
+    """Return the largest micro-batch that by the plan fits on the CUDA device of every rank, if the weights are sharded.
 
-    A trial pass, as in `micro_batch`, would block the other ranks when one rank runs out of memory.
+    images: first size to try, then half as many, and so on. Trial passes, as in `micro_batch`, would block the other ranks when
+    one rank runs out of memory.
     """
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
@@ -168,7 +169,7 @@ def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
 
 
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
-"""fp16 loss scale: first value, least value (an overflow below it is an error), steps until it doubles (as in GradScaler)."""
+"""Loss scale of fp16: first value; value below which an overflow is an error; steps until the scale doubles, as in GradScaler."""
 
 
 class TrainState:

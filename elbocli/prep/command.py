@@ -1,4 +1,4 @@
-"""`elbo prep`."""
+"""Command line of `elbo prep`: options, and the function that runs the command."""
 
 import re
 from pathlib import Path

@@ -47,13 +47,13 @@ class Wrapped(Network):
         self.network, self.call = network, call
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Call the function with (z, λ, labels), as Network.forward."""
+        """Call the function with (z, λ, labels) instead of the network."""
         return self.call(z, logsnr, labels)
 
 
 @dataclass(frozen=True)
 class GuidedRun:
-    """A run to draw from, guided by another run (`guide`), or by its own predictions without classes if `guide` is None.
+    """A run to draw from, guided by another run (`guide`), or, if `guide` is None, by the run's own output without classes.
 
     threshold: method that keeps estimates of the image within the range of pixels.
     """
@@ -70,7 +70,7 @@ class GuidedRun:
         return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """Return the guided denoiser for images of the classes `labels` ([B] or None); it counts its evaluations from zero."""
+        """Return the guided denoiser for images of the classes `labels` ([B] or None), with its count of evaluations at zero."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
@@ -78,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with compiled networks if `compile`, replayed as CUDA graphs if given. Its batches need equal sizes."""
+        """Return a copy with networks compiled (if `compile`) and replayed as CUDA graphs (if `graphs`); all batches need one size."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -105,7 +105,7 @@ class GuidedRun:
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
-        """Return the facts that sample files record: scale, interval and channels of the guidance, the guide, clipping."""
+        """Return what sample files record about guidance (scale, interval, channels, guide) and clipping (threshold)."""
         given = self.guidance
         numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
@@ -145,7 +145,7 @@ class GuidedRun:
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    """Return the facts about images that must be equal for a run and its guide: image size, channels, latent space."""
+    """Return the properties of images that must be equal for a run and its guide: image size, channels, latent space."""
     config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
     return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
@@ -180,7 +180,7 @@ def open_decoder(
 ) -> Decoder:
     """Return the decoder from a run's network output to images.
 
-    data, network: sections of the config of the run in folder `run`.
+    data, network: description of the dataset and config of the network, both of the run in folder `run`.
     autoencoder: folder of the autoencoder; None for the autoencoder that encoded the run's latents.
     rounding: method of rounding to pixel levels; None for the latents' convention, or for pixels the nearest.
     Raises UsageError (no autoencoder there; diffusers is missing), DataError (other weights), FormatError (doesn't fit the run).
@@ -227,9 +227,11 @@ class SampleSettings:
     n: number of images. steps: number of noise levels; 0 for the sampler's default.
     schedule: spec of the schedule; '' for the sampler's default, RUN for the run's training schedule.
     spacing, start, noise, rounding: declarations of SPACINGS, STARTS, NOISES, ROUNDINGS; None for the default.
-    weights: which weights of the run to use, as for `open_run`. compile: off; graphs (CUDA graphs); on (also torch.compile).
-    guide: run or checkpoint to guide away from. guide_weights: which weights of the guide to use; without a guide, which of
-    the run's own weights to guide away from.
+    classes: balanced, random, or a list of numbers or names of classes, which is repeated.
+    weights: ema (the run's first average), model (the last weights), another average's name, or a file made by 'elbo ema'.
+    compile: off; graphs (CUDA graphs); on (also torch.compile).
+    guide: run or checkpoint to guide away from. guide_weights: weights of the guide, '' for ema; without a guide, weights of the
+    run itself to guide away from, '' for none.
     autoencoder: folder of the autoencoder; None for the autoencoder that encoded the latents.
     zoom: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
     """
@@ -338,7 +340,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
     schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
     meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
     if meant not in (None, found):
-        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; use 'elbo grid' again")
+        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; make a new file with 'elbo grid'")
     return schedule
 
 

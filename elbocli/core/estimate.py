@@ -24,7 +24,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of the proportion right/n of n independent samples, and Wilson's 95 % interval of width > 0."""
+    """Return the standard error of a proportion right/n of independent samples, and Wilson's 95 % interval, never of width 0."""
     from scipy.stats import binomtest
 
     share = right / n

@@ -73,7 +73,7 @@ class FineSolution:
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
-        """Return the local error of each step of a sampler without noise, a tensor like z; the last step's is that of the data.
+        """Return each step's local error, a tensor like z, of a sampler without noise; the last is the error of the data.
 
         grid: rising λ; a step to clean data is added. Multistep methods get the x̂ of the previous level on the exact trajectory.
         """

@@ -34,7 +34,7 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a batch, named as in prediction.Coefficients: alpha to c_in as [B, 1, 1, 1], for images; others as [B]."""
+    """Coefficients of a batch, as in prediction.Coefficients: the fields alpha to c_in are [B, 1, 1, 1], the others [B]."""
 
     alpha: Tensor
     sigma: Tensor
@@ -75,7 +75,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     """Return a network's output for z [B, C, …], after checking its shape.
 
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.
-    Raises UsageError unless the output is a tensor of the shape of z.
+    Raises UsageError unless the output is a tensor of an accepted shape.
     """
     twice = (*z.shape[:1], *(2 * channels for channels in z.shape[1:2]), *z.shape[2:])
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):

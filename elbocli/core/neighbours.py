@@ -24,9 +24,9 @@ rounding error of a dot product, per term."""
 def squares(
     queries: Tensor, points: Tensor, device: torch.device | str = "cpu", *, unit: bool = False, upper: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the squared distances of queries and points in blocks: (first query, first point, float64 [≤ ROWS, ≤ ROWS]).
+    """Yield the squared distances of queries and points in blocks: (index of first query, of first point, block).
 
-    queries: [N, D], points: [M, D].
+    queries: [N, D], points: [M, D]. block: float64, at most [ROWS, ROWS].
     device: where the blocks are computed, and stay.
     unit: scale the vectors to length 1 first.
     upper: yield only blocks on or right of the diagonal; if the queries are the points, all others are transposes of these.
@@ -64,7 +64,7 @@ def nearest(
     which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)
 
     def add(row: int, column: int, block: Tensor) -> None:
-        """Merge a block into the smallest distances of its rows."""
+        """Merge a block, whose first query and point are `row` and `column`, into the nearest points of its queries."""
         rows = slice(row, row + len(block))
         near = block.topk(min(most, block.shape[1]), largest=False)
         columns = torch.cat([which[rows], near.indices + column], 1)
@@ -91,7 +91,7 @@ def within(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield pairs of near vectors in batches: query indices, point indices and float32 distances, [P] each, on the CPU.
 
-    reach: [M], a radius for each point. own_reach: [N], a radius for each query, or None.
+    reach: [M], a radius for each point. own_reach: [N], a radius for each query; None: queries have no radius.
     The pairs include every pair whose distance is within the radius of its point or of its query, and a few others.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2

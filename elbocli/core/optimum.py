@@ -102,7 +102,8 @@ class LeastErrors:
     def squares(self) -> Tensor:
         """Return (½ e^λ b)² Φ(−δ/2) for the image nearest to each source, shaped like `values`.
 
-        The result approximates the mean square of `values` at those λ where only the nearest image matters.
+        b is the squared distance of this image, and δ² = e^λ b. The result approximates the mean square of `values` at those λ
+        where only the nearest image matters.
         """
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()

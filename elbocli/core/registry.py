@@ -48,7 +48,7 @@ class Declaration:
         return self.make(*args, **self.params)
 
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
-        """Return a copy with the given parameters. The name "" stands for the only parameter of a declaration that has one.
+        """Return a copy with the given parameters. The name "" stands for the only parameter of a declaration that has just one.
 
         Raises UsageError for an unknown parameter, or a value that is not a number, too large or out of bounds.
         """
@@ -65,7 +65,7 @@ class Declaration:
         return replace(self, params={**self.params, **values})
 
     def _parameter(self, word: str) -> str:
-        """Return the parameter with a name or other name; "" is the only parameter. Raises UsageError for an unknown name."""
+        """Return the parameter that has this name or alias; "" is the only parameter. Raises UsageError for an unknown name."""
         if not word and len(self.params) == 1:
             return next(iter(self.params))
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
@@ -146,7 +146,7 @@ class Registry(dict[str, Declaration]):
 
         formula, source: text for docs and help. traits: a fact besides the formula, if the registry has no class of traits.
         positive: parameters that must be above 0. within: parameter → (least, greatest) value.
-        known_as: other names for exactly the same, `name` or `name:key=value,…` with the parameters that make them the same.
+        known_as: other names of exactly the same function: `name`, or `name:key=value,…` if it needs these parameters to agree.
         parameters_known_as: other name in lower case → parameter. params: further parameters, and the fields of the traits.
         Raises UsageError if the name is taken.
         """
@@ -192,7 +192,7 @@ class Registry(dict[str, Declaration]):
         return found
 
     def parse(self, text: str) -> Declaration:
-        """Return the declaration and parameters that a SPEC `name:key=value,…` gives. Raises UsageError for unknown names."""
+        """Return the declaration of a SPEC `name:key=value,…`, with the SPEC's values. Raises UsageError for unknown names."""
         name, params = parse_spec(text)
         return self.find(name).bind(params)
 
@@ -211,7 +211,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def number(text: str | float, what: str = "value") -> float:
-    """Convert to a float of absolute value up to LARGEST, or raise UsageError. what: name of the value in the message."""
+    """Convert text to a float of absolute value up to LARGEST, or raise UsageError. what: name of the value in the message."""
     with suppress(TypeError, ValueError):
         if abs(value := float(text)) <= LARGEST:
             return value

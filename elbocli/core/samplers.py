@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Denoise = Callable[["Tensor", float], "Tensor"]
 DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]
-"""Denoiser D(z, λ) → (x̂, γ), where γ in [0, 1] interpolates each value's log variance between its bounds."""
+"""Denoiser D(z, λ) → (x̂, γ), where γ in [0, 1] interpolates each value's log variance between the two of `ddpm`."""
 DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
 
@@ -63,7 +63,7 @@ class SamplerPreset(NamedTuple):
 
 class SamplerTraits(NamedTuple):
     """Facts about a sampler. grid, steps: default schedule and number of steps. presets: published settings by name.
-    learned: whether it needs a DenoiseWithVariance. ancestral: whether its steps draw from q(z' | z, x̂), with noise.
+    learned: whether the sampler needs a DenoiseWithVariance. ancestral: whether steps draw from q(z' | z, x̂), with noise.
     """
 
     grid: str
@@ -179,7 +179,7 @@ def dpmpp_2m(z, last, move, denoise, noise):
     positive=["eta"],
 )
 def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
-    """Make a step of dpmpp-2m with added noise. eta: amount of noise; 1 is the reverse SDE, and 0 the limit dpmpp-2m.
+    """Make a step of dpmpp-2m with added noise. eta: amount of noise; 1: the reverse SDE; the limit 0: dpmpp-2m.
 
     The variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step, which is e^{−2ℓ'} (1 − e^{−2ηh}).
     """

@@ -1,7 +1,7 @@
 """Noise schedules (curves λ(t), shifted, then truncated to a range of λ) and level codes, the noise inputs of networks.
 
 A schedule is an importance sampler of noise levels: the weighted loss doesn't depend on it (arXiv:2303.00848 sec. 3).
-The declared curves are in core/schedule_curves.py. Everything here is float64.
+The declared curves are in core/schedule_curves.py. All tensors are float64.
 
 A level code is the number that a network gets as input instead of λ: published networks were trained on timesteps, t, σ
 or log σ, all functions of λ. The network embeds the number by cosines and sines, or feeds it to a layer.
@@ -29,7 +29,7 @@ NARROWEST = 1e-3
 
 
 def cell_of(at: Tensor, edges: Tensor) -> Tensor:
-    """Return the index k of the interval [edges[k], edges[k+1]) of each value; outer values get the first or last interval."""
+    """Return the index k of the interval [edges[k], edges[k+1]) of each value; values outside get the nearest interval."""
     import torch
 
     return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
@@ -193,7 +193,7 @@ def parse_schedule(
 
     text: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`; every schedule takes `shift`.
     low, high: range to truncate the schedule to; None: the curve's own end. clip: reduce the range to what the curve covers.
-    size: image size in pixels, the default of a schedule's parameter `size`.
+    size: image size in pixels, used as the schedule's parameter `size`, if there is one, unless the SPEC sets it.
     Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)

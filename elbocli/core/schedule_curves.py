@@ -94,9 +94,7 @@ class Steps:
         kept = logsnr.abs() <= LIMIT
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
-            raise UsageError(
-                f"logsnr must fall at every timestep of a schedule, and be within ±{LIMIT:g} at two or more timesteps"
-            )
+            raise UsageError(f"logsnr must fall at every timestep, and be within ±{LIMIT:g} at two at least; choose other betas")
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()
         slopes = torch.from_numpy(CubicSpline(self.level.numpy(), self.time.numpy())(self.level.numpy(), 1))
@@ -181,7 +179,7 @@ class Moved:
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator that declares a ScheduleCurve; arguments of its constructor with float defaults become parameters."""
+"""Decorator that declares a ScheduleCurve; arguments of the curve's constructor with float defaults become parameters."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
 """Name of a parameter in EDM's code → its name in the declarations of this package."""
 
@@ -189,7 +187,7 @@ EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
 class ScheduleCurve(Protocol):
     """Curve of a schedule before shift and truncation. Tensors are float64; the output has the shape of the input.
 
-    `t` and `density` may extend beyond t ∈ [0, 1]. A curve that covers only part of λ has `support`, a pair (low, high).
+    `t` and `density` may extend beyond t ∈ [0, 1]. A curve that covers only some λ has an attribute `support`, (low, high).
     """
 
     def logsnr(self, t): ...
@@ -383,7 +381,7 @@ class Interpolated:
             raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
     def _cosine(self, logsnr):
-        """Return u at each λ, by bisection and two Newton steps; autograd differentiates the last step only."""
+        """Return u = −2 log tan(πt/2) at each λ, by bisection and two Newton steps; autograd differentiates only the last."""
         goal = (logsnr - self.start).detach()
         low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
         for _ in range(40):

@@ -41,7 +41,7 @@ class Stream:
         return self._generator
 
     def normal(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Return standard normals [len(indices), *shape], float32. Row k depends only on indices[k]."""
+        """Return standard normal numbers [len(indices), *shape], float32. Row k depends only on indices[k]."""
         from torch import from_numpy
 
         out = np.empty((len(indices), *shape), np.float32)
@@ -65,7 +65,7 @@ class Stream:
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:
-        """Return a 63-bit seed for another library's generator."""
+        """Return a 63-bit seed for another library's generator, from the index's sequence."""
         return int(self.at(index).integers(1 << 63))
 
 

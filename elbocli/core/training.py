@@ -37,7 +37,7 @@ FORMER = {
 }
 """Former name of a training setting → its present name. config.yaml, presets and --config may hold former names."""
 AVERAGES = Registry("average")
-"""Averages of the weights: functions (step from 1, images seen, images of this update) → β in [0, 1)."""
+"""Averages of the weights: functions (number of the update, from 1; images seen; images of this update) → β in [0, 1)."""
 BARE, STORED = "decay", "power"
 """Name of the average that a bare number means, and of the average whose snapshots `elbo ema` can combine."""
 PREFIX = "ema-"
@@ -147,7 +147,7 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the full SPECs of averages. value: a SPEC, a number, or several. Raises UsageError for none, or a repeated one."""
+    """Return the full SPECs of averages. value: a SPEC or number, or several. Raises UsageError for none or a repeated one."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
@@ -204,7 +204,7 @@ def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declarat
 
 
 CRITERIA = Registry("criterion")
-"""Criteria: functions (mean error, its mean square, least possible error or None) → score; the fitted density is ∝ w × score."""
+"""Criteria: functions (mean of the error, mean of its square, least possible error or None) → score; the density is ∝ w score."""
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")

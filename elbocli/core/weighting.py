@@ -140,10 +140,10 @@ class LearnedCurve(NamedTuple):
     """Weighting learned while a run trains: w = p/e, the density of the schedule over the current error at each λ.
 
     Every t contributes equally to the loss. This weighting is equivalent to the one that EDM2 learns (Karras et al. 2024,
-    arXiv:2312.02696): EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u it weights
-    ‖ε − ε̂‖² by p/e for any ω.
+    arXiv:2312.02696): EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's
+    loss weights ‖ε − ε̂‖² by p/e for any ω.
 
-    schedule: None before the first error is known.
+    schedule: the run's schedule; None before the first error is known.
     middle, log_error: [bins], λ and the logarithm of ‖ε − ε̂‖²/D there.
     """
 
@@ -167,7 +167,7 @@ class LearnedCurve(NamedTuple):
 
 
 WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve
-"""A curve w(λ) before shift and monotone."""
+"""A curve w(λ), before it is shifted or made monotone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +224,7 @@ class Weighting:
         return self._function(logsnr - self.shift)
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        """Return dw/dλ by automatic differentiation. For a monotone weighting, −dw/dλ is the density p_w of noise levels."""
+        """Return dw/dλ by automatic differentiation. For a monotone weighting, −dw/dλ is ∝ the density p_w of noise levels."""
         return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:

@@ -44,7 +44,7 @@ BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
 
 
 class Role(Enum):
-    """Role of a number: a result, or a result's standard error, spread over parts, limit for infinite images, or interval."""
+    """Role of a number: a result, or the standard error, spread over subsets, limit or interval that go with a result."""
 
     NUMBER = ""
     ERROR = "standard error"

@@ -165,8 +165,8 @@ def copying(samples, reference, options):
     """Test in each cell whether samples and held-out images are equally far from the nearest training image of the cell.
 
     The cells are k-means clusters of the training images. C_T is the mean z-score of the cells, weighted by their numbers of
-    held-out images. Cells without held-out images or with too few samples don't count. The 95 % interval has a half-width of 1.96 standard deviations of C_T for samples
-    distributed like the held-out images.
+    held-out images. Cells without held-out images or with too few samples don't count.
+    The 95 % interval has a half-width of 1.96 standard deviations of C_T for samples distributed like the held-out images.
     Raises DataError if no cell counts.
     """
     import numpy as np
@@ -194,7 +194,7 @@ def copying(samples, reference, options):
             scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
             weights.append(len(apart))
     if not scores:
-        raise DataError("copying: no cell has enough samples and held-out images; use fewer --copying-cells")
+        raise DataError(f"copying: no cell has more than {FEW} samples and any held-out image; give fewer --copying-cells")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}

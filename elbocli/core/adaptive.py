@@ -197,7 +197,7 @@ class ErrorMoments:
         Raises DataError if no bin has two errors.
         """
         if not bool(self.seen.any()):
-            raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
+            raise DataError("the loss log has no bin of noise levels with two errors yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
         spread = ((ratio - 1) * self.count / beyond.where(beyond > 0, 1)).clamp(min=LEAST_SPREAD)

@@ -174,7 +174,7 @@ class PairedMoments:
     def estimate(self) -> PairedEstimate:
         """Return the estimate from the images so far. Raises UsageError for fewer than two images."""
         if self.n < 2:
-            raise UsageError(f"a standard error needs at least two images, found {self.n}; give more")
+            raise UsageError(f"a standard error needs at least two images, found {self.n}; give more images")
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)

@@ -94,7 +94,7 @@ class Steps:
         kept = logsnr.abs() <= LIMIT
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
-            raise UsageError(f"logsnr must fall at every timestep, and be within ±{LIMIT:g} at two at least; choose other betas")
+            raise UsageError(f"logsnr must fall at every timestep, and be within ±{LIMIT:g} at two or more; choose other betas")
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()
         slopes = torch.from_numpy(CubicSpline(self.level.numpy(), self.time.numpy())(self.level.numpy(), 1))

@@ -96,7 +96,7 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """Kind of average of the weights, with its parameters. stored: whether `elbo ema` can combine its snapshots."""
+    """Rule for averaging the weights, with the rule's parameters. stored: whether `elbo ema` can combine its snapshots."""
 
     def __init__(self, declared: Declaration):
         self.declared, self.beta, self.params = declared, declared, declared.params

@@ -153,7 +153,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a RunConfig, and the records inside it, from an object that `json` wrote. Raises FormatError, DataError."""
+        """Make a RunConfig from an object that `json` wrote. where: the file, for messages. Raises FormatError, DataError."""
         inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
         read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
         return super().of({**content, **read}, where)
@@ -186,7 +186,7 @@ class FolderMeta(Record, frozen=True, kw_only=True):
     """Content of meta.json: optimizer updates done (step), images seen, and the size and digest of every other file by name.
 
     run_id: the run's id, which config.yaml holds too.
-    world_size, parallel: number of ranks of the training, and ddp or fsdp.
+    world_size: number of ranks of the training. parallel: ddp or fsdp.
     log_bytes: for a checkpoint, the size in bytes of each of the run's logs at this step, by file name.
     """
 

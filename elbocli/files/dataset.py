@@ -49,7 +49,7 @@ BLOCKS = {
 }
 """Name of a block (the HDF5 array that holds all images or latents) → its type and shape."""
 PREPROCESSING = ("crop", "filter")
-"""Attributes for the crop and the resampling filter of the images; their size has attributes of its own."""
+"""Attributes of a dataset that record the crop and the resampling filter of its images; `image_size` records the size."""
 SCAN_BYTES = 16 << 20
 """Bytes that are read at a time when the whole block is read."""
 Arrays = dict[str, np.ndarray]
@@ -64,7 +64,7 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     digests: names of the digests that the file holds.
     changed: JSON object: a change made while decoding, such as "alpha dropped" → the number of images changed in this way.
     payload_sha256, contents_sha256: digests of the block, and of everything else in the file.
-    source_sha256: sum of the digests of the packed images with their file names.
+    source_sha256: sum over the source's images of a digest of file name and content.
     samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
     shard: I/N, if the file is the I-th of N parts of one `elbo prep`.
     shard_of: digest that is the same in all parts of that prep.
@@ -432,7 +432,7 @@ class Resumable:
 
     @contextmanager
     def held(self, overwrite: bool = False, wait: float = 0) -> Iterator[Self]:
-        """Lock the file for this process, and resume an unfinished file of the same source.
+        """Lock the file during a `with` block, and resume an unfinished file of the same source.
 
         overwrite: replace a finished file, and discard an unfinished file of another source.
         wait: seconds to wait for another process to release the file.

@@ -31,7 +31,7 @@ MOST_CLASSES = 16
 PLACES = "elbo-grid"
 """Key of the PNG text chunk that holds the layout."""
 LETTER = 14
-"""Font size of class names in pixels, but lower rows get a smaller font, and rows over 8 times as high a larger font."""
+"""Font size of class names in pixels. Rows below this height get a smaller font, and rows over 8 times this a larger font."""
 MOST_LETTERS = 20
 """Length in letters to which class names are shortened."""
 PAPER, INK = 255, 0

@@ -53,7 +53,7 @@ class MetricsRow(Record, frozen=True):
 class LossLogHeader(Record, frozen=True, kw_only=True):
     """First line of a loss log: the origin of the errors, and the increasing edges of the λ bins.
 
-    dimensions: numbers per image.
+    dimensions: number of values per image, C·H·W.
     floor: for an adaptive schedule, the least density that the schedule ever had, relative to a uniform density.
     about: other keys of the line; in validation.jsonl, the dataset, its digest, and the number of held-out images.
     """
@@ -192,7 +192,7 @@ class LossLogWriter:
 
     path: a new file, or an earlier log with the same bins, which is continued.
     edges: [bins + 1], increasing λ.
-    dimensions: numbers per example.
+    dimensions: number of values per example, such as C·H·W of an image.
     specs: weighting, schedule and prediction, such as schedule="edm:mean=-0.4", which the log only records.
     Raises DataError if the file can't be written.
     """

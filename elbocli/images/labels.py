@@ -34,7 +34,7 @@ def lines_of(path: Path) -> list[str]:
     with reading(path, kind=DataError):
         lines = [line for line in Span(str(path)).read().decode("utf-8-sig").splitlines() if line.strip()]
         if not lines:
-            raise DataError("empty")
+            raise DataError("is empty; list one class a line")
     return lines
 
 

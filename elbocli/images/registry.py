@@ -147,7 +147,7 @@ def images_of_array(
 def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
     """Return labels as int64 [count]. Raises DataError unless the array holds `count` integers."""
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise DataError(f"{labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
+        raise DataError(f"{labels.dtype} {labels.shape} labels for {count} images; expected a whole number for each image")
     return labels.astype(np.int64).reshape(count)
 
 

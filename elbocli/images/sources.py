@@ -225,8 +225,8 @@ def choose(
     """Choose images: first a subset, then shuffle, then the first `limit`, then a shard.
 
     subset: ('val', F) is the fraction F of each class, always the same images; ('train', F) is all other images.
-    shard: (i, N), the i-th of N parts, counting from 1. If there are enough images, parts begin at multiples of `group`, so that
-    groups of images are the same with and without shards.
+    shard: (i, N), the i-th of N parts, counting from 1. If there are enough images, parts begin at multiples of `group`, the
+    number of images that are encoded at once, so that these groups are the same with and without shards.
     Raises DataError if no images are left.
     """
     chosen = np.arange(len(source))

@@ -56,12 +56,12 @@ class Denoiser:
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"the network learned no variance ({2 * z.shape[1]} output channels for {z.shape[1]} of the image); sample by ddpm"
+                f"the network has no learned variance ({2 * z.shape[1]} output channels for {z.shape[1]}); sample by ddpm"
             )
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """Return the function that a sampler calls: `with_variance` for a sampler of a learned variance, else this denoiser."""
+        """Return the function for a sampler: `with_variance` if the sampler uses a learned variance, else this denoiser."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extra
 def fitted_positions(positions: Tensor, side: int) -> Tensor:
     """Interpolate position embeddings [1, 1 + S², D] to side × side positions, [1, 1 + side², D].
 
-    As in DINOv2's hub: bicubic, without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
+    Interpolation is that of DINOv2's hub: bicubic, without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
     """
     token, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)

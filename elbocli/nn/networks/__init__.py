@@ -146,12 +146,12 @@ NETWORKS = Registry("network family")
 
 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:
-    """Return a decorator that declares a Network class. name: its `family` in files. Raises UsageError if the name is taken."""
+    """Return a decorator that declares a Network class. name: value of `family` in files. UsageError if the name is taken."""
     return NETWORKS.declare(name, source=source, traits=config)
 
 
 def declaration_of(config: NetworkConfig) -> Declaration:
-    """Return the declaration of the network of a config."""
+    """Return the declaration of the network that is built from a config."""
     return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 
 
@@ -212,7 +212,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """Move a network to a device, in the memory format channels last, which its images have, too."""
+    """Move a network to a device, in the memory format channels last, which images have, too."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

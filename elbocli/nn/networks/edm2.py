@@ -111,7 +111,7 @@ class LevelAndClass(nn.Module):
     """Embedding of noise level and class, [B, width], at unit magnitude. Label −1 adds zero, which halves the mean square.
 
     code: SPEC of a level code, the number that tells the network its noise level. channels: number of cosines.
-    frequencies, phases: [channels], of the cosines, random and fixed, saved in checkpoints (eq. 75).
+    frequencies, phases: [channels], of the cosines; they are random, not trained, and saved in checkpoints (eq. 75).
     """
 
     frequencies: Tensor

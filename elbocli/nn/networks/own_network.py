@@ -60,7 +60,7 @@ class ModuleConfig(OwnConfig):
     arguments: str = explained("KEY=VALUE,… for the constructor of the class.", default="")
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. If `null_class` is the number of classes, it changes too.
+        """Return the config for another number of classes. If `null_class` equals the number of classes, both change.
 
         Raises UsageError for any other label ≥ 0, which could collide with a class.
         """

@@ -200,7 +200,7 @@ class AttendedConfig(LevelsConfig):
 
 
 class LevelsNetwork(Network):
-    """Base of U-Nets, whose residual blocks FSDP shards separately. `add_blocks` fills `down` and `up`, and makes `middle`."""
+    """Base of U-Nets, whose residual blocks (`down`, `middle`, `up`, made by `add_blocks`) FSDP shards separately."""
 
     down: nn.ModuleList
     middle: nn.ModuleList
@@ -317,7 +317,7 @@ class ClassTable(nn.Embedding):
 
 
 class Conditioning(nn.Module):
-    """Embedding of noise level and class: (λ, labels) → [B, width]. code: embedding of λ. null_class: label −1 is learned, not 0."""
+    """Embedding of noise level and class: (λ, labels) → [B, width]. code: embeds λ. null_class: whether label −1 is embedded."""
 
     def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int, null_class: bool = False):
         super().__init__()

@@ -34,7 +34,10 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a batch, as in prediction.Coefficients: the fields alpha to c_in are [B, 1, 1, 1], the others [B]."""
+    """Coefficients of a batch. alpha, sigma, a, b, c_in: [B, 1, 1, 1], to broadcast over images; the other fields: [B].
+
+    The names are those of prediction.Coefficients; loss_factor is the ratio of the loss to ‖target−out‖²/D.
+    """
 
     alpha: Tensor
     sigma: Tensor

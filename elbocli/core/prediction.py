@@ -127,7 +127,7 @@ class Coefficients(NamedTuple):
 
 
 class Prediction:
-    """Quantity that a network predicts. text: SPEC, as `v` or `edm:sigma_data=0.5`. Raises UsageError for unknown names."""
+    """Quantity that a network predicts. text: SPEC such as `v`, `edm:sigma_data=0.5`. Raises UsageError for unknown names."""
 
     def __init__(self, text: str):
         self.declared = PREDICTIONS.parse(text)

@@ -146,7 +146,7 @@ class Registry(dict[str, Declaration]):
 
         formula, source: text for docs and help. traits: a fact besides the formula, if the registry has no class of traits.
         positive: parameters that must be above 0. within: parameter → (least, greatest) value.
-        known_as: other names of exactly the same function: `name`, or `name:key=value,…` if it needs these parameters to agree.
+        known_as: other names of exactly the same function: `name`, or `name:key=value,…` with the values that the name implies.
         parameters_known_as: other name in lower case → parameter. params: further parameters, and the fields of the traits.
         Raises UsageError if the name is taken.
         """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Denoise = Callable[["Tensor", float], "Tensor"]
 DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]
-"""Denoiser D(z, λ) → (x̂, γ), where γ in [0, 1] interpolates each value's log variance between the two of `ddpm`."""
+"""Denoiser D(z, λ) → (x̂, γ), where γ interpolates each value's log variance from small (0) to large (1), see `ddpm`."""
 DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
 

@@ -45,7 +45,7 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return λ at equally spaced timesteps, rounded from running sums, as in ADM; products would round some otherwise."""
+    """Return λ at equally spaced timesteps, rounded from running sums, as in ADM; products would round differently."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, fewer than {steps} steps; use fewer steps")

@@ -224,7 +224,7 @@ class Weighting:
         return self._function(logsnr - self.shift)
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        """Return dw/dλ by automatic differentiation. For a monotone weighting, −dw/dλ is ∝ the density p_w of noise levels."""
+        """Return dw/dλ by autograd. For a monotone weighting, −dw/dλ is proportional to the density p_w of noise levels."""
         return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:

@@ -244,7 +244,7 @@ class DiffusionLoss:
         self._follow()
 
     def _loss(self) -> str:
-        """Describe the settings that a state must match; a fixed schedule is not among them."""
+        """Describe the settings that a state must match; a fixed schedule may differ."""
         kind = "" if self.adaptive is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 

@@ -91,7 +91,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         raise UsageError(f"--at {at}: no snapshot at this step; choose {last.step}, the last before ({last.path})")
     layout = last_file.layout
     if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
-        raise FormatError(f"{strange[0]}: its network differs from that of {last.path}")
+        raise FormatError(f"{strange[0]}: its network differs from that of {last.path}; move it out of the run")
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:

@@ -1,4 +1,4 @@
-"""Packing of images into one elbo-dataset: `pack_images` lists and chooses images, decodes in threads, and writes rows."""
+"""Pack images into one elbo-dataset: `pack_images` lists and chooses images, decodes in threads, and writes rows."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ USUAL_SIZE = 64
 LOOKED_AT = 1000
 """Number of image files whose size and channels are read beforehand."""
 AT_ONCE, AHEAD = 1 << 16, 8
-"""Pixels × channels that a thread packs in one task, and number of tasks that wait ahead for each thread."""
+"""Pixels × channels that a thread packs in one task, and number of tasks queued per thread."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Settings(DecodeOptions):
-    """Settings of `elbo prep`, named as its options. size, channels: 0 to choose by the images."""
+    """Settings of `elbo prep`, named like the command's options. size, channels: 0 to choose them from the images."""
 
     channels: int = 0
     store: str = RAW
@@ -175,7 +175,7 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
 
 
 class Pixels(NamedTuple):
-    """Encoder that stores each image as a row of pixels. LatentEncoder is its counterpart for latents, in batches."""
+    """Encoder, with the interface of LatentEncoder, that stores each image as a row of pixels."""
 
     layout: BlockLayout
     batch: int = 1

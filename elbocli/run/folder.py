@@ -1,4 +1,4 @@
-"""The run folder: locked by one process during training, with the run's config.yaml and status.json."""
+"""Lock a run folder during training, and write the run's config.yaml and status.json."""
 
 import hashlib
 import json

@@ -141,7 +141,7 @@ def empty_network(config: RunConfig, where: Path) -> Network:
 def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedRun:
     """Open a run or one of its checkpoints; the network is on `device`, in eval mode.
 
-    weights: `ema` for the run's first average, `model` for the last weights, an average's name or spec, or the path of a file
+    weights: `ema` for the run's first average, `model` for the last weights, an average's name or SPEC, or the path of a file
     made by 'elbo ema'.
     Raises FormatError (not a run; damaged; weights don't fit), DataError (no checkpoint yet; another run's average),
     UsageError (no such average).
@@ -153,7 +153,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     if checkpoint is None:
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first checkpoint")
     settings = run_settings(config.settings, run / CONFIG)
-    if weights == "ema":  # an imported run has one set of weights
+    if weights == "ema":  # an imported run has only one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
     name = weights
     with suppress(UsageError):
@@ -293,7 +293,7 @@ class Initial(TrainedRun):
         check_content(data, self.data, self.named)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
-        """Return the number in the old run of each class of the new run's `data`; None for a class that the old run lacks.
+        """Return, for each class of the new run's `data`, its number in the old run; None for a class that the old run lacks.
 
         Classes are matched by name if both datasets name their classes and share a name, else by number.
         """
@@ -304,7 +304,7 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return the new run's weights by name, without weights to draw at random. Raises UsageError, FormatError."""
+        """Return the new run's initial weights by name, except those to draw at random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).__getitem__
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)

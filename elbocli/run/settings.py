@@ -45,7 +45,7 @@ SNAPSHOTS = 20
 NETWORK = "network."
 """Prefix of the network's keys among options, as in network.channels."""
 TRAINED_BYTES = 2 * 5 * 4
-"""Estimated device bytes per parameter: weight, gradient, two moments, an average (float32), times two for activations."""
+"""Estimated device memory per parameter in bytes: weight, gradient, two optimizer moments, average; doubled for activations."""
 
 
 class Known(NamedTuple):
@@ -292,7 +292,7 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings `ema` and `snapshot_every`. If only one of them asks for snapshots, the other gets a fitting value."""
+    """Return the settings `ema` and `snapshot_every`. Snapshots need power averages: if one of the two is set, add the other."""
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:

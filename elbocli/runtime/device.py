@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} can't be used here; choose another --device: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}; choose another --device") from error
     return device
 
 
@@ -56,7 +56,7 @@ def name_of(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Precision:
-    """Arithmetic of a network on a device. str() gives the precision actually used, which on a CPU is fp32 for tf32.
+    """Arithmetic of a network on a device. str() gives the precision actually used: on a CPU, tf32 is fp32.
 
     fp32: strict float32, as on a CPU.
     tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32; on other devices the same as fp32.

@@ -78,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with networks compiled (if `compile`) and replayed as CUDA graphs (if `graphs`); all batches need one size."""
+        """Return a copy with networks compiled (if `compile`) and run as CUDA graphs (if `graphs`). All batches need one size."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -132,8 +132,8 @@ class GuidedRun:
         known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
         if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
             raise UsageError(
-                f"--guide {guide.path}: knows other images or classes than {path}; "
-                "a guide must know the same images, and the same classes or none"
+                f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
+                "the same image size, channels and latent space, and the same classes or none"
             )
         low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
         beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
@@ -225,7 +225,7 @@ class SampleSettings:
     """Settings of `elbo sample`.
 
     n: number of images. steps: number of noise levels; 0 for the sampler's default.
-    schedule: spec of the schedule; '' for the sampler's default, RUN for the run's training schedule.
+    schedule: SPEC of the schedule, NAME:key=value,…; '' for the sampler's default, RUN for the run's training schedule.
     spacing, start, noise, rounding: declarations of SPACINGS, STARTS, NOISES, ROUNDINGS; None for the default.
     classes: balanced, random, or a list of numbers or names of classes, which is repeated.
     weights: ema (the run's first average), model (the last weights), another average's name, or a file made by 'elbo ema'.
@@ -277,7 +277,7 @@ def draw(
 
     indices: numbers of the images.
     shape: (height, width, channels) of the network's output, which `output` decodes to pixels.
-    grid: noise levels λ to visit, rising, as from `time_grid`.
+    grid: noise levels λ to visit, rising, as from `time_grid`. settings: their sampler, start, seed and precision are used.
     look: function called before each network evaluation; it may raise an error to stop early, as a batch may take minutes.
     source: random numbers of the noise; None for the default, which is the same on all devices.
     """
@@ -312,7 +312,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
         trained, guide = _open(path, world, settings.weights), None
-        if settings.guide or settings.guide_weights:  # guide weights alone are of the same checkpoint
+        if settings.guide or settings.guide_weights:  # without --guide, the guide weights are of the same checkpoint
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
             drawer = GuidedRun(trained, settings.guidance, guide, settings.threshold)
@@ -321,7 +321,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
-    """Open a run on all ranks, at the checkpoint that rank 0 has found, because training may save newer ones meanwhile."""
+    """Open a run on all ranks, at the checkpoint that rank 0 has found, because training may save newer checkpoints meanwhile."""
     trained = None
     with world.together():
         if world.first:

@@ -1,4 +1,4 @@
-"""Batches of a training run: random draws of held-out images, and of images, noise, times and dropout of each micro-batch."""
+"""Batches of a training run: random draws of held-out images, and of each step's images, noise, times and dropout masks."""
 
 import math
 from functools import lru_cache

@@ -110,7 +110,7 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
 
 
 def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
-    """Return the plan of a run: settings, data, network, monotone weighting or not, operations, and memory per device in MB.
+    """Return a run's plan: settings, data, network, whether the weighting is monotone, operations, and MB of memory per device.
 
     devices: number of processes, with one device each. No tensors are allocated.
     Raises UsageError for more devices than images in a batch.

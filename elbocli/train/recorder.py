@@ -223,7 +223,7 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
     shape = (network.image_size, network.image_size, network.image_channels)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
-    # The smallest part of any process: ranks of a sharded network must do equally many forward passes.
+    # Size of the smallest micro-batch of any process: ranks of a sharded network must do equally many forward passes.
     part_size = settings.batch_size // state.world.size // len(state.batches.parts)
     at_once, images = -(-count // count_parts(count, 1, part_size)), list[Tensor]()
     with state.averaged():
@@ -286,7 +286,7 @@ class Validation:
 
     held: dataset with the held-out images, and their rows.
     Image j is scored at times (o_j + k)/DRAWS for k = 0, 1, …, DRAWS−1, with o_j = frac(o + j·golden ratio): evenly spaced
-    times per image, and a low-discrepancy sequence over all images. λ is uniform in t, independent of the run's schedule.
+    times per image, and a low-discrepancy sequence over all images. λ falls linearly with t, whatever the run's schedule.
     every: number of training steps between two validations.
     """
 
@@ -356,7 +356,7 @@ class Validation:
 
         sums: `partial`'s sums, added over all ranks.
         val_loss: weighted loss as in training, in nats per dimension. val_bpd: bound in bits per dimension, for pixels only.
-        val_loss_se, val_bpd_se: standard errors over images; too large rather than too small.
+        val_loss_se, val_bpd_se: standard errors over images, which tend to be too large rather than too small.
         Raises NonFiniteError.
         """
         if not sums.isfinite().all():

@@ -35,7 +35,7 @@ SMALL = 100_000_000
 SHAPES = 8
 """Largest number of input shapes that a submodule is compiled for: those of micro-batches, validation and previews."""
 SPARE = 0.08
-"""Memory that must stay free in a trial forward and backward pass, as a fraction of its memory, because allocators leave gaps."""
+"""Memory that must stay free in a trial forward and backward pass, as a fraction of the pass's, because allocators leave gaps."""
 PLANNED = 0.6
 """Fraction of a device's memory that a sharded network may take by the plan, because the plan is off by up to 25 %."""
 LACKING = ("unable to find an engine", "ALLOC_FAILED", "out of memory")
@@ -74,8 +74,8 @@ class Parallel:
     def compile(self, parts: int) -> None:
         """Compile the network with torch.compile. parts: micro-batches per step.
 
-        Small networks on CUDA are limited by kernel launches, so CUDA graphs replay their kernels. The next pass overwrites the
-        gradients' memory, so graphs exclude gradient accumulation, several processes and activation checkpointing.
+        Small networks on CUDA are limited by kernel launches, so CUDA graphs replay their kernels. A pass then overwrites the
+        gradients of the pass before, so graphs are not used with gradient accumulation, several processes or activation checkpointing.
         """
         if self.sharded:
             compile_units(self.network.units())
@@ -97,15 +97,15 @@ class Parallel:
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Return a context for the passes of one micro-batch, in which DDP averages gradients over processes only if `last`.
 
-        last: whether the micro-batch is the step's last. FSDP reduces gradients in every micro-batch, as it keeps only shards.
+        last: whether the micro-batch is the step's last. FSDP reduces gradients in every micro-batch, to keep only shards.
         """
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
 
     def changed(self) -> None:
-        """Discard gathered parameters, after code other than the optimizer has changed the parameters.
+        """Under FSDP, discard gathered copies of parameters after code other than the optimizer has changed the parameters.
 
-        Under FSDP, parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
+        Parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
         """
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
@@ -157,7 +157,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return the largest micro-batch that by the plan fits on the CUDA device of every rank, if the weights are sharded.
+    """Return the largest micro-batch of a sharded network that, by the plan, fits on the CUDA device of every rank.
 
     images: first size to try, then half as many, and so on. Trial passes, as in `micro_batch`, would block the other ranks when
     one rank runs out of memory.
@@ -218,7 +218,7 @@ class TrainState:
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
         """Loss scale, and number of steps since the last change of the loss scale."""
         self.first_bad = zeros[2:5]
-        """Number, loss and gradient norm of the first step that wasn't finite; zeros if all steps were finite."""
+        """Number, loss and gradient norm of the first step with a non-finite loss or gradient; zeros if there was none."""
         self.totals = zeros[5:]
         """Sums since the last log interval: sum of the losses of all images, sum of the gradient norms, number of updates."""
         low, high = settings.logsnr_min, settings.logsnr_max
@@ -314,7 +314,7 @@ class TrainState:
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (weights by name of their file, content of state.pt) as CPU copies on rank 0. Every rank must call this."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
-        optimizer = self.optimizer.state_dict()  # by index of the weight; empty before the first update
+        optimizer = self.optimizer.state_dict()  # its state: index of the weight → tensors; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
             "optimizer": optimizer,

@@ -284,7 +284,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     `draws`, and for a fractional `probes` or `exact`.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
-        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, {probes=:g} and {exact=:g} integers")
+        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, {probes=:g} and {exact=:g} whole")
     count, how = int(steps), (int(draws), int(probes), int(exact))
     found, reads, coarse, fine = [], [], [], []
     # A piece of a batch has a quarter of the network's batch size, because backward passes need more memory.
@@ -339,7 +339,7 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     with torch.no_grad():
         log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
     if not bool(log_p.isfinite().all()):
-        raise NonFiniteError(f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower range")
+        raise NonFiniteError(f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower logsnr range")
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
     return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)

@@ -115,7 +115,7 @@ def class_scores(
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
-            raise UsageError("a classifier needs images with labels; these images have none; give them labels")
+            raise UsageError("a classifier needs images with labels, but these images have none; pass images with labels")
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
@@ -179,9 +179,9 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return a measurement of the run of `asked` on as many training images. optimum: file of 'elbo optimum', for these images.
+    """Return a measurement like `asked`, but on as many of the run's training images. optimum: file of 'elbo optimum --like RUN'.
 
-    Raises UsageError when the optimum is for other images or noise levels, and the errors of `open_data`.
+    Raises UsageError when the optimum is for other images or noise levels, DataError and FormatError for an unusable dataset.
     """
     least, trained = read_optimum(optimum), asked.trained
     known, run = trained.data.payload_sha256, trained.path

@@ -163,7 +163,7 @@ class MeasuredNetwork:
         Raises UsageError for an odd number of levels, NonFiniteError.
         """
         if self.draws < 2 or self.draws % 2:
-            raise UsageError(f"draws is {self.draws}; it must be even: two independent halves give the standard error")
+            raise UsageError(f"draws is {self.draws}; give an even number, whose two halves give the standard error")
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
@@ -192,7 +192,7 @@ class MeasuredNetwork:
             parts.append(torch.stack(values))
         loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
         if not bool(loss.isfinite().all()):
-            raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower range")
+            raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower logsnr range")
         if gaussian is not None:
             seen = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
             more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]

@@ -100,7 +100,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score of one set of samples, or its mean over repeats. number: description of the score. sd: deviation over repeats."""
+    """A score, or the mean of a score over repeats. number: its description. sd: standard deviation over repeats, or None."""
 
     number: Number
     value: Value
@@ -133,7 +133,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the number with a role for a score, such as the score's standard error; None if the result lacks it."""
+        """Return the number with a role for a score, such as the score's standard error; None without such a number."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 

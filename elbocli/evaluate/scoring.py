@@ -91,7 +91,7 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
             held: Any = source.statistics or source.saved or extractor
             if spatial and source is not sides.held_out and held.spatial is None:
                 raise UsageError(
-                    f"{source.name}: has no spatial features, which {spatial[0]} needs; score images with --extractor {DEFAULT}"
+                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images with --extractor {DEFAULT}"
                 )
         differ = check_alike(sides, settings)
         deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
@@ -131,7 +131,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if all(source.saved is not None for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:
-            raise UsageError(f"{told[0].name}: has features by {name}; if you trust this file, add --extractor {name}")
+            raise UsageError(f"{told[0].name}: has features by the file {name}; to trust this file, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
@@ -167,15 +167,15 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     for name, options in settings.metrics.items():
         for side, needed in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
             if side and side.n < needed and (side.n or not side.statistics):
-                raise DataError(f"{side.name}: {side.n} images; --metrics {name} needs at least {needed}")
+                raise DataError(f"{side.name}: has {side.n} images; --metrics {name} needs at least {needed}; add images")
     if settings.save_stats is not None and samples[0].n < 2:
-        raise DataError(f"{samples[0].name}: has one image; statistics need at least 2")
+        raise DataError(f"{samples[0].name}: has one image; statistics need at least 2; add images")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
         raise UsageError("--save-stats, --save-features and --neighbours take one set of samples; name one set at a time")
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
-            raise UsageError("--neighbours reads SAMPLES and --ref twice; name files of images, of one size in both")
+            raise UsageError("--neighbours reads SAMPLES and --ref twice; name files, not streams, with images of one size")
     return settings
 
 
@@ -237,7 +237,7 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
     """Return the facts that deviate from the protocol: name → [value, the protocol's value].
 
     source, reference: opened samples and reference; None to check the settings alone.
-    Only some of the protocol's metrics are no deviation. Flags are no deviations either, because they add scores but change none.
+    Leaving out some of the protocol's metrics is no deviation; neither is a flag, which adds scores but changes none.
     Raises UsageError (settings) or DataError (files) unless --allow-mismatch is given.
     """
     if not settings.protocol:
@@ -363,7 +363,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
-        log.warning("repeats differ in more than the seed: %s; their standard deviation is not over seeds alone", told)
+        log.warning("repeats differ in more than the seed: %s; so the standard deviation is not over seeds alone", told)
 
 
 SAMPLES, BESIDE = 12, 5

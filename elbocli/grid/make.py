@@ -99,8 +99,8 @@ def make_grid(
     path: run or checkpoint. kind: declaration in GRIDS.
     steps: None for the sampler's default. images: number of trajectories along which errors are measured.
     weights: weights of the run: ema, model, an average, or a file of 'elbo ema'. batch_size: number of images at a time.
-    guide: run or checkpoint to guide away from, or None. guide_weights: weights of the guide; without one, the run's weights to
-    guide away from; '' for ema if there is a guide. classes: classes of the trajectories, balanced, random or a list.
+    guide: run or checkpoint to guide away from, or None. guide_weights: weights of the guide; without a guide, the run's
+    weights to guide away from; '' for the guide's ema, or for none. classes: of trajectories: balanced, random or a list.
     since: step after which intervals of the loss log are used.
     floor: smallest density of a grid fitted to the loss log, relative to a uniform density.
     Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a

@@ -122,7 +122,7 @@ def find_optimum(search: Search) -> Optimum:
     if size < count:
         among = Stream(search.seed, "optimum-sample").permutation(0, count)[:size]
         checked = min(len(places) // 2, max(LEAST_CHECKED, round(CHECKED * len(places))))
-    log.info(f"{search.dataset.path}: softmax over {size} of {count} images; {len(places)} to denoise; {search.device}")
+    log.info(f"{search.dataset.path}: denoises {len(places)} images by a softmax over {size} of {count}, on {search.device}")
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))
     done = 0

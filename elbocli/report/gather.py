@@ -218,7 +218,7 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return (name, unit) of each key number → its row in each run, None where a run lacks the number."""
+    """Return the key numbers of all runs: (name, unit) → a row for each run, None where a run lacks the number."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
@@ -394,7 +394,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
     """Return the command line that packed the run's dataset. Raises FormatError, DataError (the dataset has changed)."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(f"{data}: now holds other images than this run was trained on")
+        raise DataError(f"{data}: now holds other images than this run was trained on; the command that packed those is unknown")
     return attributes.command
 
 

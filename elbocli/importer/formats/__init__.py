@@ -89,7 +89,7 @@ class Source:
 
     @cached_property
     def tree(self) -> Any:
-        """Content of a file: dicts, lists, numbers, text, tensors, Foreign; None for a folder or program. Raises FormatError."""
+        """Content of a file: containers, numbers, text, tensors, Foreign; None for a folder or .pt2 file. Raises FormatError."""
         return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
 
     @cached_property
@@ -184,7 +184,7 @@ def state_dict(
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
     if not held:
-        raise FormatError(f"{source.path}: no weights of such a network; it holds {inventory(source.tree)}")
+        raise FormatError(f"{source.path}: holds {inventory(source.tree)}, but no weights of such a network; change --format")
     key = "" if "" in held else _choose(held, source, options.weights)
     entry = content[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
@@ -226,7 +226,11 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return elbo's name → the file's name of each module in each block. blocks, parts: such names of blocks, and within them."""
+    """Return elbo's name → the file's name, for each module of each block.
+
+    blocks: elbo's name of a sequence of blocks → the file's names of these blocks.
+    parts: elbo's name of a module within a block → the file's name within a block.
+    """
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
         for way, names in blocks.items()
@@ -268,7 +272,7 @@ def fitted(
     for name in unused:
         if not re.fullmatch(without, name):
             raise FormatError(
-                f"{where}: has {name!r}, which elbo's network lacks; export the network as a program (.pt2), and import that"
+                f"{where}: has {name!r}, which elbo's network lacks; export the network as a program (.pt2), and import this"
             )
     return weights
 
@@ -294,7 +298,7 @@ def parse_attention(text: str) -> AttentionOrder:
     """Parse the text of --attention: `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
-        raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for the new order")
+        raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it for the new order")
     return AttentionOrder(**{said[1]: int(said[2])}, outside=bool(said[3]))
 
 
@@ -324,10 +328,10 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
-            raise FormatError(f"{folder}: its latents have {model.channels} channels, {source.path} has {channels}; name another")
+            raise FormatError(f"{folder}: has {model.channels} channels, {source.path} {channels}; name another autoencoder")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
-        f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
+        f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
     )
     known = {"scaling_factor": SCALE}
     return space_of(convention, known, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()

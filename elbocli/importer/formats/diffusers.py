@@ -41,7 +41,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: elbo reads {UNET} without class_embed_type; export other networks as a program, and import that "
+            f"{where}: elbo reads {UNET} without class_embed_type; export other networks as programs, and import these "
             "(elbocli.export_network)"
         )
     settings, code = _scheduled(source, options)

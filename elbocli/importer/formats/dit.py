@@ -43,7 +43,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
-        source.notes.append("read as DiT's; if it is SiT's or REPA's, which look alike, add --format sit or --format repa")
+        source.notes.append("the file is read as DiT's; if it is SiT's or REPA's, add --format sit or --format repa")
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels, patch, _ = shape_of(tensors, PATCH)
     side = math.isqrt(shape_of(tensors, POSITIONS)[1])
@@ -56,7 +56,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
         heads = formats.parse_attention(options.attention).heads_of(width)
     elif width not in HEADS:
         source.notes.append(
-            f"number of heads unknown: taken as {heads}, of {width // heads} channels each; give another with --attention"
+            f"the number of heads is unknown: taken as {heads}, of {width // heads} channels each; give another with --attention"
         )
     rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes

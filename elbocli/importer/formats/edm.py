@@ -126,7 +126,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
     if strange:
-        raise FormatError(f"{where}: has {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
+        raise FormatError(f"{where}: has a class {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
     if LABELS in tensors:
         tensors[LABELS] = tensors[LABELS].T
@@ -203,7 +203,7 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:
-        source.notes.append(f"it has {len(stds)} averages, of std {', '.join(map(str, stds))}; the first is taken")
+        source.notes.append(f"the file has {len(stds)} averages, of std {', '.join(map(str, stds))}; the first is taken")
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
     known, modules = layout(tensors, module, "edm2")
@@ -219,11 +219,11 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     weights = formats.fitted(tensors, config, source, modules, _turned, r"logvar_(fourier|linear)\..*")
     kind = _encoder(content, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
-        raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave it out")
+        raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave this option out")
     loss = content.get("loss_fn") if isinstance(content, dict) else None
     loss = loss if isinstance(loss, dict) else attributes(loss)
     if "P_mean" not in loss:
         mean, std = DRAWN[kind]
-        source.notes.append(f"doesn't say the noise in its training: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
+        source.notes.append(f"the file doesn't say the noise in its training: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
     data = formats.latents_of(config, source, options, "edm2") if kind == LATENTS else {}
     return Imported(config, weights, objective(module, loss, kind), averaged, data)

@@ -60,7 +60,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     known = PUBLISHED.get((channels, blocks, usual)) if published else None
     size = options.size or usual
     if not size:
-        raise UsageError(f"{where}: its shapes don't show the image size; add --size")
+        raise UsageError(f"{where}: the shapes of weights don't show the image size; add --size")
     if not known and not options.attention:
         raise UsageError(
             f"{where}: not a published network, and shapes don't show its heads; add --attention heads=N "

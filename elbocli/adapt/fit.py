@@ -115,7 +115,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: is for {known.dimensions} values per image, but the log has {losses.header.dimensions}; use another file"
+                f"{optimum}: is for {known.dimensions} values per image, but the log has {losses.header.dimensions}; use another"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]

@@ -74,8 +74,8 @@ class Parallel:
     def compile(self, parts: int) -> None:
         """Compile the network with torch.compile. parts: micro-batches per step.
 
-        Small networks on CUDA are limited by kernel launches, so CUDA graphs replay their kernels. A pass then overwrites the
-        gradients of the pass before, so graphs are not used with gradient accumulation, several processes or activation checkpointing.
+        Small networks on CUDA are limited by kernel launches, so CUDA graphs replay their kernels. Then a pass overwrites the
+        gradients of the pass before; so graphs exclude gradient accumulation, several processes and activation checkpointing.
         """
         if self.sharded:
             compile_units(self.network.units())

@@ -88,7 +88,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats record. nats, se: value per image, and its standard error. some: images, for the unit."""
+    """Return the fields of a Nats record. nats, se: value per image, and its standard error. some: images, pixels or latents."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -232,8 +232,8 @@ def information(asked: Question) -> Parts:
     """Estimate the integral over all λ: in closed form outside the network's range, from samples inside.
 
     Below the range, the denoiser is the Bayes denoiser of a Gaussian fitted to the data. Above the range, the denoiser is the
-    softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, it is the network, or
-    the network's x̂ rounded to pixel levels, if rounding has the smaller error on the other half of the draws.
+    softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, the denoiser is x̂, or
+    x̂ (the network's estimate) rounded to pixel levels, if rounding has the smaller error on the other half of the draws.
     The Gaussian is a control variate twice. From each draw, β times the deviation of the Gaussian's error, on the same noise,
     from its expectation is subtracted (one β per cell, fitted on the other half). From the integral, γ times the deviation of
     the Gaussian's sampled integral from its closed form is subtracted (γ fitted on other images). Both fits are least squares;
@@ -284,7 +284,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     `draws`, and for a fractional `probes` or `exact`.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
-        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, {probes=:g} and {exact=:g} whole")
+        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
     count, how = int(steps), (int(draws), int(probes), int(exact))
     found, reads, coarse, fine = [], [], [], []
     # A piece of a batch has a quarter of the network's batch size, because backward passes need more memory.

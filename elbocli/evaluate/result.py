@@ -100,7 +100,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, or the mean of a score over repeats. number: its description. sd: standard deviation over repeats, or None."""
+    """A score, or its mean over repeats. number: description of the score. sd: standard deviation over repeats, or None."""
 
     number: Number
     value: Value

@@ -142,7 +142,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
-    """Facts about several runs. differences: each setting that differs → its value in each run, or None."""
+    """Facts about several runs. differences: each setting that differs → its value in each run, None if the run lacks it."""
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]

@@ -89,7 +89,10 @@ class Source:
 
     @cached_property
     def tree(self) -> Any:
-        """Content of a file: containers, numbers, text, tensors, Foreign; None for a folder or .pt2 file. Raises FormatError."""
+        """Content of a file: dicts, lists, numbers, text, tensors, and Foreign for other pickled objects. Raises FormatError.
+
+        None for a folder, and for an exported program (.pt2).
+        """
         return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
 
     @cached_property
@@ -272,7 +275,7 @@ def fitted(
     for name in unused:
         if not re.fullmatch(without, name):
             raise FormatError(
-                f"{where}: has {name!r}, which elbo's network lacks; export the network as a program (.pt2), and import this"
+                f"{where}: has {name!r}, which elbo's network lacks; export the network as a .pt2 program, and import the program"
             )
     return weights
 
@@ -328,7 +331,7 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
-            raise FormatError(f"{folder}: has {model.channels} channels, {source.path} {channels}; name another autoencoder")
+            raise FormatError(f"{folder}: has {model.channels} channels, not {channels} as {source.path}; name another folder")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
         f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"

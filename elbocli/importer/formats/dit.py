@@ -43,7 +43,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
-        source.notes.append("the file is read as DiT's; if it is SiT's or REPA's, add --format sit or --format repa")
+        source.notes.append("read as DiT's; files of SiT and REPA look alike: for these, add --format sit or --format repa")
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels, patch, _ = shape_of(tensors, PATCH)
     side = math.isqrt(shape_of(tensors, POSITIONS)[1])

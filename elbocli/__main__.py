@@ -11,7 +11,7 @@ STDERR = 2
 def end(signum: int, frame: FrameType | None) -> None:
     """End the process at once, with the exit code that shells use for the signal; the next command removes partial files.
 
-    This handler raises no exception, because an import or a finalizer would turn it into a traceback.
+    This handler raises no exception, because an import or a finalizer would print the exception as a traceback.
     """
     try:
         if os.environ.get("RANK", "0") == "0" and sys.argv[1:]:

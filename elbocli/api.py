@@ -38,12 +38,12 @@ LARGEST_RMS = 10.0
 
 
 def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: int | None = None) -> Weighting:
-    """Return the weighting w(λ) that a SPEC describes.
+    """Return the weighting w(λ) that a SPEC, `NAME:key=value,…`, describes.
 
-    spec: as in `elbo train --weighting`: `sigmoid:bias=2`, `edm:monotone`, `v-mse@cosine`.
+    spec: such as `sigmoid:bias=2`, `edm:monotone` or `v-mse@cosine`; 'elbo weights list' lists the names.
     shift: replace w(λ) by w(λ − shift).
     monotone: hold w constant left of its peak, so that w never increases in λ.
-    size: image size in pixels, for a schedule within the spec that depends on the image size.
+    size: side of the images in pixels, needed if the SPEC names a schedule that depends on the image size.
     Raises UsageError for an unknown name or parameter, FormatError for an unreadable file.
     Source: Kingma & Gao 2023.
     """
@@ -54,8 +54,8 @@ def schedule(spec: str, logsnr_min: float | None = None, logsnr_max: float | Non
     """Return the schedule λ(t) of a SPEC or of a schedule file, truncated to [logsnr_min, logsnr_max].
 
     spec: `cosine`, `edm:mean=-0.4,std=1`, or the path of a file that `elbo adapt` wrote.
-    logsnr_min, logsnr_max: range of λ; None keeps the schedule's own end.
-    size: image size in pixels, for schedules that depend on the image size.
+    logsnr_min, logsnr_max: range of λ; None for the schedule's own end.
+    size: side of the images in pixels, needed for a schedule that depends on the image size.
     Raises UsageError for an unknown name or a range that the schedule does not cover, FormatError for an unreadable file.
     """
     return resolve_schedule(spec, logsnr_min, logsnr_max, size=size)
@@ -64,16 +64,16 @@ def schedule(spec: str, logsnr_min: float | None = None, logsnr_max: float | Non
 def prediction(spec: str) -> Prediction:
     """Return the prediction of a SPEC: the quantity that a network outputs.
 
-    spec: `eps`, `x`, `v`, `u`, `edm:sigma_data=0.5`.
+    spec: `eps`, `x`, `v`, `u`, or with a parameter, `edm:sigma_data=0.5`.
     Raises UsageError for an unknown name or parameter.
     """
     return Prediction(spec)
 
 
 def sampler(spec: str) -> Sampler:
-    """Return the sampler of a SPEC.
+    """Return the sampler that a SPEC, `NAME:key=value,…`, describes.
 
-    spec: as in `elbo sample --sampler`: `ddpm`, `heun:s_churn=40`, `dpmpp-2m`.
+    spec: such as `ddpm`, `heun:s_churn=40` or `dpmpp-2m`; 'elbo weights list samplers' lists the names.
     Raises UsageError for an unknown name or parameter.
     """
     return parse_sampler(spec)
@@ -97,10 +97,10 @@ class DiffusionLoss:
         logsnr_min (float, optional): Lower end of the range of λ. Default: that of a Schedule object, else ``-15``
         logsnr_max (float, optional): Upper end of the range of λ. Default: that of a Schedule object, else ``15``
         floor (float): Least density of an adaptive schedule, as a fraction of the uniform density. Default: ``0.01``
-        t_sampling (str): Draw of times, ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
-        seed (int): Times depend on the seed and the step, noise on the seed and the images seen before. Default: ``0``
+        t_sampling (str): How the times t are drawn: ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
+        seed (int): Seed of the draws: times depend on seed and step, noise on seed and number of images seen. Default: ``0``
         rank (int): Rank of this process. Default: ``0``
-        ranks (int): Number of processes. All use the same batch size, and share equally spaced times. Default: ``1``
+        ranks (int): Number of processes, which all use the same batch size and share equally spaced times. Default: ``1``
 
     Shape:
         - x: [B, …], floating point, data scaled to about [−1, 1]
@@ -237,20 +237,23 @@ class DiffusionLoss:
             KeyError: if an entry is missing.
         """
         if (loss := state.get("loss", self._loss())) != self._loss():
-            raise UsageError(f"the state is of another loss: expected {self._loss()}, found {loss}; use equal settings")
+            raise UsageError(f"the state is of a loss with {loss}, but this loss has {self._loss()}; use equal settings")
         self.step, self.images = state["step"], state["images"]
         if self.adaptive is not None:
             self.adaptive.state.copy_(state["adaptive"])
         self._follow()
 
     def _loss(self) -> str:
-        """Describe the settings that a state must match; a fixed schedule is not among them."""
+        """Describe the settings that a state must match; a fixed schedule may differ."""
         kind = "" if self.adaptive is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
 def _on_range(schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False) -> Schedule:
-    """Truncate a schedule to [low, high]. An end of None is that of a Schedule object, else that of `usual`, else ±15."""
+    """Truncate a schedule to [low, high]. Where an end is None, use the end of a Schedule object, else of `usual`, else ±15.
+
+    usual: a DiffusionLoss, or None. clip: reduce the range to the range that the schedule of a SPEC covers.
+    """
     ends = usual if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0
     high = high if high is not None else ends.logsnr_max if ends else 15.0
@@ -262,7 +265,7 @@ def _on_range(schedule: Schedule | str, low: float | None, high: float | None, u
 def _predicted(prediction: Prediction | str | None, loss: DiffusionLoss | None) -> Prediction:
     """Return the given prediction, or else that of the loss. Raises UsageError if both are None."""
     if prediction is None and loss is None:
-        raise UsageError("the network's prediction is unknown; pass prediction='v', or its DiffusionLoss as loss=")
+        raise UsageError("the network's prediction isn't given; pass prediction=, such as 'v', or the DiffusionLoss as loss=")
     chosen = prediction or loss.prediction  # type: ignore[union-attr]
     return Prediction(chosen) if isinstance(chosen, str) else chosen
 
@@ -300,14 +303,16 @@ def draw(
 
     network: a callable `(z, logsnr, labels) → out`, in eval mode.
     prediction: the quantity that the network outputs; default: that of `loss`.
-    shape: of one example, such as (channels, height, width).
+    shape: shape of one example, such as (channels, height, width).
     loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
-    labels: [n], where −1 means "no class". Guidance other than 1 needs labels, and a network that knows "no class".
-    steps, schedule, spacing: the sampler's defaults unless given.
+    labels: [n], where −1 means "no class". Guidance other than 1 needs labels, and a network trained with "no class".
+    sampler: a Sampler or its SPEC, `NAME:key=value,…`.
+    steps, schedule, spacing: number of noise levels, their schedule (or its SPEC), and the SPEC of their spacing; default: the
+        sampler's.
     logsnr_min, logsnr_max: range of λ; default: that of a Schedule object, else that of `loss`, else −15 to 15.
     guidance_scale: scale of classifier-free guidance; 1 is none.
     start: `unit` starts from z = ε, `edm` from z = σε.
-    threshold: `none`, `static` or `dynamic` clipping of x̂.
+    threshold: `none`, `static` or `dynamic` clipping of the estimate x̂ of the data.
     batch_size: examples per call of the network.
     device: a CUDA device becomes torch's current device.
     precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
@@ -357,14 +362,16 @@ def variational_bound(
 ) -> Bound:
     """Return the variational bound on −log p of images under a network, with its terms and their standard errors.
 
-    prediction, loss, logsnr_min, logsnr_max: as in `draw`; the network must have been trained on this range of λ.
+    prediction: the quantity that the network outputs; default: that of `loss`.
+    loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
+    logsnr_min, logsnr_max: range of λ of training; default: that of a Schedule object, else that of `loss`, else −15 to 15.
     pixels: [N, C, H, W] or [N, H, W, C], uint8, C = 1 or 3, N ≥ 2; the network sees them scaled to [−1, 1].
-    labels: [N], or None.
-    schedule: draws the noise levels; it changes the standard errors, not the expectation.
+    labels: [N]; None for a network without classes.
+    schedule: a Schedule or its SPEC, by which noise levels are drawn; only the standard errors depend on the schedule.
     draws: noise levels per image, an even number.
     population: number of images that the given images were sampled from, for the standard errors; inf for a distribution.
     batch_size: inputs per call of the network.
-    device, precision: as in `draw`.
+    device: a CUDA device becomes torch's current device. precision: `fp32` (without TF32), `tf32`, `bf16` or `fp16`.
     Raises UsageError for an invalid argument, NonFiniteError for outputs that are not finite.
     Source: Kingma & Gao 2023; Kingma et al. 2021 for the discrete decoder.
     """
@@ -387,7 +394,7 @@ def open_run(
     path: folder of the run or of a checkpoint.
     weights: `ema` (the run's first average), `model` (the last weights), the name of another average, or a file that
         `elbo ema` wrote.
-    plugins: plug-in files to run first, as with `--plugin`; the files in ELBO_PLUGIN run before them.
+    plugins: plug-in files to run first, as with `--plugin`; the files that $ELBO_PLUGIN names run before `plugins`.
     Warns if a damaged checkpoint is skipped, or a plug-in has changed.
     Raises FormatError or DataError for an unusable run, UsageError for an invalid argument.
     """

@@ -35,7 +35,7 @@ class NonFiniteError(ElboError):
 
 
 class Interrupted(ElboError):
-    """A signal ended the run, after its work was saved."""
+    """A signal ended the run, after the run's work was saved. signum: number of the signal; the exit code is 128 + signum."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -52,4 +52,4 @@ class ReaderGone(ElboError):
     exit_code = 141
 
     def __init__(self) -> None:
-        super().__init__("the reader of the output has closed the pipe")
+        super().__init__("the reader of the output has closed the pipe, so the command ends without writing the rest")

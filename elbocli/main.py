@@ -1,4 +1,4 @@
-"""`elbo`: the group of commands, and the conversion of errors to messages and exit codes."""
+"""Main command `elbo`, which contains all other commands and turns their errors into messages and exit codes."""
 
 import faulthandler
 import os
@@ -57,7 +57,7 @@ GROUPS = {
         "help": "Show the help of COMMAND.",
     },
 }
-"""Heading in the help → name of a command → first sentence of its help."""
+"""Commands under each heading of the help: name of the command → first sentence of the command's help."""
 COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
     "help": "elbocli.main.help_",
@@ -98,7 +98,7 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
     if ctx.resilient_parsing or not (asked or verbose):
         return
     if not asked:
-        raise click.UsageError("before a command, -v goes only with --version; put it after the command: elbo COMMAND -v", ctx)
+        raise click.UsageError("-v before a command works only with --version; write -v after the command: elbo COMMAND -v", ctx)
     click.echo(f"elbo {__version__}")
     for line in _environment() if verbose else ():
         click.echo(visible_lines(line))
@@ -138,8 +138,8 @@ def elbo() -> None:
 LATER_S = 10.0
 """Seconds that ranks other than 0 wait after an error, so that rank 0 prints its error before the launcher ends all ranks."""
 SIGNALLED = 128
-"""Number added to a signal's number for the exit code of a command that the signal has ended, as in shells."""
-LESS = "try a smaller --batch-size; in 'elbo train', a smaller --micro-batch or --activation-checkpointing"
+"""Offset of exit codes: a command that a signal ended exits with 128 + the signal's number, as in shells."""
+LESS = "try a smaller --batch-size; in 'elbo train', a smaller --micro-batch, or --activation-checkpointing"
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -177,9 +177,9 @@ elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # click suggests thes
 
 
 def share_cores() -> None:
-    """Shorten the busy-waiting of torch's OpenMP threads, unless the user has set it in the environment.
+    """Shorten the busy-waiting of torch's OpenMP threads, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT is set.
 
-    With the default, two commands of a pipe on two cores slow each other down a hundredfold.
+    With torch's default, two commands of a pipe that share two cores slow each other down a hundredfold.
     Must be called before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -187,11 +187,11 @@ def share_cores() -> None:
 
 
 def extend_segments() -> None:
-    """Turn on expandable segments in torch's CUDA allocator, against fragmentation, unless the user has configured it.
+    """Turn on expandable segments in torch's CUDA allocator, against fragmentation, unless the environment configures it.
 
     Must be called before torch is imported.
     """
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads the second alone
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads only the second name
     chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
     for name in names:
         os.environ.setdefault(name, chosen)
@@ -200,8 +200,8 @@ def extend_segments() -> None:
 def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """Print an error, or the signal that ended the command, on stderr; return the exit code.
 
-    where: name of the command. alone: whether this rank may be the only one with the error, so that it prints the error even
-    if it isn't rank 0; otherwise ranks other than 0 print nothing, and wait until rank 0 has printed.
+    where: name of the command. alone: whether perhaps only this rank has the error; the rank then prints the error, whatever
+    its number. Otherwise ranks other than 0 print nothing, and wait until rank 0 has printed the error.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""

@@ -1,3 +1,3 @@
-"""The version of elbo, in this place alone."""
+"""The version of elbo, defined only in this file."""
 
 __version__ = "0.2.0"

@@ -348,7 +348,7 @@ def outcome(odd: Odd, folder: Path) -> Outcome:
             packed = len(data) - (not odd.archive)
             rows = [i for i, name in enumerate(data.contents()[1]["files"]) if odd.archive or name.startswith("odd/")]
             pixels = data.batch(np.array(rows[:1]))[0] if rows else None
-    changed = next((m.partition(": ")[2] for m in messages if m.startswith("changed while")), "")
+    changed = next((m.partition(": ")[2] for m in messages if m.startswith("decoding changed")), "")
     listed = folder / "out.skipped.jsonl"
     says = stopped.replace(f"{folder}/", "") or re.sub(r"\b1 ", "", changed, count=1)
     return Outcome(packed, says, messages, listed.read_text() if listed.exists() else "", pixels)

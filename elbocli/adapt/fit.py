@@ -40,12 +40,14 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 class AdaptReport(Record, frozen=True):
     """A fitted schedule, and the predicted variance of the loss for this and other schedules.
 
-    schedules: for each schedule, by name, and for independent and low-discrepancy t: the variance of the loss estimate per image,
-    divided by the squared loss, and its ratio to the smallest variance; None if infinite or undefined.
+    schedules: name of a schedule → values under the keys PROMISE: for independent and for low-discrepancy t, the variance of the
+    loss estimate per image, divided by the squared loss, and the ratio of this variance to the smallest one of all schedules;
+    None if infinite or undefined.
     Only for a schedule fitted to data alone (--data-only):
     half: the two logsnr between which half of the draws lie.
     p_mean, p_std: mean and standard deviation of EDM's ln sigma = −logsnr/2 under the schedule.
-    told_apart: logsnr above which the least error is below half of its peak, because the images can be told apart; or None.
+    told_apart: logsnr from which on the least possible error is below half of its maximum, because a denoiser can tell the images
+    apart; None if this error stays above half of its maximum.
     """
 
     weighting: str
@@ -67,8 +69,9 @@ class AdaptReport(Record, frozen=True):
 class FittedSchedule:
     """A fitted schedule, the text of its file, the report, and the data of the plot.
 
-    edges: edges of the λ bins. error: (error, standard error) of each bin.
-    densities: density functions of this and other schedules, by name. share: density over λ of the weighted loss, by bin.
+    edges: edges of the λ bins. error: ε error per dimension in each bin, and its standard error.
+    densities: density functions of this and other schedules, by name.
+    share: density over λ of the weighted loss, by bin; None for a schedule fitted to data alone.
     """
 
     schedule: Schedule
@@ -93,8 +96,8 @@ def fit_log(
     """Fit a schedule to loss logs (runs, files, or a binary stream). Raises ElboError.
 
     choose: function from the spec of the log's own weighting to the weighting to use.
-    bins: number of bins after merging. floor: smallest density, relative to a uniform density.
-    since: step after which intervals are used. optimum: file of least errors, for criterion excess only.
+    bins: number of bins after merging; None keeps the log's. floor: smallest density, relative to a uniform density.
+    since: step after which intervals of the log are used. optimum: file of least possible errors, for criterion excess only.
     """
     if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
@@ -111,7 +114,9 @@ def fit_log(
     if optimum is not None:
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
-            raise UsageError(f"{optimum}: is for images of {known.dimensions} values, unlike the log's images")
+            raise UsageError(
+                f"{optimum}: is for {known.dimensions} values per image, but the log has {losses.header.dimensions}; use another"
+            )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
     schedule = fit_schedule(moments, w, criterion, floor, least=least)
@@ -145,7 +150,7 @@ def fit_log(
 
 
 def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
-    """Return (edges, sums) with neighbouring bins merged to `bins` bins."""
+    """Return a log's (edges, sums) with neighbouring bins merged, so that `bins` bins remain; None merges nothing."""
     count = losses.sums.shape[1]
     bins = bins or count
     if count % bins:
@@ -154,9 +159,9 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(losses: LossLog) -> Density:
-    """Return the density of a log's noise levels: its schedule's, or counted if the schedule was adaptive or is missing.
+    """Return the density of a log's noise levels, from the log's schedule, or, if adaptive or missing, from counts.
 
-    Half a draw is added to each bin (the Krichevsky-Trofimov estimate), so that no density is zero. The counted density gets
+    In counting, half a draw is added to each bin (the Krichevsky-Trofimov estimate), so that no density is zero; the result gets
     the floor of the adaptive schedule.
     """
     low, high = float(losses.edges[0]), float(losses.edges[-1])
@@ -176,7 +181,7 @@ def _fixed_density(name: str, like: Schedule) -> Density:
 
 
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
-    """Fit a schedule with density proportional to weighting × least error. path: file of least errors. Raises ElboError."""
+    """Fit a schedule with density ∝ weighting × least possible error. path: file of these errors. Raises ElboError."""
     optimum = read_optimum(path)
     edges = torch.tensor(optimum.edges, dtype=torch.float64)
     error = optimum.least(edges, training=True)
@@ -194,7 +199,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"above logsnr {told_apart:.3g} the least error vanishes, but a network's doesn't; raise --floor")
+        log.warning(f"the least possible error vanishes above logsnr {told_apart:.3g}, but a network's doesn't; raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(

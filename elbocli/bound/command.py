@@ -142,7 +142,7 @@ def bound(
     rules = (
         (check, "--check", ("classify", "schedule", "per_image", "estimator", "target_se", *drawn)),
         (classify, "--classify", ("weighting", "estimator", "target_se", *drawn)),
-        (not check, "the bound", ("weighting",)),
+        (not check, "the bound (only with --check)", ("weighting",)),
         (not alone, f"--estimator {names[-1]}", ("target_se",)),
         (target_se, "--target-se", ("per_image",)),
         (names == ["ode"], "--estimator ode alone", drawn),

@@ -2,7 +2,7 @@
 
 All three equal ½ ∫ E‖ε−ε̂‖² dλ over all noise levels. They differ in the denoiser at levels outside the network's range, and
 in the method of integration. Each estimator returns two independent values per image, whose difference gives the standard
-error. The bound also has a profile over λ.
+error. The bound also has a profile over λ: the bound on data as noisy as λ.
 """
 
 import itertools
@@ -43,9 +43,9 @@ class BoundEstimate:
     """The variational bound of a set of images, with its profile over λ.
 
     sums: count, sum and sum of squares of the ε error per bin of λ, as in a loss log, [3, bins].
-    moments: mean and variance of the error per dimension in each bin, from `sums`.
-    profile, profile_se: L(λ;x), the bound on data as noisy as at the upper edge of each bin, in nats, and standard error, [bins].
-    excess: error minus the least possible error in each bin, and its standard error; () if --optimum wasn't given.
+    moments: number, mean and mean square of the errors per dimension in each bin, from `sums`.
+    profile: bound L(λ;x) on data as noisy as the upper edge λ of each bin, in nats, [bins]. profile_se: its standard error.
+    excess: error minus the least possible error, and its standard error, [bins] each; () if --optimum wasn't given.
     """
 
     bound: Bound
@@ -65,7 +65,7 @@ class BoundEstimate:
         return "".join("\t".join(row) + "\n" for row in rows)
 
     def log_text(self, asked: Measurement) -> str:
-        """Return the errors as text of a loss log, from which `elbo adapt` can fit a schedule. asked: run and dataset."""
+        """Return the errors as text of a loss log, from which `elbo adapt` can fit a schedule. asked: what was measured."""
         trained = asked.trained
         specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
         about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
@@ -73,7 +73,7 @@ class BoundEstimate:
         return losslog.header(self.moments.edges, **about) + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
-        """Draw panels over λ: the ε error per dimension and L(t;x) in nats, each ± 2 standard errors."""
+        """Draw two plots over λ into the file `out`: the ε error per dimension, and L(λ;x) in nats, each ± 2 standard errors."""
         from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
         moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1
@@ -88,7 +88,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats record for a value of `nats` per image and its standard error. some: images of that kind."""
+    """Return the fields of a Nats record. nats, se: value per image, and its standard error. some: images, pixels or latents."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -107,7 +107,7 @@ def estimate_bound(
     schedule: schedule of the noise levels, from denoiser.low to denoiser.high; changes the variance, not the expectation.
     target_se: continue, with more images first, then with more noise on all images, until the standard error per dimension
     is below this value; None for one pass over the images.
-    gaussian: Gaussian whose errors on the same noise are computed, too; None for none.
+    gaussian: Gaussian whose exact denoiser is evaluated on the same noise, too; None for none.
     kept: list to which the errors at all noise levels are appended; None to drop these errors.
     Raises UsageError for fewer than two images, NonFiniteError.
     """
@@ -154,8 +154,8 @@ def estimate_bound(
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
     """Estimate the variational bound of a run on a dataset. Raises ElboError.
 
-    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log.
-    target_se: standard error per dimension at which to stop, as for `estimate_bound`.
+    schedule: SPEC (name:key=value,…) of the schedule of noise levels; '' to fit a schedule to the run's loss log.
+    target_se: standard error per dimension below which to stop; None for one pass over the images.
     """
     return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
@@ -165,7 +165,7 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 ROUNDING = 1e-9
 """Relative standard error below which the standard error of a difference is due to rounding alone."""
 CELLS = 20
-"""Number of λ cells in which the information estimator chooses its denoiser and its control-variate coefficient."""
+"""Number of cells of λ. In each, the estimator `information` chooses a denoiser and a control-variate coefficient."""
 ENOUGH = 16
 """Least number of draws in a cell, or of images, to which a control-variate coefficient is fitted."""
 CHECKED = 32
@@ -189,7 +189,7 @@ class Question(NamedTuple):
     """The input of an estimator.
 
     images: batches. schedule: schedule of the noise levels. latent: whether the images are latents.
-    draws: errors of all images at random noise levels, for the estimators in DRAWN; empty if no such estimator is asked for.
+    draws: errors of all images at random noise levels; empty if none of the estimators in DRAWN is asked for.
     """
 
     denoiser: MeasuredNetwork
@@ -204,7 +204,7 @@ class Question(NamedTuple):
 
 
 ESTIMATORS = Registry("estimator")
-"""Registry of estimators of −log p: (Question, parameters) → Parts. traits: the quantity that it bounds from above."""
+"""Registry of estimators of −log p: (Question, parameters) → Parts. traits: quantity that an estimator bounds from above."""
 DRAWN = ("variational", "information")
 """Names of the estimators that use the same draws (random noise levels and noise) as the variational bound."""
 
@@ -233,7 +233,7 @@ def information(asked: Question) -> Parts:
 
     Below the range, the denoiser is the Bayes denoiser of a Gaussian fitted to the data. Above the range, the denoiser is the
     softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, the denoiser is x̂, or
-    x̂ rounded to pixel levels if rounding has the smaller error on the other half of the draws.
+    x̂ (the network's estimate) rounded to pixel levels, if rounding has the smaller error on the other half of the draws.
     The Gaussian is a control variate twice. From each draw, β times the deviation of the Gaussian's error, on the same noise,
     from its expectation is subtracted (one β per cell, fitted on the other half). From the integral, γ times the deviation of
     the Gaussian's sampled integral from its closed form is subtracted (γ fitted on other images). Both fits are least squares;
@@ -280,13 +280,14 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     steps: even number of steps, evenly spaced in λ. draws: even number of samples of initial noise per image.
     probes: random sign vectors per sample, for Hutchinson's estimate of the trace.
     exact: largest number of dimensions for which the exact trace is computed instead.
-    The decoder term is the variational bound's reconstruction term. Raises UsageError for odd or fractional numbers.
+    The decoder term is the variational bound's reconstruction term. Raises UsageError for an odd or fractional `steps` or
+    `draws`, and for a fractional `probes` or `exact`.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
-        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, {probes=:g} and {exact=:g} integers")
+        raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
     count, how = int(steps), (int(draws), int(probes), int(exact))
     found, reads, coarse, fine = [], [], [], []
-    # A piece has a quarter of the network's batch, because backward passes need more memory.
+    # A piece of a batch has a quarter of the network's batch size, because backward passes need more memory.
     size = max(1, asked.denoiser.batch_size // 4 // int(draws))
     pieces = ((some, slice(at, at + size)) for some in asked.images for at in range(0, len(some.rows), size))
     for some, of in pieces:
@@ -307,9 +308,9 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch, and return [B, 2, 2], with an axis 1 for two independent halves of the draws.
+    """Solve the ODE for a batch; return two numbers for each of two independent halves of the draws: [B, half, number].
 
-    Axis 2: E[log q(z₀|x)] − log p(z₀), and its control variate ½‖ε‖² − D/2. steps, draws, probes, exact: as for `ode`.
+    The numbers are E[log q(z₀|x)] − log p(z₀), and its control variate ½‖ε‖² − D/2. Parameters: those of `ode`, as integers.
     """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
@@ -338,17 +339,17 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     with torch.no_grad():
         log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
     if not bool(log_p.isfinite().all()):
-        raise NonFiniteError(f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower range")
+        raise NonFiniteError(f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower logsnr range")
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
     return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
 
 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
-    """Return the coefficient of a zero-mean control variate for each image: value, known [N, 2] → [N].
+    """Return the coefficient of a control variate for each image, [N].
 
     The coefficient of even images is fitted on odd images, and vice versa, by least squares on the differences between the two
-    halves (axis 1). value: estimates to correct. known: control variate.
+    halves (axis 1). value: estimates to correct, [N, 2]. known: control variate, whose expectation is 0, [N, 2].
     """
     odd = torch.arange(len(value)) % 2 == 1
     found = torch.zeros(len(value), dtype=torch.float64)
@@ -362,7 +363,7 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
 class Found(NamedTuple):
     """Several estimates of −log p of the same images.
 
-    result: means over images, as a JSON record. parts: values per image, by the estimator's spec.
+    result: means over images, as a JSON record. parts: SPEC of an estimator → its estimates for each image.
     bound: the variational bound with its profile; None if no estimator uses its draws.
     """
 
@@ -388,7 +389,7 @@ class Found(NamedTuple):
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
-    """Parse specs of estimators. Raises UsageError if an estimator is unknown, or is named twice."""
+    """Parse estimators from SPECs, name:key=value,…. Raises UsageError if an estimator is unknown, or is named twice."""
     found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
     if len(found) < len(specs):
         raise UsageError(f"--estimator {', '.join(specs)}: an estimator is named twice; name each estimator once")
@@ -457,7 +458,7 @@ def _pooled(nats: Tensor) -> PairedEstimate:
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
     """Estimate −log p of a dataset's images under a run, by several estimators.
 
-    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log. Raises ElboError.
+    schedule: SPEC of the schedule of noise levels; '' to fit a schedule to the run's loss log. Raises ElboError.
     The Gaussian of `information` is fitted to a sample of the whole dataset, not only to the measured images.
     """
     n, gaussian = len(asked.dataset), None

@@ -1,4 +1,4 @@
-"""Checks of a run by its errors: the paper's theorem, the run as a classifier, and its errors above the least possible ones.
+"""Check the paper's theorem on a run, judge the run as a classifier, and compare its errors with the least possible errors.
 
 The theorem has two sides. Left: L_w as training computes it. Right: −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x),
 with L estimated from independent noise on the same images. Source: Kingma & Gao 2023, theorem 1.
@@ -48,7 +48,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
             raise UsageError(
                 f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; set another --logsnr-min or --logsnr-max"
             )
-    # The bounds are shared, so their levels follow the average density: no level that a weighting needs is rare.
+    # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
     share = torch.stack([each.t(edges[:-1]) - each.t(edges[1:]) for each in schedules]).mean(0)
     shared = schedule_of_shares(edges, share, "mixture")
@@ -115,7 +115,7 @@ def class_scores(
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
         if some.labels is None:
-            raise UsageError("a classifier needs images with labels; these images have none; give them labels")
+            raise UsageError("a classifier needs images with labels, but these images have none; pass images with labels")
         columns = []
         for label in range(classes):
             asked = some._replace(labels=torch.full_like(some.labels, label))
@@ -130,9 +130,9 @@ def class_scores(
 def judge_scores(
     halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
 ) -> tuple[Classification, Columns]:
-    """Compute accuracy and calibration from the scores of `class_scores`; return the result, and a table of images.
+    """Compute accuracy and calibration from scores of images; return the result, and a table with a row per image.
 
-    halves, labels, rows: as `class_scores` returns them. draws, schedule: noise levels per image, and their schedule.
+    halves, labels, rows: scores, labels and rows from `class_scores`. draws: noise levels per image. schedule: their schedule.
     """
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
@@ -163,9 +163,9 @@ def judge_scores(
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
-    """Classify images of a dataset with a run; return the result, and a table of images. Raises ElboError.
+    """Classify images of a dataset with a run; return the result, and a table with a row per image. Raises ElboError.
 
-    schedule: spec of the schedule of noise levels; '' to fit a schedule to the run's loss log.
+    schedule: SPEC (name:key=value,…) of the schedule of noise levels; '' to fit a schedule to the run's loss log.
     """
     classes = asked.trained.network.config.num_classes
     if classes < 2:
@@ -175,19 +175,19 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     return judge_scores(*scores, asked.draws, chosen)
 
 
-# Errors above the least possible errors, and whether a network copies its training images, by its errors on new images.
+# Errors above the least possible errors. A network that copies its training images has larger ones on new images.
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return a measurement of the same run on its training images, as many as in `asked`. optimum: file of least errors.
+    """Return a measurement like `asked`, but on as many of the run's training images. optimum: file of 'elbo optimum --like RUN'.
 
-    Raises UsageError when the optimum is for other images or noise levels, and the errors of `open_data`.
+    Raises UsageError when the optimum is for other images or noise levels, DataError and FormatError for an unusable dataset.
     """
     least, trained = read_optimum(optimum), asked.trained
     known, run = trained.data.payload_sha256, trained.path
     if least.payload_sha256 != known:
         raise UsageError(
-            f"{optimum}: has least errors of other images than {run} was trained on; make one with 'elbo optimum --like {run}'"
+            f"{optimum}: has the least errors of other images than {run} was trained on; use 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     same = asked.dataset.attributes.payload_sha256 == known
@@ -204,8 +204,8 @@ def add_excess(
 ) -> tuple[dict[str, Any], BoundEstimate]:
     """Compare errors with the least possible errors. Return the result's field `excess`, and `found` with the excess per bin.
 
-    own: measurement on training images, from `open_own`; it is evaluated, too, unless it has the same images as `asked`.
-    optimum: file of least errors. found: the bound of `asked`.
+    own: measurement on training images, from `open_own`; evaluated, too, unless its images are those of `asked`.
+    optimum: file of 'elbo optimum'. found: the bound of `asked`. schedule: SPEC of the noise levels for `own`; '' to fit one.
     Field `excess`: weighted loss minus the least possible loss, in nats per dimension, which training can still gain.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()

@@ -84,10 +84,10 @@ class Draws(NamedTuple):
     uniform offset.
     logsnr, loss, error: λ, weighted loss and ‖ε−ε̂‖², [B, 2, K].
     below, above: terms of the bound for λ below and above the range, in nats: prior and reconstruction, [B].
-    Only with a Gaussian:
-    rounded, gaussian: ‖ε−ε̂‖² of x̂ rounded to the nearest level, and of the Gaussian's denoiser, [B, 2, K].
+    Only if `draw` gets a Gaussian:
+    rounded, gaussian: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, and of the Gaussian's exact denoiser, [B, 2, K].
     expected: expectation of `gaussian` over the noise, [B, 2, K].
-    ends: nats of the Gaussian's error, integrated over λ up to the low and the high end of the range, [B, 2].
+    ends: ½ ∫ of the exact denoiser's expected error over λ, from −∞ to the low and to the high end of the range, in nats, [B, 2].
     nats: −log p of the images under the Gaussian, [B].
     """
 
@@ -103,8 +103,9 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Return the addend of each draw, [image, half of the draws, draw]; their sum over the last axis estimates
-        ½ ∫ ‖ε−ε̂‖² dλ. schedule: the schedule from which the noise levels were drawn.
+        """Return the contribution of each draw, [B, 2, K]; the sum over the last axis estimates ½ ∫ ‖ε−ε̂‖² dλ.
+
+        schedule: the schedule from which the noise levels were drawn.
         """
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
@@ -158,11 +159,11 @@ class MeasuredNetwork:
 
         weighting: weighting of the losses. schedule: schedule from which the noise levels are drawn.
         purpose: name of the random stream; different purposes give independent draws.
-        gaussian: Gaussian whose errors on the same noise are computed, too.
+        gaussian: Gaussian whose exact denoiser is evaluated on the same noise, too; None for none.
         Raises UsageError for an odd number of levels, NonFiniteError.
         """
         if self.draws < 2 or self.draws % 2:
-            raise UsageError(f"draws is {self.draws}; it must be even: two independent halves give the standard error")
+            raise UsageError(f"draws is {self.draws}; give an even number, whose two halves give the standard error")
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
@@ -191,7 +192,7 @@ class MeasuredNetwork:
             parts.append(torch.stack(values))
         loss, error, *more = torch.cat(parts, 1).view(-1, *logsnr.shape)
         if not bool(loss.isfinite().all()):
-            raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower range")
+            raise NonFiniteError(f"{self.name}: the loss is not finite; try precision fp32, or a narrower logsnr range")
         if gaussian is not None:
             seen = images.x if images.latent else images.x.permute(0, 3, 1, 2)  # channels first, as for the network
             more += [gaussian.upto(seen, torch.tensor([self.low, self.high], dtype=torch.float64)), gaussian.nats(seen)]
@@ -226,7 +227,7 @@ class Measurement(MeasuredNetwork):
             yield Images(self.content(rows), labels, rows.tolist())
 
     def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Yield the draws of all images, batch by batch, and report progress."""
+        """Yield the result of `draw` for each batch of the chosen images, and report progress."""
         done = 0
         for some in self:
             yield self.draw(some, weighting, schedule, purpose)
@@ -245,9 +246,9 @@ class Measurement(MeasuredNetwork):
         return network_input(stored, eta, affine(space, cpu), cpu)
 
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
-        """Return the schedule of noise levels that a spec names.
+        """Return the schedule of noise levels that a SPEC, name:key=value,…, names.
 
-        spec: spec of a schedule; or fitted[:CRITERION] to fit a schedule to the run's loss log; or '' for a fitted schedule
+        spec: SPEC of a schedule; or fitted[:CRITERION] to fit a schedule to the run's loss log; or '' for a fitted schedule
         with low variance for `weighting`. If no loss log covers the range of λ, the schedule is uniform. Raises ElboError.
         """
         name, _, criterion = spec.partition(":")
@@ -302,11 +303,12 @@ def open_measurement(
 ) -> Measurement:
     """Open a run and a dataset to evaluate it on.
 
-    path: run or checkpoint. data: dataset; None for the run's own. weights: as for `open_run`.
+    path: run or checkpoint. data: dataset; None for the run's own.
+    weights: ema (the run's first average), model (its last weights), another average, or a file of 'elbo ema'.
     images: largest number of images; None for DEFAULT_IMAGES, ALL for all images of the dataset.
     batch_size: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
-    precision: as for TrainedRun.precision. logsnr_min, logsnr_max: range of λ; None for the run's.
-    options: draws, as in MeasuredNetwork.
+    precision: fp32, tf32, bf16, fp16, or auto: the run's own on CUDA, fp32 on a CPU.
+    logsnr_min, logsnr_max: range of λ; None for the run's. options: draws of a MeasuredNetwork.
     Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
@@ -348,7 +350,7 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
-        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name a dataset after the run")
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name another dataset after the run")
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:

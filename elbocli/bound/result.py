@@ -10,7 +10,7 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Fields of all results. per_image: path of the table of images. excess: errors minus the least possible, with --optimum."""
+    """Fields of all results. per_image: file of --per-image. excess: errors above the least possible errors, for --optimum."""
 
     REST: ClassVar[str] = "about"
 
@@ -21,7 +21,10 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """A mean over images, in nats and per dimension. Its standard errors are those of the mean over the whole dataset."""
+    """A mean over images, in nats per image and as a value per dimension.
+
+    Suffix _se: standard error of the value as an estimate of the mean over the whole dataset.
+    """
 
     bpd: float | None = None
     bpd_se: float | None = None
@@ -48,7 +51,8 @@ class Bound(Nats, frozen=True, kw_only=True):
 
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
-    schedule: schedule of the noise levels. per_image, excess: as in Answer.
+    schedule: schedule of the noise levels. per_image: file of --per-image.
+    excess: errors above the least possible errors, for --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -92,7 +96,7 @@ class Estimate(Nats, frozen=True, kw_only=True):
 
 
 class Difference(Record, frozen=True):
-    """One estimate minus another. se: standard error from the noise. in_se: nats over the error from noise and ODE solver."""
+    """One estimate minus another. se: error from the noise. in_se: `nats` divided by the error from noise and ODE solver."""
 
     estimator: str
     minus: str
@@ -120,7 +124,7 @@ class Side(Record, frozen=True):
 
 
 class NoiseShares(Record, frozen=True):
-    """The measure −dw, divided by the largest w. For a monotone weighting it is p_w, the distribution of the augmentation noise.
+    """Measure −dw of a weighting w, over the largest w. For a monotone w, it is p_w, the distribution of the augmentation noise.
 
     at_logsnr_max: mass at the cleanest level. logsnr: edges of cells of logsnr. mass: mass in each cell.
     positive, negative: for a weighting that rises, the total positive and the total negative mass.

@@ -1,5 +1,5 @@
-"""The command line: messages on standard error, types of options, commands with grouped help, options that several
-commands share, and functions that print results.
+"""Building blocks of all commands: messages on standard error, types of options, commands with grouped help, options that
+several commands share, and functions that print results.
 
 Control characters in text from files are escaped, so that they can't move a terminal's cursor or change its colours.
 """
@@ -43,7 +43,7 @@ def _escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters, also line breaks, in a message or a name; a line break before an indented line is kept."""
+    """Escape control characters in a message or a name, and line breaks except those before an indented line."""
     return "\n  ".join(map(_escaped, text.split("\n  ")))
 
 
@@ -62,9 +62,10 @@ def tell(text: str) -> None:
 
 
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Click type of a value of an annotated type, such as Annotated[int, msgspec.Meta(ge=1)].
+    """Click type that converts and checks text by an annotated Python type, such as Annotated[int, msgspec.Meta(ge=1)].
 
-    name: name of the type in the help. bounds: bounds of a plain int or float, as for msgspec.Meta. zero: word for 0.
+    hint: the annotated type; or plain int or float, with `bounds`: keywords ge, gt, le → number. name: name in the help.
+    zero: word that users may type for 0, such as none; None for no word.
     """
 
     def __init__(self, hint: Any, name: str, bounds: Any = None, zero: str | None = None):
@@ -72,7 +73,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert text or a YAML value. Raises UsageError for a value of another type, or out of bounds."""
-        from msgspec import Meta  # imported here to save 10 ms for --help, with the settings
+        from msgspec import Meta  # both imports are here because they would slow down --help by 10 ms
 
         from elbocli.run.train_settings import convert_text
 
@@ -85,7 +86,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
-    """Return a click type for an int or a float. le, ge, gt: bounds, as for msgspec.Meta."""
+    """Return a click type for an int or a float. Bounds: at most `le`, at least `ge`, greater than `gt`."""
     return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
 
 
@@ -95,9 +96,9 @@ LEVEL = value(float, ge=-50, le=50)
 
 
 class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Click type of a spec that begins with a registered name, or is a path; the shell completes both.
+    """Click type of a SPEC, NAME:key=value,…, or of a path; the shell completes names and paths.
 
-    table: module and name of the registry, imported when needed. others: further names.
+    table: registry of the names, as "module.REGISTRY", imported only when needed. others: further names.
     """
 
     name = "spec"
@@ -107,7 +108,7 @@ class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     @property
     def known(self) -> list[str]:
-        """All names that a spec may begin with."""
+        """All names that a SPEC may begin with."""
         return [*resolve_name(self.table), *self.others]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -125,8 +126,8 @@ STREAM = Path("-")
 class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """Click type of the path of an output file.
 
-    kinds: kinds of existing files that the output may replace, as for `check_outputs`.
-    suffixes: allowed suffixes; () for any. stdout: whether - is allowed. streams: whether a pipe or a device is allowed.
+    kinds: kinds of existing files, such as "a dataset", that the output may replace.
+    suffixes: allowed suffixes; () for any. stdout, streams: whether - (standard output), and pipes or devices, are allowed.
     """
 
     def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
@@ -160,12 +161,12 @@ class Option(click.Option):
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """Return a decorator that adds an Option to a command, as click.option does with its own class."""
+    """Return a decorator that adds an Option to a command. names, attributes: arguments of click.option."""
     return click.option(*names, cls=Option, **attributes)
 
 
 def examples() -> dict[str, list[tuple[str, str]]]:
-    """Return the examples of each command, by its full name: pairs of a sentence and lines of shell."""
+    """Return the examples of all commands: full name of a command → pairs (sentence, lines of shell)."""
     found = {}
     for section in Path(__file__).with_name("examples.txt").read_text("utf-8").split("\n# "):
         name, _, rest = section.removeprefix("# ").partition("\n")
@@ -213,7 +214,7 @@ class Command(click.Command):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, with a hint about an unknown option, or with its present name where other_names.txt has one."""
+        """Parse as click does, but replace other names of an option (other_names.txt), and add a hint about an unknown option."""
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
         try:
             return super().parse_args(ctx, [*args])
@@ -241,7 +242,7 @@ class Command(click.Command):
             return super().invoke(ctx)
 
     def _check_outputs(self, params: Mapping[str, Any]) -> None:
-        """Check that no output replaces an input, or without --overwrite any existing file."""
+        """Raise UsageError if an output would replace an input or, without --overwrite, any existing file."""
         types = {param.name: param.type for param in self.params if isinstance(param.type, Output)}
         outputs = [(params[name], type) for name, type in types.items() if params[name] not in (None, STREAM)]
         if outputs:
@@ -399,7 +400,7 @@ def command_line() -> str:
 
 
 def stdin_or_fail(what: str) -> Any:
-    """Return standard input as a binary stream. Raises click.UsageError when it is a terminal. what: the expected input."""
+    """Return standard input as a binary stream. Raises click.UsageError for a terminal. what: name of the input in messages."""
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(f"name {what}, or pipe it to standard input")
     return sys.stdin.buffer
@@ -445,7 +446,7 @@ def guidance_options(function: Any) -> Any:
 
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
-    """Return the guidance that `options` set, and remove its scale, interval and channels from them. Raises UsageError."""
+    """Return the guidance that `options` set, and remove its scale, interval and channels from `options`. Raises UsageError."""
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
@@ -469,7 +470,7 @@ def print_json(value: Any) -> None:
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a text to the file `out`, or to standard output if `out` is -.
 
-    report: JSON object to print on standard output instead of the text.
+    report: JSON object to print on standard output, where the text is then not written; None to print no object.
     Raises DataError.
     """
     from elbocli.files.atomic import write_text

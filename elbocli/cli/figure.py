@@ -42,7 +42,7 @@ LAMBDA = r"$\lambda = \log(\alpha^2/\sigma^2)$     noise  $\longleftarrow\ \long
 
 
 def brief(spec: str) -> str:
-    """Shorten a spec for a legend by leaving out default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
+    """Shorten a SPEC for a legend by leaving out default parameters: `edm:mean=-1.2,std=1.2,monotone` → `edm:monotone`."""
     for declared in (*WEIGHTINGS.values(), *SCHEDULES.values(), *FACTORS.values()):
         full = rf"\b{re.escape(declared.spec)}"
         spec = re.sub(rf"{full}(?=@|$)", declared.name, re.sub(f"{full},", f"{declared.name}:", spec))
@@ -55,12 +55,12 @@ def lettered(name: str) -> str:
 
 
 def line_style(index: int, colors: Sequence[str] = COLORS) -> dict[str, Any]:
-    """Return the colour, dash pattern and width of line number `index` on a panel, for matplotlib."""
+    """Return matplotlib's keywords for line number `index` on a panel: colour (from the palette `colors`), dashes and width."""
     return {"color": colors[index % len(colors)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.5}
 
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
-    """Return a new figure, and its panels by name. layout: as for pyplot.subplot_mosaic. width, height: inches."""
+    """Return (a new figure, its panels by name). layout: rows of panel names, for pyplot.subplot_mosaic. Sizes are in inches."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -71,7 +71,7 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 
 
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
-    """Set the λ axis of all panels to [low, high], label the panels in `last`, and write the figure to `out`."""
+    """Set the λ axis of all panels to [low, high], label this axis in the panels `last`, and write the figure to `out`."""
     from matplotlib import pyplot
 
     for axis in axes.values():
@@ -93,15 +93,15 @@ def level_ticks(axis: Any) -> None:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw a line over λ with a band of ± 2 standard errors, at most a decade below the line. at, value, se: [N]."""
+    """Draw `value` over the λ `at`, with a band of ± 2 standard errors `se`, cut off below a tenth of `value`. All are [N]."""
     axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw the densities p(λ) of schedules, with their names in the legend. The line of the schedule named FITTED is black.
+    """Draw the densities p(λ) of schedules at the λ in `at`, with the schedules' names in the legend.
 
-    Equal densities share a line.
+    The line of the schedule named FITTED is black. Equal densities share a line.
     """
     for index, (name, density) in enumerate(densities.items()):
         value, label = density(at), lettered(name)

@@ -50,7 +50,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     if len(files) < 2:
         raise click.UsageError("name at least two files, FIRST and OTHER")
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
-        raise click.UsageError("features need --ref, and results take no --ref; name files of one kind")
+        raise click.UsageError("features (.safetensors) need --ref, and results (JSON) take no --ref; name files of one kind")
     if ref is not None:
         others, alike = compare_features(files, ref)
     else:
@@ -68,7 +68,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Format a value of a difference for the table."""
+    """Format a field of a Difference for the table of --table."""
     if isinstance(value, list):
         return " to ".join(map(_cell, value))
     if isinstance(value, float):

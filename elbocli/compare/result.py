@@ -17,7 +17,7 @@ from elbocli.evaluate.result import EvalResult, numbers, refuse, shared
 from elbocli.files.features import read_features
 from elbocli.files.records import Record, stored
 
-ALIKE = "such scores are not comparable; score both alike"
+ALIKE = "such scores are not comparable; score both with the same settings"
 
 
 class Difference(Record, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo compare (JSON)")
 class Comparison(Record, frozen=True, kw_only=True):
-    """The comparison of several files with the first. alike: facts that all files share, named as by `elbo eval`."""
+    """The comparison of several files with the first. alike: facts that all files share, under their names in `elbo eval`."""
 
     REST: ClassVar[str] = "alike"
 
@@ -113,7 +113,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)
     if reference.width is None:
-        raise UsageError(f"{ref}: neither statistics nor features; make statistics: elbo eval {ref} --save-stats ref.npz")
+        raise UsageError(f"{ref}: has no statistics or features; make statistics: elbo eval {ref} --save-stats ref.npz")
     points: Any = reference.statistics
     if reference.saved is not None:
         points = FeatureMoments.of(reference.saved.features.numpy())
@@ -124,7 +124,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         values, seed = saved.features.numpy(), (saved.about.made or {}).get("seed")
         n, width = values.shape
         if width != reference.width or 1 in (n, reference.n):
-            sizes = f"{n} x {width} features, and {ref} has {reference.n or 'any'} x {reference.width}"
+            sizes = f"{n} images x {width} features, and {ref} has {reference.n or 'any number of'} images x {reference.width}"
             raise DataError(f"{path}: {sizes}; use features by one extractor, of at least 2 images")
         own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
         refuse(own, fingerprint(reference.about), path, ref, ALIKE)

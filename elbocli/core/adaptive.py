@@ -1,18 +1,19 @@
 """Adaptive schedules, fitted to the errors at each λ, and the learned weighting. Training and `elbo adapt` share this code.
 
 The statistics are of the unweighted error per dimension ‖ε−ε̂‖²/D in equal bins of λ, so that one log serves every
-weighting. Source: arXiv:2303.00848 sec. 4 for the criterion `loss`. The criteria `second-moment` and `std` minimise the
-variance of the loss estimate for independent and for low-discrepancy t.
+weighting. Source: arXiv:2303.00848 sec. 4 for the criterion `loss`. The criterion `second-moment` minimises the variance
+of the loss estimate for independent t, and the criterion `std` for low-discrepancy t.
 
 `smooth` fits a positive curve to noisy means of bins, some with few or no observations. The error of a denoiser is smooth
-in λ, so a bin borrows from its neighbours, the more the fewer observations it has. The model is a generalised additive
-model: gamma likelihood, log link, and a roughness penalty whose scale maximises the marginal likelihood (Wood 2011, by
-Laplace's approximation).
+in λ, so the estimate for a bin also uses neighbouring bins, most of all if the bin has few observations. The model is a
+generalised additive model: gamma likelihood, log link, and a roughness penalty whose scale maximises the marginal
+likelihood (Wood 2011, by Laplace's approximation).
 
 The weighting `uncertainty` is learned while a run trains, from the statistics of its errors; the result is equivalent to
-EDM2's u(σ). Under its loss every t contributes equally. So the best density, ∝ w e, is the schedule itself: every schedule is the
-adaptive schedule of this weighting, and schedule and weighting can't both be learned. The weighting rises wherever p rises
-faster than e, usually left of the peak of p; its loss is then not an ELBO.
+EDM2's u(σ). This weighting is w = p/e, with the density p of the schedule and the error e, so every t contributes equally
+to the loss. The best density, ∝ w e, is then p itself: every schedule is the adaptive schedule of this weighting, and
+schedule and weighting can't both be learned. The weighting rises wherever p rises faster than e, usually left of the peak
+of p; the loss is then not an ELBO.
 
 The loss of `uncertainty:monotone` is an ELBO: w is replaced by its least non-increasing upper bound, as for any
 weighting (core/monotone.py). Alternatives are worse: a running minimum from the noisy end is almost zero everywhere,
@@ -36,7 +37,8 @@ from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 
-# Prior variance of changes in f′ (BENDS) and in f (TILT) per unit of λ. BENDS: from almost log-linear to jumps between bins.
+# Prior variance, per unit of λ, of changes in f′ (BENDS) and in f (TILT). The BENDS to choose from allow anything between an
+# almost log-linear curve and jumps between bins.
 BENDS = tuple(0.005 * 8**k for k in range(5))
 TILT = 1.0
 ROUNDS = 50
@@ -44,10 +46,10 @@ CLOSE = 1e-6
 
 
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate values [K] at rising knots [K] by cubics with central differences as slopes, at `at` of any shape.
+    """Return a cubic interpolation, at `at` of any shape, of values [K] at rising knots [K]; slopes are central differences.
 
-    Beyond the knots the outer cubics continue. Linear interpolation has a kink at every knot, so that a product with a smooth
-    function could rise and fall within each cell.
+    Beyond the knots the outer cubics continue. A linear interpolation would have a kink at every knot, so that its product
+    with a smooth function could rise and fall between two knots.
     """
     (slope,) = torch.gradient(values, spacing=(knots,))
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
@@ -73,7 +75,8 @@ def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
     """Return the smoothed means [B], positive: e^f for the f that maximises Σ precision·(−mean e^{−f} − f) − ½ fᵀKf.
 
     at: [B], rising. mean: [B], non-negative. precision: [B], 1/(relative variance of the mean), 0 without observations.
-    At least one bin needs a positive mean and precision. All are float64. K is the `roughness` with the most likely of BENDS.
+    At least one bin needs a positive mean and precision. All are float64. K is the penalty matrix that `roughness` returns for
+    the value of BENDS with the highest marginal likelihood.
     The gamma likelihood weights relative errors, and avoids the bias of logarithms of noisy means.
     """
     found = []
@@ -85,8 +88,8 @@ def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
 
 
 def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
-    """Return the f of `smooth` for one penalty by Newton's method, started from the normal approximation. The curvature is
-    at least the expected curvature, so that steps don't overshoot."""
+    """Return the f of `smooth` for a given penalty matrix K, by Newton's method from a least-squares fit to the log means. The
+    curvature used is at least the expected curvature, so that steps don't overshoot."""
     told = precision * (mean > 0)
     f = torch.linalg.solve(penalty + told.diag(), told * mean.where(mean > 0, 1).log())
     for _ in range(ROUNDS):
@@ -101,9 +104,10 @@ def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> float:
-    """Return the log marginal likelihood of a penalty, up to a constant. f: maximum of the penalised likelihood.
+    """Return the log marginal likelihood of a penalty matrix, up to a constant. f: maximiser of the penalised likelihood.
 
-    The penalty does not depend on the level of the curve; 1/B fixes this direction equally for every penalty.
+    The penalty doesn't change if a constant is added to f, so its matrix is singular; adding 1/B to all entries mends that
+    equally for every penalty.
     """
     fitted = (precision * (-mean * (-f).exp() - f)).sum() - 0.5 * f @ penalty @ f
     volume = torch.logdet(penalty + 1 / len(f)) - torch.logdet(penalty + precision.diag())
@@ -112,17 +116,17 @@ def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> fl
 
 BINS = 100
 POINTS = 16  # number of λ inside a bin at which w and p are evaluated
-SHARE = 1 / 8  # fraction of a run in the window: a shorter one adapts faster, a longer one is less noisy
+SHARE = 1 / 8  # fraction of a run's images in the window of errors: short windows adapt faster, long windows are less noisy
 LONGEST = 100_000  # longest window in images: about the memory of a 0.999 average at batch 128
 LEAST_SPREAD = 1e-9  # least relative variance of an error, so that its logarithm is finite even for equal errors
-TIMES = 2**16  # number of times at which the error of a comb is integrated
+TIMES = 2**16  # number of times t in the integral for the error of a comb, a batch of equally spaced times
 LARGEST_COMB = 2**12
 TINY = 1e-300
 LEAST_FLOOR = 1e-9  # with a lower floor, float64 could not separate the times of neighbouring bins
 
 
 def bin_edges(low: float, high: float, bins: int = BINS) -> Tensor:
-    """Return the edges of equal bins of λ, [bins + 1], float64."""
+    """Return the edges of equal bins of λ from low to high, [bins + 1], float64."""
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
@@ -132,7 +136,7 @@ def bin_middles(edges: Tensor) -> Tensor:
 
 
 class BinSums:
-    """Accumulator of errors in bins of λ. values: [3, bins], count, sum and sum of squares, float64 on the step's device."""
+    """Accumulator of errors in equal bins of λ. values: [3, bins], float64 on `device`: count, sum, and sum of squares."""
 
     def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
@@ -153,7 +157,7 @@ class BinSums:
 
 @dataclass
 class ErrorMoments:
-    """Moments of the error in bins of λ.
+    """Moments of the error ‖ε−ε̂‖²/D in bins of λ.
 
     edges: [bins + 1], rising λ. count, mean, second: [bins] each, the number of errors, their mean and their mean square.
     """
@@ -165,7 +169,7 @@ class ErrorMoments:
 
     @classmethod
     def of_sums(cls, edges: Tensor, sums: Tensor) -> ErrorMoments:
-        """Compute moments from count, sum and sum of squares [3, bins]. Decaying weights make counts fractional."""
+        """Return the moments. sums: [3, bins], count, sum and sum of squares; counts are fractional if weights decay."""
         count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
 
@@ -193,11 +197,11 @@ class ErrorMoments:
         Raises DataError if no bin has two errors.
         """
         if not bool(self.seen.any()):
-            raise DataError("the log has no noise level with two errors yet; train longer before fitting a schedule")
+            raise DataError("the loss log has no bin of noise levels with two errors yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
         spread = ((ratio - 1) * self.count / beyond.where(beyond > 0, 1)).clamp(min=LEAST_SPREAD)
-        # The relative variance of a variance is (2 + excess kurtosis) / n; for a gamma, the excess is 6 × its relative variance.
+        # A variance has relative variance (2 + excess kurtosis)/n; the excess of a gamma variable is 6 × its relative variance.
         typical = (beyond * spread).sum() / beyond.sum()
         spread = smooth(self.middle, spread, beyond / (2 + 6 * typical))
         mean = smooth(self.middle, self.mean, self.count / spread)
@@ -235,9 +239,9 @@ def fit_schedule(
     """Return the schedule with density proportional to weighting × criterion in each bin.
 
     criterion: a name of CRITERIA. floor: least density, as a fraction of the uniform density.
-    base: name of the schedule. least: [bins], least possible error of a denoiser, for the criterion `excess`.
-    Raises UsageError for an unknown criterion, a missing least error, or a floor outside [LEAST_FLOOR, 1]; DataError for an
-    empty log.
+    base: name of the schedule. least: [bins], least possible error of a denoiser, needed for the criterion `excess`.
+    Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1]; DataError if no bin
+    has two errors, or if weighting × criterion is zero or not finite.
     """
     known = moments.smoothed
     score = CRITERIA.find(criterion)(known.mean, known.second, least)
@@ -247,7 +251,7 @@ def fit_schedule(
 def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted") -> Schedule:
     """Return the schedule with density proportional to weighting × score [bins] in each bin.
 
-    floor, base: as in fit_schedule.
+    floor: least density, as a fraction of the uniform density. base: name of the schedule.
     Raises UsageError for a floor outside [LEAST_FLOOR, 1], DataError if weighting × score is zero or not finite.
     """
     check_floor(floor)
@@ -259,10 +263,10 @@ def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor
 
 
 def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
-    """Raise the shares of bins [bins], which add up to 1, to at least `floor` × the uniform share. width: [bins], in λ.
+    """Return the probabilities of bins, [bins], raised to at least `floor` × those of a density that is uniform in λ.
 
-    Bins above the floor give up mass in proportion to their mass above the floor. If no bin is below the floor, the shares
-    don't change.
+    shares: [bins], the given probabilities, of sum 1. width: [bins], widths of the bins in λ. Bins above the floor lose
+    probability in proportion to their excess over the floor. If no bin is below the floor, no probability changes.
     """
     least = floor * width / width.sum()
     above = (shares - least).clamp(min=0)
@@ -272,10 +276,11 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 def loss_variance(
     moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
-    """Return the relative variance Var/L² per example of the loss estimate under p(λ), for (independent, low-discrepancy) t.
+    """Return the relative variance Var/L² per example of the loss estimate, for (independent, low-discrepancy) t.
 
+    density: the density p(λ) from which λ is drawn. batch: number of examples in a batch; None: the limit of large batches.
     With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t give ∫ w² Var[e]/p / (∫ w E[e])²
-    plus the integration error of `batch` equally spaced times; batch None is the limit of large batches, without it.
+    plus the integration error of `batch` equally spaced times, which is zero in the limit of large batches.
     Both variances are infinite if p is zero where w is not.
     """
     known = moments.filled()
@@ -295,7 +300,9 @@ def loss_variance(
 
 
 def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
-    """Return batch × Var/L² of the mean of (w/p) E[e] over t = (offset + k) / batch, for an offset uniform in [0, 1)."""
+    """Return the integration error of equally spaced times, batch × Var/L²: the variance, for an offset uniform in [0, 1), of
+    the mean of (w/p) E[e] over the times t = (offset + k) / batch, k = 0 … batch − 1.
+    """
     batch = min(batch, LARGEST_COMB)
     offsets = TIMES // batch
     at = fine_levels(known.edges).flatten().flip(0)
@@ -325,6 +332,7 @@ class AdaptiveSchedule:
     exponentially. The weights depend on the number of images, not on the errors per bin, because an old error in a rarely
     visited bin is as outdated as in any other. Smoothing fills such bins from their neighbours.
 
+    edges: [bins + 1], edges of the bins of λ.
     state: [4, bins], float64, for checkpoints: weighted count, sum and sum of squares; number of all errors so far.
     """
 
@@ -345,7 +353,7 @@ class AdaptiveSchedule:
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
-        """Return the current schedule for a weighting; it is uniform in λ until a bin has two errors."""
+        """Return the current schedule, uniform in λ until a bin has two errors. floor: least density / uniform density."""
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
@@ -355,14 +363,14 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a fixed schedule."""
     if weighting.learned:
-        raise UsageError(f"{LEARNED} needs a schedule that stays as it is; choose one such as edm:mean=-0.4,std=1")
+        raise UsageError(f"{LEARNED} needs a schedule that stays fixed, not adaptive; choose one such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
     """Return the current learned weighting: the schedule's density divided by the recent errors, smoothed in λ.
 
-    Until a bin has two errors, a network with output zero and a target of variance 1 stand in for them. The loss is then
-    half the unweighted squared error of the output, as at the start of EDM2.
+    online: the recent errors. Until a bin has two errors, the weighting uses the errors that a network with output zero would
+    have for a target of variance 1. The loss is then half the unweighted squared error of the output, as at EDM2's start.
     """
     known = online.moments()
     seen = bool(known.seen.any())
@@ -375,7 +383,8 @@ def followed(
 ) -> tuple[Weighting, Schedule]:
     """Return the weighting and schedule for the next step: a learned weighting or an adaptive schedule is refitted.
 
-    online: the recent errors; None if both are fixed. schedule: the current schedule. floor: as in fit_schedule.
+    online: the recent errors; None if weighting and schedule are fixed. schedule: the current schedule. floor: least density
+    of an adaptive schedule, as a fraction of the uniform density.
     """
     if online is None:
         return weighting, schedule

@@ -36,9 +36,9 @@ GRID = 1 << 14
 
 
 def prior(x: Tensor, logsnr_min: float) -> Tensor:
-    """Return the prior term KL(q(z₁|x) ‖ N(0,I)) of each example x [B, …], [B], nats.
+    """Return the prior term KL(q(z₁|x) ‖ N(0,I)) of each example x [B, …], as [B], in nats.
 
-    The term is ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ).
+    logsnr_min: λ of the noisiest data z₁. The term is ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ).
     """
     signal = alpha_sigma(logsnr_min)[0] ** 2
     square = x.double().square().flatten(1)
@@ -47,8 +47,9 @@ def prior(x: Tensor, logsnr_min: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def reconstruction(logsnr_max: float) -> Tensor:
-    """Return the reconstruction term E[−log p(k|z₀)] of one dimension for each pixel level k, [LEVELS], nats, exact.
+    """Return the reconstruction term E[−log p(k|z₀)] of one dimension for each pixel level k, [LEVELS], in nats.
 
+    logsnr_max: λ of the cleanest data z₀. The term is computed to float64 precision, without random draws.
     The decoder is a softmax over the levels x_j = 2j/(LEVELS−1) − 1: p(k|z₀) ∝ exp(−(z₀/α − x_k)² e^λ / 2), and
     z₀/α = x_k + e^{−λ/2} ε. The expectation over ε is a Gauss-Legendre quadrature on [−9, 9].
     Source: Kingma et al. 2021, sec. 3.3.
@@ -70,8 +71,8 @@ def reconstruction(logsnr_max: float) -> Tensor:
 def reconstruction_of_numbers(logsnr_max: float) -> float:
     """Return the reconstruction term E[−log p(x|z₀)] of one continuous dimension, such as a latent's: ½ log(2πe·e^{−λ}) nats.
 
-    The decoder is N(z₀/α, σ²/α²), and z₀/α = x + e^{−λ/2} ε. With an exact denoiser, and pure noise at the other end, the
-    bound is −log of the density. Source: Kingma et al. 2021, sec. 3.3, without discretisation.
+    logsnr_max: λ of the cleanest data z₀. The decoder is N(z₀/α, σ²/α²), and z₀/α = x + e^{−λ/2} ε. With an exact denoiser,
+    and pure noise as z₁, the bound is −log of the density of x. Source: Kingma et al. 2021, sec. 3.3, without discretisation.
     """
     return 0.5 * (math.log(2 * math.pi * math.e) - logsnr_max)
 
@@ -82,16 +83,18 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
-    """Sum values [.., K] in the bins of λ between edges [bins + 1] that their logsnr [.., K] fall into: [.., bins]."""
+    """Return the sum of the values in each bin of λ, [.., bins]. values, logsnr: [.., K]. edges: [bins + 1], of the bins."""
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
 
 class Augmented:
-    """Measure −dw over noise levels, which turns L(λ;x), the bounds for data with the noise of λ, into the weighted loss.
+    """Measure −dw on noise levels. The weighted loss is the integral, over this measure, of the bounds L(λ;x) for noisy data.
 
+    low, high: λmin and λmax.
     L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x). For a non-increasing w, −dw together with the
-    point mass w(λmax) is w(λmin) times a distribution p_w: the loss is the expected bound of data noised by it.
+    point mass w(λmax) is w(λmin) times a distribution p_w: up to this factor and the last term, the loss is the expected
+    bound for data with noise levels drawn from p_w.
     dw is computed by differences on a fine grid, which are correct at kinks and jumps, too.
     Source: Kingma & Gao 2023, theorem 1 and eq. 12.
     """
@@ -105,13 +108,16 @@ class Augmented:
         self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
 
     def above(self, logsnr: Tensor) -> Tensor:
-        """Return the measure of all λ above each λ given, with the point mass at λmax: the weight of the error there in L_w."""
+        """Return, for each given λ, the measure of all higher λ and of λmax itself: the weight w(λ) of the error in L_w."""
         position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
         cell = position.floor().long().clamp(0, len(self.mass) - 1)
         return self._from[cell] - (position - cell) * self.mass[cell]
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
-        """Return the measure of each bin of λ, [bins], negative where w rises, and the point mass, both over the largest w."""
+        """Return the measure of each bin of λ, [bins], negative where w rises, and the point mass at λmax.
+
+        Both are divided by the largest w. edges: [bins + 1], edges of the bins.
+        """
         at = 0.5 * (self.levels[1:] + self.levels[:-1])
         return by_cell(self.mass, at, edges) / self.largest, self.last / self.largest
 
@@ -123,7 +129,8 @@ DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]
 def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWithTrace:
     """Return a denoiser that also returns the trace of ∂x̂/∂z.
 
-    probes: random signs n like z, to estimate the trace by the mean of n·(∂x̂/∂z)n; None: exact, a backward pass per dimension.
+    probes: tensors n of random signs, shaped like z; the mean of n·(∂x̂/∂z)n over the probes is an estimate of the trace.
+    None: the exact trace, by one backward pass per dimension.
     """
 
     def both(z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
@@ -147,7 +154,8 @@ def log_density(
 ) -> Tensor:
     """Return log p(z), [B], nats, float64, of noisy data z [B, …] at logsnr_max, for a prior N(0, I) at logsnr_min.
 
-    denoise: denoiser with trace. steps: number of equal steps in λ. sampler: SPEC of a sampler without noise.
+    denoise: denoiser that also returns the trace of ∂x̂/∂z. steps: number of equal steps in λ.
+    sampler: SPEC `name:key=value,…` of a sampler that adds no noise.
     """
     shape, size = z.shape, z[0].numel()
 
@@ -177,7 +185,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class GaussianModel:
-    """Gaussian with mean [D], principal directions [D, K], their variances [K], and variance `rest` elsewhere; float64."""
+    """Gaussian with mean [D], principal directions [D, K], their variances [K], and variance `rest` in all others; float64."""
 
     mean: Tensor
     directions: Tensor
@@ -190,7 +198,7 @@ class GaussianModel:
         return self.directions.shape[0] - self.directions.shape[1]
 
     def upto(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """Return ½ ∫_{−∞}^λ of the expected error of the exact denoiser at x [B, …] for each logsnr [L]: [B, L], nats."""
+        """Return ½ ∫ of the exact denoiser's expected error at x [B, …] from λ = −∞ to each logsnr [L], as [B, L], in nats."""
         square, beyond = self._squares(x)
         s, s0, columns = self.variances, self.rest, []
         for r in logsnr.double().exp().tolist():
@@ -225,7 +233,7 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x's squared deviation from the mean: in each principal direction [B, K], and summed over the others [B]."""
+        """Return x's squared deviation from the mean: in each principal direction [B, K], and in all others together [B]."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)

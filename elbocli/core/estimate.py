@@ -24,7 +24,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of a share right/n of independent trials, and Wilson's 95 % interval, never of width 0."""
+    """Return the standard error of a proportion right/n of independent samples, and Wilson's 95 % interval, never of width 0."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -59,19 +59,19 @@ class Estimate:
         return self.value - half, self.value + half
 
     def minus(self, other: Estimate) -> Estimate:
-        """Return the difference to an independent estimate, with the degrees of freedom of Welch (1947) and Satterthwaite."""
+        """Return this estimate minus an independent estimate, with the degrees of freedom of Welch (1947) and Satterthwaite."""
         value = self.value - other.value
         if self.se is None or other.se is None:
             return Estimate(value)
         mine, theirs = self.se**2, other.se**2
         shares = [part**2 / freedom for part, freedom in ((mine, self.freedom), (theirs, other.freedom)) if part]
-        doubt = sum(shares)  # 0 if both are exact: x / inf
+        doubt = sum(shares)  # 0 if both standard errors are exact, as x / inf is 0
         return Estimate(value, math.sqrt(mine + theirs), (mine + theirs) ** 2 / doubt if doubt else math.inf)
 
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Moments of n vectors: mean `mu` [D], and `scatter` [D, D], the sum of outer products about the mean, float64.
+    """Moments of n vectors: mean `mu` [D], and `scatter` [D, D], the summed outer products of the deviations, float64.
 
     a + b are the moments of the union of two sets; a − b removes a subset b from a.
     """
@@ -146,10 +146,10 @@ class StreamingFeatureMoments:
 
 
 class PairedMoments:
-    """Accumulator of pairs of independent estimates of a vector per image, to separate noise from variance between images.
+    """Accumulator of two independent estimates of a vector per image, to separate noise from variance between images.
 
-    Half the difference of a pair gives an unbiased estimate of the noise variance, even if the draws within one estimate are
-    dependent. The rest of the variance of the pair's mean is the variance between images.
+    Half the difference of a pair of estimates gives an unbiased estimate of the noise variance, even if the draws within one
+    estimate are dependent. The variance of the pairs' means minus the noise variance is the variance between images.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class PairedMoments:
 
     def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
         """Add pairs of estimates [images, 2, C], float64. squares: of the same shape, theoretical mean squares of the
-        estimates, used as a lower bound of the noise where a sample may miss rare large values.
+        estimates, used as a lower bound of the noise where a sample may miss rare large values; None: no lower bound.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))
@@ -174,7 +174,7 @@ class PairedMoments:
     def estimate(self) -> PairedEstimate:
         """Return the estimate from the images so far. Raises UsageError for fewer than two images."""
         if self.n < 2:
-            raise UsageError(f"a standard error needs at least two images, found {self.n}; give more")
+            raise UsageError(f"a standard error needs at least two images, found {self.n}; give more images")
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
@@ -185,7 +185,7 @@ class PairedMoments:
 class PairedEstimate:
     """Mean [C] of a vector over n images, and the two sources of its error.
 
-    between: [C, C], covariance of the true vectors of images. noise: [C, C], covariance of the errors of their estimates.
+    between: [C, C], covariance of the true vectors of images. noise: [C, C], covariance of the error of an image's estimate.
     """
 
     n: int
@@ -204,7 +204,7 @@ class PairedEstimate:
         return float(self.mean @ of)
 
     def noise_se(self, of: np.ndarray) -> float:
-        """Return the standard error of `value` due to the noise alone, which is its spread over seeds on the same images."""
+        """Return the standard error of `value` from noise alone: its standard deviation over seeds for the same images."""
         return float(np.sqrt(of @ self.noise @ of / self.n))
 
     def se(self, of: np.ndarray, population: float) -> float:
@@ -222,7 +222,7 @@ LARGEST_FREEDOM = 1e6
 
 
 def image_errors(halves: np.ndarray) -> np.ndarray:
-    """Return the standard error [N] of the mean of two independent estimates per image. halves: [N, 2].
+    """Return the standard error [N] of the mean of two independent estimates per image. halves: [N, 2], the estimates.
 
     Two numbers give a poor estimate of their variance, so the variances of all images are shrunk by empirical Bayes: they
     are modelled as draws from an inverse χ² distribution, fitted to all images, and each is replaced by its posterior mean.
@@ -293,7 +293,7 @@ def root(sigma: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Return the Fréchet distance of two Gaussians of the same dimension. For equal ones it is zero up to rounding.
+    """Return the Fréchet distance of two Gaussians of the same dimension. Equal Gaussians have distance 0 up to rounding.
 
     With Σᵢ = AᵢAᵢᵀ, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁ᵀA₂, the roots of the eigenvalues of a Gram matrix.
     """
@@ -311,12 +311,12 @@ ROWS = 4096
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return the influence [N] of each image on the Fréchet distance of features [N, D] from the reference; its mean is zero.
+    """Return the influence [N] of each image on the Fréchet distance of features [N, D] from the reference.
 
-    own: moments of the features.
+    own: moments of the features. The mean of the influences is zero.
     The influence is the derivative of the distance with respect to an image's weight. With c = x − μ and the optimal map
-    T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, it is 2 c·(μ − μᵣ) + cᵀ(1 − T)c minus its mean. T is not formed:
-    cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with A = root(Σᵣ), on the range of Σ.
+    T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, it is 2 c·(μ − μᵣ) + cᵀ(1 − T)c, minus the mean over images. T is not
+    formed: cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with A = root(Σᵣ), on the range of Σ.
     """
     factor = root(reference.sigma)
     values, vectors = np.linalg.eigh(factor.T @ own.sigma @ factor)
@@ -333,6 +333,7 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
 def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
     """Return the standard error of the Fréchet distance of features [N, D] by the infinitesimal jackknife.
 
+    own: moments of the features.
     The jackknife gives, in closed form, the limit of the bootstrap's standard error for many resamples.
     The result does not include the bias of the distance, which falls as 1/N and is often larger.
     Source: Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
@@ -347,8 +348,8 @@ def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[f
 
     The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
     mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
-    −2b/N². So the bias left in the first is the difference of the two, divided by 2(g−1)/g − 1: the curvature. The spread
-    of the images cancels in both lines, because all images have equal weight.
+    −2b/N². So the bias that the first line leaves, the curvature, is the difference of the two values divided by
+    2(g−1)/g − 1. The spread of the images cancels in both lines, because all images have equal weight.
     Source: Chong & Forsyth 2020 (arXiv:1911.07023) for the line; Quenouille 1956 for the two points.
     """
     whole = sum(parts[1:], parts[0])

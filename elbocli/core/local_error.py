@@ -73,9 +73,9 @@ class FineSolution:
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
-        """Return the local error of each step of a sampler without noise, a tensor like z; for the last step, of the data.
+        """Return each step's local error, a tensor like z, of a sampler without noise; the last is the error of the data.
 
-        grid: rising λ; a step to clean data is added. A multistep method gets x̂ of the exact trajectory at the level before.
+        grid: rising λ; a step to clean data is added. Multistep methods get the x̂ of the previous level on the exact trajectory.
         """
         found, last = [], None
         for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
@@ -87,9 +87,9 @@ class FineSolution:
     def errors(self, sampler: Sampler, grid: list[float]) -> list[float]:
         """Return the root-mean-square local error of each step, times α^−½ at the end of the step.
 
-        The weight estimates how an error grows until the data: weight 1 fits z = αx + σε, whose spread stays about 1, and 1/α
-        fits y = z/α. Their geometric mean gave the smallest final errors on mixtures with exact denoisers;
-        docs/measurements.md compares these weights, and weights by the measured growth.
+        The factor α^−½ estimates how much an error grows from the step to the data. It is the geometric mean of 1, which fits
+        z = αx + σε, whose spread stays about 1, and of 1/α, which fits y = z/α. This mean gave the smallest final errors on
+        mixtures with exact denoisers; docs/measurements.md compares the factors, and factors by the measured growth.
         """
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
@@ -113,7 +113,7 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
     then shrinks like the mean of x given y, by factors J between 0 and 1, whose mean over directions is
     e^λ' E Var[x | z] = e(λ'). Its variance shrinks by J²: by e² if all directions are alike, and by e at most. The factor e
-    is used: directions with most of the variance shrink least, and on mixtures these grids sample better than those by e².
+    is used: directions with most of the variance shrink least, and on mixtures the grids from e sample better than those from e².
     """
     known = moments.smoothed
     low, width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
@@ -138,7 +138,7 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
 
 SHARE = 0.35
 """Exponent of one round: each step's width is multiplied by its error to the power −SHARE. For errors C h^{p+1} with constant C,
-1/(p+1) would be exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so that the rounds converge for unknown p."""
+1/(p+1) would be exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so the rounds converge for unknown p."""
 ROUNDS = 40
 ALIKE = 1.05
 """Ratio of the largest error to the smallest at which the iteration stops."""
@@ -150,7 +150,7 @@ class EqualErrors(NamedTuple):
 
     grid: rising λ at which the steps start. errors: error of each step; the last step ends at clean data.
     spread: ratio of the largest error to the smallest, over the steps that can be changed.
-    rounds: number of rounds until this grid.
+    rounds: number of iterations that led to this grid.
     """
 
     grid: list[float]
@@ -162,7 +162,7 @@ class EqualErrors(NamedTuple):
 def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
     """Move the levels of a grid until all steps have equal errors, and return the best grid found.
 
-    start: rising λ; the first level is fixed.
+    start: λ of the initial grid, rising; the first level stays fixed.
     high: largest λ of the last level, from which a step leads to clean data.
     """
     grid, best = start, None
@@ -200,7 +200,7 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
 
 
 def measured_order(step_errors: StepErrors, grid: list[float]) -> float:
-    """Return the order p of local errors ∝ h^{p+1}: the median over steps of log₂(error of the step / of its first half) − 1.
+    """Return the order p of local errors ∝ h^{p+1}: the median of log₂(error of a step / error of the step's first half) − 1.
 
     The last step, to clean data, is left out because it can't be halved.
     """

@@ -34,7 +34,10 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients (see prediction.Coefficients) of a step: alpha to c_in broadcast over images, [B, 1, 1, 1]; others [B]."""
+    """Coefficients of a batch. alpha, sigma, a, b, c_in: [B, 1, 1, 1], to broadcast over images; the other fields: [B].
+
+    The names are those of prediction.Coefficients; loss_factor is the ratio of the loss to ‖target−out‖²/D.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -55,13 +58,13 @@ def step_coefficients(
     dtype: torch.dtype = torch.float32,
     dimensions: int = 3,
 ) -> StepCoefficients:
-    """Compute all coefficients of a step that depend on λ, in float64, and return them as `dtype`.
+    """Compute all coefficients of a batch that depend on λ, in float64, and return them as `dtype`.
 
     logsnr: [B], float64, on the CPU.
-    send: moves a tensor to the device of the step; called once.
+    send: moves a tensor to the device of the batch; called once.
     dimensions: number of dimensions of an example, 3 for images.
 
-    loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖² is computed without ε̂.
+    loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖²/D is computed without ε̂.
     Source: Kingma & Gao 2023, eq. 6, importance-sampled.
     """
     c = prediction.coefficients(logsnr)
@@ -75,7 +78,7 @@ def check_output(out: Any, z: Tensor, variance: bool = False) -> Tensor:
     """Return a network's output for z [B, C, …], after checking its shape.
 
     variance: also accept [B, 2C, …], the prediction followed by a learned variance.
-    Raises UsageError unless the output is a tensor of the shape of z.
+    Raises UsageError unless the output is a tensor of an accepted shape.
     """
     twice = (*z.shape[:1], *(2 * channels for channels in z.shape[1:2]), *z.shape[2:])
     if isinstance(out, Tensor) and (out.shape == z.shape or (variance and out.shape == twice)):
@@ -99,14 +102,14 @@ def denoising_losses(
 
     Training, validation and bounds all use this function.
     x, eps: [B, …], data and noise. labels: passed to the network unchanged.
-    logsnr, send: as in `step_coefficients`.
+    logsnr: [B], float64, on the CPU. send: moves a tensor to the device of the batch.
     Raises UsageError for an output of another shape.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)
     z = torch.addcmul(c.alpha * x, c.sigma, eps).mul_(c.c_in)
     out = check_output(network(z, c.logsnr, labels), z)
-    with torch.autocast(out.device.type, enabled=False):  # in the precision of c, whatever the network's
+    with torch.autocast(out.device.type, enabled=False):  # in c's precision, even if the network runs in bfloat16
         target = torch.addcmul(c.a * x, c.b, eps)
         error = (target - out.to(target.dtype)).square().flatten(1).mean(1)
         return LossTerms(c.loss_factor * error, (c.eps_factor * error).detach(), c.logsnr, out)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
 ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
-"""Limits below which a rise counts as rounding: relative rise per grid step, relative rise per interval, and value."""
+"""A rise is taken as rounding below ROUNDING per grid step or LEAST_RISE per interval, both relative, or at values < TINIEST."""
 SHOWN = 4
 """Number of intervals to name in messages; a weighting by a schedule of many knots jumps at every knot."""
 
@@ -139,7 +139,7 @@ def likeness(f: Function, g: Function, low: float, high: float, points: int = PO
 
     at = torch.linspace(low, high, points, dtype=torch.float64)
     ratio = f(at).log() - g(at).log()
-    at, ratio = at[~ratio.isnan()], ratio[~ratio.isnan()]  # where both are zero
+    at, ratio = at[~ratio.isnan()], ratio[~ratio.isnan()]  # drop λ where both are zero
     if not len(ratio):
         return Likeness(1.0, 0.0, low)
     middle = 0.5 * float(ratio.max() + ratio.min())

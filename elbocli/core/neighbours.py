@@ -17,18 +17,19 @@ SPARE = 4
 DENSE = 300
 """If more than 1/DENSE of a block's pairs are candidates, taking all distances of the block is faster than measuring pairs."""
 LIMIT, ROUNDING = 1 + 1e-6, 1e-14
-"""Tolerances of `within`: factor on squared distances, for rounding to float32; rounding error of a dot product per term."""
+"""Tolerances of `within`: LIMIT, a factor on squared distances, covers their rounding to float32; ROUNDING is the relative
+rounding error of a dot product, per term."""
 
 
 def squares(
     queries: Tensor, points: Tensor, device: torch.device | str = "cpu", *, unit: bool = False, upper: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the squared distances of queries and points in blocks: (first query, first point, float64 [≤ ROWS, ≤ ROWS]).
+    """Yield the squared distances of queries and points in blocks: (index of first query, of first point, block).
 
-    queries: [N, D], points: [M, D].
+    queries: [N, D], points: [M, D]. block: float64, at most [ROWS, ROWS].
     device: where the blocks are computed, and stay.
     unit: scale the vectors to length 1 first.
-    upper: for queries that are the points: yield only blocks on or right of the diagonal; the others are their transposes.
+    upper: yield only blocks on or right of the diagonal; if the queries are the points, all others are transposes of these.
     """
     # Centre the vectors, which reduces cancellation.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
@@ -63,7 +64,7 @@ def nearest(
     which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)
 
     def add(row: int, column: int, block: Tensor) -> None:
-        """Merge a block into the smallest distances of its rows."""
+        """Merge a block, whose first query and point are `row` and `column`, into the nearest points of its queries."""
         rows = slice(row, row + len(block))
         near = block.topk(min(most, block.shape[1]), largest=False)
         columns = torch.cat([which[rows], near.indices + column], 1)
@@ -90,7 +91,7 @@ def within(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield pairs of near vectors in batches: query indices, point indices and float32 distances, [P] each, on the CPU.
 
-    reach: [M], a radius for each point. own_reach: [N], a radius for each query, or None.
+    reach: [M], a radius for each point. own_reach: [N], a radius for each query; None: queries have no radius.
     The pairs include every pair whose distance is within the radius of its point or of its query, and a few others.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2

@@ -1,11 +1,11 @@
 """The least possible error of a denoiser on a finite set of images, a network's excess over it, and a test for copying.
 
-The least error is that of the Bayes denoiser. The excess is the part of a network's error that training can still remove.
+The Bayes denoiser has the least possible error. The excess is the part of a network's error that training can still remove.
 The test tells from the excess whether a network copies its training images.
 
-Images x_1 … x_N are equally likely; z = αx_s + σε. With s = α/σ = e^{λ/2}, a_i = ε·(x_i − x_s) and b_i = ‖x_i − x_s‖², the
-posterior of the images is π_i ∝ exp(s a_i − ½ s² b_i), and x̂* = Σ π_i x_i. Given z the source x_s is itself a draw from the
-posterior, and the mean squared distance of two independent draws is twice the variance. So
+Images x_1 … x_N are equally likely; the source x_s is noised to z = αx_s + σε. With s = α/σ = e^{λ/2}, a_i = ε·(x_i − x_s)
+and b_i = ‖x_i − x_s‖², the posterior of the images is π_i ∝ exp(s a_i − ½ s² b_i), and x̂* = Σ π_i x_i. Given z the source is
+itself a draw from the posterior, and the mean squared distance of two independent draws is twice the variance. So
 
     e*(λ) = E‖ε − ε̂*‖² = e^λ E‖x_s − x̂*‖² = ½ e^λ E Σ π_i b_i.
 
@@ -88,8 +88,8 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return an estimate of the least error ½ e^λ Σ π_i b_i of each noised source, [1, S, H, L]; with mates [2, S, H, L],
-        where entry 1 is over images of the source's class alone.
+        """Return an estimate of the least possible error ½ e^λ Σ π_i b_i of each noised source, [1, S, H, L]; with mates
+        [2, S, H, L], where the second entry is for denoising among images of the source's class alone.
 
         others, mates: [S], number of images besides the source, in total and of its class. If fewer were added, the images
         added are weighted up: numerator and denominator are then unbiased, and their ratio nearly so.
@@ -102,7 +102,8 @@ class LeastErrors:
     def squares(self) -> Tensor:
         """Return (½ e^λ b)² Φ(−δ/2) for the image nearest to each source, shaped like `values`.
 
-        The result approximates the mean square of `values` at those λ where only the nearest image matters.
+        b is the squared distance of this image, and δ² = e^λ b. The result approximates the mean square of `values` at those λ
+        where only the nearest image matters.
         """
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
@@ -110,9 +111,9 @@ class LeastErrors:
 
 
 COPIES, BEGUN = 0.5, 0.1
-"""Shares of copying (see `copying`) above which a network copies its training images, and has begun to copy them."""
+"""Thresholds of the `share` that `copying` returns: above them a network copies its training images, or has begun to."""
 SURE = 2.0
-"""Number of standard errors by which a share of copying must lie above or below a threshold."""
+"""Number of standard errors by which the share must differ from a threshold, and the excess on new images from zero."""
 
 
 class Excess(NamedTuple):
@@ -143,10 +144,9 @@ def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: We
 
 
 def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
-    """Return how far the network copies its training images, as a dict.
+    """Return to what extent the network copies its training images, as a dict, or None if `new` is not significantly above 0.
 
-    own, new: loss on training and on new images, each minus the least possible loss for the training images.
-    None is returned if `new` is not significantly above 0. The dict has
+    own, new: loss on training and on new images, each minus the least possible loss for the training images. The dict has
     share: 1 − own/new: 0 if both losses are equal, 1 if the loss on training images is the least possible;
     se: standard error of share; verdict: verb phrase for the subject "the network".
     """

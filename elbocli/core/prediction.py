@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 LIMIT = 50.0
-"""Largest |λ| of any run; all formulas of the package stay within float64 range up to it."""
+"""Largest |λ| of any run; all formulas of the package stay within float64 range up to this value."""
 
 
 def alpha(logsnr: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def alpha(logsnr: Tensor) -> Tensor:
 
 
 def sigma(logsnr: Tensor) -> Tensor:
-    """Return σ, the scale of the noise in z = αx + σε, from sigmoid(−λ): 1 − sigmoid(λ) is 0 in float32 from λ ≈ 17 on."""
+    """Return σ, the scale of the noise in z = αx + σε, as √sigmoid(−λ): 1 − sigmoid(λ) would be 0 in float32 if λ > 17."""
     return (-logsnr).sigmoid().sqrt()
 
 
@@ -113,7 +113,7 @@ class Coefficients(NamedTuple):
 
     alpha, sigma: z = alpha·x + sigma·ε. a, b: target = a·x + b·ε. c_in: the network's input is c_in·z.
     x_from_z, x_from_out: x̂ = x_from_z·z + x_from_out·output.
-    eps_factor: (α/d)², the ratio of the squared error of ε to that of the target.
+    eps_factor: (α/d)² with d = αb − σa, the ratio of the squared error of ε to that of the target.
     """
 
     alpha: Tensor
@@ -127,7 +127,7 @@ class Coefficients(NamedTuple):
 
 
 class Prediction:
-    """Quantity that a network predicts, from a SPEC: `v`, `edm:sigma_data=0.5`. Raises UsageError for an unknown name."""
+    """Quantity that a network predicts. text: SPEC such as `v`, `edm:sigma_data=0.5`. Raises UsageError for unknown names."""
 
     def __init__(self, text: str):
         self.declared = PREDICTIONS.parse(text)
@@ -137,7 +137,7 @@ class Prediction:
         return f"Prediction({self.spec!r})"
 
     def coefficients(self, logsnr: Tensor) -> Coefficients:
-        """Return the coefficients at each λ: any shape, float64."""
+        """Return the coefficients at each λ. logsnr: any shape, float64."""
         signal, noise = alpha(logsnr), sigma(logsnr)
         a, b, c_in = self.declared(signal, noise)
         d = signal * b - noise * a

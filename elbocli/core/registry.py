@@ -24,7 +24,8 @@ class Declaration:
     """Registered function or class with values of its parameters. Calling the declaration calls `make` with these values.
 
     make: the function or class. formula, source: text for docs and help. params: parameter → value.
-    positive, within: bounds of parameters. traits: further facts, an instance of the registry's class of traits, or None.
+    positive: parameters that must be above 0. within: parameter → (least, greatest) value.
+    traits: facts besides the formula, usually an instance of the registry's class of traits; None if there are none.
     known_as: other name → the parameters that the name sets. parameters_known_as: other name of a parameter → parameter.
     """
 
@@ -47,7 +48,7 @@ class Declaration:
         return self.make(*args, **self.params)
 
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
-        """Return a copy with the given parameters. A value under the name "" is that of the only parameter.
+        """Return a copy with the given parameters. The name "" stands for the only parameter of a declaration that has just one.
 
         Raises UsageError for an unknown parameter, or a value that is not a number, too large or out of bounds.
         """
@@ -64,17 +65,17 @@ class Declaration:
         return replace(self, params={**self.params, **values})
 
     def _parameter(self, word: str) -> str:
-        """Return the parameter that a word names. Raises UsageError for an unknown one."""
+        """Return the parameter that has this name or alias; "" is the only parameter. Raises UsageError for an unknown name."""
         if not word and len(self.params) == 1:
             return next(iter(self.params))
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
             if own in self.params:
                 return own
-        raise UsageError(f"{self.name} has no parameter {word!r}; with all its parameters it is {self.spec}")
+        raise UsageError(f"{self.name} has no parameter {word!r}; with every parameter, its SPEC is {self.spec}")
 
     @property
     def spec(self) -> str:
-        """SPEC `name:key=value,…` with every parameter, so that it keeps its meaning when defaults change."""
+        """SPEC `name:key=value,…` with every parameter, so that the SPEC keeps its meaning when defaults change."""
         words = ",".join(f"{key}={plain(value)}" for key, value in self.params.items())
         return f"{self.name}:{words}" if words else self.name
 
@@ -113,12 +114,15 @@ def load_installed() -> None:
             point.load()
         except Exception as error:
             raise UsageError(
-                f"the installed plug-in {point.value} failed; mend or uninstall it: {type(error).__name__}: {error}"
+                f"importing the installed plug-in {point.value} failed; mend or uninstall it: {type(error).__name__}: {error}"
             ) from error
 
 
 class Registry(dict[str, Declaration]):
-    """Registry of all declarations of one kind, by name. traits: NamedTuple class of the facts of this kind, or None."""
+    """Registry of all declarations of one kind, by name. kind: noun for messages, such as `weighting`.
+
+    traits: NamedTuple class of the facts that each declaration states besides its formula, or None if there are none.
+    """
 
     def __init__(self, kind: str, traits: Any = None):
         super().__init__()
@@ -137,11 +141,12 @@ class Registry(dict[str, Declaration]):
         parameters_known_as: Mapping[str, str] | None = None,
         **params: Any,
     ) -> Callable[[M], M]:
-        """Return a decorator that registers a function or class under `name`. Arguments with a float default, in its
-        signature or in `params`, become parameters.
+        """Return a decorator that registers a function or class under `name`. Arguments with a float default, in the
+        function's signature or in `params`, become parameters.
 
+        formula, source: text for docs and help. traits: a fact besides the formula, if the registry has no class of traits.
         positive: parameters that must be above 0. within: parameter → (least, greatest) value.
-        known_as: other names for exactly the same, `name` or `name:key=value,…` with the parameters that make them the same.
+        known_as: other names of exactly the same function: `name`, or `name:key=value,…` with the values that the name implies.
         parameters_known_as: other name in lower case → parameter. params: further parameters, and the fields of the traits.
         Raises UsageError if the name is taken.
         """
@@ -162,7 +167,7 @@ class Registry(dict[str, Declaration]):
         return enter
 
     def named(self, name: str) -> Declaration | None:
-        """Return the declaration of a name or alias, ignoring case, or None."""
+        """Return the declaration of a name or alias, ignoring case; None for an unknown name."""
         found = self._named(name)
         if found is None:
             load_installed()
@@ -187,13 +192,13 @@ class Registry(dict[str, Declaration]):
         return found
 
     def parse(self, text: str) -> Declaration:
-        """Return the declaration of a SPEC `name:key=value,…` with its parameters. Raises UsageError for unknown names."""
+        """Return the declaration of a SPEC `name:key=value,…`, with the SPEC's values. Raises UsageError for unknown names."""
         name, params = parse_spec(text)
         return self.find(name).bind(params)
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
-    """Split a SPEC `name:key=value,…` into (name, parameters). One value may have no key; its key is "". Raises UsageError."""
+    """Split a SPEC `name:key=value,…` into (name, parameters). One value may have no key: its key is "". Raises UsageError."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
     for item in filter(None, map(str.strip, rest.split(","))):
@@ -206,7 +211,7 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def number(text: str | float, what: str = "value") -> float:
-    """Convert to a float of absolute value up to LARGEST, or raise UsageError. what: name of the value in the message."""
+    """Convert text to a float of absolute value up to LARGEST, or raise UsageError. what: name of the value in the message."""
     with suppress(TypeError, ValueError):
         if abs(value := float(text)) <= LARGEST:
             return value

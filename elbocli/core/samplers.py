@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Denoise = Callable[["Tensor", float], "Tensor"]
 DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]
-"""Denoiser D(z, λ) → (x̂, γ), where γ in [0, 1] interpolates each value's log variance between its bounds."""
+"""Denoiser D(z, λ) → (x̂, γ), where γ interpolates each value's log variance from small (0) to large (1), see `ddpm`."""
 DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
 
@@ -63,7 +63,7 @@ class SamplerPreset(NamedTuple):
 
 class SamplerTraits(NamedTuple):
     """Facts about a sampler. grid, steps: default schedule and number of steps. presets: published settings by name.
-    learned: whether it needs a DenoiseWithVariance. ancestral: whether its steps draw from q(z' | z, x̂), with noise.
+    learned: whether the sampler needs a DenoiseWithVariance. ancestral: whether steps draw from q(z' | z, x̂), with noise.
     """
 
     grid: str
@@ -76,8 +76,8 @@ class SamplerTraits(NamedTuple):
 SAMPLERS = Registry("sampler", SamplerTraits)
 """Samplers: functions (z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂).
 
-last: x̂ of the previous step, for multistep methods; None in the first step. denoise: a Denoise or DenoiseWithVariance.
-noise: a DrawNoise.
+last: x̂ of the previous step, for multistep methods; None in the first step. move: the step, a Move.
+denoise: function (z, λ) → x̂, or a DenoiseWithVariance. noise: function () → standard normal noise, shaped like z.
 """
 sampler = SAMPLERS.declare
 
@@ -92,7 +92,7 @@ def ddim(z, last, move, denoise, noise):
 
 
 def ancestor(z, x_hat, move, noise, gamma):
-    """Draw z' from q(z' | z, x̂). gamma: number or tensor, 0 for the small variance, 1 for the large. Noise-free at σ' = 0."""
+    """Draw z' from q(z' | z, x̂), or return the mean if σ' = 0. gamma: number or tensor that sets the variance as in `ddpm`."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
     fresh = -math.expm1(-2 * move.width)
@@ -179,7 +179,7 @@ def dpmpp_2m(z, last, move, denoise, noise):
     positive=["eta"],
 )
 def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
-    """Make a step of dpmpp-2m with added noise. eta: amount of noise; 1 is the reverse SDE, and 0 the limit dpmpp-2m.
+    """Make a step of dpmpp-2m with added noise. eta: amount of noise; 1: the reverse SDE; the limit 0: dpmpp-2m.
 
     The variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step, which is e^{−2ℓ'} (1 − e^{−2ηh}).
     """
@@ -261,8 +261,8 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 
 def no_noise() -> NoReturn:
-    """Raise UsageError. Stands in for the noise function where a walk must not draw noise."""
-    raise UsageError("this sampler adds noise, which is not supported here; use dpmpp-2m, heun without churn, or ddpm")
+    """Raise UsageError. Pass this function as the noise function where a sampler must not draw noise."""
+    raise UsageError("this sampler adds noise; give one without noise (dpmpp-2m, or heun without churn), or for a grid ddpm")
 
 
 def walk(
@@ -275,7 +275,8 @@ def walk(
 ) -> Tensor:
     """Walk from noise z [B, …] at grid[0] to data at grid[-1], and return the data.
 
-    grid: rising λ; inf is clean data. denoise: a DenoiseWithVariance for `learned` samplers. noise: draws noise like z.
+    grid: rising λ; inf is clean data. denoise: a DenoiseWithVariance for samplers whose traits have `learned`.
+    noise: function that draws noise shaped like z.
     every_step: draw noise once in every step, even in steps that add none, as EDM does.
     """
     last = None

@@ -45,10 +45,10 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return λ at equally spaced timesteps, rounded from running sums as in ADM: products would round some differently."""
+    """Return λ at equally spaced timesteps, rounded from running sums, as in ADM; products would round differently."""
     levels = _levels(schedule)
     if steps > len(levels):
-        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range; use so many or fewer, not {steps}")
+        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, fewer than {steps} steps; use fewer steps")
     if steps == 1:
         return levels[-1:]
     part = (len(levels) - 1) / (steps - 1)
@@ -129,7 +129,7 @@ def static(x_hat):
     within={"percentile": (0, 100)},
 )
 def dynamic(x_hat, percentile=99.5):
-    """Clip each image x̂ to [−s, s] and divide it by s: the value of |x̂| at rank ⌈percentile/100 · D⌉, but at least 1."""
+    """Clip each image x̂ to [−s, s] and divide by s, where s is the value of |x̂| at rank ⌈percentile/100 · D⌉, at least 1."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
     limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
@@ -217,9 +217,10 @@ EDM_SEEDS = 1 << 32
 @NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
 class Noise:
-    """Source of the random numbers of sampling: functions of (seed, purpose, index). Subclasses reproduce other programs.
+    """Source of the random numbers of sampling, which depend only on (seed, purpose, index of the image).
 
     shape: (H, W, C) of an image. every_step: whether each step draws noise, even if the step adds none.
+    Subclasses reproduce the random numbers of other programs.
     """
 
     seed: int
@@ -234,7 +235,7 @@ class Noise:
         return {}
 
     def seeds(self, n):
-        """Return the seed of each of n images, int64 [n]; sample files record it. Here it is the image's index."""
+        """Return the seed of each of n images, int64 [n], which sample files record: the index of the image."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
@@ -276,13 +277,13 @@ class EdmNoise(Noise):
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):
-        """Return the class of each of n images; the image's generator draws it after the start noise, which is dropped here."""
+        """Return the class of each of n images, which the image's generator draws after the start noise."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """Return a function that draws a walk's noise as Noise.walk does, with one torch generator per image."""
+        """Return a function whose k-th call returns a walk's k-th noise, [len(indices), H, W, C], by a generator per image."""
         import torch
 
         begun = [self._begun(index) for index in indices]

@@ -1,7 +1,7 @@
 """Noise schedules (curves λ(t), shifted, then truncated to a range of λ) and level codes, the noise inputs of networks.
 
 A schedule is an importance sampler of noise levels: the weighted loss doesn't depend on it (arXiv:2303.00848 sec. 3).
-The declared curves are in core/schedule_curves.py. Everything here is float64.
+The declared curves are in core/schedule_curves.py. All tensors are float64.
 
 A level code is the number that a network gets as input instead of λ: published networks were trained on timesteps, t, σ
 or log σ, all functions of λ. The network embeds the number by cosines and sines, or feeds it to a layer.
@@ -29,7 +29,7 @@ NARROWEST = 1e-3
 
 
 def cell_of(at: Tensor, edges: Tensor) -> Tensor:
-    """Return the index k of the interval [edges[k], edges[k+1]) of each value; outer values get the first or last interval."""
+    """Return the index k of the interval [edges[k], edges[k+1]) of each value; values outside get the nearest interval."""
     import torch
 
     return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
@@ -67,8 +67,8 @@ class Table:
 class Schedule:
     """Noise schedule: a curve shifted by `shift` in λ, then truncated so that t ∈ [0, 1] covers [logsnr_min, logsnr_max].
 
-    name: SPEC of the curve without the shift.
-    declared: the declaration of the curve, or None.
+    name: SPEC `name:key=value,…` of the curve without the shift.
+    declared: the declaration of the curve; None for a curve that was fitted or read from a file.
     file: the file that the curve was read from, or None.
     Raises UsageError for a range that the curve doesn't cover.
     """
@@ -86,7 +86,7 @@ class Schedule:
         low, high = self.support
         if self.logsnr_min < low - 1e-9 or self.logsnr_max > high + 1e-9:
             raise UsageError(
-                f"{self.base} covers logsnr {low:g} to {high:g}; narrow the range {self.logsnr_min:g} to {self.logsnr_max:g}"
+                f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}; narrow the range"
             )
         first, last = self._ends
         if not float(last - first) > LEAST_SHARE:
@@ -118,7 +118,8 @@ class Schedule:
     def logsnr(self, t: Tensor) -> Tensor:
         """Return λ at each t ∈ [0, 1], float64.
 
-        The ends are set exactly, because the far tail of a normal distribution is out of reach for a float64 t near 1.
+        t = 0 and t = 1 give exactly the ends of the range, because no float64 t near 1 reaches the far tail of a normal
+        distribution.
         """
         first, last = self._ends
         level = self.curve.logsnr(first + (last - first) * t) + self.shift
@@ -142,7 +143,7 @@ class Schedule:
         return self.curve.density(logsnr - self.shift) * ((logsnr >= low) & (logsnr <= high))
 
     def shifted(self, by: float) -> Schedule:
-        """Return the schedule shifted by `by` in λ, with the same truncation as far as the shifted curve covers it."""
+        """Return the schedule shifted by `by` in λ. The range stays, cut to the part that the shifted curve covers."""
         if not by:
             return self
         low, high = _support(self.curve, self.shift + by)
@@ -174,7 +175,7 @@ def make_schedule(
 ) -> Schedule:
     """Return the schedule of a curve, shifted and truncated to [low, high]; None keeps the curve's own end.
 
-    name, declared, file: as in Schedule.
+    name: SPEC of the curve. declared, file: the curve's declaration and the file with the curve, or None.
     clip: reduce [low, high] to the part that the curve covers.
     Raises UsageError for a range that the curve doesn't cover.
     """
@@ -191,8 +192,8 @@ def parse_schedule(
     """Return the declared schedule of a SPEC.
 
     text: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`; every schedule takes `shift`.
-    low, high, clip: as in make_schedule.
-    size: image size in pixels, the default of a schedule's parameter `size`.
+    low, high: range to truncate the schedule to; None: the curve's own end. clip: reduce the range to what the curve covers.
+    size: image size in pixels, used as the schedule's parameter `size`, if there is one, unless the SPEC sets it.
     Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)
@@ -211,7 +212,7 @@ def parse_schedule(
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
     """Return a tabulated schedule that spends a given share of the time t in each interval of λ.
 
-    edges: ends of the intervals, rising λ, [B + 1]. shares: relative time in each interval, [B].
+    edges: ends of the intervals, rising λ, [B + 1]. shares: relative time in each interval, [B]. name: of the schedule.
     """
     import torch
 
@@ -262,6 +263,6 @@ for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
 
 
 def parse_level_code(text: str) -> Declaration:
-    """Return the level code of a SPEC: `logsnr:factor=-0.125`, `sigma`, `t:linear`, `t-linear:count=4000`. Raises UsageError."""
+    """Return the level code of a SPEC, such as `logsnr:factor=-0.125`, `t-linear:count=4000`, `t:linear`. Raises UsageError."""
     words = text.strip()
     return LEVEL_CODES.parse("t-" + words[2:].replace(",", ":", 1) if words.startswith("t:") else words)

@@ -94,7 +94,7 @@ class Steps:
         kept = logsnr.abs() <= LIMIT
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
-            raise UsageError(f"logsnr must fall from timestep to timestep, at least two of them within ±{LIMIT:g}")
+            raise UsageError(f"logsnr must fall at every timestep, and be within ±{LIMIT:g} at two or more; choose other betas")
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()
         slopes = torch.from_numpy(CubicSpline(self.level.numpy(), self.time.numpy())(self.level.numpy(), 1))
@@ -146,7 +146,10 @@ class Steps:
 
 @lru_cache
 def steps_of(betas, start, end, count):
-    """Return the curve of `count` timesteps with the beta schedule `betas` from `start` to `end`. Raises UsageError."""
+    """Return the curve of `count` timesteps. betas: name of the beta schedule. start, end: its first and last β.
+
+    Raises UsageError if `count` is not a whole number, a β lies outside (0, 1), or λ doesn't fall.
+    """
     import torch
 
     if count != int(count):
@@ -176,15 +179,15 @@ class Moved:
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator that declares a ScheduleCurve; arguments of its constructor with float defaults become parameters."""
+"""Decorator that declares a ScheduleCurve; arguments of the curve's constructor with float defaults become parameters."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
-"""Parameter names in EDM's code → their names here."""
+"""Name of a parameter in EDM's code → its name in the declarations of this package."""
 
 
 class ScheduleCurve(Protocol):
     """Curve of a schedule before shift and truncation. Tensors are float64; the output has the shape of the input.
 
-    `t` and `density` may extend beyond t ∈ [0, 1]. A curve that covers only part of λ has `support`, a pair (low, high).
+    `t` and `density` may extend beyond t ∈ [0, 1]. A curve that covers only some λ has an attribute `support`, (low, high).
     """
 
     def logsnr(self, t): ...
@@ -378,7 +381,7 @@ class Interpolated:
             raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
     def _cosine(self, logsnr):
-        """Return u at each λ, by bisection and two Newton steps; autograd differentiates the last step only."""
+        """Return u = −2 log tan(πt/2) at each λ, by bisection and two Newton steps; autograd differentiates only the last."""
         goal = (logsnr - self.start).detach()
         low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
         for _ in range(40):
@@ -421,7 +424,7 @@ class Uniform:
 
 
 TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
-"""Bounds of `count`, the number of timesteps. The curves are smooth between timesteps; samplers use timesteps by default."""
+"""Bounds of `count`, the number of timesteps. The curves are smooth; samplers step from timestep to timestep by default."""
 
 
 @schedule("t-linear", formula="timesteps whose betas are even from start to end", source="Ho et al. 2020", within=TIMESTEPS)

@@ -2,7 +2,7 @@
 
 A counter-based generator (Philox 4×64) has seed and purpose as its key and the index in its counter. So image i of step s
 gets the same noise on any device, in any batch, on any number of processes. torch is imported only by functions that
-return tensors: packing shuffles without torch.
+return tensors, so that packing, which only shuffles, starts without torch.
 
 `choose_labels` chooses the class of each image to be drawn, from `--classes`.
 """
@@ -41,7 +41,7 @@ class Stream:
         return self._generator
 
     def normal(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """Return standard normals [len(indices), *shape], float32. Row k depends only on indices[k]."""
+        """Return standard normal numbers [len(indices), *shape], float32. Row k depends only on indices[k]."""
         from torch import from_numpy
 
         out = np.empty((len(indices), *shape), np.float32)
@@ -65,7 +65,7 @@ class Stream:
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:
-        """Return a 63-bit seed for another library's generator."""
+        """Return a 63-bit seed for another library's generator, from the index's sequence."""
         return int(self.at(index).integers(1 << 63))
 
 
@@ -96,7 +96,8 @@ def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepanc
 def choose_labels(classes: str, n: int, num_classes: int, seed: int, names: Sequence[str] = ()) -> np.ndarray | None:
     """Return the class of each of n images, or None for a run without classes.
 
-    classes: `balanced` (i mod K), `random`, or a list of numbers or names, repeated to length n.
+    classes: `balanced` (i mod num_classes), `random`, or a list of numbers or names, repeated to length n.
+    names: names of the classes, in order; empty if the classes have none.
     Raises UsageError for an unknown class, or a word that matches two classes.
     """
     if num_classes < 1:

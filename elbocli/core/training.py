@@ -3,7 +3,7 @@
 An average is v ← β v + (1 − β) θ after every update. β depends only on the counters of steps and images, so an average
 that resumes from a checkpoint is bit-identical.
 
-`solve` combines stored averages into another one after training: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
+`solve` combines stored averages into another average after training: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
 
 A power average at step T is ∫ p(t) θ(t) dt with p(t) = (γ+1) t^γ / T^(γ+1) on [0, T] and θ(t) constant between
 updates. The identity is exact, so a combination of stored averages differs from the target by
@@ -37,7 +37,7 @@ FORMER = {
 }
 """Former name of a training setting → its present name. config.yaml, presets and --config may hold former names."""
 AVERAGES = Registry("average")
-"""Averages of the weights: functions (step from 1, images seen, images of this update) → β in [0, 1)."""
+"""Averages of the weights: functions (number of the update, from 1; images seen; images of this update) → β in [0, 1)."""
 BARE, STORED = "decay", "power"
 """Name of the average that a bare number means, and of the average whose snapshots `elbo ema` can combine."""
 PREFIX = "ema-"
@@ -96,7 +96,7 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """Kind of average of the weights, with its parameters. stored: whether `elbo ema` can combine its snapshots."""
+    """Rule for averaging the weights, with the rule's parameters. stored: whether `elbo ema` can combine its snapshots."""
 
     def __init__(self, declared: Declaration):
         self.declared, self.beta, self.params = declared, declared, declared.params
@@ -147,7 +147,7 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the full SPECs of one average or several. Raises UsageError for no average, or an unknown or repeated one."""
+    """Return the full SPECs of averages. value: a SPEC or number, or several. Raises UsageError for none or a repeated one."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
@@ -196,7 +196,7 @@ def rsqrt(done, steps, ref=70_000.0):
 
 
 def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
-    """Return the learning rate after `done` updates: lr × linear warmup over `warmup` updates × decay.
+    """Return the learning rate after `done` of `steps` updates: lr × linear warmup over `warmup` updates × decay.
 
     The rate depends only on the arguments, so that a resumed run has the same rates as an uninterrupted one.
     """
@@ -204,7 +204,7 @@ def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declarat
 
 
 CRITERIA = Registry("criterion")
-"""Criteria: functions (mean error, mean square, least possible error or None) → score; the fitted density is ∝ w × score."""
+"""Criteria: functions (mean of the error, mean of its square, least possible error or None) → score; the density is ∝ w score."""
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")
@@ -252,8 +252,8 @@ class Profile(NamedTuple):
 class Solution(NamedTuple):
     """Combination of stored averages.
 
-    coefficients: [n], with sum 1.
-    residual: ‖Σ x_i p_i − p‖ / ‖p‖ in L²; 0 for an exact match.
+    coefficients: [n], with sum 1. residual: ‖Σ x_i p_i − p‖ / ‖p‖ in L², for coefficients x_i, stored profiles p_i and the
+    target profile p; 0 for an exact match.
     """
 
     coefficients: np.ndarray

@@ -73,9 +73,9 @@ def p2(logsnr, gamma=1.0):
 
 
 class ForeignLoss(NamedTuple):
-    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²], where the untruncated schedule draws t. Calls return w(λ).
+    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²], where the untruncated schedule draws t. Call it with λ to get w.
 
-    factor: F, a declared factor or any declared weighting; None for F = 1.
+    prediction: the network's target. factor: F, a declared factor or any declared weighting; None for F = 1.
     """
 
     prediction: Prediction
@@ -107,7 +107,7 @@ def is_foreign_loss(text: str) -> bool:
 def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaration:
     """Return the factor of a SPEC: `snr`, `min-snr:5`, `min-snr:gamma=5`, or the name of a weighting.
 
-    given: parameters from options, which override those in the text. Raises UsageError.
+    given: parameters from options, which override those in the SPEC. Raises UsageError for unknown names.
     """
     known = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
@@ -139,10 +139,11 @@ class ScheduleDensity:
 class LearnedCurve(NamedTuple):
     """Weighting learned while a run trains: w = p/e, the density of the schedule over the current error at each λ.
 
-    Equivalent to EDM2's (Karras et al. 2024, arXiv:2312.02696): its loss ω/e^u ‖D − x‖² + u is least in u where
-    e^u = ω E‖D − x‖²/D; inserting this u weights ‖ε − ε̂‖² by p/e for any ω. So every t contributes equally.
+    Every t contributes equally to the loss. This weighting is equivalent to the one that EDM2 learns (Karras et al. 2024,
+    arXiv:2312.02696): EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's
+    loss weights ‖ε − ε̂‖² by p/e for any ω.
 
-    schedule: None before the first error is known.
+    schedule: the run's schedule; None before the first error is known.
     middle, log_error: [bins], λ and the logarithm of ‖ε − ε̂‖²/D there.
     """
 
@@ -160,13 +161,13 @@ class LearnedCurve(NamedTuple):
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
-            raise UsageError(f"{LEARNED} has no w(λ) until a run has learned it; name a run that was trained with it")
+            raise UsageError(f"{LEARNED} has no w(λ) until a run has learned w; name a run that was trained with {LEARNED}")
         within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
 
 WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve
-"""A curve w(λ) before shift and monotone."""
+"""A curve w(λ), before it is shifted or made monotone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +224,7 @@ class Weighting:
         return self._function(logsnr - self.shift)
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        """Return dw/dλ by automatic differentiation. For a monotone weighting, −dw/dλ is the density p_w of added noise."""
+        """Return dw/dλ by autograd. For a monotone weighting, −dw/dλ is proportional to the density p_w of noise levels."""
         return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:
@@ -233,7 +234,7 @@ class Weighting:
     def rise(self, low: float, high: float) -> float:
         """Return the total increase of w on [low, high], relative to the largest w there: 0 for an ELBO.
 
-        The increase is the negative mass of −dw/dλ, the density of added noise.
+        The increase is the negative mass of −dw/dλ, which is a density of noise levels only if w never increases.
         """
         import torch
 
@@ -241,7 +242,7 @@ class Weighting:
         return sum(float(self(float64([b])) - self(float64([a]))) for a, b in self.rising(low, high)) / float(self(at).max())
 
     def verdict(self, low: float, high: float) -> str:
-        """Return a phrase that says whether L_w is an ELBO on [low, high]."""
+        """Return a verb phrase, with subject 'the weighting', that says whether L_w is an ELBO on [low, high]."""
         if self.learned and not self.schedule:
             return f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
         intervals = self.rising(low, high)
@@ -270,7 +271,7 @@ def parse_weighting(
     if loss or text.partition(":")[0] == "schedule":
         mark = "@" if loss else ":"
         left, _, inner = text.partition(mark)
-        if inner.endswith((",monotone", ":monotone")):  # no schedule has a parameter called so
+        if inner.endswith((",monotone", ":monotone")):  # no schedule has a parameter `monotone`
             inner, monotone = inner[: -len(",monotone")], True
         if not inner:
             raise UsageError(f"{text!r}: the schedule is missing; name one, for example {left}{mark}cosine")
@@ -283,7 +284,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes the parameter monotone alone; write others after the schedule's name")
+        raise UsageError(f"{text!r} takes the parameter monotone alone; leave out others, or write a schedule's after its name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 

@@ -180,7 +180,7 @@ def edm_monotonic(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
 
 @lru_cache(maxsize=64)
 def _edm_held(mean, std, sigma_data):
-    """Return edm held constant left of its peak, cached because the search for the peak is slow."""
+    """Return the weighting edm, held constant left of its peak. The result is cached because finding the peak is slow."""
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 
 

@@ -53,14 +53,14 @@ def ema(run: Path, std: float, at: int | None, out: Path) -> None:
 
 
 WARN, REFUSE = 0.1, 0.5
-"""Residuals above which elbo warns, and refuses. For weights on a random walk, the error of the average is 3 % of its distance
-from the last weights at a residual of .09, and 24 % at .3 (tests/core/test_posthoc.py).
+"""Residuals above which elbo warns, and above which it refuses. For weights on a random walk, the average's error is 3 % of the
+average's distance from the last weights at a residual of .09, and 24 % at .3 (tests/core/test_posthoc.py).
 """
 REMEDY = "choose --std between the stored averages' and .2, or train with a smaller --snapshot-every"
 
 
 def make_average(path: Path, std: float, out: Path, at: int | None = None, command: str = "") -> dict[str, Any]:
-    """Write the average power:std=STD of a run's weights at a step (default: the last snapshot) to `out`; return facts about it.
+    """Write the average power:std=STD of a run's weights at a step (default: the last snapshot) to `out`; return a description.
 
     Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (not a run, or
     snapshots of another network).
@@ -88,10 +88,10 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
     last, _, last_file = parts[-1]
     if at not in (None, last.step):
-        raise UsageError(f"--at {at}: no snapshot there; choose {last.step}, the last before it ({last.path})")
+        raise UsageError(f"--at {at}: no snapshot at this step; choose {last.step}, the last before ({last.path})")
     layout = last_file.layout
     if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
-        raise FormatError(f"{strange[0]}: its network differs from that of {last.path}")
+        raise FormatError(f"{strange[0]}: its network differs from that of {last.path}; move it out of the run")
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:

@@ -40,7 +40,7 @@ GROUPS = {
 
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that metrics declare to a command."""
+    """Add options to a command: the options that metrics declare."""
     for name, (_, own) in reversed(OPTIONS.items()):
         kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
         flag = isinstance(own.default, bool)

@@ -38,9 +38,10 @@ from elbocli.runtime.progress import progress
 class FeatureSource:
     """An opened file of samples or of a reference: images, saved features, or statistics with or without images.
 
-    name: path, for messages. n: number of images or features; 0 for statistics alone. about: facts about the features.
+    name: path, for messages. n: number of images or features; 0 for statistics alone. about: how the features were made.
+    reader, saved, statistics: images, saved features and statistics in the file; None for what the file lacks.
     streamed: whether the images are a stream, which only rank 0 can read, once, in its main thread.
-    labels: class of each image; None if the file has no labels. features: set on rank 0 by `extract_features`.
+    labels: class of each image; None if the file has no labels. features: result of `extract_features`, on rank 0 alone.
     """
 
     name: str
@@ -55,7 +56,7 @@ class FeatureSource:
 
     @property
     def width(self) -> int | None:
-        """Number of features per image; None before images are read."""
+        """Number of features per image in the file; None for a file of images alone."""
         if self.statistics is not None:
             return len(self.statistics.mu)
         return None if self.saved is None else self.saved.features.shape[1]
@@ -106,12 +107,13 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Extract the features of a source into `source.features`: mean and covariance, and the features that `keep` names.
+    """Set `source.features` to the mean and covariance of a source's features, and to the features that `keep` names.
 
-    keep: features to keep for each image: `values`, `logits`, `spatial_values`. batch: number of images at a time.
-    check: function of the first batch's features and the source; it raises an ElboError if the features are unsuitable.
-    spatial: whether to extract mean and covariance of spatial features, too. Raises DataError.
-    Each rank takes whole batches, so that the result doesn't depend on the number of ranks.
+    extractor: None if no images are read. batch: number of images at a time.
+    keep: names of the features that are kept for each image: `values`, `logits`, `spatial_values`.
+    check: function of the first batch's features and the source, which raises an ElboError for unsuitable features.
+    spatial: whether to compute mean and covariance of spatial features, too.
+    Each rank takes whole batches, so that the result doesn't depend on the number of ranks. Raises DataError.
     """
     statistics, saved = source.statistics, source.saved
     if statistics is not None and not keep:
@@ -121,7 +123,7 @@ def extract_features(
     names = ["values", "spatial_values"] if spatial and statistics is None else ["values"]
     sums = {name: StreamingFeatureMoments() for name in names}
     held, digests, filled = dict[str, Tensor](), list[str](), 0
-    if saved is not None:  # every rank has read them
+    if saved is not None:  # each rank has read all saved features, and works alone
         world, batch = replace(ALONE, device=world.device), StreamingFeatureMoments.ROWS
     batch = world.of_first(source.reader.batch(batch) if source.reader else batch)
     sharers = 1 if source.streamed else world.size
@@ -132,7 +134,7 @@ def extract_features(
         if world.rank >= sharers or begin >= source.n or source.reader is None:
             return None
         images = source.reader.at(begin, min(batch, source.n - begin))
-        # with shape and position, so that the sum of the digests identifies all images and their order
+        # Each digest includes shape and position, so that the sum of all digests identifies the images and their order.
         told = [f"{begin + k} {image.shape} ".encode() + image.tobytes() for k, image in enumerate(images)]
         return begin, images, [hashlib.sha256(each).hexdigest() for each in told]
 
@@ -169,7 +171,7 @@ def extract_features(
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
-    """Return the moments over all ranks, from those of this rank (`own`). At least one rank must have features."""
+    """Return mean and covariance of the features of all ranks. own: features of this rank. Some rank must have features."""
     parts = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     return sum(parts[1:], parts[0])
 
@@ -177,9 +179,10 @@ def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
 def _features_of(
     images: np.ndarray, extractor: Extractor, device: torch.device, where: str, begin: int, spatial: bool
 ) -> dict[str, Tensor]:
-    """Return the features of a batch on the CPU: values [B, D], logits [B, K] if any, spatial_values [B, S] if asked for.
+    """Return the features of a batch on the CPU: values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`.
 
-    where, begin: text and index of the first image, for messages. Raises DataError when features are not finite or too large.
+    where: words before the index of an image in messages. begin: index of the first image.
+    Raises DataError when features are not finite or too large.
     """
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
@@ -191,14 +194,14 @@ def _features_of(
         usable = (tensor.abs() <= LARGEST_FEATURE).all(1)
         if not usable.all():
             raise DataError(
-                f"{where} {begin + int(usable.int().argmin())} are not finite, or beyond {LARGEST_FEATURE:g}; "
+                f"{where} {begin + int(usable.int().argmin())} are not finite, or larger than {LARGEST_FEATURE:g}; "
                 f"the extractor {extractor.name} doesn't suit these images; choose another --extractor"
             )
     return found
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """Return the extractor to add to the names of scores; None for the published Inception, whose scores are FID and IS."""
+    """Return the extractor that the names of scores include; None for the published Inception, whose scores keep usual names."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
@@ -206,7 +209,7 @@ def naming_network(about: FeatureFacts) -> str | None:
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
     """Return the known facts that samples and reference must share: preprocessing, network, weights and precision.
 
-    Files of earlier versions lack the precision, which was always STRICT.
+    Files of earlier versions of elbo don't give the precision, which was always STRICT.
     """
     network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
     precision = about.feature_precision or (STRICT if about.extractor else None)

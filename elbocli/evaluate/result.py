@@ -1,4 +1,4 @@
-"""The result of `elbo eval`: scores of one set of samples or of several repeats, with facts on how they were made."""
+"""The result of `elbo eval`: scores of one set of samples or of several repeats, with facts on samples and scores."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from elbocli.files.records import Record, convert, parse_json, plain, stored
 from elbocli.nn.extractors import STRICT
 
 SD = "_sd"
-"""Suffix of a score's name that makes the name of its standard deviation over repeats."""
+"""Suffix that turns a score's name into the name of the score's standard deviation over repeats."""
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
-"""Facts that differ, by name: pairs [value, expected value]."""
+"""Name of a fact that differs → [value, expected value]."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 """A number whose square is within float64 range."""
 ENOUGH = 10_000
@@ -49,9 +49,10 @@ ALIKE = (
 class Facts(Record, frozen=True, kw_only=True):
     """Facts about the scores of one set of samples, by their names in the JSON. None means unknown.
 
-    n_ref_images: number of images in a reference file whose statistics are of other images.
+    n_ref: number of images that the reference's statistics are computed from.
+    n_ref_images: number of images that the reference file has besides such statistics, if a metric used these images.
     classes: number of classes. fewest_of_a_class, most_of_a_class: number of images in the smallest and the largest class.
-    made: how the samples were drawn, from their file. options: options of the metrics.
+    made: how the samples were drawn, as recorded in their file. options: options of the metrics.
     mismatch: facts in which samples and reference differ. deviates: facts in which the evaluation differs from its protocol.
     held_out, n_held_out: file of held-out images, and their number.
     """
@@ -90,7 +91,7 @@ class Facts(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of samples. values: scores by key. network: extractor in the scores' names; None for FID and IS."""
+    """Scores of one set of samples. values: scores by key. network: extractor in the scores' names; None: published Inception."""
 
     network: str | None
     values: dict[str, Value]
@@ -99,7 +100,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score of one set of samples, or its mean over repeats with standard deviation. number: description of the score."""
+    """A score, or its mean over repeats. number: description of the score. sd: standard deviation over repeats, or None."""
 
     number: Number
     value: Value
@@ -114,7 +115,7 @@ class EvalResult(Record, frozen=True):
 
     @property
     def network(self) -> str | None:
-        """Extractor that the names of scores include; None for the published one, whose scores keep their usual names."""
+        """Extractor that the names of scores include; None for the published Inception, whose scores keep usual names."""
         return self.repeats[0].network
 
     @property
@@ -132,7 +133,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the number that has a role for a score, such as its standard error; None if there is no such number."""
+        """Return the number with a role for a score, such as the score's standard error; None without such a number."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
@@ -142,7 +143,7 @@ class EvalResult(Record, frozen=True):
         return within and within.value
 
     def estimate(self, score: Score) -> Estimate:
-        """Return a score with its standard error: over repeats, else from its interval, else as computed with the score."""
+        """Return a score with its standard error: from the repeats, else from its interval, else as the metric computed it."""
         if score.sd is not None:
             return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
         value: Any = score.value
@@ -152,7 +153,7 @@ class EvalResult(Record, frozen=True):
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
-        """Return all numbers by their names in the JSON."""
+        """Return all scores and standard deviations by their names in the JSON."""
         found: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():
@@ -186,7 +187,7 @@ class EvalResult(Record, frozen=True):
     def json(self) -> dict[str, Any]:
         """Return the JSON object: scores and facts of one set of samples; for repeats, means, standard deviations, shared facts.
 
-        Standard deviations are under NAME_sd (before any [NETWORK]), and the object of each repeat is in `repeats`.
+        The standard deviation of NAME is NAME_sd; that of NAME[NETWORK] is NAME_sd[NETWORK]. `repeats` has each repeat's object.
         """
         found = {**self.head(), **self.named(), **self.common()}
         if len(self.repeats) > 1:
@@ -195,7 +196,10 @@ class EvalResult(Record, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
-        """Read an object that `json` returned. Scores of unknown metrics are read as facts. Raises FormatError."""
+        """Read an object that `json` returned. where: file of the object, for messages. Raises FormatError.
+
+        Scores of unknown metrics are read as facts.
+        """
         cls.check_head(content, where)
         found = convert(content, dict[str, Any], where)
         repeats = convert(found.get("repeats", [found]), list[dict[str, Any]], f"{where}: repeats")
@@ -208,7 +212,7 @@ def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
-    """Return the keys of two sets of facts whose values differ, with both values."""
+    """Return the facts that two dicts share with different values: key → [value in `mine`, value in `other`]."""
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 
@@ -220,7 +224,10 @@ def refuse(
     then: str,
     kind: type[ElboError] = DataError,
 ) -> None:
-    """Raise a `kind` error if the facts of file `where` (mine) and file `other` (theirs) differ. then: remedy for the message."""
+    """Raise an error of class `kind` if two files share facts with different values.
+
+    mine, where: facts and name of one file. theirs, other: facts and name of the other file. then: end of the message, a remedy.
+    """
     if pairs := mismatches(mine, theirs):
         told = "; ".join(f"{key} is {one}, that of {other} {another}" for key, (one, another) in pairs.items())
         raise kind(f"{where}: {told}: {then}")

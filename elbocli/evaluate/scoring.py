@@ -61,12 +61,12 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
 
     sources: paths, or one NPY stream. Several sources are repeats of one experiment with different seeds.
     ref: reference; None if no metric needs one.
-    Memory: one batch of images, the moments of each source, and, for metrics that need them, 4 bytes per image and feature
-    (or class). Ranks other than 0 return as soon as all features are extracted.
-    Raises UsageError, DataError and FormatError: too few images, a truncated stream, files that don't fit each other.
+    Memory: one batch of images, mean and covariance of each source, and 4 bytes per image and feature (or class) for metrics
+    that compare images. Ranks other than 0 return as soon as all features are extracted.
+    Raises UsageError, DataError and FormatError for too few images, a truncated stream, or files that don't fit each other.
     """
     deviations(settings)
-    spatial = settings.needing(Need.SPATIAL)  # before `check_sources` drops metrics: --save-stats includes spatial features
+    spatial = settings.needing(Need.SPATIAL)  # asked before `check_sources` drops metrics: --save-stats saves spatial features
     with contextlib.ExitStack() as stack:
         sides = Sides(
             [open_source(source, stack, world) for source in sources],
@@ -82,7 +82,7 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
         seen = [side for side in sides.every if side.statistics is None or compares]
         extractor = _extractor(settings, seen, world)
         if extractor is not None:
-            log.info("extracting features by %s; %s, %s", extractor.name, world.device, settings.precision)
+            log.info("extracting features with %s on %s, in %s", extractor.name, world.device, settings.precision)
         for source in sides.every:
             about = source.about
             if extractor is not None and source.saved is None and source.n and not about.extractor:
@@ -91,7 +91,7 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
             held: Any = source.statistics or source.saved or extractor
             if spatial and source is not sides.held_out and held.spatial is None:
                 raise UsageError(
-                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images by --extractor {DEFAULT}"
+                    f"{source.name}: no spatial features, which {spatial[0]} needs; score images with --extractor {DEFAULT}"
                 )
         differ = check_alike(sides, settings)
         deviating = [deviations(settings, source, sides.reference) for source in sides.samples]
@@ -131,7 +131,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if all(source.saved is not None for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:
-            raise UsageError(f"{told[0].name}: features are by {name}; name this file with --extractor")
+            raise UsageError(f"{told[0].name}: has features by the file {name}; to trust this file, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
@@ -149,7 +149,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     needs = {
         Need.REFERENCE: (
             reference,
-            "--ref (a dataset, saved features or statistics); or add --save-stats FILE to make one",
+            "--ref (a dataset, saved features or statistics); or save the samples' statistics with --save-stats FILE",
         ),
         Need.REFERENCE_FEATURES: (
             reference is None or reference.n,
@@ -167,22 +167,22 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     for name, options in settings.metrics.items():
         for side, needed in zip((samples[0], reference, held_out), METRICS[name].traits.least(options)):
             if side and side.n < needed and (side.n or not side.statistics):
-                raise DataError(f"{side.name}: {side.n} images; --metrics {name} needs at least {needed}")
+                raise DataError(f"{side.name}: has {side.n} images; --metrics {name} needs at least {needed}; add images")
     if settings.save_stats is not None and samples[0].n < 2:
-        raise DataError(f"{samples[0].name}: has one image; statistics need at least 2")
+        raise DataError(f"{samples[0].name}: has one image; statistics need at least 2; add images")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
         raise UsageError("--save-stats, --save-features and --neighbours take one set of samples; name one set at a time")
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
-            raise UsageError("--neighbours reads SAMPLES and --ref twice, so both must be files of images, of one size")
+            raise UsageError("--neighbours reads SAMPLES and --ref twice; name files, not streams, with images of one size")
     return settings
 
 
 def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     """Return, for each set of samples, the facts in which samples and reference were made differently, with both values.
 
-    Raises DataError for such facts unless --allow-mismatch is given, UsageError when a metric isn't defined for the network.
+    Raises DataError for such facts unless --allow-mismatch is given, UsageError when a metric isn't defined for the extractor.
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
     for source, own in zip(sides.samples, made):
@@ -199,19 +199,19 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
 
 
 def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings) -> None:
-    """Check the first features of a source, and set the labels of a stream.
+    """Check the features of a source's first batch, and set the labels of a stream.
 
-    Raises DataError or UsageError when the features or labels are unsuitable for the metrics.
+    found: name → features of the batch. Raises DataError or UsageError when features or labels are unsuitable for the metrics.
     """
     width, logits = found["values"].shape[1], found.get("logits")
     for other in sides.every:
         if other.width not in (None, width):
-            both = f"{width} features per image, but {other.name} has {other.width}"
+            both = f"has {width} features per image, but {other.name} has {other.width}"
             raise DataError(f"{source.name}: {both}; use features of one extractor")
     if source not in sides.samples:
         return
     if logits is None and (needing := settings.needing(Need.LOGITS)):
-        raise UsageError(f"{source.name}: no logits, which {needing[0]} needs; choose other --metrics")
+        raise UsageError(f"{source.name}: has no logits, which {needing[0]} needs; choose other --metrics")
     if logits is None or not settings.needing(Need.LABELS):
         return
     classes = logits.shape[1]
@@ -234,10 +234,10 @@ def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deviations(settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None) -> Pairs:
-    """Return the facts that deviate from the protocol, with the protocol's values.
+    """Return the facts that deviate from the protocol: name → [value, the protocol's value].
 
     source, reference: opened samples and reference; None to check the settings alone.
-    Fewer metrics than the protocol's are no deviation. Neither are flags, which add scores but change none.
+    Leaving out some of the protocol's metrics is no deviation; neither is a flag, which adds scores but changes none.
     Raises UsageError (settings) or DataError (files) unless --allow-mismatch is given.
     """
     if not settings.protocol:
@@ -341,7 +341,7 @@ def scored(
 
 
 def _save(source: FeatureSource, settings: EvalSettings) -> None:
-    """Write the files of --save-stats and --save-features."""
+    """Write the files of --save-stats and --save-features, if the settings name any."""
     features: Any = source.features
     about = source.about
     if settings.save_stats is not None:
@@ -363,7 +363,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))
-        log.warning("repeats differ in more than the seed: %s; their standard deviation is not over seeds alone", told)
+        log.warning("repeats differ in more than the seed: %s; so the standard deviation is not over seeds alone", told)
 
 
 SAMPLES, BESIDE = 12, 5

@@ -1,4 +1,4 @@
-"""The settings of `elbo eval`, and its protocols: settings of published evaluations. This module doesn't import torch."""
+"""Settings of `elbo eval`, and protocols, which are the settings of published evaluations. This module doesn't import torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,15 @@ from elbocli.nn.extractors import DEFAULT, STRICT
 class EvalSettings:
     """Settings of `elbo eval`.
 
-    metrics: options by name of metric. extractor: name; '' for the extractor that made saved features, else Inception.
-    classes: classes that a stream was drawn with, as in `elbo sample`; seed: seed of random classes.
-    allow_mismatch: score although samples and reference were made differently; the result names the differences.
+    metrics: name of metric → its options. seed: seed of `random` classes.
+    extractor: name, or file of an exported program; '' for the extractor that made saved features, else Inception.
+    extractor_weights: file of the extractor's weights; None for the published weights. precision: precision of the extractor.
+    classes: classes with which a stream of samples was drawn: `balanced`, `random`, or a list; '' if not given.
+    allow_mismatch: score even if samples and reference were made differently; the result names the differences.
     save_stats, save_features: files for the samples' statistics and features; None for no file.
-    held_out: file of images like the reference's that the model was not trained on. protocol: name in PROTOCOLS; '' for none.
-    neighbours: file for a picture of samples beside the closest images of the reference.
+    held_out: file of images like the reference's that the model was not trained on; None for no such images.
+    neighbours: file for a picture of samples beside the closest images of the reference; None for no picture.
+    protocol: name in PROTOCOLS; '' for none. command: command line that the result records.
     """
 
     metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
@@ -37,14 +40,15 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
-        """Return the names of the chosen metrics that need an input. need: kind of input, such as a reference or labels."""
+        """Return the names of the chosen metrics that need the input `need`, such as a reference or labels."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
 
 class Protocol(NamedTuple):
     """A published evaluation protocol.
 
-    formula: description for the help. tables: papers whose tables have scores by this protocol.
+    formula: description for the help. source: paper and script that define the protocol.
+    tables: papers whose tables have scores by this protocol. metrics: names of the metrics to compute.
     extractor: the only extractor that is allowed; its preprocessing is part of it.
     options: options of metrics that the protocol sets.
     n: number of samples. ref_images: number of images that the reference must have besides its statistics; 0 for any reference.
@@ -89,7 +93,7 @@ PROTOCOLS = {
         extractor="dinov2-vitl14",
         metrics=("fid",),
     ),
-    # Only the labels differ from adm: FID is about 0.1 lower than with random labels.
+    # This protocol differs from adm in the samples' labels alone: FID is about 0.1 lower than with random labels.
     "rae-50-a-class": ADM._replace(
         formula="adm, with exactly 50 samples of each of ImageNet's 1000 classes",
         source="Zheng et al. 2025, arXiv:2510.11690",
@@ -103,7 +107,10 @@ USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))
 
 
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return protocol, metrics and extractor for EvalSettings: as the user has `given`, else of protocol `name`, else default."""
+    """Return the fields protocol, metrics and extractor of EvalSettings.
+
+    name: protocol; '' for none. given: the user's options by name, which replace the protocol's. seed: seed of the metrics.
+    """
     protocol = PROTOCOLS.get(name, USUAL)
     return {
         "protocol": name,

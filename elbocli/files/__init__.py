@@ -1,4 +1,5 @@
-"""File formats. `reading` and `atomic` read and write any file, `records` declares contents, `recognise` detects a file's kind.
+"""File formats, one module each, such as `checkpoint` (the run folder), `dataset`, `tensor_files` and `pickles`.
 
-Each format has one module: `checkpoint` (the run folder), `dataset`, `tensor_files`, `pickles` and others. Start with `records`.
+Shared modules: `reading` and `atomic` read and write any file, `records` has the base class of all file contents, and
+`recognise` detects the kind of a file. Start with `records`.
 """

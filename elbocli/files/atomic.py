@@ -56,7 +56,7 @@ def write_all(handle: int, data: bytes, at: int) -> None:
 
 @contextmanager
 def writing(path: Path, what: str = "write") -> Iterator[None]:
-    """Turn an OSError in the block into a DataError "PATH: could not WHAT: …", such as a full disk. what: a verb."""
+    """Turn an OSError in the block, such as a full disk, into a DataError "PATH: could not WHAT: …". what: a verb."""
     try:
         yield
     except BrokenPipeError:
@@ -70,7 +70,7 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove the leftovers of killed writers from a folder. name: remove only leftovers of the file or folder `name` in it."""
+    """Remove the leftovers of killed writers from a folder. name: only those of this file or folder; None: all."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)

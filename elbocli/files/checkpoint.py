@@ -1,11 +1,11 @@
 """The run folder: config.yaml, checkpoints, and snapshots of weight averages.
 
-run/config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/,
-run/checkpoints/step-00001000/{model,ema-*}.safetensors, state.pt (tensors only), meta.json, and
-run/snapshots/step-00001000/{ema-power-*.safetensors, meta.json}.
+A run has config.yaml, metrics.jsonl, losslog.jsonl, status.json and previews/;
+checkpoints/step-00001000/ with {model,ema-*}.safetensors, state.pt (tensors only) and meta.json; and
+snapshots/step-00001000/ with ema-power-*.safetensors and meta.json.
 
-The folder of a step is written under a temporary name, flushed and renamed. Its meta.json holds the step, the run's id, and
-size and sha256 of every other file, so that a damaged folder, or one from another run, is detected and skipped.
+The folder of a step is written under a temporary name, flushed and renamed. The folder's meta.json holds the step, the run's
+id, and size and sha256 of every other file, so that damaged folders, and folders from other runs, are detected and skipped.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class RunData(Record, frozen=True):
 
 
 class SourceFacts(Record, frozen=True):
-    """Facts about the checkpoint of another program from which a run was imported."""
+    """Origin of an imported run: a checkpoint of another program, its licence, and warnings that the import gave.
+
+    format, file, sha256: name of the checkpoint's format, name of its file, and digest of the file.
+    """
 
     format: str | None = None
     file: str | None = None
@@ -83,17 +86,17 @@ class SourceFacts(Record, frozen=True):
     notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
-        """Return the facts under keys that begin with imported_, for descriptions of the run."""
+        """Return format, file and sha256 under keys that begin with imported_, for descriptions of the run."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
 class InitFacts(Record, frozen=True):
-    """Facts about the weights that a run began from.
+    """Origin of the weights that a run began from.
 
     run: path that was given to --init.
     weights, sha256: `model` or the name of an average, and the digest of its file.
     step, images: optimizer updates and images seen at the checkpoint with these weights.
-    seen: if the weights were imported, facts about their import.
+    seen: for imported weights, the keys that begin with imported_, from SourceFacts.about.
     changed: names of the settings in which the new run differs from the run that trained these weights.
     """
 
@@ -108,7 +111,7 @@ class InitFacts(Record, frozen=True):
     changed: list[str] | None = None
 
     def about(self) -> dict[str, Any]:
-        """Return the facts under keys that begin with init_, for descriptions of the run."""
+        """Return all fields except `changed` under keys that begin with init_, for descriptions of the run."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
 
@@ -126,7 +129,8 @@ class PluginFile(Record, frozen=True):
 class RunConfig(Record, frozen=True, kw_only=True):
     """Content of config.yaml: a run's identity, versions at its last start, commands of all starts, and resolved settings.
 
-    source: for an imported run, its origin.
+    processes: number of ranks of the training.
+    source: origin of an imported run. init: origin of the first weights, None for random weights.
     files: digests of the files named in settings, by path.
     plugins: the plug-ins that the run needs.
     """
@@ -151,7 +155,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a RunConfig, and the records inside it, from an object that `json` wrote. Raises FormatError, DataError."""
+        """Make a RunConfig from an object that `json` wrote. where: the file, for messages. Raises FormatError, DataError."""
         inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
         read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
         return super().of({**content, **read}, where)
@@ -183,8 +187,9 @@ class Seal(Record, frozen=True):
 class FolderMeta(Record, frozen=True, kw_only=True):
     """Content of meta.json: optimizer updates done (step), images seen, and the size and digest of every other file by name.
 
-    run_id: as in config.yaml.
-    log_bytes: for a checkpoint, the size in bytes of each of the run's logs at that step, by file name.
+    run_id: the run's id, which config.yaml holds too.
+    world_size: number of ranks of the training. parallel: ddp or fsdp.
+    log_bytes: for a checkpoint, the size in bytes of each of the run's logs at this step, by file name.
     """
 
     REST: ClassVar[str] = "more"
@@ -251,7 +256,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     """Read a checkpoint or snapshot, and check its files.
 
     verify: compare the digest of every file; otherwise only its size.
-    Raises FormatError if it is damaged or from another run, DataError if this user may not read it.
+    Raises FormatError if the folder is damaged or from another run, DataError if this user may not read it.
     """
     with reading(f"{path}: not a complete checkpoint"):
         content = read_json(path / META)
@@ -296,7 +301,9 @@ def save(
     with writing(path.parent):
         path.parent.mkdir(exist_ok=True)
     # SafetensorError and RuntimeError are how these libraries report a full disk.
-    full = reading(f"{path}: could not write", "; make room if the disk is full", kind=DataError, on=(SafetensorError, RuntimeError))
+    full = reading(
+        f"{path}: could not write", "; make room if the disk is full", kind=DataError, on=(SafetensorError, RuntimeError)
+    )
     with full, new_folder(path) as aside:
         for name, tensors in weights.items():
             file = aside / f"{name}{WEIGHTS}"
@@ -321,7 +328,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(run: Path, kind: str = FOLDER) -> list[Path]:
-    """List a run's checkpoint folders by step, including damaged checkpoints, without copies such as `step-00001000-good`."""
+    """List a run's checkpoint folders by step, also damaged ones, but not copies such as `step-00001000-good`.
+
+    kind: FOLDER for checkpoints, SNAPSHOTS for snapshots.
+    """
     return sorted((path for path in (run / kind).glob("*") if NAME.fullmatch(path.name)), key=step_of)
 
 

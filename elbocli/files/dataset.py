@@ -1,13 +1,14 @@
-"""The dataset format (HDF5): images or latents in one contiguous block, read through a memory map, written to survive kills.
+"""The dataset format (HDF5): images or latents in one contiguous block, which is read through a memory map.
 
-The block is `images` uint8 [N, H, W, C], or `encoded` bytes with `offsets` [N + 1], or `latents` float16 [N, 2C, H, W].
-Beside the block: `labels` int64 [N], `class_names` and `files` (UTF-8 strings), and attributes that record how it was made.
+The block is `images` uint8 [N, H, W, C], or `encoded` bytes with `offsets` [N + 1], or `latents` float16 [N, 2C, H, W], mean
+and standard deviation of C channels. The file also has `labels` int64 [N], `class_names` and `files` (UTF-8 strings), and
+attributes that record how the dataset was made.
 Any HDF5 tool can read the file; reading a random batch takes no longer than from a plain array file.
 
-Datasets (and samples, by Resumable) are written to `OUT.partial`, which is locked and allocated on disk in full before the
-first row, so that a full disk fails at once. Rows are written at their final offset. A journal beside the file holds the
-number of rows that are safely on disk and their digest; if the digest differs, all rows are written again. Everything except
-the rows is written last, and the file is renamed.
+A killed writer can resume. Datasets (and samples, by the class Resumable) are written to `OUT.partial`, which is locked and
+allocated on disk in full before the first row, so that a full disk fails at once. Rows are written at their final offset. A
+journal beside the file holds the number of rows that are safely on disk and their digest; a writer that resumes compares this
+digest with the rows, and writes all rows again if it doesn't fit. All else is written last; then the file is renamed to OUT.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ BLOCKS = {
 }
 """Name of a block (the HDF5 array that holds all images or latents) → its type and shape."""
 PREPROCESSING = ("crop", "filter")
-"""Attributes that record how images were cropped and resampled, besides the size."""
+"""Attributes of a dataset that record the crop and the resampling filter of its images; `image_size` records the size."""
 SCAN_BYTES = 16 << 20
 """Bytes that are read at a time when the whole block is read."""
 Arrays = dict[str, np.ndarray]
@@ -62,7 +63,9 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     store: raw, or the encoding of the images (png, webp).
     digests: names of the digests that the file holds.
     changed: JSON object: a change made while decoding, such as "alpha dropped" → the number of images changed in this way.
-    samples: JSON of SamplesAbout, for drawn samples.
+    payload_sha256, contents_sha256: digests of the block, and of everything else in the file.
+    source_sha256: sum over the source's images of a digest of file name and content.
+    samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
     shard: I/N, if the file is the I-th of N parts of one `elbo prep`.
     shard_of: digest that is the same in all parts of that prep.
     more: the latent space, and other settings of prep.
@@ -98,7 +101,7 @@ class BlockLayout:
 
     name: one of BLOCKS.
     row: shape of a row; () for encoded images.
-    claim: bytes of disk to allocate per row beforehand; 0 for the size of a row.
+    claim: bytes of disk to allocate per row beforehand; 0 means the size of a row.
     """
 
     name: str
@@ -117,7 +120,7 @@ class BlockLayout:
 
 
 class Encoding(NamedTuple):
-    """A lossless image format. claim: usual size relative to raw pixels, to allocate disk space. options: of Pillow's `save`."""
+    """A lossless image format. claim: usual size relative to raw pixels, to allocate disk space. options: for Pillow's `save`."""
 
     claim: float
     options: dict[str, Any]
@@ -196,7 +199,10 @@ class Dataset:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Return (image uint8 [C, H, W], label), or (moments of a latent float16 [2C, H, W], label), as a DataLoader expects."""
+        """Return (image, label), as a DataLoader expects.
+
+        image: uint8 [C, H, W]; for latents float16 [2C, H, W], their mean and standard deviation.
+        """
         row = range(len(self))[index]
         (image,) = self.batch(range(row, row + 1))
         return image if self.kind == LATENTS else np.ascontiguousarray(image.transpose(2, 0, 1)), int(self.labels[row])
@@ -209,7 +215,7 @@ class Dataset:
 
     @property
     def store(self) -> str:
-        """Storage of the images: raw, or the name of an encoding."""
+        """Storage format of the images: "raw", or a key of ENCODINGS."""
         return str(self.attributes.store) if self.kind == ENCODED else RAW
 
     @property
@@ -280,7 +286,7 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Return the arrays and the lists of names in the file, without the block, by name. Raises FormatError."""
+        """Return two dicts by name: the arrays of the file except the block, and its lists of text. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
@@ -291,7 +297,7 @@ class Dataset:
         return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
-        """Return facts about the dataset for config.yaml, by which a resuming run notices another dataset."""
+        """Return the description of the dataset in config.yaml, from which a resumed run detects that the dataset has changed."""
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -309,7 +315,7 @@ class Dataset:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a dataset. Raises FormatError if the file is not HDF5, or if h5py raises any error in the block."""
+    """Open a dataset for a `with` block. Raises FormatError if the file is not HDF5, or if h5py raises an error in the block."""
     if recognise(path) != "a dataset":
         raise FormatError(instead(path, "dataset"))
     with reading(f"{path}: damaged", "; make it again with 'elbo prep'"), h5py.File(path, "r", locking=False) as file:
@@ -426,7 +432,7 @@ class Resumable:
 
     @contextmanager
     def held(self, overwrite: bool = False, wait: float = 0) -> Iterator[Self]:
-        """Lock the file for this process, and resume an unfinished file of the same source.
+        """Lock the file during a `with` block, and resume an unfinished file of the same source.
 
         overwrite: replace a finished file, and discard an unfinished file of another source.
         wait: seconds to wait for another process to release the file.
@@ -524,7 +530,7 @@ class Resumable:
         return np.memmap(self.partial, dtype, "r", self.offset, shape)
 
     def name(self, head: bytes = b"") -> None:
-        """Write `head` before the rows, and rename the file to its final name."""
+        """Write the bytes `head` before the rows, and rename the file to its final name."""
         write_all(self._rows.handle, head, 0)
         os.fsync(self._rows.handle)
         for path in (self.journal, self.ends):
@@ -533,7 +539,7 @@ class Resumable:
 
 
 class DatasetWriter(Resumable):
-    """Writer of a dataset. Rows come first; `finish` writes the HDF5 header before the rows and all else after them."""
+    """Writer of a dataset. Rows are written first; then `finish` writes the HDF5 header before them and all else after them."""
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
@@ -559,14 +565,14 @@ class DatasetWriter(Resumable):
                     file[name] = array
                 for name, words in sorted(names.items()):
                     file.create_dataset(name, (len(words),), h5py.string_dtype(), words)
-                # Text may exceed HDF5's limit of 64 KiB for attributes, because it is stored elsewhere.
+                # Text may exceed HDF5's limit of 64 KiB for attributes, because HDF5 stores text outside the attribute.
                 file.attrs.update(stored)
                 file.attrs["contents_sha256"] = contents_digest(stored, arrays, names)
             self.name()
 
 
 def _head(layout: BlockLayout, rows: int) -> bytes:
-    """Return the bytes of an HDF5 file that come before a block of `rows` rows (for encoded images, bytes)."""
+    """Return the bytes of an HDF5 file before its block. rows: number of rows in the block; for encoded images, of bytes."""
     with tempfile.NamedTemporaryFile() as scratch:
         with h5py.File(scratch.name, "w", libver=LIBVER) as file:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

@@ -1,8 +1,8 @@
 """Files of image features and of their statistics, so that images need to pass the feature extractor only once.
 
-Features are safetensors: `features` float32 [N, D], optional `logits` float32 [N, K], `spatial` float32 [N, S] and `labels`
-int64 [N]; metadata `about`, JSON. Statistics are npz: `mu` [D], `sigma` [D, D], float64 (files of ADM and EDM are read too),
-optional `mu_s` and `sigma_s` of spatial features, as in ADM's files; `about`, JSON text.
+A file of features is a safetensors file with `features` float32 [N, D], optional `logits` float32 [N, K], `spatial` float32
+[N, S] and `labels` int64 [N], and metadata `about` (JSON). A file of statistics is an npz with `mu` [D] and `sigma` [D, D],
+float64, optional `mu_s` and `sigma_s` of spatial features, and `about` (JSON text). Such files of ADM and EDM are read too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMAT = "elbo-features"
 TENSORS = ("features", "logits", "labels", "spatial")
 SUFFIX = ".safetensors"
 LARGEST_FEATURE = 1e20
-"""Largest absolute feature: metrics compute sixth powers, which fit into float64 up to this size."""
+"""Largest absolute value of a feature that is accepted. Metrics compute sixth powers, which then fit into float64."""
 SYMMETRIC = 1e-5
 """Largest asymmetry of a covariance, relative to its largest entry, that is accepted: single precision leaves such errors."""
 
@@ -36,8 +36,8 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     """Facts about the images (number, preprocessing, origin, digest) and about the network that extracted the features.
 
     n: number of images. made: how samples were drawn. feature_precision: precision in which the network ran.
-    images: number of images that a reference names beside its statistics, which may be of other images.
-    sha256: digest of a file of statistics.
+    sha256: digest of a file of statistics. images: number of images in this file, if it holds both statistics and images;
+    the statistics may be of other images.
     """
 
     REST: ClassVar[str] = "more"
@@ -55,7 +55,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
 
 
 class SavedFeatures(NamedTuple):
-    """Content of a features file: its tensors (see the module's docstring), and `about`, which says how they were made."""
+    """Content of a features file: the tensors that the module's docstring lists, and in `about` how they were made."""
 
     features: Tensor
     logits: Tensor | None = None

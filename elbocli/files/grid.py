@@ -21,17 +21,17 @@ from elbocli.files.records import Record, parse_json, stored
 CELL = 96
 """Largest side of an enlarged image in pixels. The factor is the largest whole number that keeps images within this size."""
 WIDE = 4096
-"""Width of a contact sheet in pixels, without gutters and names, that enlarging the images may not exceed."""
+"""Largest width in pixels, without gutters and names, that a contact sheet may reach by enlarging its images."""
 NEAR = 4
-"""The number of columns may differ from that of a square sheet by 1/NEAR of this number, to leave fewer places empty."""
+"""A sheet may have up to 1/NEAR more or fewer columns than a square sheet would have, if fewer places stay empty."""
 LARGEST_PICTURE = 89_478_485
 """Largest number of pixels of a picture. Pillow, among others, refuses a larger picture as a decompression bomb."""
 MOST_CLASSES = 16
-"""Largest number of classes that get rows of their own. More classes do, if there are at least as many columns as classes."""
+"""Each class gets rows of its own if there are at most this many classes, or at least as many columns as classes."""
 PLACES = "elbo-grid"
 """Key of the PNG text chunk that holds the layout."""
 LETTER = 14
-"""Font size of class names in pixels. It is smaller in rows that are lower, and larger in rows above 8 times this height."""
+"""Font size of class names in pixels. Rows below this height get a smaller font, and rows over 8 times this a larger font."""
 MOST_LETTERS = 20
 """Length in letters to which class names are shortened."""
 PAPER, INK = 255, 0
@@ -48,12 +48,12 @@ def picture(image: np.ndarray) -> Image.Image:
 
 
 def whole_factor(side: int) -> int:
-    """Return the whole factor that enlarges an image of that side to at most CELL pixels, at least 1."""
+    """Return the whole factor, at least 1, by which an image is enlarged so that its side is at most CELL pixels."""
     return max(1, CELL // side)
 
 
 class Group(NamedTuple):
-    """Images of one class, which share the rows of a contact sheet. name: of the class, or ''. images: indices into an array."""
+    """Images of one class, which get their own rows in a contact sheet. name: class name, or ''. images: array indices."""
 
     name: str
     images: Sequence[int]
@@ -65,7 +65,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     count: number of images.
     labels: class of each image, [count].
     names: class names; a class without a name is shown by its number.
-    most: maximum number of groups; of more classes, evenly spaced ones are kept, the first and the last among them.
+    most: largest number of groups, or None. Of more classes, evenly spaced classes are kept, among them the first and last.
     """
     if labels is None:
         return [Group("", range(count))]
@@ -151,7 +151,7 @@ class Layout(Record, frozen=True):
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
-    """Arrange images of height x width pixels on a contact sheet. scale: whole factor of the enlargement; 0 to choose it."""
+    """Arrange images of height x width pixels on a contact sheet. scale: factor by which images are enlarged; 0: automatic."""
     columns, left = _columns(groups), 0
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
     if any(group.name for group in groups):

@@ -15,7 +15,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Facts about a convention. input: the autoencoder's pixel range, in INPUTS. rounding: of decoded pixels, in ROUNDINGS."""
+    """A convention's pixel range (`input`, a key of INPUTS) and its rounding of decoded pixels (a name in ROUNDINGS)."""
 
     input: str
     rounding: str = "nearest"
@@ -42,9 +42,10 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return the shift and the scale of each channel, by `config`, the autoencoder's config.json.
+    """Return the shift and the scale of each channel. config: contents of the autoencoder's config.json.
 
-    shift: latents_mean, otherwise shift_factor. scale: scaling_factor, divided by latents_std if present.
+    If the config has latents_mean and latents_std, the shift is latents_mean and the scale scaling_factor / latents_std.
+    Otherwise the shift is shift_factor, or 0, and the scale is scaling_factor.
     """
     from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
@@ -92,8 +93,8 @@ class LatentSpace:
     convention: one of CONVENTIONS.
     shift, scale: one number per channel; the network's input is x0 = (z − shift)·scale.
     input: pixel range of the autoencoder, a key of INPUTS.
-    autoencoder: its folder, as the user gave it.
-    autoencoder_sha256: digest of its weights, or UNKNOWN.
+    autoencoder: folder of the autoencoder, as the user gave it.
+    autoencoder_sha256: digest of the autoencoder's weights, or UNKNOWN.
     pixel_size: side of the images in pixels.
     mirrored: whether every image is followed by its mirror image.
     Raises ValueError for impossible values.
@@ -114,9 +115,9 @@ class LatentSpace:
                 raise ValueError(f"{value!r} is none of {', '.join(known)}")
         finite = all(map(math.isfinite, (*self.shift, *self.scale)))
         if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
-            raise ValueError("shift and scale must be a finite number per channel, and scale positive")
+            raise ValueError("shift and scale need one finite number per channel, and scale must be positive")
         if self.pixel_size < 1 or not self.autoencoder:
-            raise ValueError("pixel_size must be positive, and autoencoder a name")
+            raise ValueError("pixel_size must be positive, and autoencoder must not be empty")
 
     @property
     def rounding(self) -> Declaration:

@@ -1,7 +1,7 @@
 """Loss logs (errors by noise level), optima (the least possible error by noise level; JSON), and likelihoods by image (TSV).
 
 losslog.jsonl holds a LossLogHeader, then a LossLogRow per interval: sums of ‖ε−ε̂‖²/D in each bin of λ. Logs may be
-concatenated. metrics.jsonl holds numbers by step. A name that ends in _se means a standard error.
+concatenated. metrics.jsonl holds metrics by step. A name that ends in _se means a standard error.
 """
 
 import json
@@ -40,7 +40,7 @@ def check_edges(edges: list[float]) -> None:
 
 @stored("metrics.jsonl")
 class MetricsRow(Record, frozen=True):
-    """Metrics after a step. values: by name of the metric; None for a number that is not finite."""
+    """Metrics after a step. values: name of a metric → its value, or None if this value is not finite."""
 
     REST: ClassVar[str] = "values"
 
@@ -53,8 +53,9 @@ class MetricsRow(Record, frozen=True):
 class LossLogHeader(Record, frozen=True, kw_only=True):
     """First line of a loss log: the origin of the errors, and the increasing edges of the λ bins.
 
-    floor: for an adaptive schedule, the least density that it ever had, relative to a uniform density.
-    about: further facts; for a validation, facts about its images.
+    dimensions: number of values per image, C·H·W.
+    floor: for an adaptive schedule, the least density that the schedule ever had, relative to a uniform density.
+    about: other keys of the line; in validation.jsonl, the dataset, its digest, and the number of held-out images.
     """
 
     REST: ClassVar[str] = "about"
@@ -104,7 +105,7 @@ def header(edges: Tensor, **about: Any) -> str:
 def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> str:
     """Return the line of one interval of a loss log.
 
-    step, images: optimizer updates done and images seen at its end.
+    step, images: optimizer updates done and images seen when the interval ends.
     sums: [3, bins], count, sum and sum of squares of the errors.
     weight: [bins], w(λ) of a learned weighting.
     """
@@ -114,7 +115,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and intervals of a loss log, one line at a time. Raises FormatError with the line's number."""
+    """Yield a loss log's headers and intervals, line by line. name: for messages. Raises FormatError with the line number."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -191,8 +192,8 @@ class LossLogWriter:
 
     path: a new file, or an earlier log with the same bins, which is continued.
     edges: [bins + 1], increasing λ.
-    dimensions: numbers per example.
-    specs: weighting, schedule and prediction (SPECs), for readers of the log.
+    dimensions: number of values per example, such as C·H·W of an image.
+    specs: weighting, schedule and prediction, such as schedule="edm:mean=-0.4", which the log only records.
     Raises DataError if the file can't be written.
     """
 
@@ -235,7 +236,8 @@ class SampleCheck(Record, frozen=True):
 
     images: number of images in the sample.
     sources: number of noised images for which the error was computed both with the sample and with all images.
-    bias, bias_se: mean of (error with the sample − error with all) of these, already subtracted; its standard error, [bins].
+    bias: mean over these noised images of (error with the sample − error with all images), [bins], already subtracted.
+    bias_se: standard error of the bias, [bins].
     """
 
     images: Positive
@@ -249,15 +251,15 @@ class Optimum(Record, frozen=True, kw_only=True):
     """Least possible error of a denoiser for a finite set of images, by noise level, and how the error was computed.
 
     edges: [bins + 1], increasing λ.
-    eps_mse, eps_mse_se: [bins], the least error and its standard error.
+    eps_mse, eps_mse_se: [bins], the least possible error per dimension, and its standard error.
     classes: number of classes, for a denoiser that is given the class; 0 otherwise.
     label_dropout: fraction of a run's training images whose class was hidden from the network.
-    without_class: least error where the class is hidden.
-    nats: ½∫e* dλ over the edges' range, with the least error e*; equal to log_images if the range covers the whole integral.
+    without_class: least possible error of a denoiser that is not given the class; None without classes.
+    nats: ½∫e* dλ over the range of the bins, where e* is eps_mse summed over dimensions; log_images if the range is infinite.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number of images in the set, including mirror images if `flip`.
     sources, draws: number of images to which noise was added, and draws of noise for each.
-    about: further facts.
+    about: other keys of the file.
     """
 
     REST: ClassVar[str] = "about"
@@ -297,7 +299,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
 
     def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the least error e* and its standard error in other bins, float64 [bins] each.
+        """Return the least possible error and its standard error in other bins, float64 [bins] each.
 
         edges: [bins + 1], of the other bins.
         training: average the errors with and without the class, as label dropout mixes them in training.
@@ -314,7 +316,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         if training and (other := self.without_class) is not None:
             blind = torch.tensor([other.eps_mse, other.eps_mse_se], dtype=torch.float64)
             curves = curves.lerp(blind, self.label_dropout)
-        # The mean over each other bin of curves that are constant in each of their own bins.
+        # Average the curves, which are constant within each of the file's bins, over each of the other bins.
         integral = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
         right = torch.searchsorted(own, edges.contiguous()).clamp(1, len(own) - 1)
         part = ((edges - own[right - 1]) / own.diff()[right - 1]).clamp(0, 1)

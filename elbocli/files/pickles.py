@@ -90,7 +90,7 @@ KNOWN: dict[str, Any] = {
     "__builtin__.set": set,
     "_codecs.encode": lambda text, _: text.encode("latin-1"),
 }
-"""Name in a pickle → the type or function that the unpickler uses for it. All other names, except dtypes, become Foreign."""
+"""Name in a pickle → the type or function that the unpickler uses instead. All other names, except dtypes, become Foreign."""
 
 
 class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damaged PUT
@@ -146,7 +146,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _meta(found: Any) -> dict[Any, Any]:
-    """Return the facts that EDM's torch_utils.persistence pickles about an object, as its only argument; empty for others."""
+    """Return the dict in which EDM's torch_utils.persistence pickles an object's class and state; empty for other objects."""
     meta = found.args[0] if isinstance(found, Foreign) and found.args else None
     meta = meta.items if isinstance(meta, Foreign) else meta
     return meta if isinstance(meta, dict) else {}

@@ -24,7 +24,7 @@ _RUN: dict[Path, PluginFile] = {}
 
 
 def defined(file: str, name: str) -> Any:
-    """Return the object `name` that the plug-in `file` defines itself; None if there is none, or the plug-in was not run."""
+    """Return the object `name` of the plug-in `file`; None if the plug-in was not run, or doesn't define the object itself."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None

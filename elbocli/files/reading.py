@@ -62,7 +62,7 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
 
     where: the file, for messages.
     found: mapping from the file, with the keys `format` and `version`.
-    name: expected format; "" for a format whose files don't name it.
+    name: expected format; "" for files that have no key `format`.
     known: version that this elbo writes; it reads earlier versions too.
     then: end of the FormatError's message, which says what to do.
     Raises FormatError for another format, DataError for a later version.

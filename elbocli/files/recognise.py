@@ -20,13 +20,13 @@ PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPE
 MISSING, EMPTY = "no such file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
 HERE = "/"
-"""First character of Kind.names, if its patterns are for the names of files in a folder."""
+"""First character of Kind.names for a kind of folder: the patterns after it are for names of files in the folder."""
 
 
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: patterns of the file's name, or, after HERE, of names in the folder; "" for any file.
+    names: patterns for the file's name; for a kind of folder, HERE and patterns for names in the folder; "" for any file.
     content: regular expression to find in the first 4 kB of a file with such a name.
     use: commands that take such a file; {} stands for its path.
     """
@@ -185,8 +185,8 @@ def expect(path: Path, wanted: str) -> None:
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
     """Check that a command may write its output files.
 
-    outputs: paths, and the kinds of files written there, as `recognise` and FOLDER name them. If FOLDER is among the kinds, a
-    path without a suffix is a folder. Without kinds, no file is replaced.
+    outputs: paths, each with the kinds of files that may be written there: FOLDER, or names that `recognise` returns. If FOLDER
+    is among the kinds, a path without a suffix is a folder. Without kinds, no file is replaced.
     inputs: files that the command reads.
     overwrite: allow replacing a file of these kinds.
     Raises UsageError for a path that may not be written, DataError if its folder is missing.

@@ -28,7 +28,7 @@ _fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
-    """A file format of elbo: the class of its records, and the arguments of `stored`, whose docstring explains them."""
+    """A file format of elbo: the class of its records, and the arguments of `stored`, which are explained there."""
 
     record: type[Record]
     file: str
@@ -63,7 +63,7 @@ class Record(msgspec.Struct, frozen=True):
     REST: ClassVar[str] = ""
 
     def json(self) -> dict[str, Any]:
-        """Return the record as a JSON object for a file: format and version (if it has them), then the fields."""
+        """Return the record as a JSON object for a file: format and version, if the record has them, then the fields."""
         return {**self.head(), **self.facts()}
 
     @classmethod
@@ -109,7 +109,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def convert(content: Any, hint: Any, where: object) -> Any:
-    """Convert a parsed value to the type `hint`. Raises FormatError with the key's path."""
+    """Convert a parsed value to the type `hint`. where: the file, for messages. Raises FormatError with the key's path."""
     with reading(where, on=(msgspec.ValidationError,)):
         return msgspec.convert(content, hint)
 

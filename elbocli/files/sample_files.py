@@ -26,7 +26,7 @@ from elbocli.runtime.progress import progress
 from elbocli.version import __version__
 
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
-"""Keys of `about` that may differ when an unfinished file is resumed."""
+"""Keys of SamplesHeader.about that may differ when an unfinished file is resumed."""
 FILE_BYTES = 8192
 """Bytes of disk that a small file needs besides its content."""
 
@@ -106,11 +106,11 @@ class StreamSink:
         self.done += len(batch)
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Do nothing: all images are written already."""
+        """Do nothing: all images are written already. look: ignored."""
 
 
 class FileSink:
-    """Writer of samples to an unfinished file, `partial`. done: number of images safely on disk. layout: of a contact sheet."""
+    """Writer of samples to an unfinished file, `partial`. done: number of images safely on disk. layout: for a contact sheet."""
 
     def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
         self._file, self._header, self._layout = file, header, layout
@@ -126,7 +126,7 @@ class FileSink:
         """Complete the file and rename it. look: called after each PNG of a folder; may raise to stop. Raises DataError."""
         file, header, out = self._file, self._header, self._file.out
         if self.done != header.shape[0]:
-            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}; run it again")
+            raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}; run the command again")
         with writing(out):
             if isinstance(file, DatasetWriter):
                 _finish_dataset(file, header)
@@ -172,7 +172,7 @@ def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: boo
     """
     suffix = target.suffix if isinstance(target, Path) else None
     if header.scale and suffix != ".png":
-        raise UsageError("--zoom enlarges a PNG grid, but the output is no PNG; leave --zoom out, or add -o FILE.png")
+        raise UsageError("--zoom enlarges a contact sheet, but the output is no PNG; leave --zoom out, or add -o FILE.png")
     if not isinstance(target, Path):
         yield StreamSink(target, header)
         return

@@ -127,7 +127,10 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return the sampler and steps (text) for which `elbo grid` made a schedule's file; None for others. Raises FormatError."""
+    """Return for which sampler and steps `elbo grid` made the schedule's file, as text; None for other schedules.
+
+    Raises FormatError.
+    """
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
     said = read_table(schedule.file)[1].about.get("made_for")

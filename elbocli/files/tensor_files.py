@@ -60,9 +60,9 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False) -> Any:
-    """Load tensors and plain values saved by torch.save. Raises FormatError for other objects.
+    """Load tensors and plain values that torch.save wrote. Raises FormatError for other objects.
 
-    name: for messages. mapped: map the tensors from the file, so that only the pages that are used are read.
+    name: for messages; "": the path. mapped: map the tensors from the file, so that only the pages that are used are read.
     """
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():
@@ -80,9 +80,9 @@ def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False
 class AverageFacts(Record, frozen=True):
     """Origin of an average of weights: the run, its snapshots up to a step, and their coefficients.
 
-    spec, std: the average, such as power:std=0.1, and its relative standard deviation.
+    spec: the average, such as power:std=0.1. std: standard deviation in time of a power average, relative to the step.
     run_id: as in the run's config.yaml, to check that the average is of this run.
-    residual: error with which the snapshots' averages express the wanted average; 0 is exact.
+    residual: error of approximating the wanted average by the snapshots' averages; 0 is exact.
     """
 
     REST: ClassVar[str] = "more"
@@ -111,7 +111,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
     end = 8 + int.from_bytes(content[:8], "little")
     header, payload = json.loads(bytes(content[8:end])), content[end:]
     meta = {"format": kind, "version": "1", "about": json.dumps(about.json(), allow_nan=False)}
-    # Written here, because safetensors puts metadata in any order.
+    # The header is written here, because safetensors puts metadata in any order.
     header = {"__metadata__": {**meta, DIGEST: hashlib.sha256(payload).hexdigest()}, **header}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

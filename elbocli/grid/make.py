@@ -96,7 +96,10 @@ def make_grid(
 
     path: run or checkpoint.
     steps: None for the sampler's default. images: number of trajectories along which errors are measured.
-    guide, guide_weights, weights, batch_size: as in SampleSettings. since: step after which intervals of the loss log are used.
+    weights: weights of the run: ema, model, an average, or a file of 'elbo ema'. batch_size: number of images at a time.
+    guide: run or checkpoint to guide away from, or None. guide_weights: weights of the guide; without a guide, the run's
+    weights to guide away from; '' for the guide's ema, or for none. classes: of trajectories: balanced, random or a list.
+    since: step after which intervals of the loss log are used.
     Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a
     loss log that is needed, or when estimates are not finite.
     """

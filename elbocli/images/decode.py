@@ -32,9 +32,9 @@ Colour = int | tuple[int, ...]
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
-    """Centre crop of ADM: halve by BOX while both sides are at least 2·size, resize the short side bicubically, and crop.
+    """Crop to the centre as ADM does: halve by BOX while both sides are ≥ 2·size, resize the short side bicubically, and crop.
 
-    Source: Dhariwal & Nichol 2021, preparation of the training images. Raises DataError for a too elongated image.
+    Source: Dhariwal & Nichol 2021, preparation of the training images. Raises DataError if the image is too elongated.
     """
     while min(image.size) >= 2 * size:
         image = halve(image)
@@ -46,7 +46,7 @@ def center(image: Image.Image, size: int) -> Image.Image:
 
 
 def edm(image: Image.Image, size: int) -> Image.Image:
-    """Centre crop of EDM: cut out the middle square, then resize by Lanczos."""
+    """Crop to the centre as EDM does: cut out the middle square, then resize it by Lanczos."""
     return _middle(image, min(image.size)).resize((size, size), LANCZOS)
 
 
@@ -122,7 +122,7 @@ class DecodeOptions:
 
     @property
     def colour(self) -> Colour:
-        """Return the background colour in the image's channels; white by default. Raises UsageError."""
+        """Return the background colour, in as many channels as the image has. Raises UsageError for an unknown colour."""
         with reading("background", "; try white, black or #8090a0", UsageError):
             return ImageColor.getcolor(self.background or "white", MODES[self.channels])
 
@@ -185,7 +185,7 @@ def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray, str]:
-    """Make a square uint8 [size, size, channels] from an image file or pixels [H, W, C]. Returns its pixels, and the changes.
+    """Return a square uint8 [size, size, channels] of an image file or pixels [H, W, C], and the changes made, as text.
 
     Raises DataError.
     """

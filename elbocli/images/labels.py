@@ -1,9 +1,9 @@
 """Classes of images from the user's files. A class is a word (a folder's name) or a number.
 
-`--labels FILE`: lines of NAME CLASS, CSV with or without a heading, one class a line in the order of the image names
-(ILSVRC's ground-truth list), or an array of numbers (.npy). Also EDM's dataset.json, and webdataset's files beside each image.
-`--classes FILE`: one class a line, KEY or KEY<tab>NAME or KEY NAME, or the meta.mat of ILSVRC's devkit. KEY is the word for a
-class in the images' labels; NAME is shown to people.
+`--labels FILE` takes lines of NAME CLASS, CSV with or without a heading, one class a line in the order of the image names
+(ILSVRC's ground-truth list), or an array of numbers (.npy). Without it, EDM's dataset.json or webdataset's files beside each
+image may give the classes. `--classes FILE` takes one class a line, as KEY, KEY<tab>NAME or KEY NAME, or the meta.mat of
+ILSVRC's devkit. KEY is the word for a class in the images' labels; NAME is shown to people.
 """
 
 import csv
@@ -34,7 +34,7 @@ def lines_of(path: Path) -> list[str]:
     with reading(path, kind=DataError):
         lines = [line for line in Span(str(path)).read().decode("utf-8-sig").splitlines() if line.strip()]
         if not lines:
-            raise DataError("empty")
+            raise DataError("is empty; list one class a line")
     return lines
 
 
@@ -44,7 +44,7 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read the file of --labels. Returns each image's class (None for none, or for two), and whether the file is a bare list.
+    """Read the file of --labels. Returns each image's class, None if missing or ambiguous, and whether the file is a bare list.
 
     A name in the file may be the whole path, a longer path, the file name, or the file name without its suffix. An array (.npy)
     has a number for each image, counted from 0. A bare list has one class a line without names; its numbers are those of
@@ -143,9 +143,10 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
     """Read the file of --classes. Returns the key of each class (as labels write it) and its name for people, in order.
 
-    words: class names in the images' labels; empty if the labels are numbers. A line is KEY, KEY<tab>NAME or KEY NAME; without
-    a tab it is KEY NAME only if it is none of `words` and some line begins with one of them, or, for labels that are numbers,
-    if it begins with a number or WordNet ID. Raises DataError if a class is listed twice.
+    words: class names in the images' labels; empty if the labels are numbers.
+    A line is KEY, KEY<tab>NAME or KEY NAME. A line without a tab that is none of `words` is KEY NAME in two cases: the first word
+    of some such line is in `words`; or labels are numbers, and the line begins with a number or WordNet ID.
+    Raises DataError if a class is listed twice.
     """
     if path.suffix == ".mat":
         return read_meta(path)
@@ -179,10 +180,10 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
     """Number the classes from 0. Returns the class number of each image (−1 if its class isn't listed), and the class names.
 
-    words: class of each image, a word or a number. Numbers count from 0; from 1 with ILSVRC's meta.mat, and in a bare list
+    words: class of each image, a word or a number. Numbers count from 0, or from 1 with ILSVRC's meta.mat, and in a bare list
     without a 0.
     known: names of the sources' classes in order. If they include all words, all of them become classes, even without images.
-    listed: file of --classes. bare: `words` is a bare list of --labels.
+    listed: file of --classes. bare: whether the file of --labels has one class a line without image names.
     Raises DataError for a number without a class.
     """
     numbers, texts = (

@@ -1,4 +1,4 @@
-"""References to images, and kinds of image sources, which @source declares:
+"""References to images, and kinds of image sources. The decorator @source declares a kind:
 
 @source("frames", suffix=".frames")
 def frames(path):
@@ -30,7 +30,10 @@ class ImageRef(Protocol):
     """Reference to one image, which is read without extracting it to disk."""
 
     def read(self, most: int = -1) -> bytes | np.ndarray:
-        """Return the bytes of an image file, or its first `most`; or pixels, uint8 [H, W, C]. Thread-safe. Raises DataError."""
+        """Return the bytes of an image file; or pixels, uint8 [H, W, C], if the image comes from an array.
+
+        most: number of bytes needed from the start of the file; −1 for all. Thread-safe. Raises DataError.
+        """
 
 
 Entries = dict[str, ImageRef]
@@ -66,7 +69,7 @@ class ZipEntry(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Entry in a listing where the readable part of a damaged archive ends. why: message that begins with the archive's name."""
+    """Entry that ends the listing of a damaged archive, after its readable files. why: message, which names the archive."""
 
     why: str
 
@@ -98,7 +101,7 @@ class Images:
 
     files: paths within the source, or other names.
     labels: class of each image (a word or a number; None for no class), or None if no image has a class. refs: references.
-    class_names: names of numbered classes, or all words in order.
+    class_names: names of the classes 0, 1, … if classes are numbers; otherwise all words in order.
     prefix: text that messages put before file names.
     """
 
@@ -136,7 +139,7 @@ def images_of_array(
     classes: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Images:
-    """Return all rows of an array as images. labels: class number of each row. names: name of each row, by default its number."""
+    """Return all rows of an array as images. labels: class of each row. names: names of the rows, by default their numbers."""
     rows = range(array.shape[0])
     return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
 
@@ -144,13 +147,13 @@ def images_of_array(
 def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
     """Return labels as int64 [count]. Raises DataError unless the array holds `count` integers."""
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise DataError(f"{labels.dtype} {labels.shape} for {count} images; expected a whole number for each")
+        raise DataError(f"{labels.dtype} {labels.shape} labels for {count} images; expected a whole number for each image")
     return labels.astype(np.int64).reshape(count)
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A kind of image source.
+    """A kind of image source. Files of this kind begin with `magic`, have the suffix `suffix`, and pass `test` (see `source`).
 
     form: 'images' for open(path), which yields images; 'tree' for open(path), which lists files by path, where folders may be
     classes; 'parts' for open(names, folder), which takes file names of a published data set, and all files of their folder.

@@ -41,7 +41,7 @@ class FolderRows:
         return array.reshape(*array.shape[:2], -1)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read images. Raises DataError if an image is damaged, or its shape differs from the first."""
+        """Read images. Raises DataError if an image is damaged, or differs in shape from the first image."""
         images = []
         for path in self.files[rows]:
             images.append(self._pixels(path))
@@ -56,9 +56,9 @@ Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
 
 @dataclass
 class SampleReader:
-    """Reader of images of one size from `rows`, with the known facts about these images.
+    """Reader of images of one size from `rows`.
 
-    labels: [N], or None.
+    name: the images' file, for messages. labels: class numbers [N], or None.
     made: how the images were drawn.
     class_names: names of the classes, for a dataset of several classes.
     preprocessing: crop and filter of the original images.
@@ -89,7 +89,7 @@ class SampleReader:
 
 
 def about_samples(text: object, where: object) -> SamplesAbout:
-    """Parse the JSON in a dataset's attribute `samples` (how they were drawn); None gives an empty record. Raises FormatError."""
+    """Parse the JSON text that records how samples were drawn; None gives an empty record. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
         return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 

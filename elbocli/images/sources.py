@@ -28,14 +28,14 @@ OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SET_FILES = 4096
 """Largest number of files in a folder that is examined for a published data set."""
 SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
-"""Word in a file name that tells the part of a data set: group 1 for training images, 2 and 3 for others."""
+"""Word in a file name for a data set's training images (group 1), test images (group 2) or validation images (group 3)."""
 
 
 def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
     """Open one or several sources as one. Labels of the result are indices into its class_names.
 
-    labels: file with the class of each image (see labels.py).
-    classes: file with all classes in order (see labels.py).
+    labels: file of --labels, with the class of each image.
+    classes: file of --classes, with all classes in order.
     skip: warn about damaged archives, and use the files that can be read.
     Raises DataError, also if there are no images.
     """
@@ -64,14 +64,14 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
             both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
-        log.warning(f"{whole.prefix}{papers[0]}: {len(papers)} files left out: not images by name, and without a class")
+        log.warning(f"{len(papers)} files left out, such as {whole.prefix}{papers[0]}: no suffix of images, and no class")
     whole = whole.take(classed)
     words = whole.labels
     whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the classes of these images ({dropped}); correct it")
+        raise DataError(f"{classes}: lists none of the classes of these images ({dropped}); correct this file")
     if dropped:
         log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
@@ -83,7 +83,7 @@ def _words_of(images: Images) -> list[Word | None]:
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}two of its classes have the same name; pack it alone, without --classes")
+        raise DataError(f"{images.prefix}two classes of this source have the same name; pack the source alone, without --classes")
     return [names[number] for number in images.labels]
 
 
@@ -93,8 +93,9 @@ def _words_of(images: Images) -> list[Word | None]:
 def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
     """List the images of one source.
 
-    among: whether there are other sources. A source without class folders is then a class or shard, named in its file names.
-    skip: as in `open_source`. ours: names of the files of --labels and --classes, which may lie among the images.
+    among: whether there are other sources. If so, file names from a source without class folders begin with the source's name.
+    skip: warn about damaged archives instead of raising an error.
+    ours: names of the files of --labels and --classes, which may lie among the images.
     Raises DataError or FormatError if no images can be packed.
     """
     kind = kind_of(root)
@@ -144,7 +145,8 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
     """Return the images of a folder or an archive with their classes, and the name to use if all are of one class.
 
     entries: path in the source → reference; paths of folders end with a slash. prefix: text before paths in messages.
-    stem: name of the source; a single folder at the top is skipped, and its name replaces `stem`. among: as in `list_source`.
+    stem: name of the source; a single folder at the top is skipped, and its name replaces `stem`.
+    among: whether there are other sources.
     The labels are None if the images have no classes of their own.
     """
     # A single folder at the top, as many archives have, is skipped.
@@ -156,7 +158,7 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
     entries = {name.removeprefix(top): ref for name, ref in entries.items() if name.startswith(top) and name != top}
     folders = {name.partition("/")[0] for name in entries if name.endswith("/")}
     entries = {name: entries[name] for name in sorted(entries, key=_order) if not name.endswith("/")}
-    # Such a folder, or one of several sources, is a class of its own if images lie directly in it.
+    # The skipped folder, or one of several sources, is a single class if images lie directly in it.
     loose = any("/" not in name and is_picture(name) for name in entries)
     alone = (loose and (among or top)) or not any("/" in name for name in entries)
     prefix += top
@@ -185,7 +187,8 @@ def is_picture(name: str) -> bool:
 def _published_set(entries: Entries) -> Images | None:
     """Open a data set in its published files: IDX (MNIST), batches (CIFAR) or parquet. None if there is no such data set.
 
-    If the data set has several parts, its training images are used. Raises DataError for several data sets or damaged files.
+    If file names tell training images from others, only the training images are used. Raises DataError for several data sets
+    or damaged files.
     """
     files: dict[str, SourceKind] = {}
     for name, ref in entries.items() if len(entries) <= SET_FILES else ():
@@ -221,9 +224,9 @@ def choose(
 ) -> Images:
     """Choose images: first a subset, then shuffle, then the first `limit`, then a shard.
 
-    subset: ('val', F) holds out a share F of each class, always the same images; ('train', F) is all other images.
-    shard: (i, N), the i-th of N parts, counting from 1. If there are enough images, parts begin at multiples of `group`, so that
-    groups of images are the same with and without shards.
+    subset: ('val', F) is the fraction F of each class, always the same images; ('train', F) is all other images.
+    shard: (i, N), the i-th of N parts, counting from 1. If there are enough images, parts begin at multiples of `group`, the
+    number of images that are encoded at once, so that these groups are the same with and without shards.
     Raises DataError if no images are left.
     """
     chosen = np.arange(len(source))
@@ -231,7 +234,7 @@ def choose(
         labels, held_out, stream = np.asarray(source.labels), np.zeros(len(source), bool), Stream(0, "prep-subset")
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
-            # The draw doesn't depend on the class's number, so that --classes doesn't change the parts.
+            # The draw doesn't depend on the class's number, so that --classes doesn't change which images are held out.
             held_out[rows[stream.permutation(0, len(rows))[: round(subset[1] * len(rows))]]] = True
         chosen = np.flatnonzero(held_out == (subset[0] == "val"))
     if shuffle_seed is not None:

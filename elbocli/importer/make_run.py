@@ -25,7 +25,7 @@ from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
 BATCH = 2
-"""Images in the trial call of a network; a network that works only for a single image fails."""
+"""Number of images in the test call of a network: two, because a network may work only for a single image."""
 
 
 def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:
@@ -92,7 +92,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 
 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
-    """Call the network on two images; return its config, which also records whether it outputs variances.
+    """Call the network on two images; return its config, which also records whether the network outputs variances.
 
     Raises FormatError if the network fails, or its output is not shaped like images.
     """

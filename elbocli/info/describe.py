@@ -1,4 +1,4 @@
-"""Descriptions of elbo's files: kind and origin, check of digests, and images for a contact sheet."""
+"""Describe elbo's files, compare them with their digests, and choose images for a contact sheet."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,15 +19,16 @@ from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
-"""Number of images on a contact sheet, and least number of images of each class, even if they are more in sum."""
+"""Number of images on a contact sheet, and least number of images of each class, even if the sheet then has more images."""
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
-"""Keys of files that are redundant or too long to show."""
+"""Keys of a file's description that are not shown, because their values are redundant or too long."""
 Facts = dict[str, Any]
 
 
 def describe(path: Path) -> Facts:
-    """Return facts about a dataset, run, checkpoint, snapshot, average, loss log, schedule, statistics,
-    features or samples; the kind is detected from the content.
+    """Return a description, key → value, of a file or folder of elbo's, such as a dataset, run, loss log or schedule.
+
+    All kinds are the keys of DESCRIBERS; the kind is detected from the content.
 
     Raises FormatError if the file is none of these, or is damaged.
     """
@@ -171,7 +172,7 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
 
 
 def verify(path: Path) -> Facts:
-    """Compare a file or folder with its digests; return the facts of `describe`, and the digests that were verified.
+    """Compare a file or folder with its digests; return its description, and the digests that were verified.
 
     Raises DataError or FormatError with the file, the difference and the remedy.
     """

@@ -21,7 +21,7 @@ from elbocli.runtime.progress import log, progress
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
 WRITTEN |= {"shard", "shard_of"}
 OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
-"""Attributes that may differ between parts of one dataset. All others describe how the dataset was made, and must agree."""
+"""Attributes that may differ between the datasets to join. All others describe how a dataset was made, and must be equal."""
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
@@ -31,7 +31,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
     damaged, the disk is full; FormatError: a part is not a dataset.
     """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("one of the parts is named twice; name each part once")
+        raise UsageError("one dataset is named twice as a PART; name each PART once")
     parts = in_order([open_part(path) for path in paths])
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
@@ -52,7 +52,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 
 
 def open_part(path: Path) -> Dataset:
-    """Open a part. Raises FormatError; DataError if its labels, names or attributes differ from their digest."""
+    """Open a dataset to join. Raises FormatError; DataError if its labels, names or attributes differ from their digest."""
     data = Dataset(path, latents=True)
     if data.attributes.contents_sha256 not in (None, data.contents_digest()):
         raise DataError(f"{path}: damaged: its labels, names or attributes differ from their digest; pack it again")
@@ -60,7 +60,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Return shards in their order, other parts as given. Raises DataError if shards are missing or from another prep."""
+    """Sort shards by their number; keep the order of other datasets. Raises DataError for missing shards or several preps."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
@@ -104,7 +104,7 @@ def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names
 
 
 def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
-    """Return the attributes that all parts share, and the sums of counts and digests."""
+    """Return the attributes that are equal in all parts, and the sums of the parts' counts and digests."""
     said = [part.attributes.json() for part in parts]
     joined = {
         key: value for key, value in said[0].items() if key not in WRITTEN and all(other.get(key) == value for other in said)
@@ -123,9 +123,9 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
 
 
 def _join_drawn(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the origin of samples of all parts: common values unchanged, others as a list of different values, in order.
+    """Join the descriptions of how the parts' samples were drawn: keep equal values; list different values in order.
 
-    The items of a list are joined singly, so that merging in steps gives the same as merging at once.
+    Lists are joined item by item, so that merging in steps gives the same result as merging at once.
     """
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
@@ -143,7 +143,7 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the rows of all parts not copied before a kill. Raises DataError if a part's rows differ from their digest."""
+    """Copy the rows of all parts that a killed merge has not copied. Raises DataError if rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts")
@@ -159,5 +159,5 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
                 raise interrupted(signals.received, f"{safe}; the same command goes on from there")
         if part.attributes.payload_sha256 not in (None, digest.hexdigest()):
             raise DataError(f"{part.path}: damaged: its images differ from their digest; pack it again")
-        # Only now, because a part counts once all of it was checked.
+        # A part counts as copied only after all of its rows were checked.
         writer.append([], done, {"parts": index + 1})

@@ -1,4 +1,4 @@
-"""`elbo merge`."""
+"""Command line of `elbo merge`: options, and the function that runs the command."""
 
 from pathlib import Path
 

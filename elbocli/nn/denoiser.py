@@ -19,7 +19,7 @@ NO_THRESHOLD = THRESHOLDS["none"]
 
 @dataclass
 class Denoiser:
-    """Denoiser of a network with its prediction and labels, with guidance and clipping of x̂.
+    """Network wrapped as a denoiser, with guidance and clipping of x̂. prediction: quantity that the network outputs.
 
     guide: denoiser that gives the weak output of guidance; None: the same network without classes, if guidance is on.
     labels: [B], classes, or None. threshold: one of THRESHOLDS, applied to x̂.
@@ -49,19 +49,19 @@ class Denoiser:
         return self._estimate(z, logsnr)[0]
 
     def with_variance(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
-        """Return x̂, and γ = (v + 1)/2 of the network's learned variance v, without guidance of v.
+        """Return x̂, and γ = (v + 1)/2, where v is the network's learned variance. Guidance changes only x̂.
 
         Raises UsageError if the network has no learned variance.
         """
         x_hat, v = self._estimate(z, logsnr)
         if v.shape != z.shape:
             raise UsageError(
-                f"a learned variance needs {2 * z.shape[1]} output channels for {z.shape[1]} of the image; sample by ddpm"
+                f"the network has no learned variance ({2 * z.shape[1]} output channels for {z.shape[1]}); sample by ddpm"
             )
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """Return the function that a sampler calls: `with_variance` for a sampler of a learned variance, else this denoiser."""
+        """Return the function for a sampler: `with_variance` if the sampler uses a learned variance, else this denoiser."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def class_axes(config: NetworkConfig) -> dict[str, int]:
 
 
 def _axes(one: Shape, other: Shape) -> list[int]:
-    """Return the axes on which two shapes differ, or none for different numbers of axes."""
+    """Return the axes on which two shapes differ; an empty list if their numbers of axes differ."""
     return [axis for axis, (a, b) in enumerate(zip(one, other)) if a != b] if len(one) == len(other) else []
 
 
@@ -84,11 +84,12 @@ def transfer(
 ) -> dict[str, Tensor]:
     """Return weights by name for a network that differs only in image size, classes and dropout.
 
-    rows: for each new class, its number in the old network, or None. read: function name → weight of the old network.
-    A row after those of the classes is that of "no class", and stays last. A class with None starts like "no class": with
-    that row, or else with zeros; or, if a zero row does not mean "no class" to the network, with random signs at the
-    magnitude of other rows. Without an old table, all rows are zero, or left out, so that the new network draws them.
-    Weights on a grid of positions are interpolated.
+    before, now: configs of the old and the new network. read: function name → weight of the old network.
+    rows: for each new class, its number in the old network; None for a class that the old network lacks.
+    A class table has a row per class, then perhaps a row for "no class", which stays last. A class that the old network lacks
+    gets a copy of the "no class" row. Without such a row it gets zeros if `quiet_classes` is set, otherwise random signs at the
+    magnitude of other rows. Without an old table, all rows are zero if `quiet_classes` is set; otherwise the table is left out,
+    so that the new network draws it. Weights on a grid of positions are interpolated.
     Raises UsageError if the networks differ in other settings, or a weight can't be transferred.
     """
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
@@ -121,7 +122,7 @@ def transfer(
 
 
 def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Tensor:
-    """Return the class table of the new network from the old one, both with rows first."""
+    """Make the class table of the new network from `given`, the old table. In both, axis 0 has a row per class."""
     size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # per output, so that magnitudes stay the same
     draws, classes = torch.Generator().manual_seed(0), before.num_classes
     kept = []

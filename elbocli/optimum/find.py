@@ -1,4 +1,4 @@
-"""Compute the least denoising error on a dataset: the error of the Bayes denoiser, a softmax over all images or a sample."""
+"""Compute the least possible denoising error on a dataset: the Bayes denoiser's, a softmax over all images or a sample."""
 
 import math
 from dataclasses import dataclass
@@ -30,23 +30,24 @@ from elbocli.version import __version__
 NOISES = 2
 """Number of noise samples per source image; the difference of their errors gives the standard error from noise."""
 NUMBERS = 2**22
-"""Number of float64 values in a block of images, or of sources and their noise: 32 MB."""
+"""Largest number of float64 values in a batch of images, or of sources with their noise: 32 MB."""
 MOST_IMAGES = 1024
 MOST_SOURCES = 512
 UNIT = 1 / 127.5
 """Distance of neighbouring pixel levels after scaling to [-1, 1]."""
 AFFORDABLE = 1e13
-"""Most operations for a softmax over all images (minutes on two cores); 1000 times as many are allowed on a GPU."""
+"""Largest number of operations for a softmax over all images (minutes on two cores); on a GPU, 1000 times as many."""
 CHECKED = 1 / 8
-"""Share of sources (at least LEAST_CHECKED) whose error is also computed with all images, to correct a sample's bias."""
+"""Share of sources (at least LEAST_CHECKED) whose error is also computed with all images, to correct the bias of a sample."""
 LEAST_CHECKED = 32
 
 
 @dataclass
 class Search:
-    """The settings for computing least errors: images of the Bayes denoiser, and sources (images that are noised and denoised).
+    """Settings for computing least possible errors: sources, which are images to noise, are denoised by a softmax over images.
 
-    rows: dataset rows of the images. sources: number of images to noise. flip: whether mirror images are included.
+    rows: dataset rows of the images. sources: number of sources, chosen from the images. flip: whether to add mirror images.
+    logsnr_min, logsnr_max, bins: range of λ, and number of equal bins in this range.
     sample: number of images in the softmax; 0 for all; None for all if AFFORDABLE, else an eighth.
     batch_size: number of images at a time; None for as many as fit NUMBERS.
     conditional: whether the denoiser knows the class, except for a share `label_dropout` of the images.
@@ -71,7 +72,7 @@ class Search:
         check_range(self.logsnr_min, self.logsnr_max)
         self.edges = bin_edges(self.logsnr_min, self.logsnr_max, self.bins)
         self.labels = torch.from_numpy(self.dataset.labels[self.rows])
-        # Numbers of images in total and per class, with mirror images.
+        # Numbers of images in total and per class, counting mirror images.
         self.images = len(self.rows) * (1 + self.flip)
         self.of_class = (1 + self.flip) * torch.bincount(self.labels).double()
 
@@ -80,11 +81,12 @@ class Search:
         return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return least errors per dimension, and their mean squares if only the nearest image counts: [S, NOISES, kinds · bins].
+        """Return least errors per dimension, and an approximation of their mean squares: [S, NOISES, kinds · bins] each.
 
-        kinds: 1, or 2 if the denoiser knows classes: without and with the class.
-        places: positions in `rows` of the S sources. among: positions of the images in the softmax.
+        kinds: 1, or 2 if `conditional`: first the errors without the class, then the errors with the class.
+        places: positions in `rows` of the S sources. among: positions in `rows` of the images in the softmax.
         levels: position of each source's λ within every bin, [S] in [0, 1), to which a random offset is added (modulo 1).
+        The approximation is for high λ, where only the image that is nearest to the source matters.
         """
         device, count = self.device, len(places)
         noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
@@ -120,7 +122,7 @@ def find_optimum(search: Search) -> Optimum:
     if size < count:
         among = Stream(search.seed, "optimum-sample").permutation(0, count)[:size]
         checked = min(len(places) // 2, max(LEAST_CHECKED, round(CHECKED * len(places))))
-    log.info(f"{search.dataset.path}: softmax over {size} of {count} images; {len(places)} to denoise; {search.device}")
+    log.info(f"{search.dataset.path}: denoises {len(places)} images by a softmax over {size} of {count}, on {search.device}")
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))
     done = 0
@@ -140,7 +142,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """Return the result: mean errors `main`, minus the bias `apart` of a softmax over `size` images (None if over all images)."""
+    """Return the result: mean errors `main`, minus the bias `apart` of a softmax over `size` images (None for all images)."""
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 

@@ -1,4 +1,4 @@
-"""Encoding of images to latents on the device, for packing."""
+"""Encode images to latents on a device, for `elbo prep --latents`."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,9 +17,10 @@ from elbocli.runtime.device import Precision, choose_device
 class LatentEncoder:
     """Encoder of square RGB images to rows of a dataset of latents: mean and standard deviation of the posterior.
 
+    folder: a diffusers AutoencoderKL. size: side of the images in pixels. convention: scaling of latents, a name in CONVENTIONS.
     layout: shape and type of the rows. batch: images per call of the autoencoder; equal batches give equal bytes.
     copies: rows per image: 1, or with `mirror` 2, of which the second is for the mirror image.
-    attributes: for the dataset. fingerprint: everything that the rows depend on, except the images.
+    attributes: the dataset's attributes about latents. fingerprint: everything that the rows depend on, except the images.
     Raises UsageError (no diffusers, a size that doesn't fit), FormatError and DataError (an unusable folder).
     """
 

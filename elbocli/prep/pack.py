@@ -1,4 +1,4 @@
-"""Packing of images into one elbo-dataset: `pack_images` lists and chooses images, decodes in threads, and writes rows."""
+"""Pack images into one elbo-dataset: `pack_images` lists and chooses images, decodes in threads, and writes rows."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder
 
 USUAL_SIZE = 64
-"""Default size in pixels for images that differ in size or are larger. Smaller images that are all of one size keep it."""
+"""Default size in pixels for images that differ in size or are larger. Smaller images of one size keep their size."""
 LOOKED_AT = 1000
 """Number of image files whose size and channels are read beforehand."""
 AT_ONCE, AHEAD = 1 << 16, 8
-"""Numbers (pixels × channels) that a thread packs in one task, and number of tasks submitted ahead per thread."""
+"""Pixels × channels that a thread packs in one task, and number of tasks queued per thread."""
 SAFE_EVERY_S = 2.0
 SAFE_EVERY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Settings(DecodeOptions):
-    """Settings of `elbo prep`, named as its options. size, channels: 0 to choose the number from the images."""
+    """Settings of `elbo prep`, named like the command's options. size, channels: 0 to choose them from the images."""
 
     channels: int = 0
     store: str = RAW
@@ -131,7 +131,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         writer.finish({"labels": labels, "class_counts": counts}, names, about)
     changed = ", ".join(f"{count} {change}" for change, count in sorted(notes["changed"].items()))
     if changed:
-        log.warning(f"changed while decoding: {changed}")
+        log.warning(f"decoding changed some images: {changed}")
     log.info(f"{out}: {len(kept)} images")
 
 
@@ -139,9 +139,9 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
 
 
 def look(source: Images) -> set[Shape]:
-    """Return the shapes (H, W, C) of a source's images: of all arrays, and of at most LOOKED_AT files.
+    """Return the shapes (H, W, C) of a source's images: of all images in arrays, and of at most LOOKED_AT image files.
 
-    The files are spread evenly over the list. Unreadable files are ignored.
+    The files are spread evenly over the list of files. Unreadable files are ignored.
     """
     shapes = {ref.array.shape[1:] for ref in source.refs if isinstance(ref, ArrayRow)}
     files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
@@ -155,8 +155,8 @@ def look(source: Images) -> set[Shape]:
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
     """Choose size and channels unless they are set. shapes: (H, W, C) of images of the source.
 
-    Small images that are all of one size keep this size; if they are not square, it is the side that the crop fills. With crop
-    'none', larger square images keep their size too. Channels are 1 if all images are grey and no other setting needs colour.
+    Small images that are all of one size keep this size, or, if they are not square, get the side that the crop fills. With crop
+    'none', larger images of one size keep their size too. Channels are 1 if all images are grey and no setting needs colour.
     """
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
@@ -175,7 +175,7 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
 
 
 class Pixels(NamedTuple):
-    """Encoder that stores each image as a row of pixels. LatentEncoder is its counterpart for latents, in batches."""
+    """Encoder, with the interface of LatentEncoder, that stores each image as a row of pixels."""
 
     layout: BlockLayout
     batch: int = 1
@@ -243,8 +243,8 @@ class Packed(NamedTuple):
 def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals) -> None:
     """Write the rows of all images, resuming after an earlier prep. The writer's notes record skipped and changed images.
 
-    The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to that of the whole. Rows are flushed only
-    between batches of the encoder, so that batches, and thus numbers, are the same after a kill.
+    The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
+    flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
     """
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done

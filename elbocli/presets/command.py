@@ -159,7 +159,7 @@ def editable(name: str, preset: Preset) -> str:
 
 
 def _key(key: str, help: str, value: Any, given: bool) -> list[str]:
-    """Return the YAML lines of one key, after a comment with its meaning. given: False makes the key a comment too."""
+    """Return the YAML lines of one key, after a comment with the meaning `help`. given: if False, the key is a comment, too."""
     import textwrap
 
     from elbocli.files.yaml_text import yaml_text

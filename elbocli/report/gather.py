@@ -57,7 +57,7 @@ CURVES = {
 
 
 class Term(Record, frozen=True):
-    """A part of the objective. what: kind of the part, such as weighting. name: spec of the part."""
+    """A part of the objective. what: kind of the part, such as weighting. name: SPEC of the part, name:key=value,…."""
 
     what: str
     name: str
@@ -142,7 +142,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
-    """Facts about several runs. differences: for each setting that differs, its value in each run, or None."""
+    """Facts about several runs. differences: each setting that differs → its value in each run, None if the run lacks it."""
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]
@@ -218,7 +218,7 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return, by name and unit, each key number's rows in all runs, None where a run lacks the number."""
+    """Return the key numbers of all runs: (name, unit) → a row for each run, None where a run lacks the number."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
@@ -321,7 +321,7 @@ def _excess(
 ) -> dict[str, Any]:
     """Compare training errors (last fifth) and validation errors with the least possible errors; tell if the network copies.
 
-    result: least errors, by `elbo optimum`. The value of "copying" is None without held-out images.
+    result: file of `elbo optimum`. course, held: errors of training and of validation. "copying" is None without validation.
     Raises ElboError when the errors aren't comparable.
     """
     optimum, path = result.found, result.path
@@ -329,7 +329,7 @@ def _excess(
         raise DataError(f"{path}: left out, because the run has no loss log or no weighting to compare with")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
-            f"{path}: has least errors of {optimum.dataset}, not of the training images; make one with 'elbo optimum --like RUN'"
+            f"{path}: has least errors of {optimum.dataset}, not of the training images; use 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
     sums = {}
@@ -394,7 +394,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
     """Return the command line that packed the run's dataset. Raises FormatError, DataError (the dataset has changed)."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(f"{data}: now holds other images than this run was trained on")
+        raise DataError(f"{data}: now holds other images than this run was trained on; the command that packed those is unknown")
     return attributes.command
 
 

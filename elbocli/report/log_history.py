@@ -1,4 +1,4 @@
-"""Read the logs of a run. They may be still growing, truncated or damaged; unusable lines are skipped and reported."""
+"""Read the logs of a run. Logs may be growing still, truncated or damaged; unusable lines are skipped and reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from elbocli.files.records import parse_json
 POINTS = 400
 """Largest number of points in a curve; neighbouring points of longer curves are averaged."""
 CELLS = 48
-"""Number of time intervals in a LogHistory after merging. When it has twice as many, neighbours are merged."""
+"""Number of time intervals in a LogHistory after merging. At twice as many, neighbouring intervals are merged."""
 LATE = 0.2
-"""Errors over the last part of a run's training images, with this share, count as the errors at the end."""
+"""Share of the training images, the last ones, over which errors count as the errors at the end."""
 EARLY = 0.1
-"""Errors over the first part of a run's training images, with this share, count as the errors at the beginning."""
+"""Share of the training images, the first ones, over which errors count as the errors at the beginning."""
 Curve = list[float | None]
 
 
@@ -55,7 +55,7 @@ def _pooled(name: str, values: Sequence[float]) -> float | None:
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
-    """Return (numbers of training images, values) of a column, without missing values. columns: as from `read_curves`."""
+    """Return (numbers of training images, values) of a column, without missing values. columns: result of `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
     return [at for at, _ in known], [value for _, value in known]
@@ -74,9 +74,12 @@ class LogHistory:
     sums: list[Tensor] = field(default_factory=list)
 
     def add(self, images: int, sums: Tensor) -> None:
-        """Append an interval; if there are too many, merge neighbours. Raises FormatError for an interval that isn't later."""
+        """Append an interval, and merge neighbouring intervals if there are too many.
+
+        images: number of training images by the end of the interval; FormatError if no later than the end of the last interval.
+        """
         if images <= (self.images[-1] if self.images else 0):
-            raise FormatError(f"an interval ends after {images} images, which is not later than the interval before")
+            raise FormatError(f"an interval ends after {images} images, which is not later than the end of the interval before")
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]
@@ -110,7 +113,7 @@ class LogHistory:
         return self.between(self.images[-1] * (1 - share), self.images[-1])
 
     def early(self) -> Tensor:
-        """Return the sums [3, bins] over the first tenth (EARLY) of the images, or over the first interval if longer."""
+        """Return the sums [3, bins] over the first tenth (EARLY) of the images, or over the first interval if that is longer."""
         return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:

@@ -140,7 +140,7 @@ def draw_lines(
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
     """Draw values [intervals, bins] as colours over training images and λ; return axes and an empty legend.
 
-    label: of the colours. scale: norm of the colours.
+    label: label of the colour bar. scale: matplotlib's arguments for the colour scale.
     """
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
@@ -165,7 +165,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the mean error at each noise level; None without errors. sums: function that adds up a part of the log."""
+    """Return the mean error at each noise level; None without errors. sums: function that adds up a stretch of the log."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
@@ -175,7 +175,7 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
 
 
 def weighting_line(facts: RunFacts) -> Line | None:
-    """Return a run's current weighting, divided by its largest value."""
+    """Return a run's current weighting, divided by its largest value; None if the weighting is unknown."""
     if not facts.effective:
         return None
     value = facts.effective[-1].weighting(at := levels_of(facts))
@@ -233,8 +233,9 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    """Draw w and p_w = −dw/dλ, both divided by the largest w, and the density p(λ): for a fixed schedule with the density of
-    the draws, for an adaptive schedule as a map over time.
+    """Draw w and p_w = −dw/dλ, both divided by the largest w, and the density p(λ) of the schedule.
+
+    For a fixed schedule, p(λ) is drawn beside the density of the draws; for an adaptive schedule, it is drawn as a map over time.
     """
     if not facts.effective:
         return {}

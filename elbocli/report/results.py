@@ -27,7 +27,7 @@ KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file with one result. kind: name in KINDS. content: the whole JSON object. found: the JSON as a record of its kind."""
+    """A file with one result. kind: name in KINDS. content: the whole JSON object. found: the content as a record."""
 
     path: Path
     kind: str
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 def score_rows(result: EvalResult) -> list[Row]:
-    """Return a row for each score of a result, with its deviation over repeats, else over parts, else its standard error."""
+    """Return a row for each score, with its deviation over repeats, else over parts of the samples, else its standard error."""
     rows, n = [], result.repeats[0].facts.n_samples
     for score in result.scores:
         number = score.number

@@ -85,7 +85,7 @@ def read_strips(path: Path) -> list[Thumbnails]:
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
-    """Return a row for each class in a file of samples; other images aren't read. Raises FormatError and DataError."""
+    """Return a row of images for each class in a file of samples. names: names of classes. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(lambda index: reader.at(index, 1)[0], groups)
@@ -99,7 +99,7 @@ ROWS = 2
 class Extremes:
     """Thumbnails of the likeliest and the least likely images in a file of `elbo bound --per-image`.
 
-    path: that file. by: its column that ranks the images. count: number of its images.
+    path: that file. by: name of the file's column that ranks the images. count: number of images in the file.
     likeliest, least: rows of thumbnails, the most extreme images first.
     """
 
@@ -120,7 +120,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     by = [*table][2]
     index, values = table["index"], table[by]
     if not by.startswith(NATS) or data.kind == LATENTS:
-        raise DataError(f"{path}: holds {by} of {data.kind}; a page shows only nats of pixel images; leave it out")
+        raise DataError(f"{path}: holds {by} of {data.kind}; a page shows only nats of pixel images; leave this file out")
     with reading(path, kind=DataError):
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):

@@ -1,4 +1,4 @@
-"""The run folder: locked by one process during training, with the run's config.yaml and status.json."""
+"""Lock a run folder during training, and write the run's config.yaml and status.json."""
 
 import hashlib
 import json
@@ -47,10 +47,10 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
 
 
 def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew: bool = False) -> None:
-    """Lock the run folder for this process until `stack` closes, and check that the run can begin or resume there.
+    """Lock the run folder `out` until `stack` closes, and check that the run can begin or resume in this folder.
 
     patience: seconds to wait for the lock while another process holds it.
-    anew: begin again if the run's checkpoints are gone.
+    anew: if the run's checkpoints are gone, begin again; otherwise this raises DataError.
     A run that never had a checkpoint begins again, with any settings.
     Raises UsageError when the folder holds something else or a run with other settings, DataError when another process keeps
     the lock, or the run's checkpoints are gone.
@@ -107,7 +107,7 @@ class RunStatus(Record, frozen=True):
     state: running, done, stopped, interrupted or failed. `read_status` returns dead if the file says running, but no process
     holds the run's lock.
     step, images: number of updates done, and of images trained on. steps: number of updates in the whole run.
-    saved: step of the newest checkpoint.
+    saved: step of the newest checkpoint; None if there is none. message: why the run ended before its last step.
     time: time of writing, in seconds since 1970.
     """
 

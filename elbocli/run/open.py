@@ -35,15 +35,15 @@ from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSetting
 from elbocli.runtime.progress import log
 
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
-"""Keys of the facts about a latent space. Latents are comparable only if these facts are equal."""
+"""Attributes that define a latent space. Latents of two datasets are comparable only if these attributes are equal."""
 AVERAGE = "ema-imported"
-"""Name of an imported run's weights if the other program had averaged them; else they are called `model`."""
+"""Name of an imported run's weights if the other program had averaged the weights; else their name is `model`."""
 TIMES = 12
 """Number of steps at which a learned weighting is reported: the first, the last, and evenly spaced steps in between."""
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return the path of a run's dataset: relative to the run folder if a file is there, else as the user typed it."""
+    """Return the path of a run's dataset, as recorded relative to the run if a file is there, else as the user typed the path."""
     typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
     known = not place.exists() or (typed.exists() and typed.samefile(place))
     return typed if known else Path(os.path.relpath(place))
@@ -52,8 +52,8 @@ def dataset_of(data: RunData, run: Path) -> Path:
 def check_content(data: RunData, known: RunData, run: object) -> None:
     """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
 
-    data: the dataset's identity.
-    known: section `data` of the run's config.yaml; missing facts are not compared. run: name of the run in messages.
+    data: description of the dataset. known: section `data` of the run's config.yaml; keys that it lacks are not compared.
+    run: name of the run in messages.
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
@@ -61,7 +61,7 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
     for key in SPACE if known.latents else ():
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
-            raise UsageError(f"{data.path}: latents of another space: {key} is {here}, but {there} in {run}; encode both alike")
+            raise UsageError(f"{data.path}: its latents have {key} {here}, but those of {run} have {there}; encode both alike")
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -76,8 +76,9 @@ class TrainedRun:
     """A run's network with the weights of a checkpoint or of a file made by 'elbo ema', in eval mode on its device.
 
     path: the run folder. data: section `data` of config.yaml.
-    files: sha256 of each file that settings name.
-    about: facts that identify the weights: weights, step, images_trained, weights_sha256, and weights_file for a file.
+    files: sha256 of each file that settings name, such as a schedule file.
+    about: identity of the weights, for results: weights (their name), step, images_trained, weights_sha256, and for a file of
+    'elbo ema' weights_file; also how the run was trained.
     """
 
     path: Path
@@ -107,7 +108,7 @@ class TrainedRun:
         return asked if asked != AUTO else own if own != AUTO else "fp32"
 
     def schedule(self) -> Schedule:
-        """Return the run's noise schedule, as at the checkpoint if adaptive. Raises FormatError, DataError (its file changed)."""
+        """Return the noise schedule, as at the checkpoint if adaptive. Raises FormatError, DataError (changed schedule file)."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -129,7 +130,9 @@ class TrainedRun:
         try:
             online.state.copy_(self.checkpoint.state()["online"])
         except (KeyError, TypeError, RuntimeError) as error:
-            raise FormatError(f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level") from error
+            raise FormatError(
+                f"{self.checkpoint.path / 'state.pt'}: lacks the errors per noise level; use another checkpoint"
+            ) from error
         return online
 
 
@@ -143,7 +146,7 @@ def empty_network(config: RunConfig, where: Path) -> Network:
 def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedRun:
     """Open a run or one of its checkpoints; the network is on `device`, in eval mode.
 
-    weights: `ema` for the run's first average, `model` for the last weights, an average's name or spec, or the path of a file
+    weights: `ema` for the run's first average, `model` for the last weights, an average's name or SPEC, or the path of a file
     made by 'elbo ema'.
     Raises FormatError (not a run; damaged; weights don't fit), DataError (no checkpoint yet; another run's average),
     UsageError (no such average).
@@ -155,7 +158,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
     if checkpoint is None:
         raise DataError(f"{path}: no checkpoint yet; let 'elbo train -o {path}' reach its first checkpoint")
     settings = run_settings(config.settings, run / CONFIG)
-    if weights == "ema":  # an imported run has one set of weights
+    if weights == "ema":  # an imported run has only one set of weights
         weights = checkpoint.names[0] if config.source else settings.ema[0]
     name = weights
     with suppress(UsageError):
@@ -185,10 +188,10 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
 
 
 def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in a file made by 'elbo ema', and the facts that identify these weights."""
+    """Return (the weights in a file made by 'elbo ema', entries for TrainedRun.about that identify these weights)."""
     if not file.is_file():
         raise UsageError(
-            f"{str(file)!r} is neither a file nor an average; choose one in {checkpoint.path}: {', '.join(checkpoint.names)}"
+            f"{str(file)!r} is neither a file nor an average; {checkpoint.path} has these averages: {', '.join(checkpoint.names)}"
         )
     made, digest = read_about(file)
     if made.run_id not in (None, config.run_id):
@@ -199,7 +202,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 
 
 class EffectiveWeighting(NamedTuple):
-    """The weighting in use after a step, on the run's range of λ from `low` to `high`."""
+    """The weighting that training uses after a step. low, high: part of the run's range of λ where the weighting is defined."""
 
     step: int
     images: int
@@ -208,14 +211,14 @@ class EffectiveWeighting(NamedTuple):
     high: float
 
     def json(self) -> dict[str, Any]:
-        """Return the facts as a JSON object. rising: intervals of λ where w rises. rise: total rise of w, over the largest w."""
+        """Return a JSON object. rising: intervals of λ where w rises. rise: total rise of w, as a fraction of the largest w."""
         rising = self.weighting.rising(self.low, self.high)
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
 
 
 def means_run(text: str) -> bool:
-    """Return whether text is a run folder rather than a weighting's spec; the name of a weighting takes precedence."""
+    """Return whether a text names a run folder and not a weighting; the name of a weighting takes precedence."""
     return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
@@ -261,16 +264,17 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 
 @dataclass(frozen=True, repr=False)
 class Initial(TrainedRun):
-    """The run whose weights another run begins from (--init); its network is on the meta device.
+    """The run whose weights a new run begins from (--init), with its network on the meta device.
 
-    named: path as given by --init: a run, a checkpoint, or a file of weights in a checkpoint.
+    named: path that --init gives: a run, a checkpoint, or a file of weights in a checkpoint.
     """
 
     named: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
-        """Return the facts about the weights that the new run's config.yaml records, with the names of changed settings.
+        """Return the record of the old run's weights for the new run's config.yaml, with the names of changed settings.
 
+        settings, network, data: those of the new run.
         Raises UsageError when the weights can't be transferred to the network.
         """
         with reading(self.named, kind=UsageError):
@@ -283,18 +287,18 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run on `data` inherits: not the time limit, speed and, for other images, validation."""
+        """Return the settings that a new run inherits: all but time limit, speed and, if `data` has other images, validation."""
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
         return {key: stored[key] for key in stored if key != "time_limit" and SETTINGS[key].group not in left}
 
     def check_data(self, data: RunData) -> None:
-        """Raise UsageError unless the data are of the network's kind: pixels, or latents of the same space."""
+        """Raise UsageError unless `data` and the old run both have pixels, or both have latents of the same space."""
         check_content(data, self.data, self.named)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
-        """Return the class number in this run for each class of the data; None for a new class.
+        """Return, for each class of the new run's `data`, its number in the old run; None for a class that the old run lacks.
 
         Classes are matched by name if both datasets name their classes and share a name, else by number.
         """
@@ -305,7 +309,7 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return the weights for another network, by name, except weights to draw at random. Raises UsageError, FormatError."""
+        """Return the new run's initial weights by name, except those to draw at random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).read
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
@@ -324,8 +328,8 @@ def open_initial(path: Path) -> Initial:
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
     """Return the run whose weights the run in `out` begins from; None without such a run, or if `out` has a checkpoint.
 
-    asked: path of --init.
-    known: config.yaml that the run takes settings from, which may also name a run to begin from.
+    asked: path of --init; None if not given.
+    known: config.yaml that the run takes settings from, which may also name a run to begin from; None for none.
     Raises FormatError, UsageError, and DataError when the named weights are gone or have changed.
     """
     began = known.config.init if known else None
@@ -340,7 +344,7 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
 
 
 def dataset_for(known: Known | None) -> Path:
-    """Return the default dataset: the run's, else the only dataset in the current folder. Raises DataError."""
+    """Return the dataset in the config `known`, or else the only dataset in the current folder. Raises DataError."""
     data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
     log.info("using dataset %s", data)
     return data

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from elbocli.run.open import Initial
 
 PLACES = ("path", "from_run", ATTRIBUTES["autoencoder"], *PREPROCESSING)
-"""Facts about the dataset that may change or be missing when a run resumes, because digests identify the dataset."""
+"""Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset."""
 STORED = ("power:std=0.05", "power:std=0.1")
 """Power averages whose snapshots are kept when --ema names none. Source: arXiv:2312.02696 (EDM2)."""
 SNAPSHOTS = 20
@@ -45,11 +45,11 @@ SNAPSHOTS = 20
 NETWORK = "network."
 """Prefix of the network's keys among options, as in network.channels."""
 TRAINED_BYTES = 2 * 5 * 4
-"""Estimated device bytes per parameter: weight, gradient, two moments, an average (float32), times two for activations."""
+"""Estimated device memory per parameter in bytes: weight, gradient, two optimizer moments, average; doubled for activations."""
 
 
 class Known(NamedTuple):
-    """A config.yaml whose settings apply where no option is given: of the run to resume, or of --config. where: its path."""
+    """Config of the run to resume, or of --config. Its settings apply where no option is given. where: path of its file."""
 
     where: Path
     config: RunConfig
@@ -96,9 +96,9 @@ def preset_data(preset: str) -> RunData | None:
 class Resolved:
     """Settings, network and objective of a run.
 
-    files: sha256 of each file that settings name. schedule: None if adaptive.
-    init: facts for config.yaml about the run whose weights this run begins from; None without --init.
-    initial: the run with those weights; None if the run resumes from its own checkpoint.
+    files: sha256 of each file that settings name, such as a schedule file. schedule: None if adaptive.
+    init: record for config.yaml of the weights that the run begins from; None without --init.
+    initial: the other run with those weights; None without --init, or if the run resumes from its own checkpoint.
     """
 
     settings: TrainSettings
@@ -131,7 +131,7 @@ def schedule_of(settings: TrainSettings) -> Schedule | None:
 
 
 def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
-    """Read the settings section of a run's config. Raises FormatError."""
+    """Read the settings section of a run's config. where: path of the config, for messages. Raises FormatError."""
     with reading(where):
         return TrainSettings(**convert_settings(section))
 
@@ -142,8 +142,8 @@ def resolve(
     """Merge the settings from all sources, and return them with the network's config and the objective for the data.
 
     options: settings by name (None where not given), and keys of the network such as `network.channels`.
-    known: config.yaml of the run or of --config; its preset is not read again.
-    initial: the run to begin from (--init), whose network is used.
+    known: config of the run or of --config, or None; its preset is not read again.
+    initial: the run to begin from (--init), whose network is used; None for random weights.
     Raises UsageError for options that contradict each other or don't fit the data, FormatError for an unusable preset or file.
     """
     given = {key: value for key, value in options.items() if value is not None}
@@ -217,7 +217,7 @@ def resolve(
     classes = (data.num_classes or 0) if conditional else 0
     network = _network({**section, **overrides}, where, data, classes)
     if not network.trainable:
-        raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; take another")
+        raise UsageError(f"{where}: network family {declaration_of(network).name!r} can't be trained; choose another --preset")
     if fresh:
         init = fresh.facts(settings, network, data)
         log.info(
@@ -248,7 +248,7 @@ def _choose(data: RunData, device: str) -> str:
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
-    """Return a preset's network section, with the image size that the preset is made for, else the data's."""
+    """Return a preset's network section, with the image size that the preset is made for; the data's size if it is for any."""
     return {**preset.network, "image_size": preset.data.image_size if preset.data else data.image_size}
 
 
@@ -292,7 +292,7 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings `ema` and `snapshot_every`; if only one asks for snapshots of power averages, complete the other."""
+    """Return the settings `ema` and `snapshot_every`. Snapshots need power averages: if one of the two is set, add the other."""
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:
@@ -310,7 +310,7 @@ def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that must not change when a run resumes, by their names in messages. A missing setting is a default."""
+    """Return the settings that a resumed run must not change, by their names in messages, with defaults for missing settings."""
     settings = run_settings(config.settings, Path(CONFIG)).stored()
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"

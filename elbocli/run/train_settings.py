@@ -53,7 +53,7 @@ def about(help: str, **said: Any) -> Meta:
     names: module and name of the registry whose names the value may begin with. words: further names.
     zero: word for 0, such as none. flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
     shown: the default to show in the help, for settings whose default isn't up to presets.
-    free: whether the setting may change when a run resumes. preset: whether a preset may set it; by default as `stored`.
+    free: whether the setting may change when a run resumes. preset: whether presets may set it; by default the value of `stored`.
     stored: False if config.yaml lacks the setting, because the setting only refines another setting.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
@@ -61,7 +61,7 @@ def about(help: str, **said: Any) -> Meta:
 
 
 def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
-    """Return the declaration of an integer setting between `ge` and `le`. help, said: as for `about`."""
+    """Return the declaration of an integer setting between `ge` and `le`. help: help text. said: keys of `about`."""
     return about(help, ge=ge, le=le, **said)
 
 
@@ -139,7 +139,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     t_sampling: Annotated[Literal["low-discrepancy", "independent"], about("How t is drawn in a batch.", flags="")] = (
         "low-discrepancy"
     )
-    floor: Annotated[float, about("Least share of uniform density.", gt=0, le=1, flags="")] = 0.01
+    floor: Annotated[float, about("Least density, relative to uniform.", gt=0, le=1, flags="")] = 0.01
 
     flip: Annotated[bool, about(group="Data and network", help="Mirror half of the images; refused for latents.")] = False
     conditional: Annotated[
@@ -266,7 +266,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 class Setting(NamedTuple):
     """A training setting.
 
-    group: heading in the help. hint: type with its bounds. kind: type without None and bounds. meta: declaration by `about`.
+    group: heading in the help. hint: type with bounds. kind: type without bounds and without None. meta: result of `about`.
     """
 
     group: str

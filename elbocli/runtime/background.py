@@ -1,4 +1,4 @@
-"""Work done ahead in a background thread, and reasons to end a run: signals, a time limit, a launcher that has died."""
+"""Compute ahead in a background thread, and watch for reasons to end a run: a signal, a time limit, the launcher's death."""
 
 import os
 import signal
@@ -39,6 +39,7 @@ GRACE_S = 1.0
 PATIENCE_S = 60
 """Seconds that a process restarted by torchrun waits until its predecessor, which may still be saving, has ended."""
 TIME, ORPHAN = 1001, 1002
+"""Reasons to end a run: the time limit is reached, the launcher has died. Other reasons are numbers of signals."""
 
 
 class Signals:
@@ -57,7 +58,10 @@ class Signals:
 
 
 def interrupted(reason: int, saved: str) -> ElboError:
-    """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost (ORPHAN). saved: what is saved."""
+    """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost if the launcher has died.
+
+    reason: number of the signal, or ORPHAN for a dead launcher. saved: text for the message that says what was saved.
+    """
     if reason == ORPHAN:
         return PeerLost(f"the launcher of this run (torchrun) has ended; {saved}")
     return Interrupted(f"{signal.Signals(reason).name}: {saved}", reason)
@@ -65,7 +69,7 @@ def interrupted(reason: int, saved: str) -> ElboError:
 
 @contextmanager
 def catching_signals() -> Iterator[Signals]:
-    """Record signals instead of acting on them, during the block. SIGHUP stays ignored if it was, as under nohup."""
+    """Record signals instead of acting on them, during the block. SIGHUP stays ignored if it is ignored already, as by nohup."""
     signals, before = Signals(), dict[signal.Signals, Any]()
     if current_thread() is main_thread():
         for caught in CAUGHT:
@@ -79,7 +83,7 @@ def catching_signals() -> Iterator[Signals]:
 
 
 class Ending:
-    """Watch for reasons to end a run: a signal, the end of its time limit (TIME), or the death of its launcher (ORPHAN).
+    """Watch for reasons to end a run: a signal, the run's time limit (TIME), or the death of the run's launcher (ORPHAN).
 
     limit: time limit in seconds; 0 for none.
     launched: whether a launcher started this process; the run ends if the launcher dies.

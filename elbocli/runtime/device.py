@@ -27,9 +27,10 @@ def meant_by(name: str) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name or of `auto`. A CUDA device gets an index, and becomes the current device.
+    """Return the device with a name such as cuda:1, or the device that `auto` means.
 
-    Raises UsageError if the device doesn't work here.
+    A CUDA device gets an index, and becomes torch's current device.
+    Raises UsageError if the device doesn't work on this machine.
     """
     name = meant_by(name)
     try:
@@ -42,7 +43,7 @@ def choose_device(name: str) -> torch.device:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {name!r} can't be used here; choose another --device: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}; choose another --device") from error
     return device
 
 
@@ -55,12 +56,12 @@ def name_of(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Precision:
-    """Arithmetic of a network on a device. str() gives the precision actually used there.
+    """Arithmetic of a network on a device. str() gives the precision actually used: on a CPU, tf32 is fp32.
 
     fp32: strict float32, as on a CPU.
     tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32; on other devices the same as fp32.
     bf16, fp16: autocast; operations that autocast leaves in float32 run as with tf32.
-    Losses are at least float32, and λ is never rounded. Raises UsageError for another name.
+    With all of them, losses are at least float32, and λ is never rounded. Raises UsageError for another name.
     """
 
     name: str
@@ -120,7 +121,7 @@ def seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor in pinned host memory if its destination is a GPU."""
+    """Return a copy of a CPU tensor in pinned host memory if it is to go to a GPU (`device`); else the tensor itself."""
     travels = device.type == "cuda" and value.device.type == "cpu"
     return value.pin_memory() if travels and not value.is_pinned() else value
 
@@ -181,6 +182,6 @@ class CudaGraphs:
         except RuntimeError as error:
             self._failed = True
             self._graphs.clear()
-            log.warning("CUDA graphs are off, as a capture failed; small networks run slower: %s", str(error).partition("\n")[0])
+            log.warning("CUDA graph capture failed; small networks run slower without graphs: %s", str(error).partition("\n")[0])
         finally:
             torch.set_autocast_cache_enabled(caching)

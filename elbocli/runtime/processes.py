@@ -1,6 +1,6 @@
 """The processes of a run under torchrun: this process's rank, and collective operations. A single process needs no launcher.
 
-Any other launcher works too, if it sets WORLD_SIZE and VARIABLES for each process.
+Any other launcher works too, if it sets the environment variables WORLD_SIZE and VARIABLES for each process.
 """
 
 import faulthandler
@@ -26,9 +26,9 @@ PATIENCE = timedelta(minutes=30)
 VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that a launcher must set for each process, besides WORLD_SIZE."""
 JOIN = timedelta(minutes=10)
-"""Timeout for all processes to start, since imports over a network file system take long."""
+"""Timeout for the start of all processes, which is long because imports over a network file system are slow."""
 ENDING_S = 60.0
-"""Seconds after which a failed process is killed if it hasn't ended. The other processes wait for it until then."""
+"""Seconds that a failed process has to end before it is killed. The other processes wait for its end."""
 _kept: list[Any] = []
 """Process groups, kept alive: freeing a group waits for its thread, which may wait for Python's lock for ever (torch 2.13)."""
 
@@ -72,7 +72,7 @@ class World:
         return values
 
     def of_first(self, value: T) -> T:
-        """Broadcast the value of rank 0, and return it."""
+        """Broadcast rank 0's value, and return it on every rank. The other ranks' values are ignored."""
         if self.size == 1:
             return value
         box = [value]
@@ -115,7 +115,7 @@ def to_local(tensor: Any) -> Tensor:
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
-    """Return a full tensor, which every process holds, sharded like `tensor`."""
+    """Return `whole`, a tensor that every process holds in full, sharded like `tensor`; unchanged if `tensor` is no DTensor."""
     if not hasattr(tensor, "device_mesh"):
         return whole
     from torch.distributed.tensor import distribute_tensor
@@ -129,14 +129,14 @@ def joined(device: str = "auto") -> Iterator[World]:
 
     Without WORLD_SIZE, the process is alone. Each process takes the CUDA device of its local rank unless `device` names another.
     If the block fails, the process ends within ENDING_S, because torch may hang while it destroys the group.
-    Raises UsageError if an environment variable is missing, PeerLost.
+    Raises UsageError if an environment variable is missing or `device` has an index, PeerLost if another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(device=choose_device(device))
         return
     if missing := [name for name in VARIABLES if name not in os.environ]:
-        raise UsageError(f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE")
+        raise UsageError(f"WORLD_SIZE is {size}, but not set: {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE")
     meant = meant_by(device)
     if meant.startswith("cuda:"):
         raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")

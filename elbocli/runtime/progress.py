@@ -14,7 +14,7 @@ _show: Callable[..., None] | None = None
 def progress(done: int, total: int | None = None, unit: str = "", then: str = "", **values: Any) -> None:
     """Report that `done` of `total` `unit`s are done. Nothing is displayed unless a command has called `show_progress_with`.
 
-    then: description of the work before the next report, if it may take long, such as 'drawing a preview'.
+    total: None if unknown. then: work before the next report, if it may take long, such as 'drawing a preview'; '' for none.
     values: numbers for the end of the line, such as loss=.1.
     """
     if _show:

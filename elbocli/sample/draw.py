@@ -47,13 +47,13 @@ class Wrapped(Network):
         self.network, self.call = network, call
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Call the function with (z, λ, labels), as Network.forward."""
+        """Call the function with (z, λ, labels) instead of the network."""
         return self.call(z, logsnr, labels)
 
 
 @dataclass(frozen=True)
 class GuidedRun:
-    """A run to draw from, guided by another run (`guide`), or by its own predictions without classes if `guide` is None.
+    """A run to draw from, guided by another run (`guide`), or, if `guide` is None, by the run's own output without classes.
 
     threshold: method that keeps estimates of the image within the range of pixels.
     """
@@ -70,7 +70,7 @@ class GuidedRun:
         return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """Return the guided denoiser for images of the classes `labels` ([B] or None); it counts its evaluations from zero."""
+        """Return the guided denoiser for images of the classes `labels` ([B] or None), with its count of evaluations at zero."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
@@ -78,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with compiled networks if `compile`, replayed as CUDA graphs if given. Its batches need equal sizes."""
+        """Return a copy with networks compiled (if `compile`) and run as CUDA graphs (if `graphs`). All batches need one size."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -105,7 +105,7 @@ class GuidedRun:
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
-        """Return the facts that sample files record: scale, interval and channels of the guidance, the guide, clipping."""
+        """Return what sample files record about guidance (scale, interval, channels, guide) and clipping (threshold)."""
         given = self.guidance
         numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
@@ -132,8 +132,8 @@ class GuidedRun:
         known = [(run.network.config.num_classes, run.data.class_names or []) for run in (trained, guide)]
         if _images(trained) != _images(guide) or (known[1][0] and known[0] != known[1]):
             raise UsageError(
-                f"--guide {guide.path}: knows other images or classes than {path}; "
-                "a guide must know the same images, and the same classes or none"
+                f"--guide {guide.path}: draws other images or classes than {path}; name a guide with "
+                "the same image size, channels and latent space, and the same classes or none"
             )
         low, high = guide.settings.logsnr_min, guide.settings.logsnr_max
         beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
@@ -145,7 +145,7 @@ class GuidedRun:
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    """Return the facts about images that must be equal for a run and its guide: image size, channels, latent space."""
+    """Return the properties of images that must be equal for a run and its guide: image size, channels, latent space."""
     config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
     return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
@@ -180,7 +180,7 @@ def open_decoder(
 ) -> Decoder:
     """Return the decoder from a run's network output to images.
 
-    data, network: sections of the config of the run in folder `run`.
+    data, network: description of the dataset and config of the network, both of the run in folder `run`.
     autoencoder: folder of the autoencoder; None for the autoencoder that encoded the run's latents.
     rounding: method of rounding to pixel levels; None for the latents' convention, or for pixels the nearest.
     Raises UsageError (no autoencoder there; diffusers is missing), DataError (other weights), FormatError (doesn't fit the run).
@@ -225,11 +225,13 @@ class SampleSettings:
     """Settings of `elbo sample`.
 
     n: number of images. steps: number of noise levels; 0 for the sampler's default.
-    schedule: spec of the schedule; '' for the sampler's default, RUN for the run's training schedule.
+    schedule: SPEC of the schedule, NAME:key=value,…; '' for the sampler's default, RUN for the run's training schedule.
     spacing, start, noise, rounding: declarations of SPACINGS, STARTS, NOISES, ROUNDINGS; None for the default.
-    weights: which weights of the run to use, as for `open_run`. compile: off; graphs (CUDA graphs); on (also torch.compile).
-    guide: run or checkpoint to guide away from. guide_weights: which weights of the guide to use; without a guide, which of
-    the run's own weights to guide away from.
+    classes: balanced, random, or a list of numbers or names of classes, which is repeated.
+    weights: ema (the run's first average), model (the last weights), another average's name, or a file made by 'elbo ema'.
+    compile: off; graphs (CUDA graphs); on (also torch.compile).
+    guide: run or checkpoint to guide away from. guide_weights: weights of the guide, '' for ema; without a guide, weights of the
+    run itself to guide away from, '' for none.
     autoencoder: folder of the autoencoder; None for the autoencoder that encoded the latents.
     zoom: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
     """
@@ -275,7 +277,7 @@ def draw(
 
     indices: numbers of the images.
     shape: (height, width, channels) of the network's output, which `output` decodes to pixels.
-    grid: noise levels λ to visit, rising, as from `time_grid`.
+    grid: noise levels λ to visit, rising, as from `time_grid`. settings: their sampler, start, seed and precision are used.
     look: function called before each network evaluation; it may raise an error to stop early, as a batch may take minutes.
     source: random numbers of the noise; None for the default, which is the same on all devices.
     """
@@ -310,7 +312,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
         trained, guide = _open(path, world, settings.weights), None
-        if settings.guide or settings.guide_weights:  # guide weights alone are of the same checkpoint
+        if settings.guide or settings.guide_weights:  # without --guide, the guide weights are of the same checkpoint
             guide = _open(settings.guide or trained.checkpoint.path, world, settings.guide_weights or "ema")
         with world.together():
             drawer = GuidedRun(trained, settings.guidance, guide, settings.threshold)
@@ -319,7 +321,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
-    """Open a run on all ranks, at the checkpoint that rank 0 has found, because training may save newer ones meanwhile."""
+    """Open a run on all ranks, at the checkpoint that rank 0 has found, because training may save newer checkpoints meanwhile."""
     trained = None
     with world.together():
         if world.first:
@@ -338,7 +340,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
     schedule = resolve_schedule(spec, low, high, clip=True, size=trained.network.config.image_size)
     meant, found = made_for(schedule), purpose_of(settings.sampler, steps, settings.guidance.scale)
     if meant not in (None, found):
-        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; use 'elbo grid' again")
+        log.warning(f"{schedule.file}: is made for {meant}, not for {found}; make a new file with 'elbo grid'")
     return schedule
 
 

@@ -1,4 +1,4 @@
-"""Batches of a run: their parts, and the random draws: held-out images, each step's images, labels, noise, times, dropout masks."""
+"""Batches of a training run: random draws of held-out images, and of each step's images, noise, times and dropout masks."""
 
 import math
 from functools import lru_cache
@@ -43,36 +43,36 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
 
 
 def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | None:
-    """Return the dataset rows that a run trains on; None means all rows. Raises UsageError as `split_rows` does."""
+    """Return the dataset rows that a run trains on; None means all rows. Raises UsageError for a bad --val-split."""
     return split_rows(settings, dataset)[0] if settings.val_split else None
 
 
 def count_parts(batch: int, processes: int, most: int) -> int:
-    """Return the number of parts (micro-batches) that each process splits its share of a batch into.
+    """Return the number of micro-batches into which each process splits its share of a batch.
 
-    batch: number of images per step, over all processes. most: largest number of images in a part.
-    The result is the smallest possible number n, or a number below 2n with which all parts have the same size, because a network
-    is compiled anew for each size.
+    batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
+    The result is the smallest possible number n, or, if there is one, a number below 2n with which all micro-batches have the
+    same size, because a network is compiled anew for each size.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)
     if batch % processes:
-        return few  # shares of different sizes can't have parts of one size
+        return few  # processes with different numbers of images can't have micro-batches of one size
     return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
-    """Return the positions in a batch that this process trains on, as one range per part.
+    """Return the positions in a batch that this process trains on, as one range per micro-batch.
 
-    batch: number of images per step, over all processes. most: largest number of images in a part.
-    All processes have equally many parts, of sizes as even as possible.
-    Raises UsageError when a process would have fewer images than parts.
+    batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
+    All processes have equally many micro-batches, of sizes as even as possible.
+    Raises UsageError when a process would have fewer images than micro-batches.
     """
     parts = count_parts(batch, world.size, most)
     mine = range(batch * world.rank // world.size, batch * (world.rank + 1) // world.size)
     if batch // world.size < parts:
         raise UsageError(
-            f"a batch of {batch} images can't be split over {world.size} processes in {parts} parts each; "
+            f"a batch of {batch} images can't be split over {world.size} processes in {parts} micro-batches each; "
             "raise --batch-size or --micro-batch, or start fewer processes"
         )
     cuts = [mine.start + len(mine) * k // parts for k in range(parts + 1)]

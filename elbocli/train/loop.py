@@ -55,7 +55,7 @@ def run(
     command_line: the command as typed, for config.yaml.
     on_checkpoint: shell command to run after each checkpoint; '' for none.
     log_to: further targets of the logs: tensorboard, wandb or paths of JSONL files.
-    overwrite: begin again at step 0 if the run had checkpoints that are gone; False to raise an error.
+    overwrite: if the run had checkpoints that are gone, begin again at step 0; otherwise this is an error.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
@@ -186,7 +186,7 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
 class CheckpointHook:
     """Runner of the shell command of --on-checkpoint, for one checkpoint at a time.
 
-    command: '' runs nothing. A command that fails is logged as a warning.
+    command: the shell command; '' for none. run: folder of the run. A command that fails is logged as a warning.
     The command runs in a new session without stdin; its stdout is sent to stderr. A checkpoint that is saved while the command
     is busy waits for its turn, and a newer checkpoint replaces the waiting checkpoint.
     """

@@ -30,11 +30,11 @@ class Step(NamedTuple):
     """Costs of a training step.
 
     weights: number of parameters.
-    forward_flops, flops: operations per image, of the forward pass, and of the forward and backward passes. A multiply-add
-    counts as two operations.
+    forward_flops: floating-point operations of the forward pass per image. flops: those of forward and backward pass together.
+    A multiply-add counts as two operations.
     kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
-    checkpointed: as `kept`, but with activation checkpointing: bytes of the inputs of all checkpointed submodules, the saved
-    tensors of the largest submodule, and the largest gradient.
+    checkpointed: bytes per image with activation checkpointing, of the inputs of all checkpointed submodules, the tensors saved
+    for the largest submodule, and the largest gradient.
     """
 
     weights: int
@@ -110,7 +110,7 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
 
 
 def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
-    """Return the plan of a run: settings, data, network, verdict on the weighting, operations, and memory per device in MB.
+    """Return a run's plan: settings, data, network, whether the weighting is monotone, operations, and MB of memory per device.
 
     devices: number of processes, with one device each. No tensors are allocated.
     Raises UsageError for more devices than images in a batch.

@@ -195,7 +195,7 @@ def flush_logs(run: Path) -> None:
             os.fsync(file.fileno())
 
 
-# --- previews: pictures of what the average of the weights draws ---
+# --- previews: pictures drawn with the averaged weights ---
 
 
 def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
@@ -213,7 +213,7 @@ def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
 def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     """Draw preview images, uint8 [N,H,W,C], with the averaged weights and fixed noise; return the images and their layout.
 
-    output: decoder from the network's output to pixels. Every rank draws all images, because a sharded network needs all
+    output: decoder from the sampler's output to pixels. Every rank draws all images, because a sharded network needs all
     ranks. The batch is at most the micro-batch of training, which is known to fit into memory.
     """
     network, settings = state.resolved.network, state.settings
@@ -223,7 +223,7 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
     shape = (network.image_size, network.image_size, network.image_channels)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
-    # The smallest part of any process: ranks of a sharded network must do equally many forward passes.
+    # Size of the smallest micro-batch of any process: ranks of a sharded network must do equally many forward passes.
     part_size = settings.batch_size // state.world.size // len(state.batches.parts)
     at_once, images = -(-count // count_parts(count, 1, part_size)), list[Tensor]()
     with state.averaged():
@@ -259,7 +259,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: {len(rows)} image to validate on; expected at least {LEAST_HELD_OUT}")
+        raise UsageError(f"{held.path}: {len(rows)} image for validation; its standard error needs at least {LEAST_HELD_OUT}")
     return held, rows
 
 
@@ -276,15 +276,18 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
     if conditional and held.num_classes > trained.num_classes:
         wrong.append("num_classes")
     if wrong:
-        raise UsageError(f"--val {held.path}: differs from the training dataset in {', '.join(wrong)}; pack both alike")
+        raise UsageError(
+            f"--val {held.path}: differs from the training dataset in {', '.join(wrong)}; pack both with equal options"
+        )
 
 
 class Validation:
     """Held-out images with fixed times and noise at which a network is scored.
 
+    held: dataset with the held-out images, and their rows.
     Image j is scored at times (o_j + k)/DRAWS for k = 0, 1, …, DRAWS−1, with o_j = frac(o + j·golden ratio): evenly spaced
-    times per image, and a low-discrepancy sequence over all images. λ is uniform in t, independent of the run's schedule.
-    every: training images between two validations.
+    times per image, and a low-discrepancy sequence over all images. λ falls linearly with t, whatever the run's schedule.
+    every: number of training steps between two validations.
     """
 
     def __init__(self, held: tuple[Dataset, np.ndarray], resolved: Resolved, device: torch.device):
@@ -321,7 +324,7 @@ class Validation:
         how = self.weighting, self.schedule, self.prediction, lambda rows: sent(rows, self.device)
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
-        # Places beyond the last image repeat it, and are dropped below, so that all batches have one size.
+        # Positions beyond the last image repeat the last image, so that all batches have one size; they are dropped below.
         for some in places.clip(max=len(self.rows) - 1):
             rows, eta, labels = self.rows[some], None, None
             stored, nats = torch.from_numpy(self.dataset.batch(rows)), torch.zeros(len(rows), dtype=torch.float64)
@@ -353,7 +356,7 @@ class Validation:
 
         sums: `partial`'s sums, added over all ranks.
         val_loss: weighted loss as in training, in nats per dimension. val_bpd: bound in bits per dimension, for pixels only.
-        val_loss_se, val_bpd_se: standard errors over images; too large rather than too small.
+        val_loss_se, val_bpd_se: standard errors over images, which tend to be too large rather than too small.
         Raises NonFiniteError.
         """
         if not sums.isfinite().all():
@@ -391,7 +394,7 @@ LINES = ".jsonl"
 SAMPLES = "samples"
 """Key of a preview (the path of a PNG file) among the values of a step."""
 Target = Callable[[int, Mapping[str, Any]], object]
-"""Function (step, values) that logs the numbers of a line of metrics.jsonl, or a preview, somewhere else."""
+"""Function (step, values) that sends the numbers of a line of metrics.jsonl, or a preview, to a target of --log-to."""
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
@@ -459,9 +462,9 @@ def check_targets(words: Iterable[str], run: Path) -> None:
 
 
 class LogTargets:
-    """The targets of --log-to, from the start (or a resume) of a run; a target is opened when it is first written to.
+    """Loggers that --log-to names. Each is opened when the first values are written.
 
-    words: tensorboard, wandb, or paths of JSONL files. step: last step that was done before this start.
+    words: tensorboard, wandb, or paths of JSONL files. step: last step done before the run was started or resumed.
     If a target fails, a warning is logged, and the target is dropped.
     """
 

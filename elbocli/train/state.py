@@ -35,9 +35,9 @@ SMALL = 100_000_000
 RECOMPILATIONS = 1024
 """Limit of recompilations, which units with the same code share: for their own sizes, micro-batches, validation and previews."""
 SPARE = 0.08
-"""Memory that must be left beside a trial pass, as a share of the pass's memory, because allocators leave gaps."""
+"""Memory that must stay free in a trial forward and backward pass, as a fraction of the pass's, because allocators leave gaps."""
 PLANNED = 0.6
-"""Share of a device's memory that the plan of a sharded network may take, because the plan is off by up to 25 %."""
+"""Fraction of a device's memory that a sharded network may take by the plan, because the plan is off by up to 25 %."""
 
 
 class Parallel:
@@ -78,8 +78,8 @@ class Parallel:
         """Compile the network's units one by one, so that units with the same code are compiled once. parts: micro-batches per step.
 
         Small networks on CUDA are limited by kernel launches, so they are compiled as a whole, and CUDA graphs replay their
-        kernels. The next pass overwrites the gradients' memory, so graphs exclude gradient accumulation, several processes and
-        activation checkpointing.
+        kernels. Then a pass overwrites the gradients of the pass before; so graphs exclude gradient accumulation, several
+        processes and activation checkpointing.
         """
         from torch._dynamo import config
 
@@ -92,7 +92,7 @@ class Parallel:
             unit.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def try_pass(self, images: int, last: bool = False) -> None:
-        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: as for `accumulating`."""
+        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: whether DDP averages them."""
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -104,15 +104,15 @@ class Parallel:
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Return a context for the passes of one micro-batch, in which DDP averages gradients over processes only if `last`.
 
-        last: whether the micro-batch is the step's last. FSDP reduces gradients in every micro-batch, as it keeps only shards.
+        last: whether the micro-batch is the step's last. FSDP reduces gradients in every micro-batch, to keep only shards.
         """
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
 
     def changed(self) -> None:
-        """Discard gathered parameters, after code other than the optimizer has changed the parameters.
+        """Under FSDP, discard gathered copies of parameters after code other than the optimizer has changed the parameters.
 
-        Under FSDP, parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
+        Parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
         """
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
@@ -121,7 +121,7 @@ class Parallel:
 def micro_batch(spread: Parallel, images: int) -> int:
     """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half as many, or a quarter, ….
 
-    Each size is tried by a forward and a backward pass. spread: the network, alone or replicated over processes.
+    Each size is tried by a forward and a backward pass. images: first size to try. spread: the network, not sharded.
     Raises DataError, on all ranks alike, when not even one image fits.
     """
     world = spread.world
@@ -153,9 +153,10 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return the largest micro-batch that is planned to fit on the CUDA device of every rank, if the weights are sharded.
+    """Return the largest micro-batch of a sharded network that, by the plan, fits on the CUDA device of every rank.
 
-    A trial pass, as in `micro_batch`, would block the other ranks when one rank runs out of memory.
+    images: first size to try, then half as many, and so on. Trial passes, as in `micro_batch`, would block the other ranks when
+    one rank runs out of memory.
     """
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
@@ -164,7 +165,7 @@ def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
 
 
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
-"""fp16 loss scale: first value, least value (an overflow below it is an error), steps until it doubles (as in GradScaler)."""
+"""Loss scale of fp16: first value; value below which an overflow is an error; steps until the scale doubles, as in GradScaler."""
 
 
 class TrainState:
@@ -213,7 +214,7 @@ class TrainState:
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
         """Loss scale, and number of steps since the last change of the loss scale."""
         self.first_bad = zeros[2:5]
-        """Number, loss and gradient norm of the first step that wasn't finite; zeros if all steps were finite."""
+        """Number, loss and gradient norm of the first step with a non-finite loss or gradient; zeros if there was none."""
         self.totals = zeros[5:]
         """Sums since the last log interval: sum of the losses of all images, sum of the gradient norms, number of updates."""
         low, high = settings.logsnr_min, settings.logsnr_max
@@ -309,7 +310,7 @@ class TrainState:
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return (weights by name of their file, content of state.pt) as CPU copies on rank 0. Every rank must call this."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
-        optimizer = self.optimizer.state_dict()  # by index of the weight; empty before the first update
+        optimizer = self.optimizer.state_dict()  # its state: index of the weight → tensors; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
         return weights, {
             "optimizer": optimizer,

@@ -103,7 +103,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _cap(axis: Any) -> None:
-    """Choose the upper end of a vertical axis such that a spike, as at a kink, doesn't flatten the other lines."""
+    """Limit a vertical axis, so that a spike, as −dw/dλ has at a kink of w, doesn't flatten the other lines."""
     if peaks := [peak for line in axis.lines if (peak := np.nan_to_num(line.get_ydata()).max()) > 0]:
         axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
 

@@ -147,7 +147,7 @@ def test_features_that_do_not_compare_are_refused(ref, saved):
     for other, points, word in (
         (saved("few", draw[:10]), ref, "n_samples"),
         (strange, ref, "vgg16"),
-        (saved("one", draw[:1]), ref, "1 x 3"),
+        (saved("one", draw[:1]), ref, "1 images x 3"),
     ):
         with pytest.raises(DataError, match=word):
             compare_features([a, other], points)

@@ -281,7 +281,7 @@ def test_some_files_are_looked_at_spread_over_the_list_and_all_arrays(tmp_path, 
     assert prep.look(open_source(tmp_path / "x.npz")) == {(8, 8, 3)}
     source = folder_of(tmp_path / "grey", [(12, 12)] * 6, "L")
     noise(source / "0001.png", 12, 12)
-    assert warnings(source, tmp_path / "a.h5") == ["changed while decoding: 1 colour made grey"]
+    assert warnings(source, tmp_path / "a.h5") == ["decoding changed some images: 1 colour made grey"]
     assert warnings(source, tmp_path / "a.h5", channels=1) == [], "it is what was asked for"
 
 

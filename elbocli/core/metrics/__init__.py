@@ -44,7 +44,7 @@ BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
 
 
 class Role(Enum):
-    """Role of a number: a result, or a result's standard error, spread over parts, limit for infinitely many images, interval."""
+    """Role of a number: a result, or the standard error, spread over subsets, limit or interval that go with a result."""
 
     NUMBER = ""
     ERROR = "standard error"
@@ -54,7 +54,7 @@ class Role(Enum):
 
 
 PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval": Role.INTERVAL}
-"""Last word of the name of a number's part → role of the part: `fid_se` is a standard error."""
+"""Last word of a number's name → role of the number: `fid_se` is a standard error."""
 
 
 @dataclass(eq=False)
@@ -99,14 +99,14 @@ class Option(NamedTuple):
 
 
 class Number(NamedTuple):
-    """Number that a metric returns, or a part of one, such as its standard error.
+    """Number that a metric returns: a result, or a part of a result, such as the result's standard error.
 
     key: name in results with features of the published Inception; torch-fidelity's name if torch-fidelity has the number.
     elsewhere: name in results with features of another network; '' for the same name. alias: another name in publications.
     by_network: whether the name ends in `[NETWORK]` if the features are of another network.
     title, title_elsewhere: headings in reports, for the published Inception and for other networks.
-    parts: suffixes of the names of the number's parts. told: note on the spread over parts, with option names in braces.
-    role, of: for a part, its role and the key of its number.
+    parts: suffixes of the names of the result's parts, such as `se`. told: note in reports on the spread over subsets, with
+    option names in braces. role, of: for a part, the part's role and the key of the result.
     """
 
     key: str
@@ -121,7 +121,7 @@ class Number(NamedTuple):
     of: str = ""
 
     def whole(self) -> list[Number]:
-        """Return a list of the number and its parts. An interval belongs to the number whose name precedes `_interval`."""
+        """Return a list of the result and its parts. An interval belongs to the number whose name precedes `_interval`."""
         found = [self]
         for part in self.parts:
             key, elsewhere, alias = (
@@ -134,16 +134,19 @@ class Number(NamedTuple):
         return found
 
     def name(self, network: str | None, suffix: str = "") -> str:
-        """Return the name in results. network: of the features; None: the published Inception. suffix: put before `[NETWORK]`."""
+        """Return this number's name in results, with `suffix` before `[NETWORK]`.
+
+        network: name of the features' network; None: the published Inception.
+        """
         stem = self.stem(network) + suffix
         return f"{stem}[{network}]" if self.by_network and network is not None else stem
 
     def stem(self, network: str | None) -> str:
-        """Return the name in results without `[NETWORK]`. network: as in `name`."""
+        """Return this number's name without `[NETWORK]`. network: the features' network; None: the published Inception."""
         return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
-        """Return the heading of the number in reports. network: as in `name`."""
+        """Return this number's heading in reports. network: the features' network; None: the published Inception."""
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
@@ -171,12 +174,15 @@ METRICS = Registry("metric", MetricTraits)
 
 
 def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
-    """Declare a metric: a function (samples, reference or None, options) → dict of Values by key. See Registry.declare."""
+    """Declare a metric: a function (samples, reference or None, options) → dict of Values by key.
+
+    numbers: the results, without their parts. declared: further arguments of Registry.declare, such as `formula`.
+    """
     return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return {metric name: namespace of seed and options}; options that aren't given have defaults. Raises UsageError."""
+    """Return {metric name: namespace of seed and options}. given: values of options; others have defaults. Raises UsageError."""
     found = {}
     for name in names:
         declared = METRICS.find(name)

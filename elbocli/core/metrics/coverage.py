@@ -10,8 +10,8 @@ from elbocli.errors import DataError
 class PrcProtocol(NamedTuple):
     """Protocol of precision and recall.
 
-    formula: text for help and docs. network: the only network that the protocol is defined for, or None.
-    most: largest number of reference images, or None.
+    formula: text for help and docs. network: the only network that the protocol is defined for; None: any network.
+    most: largest number of reference images; None: all of them.
     """
 
     formula: str
@@ -55,7 +55,8 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
 def precision_recall(samples, reference, options):
     """Return precision, recall and F-score. The radius of an image is the distance to its k-th neighbour in its own set.
 
-    precision: share of samples within the radius (inclusive) of a reference image. recall: the same with the sets exchanged.
+    precision: share of samples within the radius (inclusive) of a reference image. recall: share of reference images within
+    the radius of a sample. k is PRC_NEIGHBOURS.
     """
     import torch
 
@@ -120,7 +121,7 @@ PERCENT = "authenticity_percent"
 def authenticity(samples, reference, options):
     """Return the percentage of samples whose nearest training image is nearer to another training image than to the sample.
 
-    The standard error and interval are those of a share of independent samples.
+    The standard error and the 95 % interval treat the samples as independent.
     """
     from elbocli.core.estimate import error_of_share
     from elbocli.core.neighbours import nearest
@@ -163,9 +164,9 @@ STARTS = 10
 def copying(samples, reference, options):
     """Test in each cell whether samples and held-out images are equally far from the nearest training image of the cell.
 
-    C_T is the mean z-score of the cells, weighted by their numbers of held-out images. Cells without held-out images or with
-    too few samples don't count. The 95 % interval has a half-width of 1.96 standard deviations of C_T for samples
-    distributed like the held-out images.
+    The cells are k-means clusters of the training images. C_T is the mean z-score of the cells, weighted by their numbers of
+    held-out images. Cells without held-out images or with too few samples don't count.
+    The 95 % interval has a half-width of 1.96 standard deviations of C_T for samples distributed like the held-out images.
     Raises DataError if no cell counts.
     """
     import numpy as np
@@ -193,7 +194,7 @@ def copying(samples, reference, options):
             scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
             weights.append(len(apart))
     if not scores:
-        raise DataError("copying: no cell has enough samples and held-out images; use fewer --copying-cells")
+        raise DataError(f"copying: no cell has more than {FEW} samples and any held-out image; give fewer --copying-cells")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}

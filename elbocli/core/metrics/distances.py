@@ -187,7 +187,7 @@ def inception_score(samples, reference, options):
     needs={Need.LOGITS, Need.LABELS},
 )
 def accuracy(samples, reference, options):
-    """Return the share of samples whose largest logit is that of their label, with errors for independent samples."""
+    """Return the share of samples whose largest logit is that of their label, with standard error and 95 % interval."""
     from torch import as_tensor
 
     from elbocli.core.estimate import error_of_share

@@ -32,7 +32,7 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 @source("IDX", test=_begins_like_images, form="parts")
 def open_idx(files: Sequence[str], folder: Entries) -> Images:
-    """Open a file of images, and the file of labels beside it.
+    """Open a file of images, the only one in `files`, and the file of labels beside it. folder: files beside it, by name.
 
     Raises FormatError if the file doesn't hold images, its length differs from its header, or labels don't fit.
     Raises DataError if the file can't be read.

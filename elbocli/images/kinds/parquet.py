@@ -35,7 +35,7 @@ def _row_group(path: str, number: int, column: str) -> Any:
 
 
 class ParquetRow(NamedTuple):
-    """Reference to an image in a parquet file. group: file, row group and column, as `_row_group` takes them."""
+    """Reference to an image in a parquet file. group: path, number of the row group, and column. row: in the group."""
 
     group: tuple[str, int, str]
     row: int
@@ -83,7 +83,7 @@ def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
     schema = file.schema_arrow
     images = [each.name for each in schema if types.is_struct(each.type) and each.type.get_field_index("bytes") >= 0]
     if not images:
-        raise FormatError(f"no column of images (with image bytes) among {', '.join(schema.names[:5])}")
+        raise FormatError(f"no column of images (with image bytes) among {', '.join(schema.names[:5])}; give other files")
     said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = said.get("info", {}).get("features", {})
     classes = {name: feature["names"] for name, feature in features.items() if "names" in feature}

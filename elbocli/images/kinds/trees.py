@@ -77,7 +77,7 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 @source("tar", test=_begins_like_tar, form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a tar; a tar inside it is listed like a folder. If the tar is damaged, the last entry is a Damage."""
+    """List a tar's files, with `prefix` before their paths; inner tars are like folders. A damaged tar ends with a Damage."""
     try:
         with open_file(path) as file:
             yield from _members(file, str(path), 0, prefix)
@@ -86,7 +86,7 @@ def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Dam
 
 
 def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the members of a tar. file: the tar. offset: its position in the file `path`. Raises tarfile's errors."""
+    """List the members of the tar `file`, which begins at byte `offset` of the file `path`. Raises tarfile's errors."""
     if prefix:
         yield prefix, FOLDER
     spans: dict[str, Span] = {}

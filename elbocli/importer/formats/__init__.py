@@ -1,4 +1,4 @@
-"""Formats of other programs' checkpoints. Each module here declares one or more formats, and is imported automatically.
+"""Formats of other programs' checkpoints. Each module of this package declares formats, and is imported automatically.
 
 A format recognises its files by content, and translates a file into a network of elbo, its weights, and the settings of
 its training. Only tensors and containers are read (see files/pickles.py); no code in the file is run.
@@ -43,7 +43,7 @@ AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Facts about a checkpoint that the user gives because the file lacks them; '' and None for facts not given.
+    """Facts about a checkpoint that the user gives because the file lacks them; '' or None for a fact that isn't given.
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
     prediction, weighting, schedule: SPECs of the training's objective.
@@ -52,7 +52,7 @@ class ImportOptions:
     size, channels, classes: side and channels of the images or latents, number of classes.
     null_class: label that means 'no class' to the network.
     logsnr_min, logsnr_max: range of λ in training.
-    prefix: take only weights whose names begin with this text, and remove it.
+    prefix: take only weights whose names begin with this text, and remove this text from the names.
     rename: rules OLD=NEW, which replace the beginnings of names.
     network: the user's own network, FILE.py:CLASS.
     autoencoder: folder of the autoencoder, for latents.
@@ -89,7 +89,10 @@ class Source:
 
     @cached_property
     def tree(self) -> Any:
-        """Content of a file: dicts, lists, numbers, text, tensors, Foreign; None for a folder or program. Raises FormatError."""
+        """Content of a file: dicts, lists, numbers, text, tensors, and Foreign for other pickled objects. Raises FormatError.
+
+        None for a folder, and for an exported program (.pt2).
+        """
         return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
 
     @cached_property
@@ -141,8 +144,8 @@ def source_format(
 ) -> Callable[[Any], Any]:
     """Declare a format, by a function (Source, ImportOptions) → Imported, under its name for --format.
 
-    recognises, takes: see FormatTraits. said: the texts about, source and licence, unless formats.yaml has them. The function
-    raises FormatError if a file can't be imported.
+    recognises, takes: fields of FormatTraits. said: the texts `about`, `source` and `licence`, unless formats.yaml has these.
+    The function raises FormatError if a file can't be imported.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
@@ -184,7 +187,7 @@ def state_dict(
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
     if not held:
-        raise FormatError(f"{source.path}: no weights of such a network; it holds {inventory(source.tree)}")
+        raise FormatError(f"{source.path}: holds {inventory(source.tree)}, but no weights of such a network; change --format")
     key = "" if "" in held else _choose(held, source, options.weights)
     entry = content[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
@@ -226,7 +229,11 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
-    """Return elbo's module names → the file's, for all parts of all blocks. blocks, parts: elbo's names → the file's."""
+    """Return elbo's name → the file's name, for each module of each block.
+
+    blocks: elbo's name of a sequence of blocks → the file's names of these blocks.
+    parts: elbo's name of a module within a block → the file's name within a block.
+    """
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
         for way, names in blocks.items()
@@ -262,13 +269,13 @@ def fitted(
             value = turned(name, value)
         if value.shape != empty.shape:
             shape = list(tensors[theirs].shape)
-            raise FormatError(f"{where}: {theirs!r} has the shape {shape}, the network's {name} is {list(empty.shape)}")
+            raise FormatError(f"{where}: {theirs!r} has the shape {shape}, but elbo's network needs {list(empty.shape)}")
         weights[name] = value.to(empty.dtype)
         unused.pop(theirs, None)
     for name in unused:
         if not re.fullmatch(without, name):
             raise FormatError(
-                f"{where}: has {name!r}, which elbo's network lacks; export the network as a program (.pt2), and import that"
+                f"{where}: has {name!r}, which elbo's network lacks; export the network as a .pt2 program, and import the program"
             )
     return weights
 
@@ -277,8 +284,8 @@ def fitted(
 
 
 class AttentionOrder(NamedTuple):
-    """Number and order of attention heads. heads: their number; 0 for one per `width` channels. outside: whether the channels
-    are all of q, then k, then v ("new" in guided-diffusion); otherwise they are q, k and v of the first head, then the next.
+    """Number and order of attention heads. heads: number of heads; 0 for one per `width` channels. outside: whether the channels
+    are ordered as q of all heads, then k, then v ("new" in guided-diffusion), instead of q, k and v of one head after another.
     """
 
     heads: int = 0
@@ -294,12 +301,12 @@ def parse_attention(text: str) -> AttentionOrder:
     """Parse the text of --attention: `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
-        raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for the new order")
+        raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it for the new order")
     return AttentionOrder(**{said[1]: int(said[2])}, outside=bool(said[3]))
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
-    """Return the range of λ of a level code (the network's input for the noise level); empty, with a note, without timesteps."""
+    """Return the range of λ of a level code's timesteps; {}, with a note, if the code (input for the noise level) has none."""
     said = parse_level_code(code)
     if said.name in SCHEDULES:
         low, high = SCHEDULES[said.name].bind(said.params)().support
@@ -319,15 +326,15 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the latent space's keys for config.yaml: of --autoencoder, or of Stable Diffusion's. Raises FormatError."""
+    """Return the keys of config.yaml for the latents of --autoencoder, else of Stable Diffusion's. Raises FormatError."""
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
-            raise FormatError(f"{folder}: its latents have {model.channels} channels, {source.path}'s have {channels}")
+            raise FormatError(f"{folder}: has {model.channels} channels, not {channels} as {source.path}; name another folder")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
-        f"taken as latents of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
+        f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"
     )
     known = {"scaling_factor": SCALE}
     return space_of(convention, known, channels, AUTOENCODER, UNKNOWN, FACTOR * size, False).attributes()

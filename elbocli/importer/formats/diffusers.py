@@ -41,7 +41,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: elbo reads {UNET} without class_embed_type; export other networks as a program, and import that "
+            f"{where}: elbo reads {UNET} without class_embed_type; export other networks as programs, and import these "
             "(elbocli.export_network)"
         )
     settings, code = _scheduled(source, options)
@@ -49,7 +49,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     channels, out, rows = (convert(found.get(key) or usual, Count, f"{where}: {key}") for key, usual in numbers)
     classes = rows if options.classes is None else options.classes
     if not rows - 1 <= classes <= rows or (rows and not classes):
-        raise UsageError(f"--classes {classes}: {folder}: its table has {rows} classes, of which the last may be 'no class'")
+        raise UsageError(f"--classes {classes}: {folder}: has {rows} classes; give {rows}, or one less if the last is 'no class'")
     side = found.get("sample_size")
     size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
     if size is None:
@@ -71,7 +71,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 def _weights(folder: Path) -> dict[str, Tensor]:
     """Read a folder's weights by diffusers' present names. Raises FormatError, also for pickles."""
     whole, stem = folder / WEIGHTS, WEIGHTS.removesuffix(".safetensors")
-    files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # its parts, or a variant
+    files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # parts of one file, or a variant
     if not files:
         raise FormatError(
             f"{folder}: no {WEIGHTS}; only safetensors are read; write them with diffusers' save_pretrained(…, "
@@ -88,9 +88,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """Return the settings in the scheduler's config, and the network's input for the noise level (its level code).
+    """Return the settings in the scheduler's config, and the level code, which tells the network the noise level.
 
-    --levels replaces the scheduler. Raises UsageError without both, FormatError for a scheduler that no level code describes.
+    --levels replaces the scheduler's config. Raises UsageError if both are missing, FormatError if no level code describes the
+    scheduler.
     """
     if options.levels:
         return formats.range_settings(options.levels, source, options), options.levels

@@ -27,7 +27,7 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
 """Settings of a flow network trained on all times; times below 0.0006 and above 0.9994 lie outside the range."""
 CODES = {"dit": "t-linear", "sit": "flow-reversed", "repa": "flow"}
-"""Format → level code: what number tells its networks the noise level."""
+"""Format → level code, the name of the number that tells the format's networks the noise level."""
 
 
 def _is(format: str, source: Source) -> bool:
@@ -39,11 +39,11 @@ def _is(format: str, source: Source) -> bool:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint. The weights' names and shapes define the network. its_code: the format's value in CODES."""
+    """Translate a checkpoint. Names and shapes of weights define the network. its_code: level code of the format, from CODES."""
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
-        source.notes.append("read as DiT's; if it is SiT's or REPA's, which look alike, add --format sit or --format repa")
+        source.notes.append("read as DiT's; files of SiT and REPA look alike: for these, add --format sit or --format repa")
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels, patch, _ = shape_of(tensors, PATCH)
     side = math.isqrt(shape_of(tensors, POSITIONS)[1])
@@ -56,12 +56,12 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
         heads = formats.parse_attention(options.attention).heads_of(width)
     elif width not in HEADS:
         source.notes.append(
-            f"number of heads unknown: taken as {heads}, of {width // heads} channels each; give another with --attention"
+            f"the number of heads is unknown: taken as {heads}, of {width // heads} channels each; give another with --attention"
         )
     rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
-        raise UsageError(f"--classes {classes}: {where} has a table of {rows} rows, of which the last may be 'no class'")
+        raise UsageError(f"--classes {classes}: {where}: has {rows} classes; give {rows}, or one less if the last is 'no class'")
     outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(

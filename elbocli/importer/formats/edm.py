@@ -1,9 +1,9 @@
 """Checkpoints of EDM's ADM network (DhariwalUNet) and of EDM2's networks: pickles, training states, state dicts.
 
 Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696. Their pickles contain their source code, which is not run;
-see files/pickles.py. Names, shapes, order and constants of EDM2 follow its published code, and XS in half precision has
-the size of its published file; no such file was read in a test. The head that learns the weighting of EDM2's loss is
-left out, because only training needs it.
+see files/pickles.py. Names, shapes, order and constants of EDM2 follow its published code. Tests read none of its published
+files, but the network XS in half precision has the size of its file. The head that learns the weighting of EDM2's loss is left
+out, because only training needs this head.
 """
 
 import math
@@ -29,9 +29,9 @@ LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
 """Encoder of EDM2 ("" for EDM) → mean and standard deviation of ln σ in training, for files that don't give them."""
 ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}
-"""Channels → encoder with so many channels, if a file doesn't name its encoder."""
+"""Number of channels → encoder that is assumed if a file doesn't name its encoder."""
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
-"""Beginning of a weight's name in a block: enc or dec, side, and place."""
+"""Beginning of the name of a weight in a block: enc or dec, side of the images, and place at this side."""
 MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")
 """Ends of weights' names by which EDM2's network is recognised."""
 LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
@@ -52,7 +52,7 @@ CONSTANTS: dict[str, Any] = {
 
 
 def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield name and attributes of a pickled network and of all its submodules."""
+    """Yield name and attributes of a pickled module and of all its submodules. name: name of the module itself."""
     told = attributes(module)
     yield name, told
     for key, inner in (told.get("_modules") or {}).items():
@@ -60,7 +60,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the settings of the training's objective. loss: attributes of the loss function. kind: key of DRAWN (defaults)."""
+    """Return settings of a network's training. loss: attributes of the loss function. kind: key of DRAWN, for its defaults."""
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
     return {
@@ -73,7 +73,7 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the keys of a network's config that both formats share, and elbo's names of modules → the file's names.
+    """Return the config keys that EDM's and EDM2's networks share, and elbo's names of modules → the file's names.
 
     module: the pickled network, whose blocks give its dropout. The key `levels` has the width of each level in channels.
     """
@@ -121,12 +121,12 @@ def _is_edm(names: Iterable[str]) -> bool:
     recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint of EDM. The weights' names and shapes define the network, a pickle's objects the objective."""
+    """Translate a checkpoint of EDM. Names and shapes of weights define the network; pickled objects define the objective."""
     where = source.path
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
     if strange:
-        raise FormatError(f"{where}: has {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
+        raise FormatError(f"{where}: has a class {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
     if LABELS in tensors:
         tensors[LABELS] = tensors[LABELS].T
@@ -180,7 +180,7 @@ def _check_constants(module: Any) -> None:
         for key, value in wanted.items():
             found = told.get(key, value)
             if (list(found) if isinstance(found, tuple) else found) != value:
-                raise FormatError(f"{name} has {key} {found}, elbo's network has {value}; it can't be imported")
+                raise FormatError(f"{name} has {key} {found}, but elbo's network has {value}; such a network can't be imported")
 
 
 def _encoder(content: Any, channels: int) -> str:
@@ -189,7 +189,7 @@ def _encoder(content: Any, channels: int) -> str:
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
-        raise FormatError(f"its encoder is {name!r}, perhaps with other constants, expected {LATENTS} or {PIXELS}")
+        raise FormatError(f"its encoder is {name!r}, perhaps with changed constants; elbo reads only {LATENTS} and {PIXELS}")
     return name
 
 
@@ -199,11 +199,11 @@ def _encoder(content: Any, channels: int) -> str:
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint of EDM2. The weights' names and shapes define the network, a pickle's objects the objective."""
+    """Translate a checkpoint of EDM2. Names and shapes of weights define the network; pickled objects define the objective."""
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:
-        source.notes.append(f"it has {len(stds)} averages, of std {', '.join(map(str, stds))}, the first is taken")
+        source.notes.append(f"the file has {len(stds)} averages, of std {', '.join(map(str, stds))}; the first is taken")
     _check_constants(module)
     tensors = {name.removeprefix("unet."): each for name, each in held.items()}
     known, modules = layout(tensors, module, "edm2")
@@ -219,11 +219,11 @@ def edm2(source: Source, options: ImportOptions) -> Imported:
     weights = formats.fitted(tensors, config, source, modules, _turned, r"logvar_(fourier|linear)\..*")
     kind = _encoder(content, config.image_channels)
     if kind == PIXELS and options.autoencoder is not None:
-        raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave it out")
+        raise UsageError(f"--autoencoder: {source.path} is a network of pixels; leave this option out")
     loss = content.get("loss_fn") if isinstance(content, dict) else None
     loss = loss if isinstance(loss, dict) else attributes(loss)
     if "P_mean" not in loss:
         mean, std = DRAWN[kind]
-        source.notes.append(f"doesn't say the noise in its training: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
+        source.notes.append(f"the file doesn't say the noise in its training: taken as ln sigma ~ N({mean:g}, {std:g}^2)")
     data = formats.latents_of(config, source, options, "edm2") if kind == LATENTS else {}
     return Imported(config, weights, objective(module, loss, kind), averaged, data)

@@ -41,7 +41,7 @@ ATTENDED = {32, 16, 8}
     takes=(*formats.NAMED, "size", "levels", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint. Names and shapes of weights define the network, except for what PUBLISHED or the user adds."""
+    """Translate a checkpoint. Names and shapes of weights define the network; PUBLISHED or the user adds missing facts."""
     where = source.path
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels = shape_of(tensors, TIME)
@@ -60,7 +60,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     known = PUBLISHED.get((channels, blocks, usual)) if published else None
     size = options.size or usual
     if not size:
-        raise UsageError(f"{where}: its shapes don't show the image size; add --size")
+        raise UsageError(f"{where}: the shapes of weights don't show the image size; add --size")
     if not known and not options.attention:
         raise UsageError(
             f"{where}: not a published network, and shapes don't show its heads; add --attention heads=N "

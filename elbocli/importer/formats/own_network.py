@@ -34,7 +34,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
     file = Path(said[1])
     run_plugin(file)
     if not options.size or not options.channels:
-        raise UsageError("--network: add --size and --channels of the images that it was trained on")
+        raise UsageError("--network: add --size and --channels of the network's training images")
     config = _config(file.name, said[2], said[3], options)
     tensors, averaged, _ = formats.state_dict(source, options)
     settings = formats.range_settings(str(getattr(config, "code", "logsnr")), source, options)
@@ -55,7 +55,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     if declared is None:
         return ModuleConfig(**sizes, name=f"{file}:{name}", arguments=arguments, null_class=none, **told)  # type: ignore[arg-type]
     if none:
-        raise UsageError(f"--null-class: {name} gets class -1 for 'no class', like elbo's own networks; leave it out")
+        raise UsageError(f"--null-class: {name} gets class -1 for 'no class', like elbo's own networks; leave this option out")
     return config_of({"family": declared.name, **sizes, **read_arguments(arguments), **told}, f"--network {name}")
 
 
@@ -78,7 +78,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
         raise UsageError(f"{source.path}: takes images of any size; add --size")
     classes, null = takes.classes if options.classes is None else options.classes, options.null_class
     if (takes.labels is None and (classes or null is not None)) or 0 < takes.classes < classes:
-        raise FormatError(f"{source.path}: takes {takes.classes or 'no'} labels, which --classes or --null-class contradicts")
+        raise FormatError(f"{source.path}: takes {takes.classes or 'no'} labels; change or leave out --classes and --null-class")
     if takes.labels is not None and not classes and null is None and not takes.classes:
         raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class if it has no classes")
     config = ProgramConfig(

@@ -18,7 +18,7 @@ extractor = EXTRACTORS.declare
 """Decorator that declares a function (path of weights or None) → Extractor."""
 DEFAULT = "inception-v3-compat"
 STRICT = "fp32"
-"""Precision of features in published numbers, and the default for files that don't state a precision."""
+"""Precision of features in published scores, and the default for files that don't state a precision."""
 PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
 TINY_SHA256 = "3bcdfad010b982b1563a266ffada969d736ddb63c5a6af65690a9af7eeac0035"
@@ -43,7 +43,7 @@ class Extractor(NamedTuple):
     precision: str = STRICT
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, or FormatError for bad output."""
+        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, or FormatError for wrong output."""
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
@@ -51,13 +51,15 @@ class Extractor(NamedTuple):
         features, logits = (*out, None)[:2] if isinstance(out, (tuple, list)) else (out, None)
         if features.dim() != 2 or len(features) != len(images):
             raise FormatError(
-                f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D), or features and logits (B, K)"
+                f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D) or (features, logits (B, K))"
             )
         return features.float(), None if logits is None else logits.float()
 
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return features, logits (or None) and spatial features [B,S]: the first 7 channels of the output of `spatial`, which
-        must not be None, in ADM's order (NHWC). Raises DataError, FormatError.
+        """Return features, logits (or None) and spatial features [B,S] of images, uint8 [B,C,H,W].
+
+        Spatial features are the first 7 channels of the output of `spatial`, which must not be None, in ADM's order (NHWC).
+        Raises DataError, FormatError.
         """
         kept: list[Tensor] = []
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
@@ -108,7 +110,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor with weights of its authors, timm or transformers. Images are resized, not cropped, as in EDM2."""
+    """Make a ViT extractor with weights from its authors, timm or transformers. Images are resized, not cropped, as in EDM2."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))
@@ -172,7 +174,11 @@ def tiny(weights: Path | None) -> Extractor:
 
 
 def make_extractor(name: str, weights: Path | None, device: Any, precision: str = STRICT) -> Extractor:
-    """Make an extractor on a device. name: a declared name or a .pt2 file. precision: one of PRECISIONS. Raises ElboError."""
+    """Make an extractor on a device. Raises ElboError.
+
+    name: a declared name, or the path of a .pt2 file. precision: one of PRECISIONS.
+    weights: file of weights; None if the extractor has its own or downloads them.
+    """
     if name.endswith(".pt2"):
         if weights is not None:
             raise UsageError("a .pt2 program brings its own weights; leave --extractor-weights out")

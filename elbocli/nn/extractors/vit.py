@@ -22,7 +22,7 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""Offset of DINOv2's hub code, which scales S positions per side by 16.1/S to 16, slightly closer together than by 16/S."""
+"""Offset of DINOv2's hub code, which interpolates S positions per side to 16 with the scale factor 16.1/S instead of 16/S."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 
@@ -54,8 +54,8 @@ class VitShape(NamedTuple):
     """Shape of a vision transformer of timm, and of its weight files.
 
     trained: number of position embeddings per side in the files; they are interpolated as in DINOv2's hub.
-    mean, std: normalisation of levels / 255 in training; default ImageNet's.
-    embedding: width of CLIP's projection after the last norm, with features of length 1; 0 for DINOv2, with layer scale.
+    mean, std: normalisation of pixel values / 255 in training, by default ImageNet's.
+    embedding: width of CLIP's projection after the last norm, to features of length 1; 0 for DINOv2, which has layer scale.
     """
 
     width: int
@@ -105,7 +105,7 @@ def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extra
 def fitted_positions(positions: Tensor, side: int) -> Tensor:
     """Interpolate position embeddings [1, 1 + S², D] to side × side positions, [1, 1 + side², D].
 
-    As in DINOv2's hub: bicubic, without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
+    Interpolation is that of DINOv2's hub: bicubic, without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
     """
     token, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)
@@ -117,7 +117,7 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
 
 
 def _network(shape: VitShape, path: Path) -> nn.Module:
-    """Build timm's network on the meta device. path: of the weights, for the message without timm (UsageError)."""
+    """Build timm's network on the meta device. path: file of weights, for the UsageError without timm."""
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         from timm.layers import QuickGELU
         from timm.models.vision_transformer import VisionTransformer

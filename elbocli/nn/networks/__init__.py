@@ -45,9 +45,10 @@ class NetworkConfig:
     image_size: side in pixels, or of latents. num_classes: 0 is unconditional. trainable: whether runs can train the network.
     quiet_classes: whether a zero row in the class table means "no class".
 
-    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them. A field
-    `code` is the SPEC of a level code, and is stored with all its parameters. A network may ignore dropout. config_of checks
-    the bounds in the fields' types; a config raises UsageError for fields that contradict each other.
+    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them. A field `code`
+    is the SPEC of a level code (the number that tells the network its noise level), and is stored with all its parameters. A
+    network may ignore dropout. config_of checks the bounds in the fields' types; a config raises UsageError for fields that
+    contradict each other.
     """
 
     trainable = True
@@ -57,7 +58,7 @@ class NetworkConfig:
     image_channels: Size
     num_classes: Count
     dropout: Annotated[float, Meta(ge=0, lt=1)] = explained(
-        "Share of values set to zero while training.", default=0.0, kw_only=True
+        "Fraction of values set to zero in training.", default=0.0, kw_only=True
     )
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. In weights with a row per class, classes come first."""
+        """Return the config for another number of classes. Class tables must have the row of 'no class' after all classes."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -91,7 +92,7 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config for reading the files that it names, if any, from `folder`, where the config's own file lies."""
+        """Return the config with `folder` as the place of files that its fields name. Most configs name no files."""
         return self
 
 
@@ -129,7 +130,7 @@ class Network(nn.Module):
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the prediction, followed by the learned variance v if the config has one: [B, C or 2C, H, W].
 
-        The log variance of a step lies (v+1)/2 of the way from the smallest to the largest (Nichol & Dhariwal 2021, eq. 15).
+        The log variance of a step lies (v+1)/2 of the way from its lower to its upper bound (Nichol & Dhariwal 2021, eq. 15).
         """
         return self(z, logsnr, labels)
 
@@ -145,12 +146,12 @@ NETWORKS = Registry("network family")
 
 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:
-    """Return a decorator that declares a Network class. name: its `family` in files. Raises UsageError if the name is taken."""
+    """Return a decorator that declares a Network class. name: value of `family` in files. UsageError if the name is taken."""
     return NETWORKS.declare(name, source=source, traits=config)
 
 
 def declaration_of(config: NetworkConfig) -> Declaration:
-    """Return the declaration of the network of a config."""
+    """Return the declaration of the network that is built from a config."""
     return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 
 
@@ -211,7 +212,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """Move a network to a device, in the memory format channels last, which its images have, too."""
+    """Move a network to a device, in the memory format channels last, which images have, too."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

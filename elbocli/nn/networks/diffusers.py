@@ -70,7 +70,7 @@ class DiffusersUNet(Network):
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
+        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
         labels = None if self.model.class_embedding is None else named_labels(labels, -1, logsnr)
         return self.model(z, self.code(logsnr), labels, return_dict=False)[0]
 
@@ -86,7 +86,7 @@ class Autoencoder:
         self.folder, self.device = folder, device
         found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
         if found != AUTOENCODER:
-            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}; use its folder")
+            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}; give its folder")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         with quiet(), reading(f"{folder}: {EXTRA}", kind=UsageError):
@@ -110,7 +110,10 @@ class Autoencoder:
             raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
-        """Return the latent space with a scaling of CONVENTIONS. Raises UsageError if the scaling doesn't fit."""
+        """Return the latent space. Raises UsageError if the convention doesn't fit the autoencoder.
+
+        convention: name in CONVENTIONS. pixel_size: side of the images. mirrored: whether mirror images are encoded too.
+        """
         with reading(self.folder / CONFIG, kind=UsageError):
             return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
@@ -131,14 +134,17 @@ class Autoencoder:
 
 
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
-    """Return the latent space of an autoencoder with this config.json. facts: the fields of LatentSpace from `autoencoder` on."""
+    """Return the latent space of an autoencoder. convention: name in CONVENTIONS. config: contents of its config.json.
+
+    channels: channels of a latent. facts: autoencoder, autoencoder_sha256, pixel_size and mirrored, as in LatentSpace.
+    """
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
     return LatentSpace(convention, shift, scale, declared.traits.input, *facts)
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
-    """Return a batch size for the autoencoder that keeps memory small: below 1.6 GB on a CPU for Stable Diffusion's."""
+    """Return a batch size that keeps the autoencoder's memory small: below 1.6 GB on a CPU for Stable Diffusion's."""
     return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)
 
 

@@ -28,11 +28,11 @@ from elbocli.nn.networks.unet import (
 )
 
 EPS = 1e-4
-"""Number that is added to a root mean square before a division by the root mean square."""
+"""Number that is added to a root mean square before values are divided by the sum."""
 SILU_SIZE = 0.596
 """Root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)."""
 RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5
-"""`share` in blend() and join() of the residual branch, attention, the class embedding and the skip connection."""
+"""Argument `share` of blend() or join() for the residual branch, attention, the class embedding and the skip connection."""
 CLIP = 256.0
 """Largest absolute activation of a block's output."""
 
@@ -85,7 +85,7 @@ def join(x: Tensor, y: Tensor, share: float) -> Tensor:
 
 
 class UnitLayer(nn.Module):
-    """Linear layer (kernel 0) or convolution without bias, whose weights are normalised to length 1 per output (eq. 47).
+    """Linear layer (kernel 0) or convolution without bias, whose weights are normalised to norm 1 per output (eq. 47).
 
     Stored weights have root mean square 1 per output; `EDM2.constrain` restores this magnitude in training.
     """
@@ -97,7 +97,7 @@ class UnitLayer(nn.Module):
         self.weight = nn.Parameter(weight if weight.is_meta else unit_rows(weight.normal_()))
 
     def effective(self, gain: Tensor | float = 1.0) -> Tensor:
-        """Return the normalised weights, of length `gain` per output, in at least float32."""
+        """Return the weights in at least float32, normalised so that the weights of each output have norm `gain`."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         length = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
         return weight * (gain / (length + EPS * math.sqrt(weight[0].numel())))
@@ -110,8 +110,8 @@ class UnitLayer(nn.Module):
 class LevelAndClass(nn.Module):
     """Embedding of noise level and class, [B, width], at unit magnitude. Label −1 adds zero, which halves the mean square.
 
-    code: SPEC of a level code. channels: number of cosines.
-    frequencies, phases: [channels], of the cosines, random and fixed, saved in checkpoints (eq. 75).
+    code: SPEC of a level code, the number that tells the network its noise level. channels: number of cosines.
+    frequencies, phases: [channels], of the cosines; they are random, not trained, and saved in checkpoints (eq. 75).
     """
 
     frequencies: Tensor
@@ -159,7 +159,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Residual block: two convolutions, scaled in between by the conditioning; optionally halves or doubles the size first.
 
-    width: of the conditioning. down: whether the block is on the way down. resample: as in `resized`.
+    width: width of the conditioning. down: whether the block is on the way down. resample: 'down', 'up' or '' for neither.
     On the way down, the input is normalised to unit magnitude per pixel. On the way up, the skip is concatenated inside the
     block, so that activation checkpointing keeps no copy of the concatenation.
     """
@@ -208,6 +208,7 @@ class EDM2(LevelsNetwork):
         """Reset all weights except gains to root mean square 1 per output: forced weight normalisation (eq. 66).
 
         Otherwise weights would grow with every update, which is orthogonal to them, and the effective learning rate would fall.
+        left_out: whether the update was skipped, so that weights must not change.
         """
         for name in self._constrained:
             weight = weights[name]

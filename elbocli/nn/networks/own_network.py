@@ -60,7 +60,7 @@ class ModuleConfig(OwnConfig):
     arguments: str = explained("KEY=VALUE,… for the constructor of the class.", default="")
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. A label for "no class" that follows the classes moves with them.
+        """Return the config for another number of classes. If `null_class` equals the number of classes, both change.
 
         Raises UsageError for any other label ≥ 0, which could collide with a class.
         """
@@ -89,7 +89,7 @@ class OwnModule(Network):
         make = defined(file, word)
         if not (isinstance(make, type) and issubclass(make, nn.Module)):
             raise UsageError(
-                f"{file}: defines no torch.nn.Module {word}; if it does, add --plugin {file}; if it only imports the class, "
+                f"{file}: no torch.nn.Module {word} is known; add --plugin {file}; if the file only imports the class, also "
                 f"add 'class {word}(Other): pass' to it"
             )
         known = inspect.signature(make).parameters
@@ -105,7 +105,7 @@ class OwnModule(Network):
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
+        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
         if self.config.null_class:
             labels = named_labels(labels, self.config.null_class[0], logsnr)
         return self.network(z, self.code(logsnr), *([labels] if self.labelled else []))
@@ -116,7 +116,7 @@ class OwnModule(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramConfig(OwnConfig):
-    """Config of a program. folder: that of the config file, where the program lies; not stored, so that a run can be moved."""
+    """Config of a program. folder: folder of the config file and the program; not stored, so that a run can be moved."""
 
     trainable = False
 
@@ -130,12 +130,12 @@ class ProgramConfig(OwnConfig):
             raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
 
     def beside(self, folder: Path) -> Self:
-        """Return the config for reading the program from `folder`, where the config's own file lies."""
+        """Return the config with `folder`, the folder of its own file, as the place of the program."""
         return replace(self, folder=str(folder))
 
 
 class Signature(NamedTuple):
-    """Inputs of a program as meta tensors. variance: whether the output has learned variances.
+    """Inputs of a program as meta tensors. variance: whether the output has learned variances. levels: [B] or [B, 1, …].
 
     images: [B, C, H, W]; H is symbolic if any size is accepted. labels: integers [B], one-hot [B, classes], or None.
     """
@@ -208,7 +208,7 @@ class Program(Network):
         return super().to(*args, **kwargs)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. Raises UsageError for labels that the program lacks."""
+        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. UsageError for −1 if the program has no such label."""
         takes = self.takes
         self._follow(z.device)
         level = self.code(logsnr)
@@ -255,7 +255,7 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
     network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W] or twice the channels; or (z, level) → out. The network
         must be on the CPU, and is set to eval mode.
     inputs: example inputs; networks built by elbo need none.
-    Raises UsageError if torch can't export it, FormatError if it is not a network of images, DataError if writing fails.
+    Raises UsageError if torch can't export the network, FormatError if it is not for images, DataError if writing fails.
 
         elbocli.export_network(network, "FILE.pt2", torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2).long())
         elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")
@@ -271,7 +271,7 @@ def export_extractor(network: nn.Module, images: Tensor, path: Path | str) -> No
 
     network: uint8 [B, C, H, W] → features [B, D], or (features, logits [B, K]); it is set to eval mode.
     images: example images, uint8 [N, C, H, W].
-    Raises UsageError if torch can't export it, DataError if writing fails.
+    Raises UsageError if torch can't export the network, DataError if writing fails.
 
         images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
         network = nn.Sequential(Scale(), nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -283,7 +283,7 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def merge(low: Tensor, high: Tensor) -> Tensor:
-    """Return the […, 2n] that split() splits into these low and high bands, […, n] each."""
+    """Invert split(): return the tensor […, 2n] with the low and high bands `low` and `high`, […, n] each."""
     even = low - 0.25 * (high + _before(high))
     odd = high + 0.5 * (even + _after(even))
     return torch.stack([even, odd], -1).flatten(-2)
@@ -307,7 +307,7 @@ def bands(x: Tensor, scales: list[float]) -> Tensor:
 
 
 def image(x: Tensor, scales: list[float]) -> Tensor:
-    """Return the images [B,C,2H,2W] that bands() splits into x [B,4C,H,W] with the same scales."""
+    """Invert bands(): return the images [B,C,2H,2W] whose bands with the same scales are x, [B,4C,H,W]."""
     ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 

@@ -200,7 +200,7 @@ class AttendedConfig(LevelsConfig):
 
 
 class LevelsNetwork(Network):
-    """Base of U-Nets, whose residual blocks FSDP shards separately. `add_blocks` fills `down` and `up`, and makes `middle`."""
+    """Base of U-Nets, whose residual blocks (`down`, `middle`, `up`, made by `add_blocks`) FSDP shards separately."""
 
     down: nn.ModuleList
     middle: nn.ModuleList
@@ -273,7 +273,7 @@ _level_code = lru_cache(parse_level_code)
 class Fourier(nn.Module):
     """Fourier embedding of λ: [B] → [B, channels], cosines and sines of a level code at frequencies from 1 to 1e-4.
 
-    code: SPEC of a level code.
+    code: SPEC of a level code, the number that tells the network its noise level.
     """
 
     def __init__(self, channels: int, code: str = CODE):
@@ -304,7 +304,7 @@ class LinearCode(nn.Module):
 
 
 class ClassTable(nn.Embedding):
-    """Class embedding: labels [B] → [B, width], initialised as torch's. Label −1: the last row with null_class, else zeros."""
+    """Class embedding: labels [B] → [B, width], initialised as torch's. Label −1 gets the last row if null_class, else zeros."""
 
     def __init__(self, classes: int, width: int, null_class: bool):
         weight = torch.empty(classes + null_class, width)  # normal_() on meta tensors takes 2 s of imports
@@ -317,7 +317,7 @@ class ClassTable(nn.Embedding):
 
 
 class Conditioning(nn.Module):
-    """Embedding of noise level and class: (λ [B], labels [B]) → [B, width]. code: embedding of λ. Label −1: see ClassTable."""
+    """Embedding of noise level and class: (λ, labels) → [B, width]. code: embeds λ. null_class: whether label −1 is embedded."""
 
     def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int, null_class: bool = False):
         super().__init__()
@@ -335,7 +335,7 @@ class Conditioning(nn.Module):
 
 
 def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
-    """Return labels [B] with `null` in place of −1; for None, all are `null`."""
+    """Return labels [B] with `null` in place of −1. If labels is None, all are `null`."""
     if labels is None:
         return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
     return labels.where(labels >= 0, null)
@@ -384,7 +384,7 @@ def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | 
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels. heads: number of heads; 0: `heads_of` the channels. normed: function channels → norm layer."""
+    """Self-attention over pixels. heads: number of heads; 0: heads_of chooses. normed: function channels → norm layer."""
 
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
         super().__init__()
@@ -401,8 +401,9 @@ class Block(nn.Module):
     """Residual block: convolution, scale and shift by the conditioning, convolution; optionally halves or doubles the size.
 
     The skip is concatenated inside the block, so that activation checkpointing keeps no copy of the concatenation.
-    cin, cout: channels in and out. width: of the conditioning. attention: whether attention follows.
-    resample: as in `resized`, before the first convolution. heads, normed: as in Attention.
+    cin, cout: channels in and out. width: width of the conditioning. attention: whether attention follows.
+    resample: 'down' or 'up' to halve or double the size before the first convolution; '' for neither.
+    heads: number of attention heads; 0: heads_of chooses. normed: function channels → norm layer.
     """
 
     def __init__(
@@ -445,7 +446,7 @@ class UNetConfig(AttendedConfig):
     middle_attention: bool = explained("Whether the middle blocks have self-attention, too.", default=True)
     heads: Count = explained("Heads of every attention layer; 0: as many as head_width gives.", default=0)
     head_width: Size = explained(
-        "Head channels, rounded up to a divisor of a level's channels, or down to all of them.", default=HEAD_WIDTH
+        "Channels of a head, rounded up to a divisor of a level's channels, or down to all of them.", default=HEAD_WIDTH
     )
     groups: Count = explained("Groups of every group norm; 0: up to 32 groups of at least 4 channels.", default=0)
     norm_eps: Annotated[float, Meta(gt=0, lt=1)] = explained("Number that norms add to the variance.", default=EPS)
@@ -468,7 +469,7 @@ class UNetConfig(AttendedConfig):
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
-                    f"network: level {level:g} × channels {self.channels} is {exact:g}; choose them for a whole number that is "
+                    f"network: level {level:g} × channels {self.channels} is {exact:g}; choose both for a whole number that is "
                     f"divisible by groups ({self.groups}) and heads ({heads}), where these are not 0"
                 )
 
@@ -495,7 +496,7 @@ class UNet(LevelsNetwork):
         self.last = zeroed(nn.Conv2d(now, config.image_channels * (1 + config.variance), 3, padding=1))
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance if the config has one. See Network.outputs."""
+        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
         code = self.conditioning(logsnr, labels)
         x = self.walk(self.first(self.config.padded(z)), code)
         return self.config.cut(self.last(self.norm(x, silu=True)))

@@ -163,8 +163,13 @@ def trained(
     poison: tuple[int, int] | None = None,
     log_to: tuple[str, ...] = (),
     init: str = "",
+    node: int = 0,
 ) -> None:
-    """Train, as `elbo train` does. ends: the last process sends itself that signal at that step. log_to: as loop.run takes it."""
+    """Train, as `elbo train` does. ends: the last process sends itself that signal at that step. log_to: as loop.run takes it.
+
+    node: number of processes on a node, as torchrun tells it; 0 for all.
+    """
+    os.environ["LOCAL_WORLD_SIZE"] = str(node or world.size)
     recorder.PREVIEW = replace(recorder.PREVIEW, steps=4)
     if poison is not None:
         poisoned(*poison)

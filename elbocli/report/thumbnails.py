@@ -38,7 +38,7 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
     for image in images:
         factor = whole_factor(max(image.shape[:2]))
         picture = picture_of(image.repeat(factor, 0).repeat(factor, 1))
-        picture.thumbnail((CELL, CELL), Image.LANCZOS)
+        picture.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
         shown.append(np.asarray(picture))
     Image.fromarray(np.concatenate(shown, 1)).save(buffer, "png", optimize=True)
     return Thumbnails(name, buffer.getvalue(), len(images))

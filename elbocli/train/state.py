@@ -63,16 +63,15 @@ class Parallel:
                 reduce_dtype=torch.float32,
                 cast_forward_inputs=False,
             )
-            copies = world.size // self.shards
-            shape = (copies, self.shards) if copies > 1 else (self.shards,)
-            mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
+            once = self.shards == world.size
+            shape, names = (world.size // self.shards, self.shards)[once:], ("copies", "shards")[once:]
+            mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
             for module in (*network.units(), network):
                 fully_shard(module, mesh=mesh, mp_policy=policy).set_force_sum_reduction_for_comms(True)
             return
         place(network, world.device)
         if world.size > 1:
-            devices = [world.device] if world.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
+            self.forward = DistributedDataParallel(network, gradient_as_bucket_view=True)
 
     def compile(self, parts: int) -> None:
         """Compile the network's units one by one, so that units with the same code are compiled once. parts: micro-batches per step.
@@ -346,11 +345,12 @@ class TrainState:
                     tensor.copy_(sharded_like(file.read(key), tensor))
             optimizer, weights = state["optimizer"], list(self.live.values())
             for index, one in optimizer["state"].items():
-                for key in ("exp_avg", "exp_avg_sq"):
-                    # Fused optimizers ignore strides, so moments need the memory format of the weights.
-                    one[key] = torch.empty_like(weights[index]).copy_(sharded_like(one[key], weights[index]))
+                for key, value in one.items():
+                    # Fused optimizers ignore strides, so moments need the memory format of the weights. "step" is a scalar.
+                    like = value if key == "step" else weights[index]
+                    one[key] = torch.empty_like(like).copy_(sharded_like(value, like))
             self.optimizer.load_state_dict(optimizer)
-            self.scale, self.unbroken = (state["guard"][key].to(self.device) for key in ("scale", "unbroken"))
+            self.scale, self.unbroken = (state["guard"][key].to(self.device, copy=True) for key in ("scale", "unbroken"))
             by_rank = state["sums"]
             if len(by_rank) == self.world.size:
                 self.sums.values.copy_(by_rank[self.world.rank])

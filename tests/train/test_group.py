@@ -48,18 +48,23 @@ def column(file, key):
     return found
 
 
-LONGER = [pytest.param("unet", FEW[1:], marks=pytest.mark.long), pytest.param("edm2", ALL, marks=pytest.mark.slow)]
+NODES = (4, "hsdp")
+LONGER = [pytest.param("unet", False, (*FEW[1:], NODES), marks=pytest.mark.long)]
+LONGER += [
+    pytest.param("edm2", False, ALL, marks=pytest.mark.slow),
+    pytest.param("unet", True, (FEW[0], NODES), marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize(("family", "ways"), [("unet", FEW[:1]), *LONGER])
-def test_losses_do_not_depend_on_processes_or_how_they_share(family, ways, digits, tmp_path):
-    """With a batch that neither two parts nor four processes divide evenly."""
+@pytest.mark.parametrize(("family", "compiled", "ways"), [("unet", False, FEW[:1]), *LONGER])
+def test_losses_do_not_depend_on_processes_or_how_they_share(family, compiled, ways, digits, tmp_path):
+    """With a batch that neither two parts nor four processes divide evenly. hsdp: two nodes of two processes."""
     preset = tmp_path / "preset.yaml"
     preset.write_text(f"network: {{{PRESETS[family]}, dropout: 0.0}}{TRAIN}")
-    options = {"preset": str(preset), "val_split": 20, "val_every": 2}
+    options = {"preset": str(preset), "val_split": 20, "val_every": 2, "compile": compiled}
     jobs = [
-        {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}"}
-        | {"options": {**options, "parallel": way, "micro_batch": 3 if size == 2 else 0}}
+        {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}", "node": 2 if way == "hsdp" else 0}
+        | {"options": {**options, "parallel": way.replace("hs", "fs"), "micro_batch": 3 if size == 2 else 0}}
         for size, way in (ALONE, *ways)
     ]
     succeeded(*jobs)

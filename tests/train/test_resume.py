@@ -219,7 +219,7 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_roo
             until(lambda: steps_of(run) == [10])
             ballast.append(fill(small_disk))
 
-    with pytest.raises(DataError, match="make room|No space left"):
+    with pytest.raises(DataError, match=r"make room|No space left"):
         train_here(digits, run, preset, counted, **options)
     assert steps_of(run) == [10]
     ballast[0].unlink()

@@ -36,7 +36,7 @@ make_files() {
     mkdir -p $data/train $data/val ILSVRC2012_devkit_t12/data shard fashion-mnist
     ln -s $data CLS-LOC
     ln -s ILSVRC2012_devkit_t12 devkit
-    for name in out other big data train raw fashion imagenet64 imagenet256 work/train work/test; do cp first.h5 $name.h5; done
+    for name in out other big data train raw fashion images imagenet64 imagenet256 work/train work/test; do cp first.h5 $name.h5; done
     cp classifier.pt2 work
     echo ImageId,PredictionString > LOC_val_solution.csv
     for k in 1 2; do

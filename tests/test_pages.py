@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -120,14 +121,14 @@ NOT_RUN = {
 """A part of the block → the reason why it is only parsed."""
 SMALLER = {
     r"-n \d{3,}": "-n 12",
-    r"((?:steps|draws|batches)[= ])\d+": r"\g<1>4",
+    r"((?:steps|draws)[= ])\d+": r"\g<1>4",
     "step-00010000": "step-00000010",
     "node 8": "node 2",
     "every 5000": "every 2",
     "split 1000": "split 100",
     "--size 256 --latents": "--size 16 --latents",
     "--protocol": "--allow-mismatch --protocol",
-    "(?:--copying-cells 1 *)?--metrics copying": "--copying-cells 1 --metrics copying",
+    "--metrics copying": "--copying-cells 1 --metrics copying",
     r"--ref REF\b": "--ref statistics.npz",
     r"adm256$": "adm256 --size 8 --attention heads=2",
     r"convnext_base\S+ 64 \S+": "test_convnext 32 convnext.pt2 convnext.pth",
@@ -135,6 +136,7 @@ SMALLER = {
     "train imagenet256.h5": r"\g<0> -o run256",
     "elbo train --preset": "env --unset ELBO_DATA --chdir empty elbo train --preset",
     "bench/run.py": r"\g<0> --small",
+    r"(gradient_variance.py \S+)(?: --batches \d+)?": r"\1 --batches 16",
     "pytest -m cuda": r"\g<0> --collect-only $ROOT/tests/train/test_cuda.py",
 }
 """Replacements that make commands small, or name what is here; the environment sets what a command does not."""
@@ -185,7 +187,7 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     for name, target in (links | {name: ROOT / name for name in ("examples", "tests")}).items():
         (folder / name).symlink_to(target)
     (folder / "preset.yaml").write_text(preset.read_text().replace("ema: 0.9,", "ema: [0.9, 'power:std=.1'],"))
-    (folder / "settings.yaml").write_text("batch: 8\n")
+    (folder / "settings.yaml").write_text("batch: 8\npreview_every: 0\n")
     plugin = re.search(r"^```python\n(# mine.py.*?)^```", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
     (folder / "mine.py").write_text(plugin[1])
     config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}
@@ -202,17 +204,18 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
         ("prep", "digits", "test.h5", "--size", 8, "--subset", "val", 0.3),
         ("train", "out.h5", "-o", "run", "--preset", "preset.yaml", "--save-every", 10, "--keep", 3),
         ("sample", "run", "-n", 60, "-o", "samples.npz"),
-        ("sample", "run", "-n", 60, "-o", "samples.h5"),
+        *(("sample", "run", "-n", 60, "--seed", seed, "-o", f"s{seed}.h5") for seed in range(3)),
         ("eval", "out.h5", "--metrics", "fid", "--save-stats", "ref.npz", "--save-features", "ref.safetensors"),
         ("optimum", "out.h5", "-o", "optimum.json"),
     ):
         result = elbo(*line, cwd=folder, env=SETTINGS)
         assert result.returncode == 0, result.stderr
-    scores = elbo("eval", "samples.h5", "samples.h5", "--ref", "ref.npz", cwd=folder, env=SETTINGS).stdout
+    scores = elbo("eval", "s0.h5", "s1.h5", "--ref", "ref.npz", cwd=folder, env=SETTINGS)
+    assert scores.returncode == 0, scores.stderr
     for name in ("a", "b", "fid"):
-        (folder / f"{name}.json").write_bytes(scores)
-    for name in ("s0", "s1", "s2", "a0", "a1", "a2", "b0", "b1", "b2", "a", "b"):
-        shutil.copy(folder / "samples.h5", folder / f"{name}.h5")
+        (folder / f"{name}.json").write_bytes(scores.stdout)
+    for name, seed in zip(("a0", "a1", "a2", "a", "b0", "b1", "b2", "b", "samples"), (0, 1, 2, 0, 1, 2, 0, 1, 0)):
+        shutil.copy(folder / f"s{seed}.h5", folder / f"{name}.h5")
     for name in ("a", "b", "worse", "demo/run-2-sigmoid-cosine"):
         shutil.copytree(folder / "run", folder / name)
     return folder
@@ -231,7 +234,8 @@ def make_published(folder):
         edm2.write_snapshot(folder / f"edm2-img512-{name}.pkl", tensors, encoder=edm2.vae_encoder())
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
     unet = UNet2DModel(sample_size=8, norm_num_groups=4, **blocks)
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "ddpm-ema-cifar10-32")
+    pipeline: Any = DDPMPipeline(unet, DDPMScheduler())
+    pipeline.save_pretrained(folder / "ddpm-ema-cifar10-32")
     torch.save(timm.create_model("test_convnext").state_dict(), folder / "convnext.pth")
     batches = (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)
     sizes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
@@ -255,7 +259,8 @@ def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path,
             line = ["bash", "-c", f". {SHELL}; record_calls; {code}"]
             subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, check=False)
     for call in (tmp_path / "calls").read_text().split("\0\n")[:-1]:
-        command, words = main.elbo, call.split("\0")
+        command: Any = main.elbo
+        words = call.split("\0")
         while isinstance(command, click.Group) and words[:1] and words[0][0] != "-":
             command, words = command.get_command(click.Context(command), words[0]), words[1:]
         with contextlib.suppress(click.exceptions.Exit):
@@ -285,7 +290,8 @@ def test_commands_on_pages_and_in_examples_run(name, world, tmp_path, request):
                 out.unlink(missing_ok=True)
         for pattern, other in SMALLER.items():
             code = re.sub(pattern, other, code, flags=re.M)
-        more = {} if re.search("--(preset|init)", code) else {"ELBO_TRAIN_PRESET": "preset.yaml"}
+        own = re.search("--(preset|init)", code)
+        more = {"ELBO_TRAIN_CONFIG": "settings.yaml"} if own else {"ELBO_TRAIN_PRESET": "preset.yaml"}
         if "--protocol" in code:
             weights = str(request.getfixturevalue("inception_weights"))
             more |= {"ELBO_EVAL_EXTRACTOR": "inception-v3-compat", "ELBO_EVAL_EXTRACTOR_WEIGHTS": weights}

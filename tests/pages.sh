@@ -38,6 +38,7 @@ make_files() {
     ln -s ILSVRC2012_devkit_t12 devkit
     for name in out other big data train raw fashion images imagenet64 imagenet256 work/train work/test; do cp first.h5 $name.h5; done
     cp classifier.pt2 work
+    cp classifier.pt2 ablation
     echo ImageId,PredictionString > LOC_val_solution.csv
     for k in 1 2; do
         id=n0000000$k; name=ILSVRC2012_val_0000000$k

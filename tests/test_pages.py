@@ -180,7 +180,7 @@ CASES = {str(page.relative_to(ROOT)): [*parts(page)] for page in PAGES} | {
 def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     """Make all files that the commands name."""
     folder = tmp_path_factory.mktemp("world") / "world"
-    for name in ("scheduler", "empty", "work/results"):
+    for name in ("scheduler", "empty", "work", "ablation/results"):
         (folder / name).mkdir(parents=True)
     links = {"first.h5": digits} | dict.fromkeys(("digits", "imagenet", "photos"), digits_folder)
     links |= dict.fromkeys(("vae", "sd-vae-ft-mse", "sd-vae-ft-ema"), autoencoder)
@@ -196,7 +196,7 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     ablation = load(ROOT / "examples/ablation/ablation.py")
     for row in ablation.gathered(ROOT / "examples/ablation/results.jsonl"):
         name = ablation.Cell(*(row[key] for key in ablation.Cell._fields)).name
-        (folder / f"work/results/{name}.json").write_text(json.dumps(row))
+        (folder / f"ablation/results/{name}.json").write_text(json.dumps(row))
     make_published(folder)
     subprocess.run(["bash", "-e", "-c", f". {SHELL}; make_files"], cwd=folder, check=True)
     for line in (

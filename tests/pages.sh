@@ -36,9 +36,8 @@ make_files() {
     mkdir -p $data/train $data/val ILSVRC2012_devkit_t12/data shard fashion-mnist
     ln -s $data CLS-LOC
     ln -s ILSVRC2012_devkit_t12 devkit
-    for name in out other big data train raw fashion images imagenet64 imagenet256 work/train work/test; do cp first.h5 $name.h5; done
-    cp classifier.pt2 work
-    cp classifier.pt2 ablation
+    for name in out other big data train raw fashion images imagenet64 imagenet256 work/train work/test full/train full/test; do cp first.h5 $name.h5; done
+    for folder in work full ablation; do cp classifier.pt2 $folder; done
     echo ImageId,PredictionString > LOC_val_solution.csv
     for k in 1 2; do
         id=n0000000$k; name=ILSVRC2012_val_0000000$k

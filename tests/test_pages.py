@@ -149,7 +149,8 @@ SETTINGS = {
     "ELBO_EVAL_KID_SUBSET_SIZE": "40",
     "ELBO_BOUND_N": "40",
 }
-SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
+SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0"}
+SWEEP |= {"STEPS": "4", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
 """One setting of examples/sweep."""
 WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--grid|prep \\S+|merge|import \\S+|write \\S+"
 QUICK = ("docs/commands.md", "docs/prep.md", "elbo sample-0", "elbo adapt-0", "elbo info-0")
@@ -180,7 +181,7 @@ CASES = {str(page.relative_to(ROOT)): [*parts(page)] for page in PAGES} | {
 def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     """Make all files that the commands name."""
     folder = tmp_path_factory.mktemp("world") / "world"
-    for name in ("scheduler", "empty", "work", "ablation/results"):
+    for name in ("scheduler", "empty", "work", "full", "ablation/results"):
         (folder / name).mkdir(parents=True)
     links = {"first.h5": digits} | dict.fromkeys(("digits", "imagenet", "photos"), digits_folder)
     links |= dict.fromkeys(("vae", "sd-vae-ft-mse", "sd-vae-ft-ema"), autoencoder)
@@ -291,7 +292,7 @@ def test_commands_on_pages_and_in_examples_run(name, world, tmp_path, request):
         for pattern, other in SMALLER.items():
             code = re.sub(pattern, other, code, flags=re.M)
         own = re.search("--(preset|init)", code)
-        more = {"ELBO_TRAIN_CONFIG": "settings.yaml"} if own else {"ELBO_TRAIN_PRESET": "preset.yaml"}
+        more = {"ELBO_TRAIN_CONFIG": str(here / "settings.yaml")} if own else {"ELBO_TRAIN_PRESET": "preset.yaml"}
         if "--protocol" in code:
             weights = str(request.getfixturevalue("inception_weights"))
             more |= {"ELBO_EVAL_EXTRACTOR": "inception-v3-compat", "ELBO_EVAL_EXTRACTOR_WEIGHTS": weights}

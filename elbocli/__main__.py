@@ -24,9 +24,7 @@ def end(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Install signal handlers and run the command line. Commands that save their work replace these handlers."""
     if os.name != "posix":
-        sys.exit(
-            "elbo: error: this system lacks fcntl and fork, which elbo needs; run it on Linux, or on Windows within WSL"
-        )
+        sys.exit("elbo: error: this system lacks fcntl and fork, which elbo needs; run it on Linux, or on Windows within WSL")
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, end)

@@ -50,9 +50,7 @@ def weighting(spec: str, *, shift: float = 0.0, monotone: bool = False, size: in
     return resolve_weighting(spec, shift=shift, monotone=monotone, size=size)
 
 
-def schedule(
-    spec: str, logsnr_min: float | None = None, logsnr_max: float | None = None, *, size: int | None = None
-) -> Schedule:
+def schedule(spec: str, logsnr_min: float | None = None, logsnr_max: float | None = None, *, size: int | None = None) -> Schedule:
     """Return the schedule λ(t) of a SPEC or of a schedule file, truncated to [logsnr_min, logsnr_max].
 
     spec: `cosine`, `edm:mean=-0.4,std=1`, or the path of a file that `elbo adapt` wrote.
@@ -185,9 +183,7 @@ class DiffusionLoss:
             raise UsageError(f"eps has shape {[*eps.shape]}; expected the shape of x, {[*x.shape]}")
         if self._sums is None:
             if (rms := float(x.square().mean().sqrt())) > LARGEST_RMS:
-                raise UsageError(
-                    f"x has a root mean square of {rms:.4g}; scale it to about [−1, 1], pixels by x / 127.5 - 1"
-                )
+                raise UsageError(f"x has a root mean square of {rms:.4g}; scale it to about [−1, 1], pixels by x / 127.5 - 1")
             self._sums = BinSums(self.logsnr_min, self.logsnr_max, device=x.device)
         how = self.weighting, self.schedule, self.prediction, partial(sent, device=x.device)
         terms = denoising_losses(network, x, eps, labels, self.schedule.logsnr(t), *how)
@@ -253,9 +249,7 @@ class DiffusionLoss:
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
-def _on_range(
-    schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False
-) -> Schedule:
+def _on_range(schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False) -> Schedule:
     """Truncate a schedule to [low, high]. An end of None is that of a Schedule object, else that of `usual`, else ±15."""
     ends = usual if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0

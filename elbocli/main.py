@@ -99,9 +99,7 @@ def _say_version(ctx: click.Context, param: click.Parameter, asked: bool) -> Non
     if ctx.resilient_parsing or not (asked or verbose):
         return
     if not asked:
-        raise click.UsageError(
-            "before a command, -v goes only with --version; put it after the command: elbo COMMAND -v", ctx
-        )
+        raise click.UsageError("before a command, -v goes only with --version; put it after the command: elbo COMMAND -v", ctx)
     click.echo(f"elbo {__version__}")
     for line in _environment() if verbose else ():
         click.echo(visible_lines(line))
@@ -239,9 +237,7 @@ def run(args: list[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         where, code, said = Command.path, getattr(error, "exit_code", 1), " ".join(str(error).split())[:200]
         no_memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(repr(error)) is not None
-        if (
-            isinstance(error, OSError) and error.filename is None
-        ):  # Python flushes stdout again at exit, which would fail again
+        if isinstance(error, OSError) and error.filename is None:  # Python flushes stdout again at exit, which would fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         match error:
             case click.ClickException():

@@ -146,9 +146,7 @@ def page(path: str, command: click.Command) -> str:
     name = path.replace(" ", "-")
     help_text = inspect.cleandoc(command.help or "").strip()
     summary = re.split(r"(?<=[.:])\s", " ".join(help_text.split()), maxsplit=1)[0].rstrip(".:")
-    arguments = [
-        argument.metavar or argument.name.upper() for argument in command.params if isinstance(argument, click.Argument)
-    ]
+    arguments = [argument.metavar or argument.name.upper() for argument in command.params if isinstance(argument, click.Argument)]
     usage = " ".join(["[OPTIONS]", *arguments, *(["COMMAND [ARGS]..."] if isinstance(command, click.Group) else [])])
     lines = [
         f'.TH {name.upper()} 1 {DATE} "elbo {__version__}" "elbo manual"',
@@ -163,12 +161,7 @@ def page(path: str, command: click.Command) -> str:
     if isinstance(command, click.Group):
         lines += [
             ".SH COMMANDS",
-            *tagged(
-                [
-                    (f"{path} {sub}", (child.help or "").strip().splitlines()[0])
-                    for sub, child in children(command).items()
-                ]
-            ),
+            *tagged([(f"{path} {sub}", (child.help or "").strip().splitlines()[0]) for sub, child in children(command).items()]),
         ]
     lines += options(command)
     if path in EXAMPLES:

@@ -52,10 +52,7 @@ def oldest_python(setup: Path = SETUP) -> str:
 def newest_python() -> str:
     """The name of the newest interpreter that starts; a name alone may be a launcher of what isn't installed."""
     for minor in range(LAST_MINOR, 0, -1):
-        if (
-            shutil.which(name := f"python3.{minor}")
-            and not subprocess.run([name, "-c", ""], capture_output=True).returncode
-        ):
+        if shutil.which(name := f"python3.{minor}") and not subprocess.run([name, "-c", ""], capture_output=True).returncode:
             return name
     return sys.executable
 

@@ -117,10 +117,7 @@ def sharded_and_whole(config: NetworkConfig, device: str, precision: str) -> tup
                         out = spread.forward(z, torch.linspace(-3, 3, 4, device=world.device), labels)
                     out.float().square().mean().backward()
             found.append(
-                [
-                    getattr(weight.grad, "full_tensor", weight.grad.clone)().float().cpu()
-                    for weight in spread.network.parameters()
-                ]
+                [getattr(weight.grad, "full_tensor", weight.grad.clone)().float().cpu() for weight in spread.network.parameters()]
             )
     return found[0], found[1]
 

@@ -70,10 +70,7 @@ def algorithm_2(d, draw, n, churn=0.0, s_min=0.0, s_max=math.inf, s_noise=1.0, s
 
     EDM adds √(σ̂² − σ²) S_noise randn_like(y) in every step, also where σ̂ = σ; EDM2 (edm2) draws only where churn is on.
     """
-    at = [
-        (SIGMA_MAX ** (1 / RHO) + i / (n - 1) * (sigma_min ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO
-        for i in range(n)
-    ]
+    at = [(SIGMA_MAX ** (1 / RHO) + i / (n - 1) * (sigma_min ** (1 / RHO) - SIGMA_MAX ** (1 / RHO))) ** RHO for i in range(n)]
     y = draw() * at[0]
     for sigma, below in zip(at, [*at[1:], 0.0]):
         churned = s_min <= sigma <= s_max and (churn > 0 or not edm2)
@@ -98,9 +95,7 @@ class Mixture:
     """Independent numbers, each from normals of `means` and `stds` with probabilities `shares`."""
 
     def __init__(self, shares: Any, means: Any, stds: Any):
-        self.shares, self.means, self.stds = (
-            torch.tensor(values, dtype=torch.float64) for values in (shares, means, stds)
-        )
+        self.shares, self.means, self.stds = (torch.tensor(values, dtype=torch.float64) for values in (shares, means, stds))
 
     def __call__(self, z: Tensor, logsnr: Tensor, labels: Tensor | None) -> Tensor:
         at = z.double()[..., None]

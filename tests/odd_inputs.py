@@ -121,9 +121,7 @@ image("CMYK JPEG with Adobe's marker", "cmyk.jpg", CMYK_JPEG, Image.open(io.Byte
 image("LAB", "lab.tif", encoded(Image.new("LAB", (8, 8), (128, 128, 128)), "tiff"))
 image("PNG named .JPEG", "png.JPEG", GOOD, RGB)
 image("turned by EXIF", "turned.png", encoded(RGB, exif=TURN), RGB)
-image(
-    "turned by EXIF, `--auto-orient`", "turned-auto.png", encoded(RGB, exif=TURN), np.rot90(RGB, -1), auto_orient=True
-)
+image("turned by EXIF, `--auto-orient`", "turned-auto.png", encoded(RGB, exif=TURN), np.rot90(RGB, -1), auto_orient=True)
 image("animated GIF", "moving.gif", encoded(FEW_RGB, "gif", **MOTION), FEW_RGB)
 image("animated PNG", "moving.png", encoded(FEW_RGB, "png", **MOTION), FEW_RGB)
 image("1 x 1", "dot.png", encoded(RGB[:1, :1]), np.broadcast_to(RGB[:1, :1], (8, 8, 3)))
@@ -244,9 +242,7 @@ archive("tar without its end mark", "mark.tar", TWO[: 2 * BLOCKS], 2)
 archive("tar with a damaged first header", "first.tar", flipped(TWO, 20), 0)
 archive("tar with a damaged second header", "second.tar", flipped(TWO, BLOCKS + 20))
 archive("tar with a size below zero", "negative.tar", negative())
-archive(
-    "tar of tars, one of them damaged", "classes.tar", tar(("cat.tar", TWO), ("dog.tar", flipped(TWO, BLOCKS + 20))), 3
-)
+archive("tar of tars, one of them damaged", "classes.tar", tar(("cat.tar", TWO), ("dog.tar", flipped(TWO, BLOCKS + 20))), 3)
 archive("compressed tar", "two.tar.gz", b"\x1f\x8b" + bytes(600), 0)
 
 

@@ -263,9 +263,7 @@ def npy():
 def small_disk(tmp_path_factory):
     """A folder on a file system of its own of half a megabyte; skips where mounting is not allowed."""
     folder = Path(tmp_path_factory.mktemp("disk"))
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "none", folder], capture_output=True, check=False
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", folder], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("mounting a tmpfs is not allowed here")
     yield folder

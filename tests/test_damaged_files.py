@@ -297,9 +297,7 @@ def payloads(bomb):
     yield f"!!python/object/apply:os.mkdir [{bomb.folder}]".encode()
     yield b'{"format": ' + b"[" * 10**6
     yield b'{"version": 1, "step": ' + b"1" * 10**5 + b"}"
-    yield b"a: &a [x,x,x]\n" + b"".join(
-        b"%c: &%c [*%c,*%c,*%c]\n" % (k, k, k - 1, k - 1, k - 1) for k in range(98, 122)
-    )
+    yield b"a: &a [x,x,x]\n" + b"".join(b"%c: &%c [*%c,*%c,*%c]\n" % (k, k, k - 1, k - 1, k - 1) for k in range(98, 122))
     yield b""
 
 

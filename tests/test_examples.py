@@ -161,9 +161,7 @@ def prepared(digits, tmp_path):
     for part in ("train", "test"):
         (tmp_path / f"{part}.h5").symlink_to(digits)
     images = (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)
-    exported = torch.export.export(
-        Classifier(), images, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 20)},)
-    )
+    exported = torch.export.export(Classifier(), images, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1 << 20)},))
     torch.export.save(exported, tmp_path / "classifier.pt2")
     return tmp_path
 

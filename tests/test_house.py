@@ -23,9 +23,7 @@ BELOW = {
     "nn": {"errors", "version", "core", "runtime", "files"},
     "run": {"errors", "version", "core", "runtime", "files", "images", "nn"},
     "cli": {"errors", "version", "core", "runtime", "files", "nn", "run"},
-    **{
-        command: {"errors", "version", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS
-    },
+    **{command: {"errors", "version", "core", "runtime", "files", "images", "nn", "run", "cli"} for command in COMMANDS},
 }
 """Package → packages that it may import besides itself: only those below it."""
 DOORS = {

@@ -268,9 +268,7 @@ def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path,
             command.make_context(call.replace("\0", " "), words)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])
 def test_commands_on_pages_and_in_examples_run(name, world, tmp_path, request):
     here = shutil.copytree(world, tmp_path / "here", symlinks=True)
     variables = environment(**SETTINGS, **SWEEP, PATH=BIN, HOME=str(here), OMP_NUM_THREADS="1", ROOT=str(ROOT))

@@ -47,9 +47,7 @@ class Installed:
 
     def run(self, *line, cwd):
         """Run a command there, whose `elbo` and `python` are this environment's."""
-        return subprocess.run(
-            [*map(str, line)], cwd=cwd, env=self.environment, capture_output=True, text=True, check=False
-        )
+        return subprocess.run([*map(str, line)], cwd=cwd, env=self.environment, capture_output=True, text=True, check=False)
 
 
 def install(wheel, folder):

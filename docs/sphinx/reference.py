@@ -62,9 +62,7 @@ def signature(name: str, thing: Any) -> str:
     if not callable(thing) or (inspect.isclass(thing) and issubclass(thing, Exception | Enum)):
         return name
     found = inspect.signature(thing)
-    own = [
-        each.replace(annotation=written(each.annotation)) for each in found.parameters.values() if each.name != "self"
-    ]
+    own = [each.replace(annotation=written(each.annotation)) for each in found.parameters.values() if each.name != "self"]
     line = f"{name}{found.replace(parameters=own, return_annotation=written(found.return_annotation))}"
     return line if len(line) <= 88 else one_a_line(line)
 

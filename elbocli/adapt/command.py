@@ -38,9 +38,7 @@ from elbocli.core.training import CRITERIA
     "--criterion",
     type=click.Choice(list(CRITERIA)),
     default="loss",
-    help="Criterion of the density: "
-    + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values())
-    + ".",
+    help="Criterion of the density: " + "; ".join(f"{c.name}: {c.formula} ({c.source})" for c in CRITERIA.values()) + ".",
 )
 @option(
     "--optimum",

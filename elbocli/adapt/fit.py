@@ -121,12 +121,8 @@ def fit_log(
     densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
-    log.info(
-        f"schedule for {w.spec} by {criterion}, from {losses.images} images in {losses.lines} intervals of the log"
-    )
-    log.info(
-        f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:"
-    )
+    log.info(f"schedule for {w.spec} by {criterion}, from {losses.images} images in {losses.lines} intervals of the log")
+    log.info(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:")
     log.info(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
     promises = {}
     for name, pair in variances.items():

@@ -48,9 +48,7 @@ GROUPS = {
     "for each; solver_nats is the error of the finite number of steps, and nats_se includes it.",
 )
 @option("--check", is_flag=True, help="Check the paper's theorem on this network, for each --weighting.")
-@option(
-    "--classify", is_flag=True, help="Measure the run as a classifier: accuracy, log loss and calibration of p(c|x)."
-)
+@option("--classify", is_flag=True, help="Measure the run as a classifier: accuracy, log loss and calibration of p(c|x).")
 @option(
     "-n",
     "--images",
@@ -58,9 +56,7 @@ GROUPS = {
     help="Number of images.  [default: 1000, or all with --target-se]",
 )
 @option("--draws", type=value(int, ge=2, le=10**6), default=16, help="Noise levels for each image, an even number.")
-@option(
-    "--target-se", type=value(float, gt=0, le=1e6), help="Draw until the standard error, per dimension, is below this."
-)
+@option("--target-se", type=value(float, gt=0, le=1e6), help="Draw until the standard error, per dimension, is below this.")
 @option(
     "--weighting",
     type=WEIGHTING,

@@ -338,9 +338,7 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
     with torch.no_grad():
         log_p = log_density(z, with_trace(denoise, None if size <= exact else signs), high, low, steps)
     if not bool(log_p.isfinite().all()):
-        raise NonFiniteError(
-            f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower range"
-        )
+        raise NonFiniteError(f"{denoiser.name}: the ODE's solution is not finite; try precision fp32, or a narrower range")
     log_q = -size * (0.5 * math.log(2 * math.pi * math.e) + math.log(sigma))
     square = 0.5 * eps.square().flatten(1).sum(1) - 0.5 * size
     return torch.stack([log_q - log_p, square], 1).cpu().view(-1, 2, draws // 2, 2).mean(2)
@@ -419,9 +417,7 @@ def estimate_likelihoods(
     for each in estimators:
         own: Parts = each(question)
         found, every = _pooled(own.nats), np.ones(len(own.names))
-        se, population_se = (
-            math.hypot(found.se(every, number), own.solver) for number in (denoiser.population, math.inf)
-        )
+        se, population_se = (math.hypot(found.se(every, number), own.solver) for number in (denoiser.population, math.inf))
         estimate = Estimate(
             estimator=each.spec,
             bounds=each.traits,

@@ -169,9 +169,7 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     """
     classes = asked.trained.network.config.num_classes
     if classes < 2:
-        raise UsageError(
-            f"{asked.trained.path}: was trained without classes, which --classify needs; name a run with classes"
-        )
+        raise UsageError(f"{asked.trained.path}: was trained without classes, which --classify needs; name a run with classes")
     chosen = asked.schedule(schedule)
     scores = class_scores(asked, asked, classes, chosen)
     return judge_scores(*scores, asked.draws, chosen)

@@ -203,9 +203,7 @@ class Command(click.Command):
         for heading, options in self.sections(ctx).items():
             records = filter(None, (option.get_help_record(ctx) for option in options))
             with formatter.section(heading):
-                formatter.write_dl(
-                    [(SWITCH.sub(r"--[\2]\1", names), text) for names, text in records], col_max=NAMES_WIDTH
-                )
+                formatter.write_dl([(SWITCH.sub(r"--[\2]\1", names), text) for names, text in records], col_max=NAMES_WIDTH)
 
     format_epilog = write_examples
 
@@ -368,9 +366,7 @@ def device_options(function: Any) -> Any:
 
 def out_option(kind: str) -> Callable[[Any], Any]:
     """Return a decorator that adds option -o, for a file or standard output. kind: kind of file that -o may replace."""
-    return option(
-        "-o", "--out", type=Output(kind, stdout=True), default="-", help="The file to write; - is standard output."
-    )
+    return option("-o", "--out", type=Output(kind, stdout=True), default="-", help="The file to write; - is standard output.")
 
 
 def schedule_options(function: Any) -> Any:
@@ -427,9 +423,7 @@ def guidance_options(function: Any) -> Any:
         more="DiT's own sampling guides 3 of its latents' 4 channels, and its published scores use this. A learned variance is "
         "never guided: it is the network's output with the class.",
     )(function)
-    option("--guidance-interval", type=LEVEL, nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI.")(
-        function
-    )
+    option("--guidance-interval", type=LEVEL, nargs=2, metavar="LO HI", help="Guide only where LO <= logsnr <= HI.")(function)
     option(
         "--guidance",
         type=value(float, ge=-1e3, le=1e3),

@@ -63,9 +63,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
         print_table([heads, *rows])
         return
     print_json(
-        Comparison(
-            first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()
-        ).json()
+        Comparison(first=str(files[0]), others=others, alike=alike, elbo_version=__version__, command=command_line()).json()
     )
 
 

@@ -113,9 +113,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)
     if reference.width is None:
-        raise UsageError(
-            f"{ref}: neither statistics nor features; make statistics: elbo eval {ref} --save-stats ref.npz"
-        )
+        raise UsageError(f"{ref}: neither statistics nor features; make statistics: elbo eval {ref} --save-stats ref.npz")
     points: Any = reference.statistics
     if reference.saved is not None:
         points = FeatureMoments.of(reference.saved.features.numpy())

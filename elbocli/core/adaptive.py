@@ -209,9 +209,7 @@ class ErrorMoments:
         Raises DataError if no bin has two errors.
         """
         known, seen = self.smoothed, self.seen
-        return ErrorMoments(
-            self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second)
-        )
+        return ErrorMoments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
 
 def fine_levels(edges: Tensor) -> Tensor:
@@ -246,9 +244,7 @@ def fit_schedule(
     return schedule_of_scores(moments.edges, score, weighting, floor, base)
 
 
-def schedule_of_scores(
-    edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted"
-) -> Schedule:
+def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted") -> Schedule:
     """Return the schedule with density proportional to weighting × score [bins] in each bin.
 
     floor, base: as in fit_schedule.
@@ -258,9 +254,7 @@ def schedule_of_scores(
     width = edges.diff()
     mass = weighting(fine_levels(edges)).mean(1) * score * width
     if not bool(mass.isfinite().all()) or float(mass.sum()) <= 0:
-        raise DataError(
-            "weighting times error is zero or not finite on the noise levels of the log; choose another weighting"
-        )
+        raise DataError("weighting times error is zero or not finite on the noise levels of the log; choose another weighting")
     return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), base)
 
 
@@ -364,9 +358,7 @@ def refuse_adaptive(weighting: Weighting) -> None:
         raise UsageError(f"{LEARNED} needs a schedule that stays as it is; choose one such as edm:mean=-0.4,std=1")
 
 
-def learned_weighting(
-    weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule
-) -> Weighting:
+def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
     """Return the current learned weighting: the schedule's density divided by the recent errors, smoothed in λ.
 
     Until a bin has two errors, a network with output zero and a target of variance 1 stand in for them. The loss is then

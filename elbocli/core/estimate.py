@@ -196,9 +196,7 @@ class PairedEstimate:
     @staticmethod
     def pooled(rounds: list[PairedEstimate]) -> PairedEstimate:
         """Average the estimates of several independent rounds of draws on the same images."""
-        mean, between, noise = (
-            np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise")
-        )
+        mean, between, noise = (np.mean([getattr(e, key) for e in rounds], axis=0) for key in ("mean", "between", "noise"))
         return PairedEstimate(rounds[0].n, mean, between, noise / len(rounds))
 
     def value(self, of: np.ndarray) -> float:

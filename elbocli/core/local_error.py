@@ -59,9 +59,7 @@ class FineSolution:
                 z = z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
         self.end = x_hat
         if not bool(self.end.isfinite().all()):
-            raise DataError(
-                "the network's estimates are not finite on its sampling trajectories; check the run's weights"
-            )
+            raise DataError("the network's estimates are not finite on its sampling trajectories; check the run's weights")
 
     def at(self, logsnr: float) -> Tensor:
         """Return z at any λ from low to high, or the data at λ = inf."""

@@ -41,9 +41,7 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
 
 def in_words(intervals: list[tuple[float, float]]) -> str:
     """Describe the first SHOWN intervals of λ and the number of further ones. An interval of width 0 is a jump."""
-    shown = [
-        " to ".join(dict.fromkeys(f"{round(end, 9) + 0.0:.7g}" for end in interval)) for interval in intervals[:SHOWN]
-    ]
+    shown = [" to ".join(dict.fromkeys(f"{round(end, 9) + 0.0:.7g}" for end in interval)) for interval in intervals[:SHOWN]]
     more = f" and {len(intervals) - SHOWN} more" if len(intervals) > SHOWN else ""
     return ", ".join(shown) + more
 

@@ -57,9 +57,7 @@ PREDICTIONS = Registry("prediction")
 """Predictions: functions (α, σ) → (a, b, c_in), where target = a·x + b·ε and the network's input is c_in · z."""
 
 
-@PREDICTIONS.declare(
-    "eps", formula="eps", source="Ho et al. 2020", known_as=["epsilon", "noise", "eps-prediction", "pred-noise"]
-)
+@PREDICTIONS.declare("eps", formula="eps", source="Ho et al. 2020", known_as=["epsilon", "noise", "eps-prediction", "pred-noise"])
 def eps(alpha, sigma):
     return alpha * 0, alpha * 0 + 1, alpha * 0 + 1
 
@@ -74,9 +72,7 @@ def x(alpha, sigma):
     return alpha * 0 + 1, alpha * 0, alpha * 0 + 1
 
 
-@PREDICTIONS.declare(
-    "v", formula="alpha eps - sigma x", source="Salimans & Ho 2022", known_as=["v-prediction", "pred-v"]
-)
+@PREDICTIONS.declare("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022", known_as=["v-prediction", "pred-v"])
 def v(alpha, sigma):
     return -sigma, alpha, alpha * 0 + 1
 

@@ -145,18 +145,14 @@ class Registry(dict[str, Declaration]):
         parameters_known_as: other name in lower case → parameter. params: further parameters, and the fields of the traits.
         Raises UsageError if the name is taken.
         """
-        aka = {
-            alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)
-        }
+        aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}
         if self.traits:
             traits = self.traits(**{key: params.pop(key) for key in self.traits._fields if key in params})
         if name in self:
             raise UsageError(f"a {self.kind} named {name!r} exists already; choose another name")
 
         def enter(make: M) -> M:
-            said = {
-                key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float
-            }
+            said = {key: each.default for key, each in signature(make).parameters.items() if type(each.default) is float}
             words, bounds = parameters_known_as or {}, within or {}
             self[name] = Declaration(
                 name, make, formula, source, {**said, **params}, frozenset(positive), bounds, traits, aka, words

@@ -48,9 +48,7 @@ def timesteps(schedule, steps):
     """Return λ at equally spaced timesteps, rounded from running sums as in ADM: products would round some differently."""
     levels = _levels(schedule)
     if steps > len(levels):
-        raise UsageError(
-            f"{schedule.base} has {len(levels)} timesteps in this range; use so many or fewer, not {steps}"
-        )
+        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range; use so many or fewer, not {steps}")
     if steps == 1:
         return levels[-1:]
     part = (len(levels) - 1) / (steps - 1)
@@ -150,9 +148,7 @@ def nearest(x, divisor, offset):
     return (x - offset).mul_(divisor).round_()
 
 
-@rounding(
-    "half-up", formula="127.5 x + 128, cut to a whole number", source="EDM, DiT and SiT", known_as=["edm", "dit", "sit"]
-)
+@rounding("half-up", formula="127.5 x + 128, cut to a whole number", source="EDM, DiT and SiT", known_as=["edm", "dit", "sit"])
 def half_up(x, divisor, offset):
     return (x * divisor).add_(0.5 - offset * divisor)
 
@@ -197,9 +193,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise UsageError(
-                f"the guidance interval {self.low:g} to {self.high:g} is empty; give the lower logsnr first"
-            )
+            raise UsageError(f"the guidance interval {self.low:g} to {self.high:g} is empty; give the lower logsnr first")
 
     def active(self, logsnr: float) -> bool:
         """Tell whether guidance needs the weak output at this λ."""
@@ -298,9 +292,7 @@ class EdmNoise(Noise):
             some = [z for z, _, _ in begun]
             while True:
                 yield torch.stack(some).permute(0, 2, 3, 1).contiguous()
-                some = [
-                    torch.randn(z.shape, generator=own, dtype=dtype, device=z.device).float() for z, _, own in begun
-                ]
+                some = [torch.randn(z.shape, generator=own, dtype=dtype, device=z.device).float() for z, _, own in begun]
 
         return draws().__next__
 

@@ -90,9 +90,7 @@ class Schedule:
             )
         first, last = self._ends
         if not float(last - first) > LEAST_SHARE:
-            raise UsageError(
-                f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; widen the range"
-            )
+            raise UsageError(f"{self.base} has no density in logsnr {self.logsnr_min:g} to {self.logsnr_max:g}; widen the range")
 
     def __repr__(self) -> str:
         return f"Schedule({self.base!r}, {self.logsnr_min:g}, {self.logsnr_max:g})"
@@ -260,9 +258,7 @@ for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
     _declared = SCHEDULES[_name]
     _params: Any = _declared.params
     _formula = f"number of one of the {_declared.formula}"
-    level_code(_name, formula=_formula, source=_declared.source, within=_declared.within, **_params)(
-        partial(_timestep, _name)
-    )
+    level_code(_name, formula=_formula, source=_declared.source, within=_declared.within, **_params)(partial(_timestep, _name))
 
 
 def parse_level_code(text: str) -> Declaration:

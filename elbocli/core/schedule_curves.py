@@ -29,9 +29,7 @@ def linear(start, end, count):
     return torch.linspace(start, end, count, dtype=torch.float64)
 
 
-@BETAS.declare(
-    "scaled_linear", formula="square of even from sqrt(beta_start) to sqrt(beta_end)", source="Rombach et al. 2022"
-)
+@BETAS.declare("scaled_linear", formula="square of even from sqrt(beta_start) to sqrt(beta_end)", source="Rombach et al. 2022")
 def scaled_linear(start, end, count):
     return linear(math.sqrt(start), math.sqrt(end), count).square()
 
@@ -377,9 +375,7 @@ class Interpolated:
     def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
-            raise UsageError(
-                f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises"
-            )
+            raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
     def _cosine(self, logsnr):
         """Return u at each λ, by bisection and two Newton steps; autograd differentiates the last step only."""
@@ -428,9 +424,7 @@ TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
 """Bounds of `count`, the number of timesteps. The curves are smooth between timesteps; samplers use timesteps by default."""
 
 
-@schedule(
-    "t-linear", formula="timesteps whose betas are even from start to end", source="Ho et al. 2020", within=TIMESTEPS
-)
+@schedule("t-linear", formula="timesteps whose betas are even from start to end", source="Ho et al. 2020", within=TIMESTEPS)
 def t_linear(count=1000.0, start=1e-4, end=0.02):
     return steps_of("linear", start, end, count)
 

@@ -170,9 +170,7 @@ def cosine(done, steps, final=0.0):
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
 
 
-@LR_DECAYS.declare(
-    "linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)}
-)
+@LR_DECAYS.declare("linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)})
 def linear(done, steps, final=0.0):
     """Return a linear decay from 1 to `final` at the end of training."""
     return 1 - (1 - final) * min(done / steps, 1)

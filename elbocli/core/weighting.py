@@ -40,9 +40,7 @@ def snr(logsnr):
     return logsnr.exp()
 
 
-@FACTORS.declare(
-    "snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss"
-)
+@FACTORS.declare("snr+1", formula="exp(logsnr) + 1", source="Salimans & Ho 2022: x loss with SNR+1 weights is the v loss")
 def snr_plus_one(logsnr):
     return logsnr.exp() + 1
 
@@ -240,9 +238,7 @@ class Weighting:
         import torch
 
         at = torch.linspace(low, high, POINTS, dtype=torch.float64)
-        return sum(float(self(float64([b])) - self(float64([a]))) for a, b in self.rising(low, high)) / float(
-            self(at).max()
-        )
+        return sum(float(self(float64([b])) - self(float64([a]))) for a, b in self.rising(low, high)) / float(self(at).max())
 
     def verdict(self, low: float, high: float) -> str:
         """Return a phrase that says whether L_w is an ELBO on [low, high]."""

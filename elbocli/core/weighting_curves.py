@@ -34,9 +34,7 @@ def _sech(x):
     return 1 / x.cosh()
 
 
-@weighting(
-    "elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1", known_as=["vdm", "vlb"]
-)
+@weighting("elbo", formula="1", monotone=True, source=f"{PAPER} sec. 3; Kingma et al. 2021", const="1", known_as=["vdm", "vlb"])
 def elbo(logsnr):
     return logsnr * 0 + 1
 
@@ -83,9 +81,7 @@ def indi(logsnr):
     return (-logsnr).exp() * _sech(logsnr / 4).square()
 
 
-@weighting(
-    "x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi"
-)
+@weighting("x-cosine", formula="exp(-logsnr) sech(logsnr/2)", monotone=True, source="x loss, cosine schedule", const="1/pi")
 def x_cosine(logsnr):
     return (-logsnr).exp() * _sech(logsnr / 2)
 

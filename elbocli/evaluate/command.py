@@ -28,9 +28,7 @@ from elbocli.core.metrics import METRICS, Need
 from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
-OPTIONS = {
-    own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"
-}
+OPTIONS = {own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"}
 """Option's Python name → (name of its metric, declaration). is_order is left out, because only protocols set is_order."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),

@@ -146,9 +146,7 @@ def extract_features(
             elif extractor and (task := get(step)):
                 begin, images, own = task
                 digests += own
-                part = _features_of(
-                    images, extractor, world.device, f"{source.name}: features of image", begin, spatial
-                )
+                part = _features_of(images, extractor, world.device, f"{source.name}: features of image", begin, spatial)
             if part and not sums["values"].n:
                 check(part, source)
             for name, moments in sums.items() if part else ():

@@ -56,9 +56,7 @@ class Sides(NamedTuple):
         return [side for side in (*self.samples, self.reference, self.held_out) if side is not None]
 
 
-def run(
-    sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE
-) -> EvalResult | None:
+def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE) -> EvalResult | None:
     """Score samples against a reference; return the result on rank 0, and None on other ranks.
 
     sources: paths, or one NPY stream. Several sources are repeats of one experiment with different seeds.
@@ -68,9 +66,7 @@ def run(
     Raises UsageError, DataError and FormatError: too few images, a truncated stream, files that don't fit each other.
     """
     deviations(settings)
-    spatial = settings.needing(
-        Need.SPATIAL
-    )  # before `check_sources` drops metrics: --save-stats includes spatial features
+    spatial = settings.needing(Need.SPATIAL)  # before `check_sources` drops metrics: --save-stats includes spatial features
     with contextlib.ExitStack() as stack:
         sides = Sides(
             [open_source(source, stack, world) for source in sources],
@@ -175,9 +171,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     if settings.save_stats is not None and samples[0].n < 2:
         raise DataError(f"{samples[0].name}: has one image; statistics need at least 2")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
-        raise UsageError(
-            "--save-stats, --save-features and --neighbours take one set of samples; name one set at a time"
-        )
+        raise UsageError("--save-stats, --save-features and --neighbours take one set of samples; name one set at a time")
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
@@ -239,9 +233,7 @@ def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
 
 
-def deviations(
-    settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None
-) -> Pairs:
+def deviations(settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None) -> Pairs:
     """Return the facts that deviate from the protocol, with the protocol's values.
 
     source, reference: opened samples and reference; None to check the settings alone.
@@ -392,9 +384,7 @@ def write_sheet(out: Path, sides: Sides) -> None:
     one, others = _picked(mine.name, rows), _picked(theirs.name, which[rows].flatten().tolist())
     images = np.concatenate([one[:, None], others.reshape(len(rows), beside, *one.shape[1:])], 1)
     starts = range(0, len(rows) * columns, columns)
-    groups = [
-        Group(f"{index}: {far[index, 0]:.3g}", range(start, start + columns)) for index, start in zip(rows, starts)
-    ]
+    groups = [Group(f"{index}: {far[index, 0]:.3g}", range(start, start + columns)) for index, start in zip(rows, starts)]
     layout = structs.replace(lay_out(one.shape[1], one.shape[2], groups), columns=columns)
     write_grid(out, images.reshape(-1, *one.shape[1:]), layout)
 

@@ -165,9 +165,7 @@ class Dataset:
             labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
             whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
             if not whole or not 0 <= labels.min() <= labels.max() < limit:
-                raise FormatError(
-                    f"{path}: 'labels' must be {len(self)} integers in [0, {limit}); pack the images again"
-                )
+                raise FormatError(f"{path}: 'labels' must be {len(self)} integers in [0, {limit}); pack the images again")
             self.labels: np.ndarray = labels.astype(np.int64)
             self.num_classes = classes or int(self.labels.max()) + 1
         if self.kind == LATENTS and not latents:
@@ -188,9 +186,7 @@ class Dataset:
                 return n, h, w, c
             case "latents", "float16", (n, c, h, w) if min(n, c, h, w) > 0 and c % 2 == 0:
                 return n, h, w, c // 2
-            case "encoded", "uint8", (size,) if (
-                about.store in ENCODINGS and about.image_size and about.channels in (1, 3)
-            ):
+            case "encoded", "uint8", (size,) if about.store in ENCODINGS and about.image_size and about.channels in (1, 3):
                 if len(ends) > 1 and ends[0] == 0 and ends[-1] == size and (np.diff(ends) > 0).all():
                     return len(ends) - 1, about.image_size, about.image_size, about.channels
         found = f"{self.kind!r} is {block.dtype} {block.shape}"
@@ -336,9 +332,7 @@ def find_dataset(folder: Path) -> Path:
         with suppress(FormatError):
             found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
-        raise DataError(
-            f"{len(found)} datasets here; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
-        )
+        raise DataError(f"{len(found)} datasets here; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'")
     return found[0]
 
 

@@ -24,7 +24,9 @@ from elbocli.files.tensor_files import load, load_tensors
 
 LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")
 """First bytes of torch's files from before version 1.6, which are not zip archives."""
-DTYPES = "Double float64 Float float32 Half float16 BFloat16 bfloat16 Long int64 Int int32 Short int16 Char int8 Byte uint8 Bool bool"
+DTYPES = (
+    "Double float64 Float float32 Half float16 BFloat16 bfloat16 Long int64 Int int32 Short int16 Char int8 Byte uint8 Bool bool"
+)
 """Names of torch's storage classes, each followed by its dtype."""
 
 
@@ -115,9 +117,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
             raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
         if (key, dtype) not in self._storages:
             content = bytearray(_member(self._archive, f"data/{key}"))
-            self._storages[key, dtype] = (
-                torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-            )
+            self._storages[key, dtype] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return self._storages[key, dtype]
 
 

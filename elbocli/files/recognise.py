@@ -39,9 +39,7 @@ class Kind(NamedTuple):
 
 SCHEDULER_USE = "'elbo weights check {}' names its weighting, 'elbo train DATA.h5 --schedule {}' draws levels by it"
 MODEL_USE = "sample it with its diffusers pipeline, or train a run of elbo with 'elbo train DATA.h5 -o RUN'"
-PIPELINE_USE = (
-    "only its parts are read: its vae/ by 'elbo prep --latents', its scheduler_config.json by 'elbo weights check'"
-)
+PIPELINE_USE = "only its parts are read: its vae/ by 'elbo prep --latents', its scheduler_config.json by 'elbo weights check'"
 PICKLE_USE = "opening it can run code; save its mu and sigma as .npz instead (numpy.savez(path, mu=mu, sigma=sigma))"
 PACK = "'elbo prep {} OUT.h5' packs them"
 SCORE = "'elbo eval {} --ref DATA.h5' scores them"
@@ -75,9 +73,7 @@ KINDS = [
         rb"\APK",
         "'elbo eval SAMPLES --ref DATA.h5 --extractor {}' extracts features with it",
     ),
-    Kind(
-        "statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy", "'elbo eval SAMPLES --ref {}' scores samples against them"
-    ),
+    Kind("statistics", "*.npz", rb"\APK.{28}(mu|sigma)\.npy", "'elbo eval SAMPLES --ref {}' scores samples against them"),
     Kind("samples", "*.npz", rb"\APK", SCORE),
     Kind("images in an archive", "", rb"\APK|\A.{257}ustar", PACK),
     Kind("images in an archive", "*.tar *.tar.gz *.tgz", b"", PACK),

@@ -77,9 +77,7 @@ class Record(msgspec.Struct, frozen=True):
         """Return the fields as JSON values, without format and version."""
         values = {each.name: (getattr(self, each.name), each.default) for each in _fields(type(self))}
         rest = values.pop(self.REST, ({}, None))[0]
-        facts = {
-            key: plain(value) for key, (value, default) in values.items() if value is not None or default is not None
-        }
+        facts = {key: plain(value) for key, (value, default) in values.items() if value is not None or default is not None}
         return {**facts, **plain(rest)}
 
     @classmethod

@@ -162,9 +162,7 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
 
 
 @contextlib.contextmanager
-def open_samples(
-    target: Path | IO[bytes], header: SamplesHeader, overwrite: bool = False, wait: float = 0
-) -> Iterator[Sink]:
+def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: bool = False, wait: float = 0) -> Iterator[Sink]:
     """Open a binary stream or a path for writing samples. The path's suffix gives the format; no suffix is a folder of PNGs.
 
     overwrite: replace an existing file, and discard an unfinished file of other settings.
@@ -194,8 +192,6 @@ def open_samples(
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
     elif suffix != ".npz":
-        raise UsageError(
-            f"{target}: unknown format {suffix!r}; use .npy, .npz, .h5, .png, a folder name, or - for a stream"
-        )
+        raise UsageError(f"{target}: unknown format {suffix!r}; use .npy, .npz, .h5, .png, a folder name, or - for a stream")
     with file.held(overwrite, wait):
         yield FileSink(file, header, layout)

@@ -139,6 +139,4 @@ def has_images(path: Path) -> bool:
 def refuse_terminal(stream: IO[Any]) -> None:
     """Raise UsageError if a stream for binary data is a terminal."""
     if os.isatty(stream.fileno()):
-        raise UsageError(
-            "standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5"
-        )
+        raise UsageError("standard output is a terminal; add -o FILE, or pipe it: elbo sample RUN | elbo eval --ref DATA.h5")

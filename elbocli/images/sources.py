@@ -27,15 +27,11 @@ SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if n
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
 SET_FILES = 4096
 """Largest number of files in a folder that is examined for a published data set."""
-SPLIT = re.compile(
-    r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])"
-)
+SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
 """Word in a file name that tells the part of a data set: group 1 for training images, 2 and 3 for others."""
 
 
-def open_source(
-    roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False
-) -> Images:
+def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
     """Open one or several sources as one. Labels of the result are indices into its class_names.
 
     labels: file with the class of each image (see labels.py).
@@ -153,9 +149,7 @@ def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[
     """
     # A single folder at the top, as many archives have, is skipped.
     names = sorted(entries)
-    ends = [
-        name for name, after in zip(names, [*names[1:], ""]) if not name.endswith("/") or not after.startswith(name)
-    ]
+    ends = [name for name, after in zip(names, [*names[1:], ""]) if not name.endswith("/") or not after.startswith(name)]
     top = os.path.commonpath([name.rpartition("/")[0] for name in ends] or [""])
     stem = top.rpartition("/")[2] or stem
     top = f"{top}/" if top else ""

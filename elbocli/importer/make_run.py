@@ -43,9 +43,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
         declared = declared or next(recognised, None)
     if declared is None:
         held = inventory(source.tree)
-        raise FormatError(
-            f"{path}: no known format (it holds {held}); see 'elbo import list', and choose with --format"
-        )
+        raise FormatError(f"{path}: no known format (it holds {held}); see 'elbo import list', and choose with --format")
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: not an option of the format {declared.name}; leave it out")

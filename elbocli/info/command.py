@@ -46,9 +46,7 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, scale: int 
     from elbocli.info import describe
 
     if grid == STREAM and (as_json or verify):
-        raise UsageError(
-            "standard output is the picture's, so text can't go there; name a file for it: --grid FILE.png"
-        )
+        raise UsageError("standard output is the picture's, so text can't go there; name a file for it: --grid FILE.png")
     if scale and grid is None:
         raise UsageError("--scale enlarges the images of --grid; add --grid FILE.png, or leave --scale out")
     if grid == STREAM:

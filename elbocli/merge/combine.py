@@ -72,9 +72,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
     return [shards[name] for name in expected]
 
 
-def _check_alike(
-    parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]
-) -> None:
+def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]) -> None:
     """Raise DataError if a part's kind or settings differ from the first part's. drawn: how each part's samples were drawn."""
     first: dict[str, Any] = {}
     for part, (arrays, names), about in zip(parts, contents, drawn):
@@ -109,9 +107,7 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
     """Return the attributes that all parts share, and the sums of counts and digests."""
     said = [part.attributes.json() for part in parts]
     joined = {
-        key: value
-        for key, value in said[0].items()
-        if key not in WRITTEN and all(other.get(key) == value for other in said)
+        key: value for key, value in said[0].items() if key not in WRITTEN and all(other.get(key) == value for other in said)
     }
     if "skipped" in said[0]:
         joined["skipped"] = sum(other.get("skipped", 0) for other in said)

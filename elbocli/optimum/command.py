@@ -50,9 +50,7 @@ from elbocli.cli.commands import (
 @option("--logsnr-max", type=LEVEL, help="Cleanest level.  [default: RUN's, or 15]")
 @option("--bins", type=value(int, ge=1, le=2000), default=100, help="Equal bins of logsnr, as in the loss log.")
 @seed_option
-@option(
-    "--batch", type=value(int, ge=1, le=10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]"
-)
+@option("--batch", type=value(int, ge=1, le=10**6), help="Images at a time.  [default: as many as fit 32 MB, at most 1024]")
 @device_option
 @out_option("an optimum")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the least error by noise level.")

@@ -127,9 +127,7 @@ def find_optimum(search: Search) -> Optimum:
     for part, check in ((places[:checked], True), (places[checked:], False)):
         for start in range(0, len(part), chunk):
             some = part[start : start + chunk]
-            levels = (start + np.arange(len(some))) / len(
-                part
-            )  # evenly spaced in each part, so that each has its own mean
+            levels = (start + np.arange(len(some))) / len(part)  # evenly spaced in each part, so that each has its own mean
             found, squares = search.errors(some, levels, among)
             if check:
                 exact, squares = search.errors(some, levels, np.arange(count))

@@ -42,8 +42,7 @@ def shard(value: str) -> tuple[int, int]:
 @option(
     "--size",
     type=value(int, ge=1, le=8192),
-    help="Side of the square images in pixels.  [default: the images' own where all are alike and at most 64, "
-    "otherwise 64]",
+    help="Side of the square images in pixels.  [default: the images' own where all are alike and at most 64, otherwise 64]",
 )
 @option("--crop", type=click.Choice(["center", "edm", "resize", "pad", "none"]), default="center", help=CROP_HELP)
 @option(
@@ -97,9 +96,7 @@ def shard(value: str) -> tuple[int, int]:
     "--latent-convention",
     type=click.Choice(list(CONVENTIONS)),
     default="diffusers",
-    help="Scaling of latents z for the network. "
-    + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values())
-    + ".",
+    help="Scaling of latents z for the network. " + "; ".join(f"{c.name}: {c.formula}" for c in CONVENTIONS.values()) + ".",
 )
 @option("--mirror", is_flag=True, help="With --latents: also pack the latents of each mirrored image.")
 @device_options

@@ -100,9 +100,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     fingerprint = shard_of if settings.shard is None else f"{shard_of} {settings.shard}"
     with (
         catching_signals() as signals,
-        DatasetWriter(out, encoder.layout, len(source) * encoder.copies, fingerprint).held(
-            settings.overwrite
-        ) as writer,
+        DatasetWriter(out, encoder.layout, len(source) * encoder.copies, fingerprint).held(settings.overwrite) as writer,
     ):
         _fill(writer, source, settings, encoder, signals)
         notes = writer.state.notes
@@ -242,9 +240,7 @@ class Packed(NamedTuple):
     trouble: str = ""
 
 
-def _fill(
-    writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals
-) -> None:
+def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals) -> None:
     """Write the rows of all images, resuming after an earlier prep. The writer's notes record skipped and changed images.
 
     The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to that of the whole. Rows are flushed only

@@ -62,9 +62,7 @@ def list_(as_json: bool) -> None:
         return print_json(rows)
     table = [[key.upper().replace("_", " ") for key in rows[0]]]
     for row in rows:
-        table.append(
-            ["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()]
-        )
+        table.append(["-" if value is None else f"{value:,}" if type(value) is int else value for value in row.values()])
     print_table(table)
 
 
@@ -108,9 +106,7 @@ def show(name: str) -> None:
 
 @presets.command(cls=Command)
 @click.argument("name", type=PRESET)
-@click.argument(
-    "out", type=Output("a preset", suffixes=(".yaml", ".yml"), stdout=True), metavar="OUT.yaml", default="-"
-)
+@click.argument("out", type=Output("a preset", suffixes=(".yaml", ".yml"), stdout=True), metavar="OUT.yaml", default="-")
 @overwrite_option
 @common
 def write(name: str, out: Path) -> None:
@@ -144,9 +140,7 @@ def editable(name: str, preset: Preset) -> str:
     size = preset.data.image_size if preset.data else 64
     config = config_of({"image_size": size, "image_channels": 3, "num_classes": 0, **section}, name)
     lines += ["", "network:"]
-    lines += _key(
-        "family", f"Kind of network: {', '.join(sorted(NETWORKS))}. Each has other keys.", section["family"], True
-    )
+    lines += _key("family", f"Kind of network: {', '.join(sorted(NETWORKS))}. Each has other keys.", section["family"], True)
     of_data = {each.name for each in fields(NetworkConfig) if not each.kw_only}
     for field in fields(config):
         if field.name not in of_data:

@@ -305,8 +305,7 @@ def _map(course: LogHistory | None) -> ErrorMap | None:
     if course is None:
         return None
     maps: list[Any] = [
-        [[float(f"{value:.{DIGITS}g}") for value in row] for row in rows.tolist()]
-        for rows in (course.error, course.density)
+        [[float(f"{value:.{DIGITS}g}") for value in row] for row in rows.tolist()] for rows in (course.error, course.density)
     ]
     return ErrorMap(course.edges.tolist(), course.images, *maps)
 

@@ -137,9 +137,7 @@ def draw_lines(
     axis = new_panel(label)
     for (x, y, spread), style in styled:
         if spread is not None:
-            axis.fill_between(
-                x, (y - spread).maximum(0.5 * y), y + spread, color=style["color"], alpha=0.3, linewidth=0
-            )
+            axis.fill_between(x, (y - spread).maximum(0.5 * y), y + spread, color=style["color"], alpha=0.3, linewidth=0)
         axis.plot(x, y, marker="" if len(y) > 1 else "o", **style)
     values = torch.cat([line.y for line, _ in styled])
     if log and float(values.min()) > 0:

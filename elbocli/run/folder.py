@@ -42,9 +42,7 @@ def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
         return None
     config = store.read_config(out)
     if config.source:
-        raise UsageError(
-            f"{out}: an imported run can't be resumed; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights"
-        )
+        raise UsageError(f"{out}: an imported run can't be resumed; 'elbo train DATA.h5 --init {out} -o NEW' trains its weights")
     return Known(out / CONFIG, config) if preset in (None, config.settings.get("preset")) else None
 
 
@@ -73,9 +71,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
                 + "\n  ".join(changed)
             )
         if not anew and Status(out, 0).saved is not None and not store.checkpoints(out):
-            raise DataError(
-                f"{out}: holds a run whose checkpoints are gone; put them back, or begin anew with --overwrite"
-            )
+            raise DataError(f"{out}: holds a run whose checkpoints are gone; put them back, or begin anew with --overwrite")
     store.clean(out)
 
 

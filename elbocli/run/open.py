@@ -61,9 +61,7 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
     for key in SPACE if known.latents else ():
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
-            raise UsageError(
-                f"{data.path}: latents of another space: {key} is {here}, but {there} in {run}; encode both alike"
-            )
+            raise UsageError(f"{data.path}: latents of another space: {key} is {here}, but {there} in {run}; encode both alike")
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -110,9 +108,7 @@ class TrainedRun:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
         file = fixed.file
         if file is not None and self.files.get(str(file)) not in (None, file_sha256(file)):
-            raise DataError(
-                f"{file}: has changed since {self.path} was trained; name the schedule to use with --schedule"
-            )
+            raise DataError(f"{file}: has changed since {self.path} was trained; name the schedule to use with --schedule")
         return fixed
 
     def weighting(self) -> Weighting:
@@ -335,9 +331,7 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
         return None
     found = open_initial(Path(began.run))
     if found.about["weights_sha256"] != began.sha256:
-        raise DataError(
-            f"{began.run}: has changed since {known.where} was written; name the old checkpoint with --init"
-        )
+        raise DataError(f"{began.run}: has changed since {known.where} was written; name the old checkpoint with --init")
     return found
 
 

@@ -55,9 +55,7 @@ class Known(NamedTuple):
     config: RunConfig
 
 
-def read_options(
-    path: Path | None, options: Mapping[str, Any], words: Sequence[str]
-) -> tuple[Known | None, dict[str, Any]]:
+def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> tuple[Known | None, dict[str, Any]]:
     """Return (config of --config if it is a run's config.yaml, else None; merged options).
 
     path: file of --config: a YAML file of options, or a run's config.yaml.
@@ -173,9 +171,7 @@ def resolve(
     else:
         preset = load_preset(name)
     if preset.data and preset.data.kind and not data.latents:
-        raise UsageError(
-            f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'"
-        )
+        raise UsageError(f"--preset {name} is for latents, and {data.path} holds pixels; pack latents with 'elbo prep --latents'")
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
     said = {**(begun if unread else {}), **own, **asked}

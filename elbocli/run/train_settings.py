@@ -140,9 +140,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     )
     floor: Annotated[float, about("Least share of uniform density.", gt=0, le=1, flags="")] = 0.01
 
-    flip: Annotated[bool, about(group="Data and network", help="Mirror half of the images; refused for latents.")] = (
-        False
-    )
+    flip: Annotated[bool, about(group="Data and network", help="Mirror half of the images; refused for latents.")] = False
     conditional: Annotated[
         bool | None,
         about("Condition on classes.", shown="if several", flags="--conditional/--unconditional", stored=False),
@@ -202,9 +200,9 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = None
-    parallel: Annotated[
-        Literal["ddp", "fsdp"], about("Each process holds all weights, or a share.", free=True, shown="ddp")
-    ] = "ddp"
+    parallel: Annotated[Literal["ddp", "fsdp"], about("Each process holds all weights, or a share.", free=True, shown="ddp")] = (
+        "ddp"
+    )
     micro_batch: Annotated[
         int,
         count(
@@ -215,9 +213,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = 0
-    activation_checkpointing: Annotated[bool, about("Recompute activations: less memory, but slower.", free=True)] = (
-        False
-    )
+    activation_checkpointing: Annotated[bool, about("Recompute activations: less memory, but slower.", free=True)] = False
 
     ema: Annotated[
         tuple[str, ...],
@@ -253,9 +249,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:
-            raise UsageError(
-                "--val and --val-split: choose one; validation is on another dataset, or on a part of this one"
-            )
+            raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
         if self.micro_batch > self.batch:
             raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most the batch, {self.batch}")
 

@@ -42,9 +42,7 @@ def choose_device(name: str) -> torch.device:
                 torch.cuda.set_device(device)
             device = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"device {name!r} can't be used here; choose another --device: {str(error).splitlines()[0]}"
-        ) from error
+        raise UsageError(f"device {name!r} can't be used here; choose another --device: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -183,8 +181,6 @@ class CudaGraphs:
         except RuntimeError as error:
             self._failed = True
             self._graphs.clear()
-            log.warning(
-                "CUDA graphs are off, as a capture failed; small networks run slower: %s", str(error).partition("\n")[0]
-            )
+            log.warning("CUDA graphs are off, as a capture failed; small networks run slower: %s", str(error).partition("\n")[0])
         finally:
             torch.set_autocast_cache_enabled(caching)

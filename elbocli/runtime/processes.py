@@ -130,14 +130,10 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield World(device=choose_device(device))
         return
     if missing := [name for name in VARIABLES if name not in os.environ]:
-        raise UsageError(
-            f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE"
-        )
+        raise UsageError(f"WORLD_SIZE is {size}, without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE")
     meant = meant_by(device)
     if meant.startswith("cuda:"):
-        raise UsageError(
-            f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out"
-        )
+        raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")
     cuda, rank = meant == "cuda", int(os.environ["RANK"])
     chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else meant)
     with telling_lost(), _stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections

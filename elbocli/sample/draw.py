@@ -123,9 +123,7 @@ class GuidedRun:
             raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
-                raise UsageError(
-                    f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide"
-                )
+                raise UsageError(f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide")
             return
         if scale == 1:
             raise UsageError("a guide has no effect at --guidance 1; try --guidance 2")
@@ -196,9 +194,7 @@ def open_decoder(
     its = model.space(space.convention, size, space.mirrored)
     same = (its.shift, its.scale) == (space.shift, space.scale)
     if not (same if space.autoencoder_sha256 == UNKNOWN else model.sha256 == space.autoencoder_sha256):
-        raise DataError(
-            f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR"
-        )
+        raise DataError(f"{folder}: is not the autoencoder of the run's latents; name {space.autoencoder} with --autoencoder DIR")
     if (model.channels, model.factor * network.image_size) != (network.image_channels, size):
         raise FormatError(
             f"{folder}: can't decode {network.image_channels} channels to images of side {size}; name another --autoencoder"
@@ -216,9 +212,7 @@ def _recorded(space: LatentSpace, data: Path) -> Path:
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place
-    raise UsageError(
-        f"{space.autoencoder}: the autoencoder of these latents is missing; name its folder with --autoencoder DIR"
-    )
+    raise UsageError(f"{space.autoencoder}: the autoencoder of these latents is missing; name its folder with --autoencoder DIR")
 
 
 RUN = "run"

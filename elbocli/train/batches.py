@@ -67,9 +67,7 @@ def normalised(pixels: np.ndarray | Tensor, device: torch.device | str = "cpu") 
     return x.to(torch.float32).mul_(1 / 127.5).sub_(1)
 
 
-def network_input(
-    stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Tensor] | None, device: torch.device
-) -> Tensor:
+def network_input(stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Tensor] | None, device: torch.device) -> Tensor:
     """Return the clean data x that the network is trained on: float32 [B,C,H,W] on the device.
 
     stored: uint8 pixels, scaled to [-1, 1]; or the latents' posterior, mean and std concatenated, [B,2C,h,w].
@@ -97,8 +95,7 @@ class Batches:
         self.dataset, self.batch, self.device = dataset, settings.batch, device
         self.conditional, self.dropout = resolved.network.num_classes > 0, resolved.network.dropout > 0
         self._order, self._flips, self._drops, self._noise, self._eta, self._t, self.masks = (
-            Stream(settings.seed, name)
-            for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
+            Stream(settings.seed, name) for name in ("order", "flip", "label-dropout", "noise", "posterior", "t", "dropout")
         )
         rows = training_rows(settings, dataset)
         self._rows = np.arange(len(dataset)) if rows is None else rows

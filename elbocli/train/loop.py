@@ -101,9 +101,7 @@ def run(
             raise
 
 
-def _train(
-    state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending
-) -> None:
+def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending) -> None:
     """Train until the last step, a signal or the time limit, while a thread of rank 0 writes checkpoints.
 
     Raises Interrupted on a signal; returns at the time limit.

@@ -234,9 +234,7 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
             denoiser = Denoiser(state.spread.forward, state.prediction, labels=part)
             images.append(draw(denoiser, places, shape, grid, how, state.device, output))
     drawn = torch.cat(images)[:count].cpu().numpy()
-    return drawn, lay_out(
-        drawn.shape[1], drawn.shape[2], rows_of_classes(count, labels, state.resolved.data.class_names or [])
-    )
+    return drawn, lay_out(drawn.shape[1], drawn.shape[2], rows_of_classes(count, labels, state.resolved.data.class_names or []))
 
 
 # --- validation on held-out images: each image is scored at DRAWS noise levels, with the same noise in every validation ---
@@ -359,9 +357,7 @@ class Validation:
         Raises NonFiniteError.
         """
         if not sums.isfinite().all():
-            raise NonFiniteError(
-                f"{self.dataset.path}: the validation loss is not finite; lower --lr, or try --precision fp32"
-            )
+            raise NonFiniteError(f"{self.dataset.path}: the validation loss is not finite; lower --lr, or try --precision fp32")
         count, total, squares = sums[:, -2:]
         mean = total / count[0]
         se = ((squares / count[0] - mean.square()).clamp(min=0) / (count[0] - 1)).sqrt()

@@ -138,17 +138,13 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 @weights.command(cls=Command)
 @click.argument("spec", type=WEIGHTING)
 @option("--equals", type=WEIGHTING, help="Also say whether this is the same weighting up to a constant.")
-@option(
-    "--tolerance", type=value(float, gt=0, le=1), default=1e-6, help="Largest relative deviation of the same weighting."
-)
+@option("--tolerance", type=value(float, gt=0, le=1), default=1e-6, help="Largest relative deviation of the same weighting.")
 @_range_options
 @option("--json", "as_json", is_flag=True, help="One JSON object instead of sentences.")
 @plugin_option
 @common
 @click.pass_context
-def check(
-    ctx: click.Context, spec: str, equals: str | None, tolerance: float, low: float, high: float, as_json: bool
-) -> None:
+def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, low: float, high: float, as_json: bool) -> None:
     """Say whether a weighting never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
 
     The exit status is 0 if it never increases, else 1, and the output names the intervals on which it rises. With

@@ -53,9 +53,7 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
     return lines
 
 
-def plot_weights(
-    weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path
-) -> None:
+def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
     """Draw w and p_w = −dw/dλ of weightings over λ, and the densities p(λ) of schedules, into the file `out`.
 
     weightings: by name in the legend. low, high: range of λ. Raises UsageError for an unknown suffix.
@@ -107,9 +105,7 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
             handles.append(drawn)
     slopes = [line.slope.nan_to_num(0) for line in lines]
     if peaks := [float(slope.max()) for slope in slopes if slope.max() > 0]:
-        axis.set_ylim(
-            top=min(1.08 * max(peaks), 2.2 * median(peaks))
-        )  # a spike, as at a kink, must not flatten the others
+        axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))  # a spike, as at a kink, must not flatten the others
     if any(line.rises for line in lines):
         bottom = 1.15 * min(float(slope.min()) for slope in slopes)
         handles.append(axis.axhspan(bottom, 0, color="0.92", zorder=0, label="$w$ rises: no augmentation"))

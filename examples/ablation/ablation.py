@@ -147,11 +147,7 @@ def measure(folder: Path, cell: Cell, steps: int) -> None:
 
 def gathered(path: Path) -> list[dict[str, Any]]:
     """All results of a folder, or of the file that was made of one, in order."""
-    texts = (
-        [each.read_text() for each in (path / "results").glob("*.json")]
-        if path.is_dir()
-        else path.read_text().splitlines()
-    )
+    texts = [each.read_text() for each in (path / "results").glob("*.json")] if path.is_dir() else path.read_text().splitlines()
     found = [json.loads(text) for text in texts]
     order = [(PREDICTIONS, "prediction"), (WEIGHTINGS, "weighting"), (SCHEDULES, "schedule")]
     return sorted(found, key=lambda row: [*(names.index(row[key]) for names, key in order), row["seed"]])
@@ -188,9 +184,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [["prediction", "weighting", "schedule", *titles], ["---"] * (3 + len(titles))]
     for key, seeds in grouped(rows).items():
         whole = [seed for seed in seeds if seed]
-        numbers = [
-            spread([seed[t] for seed in whole], 3 if t == "bits/dim" else 2) if whole else "failed" for t in titles
-        ]
+        numbers = [spread([seed[t] for seed in whole], 3 if t == "bits/dim" else 2) if whole else "failed" for t in titles]
         note = f" ({len(seeds) - len(whole)} of {len(seeds)} failed)" if len(whole) < len(seeds) else ""
         lines.append([*key[:2], key[2] + note, *numbers])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -20,9 +20,7 @@ def run(code: str, folder: Path, record: Path) -> bool:
     """Run a block, show what it prints, and record it. Says whether it ended well."""
     before = json.loads(record.read_text()) if record.exists() else {"seconds": 0.0, "begun": time.time()}
     begin = time.time()
-    process = subprocess.Popen(
-        ["sh", "-e", "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = subprocess.Popen(["sh", "-e", "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     lines = []
     try:

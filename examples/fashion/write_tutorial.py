@@ -58,9 +58,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "total": sum(step["seconds"] for step in steps.values()),
         "seconds": {name: step["seconds"] for name, step in steps.items()},
         "output": {name: step["output"].strip() for name, step in steps.items()},
-        "previews": [
-            {"step": int(path.stem.rpartition("-")[2]), "seconds": path.stat().st_mtime - begun} for path in previews
-        ],
+        "previews": [{"step": int(path.stem.rpartition("-")[2]), "seconds": path.stat().st_mtime - begun} for path in previews],
         **{name: json.loads((folder / f"{name}.json").read_text()) for name in ("scores", "real", "bound")},
     }
 
@@ -68,9 +66,7 @@ def measured(folder: Path) -> dict[str, Any]:
 def copy_pictures(folder: Path, to: Path) -> None:
     """Previews, samples and the plot of the schedule, small."""
     previews = sorted((folder / "run" / "previews").glob("step-*.png"))
-    sources = {"first.png": previews[0], "last.png": previews[-1]} | {
-        name: folder / source for name, source in PICTURES.items()
-    }
+    sources = {"first.png": previews[0], "last.png": previews[-1]} | {name: folder / source for name, source in PICTURES.items()}
     for name, path in sources.items():
         with Image.open(path) as image:
             small = image.convert("L" if image.mode in ("L", "1") else "RGB")

@@ -103,9 +103,7 @@ class Gradients:
         # Not the noise that the run was trained on; and all images, as another seed would hold out others.
         seed = Stream(asked.seed, "gradient").seed(0)
         batch, precision = batch or settings.batch, asked.precision
-        self.settings = structs.replace(
-            settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0
-        )
+        self.settings = structs.replace(settings, seed=seed, batch=batch, micro_batch=0, precision=precision, val_split=0)
         trained = asked.trained
         objective = trained.weighting(), None, trained.prediction
         resolved = Resolved(self.settings, trained.network.config, RunData(), {}, *objective)
@@ -121,9 +119,7 @@ class Gradients:
             return torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), self.parameters)]).float()
 
 
-def group_sums(
-    gradients: Gradients, weighting: Weighting, schedule: Schedule, batches: int, done: int, total: int
-) -> GroupSums:
+def group_sums(gradients: Gradients, weighting: Weighting, schedule: Schedule, batches: int, done: int, total: int) -> GroupSums:
     """Gradients of so many batches. done, total: batches before these and of all schedules, for the progress."""
     sums = torch.zeros(GROUPS, sum(p.numel() for p in gradients.parameters), device=gradients.device)
     squares = torch.zeros(GROUPS, dtype=torch.float64)

@@ -165,9 +165,7 @@ def picture(results: Results, path: Path) -> None:
         at = [setting.bias + 0.04 * (number - len(places) / 2) for setting in mine]
         for axis, column in zip(axes, zip(*(zip(*results[setting].values()) for setting in mine))):
             deviations = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in column]
-            axis.errorbar(
-                at, [np.mean(each) for each in column], deviations, marker="o", capsize=2, label=mine[0].place
-            )
+            axis.errorbar(at, [np.mean(each) for each in column], deviations, marker="o", capsize=2, label=mine[0].place)
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="bias of the sigmoid")
     axes[0].legend(fontsize="small")
@@ -194,9 +192,7 @@ def sheet(folder: Path, rows: list[dict[str, Any]], path: Path, per_row: int = 2
         top = number * (height * zoom + 14)
         words = f"bias {row['bias']:g}, {Setting(row['bias'], row['shift'], row['schedule']).place}"
         pen.text((2, top), f"{words}: distance {row['distance']:.1f}, {row['bpd']:.3f} bits/dim", fill=0)
-        page.paste(
-            Image.fromarray(strip).resize((width * zoom, height * zoom), Image.Resampling.NEAREST), (0, top + 14)
-        )
+        page.paste(Image.fromarray(strip).resize((width * zoom, height * zoom), Image.Resampling.NEAREST), (0, top + 14))
     page.save(path)
 
 

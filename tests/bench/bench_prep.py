@@ -37,9 +37,7 @@ def write(folder: Path, count: int) -> list[Path]:
         if height > photograph.height:
             width, height = WIDTH, HEIGHT
         left, top = int(rng.integers(photograph.width - width + 1)), int(rng.integers(photograph.height - height + 1))
-        image = photograph.crop((left, top, left + width, top + height)).resize(
-            (WIDTH, HEIGHT), Image.Resampling.BICUBIC
-        )
+        image = photograph.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         path = folder / f"class{index % 10}" / f"{index:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, quality=92)

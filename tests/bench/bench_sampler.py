@@ -57,9 +57,7 @@ class Noise:
         return Stream(0, f"sample-{self.draws}").normal(range(self.n), (height, width, channels)).permute(0, 3, 1, 2)
 
 
-def ours(
-    spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[], torch.Tensor], steps: int = STEPS
-) -> int:
+def ours(spec: str, z: torch.Tensor, network: torch.nn.Module, noise: Callable[[], torch.Tensor], steps: int = STEPS) -> int:
     """A walk; its evaluations."""
     denoiser = Denoiser(network, PREDICTION)
     sampler = parse_sampler(spec)

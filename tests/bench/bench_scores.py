@@ -103,9 +103,7 @@ def folder_of_images(folder: Path, count: int) -> Path:
     folder.mkdir()
     draw = np.random.default_rng(0)
     for k in range(count):
-        coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
-            (SIZE, SIZE), Image.Resampling.BICUBIC
-        )
+        coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         noisy = np.asarray(coarse).astype(int) + draw.integers(-6, 7, (SIZE, SIZE, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{k:04d}.png")
     return folder

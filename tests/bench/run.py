@@ -20,9 +20,7 @@ LINE = "{:<58} {:>10} {:>10} {:>6} {:>6}  {}"
 def text(row: Row) -> str:
     """A line of the table, times in milliseconds."""
     bound = "" if row.bound is None else f"{row.bound:.2f}"
-    return LINE.format(
-        row.name, f"{1e3 * row.ours:.3f}", f"{1e3 * row.peer:.3f}", f"{row.ratio:.2f}", bound, row.verdict
-    )
+    return LINE.format(row.name, f"{1e3 * row.ours:.3f}", f"{1e3 * row.peer:.3f}", f"{row.ratio:.2f}", bound, row.verdict)
 
 
 def main() -> None:
@@ -31,9 +29,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; all by default")
     parser.add_argument("--json", action="store_true", help="a list of objects, times in seconds")
     parser.add_argument("--small", action="store_true", help="each once at its smallest size, to see that it runs")
-    parser.add_argument(
-        "--threads", type=int, default=2, help="of torch; 1 is steadier on a machine that does other work"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="of torch; 1 is steadier on a machine that does other work")
     options = parser.parse_args()
     unknown = set(options.names) - set(NAMES)
     if unknown:

@@ -44,9 +44,7 @@ def images_of(content: Tensor, size: int = 1000) -> list[Images]:
     return [Images(content[rows], None, rows.tolist()) for rows in torch.arange(len(content)).split(size)]
 
 
-def estimated(
-    network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any
-) -> Found:
+def estimated(network: Any, content: Tensor, specs: Sequence[str] = tuple(ESTIMATORS), gaussian: Any = None, **how: Any) -> Found:
     """Estimates on images of an exact denoiser."""
     asked = measured(network, len(content), **how)
     schedule = parse_schedule("uniform", LOW, asked.high)
@@ -54,9 +52,7 @@ def estimated(
     return estimate_likelihoods(asked, images_of(content), schedule, parse_estimators(specs), known)
 
 
-def bound_of(
-    network: Any, images: list[Images], schedule: str = "uniform", population: float = math.inf, **how: Any
-) -> Bound:
+def bound_of(network: Any, images: list[Images], schedule: str = "uniform", population: float = math.inf, **how: Any) -> Bound:
     target_se = how.pop("target_se", None)
     asked = measured(network, population, **how)
     return estimate.estimate_bound(asked, images, parse_schedule(schedule, LOW, asked.high), target_se).bound

@@ -61,9 +61,7 @@ def test_bin_sums_are_a_histogram(seed, n):
     sums.add(torch.from_numpy(lam[half:]), torch.from_numpy(error[half:]))
     found = sums.take().numpy()
     for row, weight in enumerate((np.ones(n), error, error**2)):
-        np.testing.assert_allclose(
-            found[row], np.histogram(lam, 28, (-6, 8), weights=weight)[0], rtol=1e-12, atol=1e-12
-        )
+        np.testing.assert_allclose(found[row], np.histogram(lam, 28, (-6, 8), weights=weight)[0], rtol=1e-12, atol=1e-12)
 
 
 def test_the_ends_and_levels_beyond_them_belong_to_the_outer_bins_and_taking_sums_starts_from_zero():
@@ -106,9 +104,7 @@ def test_criteria_are_the_mean_the_root_of_the_second_moment_and_the_deviation(m
 def test_each_criterion_has_the_least_variance_of_its_kind(mean, spread):
     moments = moments_of(mean, spread)
     plain = parse_weighting("elbo")
-    variance = {
-        name: loss_variance(moments, plain, fit_schedule(moments, plain, name, 1e-9).density) for name in OF_ERRORS
-    }
+    variance = {name: loss_variance(moments, plain, fit_schedule(moments, plain, name, 1e-9).density) for name in OF_ERRORS}
     assert variance["second-moment"][0] <= min(v[0] for v in variance.values()) * (1 + 1e-9) + 1e-12
     assert variance["std"][1] <= min(v[1] for v in variance.values()) * (1 + 1e-9)
 

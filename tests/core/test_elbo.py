@@ -116,9 +116,7 @@ def test_the_weighted_loss_is_an_integral_of_bounds_whatever_the_denoiser(spec, 
     start = torch.from_numpy(edges[:-1]).repeat_interleave(8)
     node, weight = np.polynomial.legendre.leggauss(8)
     half = (at - start)[:, None] / 2
-    inner = (
-        0.5 * wrong_error(start[:, None] + half + half * torch.from_numpy(node)) * half * torch.from_numpy(weight)
-    ).sum(1)
+    inner = (0.5 * wrong_error(start[:, None] + half + half * torch.from_numpy(node)) * half * torch.from_numpy(weight)).sum(1)
     bound = kl + below[:-1].repeat_interleave(8) + inner
     ends = w(torch.tensor([low, high], dtype=torch.float64))
     right = float(-(w.slope(at) * bound * share).sum() + ends[1] * (kl + below[-1]) - ends[0] * kl)
@@ -172,8 +170,7 @@ def test_the_density_comes_right_with_the_order_of_the_sampler(mixture, sampler,
     away = z[..., None] - level.sigmoid().sqrt() * mean
     exact = (share.log() - 0.5 * away**2 / spread - 0.5 * (2 * math.pi * spread).log()).logsumexp(-1).sum((1, 2))
     coarse, fine = (
-        (log_density(z, with_trace(mixture.denoise, None), high, low, steps, sampler) - exact).abs().mean()
-        for steps in (64, 128)
+        (log_density(z, with_trace(mixture.denoise, None), high, low, steps, sampler) - exact).abs().mean() for steps in (64, 128)
     )
     assert float((coarse / fine).log2()) == pytest.approx(order, abs=0.3)
     assert float(fine) < error

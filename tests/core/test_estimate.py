@@ -142,9 +142,7 @@ def test_any_split_of_the_stream_gives_numpys_mean_and_covariance(sizes, width, 
     found = moments.moments()
     assert found.n == len(features)
     np.testing.assert_allclose(found.mu, features.mean(0), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(
-        found.sigma, np.cov(features, rowvar=False).reshape(width, width), rtol=1e-10, atol=1e-12
-    )
+    np.testing.assert_allclose(found.sigma, np.cov(features, rowvar=False).reshape(width, width), rtol=1e-10, atol=1e-12)
 
 
 def test_single_precision_far_from_the_origin_keeps_its_digits():

@@ -191,9 +191,7 @@ def test_a_named_weighting_is_its_objective_at_the_declared_scale(name):
 # Modifiers
 
 
-@pytest.mark.parametrize(
-    "base", ["v-mse", "x-mse:min-snr:3", "edm-mse:sigma_data=1", "eps-mse:sigmoid:bias=1", "x-mse:snr+1"]
-)
+@pytest.mark.parametrize("base", ["v-mse", "x-mse:min-snr:3", "edm-mse:sigma_data=1", "eps-mse:sigmoid:bias=1", "x-mse:snr+1"])
 @pytest.mark.parametrize("words", ["shift=1.5", "monotone", "shift=-2,monotone"])
 def test_modifiers_stand_left_of_the_schedule_and_read_back(base, words):
     joint = "," if ":" in base else ":"

@@ -22,9 +22,7 @@ def by_scipy(a, b):
 
 
 @pytest.mark.parametrize("decay", [0, 0.5, 2])
-@pytest.mark.parametrize(
-    ("n", "m"), [(400, 300), (30, 300), (300, 30), (30, 25), (41, 400)], ids=lambda n: f"{n} for 40"
-)
+@pytest.mark.parametrize(("n", "m"), [(400, 300), (30, 300), (300, 30), (30, 25), (41, 400)], ids=lambda n: f"{n} for 40")
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_it_is_scipys_also_where_ranks_are_short(n, m, decay):
     a, b = drawn(n, 40, 1, decay), drawn(m, 40, 2, decay)

@@ -41,9 +41,7 @@ def structured(seed, n=150, m=130, width=8):
     draw = np.random.default_rng(seed)
     centres = draw.normal(size=(3, width)) * 4 + 10
     scales = np.geomspace(1, 1e-2, width)
-    first, second = (
-        centres[draw.integers(3, size=count)] + draw.normal(size=(count, width)) * scales for count in (n, m)
-    )
+    first, second = (centres[draw.integers(3, size=count)] + draw.normal(size=(count, width)) * scales for count in (n, m))
     first[: n // 4] = second[: n // 4]
     return first, second
 
@@ -121,9 +119,7 @@ def test_a_metric_of_somebody_else_is_one_declaration():
     """With an option of its own and a number that goes by the network."""
     try:
 
-        @metric(
-            "spread", formula="E|x|^power", numbers=[Number("spread")], options=[Option("power", 2, "Of the norm.")]
-        )
+        @metric("spread", formula="E|x|^power", numbers=[Number("spread")], options=[Option("power", 2, "Of the norm.")])
         def spread(samples, reference, options):
             return {"spread": float(samples.values.abs().pow(options.power).mean())}
 

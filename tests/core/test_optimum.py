@@ -74,9 +74,7 @@ def test_blocks_and_classes_are_those_of_one_softmax(count, dimensions, batch, s
         sums.add(images[part.start : part.stop], own(part, 2), labels[part.start : part.stop])
     mates = torch.stack([(labels == label).sum() - 1 for label in labels[:2]]).double()
     found = sums.values(torch.full((2,), count - 1.0, dtype=torch.float64), mates)
-    for kind, among in enumerate(
-        ([torch.ones(count, dtype=torch.bool)] * 2, [labels == label for label in labels[:2]])
-    ):
+    for kind, among in enumerate(([torch.ones(count, dtype=torch.bool)] * 2, [labels == label for label in labels[:2]])):
         for source in range(2):
             x = images[among[source]] * unit
             for half in range(2):

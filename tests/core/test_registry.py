@@ -32,9 +32,7 @@ def made(**params):
 @pytest.fixture
 def shapes():
     registry = Registry("shape")
-    registry.declare("circle", formula="r^2", source="Euclid", positive=["r"], within={"x": (-2, 2)}, r=1.0, x=0.0)(
-        made
-    )
+    registry.declare("circle", formula="r^2", source="Euclid", positive=["r"], within={"x": (-2, 2)}, r=1.0, x=0.0)(made)
     registry.declare("dot")(made)
     registry.declare("ring", r=1.0)(made)
     return registry
@@ -106,9 +104,7 @@ nn.extractors nn.presets"""
 
 def test_names_are_read_without_importing_what_computes():
     imports = "; ".join(f"import elbocli.{module}" for module in MODULES.split())
-    done = run_code(
-        f"{imports}; import sys; print(sorted({{'torch', 'numpy', 'h5py', 'PIL', 'click'}} & {{*sys.modules}}))"
-    )
+    done = run_code(f"{imports}; import sys; print(sorted({{'torch', 'numpy', 'h5py', 'PIL', 'click'}} & {{*sys.modules}}))")
     assert done.stdout == b"[]\n"
 
 

@@ -72,9 +72,7 @@ def walked(mixture, spec, steps):
         return walk(sampler, quantiles(2000), time_grid(schedule, steps), mixture.denoise, no_noise)
     sobol = torch.quasirandom.SobolEngine(steps + 1, scramble=True, seed=0)
     draws = iter(torch.special.ndtri(sobol.draw(2**16, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)).T.contiguous())
-    return walk(
-        sampler, next(draws), time_grid(schedule, steps), wanted_by(sampler, mixture.denoise), lambda: next(draws)
-    )
+    return walk(sampler, next(draws), time_grid(schedule, steps), wanted_by(sampler, mixture.denoise), lambda: next(draws))
 
 
 def test_every_sampler_is_here():
@@ -97,8 +95,7 @@ def test_moments_at_64_steps(mixture, spec):
 def test_a_walk_along_the_equation_converges_with_its_order(mixture, spec, order):
     z, schedule = quantiles(500), parse_schedule(parse_sampler(spec).traits.grid, LOW, HIGH, clip=True)
     truth, *ends = (
-        walk(parse_sampler(spec), z, time_grid(schedule, steps + 1), mixture.denoise, no_noise)
-        for steps in (2048, 32, 64)
+        walk(parse_sampler(spec), z, time_grid(schedule, steps + 1), mixture.denoise, no_noise) for steps in (2048, 32, 64)
     )
     errors = np.array([float((end - truth).square().mean().sqrt()) for end in ends])
     np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), order, atol=0.15)
@@ -174,9 +171,7 @@ def test_the_true_data_keeps_the_marginal_whatever_the_noise(spec, now, up):
 def test_ddpms_noise_interpolates_between_small_and_large(now, up, gamma):
     fresh = 1 - math.exp(-up)
     small, large = (fresh * alpha_sigma(at)[1] ** 2 for at in (now + up, now))
-    with_noise, without = (
-        step(f"ddpm:gamma={gamma}", None, Move(now, now + up), xi=xi)[0] for xi in (XI * 0 + 1, XI * 0)
-    )
+    with_noise, without = (step(f"ddpm:gamma={gamma}", None, Move(now, now + up), xi=xi)[0] for xi in (XI * 0 + 1, XI * 0))
     np.testing.assert_allclose((with_noise - without) ** 2, small ** (1 - gamma) * large**gamma, rtol=1e-7)
 
 
@@ -195,9 +190,7 @@ def test_a_step_is_that_of_the_papers_algorithm_2(now, back, up):
 @given(st.floats(-12, 12), st.floats(0.01, 4), st.floats(0.01, 4))
 def test_with_little_noise_it_is_the_deterministic_one(now, back, up):
     move = Move(now, now + up, now - back)
-    np.testing.assert_allclose(
-        step("dpmpp-2m-sde:eta=1e-14", LAST, move)[0], step("dpmpp-2m", LAST, move)[0], atol=1e-6
-    )
+    np.testing.assert_allclose(step("dpmpp-2m-sde:eta=1e-14", LAST, move)[0], step("dpmpp-2m", LAST, move)[0], atol=1e-6)
 
 
 @given(st.floats(-12, 12), st.floats(0.01, 4))

@@ -106,9 +106,7 @@ def test_any_subset_is_adms(count, data):
 
 def test_declared_timesteps_are_walked_as_adm_does_and_others_evenly(tmp_path):
     declared, config = parse_schedule("t-linear"), tmp_path / "scheduler_config.json"
-    config.write_text(
-        '{"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}'
-    )
+    config.write_text('{"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}')
     same = resolve_schedule(str(config))
     names = [usual_spacing(each).name for each in (declared, parse_schedule("cosine"), same)]
     assert names == ["timesteps", "even", "even"]
@@ -378,9 +376,7 @@ def test_images_of_edm_are_told_apart_by_its_seeds():
 EDGES = bin_edges(-8.0, 8.0, 50)
 
 
-@pytest.mark.parametrize(
-    ("grid", "weight"), [("entropic", lambda lam: lam * 0 + 1), ("rescaled", lambda lam: (-lam / 2).exp())]
-)
+@pytest.mark.parametrize(("grid", "weight"), [("entropic", lambda lam: lam * 0 + 1), ("rescaled", lambda lam: (-lam / 2).exp())])
 def test_a_grid_spends_equal_steps_of_a_normals_entropy(grid, weight):
     """I(x; z) of N(0, .09) is ½ log(1 + .09 e^λ), and its slope half the error; rescaled, weighed by σ/α."""
     mean = (0.09 * EDGES.exp()).log1p().diff() / EDGES.diff()

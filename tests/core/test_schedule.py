@@ -155,9 +155,7 @@ def test_a_range_beyond_the_curve_is_refused_at_either_end_or_clipped():
     assert (clipped.logsnr_min, clipped.logsnr_max) == (clipped.support[0], 5)
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(1, 1), (-60, 0), (0, 60), (math.nan, 1), (0, math.nan), (0, math.inf), (2, 2.0009)]
-)
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (-60, 0), (0, 60), (math.nan, 1), (0, math.nan), (0, math.inf), (2, 2.0009)])
 def test_a_range_that_does_not_rise_within_the_limit_is_refused(low, high):
     with pytest.raises(UsageError):
         parse_schedule("cosine", low, high)

@@ -208,9 +208,7 @@ def test_an_inverse_square_root_is_constant_until_its_reference_whatever_the_num
     assert math.isclose(LR_DECAYS["rsqrt"](280_000, 1), 0.5)
 
 
-@pytest.mark.parametrize(
-    "spec", ["cosine:final=-.1", "linear:final=1.5", "rsqrt:ref=0", "rsqrt:final=0", "constant:final=1"]
-)
+@pytest.mark.parametrize("spec", ["cosine:final=-.1", "linear:final=1.5", "rsqrt:ref=0", "rsqrt:final=0", "constant:final=1"])
 def test_a_rate_that_cannot_be_is_refused(spec):
     with pytest.raises(UsageError):
         LR_DECAYS.parse(spec)

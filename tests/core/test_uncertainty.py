@@ -97,9 +97,7 @@ ASKED = torch.linspace(-3, 4.6, 39, dtype=torch.float64)
 def test_the_learned_weighting_is_edm2s_with_a_network_for_u():
     """EDM2's loop, restated: D and u by one loss, (ω/e^u) ‖D − x‖²/n + u. Ours is learned by averages of the same errors."""
     network, log_variance = small_network(), LogVariance()
-    optimizer = torch.optim.Adam(
-        [{"params": network.parameters()}, {"params": log_variance.parameters(), "lr": 1e-2}], 3e-3
-    )
+    optimizer = torch.optim.Adam([{"params": network.parameters()}, {"params": log_variance.parameters(), "lr": 1e-2}], 3e-3)
     draw = torch.Generator().manual_seed(2)
     online, sums = AdaptiveSchedule(EDGES), BinSums(LOW, HIGH)
     for step in range(STEPS):
@@ -156,9 +154,7 @@ def test_it_begins_as_the_plain_squared_error_of_the_networks_output():
 
 def test_monotone_it_never_rises(mixture):
     error = exact_error(mixture, MIDDLE)
-    plain, held = (
-        parse_weighting(text).knowing(EDM2, MIDDLE, error) for text in ("uncertainty", "uncertainty:monotone")
-    )
+    plain, held = (parse_weighting(text).knowing(EDM2, MIDDLE, error) for text in ("uncertainty", "uncertainty:monotone"))
     assert plain.rising(LOW, HIGH) and not held.rising(LOW, HIGH)
     assert bool((held(MIDDLE) >= plain(MIDDLE)).all())
 

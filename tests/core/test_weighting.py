@@ -371,9 +371,7 @@ def test_intervals_are_named_in_a_line_however_many_there_are():
 
 
 @pytest.mark.parametrize("shift", [0, 0.7])
-@pytest.mark.parametrize(
-    "spec", ["v-mse:monotone@edm-sample", "u-mse:monotone@fm-ot", "edm:monotone", "iddpm:monotone"]
-)
+@pytest.mark.parametrize("spec", ["v-mse:monotone@edm-sample", "u-mse:monotone@fm-ot", "edm:monotone", "iddpm:monotone"])
 def test_a_weighting_held_monotone_never_rises(spec, shift):
     weighting = parse_weighting(spec, shift=shift)
     for low, high in ((-15, 15), (-50, 50)):

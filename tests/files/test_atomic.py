@@ -131,9 +131,7 @@ def test_files_have_the_permissions_that_the_umask_leaves(write, tmp_path):
 
 
 def test_closed_streams_leave_the_file_to_its_writer(tmp_path):
-    code = (
-        "import os, sys; os.closerange(0, 3); from pathlib import Path; from elbocli.files.atomic import write_text\n"
-    )
+    code = "import os, sys; os.closerange(0, 3); from pathlib import Path; from elbocli.files.atomic import write_text\n"
     done = run_code(code + "write_text(Path(sys.argv[1]), 'whole'); print('said'); os._exit(0)", tmp_path / "file")
     assert done.returncode in (0, 1) and tree(tmp_path) == {Path("file"): b"whole"}
 

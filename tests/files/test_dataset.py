@@ -323,9 +323,7 @@ def test_the_conventions_are_those_of_their_sources():
 
 
 def test_listing_the_conventions_imports_no_numbers(python):
-    listed = (
-        "import sys, elbocli.files.latents; print({'numpy', 'torch', 'h5py', 'msgspec', 'logging'} & set(sys.modules))"
-    )
+    listed = "import sys, elbocli.files.latents; print({'numpy', 'torch', 'h5py', 'msgspec', 'logging'} & set(sys.modules))"
     assert python(listed) == "set()\n"
 
 

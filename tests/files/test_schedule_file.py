@@ -157,9 +157,7 @@ def levels(config):
         "linear": first + (last - first) * part,
         "scaled_linear": (first**0.5 + (last**0.5 - first**0.5) * part) ** 2,
         "sigmoid": first + (last - first) / (1 + np.exp(6 - 12 * part)),
-        "squaredcos_cap_v2": np.minimum(
-            0.999, 1 - cosine(np.arange(1, count + 1) / count) / cosine(np.arange(count) / count)
-        ),
+        "squaredcos_cap_v2": np.minimum(0.999, 1 - cosine(np.arange(1, count + 1) / count) / cosine(np.arange(count) / count)),
     }[config["beta_schedule"]]
     abar = np.cumprod(1 - np.array(config.get("trained_betas", beta)))
     count = len(abar)

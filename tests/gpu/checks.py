@@ -43,9 +43,7 @@ def cuda_tests(session: Session) -> Iterator[Row]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     line = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "-m", "cuda", FILE]
     line += ["--collect-only"] if session.device == "cpu" else []
-    done = subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=session.left, check=False
-    )
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=session.left, check=False)
     print(done.stdout, done.stderr)
     for name, reason in re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", done.stdout, re.M):
         yield Row(name.rpartition("::")[2], "failed", ok=False, note=reason[:200])
@@ -132,9 +130,7 @@ def host_waits(session: Session) -> Iterator[Row]:
             with on.arithmetic(precision, device):
                 step = training_step(TrainState(settings, data[kind]))
                 yield watched(f"{family}, {precision}, training_step", device, step, WARM, STEPS)
-            run = opened(
-                on.untrained(data[kind], session.folder / f"{family} {precision}", settings), precision, device
-            )
+            run = opened(on.untrained(data[kind], session.folder / f"{family} {precision}", settings), precision, device)
             # Samplers walk alike whatever the network: one family tries them all.
             for spec in SAMPLERS if first and not (session.small and precision != "fp32") else SAMPLERS[:1]:
                 walk = walking(run, spec, precision, device)
@@ -241,9 +237,7 @@ def out_of_memory(session: Session) -> Iterator[Row]:
             yield Row(f"{precision}: loss after 3 steps of so many", loss, ok=math.isfinite(loss))
             if cuda:
                 used = torch.cuda.max_memory_reserved()
-                yield Row(
-                    f"{precision}: memory reserved, of {on.LIMIT / 1e9:.2f} GB", used / 1e9, "GB", ok=used <= on.LIMIT
-                )
+                yield Row(f"{precision}: memory reserved, of {on.LIMIT / 1e9:.2f} GB", used / 1e9, "GB", ok=used <= on.LIMIT)
                 torch.cuda.reset_peak_memory_stats()
             del state
 
@@ -308,9 +302,7 @@ def end_to_end(session: Session) -> Iterator[Row]:
     done = ended(session, "sample", "run", "-n", 32, "--steps", 8, "-o", "drawn.npy", *device)
     fine = done.returncode == 0 and np.load(session.folder / "drawn.npy").shape == (32, 8, 8, 1)
     yield Row("sample", f"exit {done.returncode}", ok=fine, note=done.stderr[-200:].strip() if not fine else "")
-    lacking = [
-        package for module, package in (("scipy", "scipy"), ("torch_fidelity", "torch-fidelity")) if not has(module)
-    ]
+    lacking = [package for module, package in (("scipy", "scipy"), ("torch_fidelity", "torch-fidelity")) if not has(module)]
     if lacking:
         yield Row("eval", "skipped", note=f"{' and '.join(lacking)} not installed")
         return

@@ -64,9 +64,7 @@ def _card() -> Iterator[Row]:
         yield Row(name.replace(".", " ").replace("_", " "), value)
     yield Row("CUDA of torch", str(torch.version.cuda))
     yield Row("cuDNN", str(torch.backends.cudnn.version()))
-    yield Row(
-        "NCCL", ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none"
-    )
+    yield Row("NCCL", ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none")
 
 
 def rows(session: Session) -> Iterator[Row]:
@@ -75,9 +73,7 @@ def rows(session: Session) -> Iterator[Row]:
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device; --device cpu runs all of this small")
         yield from _card()
-    yield Row(
-        "processor", f"{platform.machine()}, {os.cpu_count()} cores", note=f"torch uses {torch.get_num_threads()}"
-    )
+    yield Row("processor", f"{platform.machine()}, {os.cpu_count()} cores", note=f"torch uses {torch.get_num_threads()}")
     yield Row("python", platform.python_version())
     yield Row("elbo", __version__, note=_said("git", "describe", "--always", "--dirty"))
     yield Row("torch", str(torch.__version__))

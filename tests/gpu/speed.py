@@ -112,9 +112,7 @@ def measured(case: Case, session: Session, data: Dataset, way: Way, micro_batch:
     with on.arithmetic(way.precision, session.device):
         if way.bare:
             device = torch.device(session.device)
-            bare = Bare(
-                data, settings.network, batch, device, way.precision, way.compile, settings.settings.micro_batch
-            )
+            bare = Bare(data, settings.network, batch, device, way.precision, way.compile, settings.settings.micro_batch)
             found = rate(bare.step, batch, session)
         else:
             found = rate(step_of(TrainState(settings, data)), batch, session)
@@ -211,9 +209,7 @@ class Drawing:
     @property
     def name(self) -> str:
         """Name in rows."""
-        return (
-            f"{self.precision}{ {'off': '', 'graphs': ', CUDA graphs', 'on': ', CUDA graphs, compiled'}[self.compile] }"
-        )
+        return f"{self.precision}{ {'off': '', 'graphs': ', CUDA graphs', 'on': ', CUDA graphs, compiled'}[self.compile] }"
 
 
 DRAWINGS = (
@@ -305,9 +301,7 @@ def kernels(session: Session) -> Iterator[Row]:
         settings = settings_of(IMAGENET64, session, data, way, 4 if session.small else MICRO_BATCH)
         with on.arithmetic(way.precision, session.device):
             seen = profiled(step_of(TrainState(settings, data)), cuda)
-        events = [
-            (e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in seen.key_averages()
-        ]
+        events = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in seen.key_averages()]
         whole = sum(took for _, took, _ in events)
         yield Row(f"{way.name}: time of all kernels", whole / 1e3, "ms", ok=whole > 0)
         for key, took, count in sorted(events, key=lambda event: -event[1])[:SHOWN]:

@@ -74,9 +74,7 @@ def test_all_of_it_runs_small_on_a_cpu(started):
     code, report, table = started(str(GPU / "run.py"), "--budget", "480")
     found = steps_of(report)
     assert len(found) == 14
-    assert {name: (step["status"], step["message"]) for name, step in found.items()} == dict.fromkeys(
-        found, ("done", "")
-    )
+    assert {name: (step["status"], step["message"]) for name, step in found.items()} == dict.fromkeys(found, ("done", ""))
     assert code == 0 and (report["format"], report["device"], report["small"]) == ("elbo-gpu", "cpu", True)
     rows = {name: {row["name"]: row["value"] for row in step["rows"]} for name, step in found.items()}
     assert {"torch", "python", "elbo", "numpy", "C compiler", "torch-fidelity"} <= rows["environment"].keys()
@@ -94,9 +92,7 @@ def test_what_is_absent_is_skipped_by_name(started, tmp_path):
     """A machine that has nothing but what elbo trains with; torch itself asks for some of these and goes on without."""
     for name in ABSENT:
         (tmp_path / "absent" / name).mkdir(parents=True)
-        (tmp_path / "absent" / name / "__init__.py").write_text(
-            f"raise ModuleNotFoundError('no {name}', name='{name}')\n"
-        )
+        (tmp_path / "absent" / name / "__init__.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')\n")
     line = [str(GPU / "run.py"), "environment", "cuda tests", "cpu and device agree", "inception", "end to end"]
     code, report, _ = started(*line, PYTHONPATH=str(tmp_path / "absent"))
     found = steps_of(report)
@@ -119,9 +115,7 @@ def test_what_is_absent_is_skipped_by_name(started, tmp_path):
 def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started, tmp_path):
     (tmp_path / "fake.py").write_text(FAKE)
     names = ("good", "again", "bad", "wrong", "absent", "dies", "hangs", "again")
-    steps = ", ".join(
-        f"Step('{name} {n}', 'fake.{name}', {16 if name == 'again' and n else 1})" for n, name in enumerate(names)
-    )
+    steps = ", ".join(f"Step('{name} {n}', 'fake.{name}', {16 if name == 'again' and n else 1})" for n, name in enumerate(names))
     code = f"import sys; sys.path[:0] = [{str(GPU)!r}, {str(tmp_path)!r}]; import run; from worker import Step; run.STEPS = ({steps},); run.main()"
     code, report, table = started("-c", code, "--budget", "18")
     found = steps_of(report)
@@ -160,9 +154,7 @@ def test_a_card_is_described(monkeypatch, tmp_path):
     for folder in (GPU, tmp_path):
         monkeypatch.syspath_prepend(str(folder))
     environment = import_module("environment")
-    (tmp_path / "nvidia-smi").write_text(
-        "#!/bin/sh\necho '580.1, 1980 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W, 81559 MiB'\n"
-    )
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '580.1, 1980 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 700.00 W, 81559 MiB'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     properties = SimpleNamespace(major=9, minor=0, multi_processor_count=132, total_memory=85 * 10**9)

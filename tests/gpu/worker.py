@@ -82,9 +82,7 @@ class Report:
         lines = [f"device {self.device}{', small: no measurement' if self.small else ''}, started {self.started}"]
         for step in self.steps:
             lines.append("")
-            lines.append(
-                f"{step.name}: {step.status}, {step.seconds:.1f} s{f': {step.message}' if step.message else ''}"
-            )
+            lines.append(f"{step.name}: {step.status}, {step.seconds:.1f} s{f': {step.message}' if step.message else ''}")
             for row in step.rows:
                 bad = "" if row.ok else "  NOT AS IT MUST BE"
                 note = f"  ({row.note})" if row.note else ""

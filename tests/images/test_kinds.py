@@ -66,10 +66,7 @@ def test_an_npz_or_npy_without_labels_is_one_class(tmp_path, save):
     [
         ({"arr_0": ROWS.astype(np.float32)}, "float32"),
         ({"arr_0": ROWS.transpose(0, 3, 1, 2)}, "expected uint8"),
-        *(
-            ({"arr_0": ROWS[:2], "arr_1": np.array(labels)}, "arr_1")
-            for labels in ([1, 2, 3], [0.5, 1], [[1, 2]], ["a", "b"])
-        ),
+        *(({"arr_0": ROWS[:2], "arr_1": np.array(labels)}, "arr_1") for labels in ([1, 2, 3], [0.5, 1], [[1, 2]], ["a", "b"])),
         ({"arr_0": ROWS[:2], "arr_1": np.array([0, -1])}, "-1"),
         ({"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, "mu"),
     ],

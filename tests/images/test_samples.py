@@ -288,9 +288,7 @@ def test_a_bad_header_is_refused_before_memory_is_taken(data):
 @pytest.mark.parametrize("hostile", ["arr_0", "arr_1", None])
 def test_a_pickle_is_refused_and_not_run(tmp_path, images, bomb, npy, hostile):
     pickled = np.array([bomb, bomb], object)
-    np.savez(
-        tmp_path / "x.npz", allow_pickle=True, **{"arr_0": images(2), "arr_1": np.arange(2), str(hostile): pickled}
-    )
+    np.savez(tmp_path / "x.npz", allow_pickle=True, **{"arr_0": images(2), "arr_1": np.arange(2), str(hostile): pickled})
     with pytest.raises(FormatError):
         read(tmp_path / "x.npz" if hostile else io.BytesIO(npy(pickled)))
     assert not bomb.went_off

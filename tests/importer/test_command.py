@@ -128,9 +128,7 @@ EDM: dict[str, Any] = {"map_layer0.weight": torch.zeros(8, 8), f"enc.{LONG}x{LON
     ],
     ids=range(11),
 )
-def test_a_checkpoint_or_an_option_that_does_not_fit_is_named(
-    change, words, code, word, elbo, plugin, weights, tmp_path
-):
+def test_a_checkpoint_or_an_option_that_does_not_fit_is_named(change, words, code, word, elbo, plugin, weights, tmp_path):
     torch.save(change(weights), tmp_path / "w.pt")
     result = elbo("import", "w.pt", "run", *words, *plugin, cwd=tmp_path)
     assert result.returncode == code and word in result.stderr.decode(), result.stderr

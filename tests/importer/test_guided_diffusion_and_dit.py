@@ -114,9 +114,7 @@ def test_guided_diffusions_outputs_are_its_formulas(shape, attention, heads, lev
     ],
     ids=["64", "128", "256", "256 without classes, and LSUN", "512"],
 )
-def test_published_shapes_are_known_and_have_the_published_number_of_parameters(
-    size, shape, millions, attention, betas
-):
+def test_published_shapes_are_known_and_have_the_published_number_of_parameters(size, shape, millions, attention, betas):
     """Without memory. Table 1 and appendix I of arXiv:2105.05233 have the numbers."""
     usual = {"size": size, "channels": 256, "blocks": 2, "attention": (32, 16, 8)}
     source = Source(Path("diffusion.pt"))

@@ -282,9 +282,7 @@ def test_a_program_that_does_not_fit_is_named(name, said, code, word, elbo, prog
     assert not (tmp_path / "run").exists()
 
 
-def test_a_program_is_neither_guided_without_its_null_class_nor_trained_nor_changed(
-    elbo, program, steps, digits, tmp_path
-):
+def test_a_program_is_neither_guided_without_its_null_class_nor_trained_nor_changed(elbo, program, steps, digits, tmp_path):
     assert elbo("import", program, "run", *LEVELS, "--classes", 10, cwd=tmp_path).returncode == 0
     (tmp_path / "p.yaml").write_text("network: {family: program, file: network.pt2, sha256: abc}\ntrain: {steps: 3}\n")
     for words, word in (

@@ -164,9 +164,7 @@ def test_images_are_spread_over_the_file(digits):
             assert np.array_equal(images[group.images[at]], data.batch([row])[0])
 
 
-@pytest.mark.parametrize(
-    ("classes", "shown", "each"), [(1, 1, SHOWN), (2, 2, 32), (3, 3, 21), (16, 16, LEAST), (40, 16, LEAST)]
-)
+@pytest.mark.parametrize(("classes", "shown", "each"), [(1, 1, SHOWN), (2, 2, 32), (3, 3, 21), (16, 16, LEAST), (40, 16, LEAST)])
 def test_few_classes_have_more_images_each_and_many_are_thinned_out(classes, shown, each, tmp_path):
     labels = np.arange(80 * classes) % classes
     np.savez(tmp_path / "s.npz", arr_0=np.zeros((80 * classes, 4, 4, 1), np.uint8), arr_1=labels)

@@ -90,9 +90,7 @@ def resaved(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
 
 
 def configured(**change: Any) -> Callable[[Path], Any]:
-    return lambda folder: (folder / CONFIG).write_text(
-        json.dumps({**json.loads((folder / CONFIG).read_text()), **change})
-    )
+    return lambda folder: (folder / CONFIG).write_text(json.dumps({**json.loads((folder / CONFIG).read_text()), **change}))
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {

@@ -431,9 +431,7 @@ def switched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return seen
 
 
-def test_training_its_previews_sampling_and_decoding_run_in_their_precision(
-    latents, preset, tmp_path, short_previews, switched
-):
+def test_training_its_previews_sampling_and_decoding_run_in_their_precision(latents, preset, tmp_path, short_previews, switched):
     data, run = Dataset(latents, latents=True), tmp_path / "run"
     options = {"preset": str(preset), "steps": 2, "preview_every": 2, "val_split": 8, "val_every": 16}
     loop.run(data, run, resolve({**options, "precision": "bf16"}, data))
@@ -442,9 +440,7 @@ def test_training_its_previews_sampling_and_decoding_run_in_their_precision(
     assert switched == {"bf16", "tf32"}
 
 
-def test_bounds_encoding_scores_and_the_api_run_in_their_precision(
-    trained, digits, autoencoder, photos, tmp_path, switched
-):
+def test_bounds_encoding_scores_and_the_api_run_in_their_precision(trained, digits, autoencoder, photos, tmp_path, switched):
     run, pixels = elbocli.open_run(trained), elbocli.open_dataset(digits).batch(np.arange(2))
     network: Any = (run.network, run.prediction)
     stats = EvalSettings(metrics={}, extractor="elbo-tiny", save_stats=tmp_path / "stats.npz")

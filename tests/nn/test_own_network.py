@@ -96,9 +96,7 @@ def test_a_program_computes_what_the_module_does_with_the_weights_of_the_checkpo
     network = place(network, CPU).eval()
     for count in (1, 2, 5):
         z = images(count).contiguous(memory_format=torch.channels_last)
-        assert torch.equal(
-            network(z, LEVELS[:count], LABELS[:count]), other(images(count), LEVELS[:count], LABELS[:count])
-        )
+        assert torch.equal(network(z, LEVELS[:count], LABELS[:count]), other(images(count), LEVELS[:count], LABELS[:count]))
 
 
 @torch.no_grad()

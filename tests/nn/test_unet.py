@@ -63,9 +63,7 @@ class Rounding(TorchDispatchMode):
         return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("weights", "precision"), [*((torch.float32, name) for name in PRECISIONS), (torch.bfloat16, "bf16")]
-)
+@pytest.mark.parametrize(("weights", "precision"), [*((torch.float32, name) for name in PRECISIONS), (torch.bfloat16, "bf16")])
 @pytest.mark.parametrize("code", [LinearCode(), Fourier(8)], ids=["linear", "fourier"])
 def test_the_level_is_not_rounded_by_a_precision_nor_by_a_cards_tf32(code, weights, precision):
     """Sharded weights are in bf16 themselves."""
@@ -168,10 +166,7 @@ def with_gradients(out: Tensor, *of: Tensor | None) -> list[Tensor]:
 @EVERY
 def test_values_and_gradients_are_torchs_and_on_a_cpu_to_the_bit(scaled, silu):
     layer, given = group_norm(), inputs(scaled)
-    both = [
-        with_gradients(out, *given, *layer.parameters())
-        for out in (layer(*given, silu), plain(layer, *given, silu=silu))
-    ]
+    both = [with_gradients(out, *given, *layer.parameters()) for out in (layer(*given, silu), plain(layer, *given, silu=silu))]
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
     layer, given = group_norm(torch.float32, fused=None), inputs(scaled, torch.float32)
@@ -208,9 +203,7 @@ class Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = {id(each) for each in tree_leaves(args)}
-        self.written += [
-            (str(func), each) for each in tree_leaves(out) if isinstance(each, Tensor) and id(each) not in given
-        ]
+        self.written += [(str(func), each) for each in tree_leaves(out) if isinstance(each, Tensor) and id(each) not in given]
         return out
 
 
@@ -220,9 +213,7 @@ def test_no_image_is_widened_laid_out_anew_or_kept_but_the_first(scaled, silu):
     kept = dict[int, Tensor]()
     with (
         Kernels() as kernels,
-        torch.autograd.graph.saved_tensors_hooks(
-            lambda each: kept.setdefault(each.data_ptr(), each), lambda each: each
-        ),
+        torch.autograd.graph.saved_tensors_hooks(lambda each: kept.setdefault(each.data_ptr(), each), lambda each: each),
     ):
         out = layer(x, *rest, silu)
     assert [each.data_ptr() for each in kept.values() if each.numel() >= x.numel()] == [x.data_ptr()]

@@ -125,9 +125,7 @@ def attended(part: Tensors, x: Tensor, heads: int, new_order: bool) -> Tensor:
     return x + (part["proj_out.weight"][:, :, 0] @ mixed + part["proj_out.bias"][:, None]).view_as(x)
 
 
-def network(
-    tensors: Tensors, x: Tensor, timestep: Tensor, labels: Tensor | None, heads: int | None, new_order: bool
-) -> Tensor:
+def network(tensors: Tensors, x: Tensor, timestep: Tensor, labels: Tensor | None, heads: int | None, new_order: bool) -> Tensor:
     """All outputs at timesteps [B], a number that may be a fraction, labels [B] int64. heads: None is one for 64 channels."""
     half = tensors["time_embed.0.weight"].shape[1] // 2
     angle = timestep[:, None] * torch.exp(-math.log(10_000) * torch.arange(half, dtype=timestep.dtype) / half)

@@ -147,9 +147,7 @@ def block(tensors: Tensors, name: str, x: Tensor, embedding: Tensor) -> Tensor:
     if f"{name}.attn_qkv.weight" in tensors:
         count = x.shape[1]
         heads = count // 64
-        q, k, v = scaled(
-            layer(tensors, f"{name}.attn_qkv", x).reshape(len(x), heads, count // heads, 3, -1), [2]
-        ).unbind(3)
+        q, k, v = scaled(layer(tensors, f"{name}.attn_qkv", x).reshape(len(x), heads, count // heads, 3, -1), [2]).unbind(3)
         share = torch.softmax(torch.einsum("bhcq,bhck->bhqk", q, k) / math.sqrt(count // heads), -1)
         h = torch.einsum("bhqk,bhck->bhcq", share, v).reshape(x.shape)
         x = mixed(x, layer(tensors, f"{name}.attn_proj", h), 0.3)

@@ -175,18 +175,14 @@ def test_a_run_records_its_space_and_its_log_the_dimensions(latents, run):
     assert json.loads((run / "losslog.jsonl").read_text().splitlines()[0])["dimensions"] == 8 * 8 * 4
 
 
-def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(
-    autoencoder, pack_latents, preset, changed, tmp_path
-):
+def test_a_changed_space_is_refused_and_a_moved_autoencoder_is_not(autoencoder, pack_latents, preset, changed, tmp_path):
     copy, moved = changed(), pack_latents(Path(shutil.copytree(autoencoder, tmp_path / "moved")))
     assert any("done, 12 steps" in line for line in train(moved, copy, preset, steps=12, preview_every=6))
     with pytest.raises(UsageError, match="latent_input"):
         train(pack_latents(autoencoder, convention="edm2"), copy, preset, steps=12)
 
 
-def test_without_the_autoencoder_training_asks_for_no_previews_and_flips_never(
-    autoencoder, pack_latents, preset, tmp_path
-):
+def test_without_the_autoencoder_training_asks_for_no_previews_and_flips_never(autoencoder, pack_latents, preset, tmp_path):
     moved = Path(shutil.copytree(autoencoder, tmp_path / "moved"))
     path = pack_latents(moved)
     shutil.rmtree(moved)

@@ -223,9 +223,7 @@ class Calls(TorchDispatchMode):
             return type(out)(parts)
         return out
 
-    def _returned(
-        self, out: Tensor, changed: list[int | str | None], args: Any, kwargs: dict[str, Any], card: Card
-    ) -> Tensor:
+    def _returned(self, out: Tensor, changed: list[int | str | None], args: Any, kwargs: dict[str, Any], card: Card) -> Tensor:
         where = changed[0] if changed else None
         if where is None:
             return self._on(out, card)

@@ -113,9 +113,7 @@ def test_an_fp32_bound_is_strict(run):
 
 
 def test_fp32_latents_are_strict(autoencoder, photos):
-    assert (
-        rounded_by(lambda: LatentEncoder(autoencoder, 16, device="cuda", precision="fp32").rows(list(photos[:1]))) == []
-    )
+    assert rounded_by(lambda: LatentEncoder(autoencoder, 16, device="cuda", precision="fp32").rows(list(photos[:1]))) == []
 
 
 def test_features_are_strict(photos, tmp_path):

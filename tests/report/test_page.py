@@ -82,9 +82,7 @@ def test_a_page_needs_nothing_but_itself_and_is_the_same_bytes_every_time(count,
     assert not {"script", "link", "iframe", "object", "embed"} & set(read.tags)
     names = [value for name, value in read.attributes if name == "id"]
     assert len(names) == len(set(names))
-    assert {value[1:] for value in addresses if value[0] == "#"} | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(
-        names
-    )
+    assert {value[1:] for value in addresses if value[0] == "#"} | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(names)
 
 
 def test_strings_of_strangers_are_shown_as_text(copy, runs):

@@ -135,9 +135,7 @@ def test_a_status_is_read_as_it_was_written(held):
         assert (each.step, each.images, each.saved) == (7, 112, 5)
 
 
-def test_a_run_that_says_it_is_running_while_its_lock_is_free_is_dead_for_info_and_report(
-    held, trained, elbo, tmp_path
-):
+def test_a_run_that_says_it_is_running_while_its_lock_is_free_is_dead_for_info_and_report(held, trained, elbo, tmp_path):
     Status(held, 10).write("running")
     assert read_status(held).state == "running"
     copy = shutil.copytree(trained, tmp_path / "copy")

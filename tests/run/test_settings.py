@@ -107,18 +107,14 @@ def test_options_go_over_the_config_and_that_over_another_preset(resolved, again
     assert other.settings.lr == 0.01 and other.settings.weighting == run.settings.weighting
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"), [({}, "bf16"), ({"precision": "auto"}, "bf16"), ({"precision": "fp32"}, "fp32")]
-)
+@pytest.mark.parametrize(("given", "kept"), [({}, "bf16"), ({"precision": "auto"}, "bf16"), ({"precision": "fp32"}, "fp32")])
 def test_a_run_that_goes_on_keeps_its_precision_unless_another_is_given(given, kept, resolved, again):
     assert again(resolved(precision="bf16"), **given, device="cuda").settings.precision == kept
 
 
 @pytest.mark.parametrize(("size", "channels", "classes"), [(16, 3, 7), (8, 1, 1)])
 @pytest.mark.parametrize("section", [UNET, UVIT])
-def test_a_network_is_rebuilt_for_other_data_as_its_preset_would_build_it(
-    section, size, channels, classes, file, resolved
-):
+def test_a_network_is_rebuilt_for_other_data_as_its_preset_would_build_it(section, size, channels, classes, file, resolved):
     run = resolved("", section, "data: {image_size: 8, channels: 1, classes: 10, images: 9}")
     other = RunData("other", None, 50, size, channels, classes)
     wanted = resolve({"preset": str(file), "conditional": True}, other).network

@@ -168,9 +168,7 @@ print("still here")
 
 
 def test_the_clock_a_signal_and_a_launcher_that_is_gone_are_reasons(monkeypatch):
-    launched, alone, limited = (
-        Ending(Signals(), limit, there) for limit, there in ((0, True), (0, False), (60, False))
-    )
+    launched, alone, limited = (Ending(Signals(), limit, there) for limit, there in ((0, True), (0, False), (60, False)))
     assert launched.reason() == alone.reason() == limited.reason() == 0
     begun, other = limited.begun, os.getppid() + 1
     monkeypatch.setattr(os, "getppid", lambda: other)

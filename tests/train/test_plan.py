@@ -68,9 +68,7 @@ def test_memory_and_operations_of_a_pass_are_about_what_was_planned(config):
         planned = replace(settings.resolve(options, data), network=config)
         whole = plan.device_memory(planned, 1, batch, False)
         measured = measured_peak(config, batch, recompute)
-        assert whole["copies"] == 0 and whole["activations"] == pytest.approx(
-            measured, rel=0.35 if config is UNET else 0.25
-        )
+        assert whole["copies"] == 0 and whole["activations"] == pytest.approx(measured, rel=0.35 if config is UNET else 0.25)
         planned = replace(settings.resolve({**options, "precision": "bf16"}, data), network=config)
         half = plan.device_memory(planned, 1, batch, False)
         assert half == whole | {"copies": whole["weights"] // 2, "activations": whole["activations"] // 2}

@@ -105,9 +105,7 @@ def test_the_first_preview_comes_early_once_and_changes_no_weight(train, tmp_pat
 
 
 @pytest.mark.usefixtures("short_previews")
-def test_every_target_gets_every_line_and_preview_and_one_that_fails_is_a_warning(
-    train, digits, preset, tmp_path, monkeypatch
-):
+def test_every_target_gets_every_line_and_preview_and_one_that_fails_is_a_warning(train, digits, preset, tmp_path, monkeypatch):
     kept = []
 
     def write(step, values):
@@ -130,9 +128,7 @@ def test_every_target_gets_every_line_and_preview_and_one_that_fails_is_a_warnin
     assert shown == [(6, "step-00000006.png"), (12, "step-00000012.png")]
 
 
-def test_a_target_comes_from_the_command_line_and_the_environment_and_from_no_file(
-    elbo, digits, preset, tmp_path, monkeypatch
-):
+def test_a_target_comes_from_the_command_line_and_the_environment_and_from_no_file(elbo, digits, preset, tmp_path, monkeypatch):
     line = ("train", digits, "--preset", preset, "--log-every", 1, "--steps")
     assert elbo(*line, 1, "--log-to", "a.jsonl", "--log-to", "b.jsonl", cwd=tmp_path).returncode == 0
     assert elbo(*line, 2, cwd=tmp_path, env={"ELBO_TRAIN_LOG_TO": "a.jsonl"}).returncode == 0

@@ -65,9 +65,7 @@ KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
         pytest.param(2, KILLS[1:], SHARDED, id="fsdp", marks=pytest.mark.long),
     ],
 )
-def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
-    size, ends, options, digits, preset, tmp_path
-):
+def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(size, ends, options, digits, preset, tmp_path):
     """The last process gets the signal, at a step between log lines or where a checkpoint is written."""
     plan = {"preset": preset, "steps": 12, "save_every": 4, "log_every": 3, "keep": 1, **SMALL, **options}
     job = {"size": size, "data": digits, "options": {**plan, "preset": str(preset)}, "out": tmp_path / "pieces"}
@@ -81,9 +79,7 @@ def test_ended_at_any_step_by_any_signal_and_begun_again_a_run_is_the_same_bits(
     assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
-def test_a_run_that_meets_a_loss_that_is_not_finite_keeps_its_last_good_checkpoint(
-    digits, preset, tmp_path, monkeypatch
-):
+def test_a_run_that_meets_a_loss_that_is_not_finite_keeps_its_last_good_checkpoint(digits, preset, tmp_path, monkeypatch):
     options = {"steps": 16, "save_every": 4, "log_every": 5, "keep": 9}
     train_here(digits, tmp_path / "good", preset, **options)
     with monkeypatch.context() as patch:
@@ -112,9 +108,7 @@ def test_a_time_limit_saves_and_the_run_is_no_failure(elbo, digits, preset, tmp_
 
 @pytest.mark.long
 @pytest.mark.parametrize(("way", "code"), [("closed", 128 + signal.SIGHUP), ("nohup", 1), ("pipe", 0)])
-def test_a_reader_that_goes_away_ends_no_training_but_a_terminal_does_with_a_checkpoint(
-    way, code, digits, preset, tmp_path
-):
+def test_a_reader_that_goes_away_ends_no_training_but_a_terminal_does_with_a_checkpoint(way, code, digits, preset, tmp_path):
     """Under nohup a terminal that is closed can't be told the run's path: exit code 1 after the last step."""
     ours, its = os.pipe() if way == "pipe" else os.openpty()
 
@@ -213,9 +207,7 @@ def fill(folder):
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "snapshots"])
-def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_room(
-    folder, small_disk, digits, preset, tmp_path
-):
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on_when_there_is_room(folder, small_disk, digits, preset, tmp_path):
     options: dict[str, Any] = {"steps": 20, "save_every": 5, "log_every": 4, "val_split": 20, "val_every": 160}
     options |= {"network.channels": 4, "network.levels": [1], "network.attention": [], "keep": 1, "preview_every": 0}
     options |= {"snapshot_every": 8} if folder == "snapshots" else {}
@@ -323,9 +315,7 @@ def saved(folder, step):
 TORCHRUN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_NAME", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
-def test_the_command_knows_its_checkpoint_writes_to_stderr_and_is_no_worker_of_torchrun(
-    hook, tmp_path, capfd, monkeypatch
-):
+def test_the_command_knows_its_checkpoint_writes_to_stderr_and_is_no_worker_of_torchrun(hook, tmp_path, capfd, monkeypatch):
     for name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "2")
     one = hook('echo "$ELBO_STEP $ELBO_RUN"; echo "$ELBO_CHECKPOINT"; cat; env > env', 1200)
@@ -336,9 +326,7 @@ def test_the_command_knows_its_checkpoint_writes_to_stderr_and_is_no_worker_of_t
 
 
 def test_one_command_runs_at_a_time_and_the_newest_checkpoint_is_next(hook, tmp_path):
-    one = hook(
-        "mkdir busy || echo two at once >> log; echo $ELBO_STEP >> log; until test -e go; do sleep .01; done; rmdir busy"
-    )
+    one = hook("mkdir busy || echo two at once >> log; echo $ELBO_STEP >> log; until test -e go; do sleep .01; done; rmdir busy")
     for step in (1, 2, 3, 4):
         one.start(saved(tmp_path, step))
         assert one.held() == [saved(tmp_path, each) for each in sorted({1, step})]

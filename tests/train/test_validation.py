@@ -255,9 +255,7 @@ def test_latents_have_a_loss_and_no_bits(latents, preset):
 def test_a_network_that_gives_no_number_ends_the_run(make):
     asked = make()
     with pytest.raises(NonFiniteError):
-        asked.finish(
-            asked.partial(lambda z, logsnr, _: torch.where(logsnr < -9.5, torch.nan, 0.0).view(-1, 1, 1, 1) * z)
-        )
+        asked.finish(asked.partial(lambda z, logsnr, _: torch.where(logsnr < -9.5, torch.nan, 0.0).view(-1, 1, 1, 1) * z))
 
 
 def test_it_is_due_where_so_many_images_are_full_and_at_the_end_or_takes_two_percent(make):

@@ -112,9 +112,7 @@ PERCENT = "authenticity_percent"
     "authenticity",
     formula="AuthPct: samples farther from the closest image of --ref, the training images, than that is from its own",
     source="Alaa et al. 2022; in percent as dgm-eval has it (Stein et al. 2023)",
-    numbers=[
-        Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])
-    ],
+    numbers=[Number(PERCENT, title="authenticity (AuthPct, training images as reference), percent", parts=["se", "interval"])],
     needs=BOTH,
     least=lambda options: (2, 2),
     few="authenticity depends on the number of reference images, so compare it at an equal number only",

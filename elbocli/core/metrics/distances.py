@@ -9,9 +9,7 @@ FID = "frechet_inception_distance"
     "fid",
     formula="Fréchet distance of the features, with its standard error",
     source="Heusel et al. 2017",
-    numbers=[
-        Number(FID, "frechet_distance", "FID", "Fréchet distance", "fid", parts=["se", "infinity", "infinity_interval"])
-    ],
+    numbers=[Number(FID, "frechet_distance", "FID", "Fréchet distance", "fid", parts=["se", "infinity", "infinity_interval"])],
     needs={Need.REFERENCE},
     least=lambda options: (20 if options.fid_infinity else 2, 2),
     options=[
@@ -52,9 +50,7 @@ SFID = "spatial_frechet_inception_distance"
     "sfid",
     formula="Fréchet distance of spatial features: the first 7 channels of Inception's mixed_6/conv, as ADM; with its standard error",
     source="Nash et al. 2021; Dhariwal & Nichol 2021",
-    numbers=[
-        Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid", parts=["se"])
-    ],
+    numbers=[Number(SFID, "spatial_frechet_distance", "sFID", "Fréchet distance of spatial features", "sfid", parts=["se"])],
     needs={Need.REFERENCE, Need.SPATIAL},
     least=lambda options: (2, 2),
     few="sFID is biased upwards, so compare it at the same n only",

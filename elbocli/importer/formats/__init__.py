@@ -206,9 +206,7 @@ def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
     if len(choices) != 1:
         raise UsageError(f"{source.path}: holds weights under {', '.join(held)}; choose with --weights KEY")
     if wanted == "ema" and [*held] != averages:
-        source.notes.append(
-            f"{source.path}: takes the weights {choices[0]}; for others, give --weights one of {', '.join(held)}"
-        )
+        source.notes.append(f"{source.path}: takes the weights {choices[0]}; for others, give --weights one of {', '.join(held)}")
     return choices[0]
 
 

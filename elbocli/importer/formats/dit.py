@@ -43,9 +43,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
-        source.notes.append(
-            "read as DiT's; if it is SiT's or REPA's, which look alike, add --format sit or --format repa"
-        )
+        source.notes.append("read as DiT's; if it is SiT's or REPA's, which look alike, add --format sit or --format repa")
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels, patch, _ = shape_of(tensors, PATCH)
     side = math.isqrt(shape_of(tensors, POSITIONS)[1])
@@ -63,9 +61,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
-        raise UsageError(
-            f"--classes {classes}: {where} has a table of {rows} rows, of which the last may be 'no class'"
-        )
+        raise UsageError(f"--classes {classes}: {where} has a table of {rows} rows, of which the last may be 'no class'")
     outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(
@@ -94,9 +90,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     data: dict[str, Any] = {}
     if channels not in (1, 3) or options.autoencoder:
         if channels != 4 and not options.autoencoder:
-            raise UsageError(
-                f"{where}: its latents have {channels} channels, of no known autoencoder; add --autoencoder DIR"
-            )
+            raise UsageError(f"{where}: its latents have {channels} channels, of no known autoencoder; add --autoencoder DIR")
         data = formats.latents_of(config, source, options, "diffusers")
     return Imported(config, weights, settings, averaged, data)
 

@@ -47,9 +47,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     width, channels = shape_of(tensors, TIME)
     image_channels, outputs = shape_of(tensors, FIRST)[1], shape_of(tensors, LAST)[0]
     if image_channels == outputs == 6:
-        raise FormatError(
-            f"{where}: a super-resolution network, with a smaller image as input; elbo has no such network"
-        )
+        raise FormatError(f"{where}: a super-resolution network, with a smaller image as input; elbo has no such network")
     parts = [re.fullmatch(r"output_blocks\.(\d+)\.(\d)\.in_layers\.0\.weight", name) for name in tensors]
     places = sorted((int(match[1]), int(match[2])) for match in parts if match)
     deep = 1 + sum(place > 0 for _, place in places)
@@ -72,9 +70,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     if options.attention:
         attention = formats.parse_attention(options.attention)
     if not known and not options.levels:
-        source.notes.append(
-            f"{where}: noise schedule unknown: taken as linear with 1000 timesteps; give another with --levels"
-        )
+        source.notes.append(f"{where}: noise schedule unknown: taken as linear with 1000 timesteps; give another with --levels")
     code = options.levels or code
     with reading(where):
         config = UNetConfig(

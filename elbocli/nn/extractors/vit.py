@@ -140,9 +140,7 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
     return network
 
 
-def read_weights(
-    path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a network's tensors from a file, float32, without running code from it. Raises FormatError if the file doesn't fit.
 
     wanted: name → shape in the network. layouts: known layouts of files, from vit.yaml.

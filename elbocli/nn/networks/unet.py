@@ -47,9 +47,7 @@ class GroupNorm(nn.GroupNorm):
 
     fused: bool | None = None
 
-    def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, silu: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, silu: bool = False) -> Tensor:
         if not (x.device.type != "cpu" if self.fused is None else self.fused):
             h = super().forward(x)
             if scale is not None and shift is not None:

@@ -21,14 +21,7 @@ from elbocli.main import elbo
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMED_FILE = re.compile(r"(?<![\w/])(?:elbocli|examples|man|tests)/[\w/-]+\.(?:md|py|sh|yaml|toml|txt)(?!\w)")
-LOADED = {
-    ("link", "href"),
-    ("script", "src"),
-    ("img", "src"),
-    ("iframe", "src"),
-    ("source", "srcset"),
-    ("video", "src"),
-}
+LOADED = {("link", "href"), ("source", "srcset"), *((tag, "src") for tag in ("script", "img", "iframe", "video"))}
 CSS = re.compile(r"(?:url\(|@import)\s*[\"']?([^\"')\s;]+)")
 
 

@@ -1,18 +1,27 @@
-"""Code that pages show runs: docs/python.md and docs/extending.md from an installed wheel, and the examples of the man pages."""
+"""Code on all pages and in the examples of the man pages runs; docs/python.md and docs/extending.md from an installed wheel."""
 
+import contextlib
 import json
 import math
+import pickle
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
+import timm
 import torch
 from calls import Classifier, load
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from harness import BIN, environment, heed_signals
+from peers import adm_unet, dit, edm2, edm_files, edm_unet
 
+from elbocli import main
 from elbocli.files.yaml_text import read_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -95,17 +104,42 @@ def test_an_installed_package_brings_plugins_by_its_entry_point(installed, tmp_p
         shutil.rmtree(metadata)
 
 
-# Examples of the man pages, in a folder with small things of the names they use
+# Commands on pages and in the man pages, in a folder with small things of the names they use
 
+SHELL = ROOT / "tests/pages.sh"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WHOLE = ("python", "extending", "tutorial")
+"""Pages whose marked blocks run whole: the tests above, and test_examples.py. Other code on them runs here."""
+COMMAND = re.compile(r"^(?!elbo [\w ]+: )(?:\S+=\S+ )*(?:\(ulimit|elbo|torchrun|python3?|make|pip|sh|man) ", re.M)
+FORM = re.compile(r"…|\.{3}|[A-Z]{3,}\b|\w\|\w|^elbo (?:weights )?[a-z]+(?: --[\w-]+)?$")
+"""Synopses, and names of commands and options, in the text: not whole commands. test_docs.py looks up their options."""
+NOT_RUN = {
+    "dinov2_vitl14_pretrain": "needs published weights of 1.2 GB",
+    "elbo import SOURCE RUN": "is a form of the command",
+    "networks/demo.sh": "runs in tests/importer/test_own_network.py",
+}
+"""A part of the block → the reason why it is only parsed."""
 SMALLER = {
-    r"-n \d{4,}": "-n 60",
+    r"-n \d{3,}": "-n 12",
+    r"((?:steps|draws)[= ])\d+": r"\g<1>4",
     "step-00010000": "step-00000010",
     "node 8": "node 2",
     "every 5000": "every 2",
     "split 1000": "split 100",
-    "--protocol adm": "--protocol adm --allow-mismatch",
+    "--size 256 --latents": "--size 16 --latents",
+    "--protocol": "--allow-mismatch --protocol",
+    "--metrics copying": "--copying-cells 1 --metrics copying",
+    r"--ref REF\b": "--ref statistics.npz",
+    r"adm256$": "adm256 --size 8 --attention heads=2",
+    r"convnext_base\S+ 64 \S+": "test_convnext 32 convnext.pt2 convnext.pth",
+    "elbo=B.json": "elbo=A.json",
+    "train imagenet256.h5": r"\g<0> -o run256",
+    "elbo train --preset": "env --unset ELBO_DATA --chdir empty elbo train --preset",
+    "bench/run.py": r"\g<0> --small",
+    r"(gradient_variance.py \S+)(?: --batches \d+)?": r"\1 --batches 16",
+    "pytest -m cuda": r"\g<0> --collect-only $ROOT/tests/train/test_cuda.py",
 }
-"""Replacements that make the examples small; the environment sets what an example does not."""
+"""Replacements that make commands small, or name what is here; the environment sets what a command does not."""
 SETTINGS = {
     "ELBO_DATA": "out.h5",
     "ELBO_TRAIN_STEPS": "20",
@@ -115,76 +149,154 @@ SETTINGS = {
     "ELBO_EVAL_KID_SUBSET_SIZE": "40",
     "ELBO_BOUND_N": "40",
 }
-ELSEWHERE = re.compile("ILSVRC|CLS-LOC|train-")
-"""ImageNet as it is published, and webdataset shards: tests/prep has them."""
+SWEEP = {"BIASES": "2", "SHIFTS": "0", "SCHEDULES": "cosine", "SEEDS": "0"}
+SWEEP |= {"STEPS": "4", "SAMPLES": "20", "WALK": "2", "IMAGES": "4"}
+"""One setting of examples/sweep."""
+WRITERS = "-o|>|--save-\\w+|--card|--plot|--curve|--log|--per-image|--neighbours|--grid|prep \\S+|merge|import \\S+|write \\S+"
+QUICK = ("docs/commands.md", "docs/prep.md", "elbo sample-0", "elbo adapt-0", "elbo info-0")
 
 
-def examples():
-    """The code of each, as man/build.py has it. Quick is the first of some commands."""
-    for command, listed in load(ROOT / "man/build.py").EXAMPLES.items():
-        for index, (_, code) in enumerate(listed):
-            if not ELSEWHERE.search(code):
-                quick = f"{command}-{index}" in ("elbo sample-0", "elbo adapt-0", "elbo info-0")
-                yield pytest.param(code, id=f"{command}-{index}", marks=[] if quick else pytest.mark.slow)
+def parts(page):
+    """(line of the page, language, code) of each paragraph of a block, and of each whole command in the text."""
+    text = page.read_text()
+    for found in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$|`([^`\n]+)`", text, re.M | re.S):
+        language, block, inline = found.groups()
+        code = block or inline.replace("\\|", "|")
+        code = "\n".join(re.findall(r"^\$ (.*)", code, re.M)) or code  # without output
+        if not ((language and page.stem in WHOLE) or (inline and FORM.search(code))):
+            for part in [code] if language == "python" else code.split("\n\n"):
+                if language == "python" or COMMAND.search(part):
+                    yield text.count("\n", 0, found.start()) + 1, language, part
+
+
+CASES = {str(page.relative_to(ROOT)): [*parts(page)] for page in PAGES} | {
+    f"{command}-{index}": [(index, "sh", code)]
+    for command, listed in load(ROOT / "man/build.py").EXAMPLES.items()
+    for index, (_, code) in enumerate(listed)
+}
+"""Commands of each page, in order, and of each example of a man page."""
 
 
 @pytest.fixture(scope="module")
-def world(elbo, digits_folder, digits, preset, tmp_path_factory):
-    """Make all files that the examples name."""
+def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
+    """Make all files that the commands name."""
     folder = tmp_path_factory.mktemp("world") / "world"
-    (folder / "scheduler").mkdir(parents=True)
-    for name in ("imagenet", "digits"):
-        (folder / name).symlink_to(digits_folder)
-    for name in ("out", "other", "test", "big"):
-        shutil.copy(digits, folder / f"{name}.h5")
+    for name in ("scheduler", "empty", "work", "full", "ablation/results"):
+        (folder / name).mkdir(parents=True)
+    links = {"first.h5": digits} | dict.fromkeys(("digits", "imagenet", "photos"), digits_folder)
+    links |= dict.fromkeys(("vae", "sd-vae-ft-mse", "sd-vae-ft-ema"), autoencoder)
+    for name, target in (links | {name: ROOT / name for name in ("examples", "tests")}).items():
+        (folder / name).symlink_to(target)
     (folder / "preset.yaml").write_text(preset.read_text().replace("ema: 0.9,", "ema: [0.9, 'power:std=.1'],"))
-    (folder / "settings.yaml").write_text("batch: 8\n")
+    (folder / "settings.yaml").write_text("batch: 8\npreview_every: 0\n")
+    plugin = re.search(r"^```python\n(# mine.py.*?)^```", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
+    (folder / "mine.py").write_text(plugin[1])
     config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}
     config |= {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
-    shape = (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)
-    program = torch.export.export(Classifier(), shape, dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
-    torch.export.save(program, folder / "classifier.pt2")
-    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048), "mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
-    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
-    np.savez_compressed(folder / "VIRTUAL_imagenet64_labeled.npz", images, **statistics)
+    ablation = load(ROOT / "examples/ablation/ablation.py")
+    for row in ablation.gathered(ROOT / "examples/ablation/results.jsonl"):
+        name = ablation.Cell(*(row[key] for key in ablation.Cell._fields)).name
+        (folder / f"ablation/results/{name}.json").write_text(json.dumps(row))
+    make_published(folder)
+    subprocess.run(["bash", "-e", "-c", f". {SHELL}; make_files"], cwd=folder, check=True)
     for line in (
+        ("prep", "digits", "png.h5", "--size", 8, "--store", "png"),
+        ("prep", "digits", "test.h5", "--size", 8, "--subset", "val", 0.3),
         ("train", "out.h5", "-o", "run", "--preset", "preset.yaml", "--save-every", 10, "--keep-last", 3),
         ("sample", "run", "-n", 60, "-o", "samples.npz"),
-        ("sample", "run", "-n", 60, "-o", "samples.h5"),
-        ("eval", "out.h5", "--metrics", "fid", "--save-stats", "ref.npz"),
+        *(("sample", "run", "-n", 60, "--seed", seed, "-o", f"s{seed}.h5") for seed in range(3)),
+        ("eval", "out.h5", "--metrics", "fid", "--save-stats", "ref.npz", "--save-features", "ref.safetensors"),
+        ("optimum", "out.h5", "-o", "optimum.json"),
     ):
         result = elbo(*line, cwd=folder, env=SETTINGS)
         assert result.returncode == 0, result.stderr
-    for name in ("a", "b", "worse"):
+    scores = elbo("eval", "s0.h5", "s1.h5", "--ref", "ref.npz", cwd=folder, env=SETTINGS)
+    assert scores.returncode == 0, scores.stderr
+    for name in ("a", "b", "fid"):
+        (folder / f"{name}.json").write_bytes(scores.stdout)
+    for name, seed in zip(("a0", "a1", "a2", "a", "b0", "b1", "b2", "b", "samples"), (0, 1, 2, 0, 1, 2, 0, 1, 0)):
+        shutil.copy(folder / f"s{seed}.h5", folder / f"{name}.h5")
+    for name in ("a", "b", "worse", "demo/run-2-sigmoid-cosine"):
         shutil.copytree(folder / "run", folder / name)
     return folder
 
 
-@pytest.mark.parametrize("code", [*examples()])
-def test_an_example_runs(code, world, tmp_path, request):
-    if "jq" in code and shutil.which("jq") is None:
-        pytest.skip("jq is not installed")
+def make_published(folder):
+    """Small networks and statistics in the files of published ones."""
+    shape = {"size": 8, "levels": (1,), "attention": ()}
+    torch.save(adm_unet.made(**shape), folder / "256x256_diffusion.pt")
+    for name in ("DiT", "SiT"):
+        torch.save(dit.made(depth=1), folder / f"{name}-XL-2-256x256.pt")
+    network = edm_files.preconditioned(edm_unet.made(**shape, classes=10, image_channels=1))
+    edm_files.write_pickle(folder / "edm-imagenet-64x64-cond-adm.pkl", {"ema": network})
+    for name, classes in (("s-2147483-0.130", 10), ("s-2147483-0.025", 10), ("xs-uncond-2147483-0.025", 0)):
+        tensors = edm2.made(**shape, classes=classes, image_channels=4)
+        edm2.write_snapshot(folder / f"edm2-img512-{name}.pkl", tensors, encoder=edm2.vae_encoder())
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    unet = UNet2DModel(sample_size=8, norm_num_groups=4, **blocks)
+    pipeline: Any = DDPMPipeline(unet, DDPMScheduler())
+    pipeline.save_pretrained(folder / "ddpm-ema-cifar10-32")
+    torch.save(timm.create_model("test_convnext").state_dict(), folder / "convnext.pth")
+    batches = (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)
+    sizes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    torch.export.save(torch.export.export(Classifier(), batches, dynamic_shapes=sizes), folder / "classifier.pt2")
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048), "mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    for name in ("VIRTUAL_imagenet64_labeled", "VIRTUAL_imagenet256_labeled", "admnet_guided_upsampled_imagenet256"):
+        np.savez_compressed(folder / f"{name}.npz", images, **(statistics if name[:3] != "adm" else {}))
+    np.savez(folder / "statistics.npz", mu=statistics["mu"], sigma=statistics["sigma"])
+    (folder / "img512.pkl").write_bytes(pickle.dumps({"fd_dinov2": statistics}))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path, monkeypatch):
+    """A shell tells what it would give to `elbo`, whose options and values are then parsed."""
+    monkeypatch.chdir(world)
+    (tmp_path / "calls").touch()
+    for _, language, code in CASES[name]:
+        if language != "python":
+            variables = environment(CALLS=str(tmp_path / "calls"), ROOT=str(ROOT))
+            line = ["bash", "-c", f". {SHELL}; record_calls; {code}"]
+            subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, check=False)
+    for call in (tmp_path / "calls").read_text().split("\0\n")[:-1]:
+        command: Any = main.elbo
+        words = call.split("\0")
+        while isinstance(command, click.Group) and words[:1] and words[0][0] != "-":
+            command, words = command.get_command(click.Context(command), words[0]), words[1:]
+        with contextlib.suppress(click.exceptions.Exit):
+            command.make_context(call.replace("\0", " "), words)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES])
+def test_commands_on_pages_and_in_examples_run(name, world, tmp_path, request):
     here = shutil.copytree(world, tmp_path / "here", symlinks=True)
-    if "elbo train" in code and "adapt run" not in code:
-        shutil.rmtree(here / "run")  # it is this example that makes it
-    for out in re.findall(r"(?:-o|>|--save-stats|--save-features|--card|--plot|prep \S+|merge) (\S+\.\w+)", code):
-        (here / out).unlink(missing_ok=True)
-    for pattern, other in SMALLER.items():
-        code = re.sub(pattern, other, code)
-    variables = environment(**SETTINGS, PATH=BIN, HOME=str(tmp_path), OMP_NUM_THREADS="1")
-    if "--preset" not in code:
-        variables["ELBO_TRAIN_PRESET"] = "preset.yaml"
-    if "train --preset" in code:
-        del variables["ELBO_DATA"]
-        for data in here.glob("*.h5"):
-            data.unlink()
-    if "adm" in code:
-        variables["ELBO_EVAL_EXTRACTOR"] = "inception-v3-compat"
-        variables["ELBO_EVAL_EXTRACTOR_WEIGHTS"] = str(request.getfixturevalue("inception_weights"))
-    line = ["bash", "-e", "-o", "pipefail", "-c", code]
-    how = {"capture_output": True, "text": True, "check": False, "preexec_fn": heed_signals}
-    result = subprocess.run(line, cwd=here, env=variables, **how)
-    assert "error: " not in result.stderr and "Traceback" not in result.stderr, result.stderr
-    # Checks of a weighting tell by their exit code.
-    assert result.returncode == 0 or "weights check" in code, result.stderr
+    variables = environment(**SETTINGS, **SWEEP, PATH=BIN, HOME=str(here), OMP_NUM_THREADS="1", ROOT=str(ROOT))
+    variables |= {"PYTHON": sys.executable, "DATA": "fashion-mnist"}
+    failed = []
+    how = {"cwd": here, "capture_output": True, "text": True, "check": False, "preexec_fn": heed_signals}
+    for number, language, code in CASES[name]:
+        if any(part in code for part in NOT_RUN):
+            continue
+        whole = code.replace("\\\n", " ")
+        outs = re.findall(rf"(?:{WRITERS}) (\w[\w./-]*)", whole)
+        if re.search(r"(?:elbo|elbocli) train (?!.*(?:-o |--dry-run|--help))|train \S+\.h5.* -o run\b", whole):
+            outs.append("run")  # it is this command that makes it
+        for out in (here / out for out in outs):
+            if out.is_dir() and not out.is_symlink():
+                shutil.rmtree(out)
+            else:
+                out.unlink(missing_ok=True)
+        for pattern, other in SMALLER.items():
+            code = re.sub(pattern, other, code, flags=re.M)
+        own = re.search("--(preset|init)", code)
+        more = {"ELBO_TRAIN_CONFIG": str(here / "settings.yaml")} if own else {"ELBO_TRAIN_PRESET": "preset.yaml"}
+        if "--protocol" in code:
+            weights = str(request.getfixturevalue("inception_weights"))
+            more |= {"ELBO_EVAL_EXTRACTOR": "inception-v3-compat", "ELBO_EVAL_EXTRACTOR_WEIGHTS": weights}
+        shell = ["bash", "-e", "-o", "pipefail", "-c", f". {SHELL}\n{code}"]
+        result = subprocess.run(["python", "-c", code] if language == "python" else shell, env=variables | more, **how)
+        # Checks of a weighting tell by their exit code.
+        if re.search("error: |Traceback", result.stderr) or (result.returncode and "weights check" not in code):
+            failed.append(f"line {number}: {code}\n{result.stderr}")
+    assert not failed, "\n".join(failed)

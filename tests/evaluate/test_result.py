@@ -6,6 +6,7 @@ from dataclasses import replace
 import markdown
 import numpy as np
 import pytest
+import yaml
 from calls import TINY, result, save, score
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,45 +18,16 @@ from elbocli.evaluate.result import EvalResult, code, said, score_card
 from elbocli.files.dataset import Dataset
 
 SPREAD = TINY.replace("[", "_sd[")
-MADE = {
-    "run": "runs/a",
-    "step": 40,
-    "weights": "ema-0.999",
-    "weights_sha256": "ab" * 32,
-    "images_trained": 640,
-    "init_run": "runs/c",
-    "init_weights": "ema-0.5",
-    "init_step": 1200,
-    "init_images": 768,
-    "init_sha256": "ef" * 32,
-    "trained_on": "cd" * 32,
-    "crop": "center",
-    "filter": "box, bicubic",
-    "trained_weighting": "sigmoid:bias=2",
-    "trained_schedule": "adaptive",
-    "prediction": "v",
-    "sampler": "heun:s_churn=40",
-    "schedule": "edm-sample:rho=7",
-    "steps": 8,
-    "nfe": 15,
-    "guidance": 1.5,
-    "guidance_low": -2.0,
-    "guidance_high": 4.0,
-    "guidance_channels": 3,
-    "guide": "runs/b",
-    "spacing": "even",
-    "start": "edm",
-    "rounding": "truncate",
-    "threshold": "none",
-    "classes": "balanced",
-    "seed": 0,
-    "noise": "edm",
-    "noise_device": "cuda",
-    "imported_format": "edm",
-    "imported_file": "net.pkl",
-    "imported_sha256": "ef" * 32,
-    "command": "elbo sample",
-}
+MADE = yaml.safe_load("""{
+run: runs/a, step: 40, weights: ema-0.999, images_trained: 640,
+init_run: runs/c, init_weights: ema-0.5, init_step: 1200, init_images: 768,
+crop: center, filter: "box, bicubic", trained_weighting: "sigmoid:bias=2", trained_schedule: adaptive, prediction: v,
+sampler: "heun:s_churn=40", schedule: "edm-sample:rho=7", steps: 8, nfe: 15,
+guidance: 1.5, guidance_low: -2.0, guidance_high: 4.0, guidance_channels: 3, guide: runs/b,
+spacing: even, start: edm, rounding: truncate, threshold: none, classes: balanced, seed: 0, noise: edm, noise_device: cuda,
+imported_format: edm, imported_file: net.pkl, command: elbo sample
+}""")
+MADE |= {"weights_sha256": "ab" * 32, "trained_on": "cd" * 32, "init_sha256": "ef" * 32, "imported_sha256": "ef" * 32}
 NASTY = [
     "<script>alert(1)</script>",
     "`</code><b>x",

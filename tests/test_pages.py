@@ -188,7 +188,7 @@ def world(elbo, digits_folder, digits, preset, autoencoder, tmp_path_factory):
     for name, target in (links | {name: ROOT / name for name in ("examples", "tests")}).items():
         (folder / name).symlink_to(target)
     (folder / "preset.yaml").write_text(preset.read_text().replace("ema: 0.9,", "ema: [0.9, 'power:std=.1'],"))
-    (folder / "settings.yaml").write_text("batch: 8\npreview_every: 0\n")
+    (folder / "settings.yaml").write_text("batch_size: 8\npreview_every: 0\n")
     plugin = re.search(r"^```python\n(# mine.py.*?)^```", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
     (folder / "mine.py").write_text(plugin[1])
     config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}

@@ -165,7 +165,7 @@ def works(elbo: Elbo, run: Path, data: Path, *more: Any) -> dict[str, Any]:
 
 def trains(elbo: Elbo, run: Path, data: Path, *more: Any) -> None:
     """Train it further, on images of ten classes, in a new run; and draw from that. more: options of every command."""
-    options = {"init": run.name, "steps": 20, "batch_size": 8, "preview-every": 0, "log-every": 5, "label-dropout": 0.1}
+    options = {"init": run.name, "steps": 20, "batch-size": 8, "preview-every": 0, "log-every": 5, "label-dropout": 0.1}
     words = ("train", data, "-o", "further", "--conditional", *(f"--{key}={value}" for key, value in options.items()))
     for command in (words, ("sample", "further", "-n", 2, "--steps", 2, "--guidance-scale", 2, "-o", "further.npz")):
         result = elbo(*command, *more, cwd=run.parent)

@@ -91,7 +91,7 @@ REFUSED = {
     "unknown times": lambda: elbocli.DiffusionLoss(t_sampling="random"),
     "another loss's state": lambda: elbocli.DiffusionLoss("edm").load_state_dict(elbocli.DiffusionLoss().state_dict()),
     "no prediction": lambda: elbocli.draw(same, shape=(1, 8, 8), n=2),
-    "guidance without labels": lambda: elbocli.draw(same, "v", (1, 8, 8), 2, guidance=2.0),
+    "guidance without labels": lambda: elbocli.draw(same, "v", (1, 8, 8), 2, guidance_scale=2.0),
     "an odd number of draws": lambda: elbocli.variational_bound(same, "v", PIXELS, draws=3),
     "floats as pixels": lambda: elbocli.variational_bound(same, "v", X, draws=2),
     "pixels of two channels": lambda: elbocli.normalised(torch.zeros(4, 2, 8, 8, dtype=torch.uint8)),

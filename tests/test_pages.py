@@ -18,7 +18,7 @@ import timm
 import torch
 from calls import Classifier, load
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from harness import BIN, environment, heed_signals
+from harness import BIN, declarations_kept, environment, heed_signals
 from peers import adm_unet, dit, edm2, edm_files, edm_unet
 
 from elbocli import main
@@ -264,7 +264,7 @@ def test_commands_on_pages_and_in_examples_are_understood(name, world, tmp_path,
         words = call.split("\0")
         while isinstance(command, click.Group) and words[:1] and words[0][0] != "-":
             command, words = command.get_command(click.Context(command), words[0]), words[1:]
-        with contextlib.suppress(click.exceptions.Exit):
+        with contextlib.suppress(click.exceptions.Exit), declarations_kept():
             command.make_context(call.replace("\0", " "), words)
 
 

@@ -39,7 +39,7 @@ def test_the_demo_learns_digits(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "\nsigmoid-cosine " in said
     report = (tmp_path / "report.html").read_text()
-    for shown in ("Bound on held-out images", "frechet distance", "its loss is the ELBO", "elbo train train.h5"):
+    for shown in ("Variational bound", "frechet distance", "its loss is the ELBO", "elbo train train.h5"):
         assert shown in report
     assert read("theorem")["agree"]
 

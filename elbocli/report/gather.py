@@ -259,7 +259,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     else:
         drawn = ask(read_strips, drawn_from, otherwise=[]) if sheets else []
     imported = config.source is not None
-    known = {key: value for key, value in settings.stored().items() if key in config.settings or not imported}
+    known = {key: value for key, value in settings.written().items() if key in config.settings or not imported}
     objective, schedule, effective = None, None, list[EffectiveWeighting]()
     if {"weighting", "schedule"} <= set(known):
         objective, schedule, effective = ask(_objective, run, settings, otherwise=(None, None, []))

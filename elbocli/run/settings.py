@@ -114,7 +114,7 @@ class Resolved:
     def config(self) -> RunConfig:
         """Return the content of config.yaml."""
         return RunConfig(
-            settings={name: SETTINGS[name].written(value) for name, value in self.settings.stored().items()},
+            settings=self.settings.written(),
             network=section_of(self.network),
             data=self.data,
             files=self.files,

@@ -262,6 +262,10 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
         return {**stored, "ema": list(self.ema)}
 
+    def written(self) -> dict[str, Any]:
+        """Return the settings as config.yaml has them: as `stored`, with words such as none instead of 0."""
+        return {name: SETTINGS[name].written(value) for name, value in self.stored().items()}
+
 
 class Setting(NamedTuple):
     """A training setting.
@@ -280,7 +284,7 @@ class Setting(NamedTuple):
 
     def written(self, value: Any) -> Any:
         """Return a value as files and help show it: the setting's word for 0 instead of 0, if there is one."""
-        return self.says("zero", value) if value == 0 else value
+        return value or self.says("zero", value)
 
 
 def _settings() -> Iterator[tuple[str, Setting]]:

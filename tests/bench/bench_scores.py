@@ -63,7 +63,7 @@ def inception(weights: Path, device: str = "cpu", batch: int = IMAGES_AT_ONCE, r
 
 def distance_rows(small: bool, weights: Path) -> Iterator[Row]:
     """Yield the network, and the distance for covariances of full rank and of fewer images than features."""
-    how = {"batch_size": 2, "rounds": 1} if small else {}
+    how = {"batch": 2, "rounds": 1} if small else {}
     yield inception(weights, **how)
     width = 16 if small else FEATURES
     reference = drawn(5 * width, 1, width)

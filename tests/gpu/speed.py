@@ -230,7 +230,7 @@ def drawn(run: Path, way: Drawing, session: Session) -> float:
         n=n,
         sampler=parse_sampler("ddim"),
         steps=2 if session.small else EVALUATIONS,
-        batch=batch,
+        batch_size=batch,
         device=session.device,
         precision=way.precision,
         compile=way.compile,

@@ -159,7 +159,7 @@ def test_the_first_of_several_averages_or_the_last_weights_are_taken_as_asked(tm
     for asked, tensors, averaged in (("ema", narrow, True), ("model", last, False)):
         found, notes = read("edm2", path, weights=asked)
         assert torch.equal(found.weights["last.weight"], tensors["unet.out_conv.weight"])
-        assert found.averaged == averaged == ("0.05, 0.1, the first" in notes)
+        assert found.averaged == averaged == ("takes the weights ema" in notes)
         assert "mean=-0.4,std=1" in found.settings["schedule"]
 
 

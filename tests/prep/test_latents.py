@@ -186,7 +186,7 @@ def test_without_the_autoencoder_training_asks_for_no_previews_and_flips_never(a
     moved = Path(shutil.copytree(autoencoder, tmp_path / "moved"))
     path = pack_latents(moved)
     shutil.rmtree(moved)
-    with pytest.raises(UsageError, match="--preview-every 0"):
+    with pytest.raises(UsageError, match="--preview-every none"):
         train(path, tmp_path / "run", preset, steps=2, preview_every=1)
     train(path, tmp_path / "run", preset, steps=2, preview_every=0)
     assert not (tmp_path / "run" / "previews").exists()

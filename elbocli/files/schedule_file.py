@@ -127,7 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return for which sampler and steps `elbo grid` made the schedule's file, as text; None for other schedules.
+    """Return, as text, the sampler and steps for which `elbo grid` made the schedule's file; None for other schedules.
 
     Raises FormatError.
     """

@@ -146,7 +146,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
     """Copy the rows of all parts that a killed merge has not copied. Raises DataError if rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
-        log.info(f"going on after {before} parts")
+        log.info(f"going on after {before} parts that are copied already")
     for index, part in enumerate(parts[before:], start=before):
         digest = hashlib.sha256()
         for rows in part.pieces():

@@ -51,7 +51,7 @@ class PresetAbout(Record, frozen=True):
 class Preset(Record, frozen=True, forbid_unknown_fields=True):
     """Contents of a preset file.
 
-    network: family and config of the network, for config_of. train: settings by name, also the weighting's shift.
+    network: family and config of the network, for config_of. train: training settings by name, and the weighting's shift.
     about: ignored in users' presets, which are never chosen automatically. data: None if not stated.
     """
 

@@ -290,7 +290,7 @@ def scored(
     mismatch: Pairs | None,
     deviates: Pairs | None,
 ) -> Scores:
-    """Compute all metrics of one set of samples, and collect the facts of all files.
+    """Compute all metrics of one set of samples, and collect facts about all files.
 
     mismatched: whether names of scores must include the extractor, because files were made differently.
     mismatch, deviates: facts that differ from the reference's, and from the protocol's; None if there are none.

@@ -246,7 +246,7 @@ class Checkpoint:
         return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
-        """Map the optimizer and schedule state. Raises FormatError; never runs code from the file."""
+        """Memory-map the state of optimizer and schedule. Raises FormatError; never runs code from the file."""
         from elbocli.files.tensor_files import load_tensors
 
         return load_tensors(self.path / "state.pt", mapped=True)

@@ -60,7 +60,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by their number; keep the order of other datasets. Raises DataError for missing shards or several preps."""
+    """Sort shards by number; keep the order of other datasets. Raises DataError unless the shards are all those of one prep."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)

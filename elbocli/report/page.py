@@ -188,7 +188,7 @@ def levels_of(facts: RunFacts) -> Tensor:
 
 
 def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
-    """Draw the plots of one run, or of several: SVG and legend, by names in the templates; plots without data are left out."""
+    """Draw the plots of one run or several. Returns name in the templates → (SVG, legend); plots without data are left out."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):

@@ -108,7 +108,7 @@ class Source:
 class Imported(NamedTuple):
     """An imported checkpoint, as a network of elbo.
 
-    weights: tensors under the network's names, as `fitted` returns them.
+    weights: the network's weights by name.
     settings: the fields of TrainSettings that are known.
     averaged: whether the weights are an average.
     data: further keys for the section `data` of config.yaml, besides size, channels and classes.
@@ -144,8 +144,9 @@ def source_format(
 ) -> Callable[[Any], Any]:
     """Declare a format, by a function (Source, ImportOptions) → Imported, under its name for --format.
 
-    recognises, takes: fields of FormatTraits. said: the texts `about`, `source` and `licence`, unless formats.yaml has these.
-    The function raises FormatError if a file can't be imported.
+    recognises: tells whether a Source has this format. takes: names of the ImportOptions that the format uses.
+    said: the texts `about`, `source` and `licence`, unless formats.yaml has these.
+    The declared function raises FormatError if a file can't be imported.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
@@ -156,7 +157,7 @@ def source_format(
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return all sets of weights in a file by their key: state dicts and pickled networks. The key of the file itself is ''."""
+    """Return all sets of weights (state dicts, pickled networks) in a file by their key; '' is the key of the whole file."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}

@@ -83,7 +83,7 @@ def choose_preset(
 ) -> str:
     """Return the name of the preset for a number of images (or latents) of a size, on a GPU or a CPU.
 
-    fits: function name → whether a preset for GPUs fits into memory. On a GPU, such a preset is preferred; a CPU never gets it.
+    fits: tells, by name, whether a preset for GPUs fits into memory. On a GPU, a preset for GPUs is preferred; a CPU gets none.
     Latents get a preset made for latents if there is one. Of the rest, the preset with the largest minimum number of images
     wins. Raises UsageError if no preset fits.
     """

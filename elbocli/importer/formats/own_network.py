@@ -70,7 +70,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
     exported, takes = open_program(source.path)
     if not options.levels:
         raise UsageError(
-            f"{source.path}: doesn't say how its network gets the noise level; add --levels logsnr, t:linear, sigma, flow, …"
+            f"{source.path}: doesn't say how its network gets the noise level; add --levels logsnr, t:linear, sigma or the like"
         )
     side = takes.images.shape[2]
     size = options.size or (side if isinstance(side, int) else 0)
@@ -78,9 +78,9 @@ def program(source: Source, options: ImportOptions) -> Imported:
         raise UsageError(f"{source.path}: takes images of any size; add --size")
     classes, null = takes.classes if options.classes is None else options.classes, options.null_class
     if (takes.labels is None and (classes or null is not None)) or 0 < takes.classes < classes:
-        raise FormatError(f"{source.path}: takes {takes.classes or 'no'} labels; change or leave out --classes and --null-class")
+        raise FormatError(f"{source.path}: takes {takes.classes or 'no'} classes; change or leave out --classes and --null-class")
     if takes.labels is not None and not classes and null is None and not takes.classes:
-        raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class if it has no classes")
+        raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class to use no classes")
     config = ProgramConfig(
         image_size=size,
         image_channels=options.channels or takes.images.shape[1],

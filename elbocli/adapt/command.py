@@ -87,7 +87,7 @@ def adapt(
     """Fit a noise schedule to loss logs, for any weighting.
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output.
-    Standard error shows the predicted variance of the loss estimate for the log's own schedule, for others, and for
+    Standard error shows the predicted variance of the loss estimate for the log's schedule, other schedules, and
     one fitted by each criterion: for independent t, and for low-discrepancy t as in training, at the log's batch size.
 
     --data-only needs no log: the density follows the weighting times the least possible error for the images. Standard

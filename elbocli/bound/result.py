@@ -116,7 +116,7 @@ class Likelihoods(Answer, frozen=True):
 
 
 class Side(Record, frozen=True):
-    """One side of the equation of `Theorem` in nats. se: standard error from the noise. relative_se: se divided by |nats|."""
+    """One side of Kingma & Gao's theorem 1 in nats. se: standard error from the noise. relative_se: se divided by |nats|."""
 
     nats: float
     se: float
@@ -138,7 +138,7 @@ class NoiseShares(Record, frozen=True):
 
 
 class Check(Record, frozen=True):
-    """Comparison of both sides of the equation of `Theorem` for one weighting.
+    """Comparison of both sides of theorem 1 of Kingma & Gao 2023 for one weighting.
 
     left: the weighted loss as in training. right: the loss computed as an integral of bounds over noise levels.
     rising, signed_mass: for a weighting that rises, the intervals of logsnr where it rises, and the measure −dw.

@@ -284,7 +284,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes no parameter but monotone; leave others out, or give the schedule's after its name")
+        raise UsageError(f"{text!r} takes monotone alone; leave others out, or give the schedule's parameters after its name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 

@@ -354,7 +354,7 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context without autocast, for operations in the precision of x; autocast does not support meta tensors."""
+    """Return a context without autocast, to keep the precision of x; for meta tensors, which autocast refuses, an empty one."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 

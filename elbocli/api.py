@@ -237,22 +237,24 @@ class DiffusionLoss:
             KeyError: if an entry is missing.
         """
         if (loss := state.get("loss", self._loss())) != self._loss():
-            raise UsageError(f"the state is of a loss with {loss}, but this loss has {self._loss()}; use equal settings")
+            raise UsageError(
+                f"the state is of a loss with {loss}, but this loss has {self._loss()}; make this loss with the state's settings"
+            )
         self.step, self.images = state["step"], state["images"]
         if self.adaptive is not None:
             self.adaptive.state.copy_(state["adaptive"])
         self._follow()
 
     def _loss(self) -> str:
-        """Describe the settings that a state must match; a fixed schedule may differ."""
+        """Return, as text, the settings that a loaded state must share with this loss; a fixed schedule may differ."""
         kind = "" if self.adaptive is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
 def _on_range(schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False) -> Schedule:
-    """Truncate a schedule to [low, high]. Where an end is None, use the end of a Schedule object, else of `usual`, else ±15.
+    """Truncate a schedule to [low, high]. None: the end of a Schedule object, else of `usual`, else −15 or 15.
 
-    usual: a DiffusionLoss, or None. clip: reduce the range to the range that the schedule of a SPEC covers.
+    usual: a DiffusionLoss, or None. clip: for a SPEC, reduce [low, high] to the range that its schedule covers.
     """
     ends = usual if isinstance(schedule, str) else schedule
     low = low if low is not None else ends.logsnr_min if ends else -15.0

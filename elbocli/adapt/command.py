@@ -87,10 +87,10 @@ def adapt(
     """Fit a noise schedule to loss logs, for any weighting.
 
     The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output.
-    Standard error shows the predicted variance of the loss estimate for the log's own schedule, for others, and for
-    one fitted by each criterion. Low-discrepancy t is drawn as in training, at the log's batch size.
+    Standard error shows the predicted variance of the loss estimate for the log's schedule, other schedules, and
+    one fitted by each criterion: for independent t, and for low-discrepancy t as in training, at the log's batch size.
 
-    --data-only needs no log: the density follows the weighting times the least error on the images themselves. Standard
+    --data-only needs no log: the density follows the weighting times the least possible error for the images. Standard
     error then says where half of the draws lie, and EDM's P_mean and P_std.
     """
     from elbocli.adapt.fit import fit_data, fit_log, plot_fit

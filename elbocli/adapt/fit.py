@@ -95,9 +95,9 @@ def fit_log(
 ) -> FittedSchedule:
     """Fit a schedule to loss logs (runs, files, or a binary stream). Raises ElboError.
 
-    choose: function from the spec of the log's own weighting to the weighting to use.
-    bins: number of bins after merging; None keeps the log's. floor: smallest density, relative to a uniform density.
-    since: step after which intervals of the log are used. optimum: file of least possible errors, for criterion excess only.
+    choose: function that maps the SPEC of the weighting in the log to the weighting to fit for. criterion: a name of CRITERIA.
+    bins: number of bins after merging; None keeps the log's bins. floor: smallest density, relative to a uniform density.
+    since: step after which lines of the logs are used. optimum: file of least possible errors, for criterion excess only.
     """
     if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
@@ -115,7 +115,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: is for {known.dimensions} values per image, but the log has {losses.header.dimensions}; use another"
+                f"{optimum}: has {known.dimensions} values per image, not {losses.header.dimensions}; use one for the log's data"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
@@ -126,7 +126,7 @@ def fit_log(
     densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
-    log.info(f"schedule for {w.spec} by {criterion}, from {losses.images} images in {losses.lines} intervals of the log")
+    log.info(f"schedule for {w.spec} by {criterion}, from {losses.images} images in {losses.lines} lines of loss logs")
     log.info(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:")
     log.info(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
     promises = {}
@@ -159,10 +159,10 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(losses: LossLog) -> Density:
-    """Return the density of a log's noise levels, from the log's schedule, or, if adaptive or missing, from counts.
+    """Return the density of a log's noise levels: that of the log's schedule or, if this isn't fixed or is missing, of counts.
 
-    In counting, half a draw is added to each bin (the Krichevsky-Trofimov estimate), so that no density is zero; the result gets
-    the floor of the adaptive schedule.
+    Half a draw is added to the count of each bin (the Krichevsky-Trofimov estimate), so that no density is zero; the density of
+    the counts is then raised to the floor of the adaptive schedule.
     """
     low, high = float(losses.edges[0]), float(losses.edges[-1])
     try:
@@ -181,7 +181,10 @@ def _fixed_density(name: str, like: Schedule) -> Density:
 
 
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
-    """Fit a schedule with density ∝ weighting × least possible error. path: file of these errors. Raises ElboError."""
+    """Fit a schedule with density ∝ weighting × least possible error. Raises ElboError.
+
+    path: file of least possible errors, from `elbo optimum`. floor: smallest density, relative to a uniform density.
+    """
     optimum = read_optimum(path)
     edges = torch.tensor(optimum.edges, dtype=torch.float64)
     error = optimum.least(edges, training=True)

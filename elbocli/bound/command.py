@@ -116,16 +116,16 @@ def bound(
 ) -> None:
     """Measure the variational bound, in bits per dimension.
 
-    Without DATA.h5 it uses the run's own dataset. It prints one JSON object with the prior, reconstruction (a softmax
+    Without DATA.h5, the run's dataset is used. The result is one JSON object with prior, reconstruction (a softmax
     over the 256 levels) and diffusion terms and their standard errors: bpd_se for the dataset's mean, bpd_se_noise for
     the noise alone, bpd_se_population for the distribution's mean. For latents, the bound is on their density, in nats
-    and nats_per_latent_dimension, because latents have no levels: it compares models of one latent space.
+    and nats_per_latent_dimension, because latents have no levels: compare it only within one latent space.
 
     --check compares the weighted loss with an integral of bounds over the noise levels that the weighting implies, from
     independent draws. The exit status is then 0 if they agree within 4 standard errors, else 1.
 
-    --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', each with its
-    error. --classify measures how well the run classifies images by p(c|x) ~ exp(-bound).
+    --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', with standard
+    errors. --classify measures how well the run classifies images by p(c|x) ~ exp(-bound).
     """
     from elbocli.bound import estimate, judge
     from elbocli.bound.measure import ALL, open_measurement

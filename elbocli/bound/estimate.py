@@ -2,7 +2,7 @@
 
 All three equal ½ ∫ E‖ε−ε̂‖² dλ over all noise levels. They differ in the denoiser at levels outside the network's range, and
 in the method of integration. Each estimator returns two independent values per image, whose difference gives the standard
-error. The bound also has a profile over λ: the bound on data as noisy as λ.
+error. The bound also has a profile over λ: the bound on data at noise level λ.
 """
 
 import itertools
@@ -44,7 +44,7 @@ class BoundEstimate:
 
     sums: count, sum and sum of squares of the ε error per bin of λ, as in a loss log, [3, bins].
     moments: number, mean and mean square of the errors per dimension in each bin, from `sums`.
-    profile: bound L(λ;x) on data as noisy as the upper edge λ of each bin, in nats, [bins]. profile_se: its standard error.
+    profile: bound L(λ;x) on data at noise level λ, the upper edge of each bin, in nats, [bins]. profile_se: standard error.
     excess: error minus the least possible error, and its standard error, [bins] each; () if --optimum wasn't given.
     """
 
@@ -88,7 +88,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats record. nats, se: value per image, and its standard error. some: images, pixels or latents."""
+    """Return the fields of a Nats record. nats, se: value per image, and its standard error. some: images of that unit."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -152,7 +152,7 @@ def estimate_bound(
 
 
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
-    """Estimate the variational bound of a run on a dataset. Raises ElboError.
+    """Estimate the variational bound of the run in `asked`, on the images in `asked`. Raises ElboError.
 
     schedule: SPEC (name:key=value,…) of the schedule of noise levels; '' to fit a schedule to the run's loss log.
     target_se: standard error per dimension below which to stop; None for one pass over the images.
@@ -229,7 +229,7 @@ def variational(asked: Question) -> Parts:
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Parts:
-    """Estimate the integral over all λ: in closed form outside the network's range, from samples inside.
+    """Estimate the integral over all λ: in closed form outside the network's range, from random draws inside.
 
     Below the range, the denoiser is the Bayes denoiser of a Gaussian fitted to the data. Above the range, the denoiser is the
     softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, the denoiser is x̂, or
@@ -456,10 +456,10 @@ def _pooled(nats: Tensor) -> PairedEstimate:
 
 
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
-    """Estimate −log p of a dataset's images under a run, by several estimators.
+    """Estimate −log p of the images in `asked` under the run in `asked`, by several estimators.
 
     schedule: SPEC of the schedule of noise levels; '' to fit a schedule to the run's loss log. Raises ElboError.
-    The Gaussian of `information` is fitted to a sample of the whole dataset, not only to the measured images.
+    The Gaussian of `information` is fitted to random images of the whole dataset, not only to the measured images.
     """
     n, gaussian = len(asked.dataset), None
     if "information" in (each.name for each in estimators):

@@ -36,11 +36,11 @@ from elbocli.train.batches import training_rows
 AGREE = 4.0
 """Largest difference between the two sides of the theorem that counts as agreement, in standard errors."""
 SHARES = 10
-"""Number of λ cells in which the measure −dw is reported."""
+"""Number of bins of λ for which the measure −dw is reported."""
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Compare the two sides of the paper's theorem on a run, for each weighting. Raises ElboError."""
+    """Compare the two sides of the paper's theorem for each weighting. asked: a run, and images. Raises ElboError."""
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
@@ -70,7 +70,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
 def _check(
     weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
 ) -> Check:
-    """Compare the theorem's left side, `loss`, with its right side, column `index` of `bounds`. edges: cells of λ for −dw."""
+    """Compare the theorem's left side, `loss`, with its right side, column `index` of `bounds`. edges: bins of λ for −dw."""
     of = np.zeros(len(bounds.mean))
     of[index] = 1
     left, right = _side(loss, np.ones(1)), _side(bounds, of)
@@ -163,8 +163,9 @@ def judge_scores(
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
-    """Classify images of a dataset with a run; return the result, and a table with a row per image. Raises ElboError.
+    """Classify images with a run; return the result, and a table with a row per image. Raises ElboError.
 
+    asked: the run, and the images.
     schedule: SPEC (name:key=value,…) of the schedule of noise levels; '' to fit a schedule to the run's loss log.
     """
     classes = asked.trained.network.config.num_classes
@@ -175,19 +176,20 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
     return judge_scores(*scores, asked.draws, chosen)
 
 
-# Errors above the least possible errors. A network that copies its training images has larger ones on new images.
+# Errors above the least possible errors. A network that copies its training images has larger errors on new images.
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return a measurement like `asked`, but on as many of the run's training images. optimum: file of 'elbo optimum --like RUN'.
+    """Return a measurement like `asked`, but on at most `asked.images` of the run's training images.
 
+    optimum: file of 'elbo optimum --like RUN'.
     Raises UsageError when the optimum is for other images or noise levels, DataError and FormatError for an unusable dataset.
     """
     least, trained = read_optimum(optimum), asked.trained
     known, run = trained.data.payload_sha256, trained.path
     if least.payload_sha256 != known:
         raise UsageError(
-            f"{optimum}: has the least errors of other images than {run} was trained on; use 'elbo optimum --like {run}'"
+            f"{optimum}: its least possible errors are not for the training images of {run}; use 'elbo optimum --like {run}'"
         )
     least.least(torch.tensor([asked.low, asked.high], dtype=torch.float64))
     same = asked.dataset.attributes.payload_sha256 == known
@@ -202,9 +204,9 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
 def add_excess(
     asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
 ) -> tuple[dict[str, Any], BoundEstimate]:
-    """Compare errors with the least possible errors. Return the result's field `excess`, and `found` with the excess per bin.
+    """Compare errors with the least possible errors. Return (the result's field `excess`, the bound with the excess per bin).
 
-    own: measurement on training images, from `open_own`; evaluated, too, unless its images are those of `asked`.
+    own: measurement from `open_own`; its training images are evaluated here, unless they are the images of `asked`.
     optimum: file of 'elbo optimum'. found: the bound of `asked`. schedule: SPEC of the noise levels for `own`; '' to fit one.
     Field `excess`: weighted loss minus the least possible loss, in nats per dimension, which training can still gain.
     """

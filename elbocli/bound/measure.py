@@ -103,7 +103,7 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Return the contribution of each draw, [B, 2, K]; the sum over the last axis estimates ½ ∫ ‖ε−ε̂‖² dλ.
+        """Return the contribution of each draw to ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K]; summed over the K draws, they estimate the integral.
 
         schedule: the schedule from which the noise levels were drawn.
         """
@@ -114,7 +114,7 @@ class Draws(NamedTuple):
 class MeasuredNetwork:
     """A network to evaluate, its prediction type, and the range of logsnr.
 
-    network: (z [B, C, H, W] scaled by the prediction's c_in, logsnr [B], labels [B] or None) → [B, C, H, W].
+    network: (z [B, C, H, W] times c_in of the prediction type, logsnr [B], labels [B] or None) → [B, C, H, W].
     low, high: range of logsnr.
     precision: fp32, tf32, bf16 or fp16. batch_size: number of network inputs at a time.
     draws: number of noise levels per image, even. seed: seed of the noise levels and of the noise.
@@ -235,7 +235,7 @@ class Measurement(MeasuredNetwork):
             progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
-        """Return pixels, or latents sampled from their posterior and scaled; an image's sample is the same each time."""
+        """Return pixels, or latents drawn from their posterior and scaled; the latent drawn for an image is always the same."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
@@ -264,12 +264,12 @@ class Measurement(MeasuredNetwork):
         return parse_schedule("uniform", self.low, self.high)
 
     def weightings(self, specs: Sequence[str]) -> list[Weighting]:
-        """Return the weightings that `specs` name; the run's own weighting if `specs` is empty. Raises ElboError."""
+        """Return the weightings that `specs` name; the run's training weighting if `specs` is empty. Raises ElboError."""
         size = self.trained.network.config.image_size
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def about(self) -> dict[str, Any]:
-        """Return the facts about run, dataset and settings that every result includes."""
+        """Return the entries that every result of `elbo bound` has: on run, dataset and settings."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,
@@ -303,12 +303,12 @@ def open_measurement(
 ) -> Measurement:
     """Open a run and a dataset to evaluate it on.
 
-    path: run or checkpoint. data: dataset; None for the run's own.
+    path: run or checkpoint. data: dataset; None for the run's training dataset.
     weights: ema (the run's first average), model (its last weights), another average, or a file of 'elbo ema'.
     images: largest number of images; None for DEFAULT_IMAGES, ALL for all images of the dataset.
     batch_size: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
-    precision: fp32, tf32, bf16, fp16, or auto: the run's own on CUDA, fp32 on a CPU.
-    logsnr_min, logsnr_max: range of λ; None for the run's. options: draws of a MeasuredNetwork.
+    precision: fp32, tf32, bf16, fp16, or auto: the precision of training on CUDA, fp32 on a CPU.
+    logsnr_min, logsnr_max: range of λ; None for the run's range. options: draws, the number of noise levels per image.
     Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
@@ -337,15 +337,15 @@ def open_measurement(
         **options,
     )
     how = f"{asked.draws} noise levels each; {place}, {asked.arithmetic}"
-    log.info(f"{asked.name}: {len(rows)} of {len(dataset)} images, {how}")
+    log.info(f"{asked.name}: evaluating on {len(rows)} of {len(dataset)} images, {how}")
     return asked
 
 
 def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
-    """Open a dataset that fits a run. data: None for the run's own. Raises UsageError, DataError, FormatError."""
+    """Open a dataset that fits a run. data: None for the run's training dataset. Raises UsageError, DataError, FormatError."""
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
-        raise UsageError(f"{trained.path}: has no dataset of its own; name a dataset, DATA.h5, after the run")
+        raise UsageError(f"{trained.path}: names no dataset to evaluate on; name a dataset, DATA.h5, after the run")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)

@@ -1,7 +1,7 @@
 """The JSON records of `elbo bound`, one for each question that the command answers.
 
 Nats are per image. Values per dimension are in bits for pixels (bpd), and in nats for latents, which have no pixel levels.
-Suffix _se: standard error. about: facts about network and images: run, checkpoint, weights, dataset, logsnr_min, ….
+Suffix _se: standard error. about: keys that describe network and images: run, checkpoint, weights, dataset, logsnr_min, ….
 """
 
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Fields of all results. per_image: file of --per-image. excess: errors above the least possible errors, for --optimum."""
+    """Fields of all results. per_image: file of --per-image. excess: errors minus the least possible errors, with --optimum."""
 
     REST: ClassVar[str] = "about"
 
@@ -52,7 +52,7 @@ class Bound(Nats, frozen=True, kw_only=True):
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
     schedule: schedule of the noise levels. per_image: file of --per-image.
-    excess: errors above the least possible errors, for --optimum.
+    excess: errors minus the least possible errors, with --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -116,7 +116,7 @@ class Likelihoods(Answer, frozen=True):
 
 
 class Side(Record, frozen=True):
-    """One side of the theorem in nats, with its standard error from the noise. relative_se: se divided by |nats|."""
+    """One side of Kingma & Gao's theorem 1 in nats. se: standard error from the noise. relative_se: se divided by |nats|."""
 
     nats: float
     se: float
@@ -124,7 +124,7 @@ class Side(Record, frozen=True):
 
 
 class NoiseShares(Record, frozen=True):
-    """Measure −dw of a weighting w, over the largest w. For a monotone w, it is p_w, the distribution of the augmentation noise.
+    """Measure −dw / max w of a weighting w. For a monotone w, this measure is p_w, the distribution of the augmentation noise.
 
     at_logsnr_max: mass at the cleanest level. logsnr: edges of cells of logsnr. mass: mass in each cell.
     positive, negative: for a weighting that rises, the total positive and the total negative mass.
@@ -138,10 +138,10 @@ class NoiseShares(Record, frozen=True):
 
 
 class Check(Record, frozen=True):
-    """Comparison of the two sides of the theorem for one weighting.
+    """Comparison of both sides of theorem 1 of Kingma & Gao 2023 for one weighting.
 
     left: the weighted loss as in training. right: the loss computed as an integral of bounds over noise levels.
-    rising, signed_mass: for a weighting that rises, the intervals of logsnr where it rises, and its signed measure.
+    rising, signed_mass: for a weighting that rises, the intervals of logsnr where it rises, and the measure −dw.
     augmented_elbo, p_w: for a monotone weighting, the ELBO of noise-augmented data, and the distribution of that noise.
     """
 

@@ -214,7 +214,7 @@ class Command(click.Command):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, but replace other names of an option (other_names.txt), and add a hint about an unknown option."""
+        """Parse as click does, but accept the option names in other_names.txt, and add a hint to errors about unknown options."""
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
         try:
             return super().parse_args(ctx, [*args])
@@ -266,12 +266,12 @@ def launched() -> int:
     name = next((name for name in LAUNCHERS if name in os.environ), "WORLD_SIZE")
     count = os.environ.get(name, "1")
     if not count.isdecimal() or (name != "WORLD_SIZE" and count != "1"):
-        raise UsageError(f"{name} is {count!r}; start several processes by torchrun, which sets WORLD_SIZE to their number")
+        raise UsageError(f"{name} is {count!r}; start processes with torchrun, which sets WORLD_SIZE to their number")
     return int(count)
 
 
 def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Return a decorator by which a plug-in makes a function a command `elbo NAME`.
+    """Return a decorator that makes a plug-in's function the command `elbo NAME`.
 
     The function's docstring is the help; click.option adds options.
     how: further arguments of click.command.
@@ -470,7 +470,7 @@ def print_json(value: Any) -> None:
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a text to the file `out`, or to standard output if `out` is -.
 
-    report: JSON object to print on standard output, where the text is then not written; None to print no object.
+    report: JSON object for standard output, which then doesn't get the text even if `out` is -; None for no object.
     Raises DataError.
     """
     from elbocli.files.atomic import write_text

@@ -93,7 +93,7 @@ def level_ticks(axis: Any) -> None:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw `value` over the λ `at`, with a band of ± 2 standard errors `se`, cut off below a tenth of `value`. All are [N]."""
+    """Draw `value` [N] at the λ in `at` [N], and a band of ± 2 standard errors `se` [N], cut off below a tenth of `value`."""
     axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
@@ -118,7 +118,7 @@ def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], 
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two curves are equal, so that they share a line."""
+    """Return whether two curves are equal up to rounding. Equal curves are drawn as one line with both names."""
     return np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True)
 
 

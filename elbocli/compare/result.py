@@ -1,4 +1,4 @@
-"""Compare results of `elbo eval`, or saved features: the difference of each score from the first file's, with its interval."""
+"""Compare results of `elbo eval`, or saved features: how much each score differs from that of the first file, with 95 % interval."""
 
 import contextlib
 import math
@@ -21,9 +21,10 @@ ALIKE = "such scores are not comparable; score both with the same settings"
 
 
 class Difference(Record, frozen=True, kw_only=True):
-    """A score in two files, and the difference, other − first, with its standard error and 95 % interval (None if unknown).
+    """Values of a score in two files, and their difference, other − first, with standard error and 95 % interval.
 
-    apart: whether 0 lies outside the interval; None if unknown. how: origin of the standard error, such as "paired by 3 seeds".
+    se, interval: None if unknown. apart: whether 0 lies outside the interval; None if unknown.
+    how: how the standard error was found, such as "paired by 3 seeds".
     """
 
     score: str
@@ -45,7 +46,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo compare (JSON)")
 class Comparison(Record, frozen=True, kw_only=True):
-    """The comparison of several files with the first. alike: facts that all files share, under their names in `elbo eval`."""
+    """Comparison of several files with the first. alike: settings and digests equal in all files, named as in `elbo eval`."""
 
     REST: ClassVar[str] = "alike"
 
@@ -57,7 +58,10 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """Return the record of a difference. first, other: the two values. estimate: difference with its standard error."""
+    """Return the record of a difference. score: name. first, other: the two values. how: as in Difference.
+
+    estimate: the difference with its standard error.
+    """
     ends = estimate.interval
     return Difference(
         score=score,
@@ -72,7 +76,7 @@ def difference_of(score: str, first: float, other: float, estimate: Estimate, ho
 
 
 def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare results with the first; return the comparisons and the facts that all results share.
+    """Compare results with the first; return the comparisons, and the settings and digests that are equal in all results.
 
     results: (file, result) pairs.
     Raises DataError for results that aren't comparable.

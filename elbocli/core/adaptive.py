@@ -46,10 +46,10 @@ CLOSE = 1e-6
 
 
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Return a cubic interpolation, at `at` of any shape, of values [K] at rising knots [K]; slopes are central differences.
+    """Interpolate values [K] at rising knots [K] by cubics whose slopes are central differences; return the values at `at`.
 
-    Beyond the knots the outer cubics continue. A linear interpolation would have a kink at every knot, so that its product
-    with a smooth function could rise and fall between two knots.
+    at: any shape. Beyond the knots the outer cubics continue. A linear interpolation would have a kink at every knot, so that
+    its product with a smooth function could rise and fall between two knots.
     """
     (slope,) = torch.gradient(values, spacing=(knots,))
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
@@ -62,7 +62,8 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 def roughness(at: Tensor, bend: float) -> Tensor:
     """Return the penalty matrix K [B, B] with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ, for any spacing of λ.
 
-    at: [B], float64, rising λ. bend: one of BENDS. The second term keeps the curve flat far from any observation.
+    at: [B], float64, rising λ. bend: prior variance of changes in f′ per unit of λ, one of BENDS. The term in f′² keeps the
+    curve flat far from any observation.
     """
     step = at.diff()
     slope = torch.eye(len(at), dtype=torch.float64).diff(dim=0) / step[:, None]
@@ -238,7 +239,7 @@ def fit_schedule(
 ) -> Schedule:
     """Return the schedule with density proportional to weighting × criterion in each bin.
 
-    criterion: a name of CRITERIA. floor: least density, as a fraction of the uniform density.
+    criterion: a name of CRITERIA, a function of the moments. floor: least density, as a fraction of the uniform density.
     base: name of the schedule. least: [bins], least possible error of a denoiser, needed for the criterion `excess`.
     Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1]; DataError if no bin
     has two errors, or if weighting × criterion is zero or not finite.
@@ -300,8 +301,8 @@ def loss_variance(
 
 
 def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
-    """Return the integration error of equally spaced times, batch × Var/L²: the variance, for an offset uniform in [0, 1), of
-    the mean of (w/p) E[e] over the times t = (offset + k) / batch, k = 0 … batch − 1.
+    """Return the integration error of equally spaced times, batch × Var/L². Var is the variance of the mean of (w/p) E[e] over
+    the times t = (offset + k) / batch, k = 0 … batch − 1, for an offset uniform in [0, 1). known: smoothed moments of e.
     """
     batch = min(batch, LARGEST_COMB)
     offsets = TIMES // batch
@@ -333,7 +334,7 @@ class AdaptiveSchedule:
     visited bin is as outdated as in any other. Smoothing fills such bins from their neighbours.
 
     edges: [bins + 1], edges of the bins of λ.
-    state: [4, bins], float64, for checkpoints: weighted count, sum and sum of squares; number of all errors so far.
+    state: [4, bins], float64, for checkpoints: weighted count, sum and sum of squares; count of all errors, unweighted.
     """
 
     def __init__(self, edges: Tensor):

@@ -83,7 +83,7 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
-    """Return the sum of the values in each bin of λ, [.., bins]. values, logsnr: [.., K]. edges: [bins + 1], of the bins."""
+    """Return the sum of the values in each bin of λ, [.., bins]. values, logsnr: [.., K]. edges: of the bins, [bins + 1]."""
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
@@ -185,7 +185,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class GaussianModel:
-    """Gaussian with mean [D], principal directions [D, K], their variances [K], and variance `rest` in all others; float64."""
+    """Gaussian, float64: mean [D], principal directions [D, K], their variances [K], variance `rest` in all other directions."""
 
     mean: Tensor
     directions: Tensor
@@ -198,7 +198,7 @@ class GaussianModel:
         return self.directions.shape[0] - self.directions.shape[1]
 
     def upto(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """Return ½ ∫ of the exact denoiser's expected error at x [B, …] from λ = −∞ to each logsnr [L], as [B, L], in nats."""
+        """Return ½ ∫ dλ of the exact denoiser's expected error at x [B, …] from λ = −∞ to each logsnr [L], as [B, L], in nats."""
         square, beyond = self._squares(x)
         s, s0, columns = self.variances, self.rest, []
         for r in logsnr.double().exp().tolist():
@@ -240,7 +240,7 @@ class GaussianModel:
 
 
 def rows_to_fit(count: int, dimensions: int) -> int:
-    """Return how many of `count` images to use in the fit of the Gaussian, so that its time and memory stay bounded."""
+    """Return how many of `count` images to fit the Gaussian to, so that the fit's time and memory stay bounded."""
     return min(count, 4096 if dimensions <= DIRECTIONS else 2048, max(2, ENTRIES // dimensions))
 
 

@@ -71,7 +71,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Moments of n vectors: mean `mu` [D], and `scatter` [D, D], the summed outer products of the deviations, float64.
+    """Moments of n vectors: mean `mu` [D], and `scatter` [D, D], the sum of (x − mu)(x − mu)ᵀ over the vectors x, float64.
 
     a + b are the moments of the union of two sets; a − b removes a subset b from a.
     """
@@ -157,7 +157,7 @@ class PairedMoments:
 
     def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
         """Add pairs of estimates [images, 2, C], float64. squares: of the same shape, theoretical mean squares of the
-        estimates, used as a lower bound of the noise where a sample may miss rare large values; None: no lower bound.
+        estimates, used as a lower bound of the noise where the draws may miss rare large values; None: no lower bound.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))
@@ -185,7 +185,7 @@ class PairedMoments:
 class PairedEstimate:
     """Mean [C] of a vector over n images, and the two sources of its error.
 
-    between: [C, C], covariance of the true vectors of images. noise: [C, C], covariance of the error of an image's estimate.
+    between: [C, C], covariance, over images, of an image's true vector. noise: [C, C], covariance of the error of its estimate.
     """
 
     n: int
@@ -204,7 +204,7 @@ class PairedEstimate:
         return float(self.mean @ of)
 
     def noise_se(self, of: np.ndarray) -> float:
-        """Return the standard error of `value` from noise alone: its standard deviation over seeds for the same images."""
+        """Return the standard deviation of `value` over seeds for the same images. of: coefficients [C]."""
         return float(np.sqrt(of @ self.noise @ of / self.n))
 
     def se(self, of: np.ndarray, population: float) -> float:

@@ -73,7 +73,7 @@ class FineSolution:
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
-        """Return each step's local error, a tensor like z, of a sampler without noise; the last is the error of the data.
+        """Return each step's local error, a tensor like z, of a sampler without noise; at the last step, the error of the data.
 
         grid: rising λ; a step to clean data is added. Multistep methods get the x̂ of the previous level on the exact trajectory.
         """
@@ -88,14 +88,14 @@ class FineSolution:
         """Return the root-mean-square local error of each step, times α^−½ at the end of the step.
 
         The factor α^−½ estimates how much an error grows from the step to the data. It is the geometric mean of 1, which fits
-        z = αx + σε, whose spread stays about 1, and of 1/α, which fits y = z/α. This mean gave the smallest final errors on
-        mixtures with exact denoisers; docs/measurements.md compares the factors, and factors by the measured growth.
+        z = αx + σε, whose spread stays about 1, and of 1/α, which fits y = z/α. On mixtures with exact denoisers, this mean gave
+        smaller final errors than 1, 1/α, or factors computed from the measured growth.
         """
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
     def final_error(self, sampler: Sampler, grid: list[float]) -> float:
-        """Return the root-mean-square error of the data after the sampler's whole walk along the grid."""
+        """Return the root-mean-square error of the data when the sampler has taken all steps of the grid."""
         return rms(walk(sampler, self.points[0], [*grid, math.inf], self.denoise, no_noise) - self.end)
 
 
@@ -107,7 +107,8 @@ def rms(difference: Tensor) -> float:
 def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     """Return a function that estimates, from the loss log alone, the variance that each ancestral step leaves out.
 
-    The errors are per dimension and scaled to their effect on the data. moments: of the network's errors, from a loss log.
+    The errors are per dimension and scaled to their effect on the data.
+    moments: means of the network's errors in bins of λ, from a loss log.
 
     Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
     c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
@@ -120,7 +121,7 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     errors = known.mean.clamp(max=1).tolist()
 
     def error(logsnr: float) -> float:
-        """Return e(λ) per dimension, linear between the centres of bins."""
+        """Return e(λ), the error of ε per dimension, interpolated linearly between the centres of bins."""
         place = (logsnr - low) / width - 0.5
         left = min(max(int(place), 0), len(errors) - 2)
         part = min(max(place - left, 0.0), 1.0)

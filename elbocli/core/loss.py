@@ -62,9 +62,9 @@ def step_coefficients(
 
     logsnr: [B], float64, on the CPU.
     send: moves a tensor to the device of the batch; called once.
-    dimensions: number of dimensions of an example, 3 for images.
+    dimensions: number of tensor axes of an example, 3 for images.
 
-    loss_factor is ½ (w/p) (α/d)², so that loss = loss_factor · ‖target−out‖²/D is computed without ε̂.
+    loss_factor is ½ (w/p) (α/d)² with d = αb − σa, so that loss = loss_factor · ‖target−out‖²/D is computed without ε̂.
     Source: Kingma & Gao 2023, eq. 6, importance-sampled.
     """
     c = prediction.coefficients(logsnr)
@@ -103,7 +103,7 @@ def denoising_losses(
     Training, validation and bounds all use this function.
     x, eps: [B, …], data and noise. labels: passed to the network unchanged.
     logsnr: [B], float64, on the CPU. send: moves a tensor to the device of the batch.
-    Raises UsageError for an output of another shape.
+    Raises UsageError if the shape of the network's output is not that of x.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     c = step_coefficients(logsnr, weighting, schedule, prediction, send, dtype, x.dim() - 1)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
 ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
-"""A rise is taken as rounding below ROUNDING per grid step or LEAST_RISE per interval, both relative, or at values < TINIEST."""
+"""Thresholds below which a rise counts as rounding: relative rise per grid step, relative rise per interval, largest value."""
 SHOWN = 4
-"""Number of intervals to name in messages; a weighting by a schedule of many knots jumps at every knot."""
+"""Number of intervals that a message names; there may be more, as a weighting by a fitted schedule jumps at every knot."""
 
 
 def float64(values: list[float]) -> Tensor:
@@ -49,9 +49,9 @@ def in_words(intervals: list[tuple[float, float]]) -> str:
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:
     """Return the intervals of [low, high] on which the function increases.
 
-    The search uses a grid of POINTS; the ends are refined to a zero of the slope or to a jump. Smaller increases than
-    ROUNDING per grid step and LEAST_RISE per interval, relative to the value, and values below TINIEST, are ignored as
-    rounding of a constant.
+    The search uses a grid of POINTS; the ends of each interval are refined to a zero of the slope or to a jump. Increases that
+    are smaller than ROUNDING per grid step or LEAST_RISE per interval, relative to the value, or that end below TINIEST, are
+    ignored as rounding of a constant.
     """
     import torch
 
@@ -117,7 +117,7 @@ class NonIncreasing:
 
     @cached_property
     def _peaks(self) -> list[tuple[float, float]]:
-        """(λ, value) of each peak; the left end −LIMIT counts as a peak."""
+        """Return (λ, value) of each peak; the left end −LIMIT counts as a peak."""
         ends = [-LIMIT, *(end for _, end in rising(self.function, -LIMIT, LIMIT))]
         return [(end, float(self.function(float64([end])))) for end in ends]
 

@@ -54,7 +54,7 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Return the distances [N, k], float32, ascending, and indices [N, k] of each query's k nearest points, on the CPU.
 
-    others: the queries are the same vectors as the points, and a vector doesn't count as its own neighbour.
+    others: whether the queries are the points themselves; then a vector doesn't count as its own neighbour.
     The distance to a copy is exactly zero. Ties are ordered by index. Raises ValueError for too few points.
     """
     if len(points) < k + others:
@@ -89,7 +89,7 @@ def nearest(
 def within(
     queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield pairs of near vectors in batches: query indices, point indices and float32 distances, [P] each, on the CPU.
+    """Yield pairs (query, near point) in batches: query indices, point indices and float32 distances, [P] each, on the CPU.
 
     reach: [M], a radius for each point. own_reach: [N], a radius for each query; None: queries have no radius.
     The pairs include every pair whose distance is within the radius of its point or of its query, and a few others.

@@ -9,7 +9,7 @@ itself a draw from the posterior, and the mean squared distance of two independe
 
     e*(λ) = E‖ε − ε̂*‖² = e^λ E‖x_s − x̂*‖² = ½ e^λ E Σ π_i b_i.
 
-The last form doesn't need x̂*, and the products a and b serve all λ. Its terms are non-negative, the source has weight 1
+The last form doesn't need x̂*, and a and b are the same at all λ. Its terms are non-negative, the source has weight 1
 (log weight 0), and no log weight exceeds ½‖ε‖²; so there is no cancellation and no overflow. Given z, the last form
 still varies with x_s, but with a quarter of the variance of ‖ε − ε̂*‖².
 
@@ -39,7 +39,7 @@ class LeastErrors:
     source: [S, D], float64, images to be noised. eps: [S, H, D], float64, H noises per source.
     logsnr: [S, H, L], the λ of each noise, rising along L.
     labels: [S], classes of the sources, for a second sum over images of the source's class alone; None: no such sum.
-    unit: factor from the given values to the scale of z, such as 1/127.5 for pixel levels, whose products are exact in float64.
+    unit: factor from the given values to x, such as 1/127.5 for pixel levels, whose inner products are exact in float64.
     """
 
     def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
@@ -73,7 +73,10 @@ class LeastErrors:
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
-        """Add the weights of pairs at one λ after another until they vanish. along: [s, H, J]; distance, mates: [s, 1, J]."""
+        """Add the weights of all images to the sums of the sources `rows`, at rising λ, until all weights are negligible.
+
+        along: a of the module's docstring, [s, H, J]. distance: b, [s, 1, J]. mates: 1 for images of the source's class, else 0.
+        """
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
             weight = distance * self._half[rows, :, level, None]
@@ -130,7 +133,7 @@ class Excess(NamedTuple):
 def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: Weighting) -> Excess:
     """Return the weighted excess of a network's errors over the least possible errors, both per dimension in bins of λ.
 
-    moments: of the network's errors.
+    moments: moments of the network's errors in each bin.
     least, least_se: [bins], the least possible error and its standard error, which is fully correlated between bins, since
     all bins use the same images. The network's errors are independent between bins.
     Bins with fewer than two errors are filled from their neighbours. Raises DataError if no bin has two errors.
@@ -167,6 +170,6 @@ def verdict(low: float, high: float) -> str:
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the excess e − e* in each bin of λ and its standard error, [bins] each; NaN for bins with fewer than two errors."""
+    """Return the excess of a network's errors over `least` and its standard error, [bins]; NaN in bins with fewer than 2 errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

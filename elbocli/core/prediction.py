@@ -46,7 +46,7 @@ def alpha_sigma(logsnr: float) -> tuple[float, float]:
 
 
 def resolution_shift(image_size: int) -> float:
-    """Return 2 log(64/d), the shift of λ that keeps coarse detail as noisy at d × d pixels as at 64 × 64.
+    """Return 2 log(64 / image_size), the shift of λ that keeps coarse detail as noisy as in images of 64 × 64 pixels.
 
     Source: Hoogeboom et al. 2023 (simple diffusion), eq. 4, in the natural log of SNR.
     """

@@ -65,7 +65,7 @@ class Declaration:
         return replace(self, params={**self.params, **values})
 
     def _parameter(self, word: str) -> str:
-        """Return the parameter that has this name or alias; "" is the only parameter. Raises UsageError for an unknown name."""
+        """Return the parameter of this name or alias; "" names the only parameter. Raises UsageError for an unknown name."""
         if not word and len(self.params) == 1:
             return next(iter(self.params))
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
@@ -147,7 +147,7 @@ class Registry(dict[str, Declaration]):
         formula, source: text for docs and help. traits: a fact besides the formula, if the registry has no class of traits.
         positive: parameters that must be above 0. within: parameter → (least, greatest) value.
         known_as: other names of exactly the same function: `name`, or `name:key=value,…` with the values that the name implies.
-        parameters_known_as: other name in lower case → parameter. params: further parameters, and the fields of the traits.
+        parameters_known_as: other name in lower case → parameter. params: further parameters, and fields of the class of traits.
         Raises UsageError if the name is taken.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}

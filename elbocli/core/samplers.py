@@ -262,7 +262,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 def no_noise() -> NoReturn:
     """Raise UsageError. Pass this function as the noise function where a sampler must not draw noise."""
-    raise UsageError("this sampler adds noise; give one without noise (dpmpp-2m, or heun without churn), or for a grid ddpm")
+    raise UsageError("this sampler adds noise; give one without noise (dpmpp-2m, or heun without churn), or for 'elbo grid' ddpm")
 
 
 def walk(

@@ -45,7 +45,7 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return λ at equally spaced timesteps, rounded from running sums, as in ADM; products would round differently."""
+    """Return λ at equally spaced timesteps. As in ADM, a running sum of the spacing is rounded; multiples could round otherwise."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, fewer than {steps} steps; use fewer steps")
@@ -283,7 +283,7 @@ class EdmNoise(Noise):
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """Return a function whose k-th call returns a walk's k-th noise, [len(indices), H, W, C], by a generator per image."""
+        """Return a function whose k-th call returns a walk's k-th noise, [len(indices), H, W, C]. Each image has a generator."""
         import torch
 
         begun = [self._begun(index) for index in indices]
@@ -328,6 +328,6 @@ def schedule_of_levels(levels: list[float]) -> Schedule:
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Describe what a grid of noise levels was made for: sampler, steps and, unless the sampler is ancestral, guidance."""
+    """Name the sampling that a grid of noise levels is made for: sampler, steps and, unless the sampler is ancestral, guidance."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

@@ -29,7 +29,7 @@ NARROWEST = 1e-3
 
 
 def cell_of(at: Tensor, edges: Tensor) -> Tensor:
-    """Return the index k of the interval [edges[k], edges[k+1]) of each value; values outside get the nearest interval."""
+    """Return for each value in `at` the index k of its interval [edges[k], edges[k+1]), or of the nearest interval."""
     import torch
 
     return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
@@ -86,7 +86,7 @@ class Schedule:
         low, high = self.support
         if self.logsnr_min < low - 1e-9 or self.logsnr_max > high + 1e-9:
             raise UsageError(
-                f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}; narrow the range"
+                f"logsnr {self.logsnr_min:g} to {self.logsnr_max:g} exceeds {self.base}, {low:g} to {high:g}; narrow the range"
             )
         first, last = self._ends
         if not float(last - first) > LEAST_SHARE:
@@ -143,7 +143,7 @@ class Schedule:
         return self.curve.density(logsnr - self.shift) * ((logsnr >= low) & (logsnr <= high))
 
     def shifted(self, by: float) -> Schedule:
-        """Return the schedule shifted by `by` in λ. The range stays, cut to the part that the shifted curve covers."""
+        """Return the schedule shifted by `by` in λ. The range of λ stays, cut to the part that the shifted curve covers."""
         if not by:
             return self
         low, high = _support(self.curve, self.shift + by)
@@ -173,7 +173,7 @@ def make_schedule(
     declared: Declaration | None = None,
     file: Path | None = None,
 ) -> Schedule:
-    """Return the schedule of a curve, shifted and truncated to [low, high]; None keeps the curve's own end.
+    """Return the schedule of a curve, shifted and truncated to [low, high]; None is the end of the curve.
 
     name: SPEC of the curve. declared, file: the curve's declaration and the file with the curve, or None.
     clip: reduce [low, high] to the part that the curve covers.
@@ -192,7 +192,7 @@ def parse_schedule(
     """Return the declared schedule of a SPEC.
 
     text: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`; every schedule takes `shift`.
-    low, high: range to truncate the schedule to; None: the curve's own end. clip: reduce the range to what the curve covers.
+    low, high: range to truncate the schedule to; None: the end of the curve. clip: reduce the range to what the curve covers.
     size: image size in pixels, used as the schedule's parameter `size`, if there is one, unless the SPEC sets it.
     Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
@@ -212,7 +212,7 @@ def parse_schedule(
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
     """Return a tabulated schedule that spends a given share of the time t in each interval of λ.
 
-    edges: ends of the intervals, rising λ, [B + 1]. shares: relative time in each interval, [B]. name: of the schedule.
+    edges: ends of the intervals, rising λ, [B + 1]. shares: relative time in each interval, [B]. name: the schedule's name.
     """
     import torch
 
@@ -247,7 +247,7 @@ def flow_reversed(level, factor=1.0):
 
 
 def _timestep(schedule, level, **params: float):
-    """Return the fractional timestep at λ, clamped to 0 to count − 1."""
+    """Return the timestep at λ = `level`, a fractional number clamped to 0 to count − 1. schedule: name in SCHEDULES."""
     import torch
 
     curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]

@@ -52,7 +52,7 @@ def squaredcos(start, end, count):
 
 
 def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
-    """Return λ after each timestep i, from ᾱ_i = Π(1 − β_j).
+    """Return λ after each timestep i, from ᾱ_i = Π(1 − β_j) over j ≤ i.
 
     beta: [T], float64.
     snr_scale: number by which the signal-to-noise ratio is divided.
@@ -83,7 +83,7 @@ class Steps:
     Raises UsageError if fewer than two timesteps are left or λ doesn't fall.
 
     The slopes are those of a cubic spline, limited to 3 × the slopes of the adjacent chords, so that t never rises
-    (Hyman 1983). On the smooth schedules in use the limit changes only the ends, and p is continuous.
+    (Hyman 1983). For the usual, smooth schedules, this limit changes slopes only at the ends, and p is continuous.
     """
 
     def __init__(self, logsnr):
@@ -280,7 +280,7 @@ class Edm:
     parameters_known_as={"mu": "mean", "loc": "mean", "b": "scale"},
 )
 class Laplace:
-    """Laplace distribution of λ. The halves of t are computed separately, to keep precision in both tails."""
+    """Laplace distribution of λ. λ(t) is computed separately for t below and above ½, to keep precision in both tails."""
 
     def __init__(self, mean=0.0, scale=0.5):
         self.mean, self.scale = mean, scale

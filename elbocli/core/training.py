@@ -204,7 +204,10 @@ def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declarat
 
 
 CRITERIA = Registry("criterion")
-"""Criteria: functions (mean of the error, mean of its square, least possible error or None) → score; the density is ∝ w score."""
+"""Criteria: functions (mean of the ε error, mean of its square, least possible error or None) → score, per bin of λ.
+
+The density p(λ) of an adaptive schedule is proportional to w(λ) times the score.
+"""
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")

@@ -284,12 +284,12 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes the parameter monotone alone; leave out others, or write a schedule's after its name")
+        raise UsageError(f"{text!r} takes monotone alone; leave others out, or give the schedule's parameters after its name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:
-    """Split the parameters in a weighting's SPEC into (other parameters, shift, monotone). Raises UsageError."""
+    """Split `words`, the parameters in a weighting's SPEC, into (others, shift, monotone). Raises UsageError."""
     others, shift, monotone = [], None, False
     for word in filter(None, (part.strip() for part in words.split(","))):
         key, _, value = word.partition("=")

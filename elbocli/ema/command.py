@@ -91,7 +91,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         raise UsageError(f"--at {at}: no snapshot at this step; choose {last.step}, the last before ({last.path})")
     layout = last_file.layout
     if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
-        raise FormatError(f"{strange[0]}: its network differs from that of {last.path}; move it out of the run")
+        raise FormatError(f"{strange[0]}: has another network than {last.path}; move this snapshot out of the run")
     profiles = [Profile(gamma_of(average.params["std"]), float(snapshot.step)) for snapshot, average, _ in parts]
     solution = solve(profiles, Profile(gamma_of(std), float(last.step)))
     if solution.residual > WARN:
@@ -103,7 +103,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
 
     def combined(key: str) -> torch.Tensor:
-        """Return the tensor `key` of the new average: Σ x·average, summed in float64; integers are those of the last snapshot."""
+        """Return the tensor `key` of the new average, the combination of snapshots in float64; integers: from the last snapshot."""
         newest: torch.Tensor = used[-1][-1].read(key)
         if not newest.is_floating_point():
             return newest

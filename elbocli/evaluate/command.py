@@ -40,7 +40,7 @@ GROUPS = {
 
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add options to a command: the options that metrics declare."""
+    """Add the options that metrics declare to a command."""
     for name, (_, own) in reversed(OPTIONS.items()):
         kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
         flag = isinstance(own.default, bool)
@@ -170,7 +170,9 @@ def evaluate(
     for name, (metric, _) in OPTIONS.items():
         typed = context.get_parameter_source(name) is source.COMMANDLINE
         if typed and metric not in settings.metrics:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --metrics {metric}; add this metric")
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for --metrics {metric}; add this metric, or leave the option out"
+            )
     if settings.held_out is not None and not settings.needing(Need.HELD_OUT):
         raise click.UsageError("--held-out is for --metrics copying; add this metric, or leave --held-out out")
     sources: Any = samples or (STREAM,)

@@ -129,7 +129,7 @@ def extract_features(
     sharers = 1 if source.streamed else world.size
 
     def read(step: int) -> tuple[int, np.ndarray, list[str]] | None:
-        """Return (position, images, digests) of this rank's batch; None if no batch is left for this rank."""
+        """Return (index of the first image, images, digests) of this rank's batch of a step; None if no images are left."""
         begin = (step * sharers + world.rank) * batch
         if world.rank >= sharers or begin >= source.n or source.reader is None:
             return None
@@ -201,13 +201,13 @@ def _features_of(
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """Return the extractor that the names of scores include; None for the published Inception, whose scores keep usual names."""
+    """Return the extractor's name for use in score names; None for the published Inception, which score names don't mention."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """Return the known facts that samples and reference must share: preprocessing, network, weights and precision.
+    """Return what must be equal for samples and reference, if known: preprocessing, network, weights and precision.
 
     Files of earlier versions of elbo don't give the precision, which was always STRICT.
     """

@@ -23,7 +23,7 @@ from elbocli.nn.extractors import STRICT
 SD = "_sd"
 """Suffix that turns a score's name into the name of the score's standard deviation over repeats."""
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
-"""Name of a fact that differs → [value, expected value]."""
+"""Key of a fact that isn't as expected → [value, expected value]."""
 Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 """A number whose square is within float64 range."""
 ENOUGH = 10_000
@@ -133,7 +133,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the number with a role for a score, such as the score's standard error; None without such a number."""
+        """Return the number that has this role for a score, such as the standard error; None without such a number."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
@@ -198,7 +198,7 @@ class EvalResult(Record, frozen=True):
     def of(cls, content: Any, where: object = "it") -> EvalResult:
         """Read an object that `json` returned. where: file of the object, for messages. Raises FormatError.
 
-        Scores of unknown metrics are read as facts.
+        Keys that no metric of elbo writes are read as facts.
         """
         cls.check_head(content, where)
         found = convert(content, dict[str, Any], where)

@@ -131,7 +131,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
         if all(source.saved is not None for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:
-            raise UsageError(f"{told[0].name}: has features by the file {name}; to trust this file, add --extractor {name}")
+            raise UsageError(f"{told[0].name}: has features of the extractor file {name}; to trust it, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
@@ -180,7 +180,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
 
 
 def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
-    """Return, for each set of samples, the facts in which samples and reference were made differently, with both values.
+    """Return, for each set of samples, the facts of its making that differ from the reference's, with both values.
 
     Raises DataError for such facts unless --allow-mismatch is given, UsageError when a metric isn't defined for the extractor.
     """
@@ -201,7 +201,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
 def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings) -> None:
     """Check the features of a source's first batch, and set the labels of a stream.
 
-    found: name → features of the batch. Raises DataError or UsageError when features or labels are unsuitable for the metrics.
+    found: features of the batch, by name. Raises DataError or UsageError when features or labels are unsuitable for the metrics.
     """
     width, logits = found["values"].shape[1], found.get("logits")
     for other in sides.every:
@@ -290,7 +290,7 @@ def scored(
     mismatch: Pairs | None,
     deviates: Pairs | None,
 ) -> Scores:
-    """Compute all metrics of one set of samples, and collect the facts of all files.
+    """Compute all metrics of one set of samples, and collect facts about all files.
 
     mismatched: whether names of scores must include the extractor, because files were made differently.
     mismatch, deviates: facts that differ from the reference's, and from the protocol's; None if there are none.
@@ -359,7 +359,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
-        log.warning("%s: %s images, below %s: %s", facts.samples, facts.n_samples, ENOUGH, few)
+        log.warning("%s: %s images, below %s, are few: %s", facts.samples, facts.n_samples, ENOUGH, few)
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))

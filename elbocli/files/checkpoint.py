@@ -96,7 +96,7 @@ class InitFacts(Record, frozen=True):
     run: path that was given to --init.
     weights, sha256: `model` or the name of an average, and the digest of its file.
     step, images: optimizer updates and images seen at the checkpoint with these weights.
-    seen: for imported weights, the keys that begin with imported_, from SourceFacts.about.
+    seen: origin of imported weights, under the keys imported_* of SourceFacts.about.
     changed: names of the settings in which the new run differs from the run that trained these weights.
     """
 
@@ -246,7 +246,7 @@ class Checkpoint:
         return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
-        """Map the optimizer and schedule state. Raises FormatError; never runs code from the file."""
+        """Memory-map the state of optimizer and schedule. Raises FormatError; never runs code from the file."""
         from elbocli.files.tensor_files import load_tensors
 
         return load_tensors(self.path / "state.pt", mapped=True)
@@ -266,7 +266,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
             file = path / name
             whole = file_sha256(file) == seal.sha256 if verify else file.stat().st_size == seal.bytes
             if not whole or Path(name).name != name:
-                raise FormatError(f"{file}: damaged: its size or digest differs from {META}")
+                raise FormatError(f"{file}: damaged: its size or digest differs from {META}; restore the file")
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
         raise FormatError(f"{path}: is of another run than {run / CONFIG}; move it back to its run, or delete it")

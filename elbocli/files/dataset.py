@@ -8,7 +8,7 @@ Any HDF5 tool can read the file; reading a random batch takes no longer than fro
 A killed writer can resume. Datasets (and samples, by the class Resumable) are written to `OUT.partial`, which is locked and
 allocated on disk in full before the first row, so that a full disk fails at once. Rows are written at their final offset. A
 journal beside the file holds the number of rows that are safely on disk and their digest; a writer that resumes compares this
-digest with the rows, and writes all rows again if it doesn't fit. All else is written last; then the file is renamed to OUT.
+digest with the rows, and writes all rows again if they differ. All else is written last; then the file is renamed to OUT.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class Dataset:
         return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
-        """Return the description of the dataset in config.yaml, from which a resumed run detects that the dataset has changed."""
+        """Return the dataset's description for config.yaml, by which a resumed run detects that the dataset has changed."""
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -419,7 +419,7 @@ class Resumable:
 
     out: path of the finished file.
     offset: bytes before the rows.
-    layout, limit: shape and type of the rows, and their maximum number.
+    layout: shape and type of the rows. limit: largest number of rows.
     source: identity of the contents and settings; an unfinished file of another identity is not resumed.
     """
 
@@ -463,7 +463,7 @@ class Resumable:
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Continue after the rows that the journal counts, if their digest still fits; otherwise write all rows again."""
+        """Continue after the journal's rows if their digest fits, else start without rows. Raises UsageError as `held` does."""
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:
@@ -471,7 +471,7 @@ class Resumable:
                 for column, size, digest in zip(self._columns, sizes, digests):
                     column.resume(size)
                     if column.digest.hexdigest() != digest:
-                        raise ValueError("its rows are not those that were written")
+                        raise ValueError("the digest of its rows differs from the journal's")
                 self.state = there
                 return
             if not overwrite:
@@ -479,8 +479,8 @@ class Resumable:
                 if isinstance(there.source, dict) and isinstance(own, dict):
                     differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
                 raise UsageError(
-                    f"{self.partial}: unfinished file of another source or with other settings ({differing}); repeat the "
-                    "first settings to resume, choose another name, or add --overwrite to start again"
+                    f"{self.partial}: unfinished file of another source or with other settings ({differing}); use the "
+                    "first source and settings to resume, choose another name, or add --overwrite to start again"
                 )
         for column in self._columns:
             column.resume(0)

@@ -23,7 +23,7 @@ CELL = 96
 WIDE = 4096
 """Largest width in pixels, without gutters and names, that a contact sheet may reach by enlarging its images."""
 NEAR = 4
-"""A sheet may have up to 1/NEAR more or fewer columns than a square sheet would have, if fewer places stay empty."""
+"""A sheet may have up to 1/NEAR more or fewer columns than a square sheet would have, if that leaves fewer places empty."""
 LARGEST_PICTURE = 89_478_485
 """Largest number of pixels of a picture. Pillow, among others, refuses a larger picture as a decompression bomb."""
 MOST_CLASSES = 16
@@ -143,7 +143,7 @@ class Layout(Record, frozen=True):
         return [places[image] for image in sorted(places)]
 
     def check(self, where: object) -> None:
-        """Raise UsageError if the picture has more than LARGEST_PICTURE pixels."""
+        """Raise UsageError, with `where` in front, if the picture has more than LARGEST_PICTURE pixels."""
         width, height = self.size
         if width * height > LARGEST_PICTURE:
             remedy = "use a smaller --zoom, fewer images, or write a folder, .npy, .npz or .h5"
@@ -174,7 +174,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     held = sorted(each for group in layout.groups for each in group.images)
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
-        raise FormatError(f"{what}: {len(held)} images in {layout.size} pixels, but the picture has {size}")
+        raise FormatError(f"{what}: {len(held)} images in {layout.size} pixels, but the picture has {size}; make the sheet again")
     return layout
 
 

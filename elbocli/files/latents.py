@@ -68,8 +68,8 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
 def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     """Return EDM2's constant shift and scale of each channel. Raises UsageError unless there are 4 channels."""
     if channels != len(EDM2_MEAN):
-        found = f"{len(EDM2_MEAN)} channels, this autoencoder has {channels}"
-        raise UsageError(f"the latent convention edm2 whitens {found}; use --latent-convention diffusers")
+        found = f"{len(EDM2_MEAN)} channels, but this autoencoder has {channels}"
+        raise UsageError(f"latent convention edm2 is for {found}; use --latent-convention diffusers")
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
@@ -112,7 +112,7 @@ class LatentSpace:
     def __post_init__(self) -> None:
         for value, known in ((self.convention, CONVENTIONS), (self.input, INPUTS)):
             if value not in known:
-                raise ValueError(f"{value!r} is none of {', '.join(known)}")
+                raise ValueError(f"convention or pixel range {value!r} is none of {', '.join(known)}")
         finite = all(map(math.isfinite, (*self.shift, *self.scale)))
         if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
             raise ValueError("shift and scale need one finite number per channel, and scale must be positive")

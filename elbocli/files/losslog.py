@@ -115,7 +115,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield a loss log's headers and intervals, line by line. name: for messages. Raises FormatError with the line number."""
+    """Yield a loss log's headers and intervals. name: of the log in messages. Raises FormatError with the line number."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -132,7 +132,7 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
             raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each, one per bin of the header")
         yield row
     if not bins:
-        raise FormatError(f"{name}: lacks a header; expected a loss log ('losslog.jsonl' of a run)")
+        raise FormatError(f"{name}: lacks the header of a loss log; name a loss log, such as losslog.jsonl of a run")
 
 
 @dataclass
@@ -232,11 +232,11 @@ class LeastCurve(Record, frozen=True):
 
 
 class SampleCheck(Record, frozen=True):
-    """Correction of a least possible error that was computed with a random sample of the images instead of all images.
+    """Correction of a least possible error that was computed with a random subset of the images instead of all images.
 
-    images: number of images in the sample.
-    sources: number of noised images for which the error was computed both with the sample and with all images.
-    bias: mean over these noised images of (error with the sample − error with all images), [bins], already subtracted.
+    images: number of images in the subset.
+    sources: number of noised images for which the error was computed both with the subset and with all images.
+    bias: mean over these noised images of (error with the subset − error with all images), [bins], already subtracted.
     bias_se: standard error of the bias, [bins].
     """
 
@@ -258,7 +258,7 @@ class Optimum(Record, frozen=True, kw_only=True):
     nats: ½∫e* dλ over the range of the bins, where e* is eps_mse summed over dimensions; log_images if the range is infinite.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number of images in the set, including mirror images if `flip`.
-    sources, draws: number of images to which noise was added, and draws of noise for each.
+    sources, draws: number of images to which noise was added, and number of noise draws for each.
     about: other keys of the file.
     """
 
@@ -295,13 +295,13 @@ class Optimum(Record, frozen=True, kw_only=True):
             raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, one per bin")
 
     def text(self) -> str:
-        """Return the optimum as JSON text, the content of its file."""
+        """Return the content of the file, as JSON text."""
         return json.dumps(self.json(), indent=1, allow_nan=False) + "\n"
 
     def least(self, edges: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the least possible error and its standard error in other bins, float64 [bins] each.
+        """Return the least possible error and its standard error in the bins between `edges`, float64 [bins] each.
 
-        edges: [bins + 1], of the other bins.
+        edges: [bins + 1], increasing λ; may differ from the file's edges.
         training: average the errors with and without the class, as label dropout mixes them in training.
         Raises UsageError if the file doesn't cover the range of these edges.
         """
@@ -309,14 +309,14 @@ class Optimum(Record, frozen=True, kw_only=True):
         slack = CLOSE * float(own.diff().min())
         if float(edges[0]) < own[0] - slack or float(edges[-1]) > own[-1] + slack:
             raise UsageError(
-                f"the optimum covers logsnr {own[0]:g} to {own[-1]:g}, and {edges[0]:g} to {edges[-1]:g} is needed; "
-                f"compute it again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
+                f"the least possible errors cover logsnr {own[0]:g} to {own[-1]:g}, but {edges[0]:g} to {edges[-1]:g} "
+                f"is needed; compute them again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
             )
         curves = torch.tensor([self.eps_mse, self.eps_mse_se], dtype=torch.float64)
         if training and (other := self.without_class) is not None:
             blind = torch.tensor([other.eps_mse, other.eps_mse_se], dtype=torch.float64)
             curves = curves.lerp(blind, self.label_dropout)
-        # Average the curves, which are constant within each of the file's bins, over each of the other bins.
+        # Average the curves, which are constant within each of the file's bins, over each of the wanted bins.
         integral = torch.nn.functional.pad((curves * own.diff()).cumsum(1), (1, 0))
         right = torch.searchsorted(own, edges.contiguous()).clamp(1, len(own) - 1)
         part = ((edges - own[right - 1]) / own.diff()[right - 1]).clamp(0, 1)
@@ -325,7 +325,7 @@ class Optimum(Record, frozen=True, kw_only=True):
 
 
 def read_optimum(path: Path) -> Optimum:
-    """Read an optimum from its file. Raises FormatError."""
+    """Read a file of 'elbo optimum'. Raises FormatError."""
     expect(path, "optimum")
     return Optimum.of(read_json(path), path)
 

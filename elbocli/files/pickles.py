@@ -146,7 +146,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _meta(found: Any) -> dict[Any, Any]:
-    """Return the dict in which EDM's torch_utils.persistence pickles an object's class and state; empty for other objects."""
+    """Return the dict in which EDM's torch_utils.persistence pickled class and state of `found`; {} if it pickled neither."""
     meta = found.args[0] if isinstance(found, Foreign) and found.args else None
     meta = meta.items if isinstance(meta, Foreign) else meta
     return meta if isinstance(meta, dict) else {}

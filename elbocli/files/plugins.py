@@ -72,7 +72,7 @@ def run_plugin(path: Path) -> None:
             spec.loader.exec_module(module)
         except Exception as error:
             at = traceback.extract_tb(error.__traceback__)[-1]
-            raise UsageError(f"{path}: {type(error).__name__}: {error} ({at.filename}, line {at.lineno})") from error
+            raise UsageError(f"{path}: {type(error).__name__}: {error}; correct {at.filename}, line {at.lineno}") from error
     sys.modules[PREFIX + path.stem], _RUN[place] = module, plugin
 
 
@@ -95,4 +95,4 @@ def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
                 "or in Python open_run(…, plugins=[…])"
             )
         if known[plugin.file] != plugin.sha256:
-            log.warning("%s: the plug-in %s has changed since this run was trained with it", where, plugin.file)
+            log.warning("%s: the plug-in %s has changed since this run was trained; results may differ", where, plugin.file)

@@ -23,12 +23,12 @@ def one_line(error: Exception, most: int = 160) -> str:
 def reading(
     where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Turn library errors in the block, which reads or parses a file, into an elbo error that begins with the file's name.
+    """Convert library errors in the block, which reads or parses a file, to an elbo error that begins with the file's name.
 
     where: the file's path, optionally with ": " and a description of the problem.
     then: end of the message, which says what to do, such as '; get the file again'.
     kind: class of the error to raise; a file without read permission always gives DataError.
-    on: types of library errors to turn; other library errors pass unchanged.
+    on: types of library errors to convert; other library errors pass unchanged.
     An elbo error that begins with the same path passes unchanged. Any other UsageError, DataError or FormatError gets the path
     in front, and a UsageError also becomes `kind`.
     """

@@ -176,7 +176,7 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a path is missing, or of a kind in USES other than `wanted`, a key of MAKERS. Other kinds pass."""
+    """Raise FormatError if a path is missing or of another kind than `wanted` (a key of MAKERS). Kinds not in USES pass."""
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))
@@ -221,7 +221,7 @@ def png_names(count: int) -> list[str]:
 
 
 def _written_kind(path: Path) -> str:
-    """Name the kind of an output as `recognise` does, except for folders of PNGs (FOLDER) and datasets of samples ("samples")."""
+    """Return the kind of an output: FOLDER (of PNGs), "samples" (a dataset of samples), or the name that `recognise` returns."""
     found = recognise(path)
     if path.is_dir():
         names = sorted(os.listdir(path))

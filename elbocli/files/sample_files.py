@@ -51,7 +51,7 @@ class SamplesHeader:
     """Description of samples to be written: shape (N, H, W, C), and for each image a label (or no labels) and a seed.
 
     class_names: names of all classes, if there are labels.
-    about: facts on how the samples are made.
+    about: how the samples are drawn.
     scale: whole factor by which a contact sheet enlarges the images; 0 to choose the factor.
     """
 

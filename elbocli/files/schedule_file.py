@@ -118,7 +118,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
         if config.trained_betas is not None:
             betas = torch.tensor(config.trained_betas, dtype=torch.float64)
         elif config.beta_start is None or config.beta_end is None:
-            raise ValueError("beta_start or beta_end is missing")
+            raise ValueError("beta_start or beta_end is missing; add both, or trained_betas")
         else:
             declared = BETAS.find(str(config.beta_schedule))
             betas = declared.make(config.beta_start, config.beta_end, config.num_train_timesteps)
@@ -127,7 +127,7 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return for which sampler and steps `elbo grid` made the schedule's file, as text; None for other schedules.
+    """Return, as text, the sampler and steps for which `elbo grid` made the schedule's file; None for other schedules.
 
     Raises FormatError.
     """

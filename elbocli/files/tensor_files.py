@@ -62,7 +62,7 @@ def load(path: Path) -> dict[str, Tensor]:
 def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False) -> Any:
     """Load tensors and plain values that torch.save wrote. Raises FormatError for other objects.
 
-    name: for messages; "": the path. mapped: map the tensors from the file, so that only the pages that are used are read.
+    name: of the source in messages; "": its path. mapped: map the tensors from the file, which reads only pages that are used.
     """
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():

@@ -43,9 +43,9 @@ class GridReport(Record, frozen=True):
 
     levels: noise levels λ, rising.
     errors: error of the step from each level, in `unit`; the last step goes to clean data.
-    spread: largest error divided by the smallest. grids: errors by name of grid, for this and others with as many steps.
+    spread: largest error divided by the smallest. grids: name → errors, of this grid and of others with as many steps.
     order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
-    rounds: iterations that equalised the errors.
+    rounds: number of iterations that equalised the errors.
     evaluations: network evaluations per trajectory, in all measurements.
     """
 
@@ -69,9 +69,9 @@ class GridReport(Record, frozen=True):
 
 
 ADAPTIVE = {"entropic": "elbo", "rescaled": "fm-ot"}
-"""Grid to compare with → weighting whose adaptive schedule it is. Source: Stancevic et al. 2025, arXiv:2504.13612."""
+"""Grid for comparison → weighting whose adaptive schedule is this grid. Source: Stancevic et al. 2025, arXiv:2504.13612."""
 CELLS = 64
-"""Number of steps of the fine reference solution, unless four times the number of the grid's steps is larger."""
+"""Least number of steps of the reference solution, which has at least four times as many steps as the grid."""
 
 
 @torch.inference_mode()
@@ -98,7 +98,7 @@ def make_grid(
     steps: None for the sampler's default. images: number of trajectories along which errors are measured.
     weights: weights of the run: ema, model, an average, or a file of 'elbo ema'. batch_size: number of images at a time.
     guide: run or checkpoint to guide away from, or None. guide_weights: weights of the guide; without a guide, the run's
-    weights to guide away from; '' for the guide's ema, or for none. classes: of trajectories: balanced, random or a list.
+    weights to guide away from; '' for the guide's ema, or for none. classes: of the trajectories; balanced, random or a list.
     since: step after which intervals of the loss log are used.
     Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a
     loss log that is needed, or when estimates are not finite.
@@ -109,7 +109,7 @@ def make_grid(
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
-        log.warning(f"the errors of {sampler.spec} are from the loss log, which knows no guidance")
+        log.warning(f"the errors of {sampler.spec} are from the loss log, which knows no guidance, so the grid ignores guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(run.precision(precision, place), place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])

@@ -17,7 +17,7 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
     *("BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF"),
 )
-"""Image formats to decode. Other formats of Pillow hold icons and the like, or run programs (PostScript)."""
+"""Image formats to decode. Pillow's other formats are left out: icons and the like, and PostScript, which runs programs."""
 # Pillow's warnings about odd files are ignored, because errors are raised for each file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own

@@ -106,8 +106,8 @@ def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
 def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
     """Separate webdataset's images from their label files. Returns the images, and their classes.
 
-    A sample's class is in KEY.cls (a number or a word) or in KEY.json (under cls, label, class, class_id or class_name). An image
-    without such a file has the class None. If no image has a class, None is returned instead of a list. Raises DataError.
+    The class of image KEY is in KEY.cls (a number or a word) or KEY.json (under cls, label, class, class_id or class_name). An
+    image without such a file has the class None. If no image has a class, None is returned instead of a list. Raises DataError.
     """
     sides: dict[str, Entries] = {}
     images, keys = Entries(), []
@@ -182,7 +182,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
 
     words: class of each image, a word or a number. Numbers count from 0, or from 1 with ILSVRC's meta.mat, and in a bare list
     without a 0.
-    known: names of the sources' classes in order. If they include all words, all of them become classes, even without images.
+    known: class names of the user's archives or datasets, in order. If they include all words, all are classes, even if empty.
     listed: file of --classes. bare: whether the file of --labels has one class a line without image names.
     Raises DataError for a number without a class.
     """
@@ -205,7 +205,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
         names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
     last = first + len(names) - 1
     if not first <= least <= largest <= last:
-        raise DataError(f"the classes of images are {least} to {largest}, expected {first} to {last}; correct them")
+        raise DataError(f"the images' class numbers are {least} to {largest}, expected {first} to {last}; correct these labels")
     if first:
         log.warning(f"no class is 0, so numbers are taken to count from 1, {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names

@@ -53,7 +53,7 @@ class Span(NamedTuple):
             file.seek(self.offset)
             content = file.read(wanted)
             if len(content) < wanted and self.size >= 0:
-                raise DataError(f"cut short: {len(content)} of {wanted} bytes are there")
+                raise DataError(f"cut short: {len(content)} of {wanted} bytes are there; get the file again")
         return content
 
 
@@ -100,7 +100,7 @@ class Images:
     """Images in a fixed order.
 
     files: paths within the source, or other names.
-    labels: class of each image (a word or a number; None for no class), or None if no image has a class. refs: references.
+    labels: class of each image (a word or a number; None for no class), or None if no image has a class. refs: ImageRefs.
     class_names: names of the classes 0, 1, … if classes are numbers; otherwise all words in order.
     prefix: text that messages put before file names.
     """

@@ -98,7 +98,7 @@ def about_samples(text: object, where: object) -> SamplesAbout:
 def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
     """Open images from a binary stream or a path, to be read piece by piece. Never unpickles.
 
-    Raises FormatError or DataError for another kind of file, another type of numbers, or a truncated file.
+    Raises FormatError or DataError for an unsupported kind of file or type of numbers, or a truncated file.
     """
     name = str(source) if isinstance(source, Path) else "standard input"
     rows: Rows

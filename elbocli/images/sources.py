@@ -64,7 +64,9 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
             both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
-        log.warning(f"{len(papers)} files left out, such as {whole.prefix}{papers[0]}: no suffix of images, and no class")
+        log.warning(
+            f"{len(papers)} files with neither a class nor an image suffix are left out, such as {whole.prefix}{papers[0]}"
+        )
     whole = whole.take(classed)
     words = whole.labels
     whole.labels, whole.class_names = assign(words, whole.class_names, classes, bare)
@@ -78,7 +80,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
 
 
 def _words_of(images: Images) -> list[Word | None]:
-    """Return the class of each image, None if it has none. Raises DataError if two classes have the same name."""
+    """Return the class of each image; None for an image without a class. Raises DataError if two classes have the same name."""
     names = images.class_names
     if not images.numbered:
         return list(images.labels)
@@ -95,7 +97,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
 
     among: whether there are other sources. If so, file names from a source without class folders begin with the source's name.
     skip: warn about damaged archives instead of raising an error.
-    ours: names of the files of --labels and --classes, which may lie among the images.
+    ours: names of the files of --labels and --classes, which may lie among the images and are left out.
     Raises DataError or FormatError if no images can be packed.
     """
     kind = kind_of(root)
@@ -142,7 +144,7 @@ def _order(name: str) -> bytes:
 
 
 def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
-    """Return the images of a folder or an archive with their classes, and the name to use if all are of one class.
+    """Return the images of a folder or an archive with their classes, and a name for the class if all are of one.
 
     entries: path in the source → reference; paths of folders end with a slash. prefix: text before paths in messages.
     stem: name of the source; a single folder at the top is skipped, and its name replaces `stem`.

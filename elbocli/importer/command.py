@@ -1,4 +1,4 @@
-"""`elbo import`."""
+"""Command line of `elbo import`: options, and the function that runs the command."""
 
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     """Make RUN of another program's checkpoint.
 
     'elbo import list' says which formats are known and what is known of the published weights; docs/models.md has the
-    commands that reproduce their published numbers. Nothing in SOURCE is run. Options say what a file doesn't. RUN can
+    commands that reproduce their published numbers. Nothing in SOURCE is run. Options give what SOURCE lacks. RUN can
     be sampled, measured, scored and reported; 'elbo train --init RUN' trains its weights further, in a new run.
     """
     from elbocli.importer.formats import FORMATS, ImportOptions

@@ -43,7 +43,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
         declared = declared or next(recognised, None)
     if declared is None:
         held = inventory(source.tree)
-        raise FormatError(f"{path}: no known format (it holds {held}); see 'elbo import list', and choose with --format")
+        raise FormatError(f"{path}: no known format (the file holds {held}); choose one from 'elbo import list' with --format")
     for key, value in vars(options).items():
         if value != getattr(ImportOptions, key) and key not in (*declared.traits.takes, *options.settings()):
             raise UsageError(f"--{key.replace('_', '-')}: not an option of the format {declared.name}; leave it out")
@@ -94,7 +94,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
     """Call the network on two images; return its config, which also records whether the network outputs variances.
 
-    Raises FormatError if the network fails, or its output is not shaped like images.
+    where: the checkpoint, for messages. Raises FormatError if the network fails, or its output is not shaped like images.
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():

@@ -216,7 +216,7 @@ def _verify_folder(path: Path) -> int:
         file = path / Path(str(network["file"])).name
         with reading(file, kind=DataError):
             if file_sha256(file) != network["sha256"]:
-                raise DataError("has changed since it was imported; put it back, or import it anew")
+                raise DataError("has changed since it was imported; restore the file, or import it again")
         files += 1
     folders = [*checkpoints(path), *snapshots(path)]
     for done, folder in enumerate(folders, 1):

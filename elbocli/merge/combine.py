@@ -60,7 +60,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by their number; keep the order of other datasets. Raises DataError for missing shards or several preps."""
+    """Sort shards by number; keep the order of other datasets. Raises DataError unless the shards are all those of one prep."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
@@ -146,7 +146,7 @@ def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: 
     """Copy the rows of all parts that a killed merge has not copied. Raises DataError if rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
-        log.info(f"going on after {before} parts")
+        log.info(f"going on after {before} parts that are copied already")
     for index, part in enumerate(parts[before:], start=before):
         digest = hashlib.sha256()
         for rows in part.pieces():

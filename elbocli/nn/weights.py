@@ -30,7 +30,7 @@ class Averages(dict[str, dict[str, Tensor]]):
 
     @torch.no_grad()
     def follow(self, step: int, images: int, batch: int) -> None:
-        """Update the averages after update `step` (from 1), with `images` seen in total and `batch` in this update."""
+        """Update the averages after optimizer update `step` (from 1): `images` were seen in total, `batch` in this update."""
         live = [to_local(value) for value in self._live.values()]
         for average in self.averages:
             tensors = [to_local(value) for value in self[average.name].values()]
@@ -89,14 +89,14 @@ def transfer(
     A class table has a row per class, then perhaps a row for "no class", which stays last. A class that the old network lacks
     gets a copy of the "no class" row. Without such a row it gets zeros if `quiet_classes` is set, otherwise random signs at the
     magnitude of other rows. Without an old table, all rows are zero if `quiet_classes` is set; otherwise the table is left out,
-    so that the new network draws it. Weights on a grid of positions are interpolated.
+    so that the new network initialises it. Weights on a grid of positions are interpolated.
     Raises UsageError if the networks differ in other settings, or a weight can't be transferred.
     """
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
     if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
-        raise UsageError(f"a {family} with other settings can't take over these weights; use the source's settings")
+        raise UsageError(f"a {family} with other settings can't take over these weights; use the old network's settings")
     if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
-        raise UsageError(f"the weights of a {family} have no row per class; keep the classes of the source")
+        raise UsageError(f"the weights of a {family} have no row per class; keep the old network's classes")
     found = {}
     for name in {**wanted, **had}:
         old, new = had.get(name), wanted.get(name)
@@ -116,7 +116,7 @@ def transfer(
         else:
             raise UsageError(
                 f"a {family} for {before.image_size} pixels can't be adapted to {now.image_size} pixels: its weight {name} has "
-                f"the shape {old}, but {new} is needed; pack the images at the source's size"
+                f"the shape {old}, but {new} is needed; pack the images at {before.image_size} pixels"
             )
     return found
 

@@ -61,7 +61,7 @@ from elbocli.cli.commands import (
 def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, **options: Any) -> None:
     """Find the least error that any denoiser can have.
 
-    It is the error of the Bayes denoiser of the packed images themselves, a softmax over all of them. No network that
+    This is the error of the Bayes denoiser of the packed images themselves, a softmax over all images. No network that
     is trained on these images has a smaller error, and a network that comes close has memorised them. The result is one
     JSON object: edges of the bins of logsnr, eps_mse (the least squared error of ε for each dimension) and its standard error.
     'elbo adapt', 'elbo bound' and 'elbo report' read it.

@@ -1,4 +1,4 @@
-"""Compute the least possible denoising error on a dataset: the Bayes denoiser's, a softmax over all images or a sample."""
+"""Compute the least possible denoising error on a dataset: the Bayes denoiser's, a softmax over all images or a random subset."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from elbocli.version import __version__
 NOISES = 2
 """Number of noise samples per source image; the difference of their errors gives the standard error from noise."""
 NUMBERS = 2**22
-"""Largest number of float64 values in a batch of images, or of sources with their noise: 32 MB."""
+"""Largest number of float64 values in a batch of images, or of noised images with their noise: 32 MB."""
 MOST_IMAGES = 1024
 MOST_SOURCES = 512
 UNIT = 1 / 127.5
@@ -38,7 +38,7 @@ UNIT = 1 / 127.5
 AFFORDABLE = 1e13
 """Largest number of operations for a softmax over all images (minutes on two cores); on a GPU, 1000 times as many."""
 CHECKED = 1 / 8
-"""Share of sources (at least LEAST_CHECKED) whose error is also computed with all images, to correct the bias of a sample."""
+"""Share of noised images (LEAST_CHECKED or more) whose error is also computed with all images, to correct a subset's bias."""
 LEAST_CHECKED = 32
 
 
@@ -48,7 +48,7 @@ class Search:
 
     rows: dataset rows of the images. sources: number of sources, chosen from the images. flip: whether to add mirror images.
     logsnr_min, logsnr_max, bins: range of λ, and number of equal bins in this range.
-    sample: number of images in the softmax; 0 for all; None for all if AFFORDABLE, else an eighth.
+    sample: number of images in the softmax; 0 for all; None for all, or for an eighth if all are not AFFORDABLE.
     batch_size: number of images at a time; None for as many as fit NUMBERS.
     conditional: whether the denoiser knows the class, except for a share `label_dropout` of the images.
     """
@@ -112,7 +112,7 @@ class Search:
 
 
 def find_optimum(search: Search) -> Optimum:
-    """Compute the least error in each bin of λ. Raises UsageError for options that the dataset can't satisfy."""
+    """Compute the least possible error in each bin of λ. Raises UsageError for options that the dataset can't satisfy."""
     count, sample = len(search.rows), search.sample
     places = Stream(search.seed, "optimum-sources").permutation(0, count)[: search.sources]
     work = 2.0 * (NOISES + 1) * len(places) * search.images * search.dimensions
@@ -122,7 +122,7 @@ def find_optimum(search: Search) -> Optimum:
     if size < count:
         among = Stream(search.seed, "optimum-sample").permutation(0, count)[:size]
         checked = min(len(places) // 2, max(LEAST_CHECKED, round(CHECKED * len(places))))
-    log.info(f"{search.dataset.path}: denoises {len(places)} images by a softmax over {size} of {count}, on {search.device}")
+    log.info(f"{search.dataset.path}: denoising {len(places)} images by a softmax over {size} of {count}, on {search.device}")
     main, apart = PairedMoments(), PairedMoments()
     chunk = max(1, min(MOST_SOURCES, NUMBERS // (search.dimensions * (NOISES + 1))))
     done = 0
@@ -142,7 +142,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """Return the result: mean errors `main`, minus the bias `apart` of a softmax over `size` images (None for all images)."""
+    """Return the result: mean errors `main`, minus `apart`, the bias of a softmax over `size` images (None if over all)."""
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 
@@ -213,7 +213,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
 
 
 def plot_optimum(found: Optimum, out: Path) -> None:
-    """Draw the least ε error per dimension over λ, ± 2 standard errors, into the file `out`."""
+    """Draw the least possible ε error per dimension over λ, ± 2 standard errors, into the file `out`."""
     from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
     edges, value, se = map(torch.tensor, (found.edges, found.eps_mse, found.eps_mse_se))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 USUAL_SIZE = 64
 """Default size in pixels for images that differ in size or are larger. Smaller images of one size keep their size."""
 LOOKED_AT = 1000
-"""Number of image files whose size and channels are read beforehand."""
+"""Largest number of image files whose size and channels are read to choose the defaults."""
 AT_ONCE, AHEAD = 1 << 16, 8
 """Pixels × channels that a thread packs in one task, and number of tasks queued per thread."""
 SAFE_EVERY_S = 2.0
@@ -155,8 +155,9 @@ def look(source: Images) -> set[Shape]:
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
     """Choose size and channels unless they are set. shapes: (H, W, C) of images of the source.
 
-    Small images that are all of one size keep this size, or, if they are not square, get the side that the crop fills. With crop
-    'none', larger images of one size keep their size too. Channels are 1 if all images are grey and no setting needs colour.
+    Small images that are all of one size keep this size; for images that are not square, the size is the shorter side, or
+    with crop 'pad' the longer side. With crop 'none', larger images of one size keep their size too.
+    Channels are 1 if all images are grey and no setting needs colour.
     """
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]

@@ -1,4 +1,4 @@
-"""`elbo presets list`, `show` and `write`."""
+"""Command line of `elbo presets list`, `show` and `write`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DATA = {
 def presets() -> None:
     """List networks and settings for sizes of images.
 
-    'elbo train' chooses one by the size and number of the images and by the device. To train with other settings, give
+    'elbo train' chooses a preset by the size and number of the images and by the device. To train with other settings, give
     options; for another network, write a preset to a file, edit it, and give it: --preset FILE.yaml.
     """
 
@@ -53,7 +53,7 @@ def presets() -> None:
 def list_(as_json: bool) -> None:
     """List presets: the images, the device, the network and the length of training that each is for.
 
-    Training chooses a preset for images of SIZES, if there are at least LEAST IMAGES of them; '-' is never.
+    Training chooses a preset for images of SIZES, if there are at least LEAST IMAGES of them; '-' means never.
     """
     from elbocli.nn.presets import NAMES
 
@@ -112,7 +112,7 @@ def show(name: str) -> None:
 def write(name: str, out: Path) -> None:
     """Write the preset NAME to a file to edit, with every key that a preset may have and its meaning.
 
-    Without OUT.yaml it goes to standard output.
+    Without OUT.yaml, the preset goes to standard output.
     """
     from elbocli.nn.presets import load_preset
 

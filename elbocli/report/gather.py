@@ -68,7 +68,7 @@ class Term(Record, frozen=True):
 class ObjectiveReport(Record, frozen=True, kw_only=True):
     """The objective, and whether it is an ELBO on the range of levels `logsnr`.
 
-    rising: intervals where the weighting rises. over_time: for a learned weighting, the same facts after several steps.
+    rising: intervals of λ where the weighting rises. over_time: monotone and rising of a learned weighting, by step.
     """
 
     weighting: str
@@ -81,7 +81,7 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
 
 
 class ErrorMap(Record, frozen=True):
-    """The errors of a loss log over time.
+    """The errors in a loss log, by interval of training and by λ.
 
     edges: edges of the bins of λ. images: number of training images by the end of each interval.
     eps_mse, density: mean error, and density of the draws in λ, [intervals][bins].
@@ -153,7 +153,7 @@ class RunFacts:
     """The facts about a run that its page shows: the report, and data for plots and pictures. Missing parts are None or empty.
 
     schedule: training schedule; None if adaptive. effective: weighting over the course of training, one entry if it is fixed.
-    course, held_out: errors of training and of validation, by λ and time. drawn: rows of samples by class.
+    course, held_out: errors of training and of validation, by λ and step. drawn: rows of samples by class.
     results: results of other commands, by kind. extremes: likeliest and least likely images of each table of --per-image.
     """
 
@@ -240,7 +240,7 @@ def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ())
     missing = list[str]()
 
     def ask(read: Callable[..., Any], *given: Any, otherwise: Any = None) -> Any:
-        """Call `read`; if it raises an ElboError, add the message to `missing`, and return `otherwise`."""
+        """Call `read` with `given`; if it raises an ElboError, add the message to `missing`, and return `otherwise`."""
         try:
             return read(*given)
         except ElboError as error:
@@ -329,7 +329,7 @@ def _excess(
         raise DataError(f"{path}: left out, because the run has no loss log or no weighting to compare with")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
-            f"{path}: has least errors of {optimum.dataset}, not of the training images; use 'elbo optimum --like RUN'"
+            f"{path}: has least possible errors for {optimum.dataset}, not the training images; use 'elbo optimum --like RUN'"
         )
     logs = {"training": (course, course.late())} | ({"held_out": (held, held.last())} if held else {})
     sums = {}
@@ -355,7 +355,7 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
 
 
 def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
-    """Return objective, schedule and weighting over time. Raises ElboError when a file that the objective needs is missing."""
+    """Return objective, schedule and weighting by step. Raises ElboError when a file that the objective needs is missing."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
     *_, weighting, low, high = effective[-1]
     rising = weighting.rising(low, high)
@@ -394,7 +394,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
     """Return the command line that packed the run's dataset. Raises FormatError, DataError (the dataset has changed)."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(f"{data}: now holds other images than this run was trained on; the command that packed those is unknown")
+        raise DataError(f"{data}: has changed since the training; the command that packed the training images is unknown")
     return attributes.command
 
 

@@ -105,19 +105,19 @@ class LogHistory:
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 
     def between(self, start: float, end: float) -> Tensor:
-        """Return the sums [3, bins] of the intervals that end after `start` (exclusive) to `end` (inclusive) training images."""
+        """Return the total of `sums`, [3, bins], of intervals whose end in training images is over `start` and up to `end`."""
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
 
     def late(self, share: float = LATE) -> Tensor:
-        """Return the sums [3, bins] over the last `share` of the training images."""
+        """Return the total of `sums`, [3, bins], over the last `share` of the training images."""
         return self.between(self.images[-1] * (1 - share), self.images[-1])
 
     def early(self) -> Tensor:
-        """Return the sums [3, bins] over the first tenth (EARLY) of the images, or over the first interval if that is longer."""
+        """Return the total of `sums`, [3, bins], over the first tenth (EARLY) of images, or the first interval if longer."""
         return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:
-        """Return the sums [3, bins] of the last interval."""
+        """Return the `sums` of the last interval, [3, bins]."""
         return self.sums[-1]
 
 

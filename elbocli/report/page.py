@@ -140,7 +140,7 @@ def draw_lines(
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
     """Draw values [intervals, bins] as colours over training images and λ; return axes and an empty legend.
 
-    label: label of the colour bar. scale: matplotlib's arguments for the colour scale.
+    label: label of the colour bar. course: loss log of these intervals. scale: matplotlib's arguments for the colours.
     """
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
@@ -165,7 +165,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the mean error at each noise level; None without errors. sums: function that adds up a stretch of the log."""
+    """Return the mean error at each noise level; None without errors. sums: method for the sums, such as LogHistory.late."""
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
@@ -188,7 +188,7 @@ def levels_of(facts: RunFacts) -> Tensor:
 
 
 def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
-    """Draw the plots of one run, or of several: SVG and legend, by names in the templates; plots without data are left out."""
+    """Draw the plots of one run or several. Returns name in the templates → (SVG, legend); plots without data are left out."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):
@@ -235,7 +235,7 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
     """Draw w and p_w = −dw/dλ, both divided by the largest w, and the density p(λ) of the schedule.
 
-    For a fixed schedule, p(λ) is drawn beside the density of the draws; for an adaptive schedule, it is drawn as a map over time.
+    For a fixed schedule, p(λ) is drawn beside the density of the draws; for an adaptive schedule, as a map over training images.
     """
     if not facts.effective:
         return {}

@@ -38,7 +38,7 @@ class ResultFile:
 class Row(NamedTuple):
     """A number in a table of the page.
 
-    unit: unit, or for a score its extractor, if the name lacks it. note: remark about the images, such as "n = 500".
+    unit: unit, or the extractor of a score whose name lacks the extractor. note: remark about the images, such as "n = 500".
     spread, spread_is: the error or deviation after ±, and its kind, such as "sd of repeats".
     interval: 95 % confidence interval; None if the error is unknown.
     """
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 def score_rows(result: EvalResult) -> list[Row]:
-    """Return a row for each score, with its deviation over repeats, else over parts of the samples, else its standard error."""
+    """Return a row for each score, with its sd over repeats, else its sd over parts of the samples, else its standard error."""
     rows, n = [], result.repeats[0].facts.n_samples
     for score in result.scores:
         number = score.number
@@ -88,7 +88,7 @@ def read_result(path: Path) -> ResultFile:
     for kind, keys, record in KINDS:
         if set(keys) <= set(content):
             return ResultFile(path, kind, content, record.of(content, f"{path}: a damaged result"))
-    raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum' (one JSON object)")
+    raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum'; name a JSON file of one of these")
 
 
 def results_in(run: Path) -> list[ResultFile]:

@@ -51,7 +51,7 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     """
     with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
         if PLACES not in sheet.info:
-            raise DataError(f"{path}: not a contact sheet of 'elbo train': the PNG lacks the positions of its images")
+            raise DataError(f"{path}: not a contact sheet of 'elbo train': the PNG doesn't give the positions of the images")
         layout = layout_of(sheet.info[PLACES], sheet.size, path)
         return cut_up(np.asarray(sheet.convert("RGB")), layout), layout.groups
 

@@ -61,7 +61,9 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
     for key in SPACE if known.latents else ():
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
-            raise UsageError(f"{data.path}: its latents have {key} {here}, but those of {run} have {there}; encode both alike")
+            raise UsageError(
+                f"{data.path}: its latents have {key} {here}, but those of {run} have {there}; encode the images as for this run"
+            )
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -108,7 +110,7 @@ class TrainedRun:
         return asked if asked != AUTO else own if own != AUTO else "fp32"
 
     def schedule(self) -> Schedule:
-        """Return the noise schedule, as at the checkpoint if adaptive. Raises FormatError, DataError (changed schedule file)."""
+        """Return the noise schedule; if adaptive, that of the checkpoint. Raises FormatError, DataError (changed file)."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -118,7 +120,7 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the run's training weighting, as at the checkpoint if it is learned. Raises FormatError, DataError."""
+        """Return the run's training weighting; if learned, that of the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
@@ -137,7 +139,7 @@ class TrainedRun:
 
 
 def empty_network(config: RunConfig, where: Path) -> Network:
-    """Build the network of a run's config on the meta device, without allocating memory. Raises FormatError."""
+    """Build a run's network on the meta device, without allocating memory. A FormatError names the file `where`."""
     network = config_of(config.network, where)
     with reading(where), torch.device("meta"):
         return build(network)
@@ -287,7 +289,7 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run inherits: all but time limit, speed and, if `data` has other images, validation."""
+        """Return the settings that a new run inherits: all but time limit, speed and (if `data` has other images) validation."""
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
@@ -329,7 +331,7 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
     """Return the run whose weights the run in `out` begins from; None without such a run, or if `out` has a checkpoint.
 
     asked: path of --init; None if not given.
-    known: config.yaml that the run takes settings from, which may also name a run to begin from; None for none.
+    known: config.yaml that the run takes settings from, which may also name a run to begin from; None for no config.
     Raises FormatError, UsageError, and DataError when the named weights are gone or have changed.
     """
     began = known.config.init if known else None
@@ -344,7 +346,7 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
 
 
 def dataset_for(known: Known | None) -> Path:
-    """Return the dataset in the config `known`, or else the only dataset in the current folder. Raises DataError."""
+    """Return the path of the config's dataset; without a config, of the only dataset in the current folder. Raises DataError."""
     data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
     log.info("using dataset %s", data)
     return data

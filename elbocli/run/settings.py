@@ -248,7 +248,7 @@ def _choose(data: RunData, device: str) -> str:
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
-    """Return a preset's network section, with the image size that the preset is made for; the data's size if it is for any."""
+    """Return a preset's network section, with the preset's image size, or that of the data if the preset is for any size."""
     return {**preset.network, "image_size": preset.data.image_size if preset.data else data.image_size}
 
 
@@ -303,7 +303,7 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
-    """Return one line for each setting that differs from the run's own but must not change when the run resumes."""
+    """Return one line for each setting that must not change when a run resumes, but differs between its two configs."""
     had, asked = _fixed(had_run), _fixed(asked_for)
     changed = sorted(key for key in {**had, **asked} if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]

@@ -253,7 +253,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:
-            raise UsageError("--val and --val-split: choose one; validation is on another dataset, or on a part of this one")
+            raise UsageError("--val names a validation dataset, --val-split takes a part of the training data; leave one out")
         if self.micro_batch > self.batch_size:
             raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most --batch-size, {self.batch_size}")
 
@@ -283,7 +283,7 @@ class Setting(NamedTuple):
         return (self.meta.extra or {}).get(key, otherwise)
 
     def written(self, value: Any) -> Any:
-        """Return a value as files and help show it: the setting's word for 0 instead of 0, if there is one."""
+        """Return a value as files and help show it: 0 is replaced by the setting's word for 0, if there is one."""
         return value or self.says("zero", value)
 
 

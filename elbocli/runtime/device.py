@@ -36,7 +36,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("elbo works on cpu and cuda")
+            raise RuntimeError("elbo works only on cpu and cuda")
         torch.empty(1, device=device)
         if device.type == "cuda":
             if device.index is not None:

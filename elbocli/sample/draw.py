@@ -78,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with networks compiled (if `compile`) and run as CUDA graphs (if `graphs`). All batches need one size."""
+        """Return a copy with networks compiled (if `compile`) and run as CUDA graphs (if `graphs`). Needs batches of one size."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -122,7 +122,7 @@ class GuidedRun:
                 f"--threshold {self.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
             )
         if channels > config.image_channels:
-            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels")
+            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels; lower it")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
                 raise UsageError(f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide")
@@ -139,7 +139,7 @@ class GuidedRun:
         beyond = [at for at in grid[:-1] if self.guidance.active(at) and not low - 1e-6 <= at <= high + 1e-6]
         if beyond:
             raise UsageError(
-                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at {beyond[0]:.4g}; "
+                f"--guide {guide.path}: was trained on logsnr {low:g} to {high:g}, but would be used at logsnr {beyond[0]:.4g}; "
                 f"add --guidance-interval {low:g} {high:g}"
             )
 
@@ -210,7 +210,7 @@ def open_decoder(
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:
-    """Return the folder of the autoencoder that the latents record: the path as it is, else relative to the dataset's folder."""
+    """Return the folder of the autoencoder that the latents record: its path, else its path beside the dataset `data`."""
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place
@@ -332,7 +332,7 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
-    """Return the sampling schedule on the run's range of λ; warn if its file was made for another sampler, steps or guidance."""
+    """Return the sampling schedule on the run's range of λ; warn if it was made for another sampler, steps or guidance."""
     low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or settings.sampler.traits.grid
     if spec == RUN:
@@ -401,7 +401,7 @@ class _Drawing:
         self.done = 0
 
     def write(self, target: Path | IO[bytes]) -> None:
-        """Draw and write all images that the target lacks.
+        """Draw and write all images that `target`, a path or a binary stream, lacks.
 
         Raises Interrupted and PeerLost; an ElboError of one rank is raised on all ranks.
         """

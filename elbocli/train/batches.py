@@ -31,7 +31,7 @@ def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, n
     space, count, n = dataset.latent_space, len(dataset), settings.val_split
     together = 2 if space is not None and space.mirrored else 1
     if n % together:
-        raise UsageError(f"--val-split {n}: the dataset holds each image and its mirror image; take an even number")
+        raise UsageError(f"--val-split {n}: the dataset holds each image and its mirror image; give an even number")
     if not LEAST_HELD_OUT <= n < count:
         raise UsageError(
             f"--val-split {n}: expected at least {LEAST_HELD_OUT} images, and fewer than the dataset's {count} images"
@@ -51,8 +51,8 @@ def count_parts(batch: int, processes: int, most: int) -> int:
     """Return the number of micro-batches into which each process splits its share of a batch.
 
     batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
-    The result is the smallest possible number n, or, if there is one, a number below 2n with which all micro-batches have the
-    same size, because a network is compiled anew for each size.
+    The result is the smallest possible number n, or the first number below 2n that gives micro-batches of one size, if there is
+    one, because a network is compiled anew for each size.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)

@@ -259,7 +259,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: {len(rows)} image for validation; its standard error needs at least {LEAST_HELD_OUT}")
+        raise UsageError(f"{held.path}: only {len(rows)} image for validation; a standard error needs {LEAST_HELD_OUT} or more")
     return held, rows
 
 
@@ -285,8 +285,8 @@ class Validation:
     """Held-out images with fixed times and noise at which a network is scored.
 
     held: dataset with the held-out images, and their rows.
-    Image j is scored at times (o_j + k)/DRAWS for k = 0, 1, …, DRAWS−1, with o_j = frac(o + j·golden ratio): evenly spaced
-    times per image, and a low-discrepancy sequence over all images. λ falls linearly with t, whatever the run's schedule.
+    Image j is scored at times (o_j + k)/DRAWS for k = 0, 1, …, DRAWS−1, with o_j = frac(o + j·golden ratio), o random: evenly
+    spaced times per image, and a low-discrepancy sequence over all images. λ falls linearly with t, whatever the run's schedule.
     every: number of training steps between two validations.
     """
 

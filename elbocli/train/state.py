@@ -33,11 +33,11 @@ from elbocli.train.plan import device_memory
 SMALL = 100_000_000
 """Rough number of parameters below which kernel launches, not computation, limit a step on a large GPU."""
 RECOMPILATIONS = 1024
-"""Limit of recompilations, which units with the same code share: for their own sizes, micro-batches, validation and previews."""
+"""Limit of recompilations of the same code, for units of other sizes, micro-batches, validation and previews."""
 SPARE = 0.08
-"""Memory that must stay free in a trial forward and backward pass, as a fraction of the pass's, because allocators leave gaps."""
+"""Memory that must stay free in a trial pass, as a fraction of the memory that the pass takes, because allocators leave gaps."""
 PLANNED = 0.6
-"""Fraction of a device's memory that a sharded network may take by the plan, because the plan is off by up to 25 %."""
+"""Fraction of a device's memory that the estimate for a sharded network may reach; estimates are off by up to 25 %."""
 
 
 class Parallel:
@@ -111,7 +111,8 @@ class Parallel:
     def changed(self) -> None:
         """Under FSDP, discard gathered copies of parameters after code other than the optimizer has changed the parameters.
 
-        Parameters outside the sharded submodules stay gathered after a forward pass without a backward pass.
+        Otherwise the next forward pass could use old copies: after a forward pass without a backward pass, parameters outside
+        the sharded submodules stay gathered.
         """
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
@@ -152,7 +153,7 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return the largest micro-batch of a sharded network that, by the plan, fits on the CUDA device of every rank.
+    """Return the largest micro-batch of a sharded network that fits on the CUDA device of every rank, by estimate.
 
     images: first size to try, then half as many, and so on. Trial passes, as in `micro_batch`, would block the other ranks when
     one rank runs out of memory.
@@ -168,7 +169,7 @@ FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
 
 
 class TrainState:
-    """The state that training changes: network, optimizer and averages (replicated or sharded), schedule, sums and counters.
+    """The state that training changes: network, optimizer, averages (all replicated or sharded), schedule, log sums, counters.
 
     Raises UsageError when the batch can't be shared by the processes, DataError when not even one image fits on a device.
     """
@@ -331,7 +332,7 @@ class TrainState:
         self.spread.changed()
 
     def constrain(self, left_out: Tensor) -> None:
-        """Apply the network's own constraint on its weights after an update. left_out: whether the update was skipped."""
+        """Project the weights onto the network's constraints after an update. left_out: whether the update was skipped."""
         self.network.constrain({name: to_local(weight) for name, weight in self.live.items()}, left_out)
 
     @torch.no_grad()

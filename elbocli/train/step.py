@@ -31,7 +31,7 @@ def step_losses(
     """Return (weighted loss, ε error, λ) of each image in a micro-batch: three tensors [n] on the device.
 
     Loss and error are per dimension.
-    batches: images, labels, times and noise of all steps. step: number of updates done before.
+    batches: images, labels, t and noise of all steps. step: number of updates done before.
     network: (z, λ [n], labels [n] or None) → network output [n,C,H,W].
     part: number of the micro-batch within the step.
     logsnr: λ of each image of the whole batch, [batch], to use instead of the schedule's λ(t); None for λ(t).

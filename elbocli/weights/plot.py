@@ -88,7 +88,7 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
-    """Draw p_w, the distribution of the augmentation noise; where w rises, p_w is negative and no distribution."""
+    """Draw p_w at the λ of `at`: the distribution of the augmentation noise, unless w rises, where p_w is negative."""
     for index, line in enumerate(lines):
         last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
         mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {line.label}"

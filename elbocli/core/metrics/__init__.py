@@ -44,7 +44,7 @@ BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
 
 
 class Role(Enum):
-    """Role of a number: a result, or the standard error, spread over subsets, limit or interval that go with a result."""
+    """Role of a number: a result, or a result's standard error, spread over subsets, limit for infinite images, or interval."""
 
     NUMBER = ""
     ERROR = "standard error"
@@ -121,7 +121,7 @@ class Number(NamedTuple):
     of: str = ""
 
     def whole(self) -> list[Number]:
-        """Return a list of the result and its parts. An interval belongs to the number whose name precedes `_interval`."""
+        """Return this result and its parts as a list. An interval belongs to the number whose name precedes `_interval`."""
         found = [self]
         for part in self.parts:
             key, elsewhere, alias = (
@@ -182,7 +182,7 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return {metric name: namespace of seed and options}. given: values of options; others have defaults. Raises UsageError."""
+    """Return {metric name: namespace of seed and options}. given: values of options that replace defaults. Raises UsageError."""
     found = {}
     for name in names:
         declared = METRICS.find(name)

@@ -90,8 +90,8 @@ def kid(samples, reference, options):
 
     The standard error follows from the spread over subsets of m of n images: overlap reduces this spread to √(1 − m/n) of
     that of independent subsets, and the error of all n images is √(m/n) of the latter. The finite number of subsets adds
-    its own error. Near the reference the error is too large, because it includes the choice of reference images.
-    For m = n the error is None.
+    to the standard error. For samples close to the reference it is too large, because it includes the choice of reference images.
+    For m = n it is None.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -103,7 +103,7 @@ def kid(samples, reference, options):
 
 
 WIDTH = 10.0
-"""Width σ of the Gaussian kernel exp(−|x−y|²/2σ²)."""
+"""Width σ of CMMD's Gaussian kernel exp(−|x−y|²/2σ²)."""
 SCALE = 1000.0
 
 
@@ -117,7 +117,7 @@ SCALE = 1000.0
     few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
-    """Return CMMD as published: the biased (V-statistic) estimate of MMD², which pairs each image with itself, too.
+    """Return CMMD as published: the biased estimate of MMD² (V-statistic), which also pairs each image with itself.
 
     MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
     """

@@ -24,7 +24,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
     """Read the shape (N, H, W, C) in an NPY header; (N, H, W) means grey images.
 
-    Raises FormatError if the header is not one of uint8 images.
+    Raises FormatError if the array is not uint8 images.
     """
     with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
@@ -104,11 +104,11 @@ def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> Strea
     """Return the images in array `name` of an opened .npz, to be read in order. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
-        raise FormatError(f"{path}: no images in {name} (it holds {held}); write them with numpy.savez(FILE, images)")
+        raise FormatError(f"{path}: no images in array {name} (the file holds {held}); write them with numpy.savez(FILE, images)")
     info = archive.getinfo(f"{name}.npy")
     stream = StreamRows(archive.open(info), f"{path}: {name}")
     if info.file_size != stream.file.tell() + math.prod(stream.shape):
-        raise FormatError(f"{stream.name}: has {info.file_size} bytes, not as its header says; write it again")
+        raise FormatError(f"{stream.name}: has {info.file_size} bytes, which is not the size in its header; write it again")
     return stream
 
 

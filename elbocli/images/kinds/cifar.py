@@ -36,7 +36,7 @@ def open_cifar(files: Sequence[str], folder: Entries) -> Images:
         with reading(beside, "; get it again, or remove it"):
             classes = bytes(folder[beside].read()).decode().split()
             if len(set(classes)) != count:
-                raise FormatError(f"{len(set(classes))} different class names, expected {count}; get it again")
+                raise FormatError(f"{len(set(classes))} different class names, expected {count}; get the file again")
     images = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     names = [f"{Path(name).stem}/{row}" for name, batch in zip(files, batches) for row in range(len(batch))]
     return images_of_array(images, records[:, labels - 1].tolist(), classes, names)

@@ -42,7 +42,7 @@ def open_idx(files: Sequence[str], folder: Entries) -> Images:
     wanted = name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     labels = next((label for label in (wanted, f"{wanted}.gz") if label in folder and label != name), None)
     if labels is None:
-        log.warning(f"{name}: no file of labels beside it ({wanted}); all images get the same class")
+        log.warning(f"{name}: has no file of labels {wanted} beside it; all images get the same class")
         return images_of_array(images[..., None])
     with reading(labels):
         numbers = check_labels(_values(folder[labels], labels, 1), len(images))

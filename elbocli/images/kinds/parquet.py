@@ -35,7 +35,7 @@ def _row_group(path: str, number: int, column: str) -> Any:
 
 
 class ParquetRow(NamedTuple):
-    """Reference to an image in a parquet file. group: path, number of the row group, and column. row: in the group."""
+    """Reference to an image in a parquet file. group: path, row group, column. row: number within the row group."""
 
     group: tuple[str, int, str]
     row: int
@@ -72,7 +72,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes; get it again")
+            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes; get the file again")
     return Images(names, labels or None, refs, classes)
 
 

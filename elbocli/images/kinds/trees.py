@@ -32,7 +32,7 @@ def clean(name: str) -> str:
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
     """List the files of a folder and its subfolders. A tar is listed like a folder of the tar's name without '.tar'.
 
-    Raises DataError if a folder can't be listed, or is a run, which holds previews.
+    Raises DataError if a folder can't be listed, or if `root` is a run, which holds only previews.
     """
     if recognise(root / "config.yaml") == "a config of a run":
         raise DataError(instead(root, "images"))
@@ -77,7 +77,7 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 @source("tar", test=_begins_like_tar, form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List a tar's files, with `prefix` before their paths; inner tars are like folders. A damaged tar ends with a Damage."""
+    """List a tar's files, with `prefix` before each path; inner tars are like folders. A damaged tar's list ends in a Damage."""
     try:
         with open_file(path) as file:
             yield from _members(file, str(path), 0, prefix)
@@ -93,7 +93,7 @@ def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[t
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         while (info := tar.next()) is not None:
             if info.size < 0:  # otherwise tarfile would read this header again, for ever
-                raise tarfile.ReadError(f"a file of {info.size} bytes")
+                raise tarfile.ReadError(f"a file with a size of {info.size} bytes")
             tar.members.clear()  # type: ignore[attr-defined]
             name = clean(info.name)
             span = Span(path, offset + info.offset_data, info.size)
@@ -110,4 +110,4 @@ def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[t
                 yield prefix + name, span
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
+            raise tarfile.ReadError(f"no end-of-archive mark at byte {tar.offset}")

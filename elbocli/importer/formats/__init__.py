@@ -108,7 +108,7 @@ class Source:
 class Imported(NamedTuple):
     """An imported checkpoint, as a network of elbo.
 
-    weights: tensors under the network's names, as `fitted` returns them.
+    weights: the network's weights by name.
     settings: the fields of TrainSettings that are known.
     averaged: whether the weights are an average.
     data: further keys for the section `data` of config.yaml, besides size, channels and classes.
@@ -144,8 +144,9 @@ def source_format(
 ) -> Callable[[Any], Any]:
     """Declare a format, by a function (Source, ImportOptions) → Imported, under its name for --format.
 
-    recognises, takes: fields of FormatTraits. said: the texts `about`, `source` and `licence`, unless formats.yaml has these.
-    The function raises FormatError if a file can't be imported.
+    recognises: tells whether a Source has this format. takes: names of the ImportOptions that the format uses.
+    said: the texts `about`, `source` and `licence`, unless formats.yaml has these.
+    The declared function raises FormatError if a file can't be imported.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
@@ -156,7 +157,7 @@ def source_format(
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return all sets of weights in a file by their key: state dicts and pickled networks. The key of the file itself is ''."""
+    """Return all sets of weights (state dicts, pickled networks) in a file by their key; '' is the key of the whole file."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
@@ -187,7 +188,7 @@ def state_dict(
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
     if not held:
-        raise FormatError(f"{source.path}: holds {inventory(source.tree)}, but no weights of such a network; change --format")
+        raise FormatError(f"{source.path}: holds {inventory(source.tree)}, but no weights of this format; change --format")
     key = "" if "" in held else _choose(held, source, options.weights)
     entry = content[key] if key else content
     averaged = key != "net" if isinstance(entry, Foreign) else "ema" in key.lower()
@@ -202,7 +203,7 @@ def state_dict(
 
 
 def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
-    """Return the key of the weights that --weights chooses, and note the choice if the file holds several."""
+    """Return the key of the weights that --weights chooses, and note the choice if the file holds several weights."""
     averages = [key for key in held if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in held][:1]
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
@@ -250,7 +251,7 @@ def fitted(
     turned: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
     without: str = "",
 ) -> dict[str, Tensor]:
-    """Return a file's tensors as weights of elbo's network `config`: under its names, in its order and types.
+    """Return a file's tensors as weights of elbo's network `config`: with this network's names, order and types.
 
     modules: elbo's names of modules (or of single weights) → the file's names; None if all names are equal.
     turned: function of elbo's name and the file's tensor that returns elbo's tensor. without: regular expression for names in the
@@ -301,12 +302,15 @@ def parse_attention(text: str) -> AttentionOrder:
     """Parse the text of --attention: `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
-        raise UsageError(f"--attention {text}: expected heads=N or width=N, and ',new' after it for the new order")
+        raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for the new order of heads")
     return AttentionOrder(**{said[1]: int(said[2])}, outside=bool(said[3]))
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
-    """Return the range of λ of a level code's timesteps; {}, with a note, if the code (input for the noise level) has none."""
+    """Return logsnr_min and logsnr_max of a network's timesteps; {} if it has none, with a note unless the options give both.
+
+    code: SPEC of the network's input for the noise level.
+    """
     said = parse_level_code(code)
     if said.name in SCHEDULES:
         low, high = SCHEDULES[said.name].bind(said.params)().support
@@ -319,19 +323,22 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
 
 
 def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
-    """Return the settings of training on the mean squared error of `prediction`, at the timesteps of the level code `code`."""
+    """Return the settings of training on the mean squared error of `prediction`, at the timesteps of a network, if any.
+
+    code: SPEC of the network's input for the noise level.
+    """
     spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
     trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
     return {"prediction": prediction, **trained}
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the keys of config.yaml for the latents of --autoencoder, else of Stable Diffusion's. Raises FormatError."""
+    """Return the keys of config.yaml for the latents of --autoencoder, or by default Stable Diffusion's. Raises FormatError."""
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
-            raise FormatError(f"{folder}: has {model.channels} channels, not {channels} as {source.path}; name another folder")
+            raise FormatError(f"{folder}: has {model.channels} channels, not {channels} as {source.path}; change --autoencoder")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
         f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"

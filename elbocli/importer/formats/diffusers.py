@@ -41,7 +41,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: elbo reads {UNET} without class_embed_type; export other networks as programs, and import these "
+            f"{where}: not a {UNET} without class_embed_type; export the network as a program, and import this program "
             "(elbocli.export_network)"
         )
     settings, code = _scheduled(source, options)
@@ -49,7 +49,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     channels, out, rows = (convert(found.get(key) or usual, Count, f"{where}: {key}") for key, usual in numbers)
     classes = rows if options.classes is None else options.classes
     if not rows - 1 <= classes <= rows or (rows and not classes):
-        raise UsageError(f"--classes {classes}: {folder}: has {rows} classes; give {rows}, or one less if the last is 'no class'")
+        raise UsageError(f"--classes {classes}: {folder} has {rows} classes; give {rows}, or one less if the last is 'no class'")
     side = found.get("sample_size")
     size = options.size or (side[0] if isinstance(side, list) and side == side[:1] * 2 else side)
     if size is None:
@@ -115,7 +115,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
         apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
         if not apart <= NEAR:
-            raise ValueError(f"they differ by up to {apart:g} from the nearest code's, perhaps rescaled or learned")
+            raise ValueError(f"timesteps differ by up to {apart:g} from the nearest code's, and may be rescaled or learned")
     code = timestep.spec
     low, high = curve.support
     return {**formats.timestep_settings(code, source, options, prediction), "logsnr_min": low, "logsnr_max": high}, code

@@ -1,7 +1,7 @@
 """Checkpoints of DiT, and of SiT and REPA, which share its network: state dicts, alone or in a training script's file.
 
 Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025. The three have the same names and shapes, but other inputs and
-outputs. DiT: input a timestep of 1000, output the noise. SiT: input t (1 is data), output x − ε at t x + (1 − t) ε.
+outputs. DiT: input one of 1000 timesteps, output the noise. SiT: input t (1 is data), output x − ε at t x + (1 − t) ε.
 REPA: input t (1 is noise), output ε − x at (1 − t) x + t ε.
 """
 
@@ -50,7 +50,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
     most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
     if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
-        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square, which elbo's network has")
+        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square; elbo's DiT has no other embedding")
     heads = HEADS.get(width) or AttentionOrder().heads_of(width)
     if options.attention:
         heads = formats.parse_attention(options.attention).heads_of(width)
@@ -90,7 +90,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     data: dict[str, Any] = {}
     if channels not in (1, 3) or options.autoencoder:
         if channels != 4 and not options.autoencoder:
-            raise UsageError(f"{where}: its latents have {channels} channels, of no known autoencoder; add --autoencoder DIR")
+            raise UsageError(f"{where}: latents have {channels} channels, not Stable Diffusion's 4; add --autoencoder DIR")
         data = formats.latents_of(config, source, options, "diffusers")
     return Imported(config, weights, settings, averaged, data)
 

@@ -2,8 +2,8 @@
 
 Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696. Their pickles contain their source code, which is not run;
 see files/pickles.py. Names, shapes, order and constants of EDM2 follow its published code. Tests read none of its published
-files, but the network XS in half precision has the size of its file. The head that learns the weighting of EDM2's loss is left
-out, because only training needs this head.
+files, but elbo's network XS in half precision is as large as the published file. The head that learns the weighting of EDM2's
+loss is left out, because only training needs this head.
 """
 
 import math
@@ -60,7 +60,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return settings of a network's training. loss: attributes of the loss function. kind: key of DRAWN, for its defaults."""
+    """Return settings of a network's training. loss: attributes of the loss function. kind: key of DRAWN, for defaults."""
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
     return {
@@ -81,7 +81,7 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
     sides = sorted({int(side) for _, side, _ in places}, reverse=True)
     if not sides:
-        raise FormatError("has no blocks of EDM's networks, such as enc.64x64_block0")
+        raise FormatError("has no blocks of EDM's networks, such as enc.64x64_block0; choose another --format")
     blocks = len({place for way, _, place in places if way == "enc" and place.startswith("block")})
     own = [f"block{index}" for index in range(blocks + 1)]
     below, first = f"dec.{sides[-1]}x{sides[-1]}", f"enc.{sides[0]}x{sides[0]}_conv"
@@ -189,7 +189,7 @@ def _encoder(content: Any, channels: int) -> str:
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
-        raise FormatError(f"its encoder is {name!r}, perhaps with changed constants; elbo reads only {LATENTS} and {PIXELS}")
+        raise FormatError(f"can't read encoder {name!r}; elbo reads only {LATENTS} and {PIXELS} with usual constants")
     return name
 
 

@@ -21,7 +21,7 @@ SIZES: dict[tuple[float, ...], int] = {
     (1, 1, 2, 2, 4, 4): 256,
     (0.5, 1, 1, 2, 2, 4, 4): 512,
 }
-"""Widths of the levels → image size for which guided-diffusion chooses them."""
+"""Relative widths of the U-Net's levels → image size for which guided-diffusion chooses them."""
 PUBLISHED = {
     (192, 3, 64): (AttentionOrder(outside=True), "t-squaredcos", 0.1),
     (256, 2, 128): (AttentionOrder(heads=4), "t-linear", 0.0),
@@ -30,7 +30,7 @@ PUBLISHED = {
 }
 """(channels, blocks, size) of OpenAI's networks → order of attention heads, timesteps and dropout, which shapes don't show.
 
-Source: model card and commands. The network for 256 pixels is also LSUN's.
+Source: guided-diffusion's model card and commands. The entry for 256 pixels is also right for LSUN's networks.
 """
 ATTENDED = {32, 16, 8}
 

@@ -70,7 +70,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
     exported, takes = open_program(source.path)
     if not options.levels:
         raise UsageError(
-            f"{source.path}: doesn't say how its network gets the noise level; add --levels logsnr, t:linear, sigma, flow, …"
+            f"{source.path}: doesn't say how its network gets the noise level; add --levels logsnr, t:linear, sigma or the like"
         )
     side = takes.images.shape[2]
     size = options.size or (side if isinstance(side, int) else 0)
@@ -80,7 +80,7 @@ def program(source: Source, options: ImportOptions) -> Imported:
     if (takes.labels is None and (classes or null is not None)) or 0 < takes.classes < classes:
         raise FormatError(f"{source.path}: takes {takes.classes or 'no'} labels; change or leave out --classes and --null-class")
     if takes.labels is not None and not classes and null is None and not takes.classes:
-        raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class if it has no classes")
+        raise UsageError(f"{source.path}: takes labels; add --classes, or --null-class to use no classes")
     config = ProgramConfig(
         image_size=size,
         image_channels=options.channels or takes.images.shape[1],

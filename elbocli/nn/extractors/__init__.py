@@ -136,7 +136,10 @@ def _given(weights: Path | None, name: str) -> Path:
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """Return one of torch-fidelity's networks, and its weights' SHA-256. Runs no code from the file. Raises FormatError."""
+    """Return a network of torch-fidelity's class `make`, and its weights' SHA-256. Runs no code from the file.
+
+    name: name of the network. layers: outputs that the network returns. path: file of the weights. Raises FormatError.
+    """
     from elbocli.files.tensor_files import load_tensors
 
     load_tensors(path)

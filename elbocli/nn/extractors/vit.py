@@ -55,7 +55,7 @@ class VitShape(NamedTuple):
 
     trained: number of position embeddings per side in the files; they are interpolated as in DINOv2's hub.
     mean, std: normalisation of pixel values / 255 in training, by default ImageNet's.
-    embedding: width of CLIP's projection after the last norm, to features of length 1; 0 for DINOv2, which has layer scale.
+    embedding: width of CLIP's projection after the last norm, to features of norm 1; 0 for DINOv2, which has layer scale.
     """
 
     width: int
@@ -143,7 +143,7 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a network's tensors from a file, float32, without running code from it. Raises FormatError if the file doesn't fit.
 
-    wanted: name → shape in the network. layouts: known layouts of files, from vit.yaml.
+    wanted: tensor name → shape in the network. layouts: known layouts of files, from vit.yaml.
     """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"
     layout = next((each for each in layouts.values() if isinstance(found, dict) and each["mark"] in found), None)

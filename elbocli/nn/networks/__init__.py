@@ -42,8 +42,8 @@ def explained(help: str, **how: Any) -> Any:
 class NetworkConfig:
     """Base of all network configs.
 
-    image_size: side in pixels, or of latents. num_classes: 0 is unconditional. trainable: whether runs can train the network.
-    quiet_classes: whether a zero row in the class table means "no class".
+    image_size: side of an image in pixels, or of a latent. num_classes: 0 is unconditional.
+    trainable: whether runs can train the network. quiet_classes: whether a zero row in the class embedding means "no class".
 
     Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them. A field `code`
     is the SPEC of a level code (the number that tells the network its noise level), and is stored with all its parameters. A
@@ -72,7 +72,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. Class tables must have the row of 'no class' after all classes."""
+        """Return the config for another number of classes. A network's class embedding must have its row of "no class" last."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -92,7 +92,7 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config with `folder` as the place of files that its fields name. Most configs name no files."""
+        """Return the config for use with `folder`, which holds the files named in its fields. Most configs name no files."""
         return self
 
 

@@ -86,7 +86,7 @@ class Autoencoder:
         self.folder, self.device = folder, device
         found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
         if found != AUTOENCODER:
-            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, expected {AUTOENCODER!r}; give its folder")
+            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, not {AUTOENCODER!r}; give such a model's folder")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         with quiet(), reading(f"{folder}: {EXTRA}", kind=UsageError):
@@ -101,7 +101,7 @@ class Autoencoder:
             )
         # diffusers would use random numbers for missing weights.
         if any(about.values()):
-            raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}: {str(about)[:160]}")
+            raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}; get both files again: {str(about)[:160]}")
         self.model = model.to(device).eval().requires_grad_(False)
         self.config: dict[str, Any] = dict(model.config)
         self.channels = int(self.config["latent_channels"])
@@ -144,7 +144,7 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
-    """Return a batch size that keeps the autoencoder's memory small: below 1.6 GB on a CPU for Stable Diffusion's."""
+    """Return a batch size that keeps the autoencoder's memory small: below 1.6 GB on a CPU for Stable Diffusion's autoencoder."""
     return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)
 
 

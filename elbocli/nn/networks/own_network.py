@@ -60,9 +60,9 @@ class ModuleConfig(OwnConfig):
     arguments: str = explained("KEY=VALUE,… for the constructor of the class.", default="")
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. If `null_class` equals the number of classes, both change.
+        """Return the config for another number of classes. A `null_class` just after the last class stays just after it.
 
-        Raises UsageError for any other label ≥ 0, which could collide with a class.
+        Raises UsageError for another `null_class` ≥ 0, which could be the number of a class.
         """
         null = self.null_class
         if null == (self.num_classes,):
@@ -89,8 +89,8 @@ class OwnModule(Network):
         make = defined(file, word)
         if not (isinstance(make, type) and issubclass(make, nn.Module)):
             raise UsageError(
-                f"{file}: no torch.nn.Module {word} is known; add --plugin {file}; if the file only imports the class, also "
-                f"add 'class {word}(Other): pass' to it"
+                f"{file}: no torch.nn.Module {word} is known; add --plugin {file}; if it only imports {word}, also add "
+                f"'class {word}({word}): pass' to this file"
             )
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
@@ -130,7 +130,7 @@ class ProgramConfig(OwnConfig):
             raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
 
     def beside(self, folder: Path) -> Self:
-        """Return the config with `folder`, the folder of its own file, as the place of the program."""
+        """Return the config for the program in `folder`, the folder of the config file."""
         return replace(self, folder=str(folder))
 
 
@@ -174,7 +174,7 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
 
 @network("program", config=ProgramConfig, source="torch.export")
 class Program(Network):
-    """Network that wraps the program of a ProgramConfig, always with the weights in its file, even under `torch.device("meta")`.
+    """Network that wraps the program of a ProgramConfig, with the weights in the .pt2 file even under `torch.device("meta")`.
 
     Raises UsageError if the user does not trust the program, DataError if the file is missing or has changed.
     """
@@ -208,7 +208,7 @@ class Program(Network):
         return super().to(*args, **kwargs)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. UsageError for −1 if the program has no such label."""
+        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. UsageError for label −1 if the program lacks it."""
         takes = self.takes
         self._follow(z.device)
         level = self.code(logsnr)
@@ -228,8 +228,8 @@ class Program(Network):
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
         if not self.config.null_class and labels.device.type == "cpu" and bool((labels < 0).any()):
             raise UsageError(
-                f"{self.config.file}: has no label for 'no class'; give each image a class, or import the program with its "
-                "label for 'no class'"
+                f"{self.config.file}: has no label for 'no class'; give each image a class, or import the program with "
+                "--null-class"
             )
         return labels.to(kind)
 

@@ -186,7 +186,10 @@ class UViTConfig(LevelsConfig):
 
 
 class TransformerBlock(nn.Module):
-    """Block of U-ViT: self-attention, then an MLP with scaled and shifted input. Tokens [B,N,C], code [B,width] → [B,N,C]."""
+    """Block of U-ViT: self-attention, then an MLP with scaled and shifted input.
+
+    Tokens x [B, N, C], conditioning `code` [B, width] → [B, N, C].
+    """
 
     def __init__(self, channels: int, heads: int, width: int, dropout: float):
         super().__init__()

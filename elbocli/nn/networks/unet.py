@@ -173,7 +173,7 @@ class LevelsConfig(NetworkConfig):
 
     @property
     def side(self) -> int:
-        """Side in pixels at which the network works: the image's, rounded up to a multiple of 2^halvings."""
+        """Side in pixels of the padded image in the network: the image's side, rounded up to a multiple of 2^halvings."""
         return -(-self.image_size >> self.halvings) << self.halvings
 
     def cut(self, out: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ class Conditioning(nn.Module):
 
 
 def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
-    """Return labels [B] with `null` in place of −1. If labels is None, all are `null`."""
+    """Return labels [B] with `null` in place of −1. If labels is None, all are `null`, one for each λ of `logsnr`."""
     if labels is None:
         return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
     return labels.where(labels >= 0, null)
@@ -354,7 +354,7 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context without autocast, for operations in the precision of x; autocast does not support meta tensors."""
+    """Return a context without autocast, to keep the precision of x; for meta tensors, which autocast refuses, an empty one."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
@@ -469,8 +469,8 @@ class UNetConfig(AttendedConfig):
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
-                    f"network: level {level:g} × channels {self.channels} is {exact:g}; choose both for a whole number that is "
-                    f"divisible by groups ({self.groups}) and heads ({heads}), where these are not 0"
+                    f"network: level {level:g} × channels {self.channels} is {exact:g}; change level or channels to make this a "
+                    f"whole number divisible by groups, {self.groups}, and by heads, {heads}, unless these are 0"
                 )
 
 

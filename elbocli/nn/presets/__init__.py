@@ -51,7 +51,7 @@ class PresetAbout(Record, frozen=True):
 class Preset(Record, frozen=True, forbid_unknown_fields=True):
     """Contents of a preset file.
 
-    network: family and config of the network, for config_of. train: settings by name, also the weighting's shift.
+    network: family and config of the network, for config_of. train: training settings by name, and the weighting's shift.
     about: ignored in users' presets, which are never chosen automatically. data: None if not stated.
     """
 
@@ -83,7 +83,7 @@ def choose_preset(
 ) -> str:
     """Return the name of the preset for a number of images (or latents) of a size, on a GPU or a CPU.
 
-    fits: function name → whether a preset for GPUs fits into memory. On a GPU, such a preset is preferred; a CPU never gets it.
+    fits: tells, by name, whether a preset for GPUs fits into memory. On a GPU, a preset for GPUs is preferred; a CPU gets none.
     Latents get a preset made for latents if there is one. Of the rest, the preset with the largest minimum number of images
     wins. Raises UsageError if no preset fits.
     """

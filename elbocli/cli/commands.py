@@ -332,7 +332,7 @@ plugin_option = option(
     callback=_run_plugins,
     metavar="FILE.py",
     help="Run this plug-in, which declares more names, or let a run's .pt2 run; may be repeated.",
-    more="It may declare weightings, schedules, samplers, networks, metrics, extractors, image sources and commands.",
+    more="A plug-in may declare weightings, schedules, samplers, networks, metrics, extractors, image sources and commands.",
 )
 
 

@@ -126,12 +126,13 @@ def measured(rows: list[dict[str, Any]]) -> str:
 
 
 def planned() -> str:
-    """Markdown: for each preset for a GPU, the plan of `elbo train --dry-run` with micro-batches of one image."""
+    """Markdown: for each preset for a GPU, its plan with micro-batches of one image, and days by the speeds of docs/gpu.md."""
     from elbocli.nn.presets import NAMES, load_preset
     from elbocli.run.settings import preset_data, resolve
     from elbocli.train.plan import plan
 
-    lines = [["preset", "images", "parameters", "updates", "batch size", "operations", "memory", "memory per image"]]
+    lines = [["preset", "images", "operations", "memory", "memory per image", "days"]]
+    speeds = dict(re.findall(r"^\| `(\S+)` \| bf16 \| \d+ \| (\d+) \|$", (ROOT / "docs/gpu.md").read_text(), re.M))
     for name in NAMES:
         data = preset_data(name)
         if data and load_preset(name).about.gpu:
@@ -141,12 +142,10 @@ def planned() -> str:
                 [
                     f"`{name}`",
                     f"{found['data_images']:,}",
-                    f"{found['network']['parameters']:,}",
-                    f"{found['steps']:,}",
-                    f"{found['batch_size']:,}",
                     f"{found['compute']['run_EFLOP']:,.0f} EFLOP",
                     f"{(memory['total'] - memory['activations']) / 1000:.1f} GB",
                     f"{memory['activations'] / 1000:.2f} GB",
+                    f"{found['images'] / int(speeds[name]) / 86400:.0f}" if name in speeds else "-",
                 ]
             )
     return markdown(lines)

@@ -26,7 +26,7 @@ DATE = "2026-11-24"
 EXAMPLES = examples()
 EXIT = [
     ("0", "Done."),
-    ("1", "The input or the run failed; the message names the file, what was found and what to do."),
+    ("1", "The input or the run failed, and the message names the file, what was found and what to do; or a check says no."),
     ("2", "Wrong usage or configuration."),
     ("4", "The loss was not finite (train)."),
     (

@@ -33,7 +33,7 @@ def markdown(roff: str) -> str:
     title, code, tagged = "", False, False
 
     def end_of_paragraph() -> None:
-        text = linked(escaped(" ".join(running)), "")
+        text = re.sub(r"^[-+] ", r"\\\g<0>", linked(escaped(" ".join(running)), ""))  # no list
         if text:
             blocks.append(f": {text}" if tagged else text)
         running.clear()

@@ -85,7 +85,7 @@ GROUPS = {
     type=Output("a table", suffixes=(".tsv", ".txt")),
     help="Also a table (.tsv) of each image's value and error.",
 )
-@option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(t;x).")
+@option("--curve", type=Output("a table"), help="Also a table (TSV) over logsnr: the error and the bound L(logsnr; x).")
 @option("--plot", type=FIGURE, help="Also a picture (.svg, .png, .pdf) of the curve.")
 @option("--log", type=Output("a loss log"), help="Also the errors as a loss log, for 'elbo adapt'.")
 @option("--logsnr-min", type=LEVEL, help="Noisiest level.  [default: the run's]")

@@ -331,8 +331,8 @@ plugin_option = option(
     envvar="ELBO_PLUGIN",
     callback=_run_plugins,
     metavar="FILE.py",
-    help="Run this plug-in, which declares more names; may be repeated.",
-    more="It may declare weightings, schedules, samplers, networks, metrics and extractors, as docs/extending.md shows.",
+    help="Run this plug-in, which declares more names, or let a run's .pt2 run; may be repeated.",
+    more="A plug-in may declare weightings, schedules, samplers, networks, metrics, extractors, image sources and commands.",
 )
 
 

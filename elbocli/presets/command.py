@@ -106,7 +106,7 @@ def show(name: str) -> None:
 
 @presets.command(cls=Command)
 @click.argument("name", type=PRESET)
-@click.argument("out", type=Output("a preset", suffixes=(".yaml", ".yml"), stdout=True), metavar="OUT.yaml", default="-")
+@click.argument("out", type=Output("a preset", suffixes=(".yaml", ".yml"), stdout=True), metavar="[OUT.yaml]", default="-")
 @overwrite_option
 @common
 def write(name: str, out: Path) -> None:

@@ -120,10 +120,10 @@ GROUPS = {
 @option(
     "--rounding",
     type=Named("elbocli.core.sampling.ROUNDINGS"),
-    help="Rounding to pixel levels: nearest, half-up (as EDM, DiT, SiT) or truncate (as ADM, EDM2).  [default: nearest; "
+    help="Rounding to pixel levels: nearest, half-up (edm, dit, sit) or truncate (adm; edm2's latents).  [default: nearest; "
     "for latents, their convention's]",
-    more="half-up differs from nearest only in halves; truncate is half a level darker on average, which a FID sees. Latents "
-    "of the convention edm2 are truncated. The arithmetic is float32; EDM's is float64.",
+    more="half-up (also edm, dit, sit) differs from nearest only in halves. truncate (also adm, edm2) is half a level darker on "
+    "average, which a FID sees; latents of the convention edm2 are truncated. The arithmetic is float32; EDM's is float64.",
 )
 @option(
     "-o",

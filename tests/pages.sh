@@ -5,8 +5,8 @@
 make() { command make --dry-run --directory "$ROOT" "$@"; }
 man() { cat "$ROOT/man/$1".[15]; }
 pip() { # passes if setup.cfg has that extra
-    extra=${2#.}
-    extra=${extra//[\[\]]/}
+    extra=${2##*[}
+    extra=${extra%]}
     grep "^$extra" "$ROOT/setup.cfg"
 }
 
@@ -16,8 +16,7 @@ command -v jq > /dev/null || jq() { cat > /dev/null; }
 # Replace commands by functions that write what `elbo` was given to the file $CALLS
 record_calls() {
     elbo() {
-        printf '%s\0' "$@" >> "$CALLS"
-        echo >> "$CALLS"
+        flock "$CALLS" bash -c 'printf "%s\0" "${@:2}" >> "$1"; echo >> "$1"' - "$CALLS" "$@"  # parts of a pipe run at once
     }
     torchrun() {
         while [[ $1 != elbo* ]]; do shift; done

@@ -86,7 +86,7 @@ class Schedule:
         low, high = self.support
         if self.logsnr_min < low - 1e-9 or self.logsnr_max > high + 1e-9:
             raise UsageError(
-                f"logsnr {self.logsnr_min:g} to {self.logsnr_max:g} exceeds {self.base}, {low:g} to {high:g}; narrow the range"
+                f"{self.base} covers logsnr {low:g} to {high:g}, not {self.logsnr_min:g} to {self.logsnr_max:g}; narrow the range"
             )
         first, last = self._ends
         if not float(last - first) > LEAST_SHARE:

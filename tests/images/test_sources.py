@@ -124,7 +124,7 @@ def test_papers_beside_class_folders_are_left_out_and_said(tmp_path):
     with heard() as said:
         source = open_source(tmp_path)
     assert source.files == ["a/1.png", "b/2.png"]
-    assert len(said) == 1 and "2 files left out" in said[0]
+    assert len(said) == 1 and "2 files with neither" in said[0]
 
 
 def test_a_folder_that_holds_one_folder_is_that_folder(tmp_path):

@@ -143,7 +143,7 @@ STATES = {
     gone: ["nowhere.h5", "nowhere.yaml"],
     too_large: ["config.yaml: network"],
     beyond_numbers: ["losslog.jsonl"],
-    other_images: ["other images", "channels"],
+    other_images: ["has changed since", "channels"],
 }
 
 

@@ -21,7 +21,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """A mean over images, in nats per image and as a value per dimension.
+    """Mean over images: in nats per image, and in bits per dimension of pixels or nats per dimension of latents.
 
     Suffix _se: standard error of the value as an estimate of the mean over the whole dataset.
     """

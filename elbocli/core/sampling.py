@@ -235,7 +235,7 @@ class Noise:
         return {}
 
     def seeds(self, n):
-        """Return the seed of each of n images, int64 [n], which sample files record: the index of the image."""
+        """Return the seeds of n images, int64 [n]: each image's index. Sample files record these seeds."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)

@@ -53,9 +53,7 @@ def ema(run: Path, std: float, at: int | None, out: Path) -> None:
 
 
 WARN, REFUSE = 0.1, 0.5
-"""Residuals above which elbo warns, and above which it refuses. For weights on a random walk, the average's error is 3 % of the
-average's distance from the last weights at a residual of .09, and 24 % at .3 (tests/core/test_posthoc.py).
-"""
+"""Residuals above which elbo warns, and above which it refuses to make the average. With a residual of 0 the average is exact."""
 REMEDY = "choose --std between the stored averages' and .2, or train with a smaller --snapshot-every"
 
 

@@ -115,7 +115,7 @@ class EvalResult(Record, frozen=True):
 
     @property
     def network(self) -> str | None:
-        """Extractor that the names of scores include; None for the published Inception, whose scores keep usual names."""
+        """Extractor that appears in score names; None for the published Inception, whose scores keep usual names."""
         return self.repeats[0].network
 
     @property

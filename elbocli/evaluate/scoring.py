@@ -237,7 +237,7 @@ def deviations(settings: EvalSettings, source: FeatureSource | None = None, refe
     """Return the facts that deviate from the protocol: name → [value, the protocol's value].
 
     source, reference: opened samples and reference; None to check the settings alone.
-    Leaving out some of the protocol's metrics is no deviation; neither is a flag, which adds scores but changes none.
+    Omitted metrics and set on/off options of metrics are no deviations: an option adds scores but changes none.
     Raises UsageError (settings) or DataError (files) unless --allow-mismatch is given.
     """
     if not settings.protocol:

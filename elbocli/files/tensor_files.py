@@ -121,7 +121,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:
-    """Return how an average was made, and the digest of its tensors. Raises FormatError if the file is not an average."""
+    """Return how averaged weights were made, and the digest of their tensors. Raises FormatError for any other file."""
     meta = TensorFile(path).metadata
     check_format(path, meta, AVERAGE, then="; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"

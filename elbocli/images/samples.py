@@ -56,9 +56,9 @@ Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
 
 @dataclass
 class SampleReader:
-    """Reader of images of one size from `rows`.
+    """Reader of images of one size.
 
-    name: the images' file, for messages. labels: class numbers [N], or None.
+    name: the images' file, for messages. rows: images [N, H, W, C]. labels: class numbers [N], or None.
     made: how the images were drawn.
     class_names: names of the classes, for a dataset of several classes.
     preprocessing: crop and filter of the original images.

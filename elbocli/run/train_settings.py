@@ -33,7 +33,7 @@ def seconds(value: Any) -> Any:
     """Return a duration in seconds.
 
     value: a number of seconds, or text such as 3h50m, 90s, 1.5h, 2d, MM:SS, HH:MM:SS or D-HH:MM:SS; 0 is no limit.
-    Raises ValueError for other text, and for a number without a unit, which some job schedulers read as minutes.
+    Raises ValueError for other text, even '90' without a unit, which some job schedulers read as minutes.
     """
     if not isinstance(value, str) or value == "0":
         return value

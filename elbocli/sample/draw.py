@@ -210,7 +210,7 @@ def open_decoder(
 
 
 def _recorded(space: LatentSpace, data: Path) -> Path:
-    """Return the folder of the autoencoder that the latents record: its path, else its path beside the dataset `data`."""
+    """Return the autoencoder's folder: the path stored with the latents, else that path in the folder of `data`."""
     for place in (Path(space.autoencoder), data.parent / space.autoencoder):
         if place.is_dir():
             return place

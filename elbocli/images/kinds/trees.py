@@ -93,7 +93,7 @@ def _members(file: IO[bytes], path: str, offset: int, prefix: str) -> Iterator[t
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         while (info := tar.next()) is not None:
             if info.size < 0:  # otherwise tarfile would read this header again, for ever
-                raise tarfile.ReadError(f"a file with a size of {info.size} bytes")
+                raise tarfile.ReadError(f"negative file size: {info.size} bytes")
             tar.members.clear()  # type: ignore[attr-defined]
             name = clean(info.name)
             span = Span(path, offset + info.offset_data, info.size)

@@ -181,7 +181,8 @@ def dpmpp_2m(z, last, move, denoise, noise):
 def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     """Make a step of dpmpp-2m with added noise. eta: amount of noise; 1: the reverse SDE; the limit 0: dpmpp-2m.
 
-    With y, ℓ and h as in `advance`, the variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step, which is e^{−2ℓ'} (1 − e^{−2ηh}).
+    With y, ℓ and h as in `advance`, the variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step,
+    which is e^{−2ℓ'} (1 − e^{−2ηh}).
     """
     x_hat = denoise(z, move.now)
     mean = advance(z, x_hat, last, move, eta)

@@ -1,4 +1,4 @@
-"""Compare results of `elbo eval`, or saved features: how much each score differs from that of the first file, with 95 % interval."""
+"""Compare results of `elbo eval`, or saved features: each score's difference from that of the first file, with 95 % interval."""
 
 import contextlib
 import math

@@ -170,6 +170,6 @@ def verdict(low: float, high: float) -> str:
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean error minus least possible error, and the standard error of the difference, [bins]; NaN for less than 2 errors."""
+    """Return mean error minus least possible error, and this difference's standard error, [bins]; NaN for less than 2 errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

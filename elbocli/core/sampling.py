@@ -328,6 +328,6 @@ def schedule_of_levels(levels: list[float]) -> Schedule:
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Name the sampling that a grid of noise levels is made for: sampler, steps and, unless the sampler is ancestral, guidance."""
+    """Name what a grid of noise levels is made for: sampler, steps and, unless the sampler is ancestral, guidance."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

@@ -101,7 +101,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
 
     def combined(key: str) -> torch.Tensor:
-        """Return the tensor `key` of the new average, the combination of snapshots in float64; integers: from the last snapshot."""
+        """Return the tensor `key` of the new average, combined in float64 from the snapshots; integers: from the last one."""
         newest: torch.Tensor = used[-1][-1].read(key)
         if not newest.is_floating_point():
             return newest

@@ -101,7 +101,7 @@ ALONE = World()
 
 
 def shard_size(size: int) -> int:
-    """Return how many of `size` processes share one copy of the weights under FSDP: those of a node, if all nodes have equally many."""
+    """Return the number of processes that share one copy of the weights under FSDP: a node's, or all if `size` is no multiple of it."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     return size if size % local else local
 

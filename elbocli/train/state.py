@@ -74,7 +74,7 @@ class Parallel:
             self.forward = DistributedDataParallel(network, gradient_as_bucket_view=True)
 
     def compile(self, parts: int) -> None:
-        """Compile the network's units one by one, so that units with the same code are compiled once. parts: micro-batches per step.
+        """Compile the network's units one by one, because equal units are compiled once. parts: micro-batches per step.
 
         Small networks on CUDA are limited by kernel launches, so they are compiled as a whole, and CUDA graphs replay their
         kernels. Then a pass overwrites the gradients of the pass before; so graphs exclude gradient accumulation, several

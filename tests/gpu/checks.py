@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -34,21 +33,32 @@ from elbocli.train.step import update
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "tests/train/test_cuda.py"
 """Its fixtures are its own: those that tests share need packages that a bare machine lacks."""
+FEW = 60.0
+"""Seconds after which a command that says nothing is given up."""
 
 
 def cuda_tests(session: Session) -> Iterator[Row]:
-    """Count the tests that pass, and name those that do not. On a CPU they are only collected: the suite runs them there."""
+    """Run each test in its own process, since one may leave CUDA unusable. On a CPU they are only counted: the suite runs them."""
     if not has("pytest"):
         raise Skipped("pytest is not installed")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    line = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "-m", "cuda", FILE]
-    line += ["--collect-only"] if session.device == "cpu" else []
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=session.left, check=False)
-    print(done.stdout, done.stderr)
-    for name, reason in re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", done.stdout, re.M):
-        yield Row(name.rpartition("::")[2], "failed", ok=False, note=reason[:200])
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-    yield Row("pytest", last, ok=done.returncode == 0, note="" if done.returncode == 0 else f"exit {done.returncode}")
+    line = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "-m", "cuda"]
+
+    def ran(*words: str) -> tuple[int, list[str]]:
+        try:
+            how: dict[str, Any] = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+            done = subprocess.run([*line, *words], timeout=min(FEW, session.left), check=False, **how)
+        except subprocess.TimeoutExpired:
+            return -1, ["did not end"]
+        print(done.stdout, done.stderr)
+        return done.returncode, done.stdout.strip().splitlines() or ["no output"]
+
+    code, said = ran("--collect-only", FILE)
+    names = [name for name in said if "::" in name]
+    yield Row("tests", len(names), ok=code == 0 and bool(names))
+    for name in [] if session.device == "cpu" else names:
+        code, said = ran(name)
+        yield Row(name.rpartition("::")[2], f"exit {code}", ok=code == 0, note="" if code == 0 else said[-1].strip("= ")[:200])
 
 
 NARROW = {"channels": 32, "depth": 2}
@@ -240,10 +250,6 @@ def out_of_memory(session: Session) -> Iterator[Row]:
                 yield Row(f"{precision}: memory reserved, of {on.LIMIT / 1e9:.2f} GB", used / 1e9, "GB", ok=used <= on.LIMIT)
                 torch.cuda.reset_peak_memory_stats()
             del state
-
-
-FEW = 60.0
-"""Seconds after which a command that says nothing is given up."""
 
 
 def command(session: Session, *words: object) -> list[str]:

@@ -72,10 +72,7 @@ def simulated(steps: Iterable[Step], budget: float) -> str:
         for step in steps:
             limit, took = step.limit(budget - now), step.seconds + compiling * step.compiles
             now += min(limit, took)
-            if limit >= took:
-                ends.append((now, step.name))
-            else:
-                late.append(step.name)
+            ends, late = ([*ends, (now, step.name)], late) if limit >= took else (ends, [*late, step.name])
         lines.append(f"compiling takes {compiling} s")
         for since, until in ((0, 200), (200, 400), (400, 600)):
             lines += [f"  within {until} s", *(f"    {end:4.0f} s  {name}" for end, name in ends if since < end <= until)]

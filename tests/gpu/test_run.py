@@ -7,10 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,16 +19,7 @@ from elbocli.core.adaptive import bin_edges
 from elbocli.train.state import Parallel, TrainState
 
 GPU = Path(__file__).parent
-ABSENT = [
-    "scipy",
-    "torch_fidelity",
-    "diffusers",
-    "tensorboard",
-    "sklearn",
-    "skimage",
-    "hypothesis",
-    "pytest",
-]
+ABSENT = ["scipy", "torch_fidelity", "diffusers", "tensorboard", "sklearn", "skimage", "hypothesis", "pytest"]
 FAKE = """
 import os, time
 from worker import Row, Skipped
@@ -66,15 +56,19 @@ def started(tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
     return start
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(GPU))
+    return import_module("run")
+
+
 def steps_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {step["name"]: step for step in report["steps"]}
 
 
 @pytest.mark.slow
-def test_all_of_it_runs_small_on_a_cpu(started, monkeypatch, tmp_path):
+def test_all_of_it_runs_small_on_a_cpu(started, run, tmp_path):
     code, report, table = started(str(GPU / "run.py"), "--budget", "480")
-    monkeypatch.syspath_prepend(str(GPU))
-    run = import_module("run")
     found = steps_of(report)
     assert list(found) == [step.name for step in run.STEPS]
     assert {name: (step["status"], step["message"]) for name, step in found.items()} == dict.fromkeys(found, ("done", ""))
@@ -120,9 +114,8 @@ def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started, tmp_pa
     (tmp_path / "fake.py").write_text(FAKE)
     names = ("good", "again", "bad", "wrong", "absent", "dies", "hangs", "again")
     steps = ", ".join(f"Step('{name} {n}', 'fake.{name}', 1)" for n, name in enumerate(names))
-    limited = "Step.limit = lambda step, left: 8.0"
-    code = f"import sys; sys.path[:0] = [{str(GPU)!r}, {str(tmp_path)!r}]; import run; from worker import Step; {limited}; "
-    code += f"run.STEPS = ({steps},); run.main()"
+    code = f"import sys; sys.path[:0] = [{str(GPU)!r}, {str(tmp_path)!r}]; import run; from worker import Step; "
+    code += f"Step.limit = lambda step, left: 8.0; run.STEPS = ({steps},); run.main()"
     code, report, table = started("-c", code)
     found = steps_of(report)
     said = {name: (step["status"], len(step["rows"]), step["message"]) for name, step in found.items()}
@@ -144,45 +137,41 @@ def test_a_step_that_goes_wrong_is_recorded_and_the_next_goes_on(started, tmp_pa
         assert child.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_step_begins_while_half_its_time_is_left(monkeypatch):
-    monkeypatch.syspath_prepend(str(GPU))
-    run = import_module("run")
+def test_a_step_begins_while_half_its_time_is_left(run):
     plain, compiled = run.Step("plain", "", 10), run.Step("compiled", "", 10, compiles=True)
     assert [plain.limit(left) for left in (540, 20, 5, 4)] == [50, 20, 5, 0]
     assert [compiled.limit(left) for left in (540, 100, 50, 49)] == [230, 100, 50, 0]
 
 
-def test_what_is_worth_most_is_known_first(monkeypatch):
+def test_what_is_worth_most_is_known_first(run):
     """With kernels that take a minute to compile; the order holds for any time."""
-    monkeypatch.syspath_prepend(str(GPU))
-    run = import_module("run")
     early = run.simulated(run.STEPS, 540).split("within 400 s")[0]
     assert "sampling: auto, graphs" in early and early.index("64: bf16 compiled\n") < early.index("compiled, bare loop\n")
     names = [step.name for step in run.STEPS]
     assert len(set(names)) == len(names) and all(names.index(f"{preset}: bf16 compiled") < 9 for preset in run.OTHERS)
 
 
-def test_reports_of_a_card_are_one_column(monkeypatch):
-    monkeypatch.syspath_prepend(str(GPU))
-    run = import_module("run")
+def test_reports_of_a_card_are_one_column(run):
 
-    def report(card: str, *steps: run.StepResult) -> dict[str, Any]:
-        named = run.StepResult("environment", "done", rows=[worker.Row("card", card), worker.Row("memory", 85, "GB")])
-        return asdict(run.Report("cuda", False, 540, "", [named, *steps]))
+    def report(card: str, **steps: tuple[str, list[Any]]) -> dict[str, Any]:
+        found = {"environment": ("done", [("card", card, "")]), **steps}
+        made = {name: [dict(zip(("name", "value", "unit"), row)) for row in rows] for name, (_, rows) in found.items()}
+        return {"small": False, "steps": [{"name": name, "status": found[name][0], "rows": made[name]} for name in found]}
 
-    worker = import_module("worker")
-    speed = [worker.Row("speed", 512.3, "images/s"), worker.Row("memory", 40.0, "GB")]
-    first = report("H100", run.StepResult("a", "done", rows=speed), run.StepResult("b", "skipped"))
-    reports = [first, report("H100", run.StepResult("a", "skipped"), run.StepResult("b", "failed", rows=speed[:1])), report("L4")]
+    speed, memory = ("speed", 512.3, "images/s"), ("memory", 40.0, "GB")
+    first, later = (
+        report("H100", a=("done", [speed, memory]), b=("skipped", [])),
+        report("H100", a=("skipped", []), b=("failed", [speed])),
+    )
+    reports = [first, later, report("L4")]
     assert run.page_table(reports).splitlines() == [
         "| step | H100 | L4 |",
         "| --- | --- | --- |",
         "| a | 512.3 images/s, 40 GB |  |",
         "| b | 512.3 images/s, failed |  |",
     ]
-    page = run.PAGE.read_text()
-    assert "\n\nNo card has run elbo yet.\n\n" in run.filled(page, run.page_table([]))
-    assert run.filled(run.filled(page, "| a |"), run.page_table([])) == run.filled(page, run.page_table([]))
+    empty = run.filled(run.PAGE.read_text(), run.page_table([]))
+    assert "\n\nNo card has run elbo yet.\n\n" in empty and run.filled(run.filled(empty, "| a |"), run.page_table([])) == empty
 
 
 def test_make_passes_its_variables_on():

@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 # What other versions could break: maths, files, networks, processes, the whole pipeline.
 VERSIONS := tests/core tests/files tests/images tests/nn tests/runtime tests/run tests/train tests/test_pipeline.py
 
-.PHONY: help demo demo-fashion recipes site test all-but-slow check check-slow oldest middle newest bench gpu fuzz lint types man docs dist clean
+.PHONY: help demo demo-fashion recipes site test all-but-slow check check-slow oldest middle newest bench gpu gpu-report fuzz lint types man docs dist clean
 help:
 	@echo "make demo        set up, then the whole pipeline on real images (pictures in demo/)"
 	@echo "make demo-fashion  set up, then the tutorial on 70,000 pictures of clothing: 25 minutes on two cores (in demo-fashion/)"
@@ -27,7 +27,9 @@ help:
 	@echo "make fuzz        200 damaged files of every format through the commands that read them; FUZZ=\"200 400\" tries others"
 	@echo "make bench       benchmarks, as ratios against named peers"
 	@echo "make dist        what is published, in dist/: an sdist and a wheel, of the same bytes each time"
-	@echo "make gpu         all that is to be known on a CUDA card, in nine minutes; DEVICE=cpu: the same, small"
+	@echo "make gpu         all that is to be known on a CUDA card, the most valuable first: OUT=gpu.json, BUDGET=540 seconds, ONLY=\"STEP …\";"
+	@echo "                 DEVICE=cpu runs the same small"
+	@echo "make gpu-report  the table of docs/gpu.md from reports of make gpu: FILES=\"a.json b.json\""
 
 $(VENV)/.ready: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "elbo needs Python 3.11 or newer; set PYTHON=python3.11" >&2; exit 1; }
@@ -132,12 +134,21 @@ docs: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench/run.py
 
-# A machine with a card often has a torch of its own, and no network to install another from.
+# A machine with a card often has a torch of its own, and no network to install another from. Variables of these names that the
+# environment has mean something else: `make gpu OUT=card.json BUDGET=600 ONLY="imagenet64 sampling"` sets them.
 DEVICE ?= cuda
-gpu:
-	@if [ -e $(VENV)/.ready ]; then python=$(BIN)/python; \
+OUT = gpu.json
+BUDGET = 540
+ONLY =
+FILES =
+RUN_GPU = if [ -e $(VENV)/.ready ]; then python=$(BIN)/python; \
 	elif $(PYTHON) -c 'import torch, h5py, click, yaml, tqdm, safetensors, jinja2, PIL, matplotlib' 2>/dev/null; then python=$(PYTHON); \
-	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tests/gpu/run.py --device $(DEVICE)
+	else make $(VENV)/.ready && python=$(BIN)/python; fi && $$python tests/gpu/run.py
+gpu:
+	@$(RUN_GPU) --device $(DEVICE) --out $(OUT) --budget $(BUDGET) $(ONLY)
+
+gpu-report:
+	@$(RUN_GPU) --report $(FILES)
 
 dist: $(VENV)/.ready
 	rm -rf dist

@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,32 @@ from elbocli.train.step import update
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "tests/train/test_cuda.py"
 """Its fixtures are its own: those that tests share need packages that a bare machine lacks."""
+FEW = 60.0
+"""Seconds after which a command that says nothing is given up."""
 
 
 def cuda_tests(session: Session) -> Iterator[Row]:
-    """Count the tests that pass, and name those that do not. On a CPU they are only collected: the suite runs them there."""
+    """Run each test in its own process, since one may leave CUDA unusable. On a CPU they are only counted: the suite runs them."""
     if not has("pytest"):
         raise Skipped("pytest is not installed")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    line = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "-m", "cuda", FILE]
-    line += ["--collect-only"] if session.device == "cpu" else []
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=session.left, check=False)
-    print(done.stdout, done.stderr)
-    for name, reason in re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?$", done.stdout, re.M):
-        yield Row(name.rpartition("::")[2], "failed", ok=False, note=reason[:200])
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-    yield Row("pytest", last, ok=done.returncode == 0, note="" if done.returncode == 0 else f"exit {done.returncode}")
+    line = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "-m", "cuda"]
+
+    def ran(*words: str) -> tuple[int, list[str]]:
+        try:
+            how: dict[str, Any] = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+            done = subprocess.run([*line, *words], timeout=min(FEW, session.left), check=False, **how)
+        except subprocess.TimeoutExpired:
+            return -1, ["did not end"]
+        print(done.stdout, done.stderr)
+        return done.returncode, done.stdout.strip().splitlines() or ["no output"]
+
+    code, said = ran("--collect-only", FILE)
+    names = [name for name in said if "::" in name]
+    yield Row("tests", len(names), ok=code == 0 and bool(names))
+    for name in [] if session.device == "cpu" else names:
+        code, said = ran(name)
+        yield Row(name.rpartition("::")[2], f"exit {code}", ok=code == 0, note="" if code == 0 else said[-1].strip("= ")[:200])
 
 
 NARROW = {"channels": 32, "depth": 2}
@@ -83,20 +94,8 @@ def watched(name: str, device: str, work: Callable[[], object], warm: int, times
     return Row(name, "no wait" if device == "cuda" else "runs, unwatched on a CPU")
 
 
-def training_step(state: TrainState) -> Callable[[], None]:
-    """A step whose images are there."""
-
-    def step() -> None:
-        update(state)
-
-    return step
-
-
-def opened(run: Path, precision: str, device: str) -> GuidedRun:
+def opened(run: Path, device: str) -> GuidedRun:
     """A run as `elbo sample` draws from it, guided by itself without classes, and clipped."""
-
-    def failed(why: str) -> None:
-        raise RuntimeError(why)
 
     where = choose_device(device)
     clip, graphs = THRESHOLDS.parse("dynamic:percentile=99"), CudaGraphs() if where.type == "cuda" else None
@@ -128,9 +127,9 @@ def host_waits(session: Session) -> Iterator[Row]:
             how: dict[str, Any] = {**options, "batch_size": 4, "micro_batch": 2, "precision": precision}
             settings = on.resolved(data[kind], device, network=network, **how)
             with on.arithmetic(precision, device):
-                step = training_step(TrainState(settings, data[kind]))
+                step = partial(update, TrainState(settings, data[kind]))
                 yield watched(f"{family}, {precision}, training_step", device, step, WARM, STEPS)
-            run = opened(on.untrained(data[kind], session.folder / f"{family} {precision}", settings), precision, device)
+            run = opened(on.untrained(data[kind], session.folder / f"{family} {precision}", settings), device)
             # Samplers walk alike whatever the network: one family tries them all.
             for spec in SAMPLERS if first and not (session.small and precision != "fp32") else SAMPLERS[:1]:
                 walk = walking(run, spec, precision, device)
@@ -138,7 +137,7 @@ def host_waits(session: Session) -> Iterator[Row]:
     # In one part, so that CUDA graphs are replayed: the steps before are those in which they are made.
     settings = on.resolved(data["digits"], device, preset="digits", batch_size=8, compile=True, precision="bf16")
     with on.arithmetic("bf16", device):
-        step = training_step(TrainState(settings, data["digits"]))
+        step = partial(update, TrainState(settings, data["digits"]))
         yield watched("U-Net, bf16, compiled, training_step", device, step, 2 * WARM, STEPS)
 
 
@@ -173,20 +172,11 @@ def drawn_alike(session: Session, run: Path, preset: str) -> Iterator[Row]:
         ]
         apart = np.abs(images[0].astype(int) - images[1].astype(int))
         yield Row(
-            f"{preset}: {sampler}, mean difference of pixels",
-            float(apart.mean()),
-            "levels",
-            ok=bool(apart.mean() < PIXELS),
+            f"{preset}: {sampler}, mean difference of pixels", float(apart.mean()), "levels", ok=bool(apart.mean() < PIXELS)
         )
     bits = [on.bits(run, where, images=8) for where in ("cpu", session.device)]
     apart = abs(bits[1] / bits[0] - 1)
-    yield Row(
-        f"{preset}: bits per dimension, difference",
-        apart,
-        "relative",
-        ok=apart < BITS,
-        note=f"{bits[0]:.5f} on the CPU",
-    )
+    yield Row(f"{preset}: bits per dimension, difference", apart, "relative", ok=apart < BITS, note=f"{bits[0]:.5f} on the CPU")
 
 
 LIMIT = {"fp32": 1e-4, "bf16": 0.05}
@@ -224,13 +214,7 @@ def out_of_memory(session: Session) -> Iterator[Row]:
             state = TrainState(settings, noise)
             parts = [len(part) for part in state.batches.parts]
             searched = len(parts) > 1 if cuda else len(parts) == 1
-            yield Row(
-                f"{precision}: images at a time, of {batch}",
-                max(parts),
-                "images",
-                ok=searched,
-                note=f"{len(parts)} parts",
-            )
+            yield Row(f"{precision}: images at a time, of {batch}", max(parts), "images", ok=searched, note=f"{len(parts)} parts")
             for _ in range(3):
                 update(state)
             loss = state.interval()[1]
@@ -240,10 +224,6 @@ def out_of_memory(session: Session) -> Iterator[Row]:
                 yield Row(f"{precision}: memory reserved, of {on.LIMIT / 1e9:.2f} GB", used / 1e9, "GB", ok=used <= on.LIMIT)
                 torch.cuda.reset_peak_memory_stats()
             del state
-
-
-FEW = 60.0
-"""Seconds after which a command that says nothing is given up."""
 
 
 def command(session: Session, *words: object) -> list[str]:
@@ -278,12 +258,7 @@ def end_to_end(session: Session) -> Iterator[Row]:
     words = ("train", "digits.h5", "-o", "run", "--preset", "digits", "--save-every", 10**6, "--log-every", 5, *device)
     # It must not be over before it is interrupted: that start has steps without end, which a run may change.
     code, said = interrupted(session, command(session, *words, "--steps", 10**6), run / "metrics.jsonl")
-    yield Row(
-        "train, SIGTERM",
-        f"exit {code}",
-        ok=code == 143,
-        note=said.strip().splitlines()[-1][:160] if said.strip() else "",
-    )
+    yield Row("train, SIGTERM", f"exit {code}", ok=code == 143, note=said.strip().splitlines()[-1][:160] if said.strip() else "")
     saved = json.loads((run / "status.json").read_text())["step"]
     yield Row("saved at", saved, "steps", ok=saved > 0)
     steps = saved + (60 if session.small else 1000)
@@ -295,9 +270,7 @@ def end_to_end(session: Session) -> Iterator[Row]:
     seen = [line["step"] for line in logged]
     yield Row("steps in the log, each once", f"{len(seen)} lines", ok=seen == sorted(set(seen)) and len(seen) > 1)
     yield Row(
-        "loss, first and last",
-        f"{logged[0]['loss']:.3f}, {logged[-1]['loss']:.3f}",
-        ok=logged[-1]["loss"] < logged[0]["loss"],
+        "loss, first and last", f"{logged[0]['loss']:.3f}, {logged[-1]['loss']:.3f}", ok=logged[-1]["loss"] < logged[0]["loss"]
     )
     done = ended(session, "sample", "run", "-n", 32, "--steps", 8, "-o", "drawn.npy", *device)
     fine = done.returncode == 0 and np.load(session.folder / "drawn.npy").shape == (32, 8, 8, 1)

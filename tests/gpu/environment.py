@@ -82,8 +82,4 @@ def rows(session: Session) -> Iterator[Row]:
     for module, package in OPTIONAL.items():
         yield Row(package, _version(package) if has(module) else "absent")
     compiler = next(filter(None, (shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"))), "")
-    yield Row(
-        "C compiler",
-        Path(compiler).name if compiler else "absent",
-        note=_said(compiler, "--version") if compiler else "",
-    )
+    yield Row("C compiler", Path(compiler).name if compiler else "absent", note=_said(compiler, "--version") if compiler else "")

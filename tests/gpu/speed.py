@@ -1,8 +1,10 @@
 """Speeds on a card: training beside a bare loop, sampling, Inception beside torch-fidelity's, and a profile of a step."""
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import made_data
 import torch
 from device_runs import Bare, step_of
 from environment import has
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from worker import Row, Session, Skipped
 
@@ -20,11 +23,11 @@ from elbocli.core.samplers import parse_sampler
 from elbocli.files.dataset import Dataset
 from elbocli.files.sample_files import FileSink
 from elbocli.run.settings import Resolved
+from elbocli.runtime.progress import log
 from elbocli.sample import draw
 from elbocli.train.state import TrainState
+from elbocli.train.step import step_losses
 
-EAGER_S, COMPILED_S = 6.0, 25.0
-"""Seconds without which a way isn't begun."""
 TIMED_S = 4.0
 TINY = {"channels": 16, "levels": (1, 2), "blocks": 1}
 TINY_UVIT = {**TINY, "depth": 2, "heads": 2, "embedding": 32}
@@ -38,10 +41,10 @@ class Way:
     compile: bool = False
     bare: bool = False
 
-    @property
-    def name(self) -> str:
-        """Name in training."""
-        return f"{self.precision}{' compiled' * self.compile}{', bare loop' * self.bare}"
+    @classmethod
+    def named(cls, name: str) -> "Way":
+        """Parse a name such as 'bf16 compiled, bare loop'."""
+        return cls(name.replace(",", " ").split()[0], "compiled" in name, "bare loop" in name)
 
 
 @dataclass(frozen=True)
@@ -58,30 +61,37 @@ class Case:
     latents: bool = False
 
 
-BF16, BF16_COMPILED = Way("bf16"), Way("bf16", compile=True)
-BARE, BARE_COMPILED = replace(BF16, bare=True), replace(BF16_COMPILED, bare=True)
-ALL = (Way("fp32"), Way("tf32"), BF16, BARE, BF16_COMPILED, BARE_COMPILED, Way("tf32", compile=True))
-SHORT = (BF16, BARE, BF16_COMPILED, Way("tf32"), Way("fp32"), BARE_COMPILED)
-"""The ways in their order: the first are there when time is short."""
-IMAGENET64 = Case("imagenet64", 64, 1000, 256, 64, small=TINY)
-IMAGENET256 = Case("imagenet256", 256, 1000, 64, 16, network={"depth": 8})
-"""The whole has a depth of 36 and 2 billion parameters: with their optimizer and averages, a card is full of them."""
+CASES = (
+    Case("imagenet64", 64, 1000, 256, 64, small=TINY),
+    # The whole has a depth of 36 and 2 billion parameters: with their optimizer and averages, a card is full of them.
+    Case("imagenet256", 256, 1000, 64, 16, network={"depth": 8}),
+    Case("latents256", 32, 1000, 256, 64, latents=True),
+    Case("latents256-dit", 32, 1000, 256, 64, small={"width": 32, "depth": 2, "heads": 2}, latents=True),
+    Case("latents512-edm2", 64, 1000, 256, 64, small=TINY, latents=True),
+    Case("cifar", 32, 10, 512, 512, small=TINY),  # in one micro-batch, so that CUDA graphs replay its steps
+)
+
+
+def case_of(preset: str, session: Session) -> Case:
+    """Return the case of a preset; on a CPU a small one."""
+    case = next(case for case in CASES if case.preset == preset)
+    most = 8 if case.most == case.batch else 4
+    small = replace(case, size=8 if case.latents else 16, batch=8, most=most, network=case.small)
+    return small if session.small else case
 
 
 def data_of(case: Case, session: Session) -> Dataset:
-    """Noise of the case's shape; on a CPU of few pixels."""
-    size, count = (case.size, 512) if not session.small else (8 if case.latents else 16, 64)
+    """Noise of the case's shape."""
+    count = max(64, 2 * case.batch)
     if case.latents:
-        return made_data.packed_latents(session.folder, size, count, case.classes)
-    return made_data.packed(session.folder, size, 3, count, case.classes)
+        return made_data.packed_latents(session.folder, case.size, count, case.classes)
+    return made_data.packed(session.folder, case.size, 3, count, case.classes)
 
 
-def settings_of(case: Case, session: Session, data: Dataset, way: Way, micro_batch: int) -> Resolved:
+def settings_of(case: Case, session: Session, data: Dataset, way: Way) -> Resolved:
     """A preset's own settings, but for its batch."""
-    batch = 8 if session.small else case.batch
-    options = {"preset": case.preset, "batch_size": batch, "micro_batch": micro_batch or min(case.most, batch)}
-    network = case.small if session.small else case.network
-    return on.resolved(data, session.device, network=network, precision=way.precision, compile=way.compile, **options)
+    options = {"preset": case.preset, "batch_size": case.batch, "micro_batch": min(case.most, case.batch)}
+    return on.resolved(data, session.device, network=case.network, precision=way.precision, compile=way.compile, **options)
 
 
 def rate(step: Callable[[], None], images: int, session: Session) -> float:
@@ -105,17 +115,17 @@ def rate(step: Callable[[], None], images: int, session: Session) -> float:
     return images * times / seconds(times)
 
 
-def measured(case: Case, session: Session, data: Dataset, way: Way, micro_batch: int) -> tuple[float, float]:
+def measured(case: Case, session: Session, data: Dataset, way: Way) -> tuple[float, float]:
     """(images a second, GB at the worst moment) of one way; on a CPU, nobody counts its memory."""
-    settings = settings_of(case, session, data, way, micro_batch)
-    batch = settings.settings.batch_size
+    settings = settings_of(case, session, data, way)
     with on.arithmetic(way.precision, session.device):
         if way.bare:
             device = torch.device(session.device)
-            bare = Bare(data, settings.network, batch, device, way.precision, way.compile, settings.settings.micro_batch)
-            found = rate(bare.step, batch, session)
+            most = settings.settings.micro_batch
+            step = Bare(data, settings.network, case.batch, device, way.precision, way.compile, most).step
         else:
-            found = rate(step_of(TrainState(settings, data)), batch, session)
+            step = step_of(TrainState(settings, data))
+        found = rate(step, case.batch, session)
     return found, torch.cuda.max_memory_allocated() / 1e9 if session.device == "cuda" else 0.0
 
 
@@ -127,103 +137,68 @@ def released() -> None:
         torch.cuda.empty_cache()
 
 
-def fits(case: Case, session: Session, data: Dataset, way: Way, micro_batch: int) -> bool:
-    """Tell whether two steps of two parts fit: the last part of the second has all beside it that training holds."""
-    settings = settings_of(replace(case, batch=2 * micro_batch), session, data, way, micro_batch)
-    try:
-        with on.arithmetic(way.precision, session.device):
-            state = TrainState(settings, data)
-            for _ in range(2):
-                step_of(state)()
-            state.interval()  # waits for the device
-    except torch.OutOfMemoryError:
-        return False
-    return True
+@contextmanager
+def warnings() -> Iterator[list[str]]:
+    """Collect elbo's warnings: where compiling or capturing a CUDA graph fails, elbo warns and continues without it."""
+    texts = list[str]()
+    with patch.object(log, "warning", lambda text, *values: texts.append(text % values if values else text)):
+        yield texts
 
 
-def fitting(case: Case, session: Session, data: Dataset, way: Way) -> int:
-    """Images at a time, found once for all ways, so that these can be compared: as many as fit this one."""
-    micro_batch = 4 if session.small else case.most
-    while micro_batch > 1 and not fits(case, session, data, way, micro_batch):
-        micro_batch //= 2
+def training(session: Session, preset: str, name: str) -> Iterator[Row]:
+    """Speed and memory of one way, with half as many images at a time when memory runs out."""
+    case, begun = case_of(preset, session), time.perf_counter()
+    data = data_of(case, session)
+    while True:
         released()
-    return micro_batch
-
-
-def training(case: Case, ways: tuple[Way, ...], session: Session) -> Iterator[Row]:
-    """A rate for each way, with its memory; for a bare loop the overhead, elbo's time over its own."""
-    data, rates = data_of(case, session), dict[Way, float]()
-    micro_batch = fitting(case, session, data, Way("fp32"))
-    yield Row(f"{case.preset}: images at a time", micro_batch, "images")
-    for way in ways:
-        name = f"{case.preset}: {way.name}"
-        if session.left < (COMPILED_S if way.compile else EAGER_S) and not session.small:
-            yield Row(name, "skipped", note=f"no time: {max(session.left, 0):.0f} s are left")
-            continue
-        released()
-        begun = time.perf_counter()
         try:
-            rates[way], memory = measured(case, session, data, way, micro_batch)
-        except Exception as error:  # one way that fails leaves the others to be measured
-            yield Row(name, "failed", ok=False, note=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            continue
-        yield Row(name, rates[way], "images/s", note=f"{time.perf_counter() - begun:.0f} s with starting and compiling")
-        if memory:
-            yield Row(f"{name}, memory", memory, "GB")
-        own = replace(way, bare=False)
-        if way.bare and own in rates:
-            yield Row(f"{case.preset}: {own.name}, overhead over the bare loop", rates[way] / rates[own], "ratio")
+            with warnings() as texts:
+                found, memory = measured(case, session, data, Way.named(name))
+            break
+        except torch.OutOfMemoryError:
+            if case.most == 1:
+                raise
+        case = replace(case, most=case.most // 2)
+    about = f"{min(case.most, case.batch)} images at a time; {time.perf_counter() - begun:.0f} s with starting and compiling"
+    yield Row("speed", found, "images/s", ok=not texts, note="; ".join([about, *texts]))
+    if memory:
+        yield Row("memory", memory, "GB")
 
 
-def imagenet64(session: Session) -> Iterator[Row]:
-    """ADM's U-Net."""
-    return training(IMAGENET64, ALL, session)
+def gradients(session: Session, way: Way) -> tuple[Tensor, Tensor]:
+    """(losses, gradients) of one micro-batch of imagenet64, on the CPU. Weights that start at zero get other values."""
+    released()
+    case = case_of("imagenet64", session)
+    data = data_of(case, session)
+    with on.arithmetic(way.precision, session.device), warnings() as texts:
+        state = TrainState(settings_of(replace(case, batch=case.most), session, data, way), data)
+        torch.manual_seed(0)
+        for weight in state.network.parameters():
+            if not weight.any():
+                torch.nn.init.normal_(weight, 0, 0.02)
+        how = state.weighting, state.schedule, state.prediction
+        losses = step_losses(state.spread.forward, state.batches, 0, 0, *how)[0]
+        losses.mean().backward()
+        found = [weight.grad.flatten().float().cpu() for weight in state.network.parameters()]
+    if texts:
+        raise RuntimeError(texts[0])
+    return losses.detach().float().cpu(), torch.cat(found)
 
 
-def imagenet256(session: Session) -> Iterator[Row]:
-    """A U-ViT behind one wavelet level, less deep than the preset's."""
-    return training(IMAGENET256, SHORT, session)
-
-
-def latents256(session: Session) -> Iterator[Row]:
-    """A U-ViT for latents."""
-    return training(Case("latents256", 32, 1000, 256, 64, latents=True), SHORT, session)
-
-
-def cifar(session: Session) -> Iterator[Row]:
-    """A U-Net of 39 million parameters."""
-    return training(Case("cifar", 32, 10, 512, 256, small=TINY), SHORT, session)
+def compiled(session: Session) -> Iterator[Row]:
+    """Differences of losses and gradients from fp32: compiled bf16 may have twice those of eager bf16."""
+    names = ("fp32", "bf16", "bf16 compiled")
+    exact, eager, fused = (gradients(session, Way.named(name)) for name in names)
+    for index, what in enumerate(("losses", "gradients")):
+        errors = [float((found[index] - exact[index]).norm() / exact[index].norm()) for found in (eager, fused)]
+        note = f"eager bf16: {errors[0]:.3g}"
+        yield Row(f"{what}, compiled bf16 against fp32", errors[1], "relative", ok=errors[1] <= 2 * errors[0] + 1e-3, note=note)
 
 
 EVALUATIONS, BATCH, BATCHES = 32, 32, 4
-LEAST_S = 8.0
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A way to draw. compile: graphs, of CUDA, are the default, and nothing on a CPU."""
-
-    precision: str
-    compile: str = "graphs"
-
-    @property
-    def name(self) -> str:
-        """Name in rows."""
-        return f"{self.precision}{ {'off': '', 'graphs': ', CUDA graphs', 'on': ', CUDA graphs, compiled'}[self.compile] }"
-
-
-DRAWINGS = (
-    Drawing("bf16"),
-    Drawing("bf16", compile="off"),
-    Drawing("tf32"),
-    Drawing("bf16", compile="on"),
-    Drawing("fp32"),
-    Drawing("fp32", compile="off"),
-)
-"""In their order: the first are there when time is short. fp32 with graphs is what `elbo sample` does unasked."""
-
-
-def drawn(run: Path, way: Drawing, session: Session) -> float:
+def drawn(run: Path, precision: str, compile: str, session: Session) -> float:
     """Images a second, from the end of the first batch to the end of the last."""
     batch, n = (2, 4) if session.small else (BATCH, BATCH * BATCHES)
     settings = draw.SampleSettings(
@@ -232,8 +207,8 @@ def drawn(run: Path, way: Drawing, session: Session) -> float:
         steps=2 if session.small else EVALUATIONS,
         batch_size=batch,
         device=session.device,
-        precision=way.precision,
-        compile=way.compile,
+        precision=precision,
+        compile=compile,
         overwrite=True,
     )
     ends, put = list[tuple[int, float]](), FileSink.put
@@ -248,17 +223,18 @@ def drawn(run: Path, way: Drawing, session: Session) -> float:
     return (last - first) / (ended - begun)
 
 
-def sampling(session: Session) -> Iterator[Row]:
-    """A rate for each way."""
-    data = data_of(IMAGENET64, session)
-    run = on.untrained(data, session.folder / "imagenet64", settings_of(IMAGENET64, session, data, Way("fp32"), 1))
-    for way in DRAWINGS:
-        if session.left < LEAST_S and not session.small:
-            yield Row(way.name, "skipped", note=f"no time: {max(session.left, 0):.0f} s are left")
-            continue
-        released()
-        begun = time.perf_counter()
-        yield Row(way.name, drawn(run, way, session), "images/s", note=f"{time.perf_counter() - begun:.0f} s in all")
+def sampling(session: Session, _: str, name: str) -> Iterator[Row]:
+    """Speed of `elbo sample` with a precision and a --compile, such as 'auto, graphs', the default."""
+    case, way, (precision, compile) = case_of("imagenet64", session), Way("bf16"), name.split(", ")
+    released()
+    run, begun = session.folder / f"imagenet64 {os.getpid()}", time.perf_counter()  # another process may have left half a run
+    if not run.exists():
+        data = data_of(case, session)
+        on.untrained(data, run, settings_of(case, session, data, way))
+    with warnings() as texts:
+        found = drawn(run, precision, compile, session)
+    note = "; ".join([f"{time.perf_counter() - begun:.0f} s in all", *texts])
+    yield Row("speed", found, "images/s", ok=not texts, note=note)
 
 
 def inception(session: Session) -> Iterator[Row]:
@@ -276,7 +252,7 @@ def inception(session: Session) -> Iterator[Row]:
     yield Row("time, elbo / torch-fidelity", found.ratio, "ratio")
 
 
-SHOWN, MICRO_BATCH = 15, 16
+SHOWN = 15
 
 
 def profiled(step: Callable[[], None], cuda: bool) -> profile:
@@ -290,19 +266,19 @@ def profiled(step: Callable[[], None], cuda: bool) -> profile:
     return seen
 
 
-def kernels(session: Session) -> Iterator[Row]:
-    """The share of each of the first ones, of bf16 as it is, and compiled."""
-    data, cuda = data_of(IMAGENET64, session), session.device == "cuda"
-    for way in (Way("bf16"), Way("bf16", compile=True)):
-        if way.compile and (session.small or session.left < COMPILED_S):
-            yield Row(way.name, "skipped", note="on a CPU nothing is compiled" if session.small else "no time")
-            continue
-        released()
-        settings = settings_of(IMAGENET64, session, data, way, 4 if session.small else MICRO_BATCH)
-        with on.arithmetic(way.precision, session.device):
-            seen = profiled(step_of(TrainState(settings, data)), cuda)
-        events = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in seen.key_averages()]
-        whole = sum(took for _, took, _ in events)
-        yield Row(f"{way.name}: time of all kernels", whole / 1e3, "ms", ok=whole > 0)
-        for key, took, count in sorted(events, key=lambda event: -event[1])[:SHOWN]:
-            yield Row(f"{way.name}: {key[:90]}", 100 * took / whole, "%", note=f"{count} times")
+def kernels(session: Session, _: str, name: str) -> Iterator[Row]:
+    """The share of each of the slowest kernels in a micro-batch of imagenet64, and a chrome trace beside the report."""
+    case, way, cuda = case_of("imagenet64", session), Way.named(name), session.device == "cuda"
+    data = data_of(case, session)
+    released()
+    with on.arithmetic(way.precision, session.device):
+        state = TrainState(settings_of(replace(case, batch=case.most), session, data, way), data)
+        seen = profiled(step_of(state), cuda)
+    events = [(e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count) for e in seen.key_averages()]
+    whole = sum(took for _, took, _ in events)
+    yield Row("time of all kernels", whole / 1e3, "ms", ok=whole > 0)
+    for key, took, count in sorted(events, key=lambda event: -event[1])[:SHOWN]:
+        yield Row(key[:90], 100 * took / whole, "%", note=f"{count} times")
+    trace = session.beside.with_name(f"{session.beside.name}-{name.replace(' ', '-')}.trace.json.gz")
+    seen.export_chrome_trace(str(trace))
+    yield Row("trace", trace.name)

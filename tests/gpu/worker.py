@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, LATE, SKIPPED = "done", "failed", "timed out", "skipped"
+COMPILING_S = 90.0
+"""Seconds that compiling a network is expected to take."""
 
 
 class Skipped(Exception):
@@ -90,17 +92,36 @@ class Report:
         return "\n".join(lines)
 
 
+def page_table(reports: list[dict[str, Any]]) -> str:
+    """A row for each step and a column for each card, as Markdown. A card's later reports fill in what its earlier ones lack."""
+    cards = dict[str, dict[str, str]]()
+    for report in reports:
+        facts = {row["name"]: row["value"] for step in report["steps"] if step["name"] == "environment" for row in step["rows"]}
+        cells = cards.setdefault("CPU, small: no measurement" if report["small"] else facts.get("card", "unknown card"), {})
+        for name, status, rows in ((step["name"], step["status"], step["rows"]) for step in report["steps"]):
+            speeds = [f"{row['value']:.4g} {row['unit']}" for row in rows if row["unit"] in ("images/s", "GB")]
+            speeds = speeds if any("images/s" in speed for speed in speeds) else []
+            if name != "environment" and (status != SKIPPED or name not in cells):
+                cells[name] = ", ".join(speeds + [status] * (status != DONE or not speeds))
+    names = dict.fromkeys(name for cells in cards.values() for name in cells)
+    lines = [["step", *cards], ["---"] * (1 + len(cards))]
+    lines += [[name, *(cells.get(name, "") for cells in cards.values())] for name in names]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if cards else "No card has run elbo yet."
+
+
 @dataclass(frozen=True)
 class Session:
     """Facts that a step is told. device: cpu or cuda. small: do the least. until: when to be done, on time.monotonic's clock.
 
-    folder: for files; later steps find what earlier ones left there.
+    folder: for files; later steps find what earlier ones left there. beside: the report's path without its ending, for files
+    that stay.
     """
 
     device: str
     small: bool
     until: float
     folder: Path
+    beside: Path = Path("gpu")
 
     @property
     def left(self) -> float:
@@ -110,12 +131,27 @@ class Session:
 
 @dataclass(frozen=True)
 class Step:
-    """A step by name. function: MODULE.FUNCTION, (Session) → rows. seconds: on a card. fresh: in a process of its own."""
+    """A step by name. function: MODULE.FUNCTION, (Session, *arguments) → rows. fresh: in a process of its own.
+
+    seconds: expected on a card, without compiling. compiles: whether kernels are compiled that no step before has compiled.
+    """
 
     name: str
     function: str
     seconds: float
+    arguments: tuple[str, ...] = ()
     fresh: bool = False
+    compiles: bool = False
+
+    @property
+    def group(self) -> str:
+        """The name without the way."""
+        return self.name.partition(":")[0]
+
+    def limit(self, left: float) -> float:
+        """Seconds after which the step is ended, of those that are left; 0 if they are too few to begin it."""
+        expected = self.seconds + COMPILING_S * self.compiles
+        return min(2 * expected + 30, left) if left >= expected / 2 else 0.0
 
 
 End = tuple[str, str]
@@ -137,7 +173,7 @@ def _worked(connection: Connection) -> None:
 def _done(step: Step, session: Session, send: Callable[[Row], None]) -> End:
     module, _, name = step.function.rpartition(".")
     try:
-        rows: Iterator[Row] = getattr(importlib.import_module(module), name)(session)
+        rows: Iterator[Row] = getattr(importlib.import_module(module), name)(session, *step.arguments)
         bad = []
         for row in rows:
             send(row)

@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "docs/recipes.json"
 ELBO = (sys.executable, "-m", "elbocli")
+RATE = 3e14
+"""Operations per second: docs/gpu.md estimates 290 to 350 TFLOP/s for imagenet64 on a card like an H100."""
 FID, ACCURACY = "frechet_distance", "accuracy"
 
 
@@ -126,13 +128,12 @@ def measured(rows: list[dict[str, Any]]) -> str:
 
 
 def planned() -> str:
-    """Markdown: for each preset for a GPU, its plan with micro-batches of one image, and days by the speeds of docs/gpu.md."""
+    """Markdown: for each preset for a GPU, its plan with micro-batches of one image, and days at RATE."""
     from elbocli.nn.presets import NAMES, load_preset
     from elbocli.run.settings import preset_data, resolve
     from elbocli.train.plan import plan
 
     lines = [["preset", "images", "operations", "memory", "memory per image", "days"]]
-    speeds = dict(re.findall(r"^\| `(\S+)` \| bf16 \| \d+ \| (\d+) \|$", (ROOT / "docs/gpu.md").read_text(), re.M))
     for name in NAMES:
         data = preset_data(name)
         if data and load_preset(name).about.gpu:
@@ -145,7 +146,7 @@ def planned() -> str:
                     f"{found['compute']['run_EFLOP']:,.0f} EFLOP",
                     f"{(memory['total'] - memory['activations']) / 1000:.1f} GB",
                     f"{memory['activations'] / 1000:.2f} GB",
-                    f"{found['images'] / int(speeds[name]) / 86400:.0f}" if name in speeds else "-",
+                    f"{found['compute']['run_EFLOP'] * 1e18 / RATE / 86400:.1f}",
                 ]
             )
     return markdown(lines)

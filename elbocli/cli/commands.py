@@ -68,7 +68,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     zero: word that users may type for 0, such as none; None for no word.
     """
 
-    def __init__(self, hint: Any, name: str, bounds: Any = None, zero: str | None = None):
+    def __init__(self, hint: Any, name: str, bounds: Any = None, zero: Any = None):
         self.hint, self.name, self.bounds, self.zero = hint, name, bounds, zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -222,7 +222,7 @@ class Command(click.Command):
             from difflib import get_close_matches
 
             name, known = error.option_name, {name for param in self.params for name in param.opts}
-            for line in Path(__file__).with_name("other_names.txt").read_text("utf-8").splitlines():
+            for line in Path(__file__).with_name("other_names.txt").read_text().splitlines():
                 word, _, rest = line.partition(" ")
                 if word == f"{name}:":
                     raise click.UsageError(f"no option {name}; {rest}", ctx) from error

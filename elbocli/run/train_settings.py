@@ -247,7 +247,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     val: Annotated[
         str, about(group=VALIDATION, help="Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
     ] = ""
-    val_split: Annotated[int, count("Number of images to hold out.", zero="none")] = 0
+    val_split: Annotated[int, count("Number of images to hold out.")] = 0
     val_every: Annotated[int, count("Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")] = 0
     val_images: Annotated[int, count("Most images per validation.", free=True, zero="all", shown="all")] = 0
 

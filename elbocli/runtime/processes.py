@@ -142,7 +142,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")
     cuda, rank = meant == "cuda", int(os.environ["RANK"])
     chosen = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else meant)
-    with telling_lost(), _stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
+    with telling_lost(), stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
         store, *_ = next(rendezvous("env://", timeout=JOIN))
         # torchrun keeps its store over restarts, with the keys of earlier processes.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), store)
@@ -166,7 +166,7 @@ def joined(device: str = "auto") -> Iterator[World]:
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Redirect file descriptor 1 to stderr during the block, for output of C libraries."""
     stdout = os.dup(1)
     os.dup2(2, 1)

@@ -25,7 +25,7 @@ from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
 from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device
-from elbocli.runtime.processes import World, shard_size, sharded_like, to_local
+from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
 from elbocli.train.plan import device_memory
@@ -65,7 +65,8 @@ class Parallel:
             )
             once = self.shards == world.size
             shape, names = (world.size // self.shards, self.shards)[once:], ("copies", "shards")[once:]
-            mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+            with stdout_to_stderr():  # gloo in torch 2.8 and 2.10 prints its connections
+                mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
             for module in (*network.units(), network):
                 fully_shard(module, mesh=mesh, mp_policy=policy).set_force_sum_reduction_for_comms(True)
             return

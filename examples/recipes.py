@@ -153,7 +153,7 @@ def planned() -> str:
 
 
 def main() -> None:
-    """As the module says."""
+    """Measure a preset, or print a table, as the command line asks."""
     rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
     if len(sys.argv) != 5:
         tables = {"measured": lambda: measured([tutorial(), *rows]), "planned": planned}

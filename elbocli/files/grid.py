@@ -174,7 +174,9 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     held = sorted(each for group in layout.groups for each in group.images)
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
-        raise FormatError(f"{what}: {len(held)} images in {layout.size} pixels, but the picture has {size}; make the sheet again")
+        raise FormatError(
+            f"{what}: layout of {len(held)} images on {layout.size} pixels, but the picture has {size} pixels; make the sheet again"
+        )
     return layout
 
 

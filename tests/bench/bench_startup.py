@@ -21,7 +21,7 @@ BOUND, ROUNDS = 1.5, 31
 
 def bare(path: Path, options: int) -> None:
     """Write a click program."""
-    lines = [f'@click.option("--option-{i}", type=int, default={i}, help="What option {i} is for.")' for i in range(options)]
+    lines = [f'@click.option("--option-{i}", type=int, default={i}, help="Value of option {i}.")' for i in range(options)]
     path.write_text("\n".join(["import click", "@click.command()", *lines, "def main(**options): pass", "main()", ""]))
 
 

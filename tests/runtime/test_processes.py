@@ -9,6 +9,7 @@ import torch
 from harness import run_code
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from elbocli.cli import commands
 from elbocli.errors import UsageError
 from elbocli.runtime import processes
 from elbocli.runtime.background import CAUGHT, ORPHAN, TIME, Ahead, Ending, Signals, catching_signals
@@ -176,3 +177,23 @@ def test_the_clock_a_signal_and_a_launcher_that_is_gone_are_reasons(monkeypatch)
     assert (launched.reason(), alone.reason(), limited.reason()) == (ORPHAN, 0, TIME)
     limited.signals.remember(signal.SIGTERM, None)
     assert limited.reason() == signal.SIGTERM
+
+
+@pytest.mark.parametrize(("local", "size", "shards"), [("4", 8, 4), ("8", 8, 8), ("3", 8, 8), (None, 2, 2)])
+def test_the_processes_of_a_node_share_one_copy_of_the_weights(local, size, shards, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert processes.shard_size(size) == shards
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_several_processes_without_torchrun_are_refused(name, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv(name, "1")
+    assert commands.launched() == 1
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(UsageError, match=name):
+        commands.launched()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert commands.launched() == 4

@@ -72,6 +72,15 @@ def x(alpha, sigma):
     return alpha * 0 + 1, alpha * 0, alpha * 0 + 1
 
 
+@PREDICTIONS.declare(
+    "x-path",
+    formula="x, of a network that sees (1-t) x + t eps",
+    source="Li & He 2025 (JiT), arXiv:2511.13720: x whose input is not scaled to constant variance",
+)
+def x_path(alpha, sigma):
+    return alpha * 0 + 1, alpha * 0, 1 / (alpha + sigma)
+
+
 @PREDICTIONS.declare("v", formula="alpha eps - sigma x", source="Salimans & Ho 2022", known_as=["v-prediction", "pred-v"])
 def v(alpha, sigma):
     return -sigma, alpha, alpha * 0 + 1

@@ -182,6 +182,7 @@ schedule = SCHEDULES.declare
 """Decorator that declares a ScheduleCurve; arguments of the curve's constructor with float defaults become parameters."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
 """Name of a parameter in EDM's code → its name in the declarations of this package."""
+NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"}
 
 
 class ScheduleCurve(Protocol):
@@ -195,7 +196,25 @@ class ScheduleCurve(Protocol):
     def density(self, logsnr): ...
 
 
-@schedule("cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset")
+def _inverse(function, slope, goal, low, high):
+    """Return the x in [low, high] with function(x) = goal, for a rising function, by bisection and two Newton steps.
+
+    slope: derivative of the function. Autograd differentiates the last Newton step alone.
+    """
+    wanted = goal.detach()
+    low, high = wanted * 0 + low, wanted * 0 + high
+    for _ in range(40):
+        middle = (low + high) / 2
+        above = function(middle) > wanted
+        low, high = low.where(above, middle), middle.where(above, high)
+    x = (low + high) / 2
+    x = x - (function(x) - wanted) / slope(x)
+    return x - (function(x) - goal) / slope(x)
+
+
+@schedule(
+    "cosine", formula="-2 log tan(pi t/2)", source="Nichol & Dhariwal 2021, without offset; SD3's CosMap", known_as=["cosmap"]
+)
 class Cosine:
     def logsnr(self, t):
         return -2 * (t * (math.pi / 2)).tan().log()
@@ -254,7 +273,7 @@ def normal_density(logsnr, mean, std):
         "edm2-img64:mean=-0.8,std=1.6",
         "edm2-img512:mean=-0.4,std=1",
     ],
-    parameters_known_as={**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"},
+    parameters_known_as=NORMAL_WORDS,
 )
 class Edm:
     def __init__(self, mean=-1.2, std=1.2):
@@ -300,6 +319,29 @@ class Laplace:
 
 
 @schedule(
+    "cauchy",
+    formula="mean + scale / tan(pi t)",
+    source="Hang et al. 2024, arXiv:2407.03297: logsnr ~ Cauchy(mean, scale)",
+    positive=["scale"],
+    parameters_known_as={"mu": "mean", "loc": "mean", "gamma": "scale"},
+)
+class Cauchy:
+    def __init__(self, mean=0.0, scale=1.0):
+        self.mean, self.scale = mean, scale
+
+    def logsnr(self, t):
+        return self.mean + self.scale / (math.pi * t).tan()
+
+    def t(self, logsnr):
+        import torch
+
+        return torch.atan2(logsnr * 0 + self.scale, logsnr - self.mean) / math.pi
+
+    def density(self, logsnr):
+        return self.scale / math.pi / ((logsnr - self.mean).square() + self.scale**2)
+
+
+@schedule(
     "edm-sample",
     formula="-2 rho log(a + t(b-a)), a = sigma_min^(1/rho), b = sigma_max^(1/rho)",
     source="Karras et al. 2022, eq. 5",
@@ -337,6 +379,75 @@ class FmOt:
 
     def density(self, logsnr):
         return 1 / (8 * (logsnr / 4).cosh().square())
+
+
+@schedule(
+    "mode",
+    formula="2 log((1-u)/u), u = t - scale (sin(pi t/2)^2 - t)",
+    source="Esser et al. 2024 (SD3), eq. 20: optimal-transport path, times by mode sampling with heavy tails",
+    within={"scale": (-1, 2 / (math.pi - 2) * (1 - 1e-9))},
+    parameters_known_as={"s": "scale", "mode_scale": "scale"},
+)
+class Mode:
+    def __init__(self, scale=1.29):
+        self.scale, self.path = scale, FmOt()
+
+    def _u(self, t):
+        return t - self.scale * ((t * (math.pi / 2)).sin().square() - t)
+
+    def _slope(self, t):
+        return 1 + self.scale - self.scale * (math.pi / 2) * (math.pi * t).sin()
+
+    def logsnr(self, t):
+        return self.path.logsnr(self._u(t))
+
+    def t(self, logsnr):
+        return _inverse(self._u, self._slope, self.path.t(logsnr), 0.0, 1.0)
+
+    def density(self, logsnr):
+        return self.path.density(logsnr) / self._slope(self.t(logsnr))
+
+
+@schedule(
+    "plateau-logit-normal",
+    formula="2 log((1-u)/u), u logit-normal(mean, std) up to its mode, then uniform with the density of the mode",
+    source="FLUX.2; Self-Flow, appendix A.2: optimal-transport path",
+    positive=["std"],
+    within={"std": (0, math.sqrt(2))},
+    known_as=["plateau", "flux2"],
+    parameters_known_as=NORMAL_WORDS,
+)
+class Plateau:
+    """Distribution of u, the time of the path: a logit-normal density, held constant on the noisy side of its mode.
+
+    t is the distribution function of u. The mode is unique, because std² ≤ 2.
+    """
+
+    def __init__(self, mean=0.0, std=1.0):
+        self.path, self.whole = FmOt(), Edm(mean, std)
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            self.mode = (low + high) / 2
+            falling = math.log(self.mode / (1 - self.mode)) - mean > std**2 * (2 * self.mode - 1)
+            low, high = (low, self.mode) if falling else (self.mode, high)
+        away = (math.log(self.mode / (1 - self.mode)) - mean) / std
+        self.below = 0.5 * math.erfc(-away / math.sqrt(2))
+        self.height = math.exp(-0.5 * away**2) / (std * math.sqrt(2 * math.pi) * self.mode * (1 - self.mode))
+        self.total = self.below + self.height * (1 - self.mode)
+
+    def logsnr(self, t):
+        share = t * self.total
+        u = self.mode + (share - self.below) / self.height
+        clean = share < self.below
+        return self.whole.logsnr(share.clamp(max=self.below)).where(clean, self.path.logsnr(u.clamp(min=self.mode)))
+
+    def t(self, logsnr):
+        u = self.path.t(logsnr)
+        return self.whole.t(logsnr).where(u < self.mode, self.below + self.height * (u - self.mode)) / self.total
+
+    def density(self, logsnr):
+        level = self.height * self.path.density(logsnr)
+        return self.whole.density(logsnr).where(self.path.t(logsnr) < self.mode, level) / self.total
 
 
 @schedule(
@@ -381,17 +492,10 @@ class Interpolated:
             raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
 
     def _cosine(self, logsnr):
-        """Return u = −2 log tan(πt/2) at each λ, by bisection and two Newton steps; autograd differentiates only the last."""
-        goal = (logsnr - self.start).detach()
-        low, high = goal - max(self.rise, 0.0), goal - min(self.rise, 0.0)
-        for _ in range(40):
-            middle = (low + high) / 2
-            above = middle + self.rise * self.cosine.t(middle) > goal
-            low, high = low.where(above, middle), middle.where(above, high)
-        return self._newton(self._newton((low + high) / 2, goal), logsnr - self.start)
-
-    def _newton(self, u, goal):
-        return u - (u + self.rise * self.cosine.t(u) - goal) / (1 - self.rise * self.cosine.density(u))
+        """Return u = −2 log tan(πt/2) at each λ."""
+        goal = logsnr - self.start
+        ends = (goal.detach() - max(self.rise, 0.0), goal.detach() - min(self.rise, 0.0))
+        return _inverse(lambda u: u + self.rise * self.cosine.t(u), lambda u: 1 - self.rise * self.cosine.density(u), goal, *ends)
 
     def logsnr(self, t):
         return self.cosine.logsnr(t) + self.start + self.rise * t

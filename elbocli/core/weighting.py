@@ -67,6 +67,22 @@ def min_snr(logsnr, gamma=5.0):
     return logsnr.exp().clamp(max=gamma)
 
 
+@FACTORS.declare("debiased", formula="exp(-logsnr/2)", source="Yu et al. 2024: debiased eps loss")
+def debiased(logsnr):
+    return (-logsnr / 2).exp()
+
+
+@FACTORS.declare(
+    "clamped",
+    formula="min(1, (t/least)^2), logsnr = 2 log((1-t)/t), on u; /t^2 on x",
+    source="Li & He 2025 (JiT): v loss of an x prediction, where x is divided by max(t, least)",
+    traits="u",
+    within={"least": (0, 1)},
+)
+def clamped(logsnr, least=0.05):
+    return ((-logsnr / 2).sigmoid() / least).clamp(max=1).square()
+
+
 @FACTORS.declare("p2", formula="1 / (1 + exp(logsnr))^gamma", source="Choi et al. 2022: P2, k = 1")
 def p2(logsnr, gamma=1.0):
     return (-logsnr).sigmoid() ** gamma

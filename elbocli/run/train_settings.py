@@ -150,7 +150,15 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
     steps: Annotated[int, count(group="Optimizer", help="Updates in all.", free=True, ge=1)] = 100_000
     batch_size: Annotated[int, count("Images per update.", le=10**6, ge=1)] = 256
-    lr: Annotated[float, about("Learning rate of AdamW.", gt=0, le=1e3)] = 1e-4
+    optimizer: Annotated[
+        Literal["adamw", "muon"],
+        about(
+            "adamw, or muon for matrices and kernels.",
+            more="muon moves the matrices and convolution kernels inside the network's blocks along their orthogonalised momentum, "
+            "and all other weights as adamw does. The learning rates are comparable.",
+        ),
+    ] = "adamw"
+    lr: Annotated[float, about("Learning rate.", gt=0, le=1e3)] = 1e-4
     warmup_steps: Annotated[int, count("Updates over which lr rises from zero.")] = 1000
     lr_decay: Annotated[
         str,
@@ -163,7 +171,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             names="elbocli.core.training.LR_DECAYS",
         ),
     ] = "constant"
-    weight_decay: Annotated[float, about("Weight decay of AdamW.", shown="0", ge=0, le=1e3)] = 0.0
+    weight_decay: Annotated[float, about("Weight decay.", shown="0", ge=0, le=1e3)] = 0.0
     beta2: Annotated[float, about("beta2 of AdamW; beta1 is 0.9.", ge=0, le=0.9999999, flags="")] = 0.999
     adam_eps: Annotated[float, about("epsilon of AdamW.", gt=0, le=1, flags="")] = 1e-8
     grad_clip: Annotated[float, about("Clip the gradient norm to this.", ge=0, le=LARGEST, zero="none")] = 1.0

@@ -28,6 +28,7 @@ from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_dev
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
+from elbocli.train.muon import Muon
 from elbocli.train.plan import device_memory
 
 SMALL = 100_000_000
@@ -185,13 +186,11 @@ class TrainState:
         network.recompute = settings.activation_checkpointing
         sharded = settings.parallel == "fsdp" and world.size > 1
         self.spread = Parallel(network, world, settings.precision, sharded)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(),
-            settings.lr,
-            (0.9, settings.beta2),
-            settings.adam_eps,
-            settings.weight_decay,
-            fused=True,
+        values = settings.lr, (0.9, settings.beta2), settings.adam_eps, settings.weight_decay
+        self.optimizer: torch.optim.AdamW = (
+            Muon(network, *values, fused=True)
+            if settings.optimizer == "muon"
+            else torch.optim.AdamW(network.parameters(), *values, fused=True)
         )
         named, kept = [*network.named_parameters(), *network.named_buffers()], network.state_dict()
         self.live: dict[str, Tensor] = {key: each for key, each in named if key in kept and each.is_floating_point()}

@@ -56,6 +56,7 @@ TIMES = {
 ERROR = {
     "eps": lambda lam: np.ones_like(lam),
     "x": lambda lam: np.exp(-lam),
+    "x-path": lambda lam: np.exp(-lam),
     "v": lambda lam: 1 + np.exp(-lam),
     "u": lambda lam: (1 + np.exp(-lam / 2)) ** 2,
     "u-path": lambda lam: (1 + np.exp(-lam / 2)) ** 2,
@@ -83,6 +84,16 @@ def min_snr(gamma):
     return factor
 
 
+def clamped(least):
+    """JiT divides the error of x by the time of the path, at least `least`; the error of u is that of x over the time."""
+
+    def factor(lam, target):
+        time = 1 / (1 + np.exp(lam / 2))
+        return ERROR["x"](lam) / np.maximum(time, least) ** 2 / ERROR[target](lam)
+
+    return factor
+
+
 FACTOR = {
     "": lambda lam, target: np.ones_like(lam),
     "snr": lambda lam, target: np.exp(lam),
@@ -92,9 +103,12 @@ FACTOR = {
     "min-snr:gamma=2": min_snr(2),
     "p2": lambda lam, target: 1 / (1 + np.exp(lam)),
     "p2:gamma=0.5": lambda lam, target: 1 / (1 + np.exp(lam)) ** 0.5,
+    "debiased": lambda lam, target: np.exp(-lam / 2),
+    "clamped": clamped(0.05),
+    "clamped:least=0.3": clamped(0.3),
     "sigmoid:bias=2": lambda lam, target: 1 / (1 + np.exp(lam - 2)),
 }
-KINKS = {"truncated-snr": 0.0, "min-snr": np.log(5), "min-snr:gamma=2": np.log(2)}
+KINKS = {"truncated-snr": 0.0, "min-snr": np.log(5), "min-snr:gamma=2": np.log(2), "clamped": 2 * np.log(19), "clamped:least=0.3": 2 * np.log(7 / 3)}
 
 
 def bump(seed):

@@ -31,7 +31,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.nn import networks
 from elbocli.nn.networks import NETWORKS, Network, NetworkConfig, build, config_of, count_parameters, place, section_of
 from elbocli.nn.networks.edm2 import EDM2Config
-from elbocli.nn.networks.transformers import DiTConfig, UViTConfig
+from elbocli.nn.networks.transformers import DiTConfig, JiTConfig, UViTConfig
 from elbocli.nn.networks.unet import GroupNorm, UNetConfig
 from elbocli.nn.presets import load_preset
 from elbocli.run.settings import resolve
@@ -43,13 +43,15 @@ UNET = UNetConfig(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), 
 UVIT = UViTConfig(16, 3, 5, 8, (1, 2, 3), blocks=1, depth=3, heads=2, embedding=24, patching="dwt-1", dropout=0.3)
 EDM2 = EDM2Config(8, 3, 5, channels=8, levels=(1, 2), blocks=1, attention=(4,), dropout=0.3)
 DIT = DiTConfig(9, 3, 5, width=24, depth=3, heads=2, patch=2, variance=True, dropout=0.3)
-SMALL: dict[str, Any] = {"unet": UNET, "uvit": UVIT, "edm2": EDM2, "dit": DIT}
+JIT = JiTConfig(9, 3, 5, width=24, depth=4, heads=2, patch=2, bottleneck=6, class_tokens=3, class_start=1, dropout=0.3)
+SMALL: dict[str, Any] = {"unet": UNET, "uvit": UVIT, "edm2": EDM2, "dit": DIT, "jit": JIT}
 VARIANTS = {
     **SMALL,
     "unet-half": replace(UNET, image_size=7, channels=16, levels=(0.5, 1.0, 2), variance=True, code="t-linear"),
     "uvit-none": replace(UVIT, patching="none", levels=(1, 3), blocks=2),
     "uvit-dwt-2": replace(UVIT, patching="dwt-2", levels=(1, 2)),
     "edm2-unconditional": replace(EDM2, num_classes=0, levels=(2, 1, 1), blocks=2),
+    "jit-unconditional": replace(JIT, num_classes=0),
     "dit-plain": replace(DIT, variance=False, patch=4, null_class=False),
 }
 FAMILY = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
@@ -115,6 +117,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     ],
     "edm2": [*LEVELS, {"levels": (0.5, 1)}, {"code": "seconds"}],
     "dit": [{"width": 22}, {"heads": 5}, {"heads": 0}, {"patch": 0}, {"code": "lograsnr"}],
+    "jit": [{"heads": 4}, {"class_start": 4}, {"bottleneck": 0}],
 }
 
 

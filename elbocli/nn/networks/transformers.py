@@ -1,7 +1,10 @@
-"""Networks with transformers: DiT over patches, and the U-ViT of simple diffusion.
+"""Networks with transformers: DiT and JiT over patches, and the U-ViT of simple diffusion.
 
 DiT is conditioned by scales, shifts and gates that start at zero. Source: Peebles & Xie 2023, whose DiT-XL/2 has 675 million
 parameters. SiT (Ma et al. 2024) and REPA (Yu et al. 2025) use the same network.
+
+JiT is a DiT with the parts of later transformers: RMSNorm, normalised queries and keys, rotary positions, SwiGLU, a bottleneck
+between pixels and tokens, and class tokens. Source: Li & He 2025, arXiv:2511.13720.
 
 U-ViT has convolutions around a deep transformer at the smallest size. Source: Hoogeboom et al. 2023. Details that the paper
 leaves open are chosen so that its ImageNet network has 2 billion parameters. In the transformer, the conditioning scales and
@@ -18,6 +21,8 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elbocli.errors import UsageError
+from elbocli.files.records import Count
 from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, network
 from elbocli.nn.networks.unet import (
     LEVELS,
@@ -29,6 +34,7 @@ from elbocli.nn.networks.unet import (
     Width,
     attend,
     check_heads,
+    named_labels,
     norm,
     resized,
     zeroed,
@@ -36,6 +42,7 @@ from elbocli.nn.networks.unet import (
 
 MLP = 4
 EPS = 1e-6
+POSITION_STD = 0.02
 LOWEST = 1e-4
 """Lower bound of the frequencies of position embeddings; the highest is 1."""
 
@@ -107,13 +114,26 @@ class DiT(Network):
         super().__init__(config)
         width, code = config.width, Fourier(256, config.code)
         self.conditioning = Conditioning(code, width, config.num_classes, config.null_class)
-        self.first = nn.Conv2d(config.image_channels, width, config.patch, config.patch)
-        self.blocks = nn.ModuleList(DiTBlock(width, config.heads, config.dropout) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width, EPS, elementwise_affine=False)
+        self.first = self.first_layer()
+        self.blocks = nn.ModuleList(self.block(index) for index in range(config.depth))
+        self.norm = self.norm_layer()
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.last = zeroed(nn.Linear(width, config.patch**2 * config.image_channels * (1 + config.variance)))
-        if not self.first.weight.is_meta:
+        if not self.last.weight.is_meta:
             self._start()
+
+    def first_layer(self) -> nn.Module:
+        """Return the layer from images to tokens, [B, C, H, W] → [B, width, H/patch, W/patch]."""
+        config = self.config
+        return nn.Conv2d(config.image_channels, config.width, config.patch, config.patch)
+
+    def block(self, index: int) -> nn.Module:
+        """Return the transformer block at this depth."""
+        return DiTBlock(self.config.width, self.config.heads, self.config.dropout)
+
+    def norm_layer(self) -> nn.Module:
+        """Return the norm before the last layer."""
+        return nn.LayerNorm(self.config.width, EPS, elementwise_affine=False)
 
     @torch.no_grad()
     def _start(self) -> None:
@@ -133,13 +153,22 @@ class DiT(Network):
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
-        config, code = self.config, self.conditioning(logsnr, labels)
-        size = config.image_size
-        x = self.first(config.padded(z))
-        batch, width, side, _ = x.shape
-        x = x.flatten(2).transpose(1, 2) + positions(side, width, x.device)
+        code = self.conditioning(logsnr, labels)
+        x = self.tokens(z)
         for block in self.blocks:
             x = self.through(block, x, code)
+        return self.image(x, code)
+
+    def tokens(self, z: Tensor) -> Tensor:
+        """Return the tokens of images, with their position embeddings: [B, C, H, W] → [B, N, width]."""
+        x = self.first(self.config.padded(z))
+        _, width, side, _ = x.shape
+        return x.flatten(2).transpose(1, 2) + positions(side, width, x.device)
+
+    def image(self, x: Tensor, code: Tensor) -> Tensor:
+        """Return the network's output [B, C or 2C, H, W] for the last block's tokens [B, N, width]."""
+        config = self.config
+        size, side, batch = config.image_size, config.side // config.patch, len(x)
         shift, scale = self.modulation(code)[:, None].chunk(2, 2)
         x = self.last(torch.addcmul(shift, self.norm(x), scale + 1))
         patches = x.view(batch, side, side, config.patch, config.patch, -1).permute(0, 5, 1, 3, 2, 4)
@@ -147,11 +176,115 @@ class DiT(Network):
         return out[..., :size, :size].clone(memory_format=torch.channels_last)  # not a view: FSDP adds hooks
 
 
+# JiT
+
+ROTARY = 10_000.0
+"""Ratio of the highest to the lowest frequency of rotary positions."""
+
+
+@dataclass(frozen=True)
+class JiTConfig(DiTConfig):
+    """Config of a JiT. Raises UsageError unless the width of a head is a multiple of 4, and the class tokens start in a block."""
+
+    code: str = explained("Level code: the number that tells the network its noise level.", default="flow-reversed")
+    bottleneck: Size = explained("Channels between the pixels of a patch and the transformer's width.", default=128)
+    class_tokens: Count = explained("Tokens that repeat the class embedding, for networks with classes.", default=32)
+    class_start: Count = explained("Number of blocks before the class tokens join.", default=4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width // self.heads % 4:
+            raise UsageError(f"network: width {self.width} / heads {self.heads} must be a multiple of 4; choose another number")
+        if self.class_start >= self.depth:
+            raise UsageError(
+                f"network: class_start {self.class_start} must be below the depth {self.depth}; choose a smaller one"
+            )
+
+
+def rotary_angles(side: int, width: int, before: int, device: torch.device) -> Tensor:
+    """Return the angles of rotary positions, [before + side², width/2]: by row, then by column; 0 for the first `before` tokens.
+
+    side: tokens per row and column. width: channels of a head.
+    """
+    frequency = ROTARY ** (-torch.arange(width // 4, device=device) / (width // 4))
+    angle = torch.arange(side, device=device)[:, None] * frequency
+    both = torch.cat([angle.repeat_interleave(side, 0), angle.repeat(side, 1)], 1)
+    return torch.cat([both.new_zeros(before, width // 2), both])
+
+
+def rotated(x: Tensor, angle: Tensor) -> Tensor:
+    """Rotate channel pairs (i, i + width/2) of each token: x [B, heads, N, width], angle [N, width/2] → shape of x."""
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    one, other = x.chunk(2, -1)
+    return torch.cat([one * cos - other * sin, one * sin + other * cos], -1)
+
+
+class JiTBlock(nn.Module):
+    """JiT block: attention, then SwiGLU; the conditioning shifts and scales the input and gates the output of both.
+
+    Tokens [B, N, C], conditioning [B, C], rotary angles [N, C/heads/2] → [B, N, C]. The block starts as the identity.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, hidden = heads, MLP * width * 2 // 3
+        self.norm1, self.norm2 = nn.RMSNorm(width, EPS), nn.RMSNorm(width, EPS)
+        self.norm_q, self.norm_k = nn.RMSNorm(width // heads, EPS), nn.RMSNorm(width // heads, EPS)
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.widen = nn.Linear(width, 2 * hidden)
+        self.narrow = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, code: Tensor, angle: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(code)[:, None].chunk(6, 2)
+        h = self.qkv(torch.addcmul(shift1, self.norm1(x), scale1 + 1))
+        h = attend(h, self.heads, lambda q, k: (rotated(self.norm_q(q), angle), rotated(self.norm_k(k), angle)))
+        x = x + gate1 * self.dropout(self.mix(h))
+        gate, value = self.widen(torch.addcmul(shift2, self.norm2(x), scale2 + 1)).chunk(2, 2)
+        return x + gate2 * self.dropout(self.narrow(self.dropout(F.silu(gate) * value)))
+
+
+@network("jit", config=JiTConfig, source="Li & He 2025")
+class JiT(DiT):
+    """JiT of a JiTConfig. Dropout acts in the middle half of the blocks. FSDP shards the blocks separately."""
+
+    def __init__(self, config: JiTConfig):
+        super().__init__(config)
+        self.context = config.class_tokens if config.num_classes else 0
+        if self.context:
+            self.context_positions = nn.Parameter(torch.randn(1, self.context, config.width) * POSITION_STD)
+
+    def first_layer(self) -> nn.Module:
+        config = self.config
+        patches = nn.Conv2d(config.image_channels, config.bottleneck, config.patch, config.patch, bias=False)
+        return nn.Sequential(patches, nn.Conv2d(config.bottleneck, config.width, 1))
+
+    def block(self, index: int) -> nn.Module:
+        config = self.config
+        middle = config.depth // 4 <= index < config.depth // 4 * 3
+        return JiTBlock(config.width, config.heads, config.dropout if middle else 0.0)
+
+    def norm_layer(self) -> nn.Module:
+        return nn.RMSNorm(self.config.width, EPS)
+
+    def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        config = self.config
+        code, x, side = self.conditioning(logsnr, labels), self.tokens(z), config.side // config.patch
+        angle = rotary_angles(side, config.width // config.heads, self.context, x.device)
+        for index, block in enumerate(self.blocks):
+            if self.context and index == config.class_start:
+                of_class = self.conditioning.classes(named_labels(labels, -1, logsnr))[:, None]
+                x = torch.cat([(of_class + self.context_positions).to(x.dtype), x], 1)
+            x = self.through(block, x, code, angle[-x.shape[1] :])
+        return self.image(x[:, -(side**2) :], code)
+
+
 # U-ViT
 
 PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
 """Name → number of wavelet levels, each of which halves the image before the first layer and doubles it after the last."""
-POSITION_STD = 0.02
 
 
 @dataclass(frozen=True)

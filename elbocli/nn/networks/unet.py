@@ -366,10 +366,15 @@ def resized(x: Tensor, resample: str) -> Tensor:
     return F.avg_pool2d(x, 2) if resample else x
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Compute self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C]."""
+def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    """Compute self-attention over tokens: queries, keys and values [B, N, 3C] → [B, N, C].
+
+    prepare: changes queries and keys, [B, heads, N, C/heads] each; None leaves them unchanged.
+    """
     batch, tokens, width = qkv.shape
     q, k, v = qkv.view(batch, tokens, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    if prepare is not None:
+        q, k = prepare(q, k)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
 

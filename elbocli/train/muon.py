@@ -1,0 +1,73 @@
+"""Muon: updates along the orthogonalised momentum for matrices and convolution kernels, AdamW for the other weights.
+
+torch.optim.Muon reads the learning rate on the host, takes only matrices, and can't skip a non-finite update on the device.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elbocli.nn.networks import Network
+from elbocli.runtime.processes import sharded_like
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Coefficients (a, b, c) of a step X → aX + (bA + cA²)X with A = XXᵀ, chosen by Jordan et al. for few steps, not for accuracy."""
+STEPS = 5
+MOMENTUM = 0.95
+SHARE = 0.2
+"""Root mean square of an update divided by the learning rate: that of AdamW's usual updates, so that one rate serves both."""
+
+
+def orthogonalised(x: Tensor) -> Tensor:
+    """Return about UVᵀ for matrices x = USVᵀ, [k, rows, columns]: most singular values become .7 to 1.2.
+
+    Newton-Schulz iteration, in bf16 on CUDA. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    """
+    a, b, c = COEFFICIENTS
+    tall = x.shape[1] > x.shape[2]
+    out = (x.mT if tall else x).to(torch.bfloat16 if x.is_cuda else x.dtype)
+    out = out / torch.linalg.matrix_norm(out, keepdim=True).clamp(min=1e-7)
+    for _ in range(STEPS):
+        gram = out @ out.mT
+        out = torch.baddbmm(out, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), out, beta=a)
+    return (out.mT if tall else out).to(x.dtype)
+
+
+class Muon(torch.optim.AdamW):
+    """Optimizer of a network: Muon for the matrices and kernels in its `units`, AdamW for all other weights.
+
+    A network without units gets Muon for all matrices and kernels but class embeddings. options: arguments of AdamW.
+    As in fused AdamW, attributes hold tensors: gradients are divided by grad_scale; nothing happens where found_inf is 1.
+    Source: Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982, for the scale of updates.
+    """
+
+    def __init__(self, network: Network, *options: Any, **more: Any):
+        super().__init__(network.parameters(), *options, **more)
+        modules = [module for unit in network.units() or [network] for module in unit.modules()]
+        owned = [weight for module in modules if not isinstance(module, nn.Embedding) for weight in module.parameters(False)]
+        self.matrices = list(dict.fromkeys(weight for weight in owned if weight.dim() > 1))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update all weights by their gradients."""
+        (group,) = self.param_groups
+        keep = 1 - self.found_inf  # type: ignore[attr-defined]
+        shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for weight in self.matrices:
+            if weight.grad is None:
+                continue
+            momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+            gradient = (weight.grad / self.grad_scale).where(keep > 0, momentum)  # type: ignore[attr-defined]
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            ahead = gradient.lerp(momentum, MOMENTUM)
+            whole = ahead.full_tensor() if hasattr(ahead, "full_tensor") else ahead
+            shapes.setdefault(whole.shape, []).append((weight, whole.flatten(1)))
+            weight.grad = None
+        for shape, pairs in shapes.items():
+            size = group["lr"] * SHARE * math.sqrt(max(pairs[0][1].shape))
+            for (weight, _), update in zip(pairs, orthogonalised(torch.stack([whole for _, whole in pairs])), strict=True):
+                weight.mul_(1 - keep * (group["lr"] * group["weight_decay"]))
+                weight.sub_(sharded_like(update.view(shape) * (keep * size), weight))
+        super().step()

@@ -68,7 +68,6 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Format a field of a Difference for the table of --table."""
     if isinstance(value, list):
         return " to ".join(map(_cell, value))
     if isinstance(value, float):

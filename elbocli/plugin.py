@@ -5,8 +5,7 @@
     @elbo.weighting("mine", formula="...", monotone=False, source="...")
     def mine(logsnr): ...
 
-Name a plug-in on the command line (`--plugin FILE.py`), or install the plug-in with an entry point of the group
-`elbo.plugins`. docs/extending.md has examples.
+Load a plug-in with `--plugin FILE.py`, or install an entry point of the group `elbo.plugins`. docs/extending.md has examples.
 """
 
 from elbocli.cli.commands import add_command as command

@@ -1,4 +1,4 @@
-"""Estimate −log p of images: by the variational bound, by Kong's integral, or by the probability-flow ODE.
+"""Estimate −log p of images: by the variational bound, by Kong et al.'s integral, or by the probability-flow ODE.
 
 An estimator returns two independent values per image; the difference between the two gives the standard error.
 """
@@ -87,7 +87,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats record. nats: value per image. se: standard error of `nats`. some: any batch of the images."""
+    """Return the fields of a Nats record. nats: value per image. se: standard error of `nats`. some: batch of the images."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -155,7 +155,6 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
     asked: the run and the images.
     schedule: SPEC `name:key=value,…` of the schedule of noise levels; '' fits a schedule to the run's loss log.
     target_se: standard error per dimension at which to stop; None: one pass over the images.
-    Raises ElboError.
     """
     return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
@@ -230,7 +229,7 @@ def variational(asked: Question) -> Parts:
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Parts:
-    """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with the data's Gaussian as a control variate.
+    """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate.
 
     λ below the network's range: denoiser of a Gaussian fitted to the data, in closed form.
     λ in the network's range: x̂, or x̂ rounded to pixel levels if rounding reduces the error.
@@ -374,8 +373,7 @@ class Found(NamedTuple):
     def table(self, rows: np.ndarray, labels: np.ndarray) -> losslog.Columns:
         """Return a table with a row per image, in the order of the dataset, and columns for each estimator.
 
-        rows: dataset row of each image, [N].
-        labels: labels of the whole dataset.
+        rows: dataset row of each image, [N]. labels: labels of the whole dataset.
         """
         order = np.argsort(rows)
         table: losslog.Columns = {"index": rows[order], "label": labels[rows[order]]}
@@ -463,7 +461,6 @@ def measure_likelihoods(asked: Measurement, estimators: list[Declaration], sched
 
     asked: the run and the images.
     schedule: SPEC of the schedule of noise levels; '' fits a schedule to the run's loss log.
-    Raises ElboError.
     """
     n, gaussian = len(asked.dataset), None
     if "information" in (each.name for each in estimators):

@@ -28,7 +28,7 @@ class Declaration:
     params: parameter → value.
     positive: parameters that must be above 0.
     within: parameter → (least, greatest) value.
-    traits: properties besides the formula, in the form that the registry prescribes; None for none.
+    traits: properties besides the formula, such as `monotone` of a weighting; None for none.
     known_as: other name → values of the parameters that the name sets.
     parameters_known_as: other name of a parameter → parameter.
     """
@@ -53,7 +53,7 @@ class Declaration:
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
         """Return a copy with the given values of parameters.
 
-        given: parameter → value or text; the key "" stands for the only parameter.
+        given: parameter → value or text; the key "" is allowed if there is just one parameter.
         Raises UsageError for an unknown parameter, or a value that is not a number, too large or out of bounds.
         """
         values: dict[str, float] = {}
@@ -147,13 +147,14 @@ class Registry(dict[str, Declaration]):
     ) -> Callable[[M], M]:
         """Return a decorator that registers a function or class under `name`.
 
+        Arguments of the function with a float default become parameters.
         formula, source: text for docs and help.
         positive: parameters that must be above 0.
         within: parameter → (least, greatest) value.
         traits: property besides the formula, if the registry has no class of properties.
         known_as: other names of exactly the same function: `name`, or `name:key=value,…` with the values that the name implies.
         parameters_known_as: other name in lower case → parameter.
-        params: parameters besides the function's arguments with a float default; and fields of the class of properties.
+        params: default values of further parameters, and values of the fields of the class of properties.
         Raises UsageError if the name is taken.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}

@@ -119,13 +119,13 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    """Return the extractor, by default the one that made saved features; None if all sources are saved features."""
+    """Return the extractor, by default the extractor of saved features; None if all sources are saved features."""
     told = [each for each in sources if each.saved is not None and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
     with world.together():
         if all(source.saved is not None for source in sources):
             return None
-        if not settings.extractor and name not in EXTRACTORS:  # only the user may name a file, which can run code
+        if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
             raise UsageError(f"{told[0].name}: has features of the extractor file {name}; to trust it, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
@@ -133,7 +133,7 @@ def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: 
 def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     """Check that the files suffice for the metrics, and return the settings.
 
-    Returns: settings; with --save-stats or --save-features and no reference, without the metrics that need a reference.
+    Returns: the settings; without --ref, but with --save-stats or --save-features, metrics that need --ref are removed.
     Raises UsageError: for metrics that lack an input.
     Raises DataError: for too few images.
     """
@@ -179,7 +179,7 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     """Check that all files were made alike; return the differences between samples and reference.
 
     Returns: for each set of samples, property → [value, the reference's value] where the values differ.
-    Raises DataError: if repeats differ from each other, or from the reference without --allow-mismatch.
+    Raises DataError: if repeats differ from each other, or from --ref or --held-out without --allow-mismatch.
     Raises UsageError: if a metric isn't defined for the extractor.
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
@@ -233,9 +233,10 @@ def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deviations(settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None) -> Pairs:
-    """Return the deviations from the protocol: property → [value, the protocol's value]; {} without a protocol.
+    """Return the deviations from the protocol: name → [value, the protocol's value]; {} without a protocol.
 
     source, reference: opened samples and reference; None to check the settings alone.
+    Omitted metrics and on/off options of metrics are not deviations.
     Raises UsageError: if settings deviate without --allow-mismatch.
     Raises DataError: if files deviate without --allow-mismatch.
     """

@@ -83,7 +83,7 @@ ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Latent space: the autoencoder, the size of its images, and the scaling of latents for a network.
+    """Latent space: the autoencoder, the image size, and the scaling of latents for a network.
 
     convention: one of CONVENTIONS.
     shift, scale: one number per channel; the network's input is x0 = (z − shift)·scale.

@@ -60,7 +60,7 @@ class ScheduleFile(Record, frozen=True, kw_only=True):
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
-    """Return a schedule with a Table as the text of a schedule file. origin: fields that record how the schedule was made."""
+    """Return the text of a schedule file for a tabulated schedule. origin: fields that record how the schedule was made."""
     curve = schedule.curve
     assert isinstance(curve, Table)
     knots = zip(curve.time.tolist(), curve.level.tolist(), strict=True)
@@ -140,8 +140,8 @@ def resolve_schedule(
 ) -> Schedule:
     """Return the schedule for a SPEC (`cosine`, `edm:mean=-0.4`) or the path of a schedule file, truncated to [low, high].
 
-    low, high: range of logsnr; None for the schedule's own end.
-    clip: reduce the range to the range that the schedule covers.
+    low, high: limits of logsnr; None for no truncation at that limit.
+    clip: reduce [low, high] to the range that the schedule covers.
     size: side of the images in pixels, for schedules that depend on the size; ignored if the SPEC gives a size.
     Raises ElboError.
     """

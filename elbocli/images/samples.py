@@ -78,7 +78,7 @@ class SampleReader:
         return self.rows.shape
 
     def at(self, start: int, count: int) -> np.ndarray:
-        """Return `count` images from index `start` on, uint8 [count, H, W, C].
+        """Return `count` images from index `start`, uint8 [count, H, W, C].
 
         start: for a stream, the index at which the previous call ended.
         Raises DataError if the stream ends early.

@@ -61,7 +61,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by number; keep the order of other datasets. Raises DataError unless the shards are all those of one prep."""
+    """Sort shards by number; keep the order of other datasets. Raises DataError unless all shards of one prep are given."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)

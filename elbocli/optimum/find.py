@@ -1,4 +1,4 @@
-"""Compute the error of a dataset's Bayes denoiser, which is the least possible error of any denoiser."""
+"""Compute the least possible denoising error on a dataset, which is the error of the Bayes denoiser."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from elbocli.train.batches import training_rows
 from elbocli.version import __version__
 
 NOISES = 2
-"""Number of noise samples per source image; the difference of their errors gives the standard error."""
+"""Number of noise samples per source image; the difference of the samples' errors gives the standard error."""
 NUMBERS = 2**22
 """Largest number of float64 values in a batch of images, or of noised images with noise: 32 MB."""
 MOST_IMAGES = 1024
@@ -44,15 +44,15 @@ LEAST_CHECKED = 32
 
 @dataclass
 class Search:
-    """Settings for computing the least possible error: a softmax over images denoises the sources, which are noised images.
+    """Settings for computing the least possible error: noised images (sources) are denoised by a softmax over images.
 
     rows: dataset rows of the images.
     logsnr_min, logsnr_max, bins: range of λ, and number of equal bins in this range.
-    sources: number of sources, chosen from the images.
+    sources: number of images to noise and denoise.
     sample: number of images in the softmax; 0: all; None: all, or an eighth if all need more operations than AFFORDABLE.
     batch_size: number of images at a time; None: as many as fit NUMBERS.
     conditional: whether the denoiser is given the class.
-    label_dropout: fraction of training images whose class was hidden from the network.
+    label_dropout: fraction of images whose class was hidden in training.
     flip: whether to add mirror images.
     """
 
@@ -115,7 +115,7 @@ class Search:
 
 
 def find_optimum(search: Search) -> Optimum:
-    """Compute the least possible error in each bin of λ. Raises UsageError for options that the dataset can't satisfy."""
+    """Compute the least possible error in each bin of λ. Raises UsageError for too few sources."""
     count, sample = len(search.rows), search.sample
     places = Stream(search.seed, "optimum-sources").permutation(0, count)[: search.sources]
     work = 2.0 * (NOISES + 1) * len(places) * search.images * search.dimensions
@@ -196,8 +196,7 @@ def open_search(data: Path | None, like: Path | None, *, device: str = "auto", *
     data: dataset; None for the run's dataset.
     like: run whose training images, range of λ, classes and mirror images are the defaults; None for no run.
     options: fields of Search; None keeps the default.
-    Raises UsageError: without a dataset and a run.
-    Raises DataError: if the run was trained on other images. Raises FormatError.
+    Raises UsageError: if no dataset is given. Raises DataError: if the run was trained on other images.
     """
     usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()
     if like is not None:

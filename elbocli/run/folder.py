@@ -104,7 +104,7 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 class RunStatus(Record, frozen=True):
     """Status of a run.
 
-    state: running, done, stopped, interrupted or failed; `read_status` returns dead for a running state without a process.
+    state: running, done, stopped, interrupted or failed; from `read_status` also dead: the running process is gone.
     step, steps: number of updates done, and in the whole run.
     images: number of images trained on.
     saved: step of the newest checkpoint; None if there is none.
@@ -143,9 +143,9 @@ def read_status(run: Path) -> RunStatus:
 
 
 class Status:
-    """Writer of status.json, which ignores write errors.
+    """Writer of a run's status.json. Write errors are ignored.
 
-    step, images, saved, state: those of the run's earlier start, until set. saved: step of the newest checkpoint.
+    step, images, saved, state: as in RunStatus; initial values are read from status.json.
     writes: whether to write; True only on rank 0.
     """
 

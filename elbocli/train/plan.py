@@ -32,7 +32,7 @@ class Step(NamedTuple):
     forward_flops: floating-point operations per image in the forward pass; a multiply-add counts as two.
     flops: floating-point operations per image in the forward and backward pass.
     kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
-    checkpointed: the same bytes with activation checkpointing.
+    checkpointed: bytes per image as in `kept`, with activation checkpointing.
     """
 
     weights: int

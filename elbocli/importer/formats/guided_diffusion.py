@@ -1,6 +1,6 @@
 """Import checkpoints of guided-diffusion (ADM), state dicts of its UNetModel: 64 to 512 pixels, and LSUN.
 
-Checkpoints don't contain image size, attention heads and noise schedule: see SIZES and PUBLISHED, or the user gives them.
+Checkpoints lack image size, attention heads and noise schedule; SIZES and PUBLISHED list these for OpenAI's networks.
 Source: Dhariwal & Nichol 2021.
 """
 

@@ -110,7 +110,7 @@ class LevelAndClass(nn.Module):
 
     code: SPEC of the number that tells the network its noise level.
     channels: number of cosines.
-    frequencies, phases: [channels], of the cosines; random, not trained, and saved in checkpoints (eq. 75).
+    frequencies, phases: parameters of the cosines, [channels]; random, not trained, saved in checkpoints (eq. 75).
     """
 
     frequencies: Tensor
@@ -156,7 +156,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: two convolutions, scaled in between by the conditioning.
+    """Residual block of two convolutions; the conditioning scales the activations between the two.
 
     width: width of the conditioning.
     down: whether the block is on the way down, where the input is normalised to unit magnitude per pixel.
@@ -210,7 +210,6 @@ class EDM2(LevelsNetwork):
         """
         for name in self._constrained:
             weight = weights[name]
-            # Otherwise updates, which are orthogonal to weights, would make weights grow and the effective rate fall.
             weight.copy_(torch.where(left_out, weight, unit_rows(weight)))
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:

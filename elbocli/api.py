@@ -310,8 +310,8 @@ def draw(
     loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
     labels: [n], where −1 means "no class". Guidance other than 1 needs labels, and a network trained with "no class".
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
-    steps, schedule, spacing: number of noise levels, their schedule (or its SPEC), and the SPEC of their spacing; default: the
-        sampler's.
+    steps, schedule: number of noise levels, and a Schedule or its SPEC; default: the sampler's.
+    spacing: SPEC of the spacing of the noise levels; default: the schedule's.
     logsnr_min, logsnr_max: range of λ; default: that of a Schedule object, else that of `loss`, else −15 to 15.
     guidance_scale: scale of classifier-free guidance; 1 is none.
     start: `unit` starts from z = ε, `edm` from z = σε.

@@ -63,8 +63,7 @@ def tell(text: str) -> None:
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Click type that checks and converts text by a Python type annotation.
 
-    hint: the type, such as Annotated[int, msgspec.Meta(ge=1)].
-    name: name of the type in the help.
+    hint: the type, such as Annotated[int, msgspec.Meta(ge=1)]. name: name of the type in the help.
     bounds: for plain int or float: keywords ge, gt, le → number; None: no bounds.
     zero: word that users may type for 0, such as none; None: no word.
     """
@@ -207,7 +206,6 @@ class Command(click.Command):
         return {**found, "Other options" if found else "Options": list(left.values())}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options section by section, with switches shown as --[no-]name."""
         for heading, options in self.sections(ctx).items():
             records = filter(None, (option.get_help_record(ctx) for option in options))
             with formatter.section(heading):
@@ -452,10 +450,7 @@ def guidance_options(function: Any) -> Any:
 
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
-    """Remove scale, interval and channels of guidance from `options`; return them as Guidance.
-
-    Raises UsageError for an empty interval.
-    """
+    """Remove scale, interval and channels of guidance from `options`; return them as Guidance. Raises UsageError."""
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)

@@ -72,10 +72,7 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
-    """Return the sum of `values` in each bin of λ, [.., bins].
-
-    values, logsnr: [.., K]. edges: limits of the bins, [bins + 1].
-    """
+    """Return the sum of `values` in each bin of λ, [.., bins]. values, logsnr: [.., K]. edges: limits of bins, [bins + 1]."""
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
@@ -88,15 +85,12 @@ class Augmented:
     Source: Kingma & Gao 2023, theorem 1 and eq. 12.
     """
 
-    # For a non-increasing w, −dw and the point mass w(λmax) are w(λmin) times a distribution of noise levels.
-    # Differences of w on a fine grid of λ are correct at kinks and jumps, too.
-
     def __init__(self, weighting: Weighting, low: float, high: float):
         self.levels = torch.linspace(low, high, GRID + 1, dtype=torch.float64)
         values = weighting(self.levels)
         self.first, self.last = float(values[0]), float(values[-1])
         self.largest = float(values.max())
-        self.mass = -values.diff()
+        self.mass = -values.diff()  # differences are correct at kinks and jumps of w, too
         self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
 
     def above(self, logsnr: Tensor) -> Tensor:
@@ -121,8 +115,7 @@ DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]
 def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWithTrace:
     """Return a denoiser that also returns the trace of ∂x̂/∂z.
 
-    probes: tensors of random signs, shaped like z, for an estimate of the trace.
-        None: exact trace, by one backward pass per dimension.
+    probes: tensors of random signs, shaped like z, for an estimate; None: exact trace, by one backward pass per dimension.
     Source: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD).
     """
 
@@ -244,10 +237,7 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared deviations of x from the mean.
-
-        Returns: [B, K], in each principal direction; [B], summed over all other directions.
-        """
+        """Return squared deviations of x from the mean: [B, K] in principal directions, [B] summed over all others."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)

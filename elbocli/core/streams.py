@@ -19,12 +19,9 @@ if TYPE_CHECKING:
 class Stream:
     """Random numbers of one (seed, purpose). `at(index)` starts an independent sequence for each index."""
 
-    # The generator (Philox 4×64) has seed and purpose as its key and the index in its counter. So image i of step s gets the
-    # same noise on any device, in any batch, on any number of processes. torch is imported only by functions that return
-    # tensors, so that packing, which only shuffles, starts without torch.
-
     def __init__(self, seed: int, purpose: str):
         digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+        # The key is (seed, purpose), the counter has the index: equal noise on any device, in any batch, on any number of processes.
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
         self._state = self._bits.state
         self._generator = np.random.Generator(self._bits)
@@ -67,9 +64,9 @@ class Stream:
 
 
 def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """Return a function whose k-th call draws the noise of a sampler's k-th step, [len(indices), *shape].
+    """Return a function that draws new noise for a sampler at each call, [len(indices), *shape].
 
-    indices: numbers of the samples; row i depends only on (seed, k, indices[i]).
+    indices: numbers of the samples; in call k, row i depends only on (seed, k, indices[i]).
     """
     calls = count(1)
     return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)

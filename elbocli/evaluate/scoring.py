@@ -171,7 +171,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
-            raise UsageError("--neighbours reads SAMPLES and --ref twice; name files, not streams, with images of one size")
+            raise UsageError("--neighbours needs images of one size in SAMPLES and --ref; name files, not streams or features")
     return settings
 
 

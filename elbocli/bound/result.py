@@ -13,7 +13,7 @@ class Answer(Record, frozen=True, kw_only=True):
     """Base class of results of `elbo bound`.
 
     per_image: file of --per-image.
-    excess: result of --optimum: weighted loss minus the least possible loss.
+    excess: weighted loss minus the least possible loss, with --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -56,7 +56,7 @@ class Bound(Nats, frozen=True, kw_only=True):
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
     per_image: file of --per-image.
-    excess: result of --optimum: weighted loss minus the least possible loss.
+    excess: weighted loss minus the least possible loss, with --optimum.
     """
 
     REST: ClassVar[str] = "about"

@@ -1,7 +1,7 @@
 """Noise schedules, and level codes, the functions of λ that networks take as input.
 
 Schedule: a float64 curve λ(t), shifted in λ, then truncated to a range of λ.
-Networks are trained at noise levels drawn from a schedule; the expected weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
+Training draws noise levels from a schedule. The weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
 Level code: a function of λ, such as a timestep, t, σ or log σ, that a published network takes as input instead of λ.
 The declared curves are in core/schedule_curves.py.
 """
@@ -208,7 +208,7 @@ def parse_schedule(
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
     """Return a piecewise linear schedule that draws λ from each bin with a given probability.
 
-    edges: bin boundaries, rising λ, [B + 1]. shares: probabilities of the bins up to a factor, [B].
+    edges: bin boundaries, rising λ, [B + 1]. shares: relative probabilities of the bins, [B].
     """
     import torch
 

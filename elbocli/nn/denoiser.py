@@ -62,7 +62,7 @@ class Denoiser:
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """Return the function that a sampler calls: `with_variance` if the sampler uses a learned variance, else this denoiser."""
+        """Return the function that a sampler calls: `with_variance` for samplers with learned variance, else this denoiser."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

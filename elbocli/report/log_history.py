@@ -74,7 +74,7 @@ class LogHistory:
     sums: list[Tensor] = field(default_factory=list)
 
     def add(self, images: int, sums: Tensor) -> None:
-        """Append an interval. images: number of training images at its end. sums: [3, bins], as in `LogHistory`.
+        """Append an interval. images: number of training images at the interval's end. sums: [3, bins], as in `LogHistory`.
 
         Raises FormatError if `images` is not larger than the number at the end of the interval before.
         """

@@ -68,7 +68,7 @@ def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
 class TrainSettings(Struct, frozen=True, kw_only=True):
     """Training settings of a run.
 
-    Settings with stored=False: refine other settings, as `bias` refines `weighting`; None after `resolve` has merged them.
+    A setting with stored=False, such as `bias`, refines another setting; after `resolve` has merged both, `bias` is None.
     Raises UsageError for settings that contradict each other.
     """
 

@@ -78,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with compiled networks if `compile`, replayed as CUDA graphs if `graphs`. All batches must have one size."""
+        """Return a copy with networks compiled if `compile`, and run as CUDA graphs if `graphs`. Batches must have one size."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network

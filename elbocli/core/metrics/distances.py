@@ -89,7 +89,7 @@ SUBSETS = 100
 def kid(samples, reference, options):
     """Return KID, its standard deviation over subsets, and its standard error.
 
-    Standard error: None if each subset holds all samples or all reference images; too large if both sets are similar.
+    Standard error: None if each subset holds all samples or all reference images; too large if these sets are similar.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

@@ -34,7 +34,7 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 def open_idx(files: Sequence[str], folder: Entries) -> Images:
     """Open a file of images, and the file of labels in the same folder, if there is one.
 
-    files: name of the file of images, alone. folder: all files of the folder, by name.
+    files: [name of the file of images]. folder: all files of the folder, by name.
     Raises FormatError for a damaged file or labels that don't fit the images, DataError for a file that can't be read.
     """
     (name,) = files

@@ -39,8 +39,9 @@ EPS = 1e-5
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with optional scale, shift and SiLU: silu(norm(x)·(1 + scale) + shift), x [B, C, H, W], scale and shift [B, C].
+    """Group norm with optional scale, shift and SiLU: silu(norm(x)·(1 + scale) + shift).
 
+    x: [B, C, H, W]. scale, shift: [B, C].
     fused: whether to use `_Normed` instead of torch's group norm; None: on all devices but a CPU.
     """
 
@@ -330,7 +331,7 @@ class Conditioning(nn.Module):
 
 
 def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
-    """Return labels [B], with `null` for images without class: label −1, or all if `labels` is None. logsnr: λ [B]."""
+    """Return labels [B] with `null` in place of −1; if `labels` is None, all are `null`. logsnr: λ [B], which gives the shape."""
     if labels is None:
         return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
     return labels.where(labels >= 0, null)
@@ -377,7 +378,10 @@ def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | 
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels. heads: number of heads; 0: chosen by heads_of. normed: function channels → norm layer."""
+    """Self-attention over pixels.
+
+    heads: number of heads; 0: chosen by heads_of. normed: function that makes a norm layer for a number of channels.
+    """
 
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
         super().__init__()
@@ -395,7 +399,7 @@ class Block(nn.Module):
 
     cin, cout: channels in and out. width: width of the conditioning. attention: whether self-attention follows.
     resample: 'down' or 'up' to halve or double the image size before the first convolution; '' for neither.
-    heads: number of attention heads; 0: chosen by heads_of. normed: function channels → norm layer.
+    heads: number of attention heads; 0: chosen by heads_of. normed: function that makes a norm layer for a number of channels.
     """
 
     def __init__(

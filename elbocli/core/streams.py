@@ -21,7 +21,7 @@ class Stream:
 
     def __init__(self, seed: int, purpose: str):
         digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
-        # The key is (seed, purpose), the counter has the index: equal noise on any device, in any batch, on any number of processes.
+        # The index is in Philox's counter, so the noise is equal on any device, in any batch, on any number of processes.
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
         self._state = self._bits.state
         self._generator = np.random.Generator(self._bits)

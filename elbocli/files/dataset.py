@@ -60,7 +60,7 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
     source_sha256: sum of digests, one per source image, of file name and content.
     samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
-    shard: I/N for shard I of N of a dataset; None for a whole dataset. shard_of: digest that is the same in all N shards.
+    shard: "I/N" for shard I of N; None for a whole dataset. shard_of: digest that is the same in all N shards.
     more: other attributes, such as those of the latent space.
     """
 
@@ -277,7 +277,7 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Return the arrays of the file except the block, and the lists of text, each by name. Raises FormatError."""
+        """Return two dicts: name → array, without the block, and name → list of text. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
@@ -388,7 +388,7 @@ class Journal(Record, frozen=True):
 
 
 class Column:
-    """Bytes that are appended to a file from a byte offset on, with their sha256, `digest`."""
+    """Bytes appended to a file from a byte offset on; `digest` is the sha256 of the bytes."""
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()

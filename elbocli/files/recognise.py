@@ -173,7 +173,10 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a file is missing, or has a kind in USES other than `wanted`, a key of MAKERS."""
+    """Raise FormatError if a file is missing or of a wrong kind.
+
+    wanted: the expected kind, a key of MAKERS. A kind that is not in USES is never wrong.
+    """
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))
@@ -182,7 +185,7 @@ def expect(path: Path, wanted: str) -> None:
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
     """Check that a command may write its output files.
 
-    outputs: pairs of a path and the kinds of existing files that may be replaced there; no kinds: no file.
+    outputs: pairs (path, kinds of existing files that may be replaced at the path); without kinds, no file may be replaced.
         FOLDER among the kinds: a path without a suffix is a folder of PNGs.
     inputs: files that the command reads. overwrite: whether existing files may be replaced.
     Raises UsageError for a path that may not be written, DataError if the path's folder is missing.

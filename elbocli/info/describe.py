@@ -227,7 +227,8 @@ def _verify_folder(path: Path) -> int:
 def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
     """Read evenly spaced images of a dataset or of samples; return the images and their layout on a contact sheet.
 
-    zoom: whole factor by which images are enlarged; 0 to choose the factor. Returns: uint8 [N, H, W, C], and the layout.
+    zoom: whole factor by which images are enlarged; 0 to choose the factor.
+    Returns: images, uint8 [N, H, W, C], and the layout.
     Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:

@@ -54,7 +54,10 @@ class Row(NamedTuple):
 
 
 def score_rows(result: EvalResult) -> list[Row]:
-    """Return a table row for each score, with its standard deviation over repeats or parts, else its standard error."""
+    """Return a table row for each score.
+
+    Spread: standard deviation over repeats, else over subsets of the samples, else standard error.
+    """
     rows, n = [], result.repeats[0].facts.n_samples
     for score in result.scores:
         number = score.number

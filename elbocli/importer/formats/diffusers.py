@@ -21,7 +21,7 @@ BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_c
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention modules in weights from before 2023 → their present names."""
 NEAR = 1e-3
-"""Largest accepted difference between a timestep by the scheduler and by elbo's formula."""
+"""Largest accepted difference between the scheduler's timestep and the timestep by elbo's formula."""
 
 
 def _folder(path: Path) -> Path:
@@ -89,8 +89,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
     """Return settings of the run, and the SPEC of the formula for the network's timesteps.
 
-    Source of both: `options.levels`, or if empty, the scheduler's config.
-    Raises UsageError if both are missing, FormatError if no SPEC describes the scheduler.
+    If `options.levels` is empty, both come from the scheduler's config.
+    Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.
     """
     if options.levels:
         return formats.range_settings(options.levels, source, options), options.levels

@@ -65,7 +65,7 @@ class VitShape(NamedTuple):
 
 
 class Vit(nn.Module):
-    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: the class token after the last norm, or its projection."""
+    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: the class token after the last norm, for CLIP projected."""
 
     mean: Tensor
     std: Tensor

@@ -179,10 +179,7 @@ def share_cores() -> None:
 
 
 def extend_segments() -> None:
-    """Turn on expandable segments in torch's CUDA allocator, unless the environment configures the allocator.
-
-    Must be called before torch is imported.
-    """
+    """Enable expandable segments of torch's CUDA allocator, unless the environment sets them. Call before torch is imported."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads only the second name
     chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
     for name in names:
@@ -193,7 +190,7 @@ def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
     """Print an error on stderr, and return the exit code.
 
     where: name of the command.
-    alone: whether perhaps only this rank has the error; then this rank prints the error, else only rank 0.
+    alone: True: print on this rank, because other ranks may have no error; False: print only on rank 0.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""

@@ -1,7 +1,7 @@
 """Standard errors of estimates, calibration, and the Fréchet distance of two Gaussians.
 
 Fréchet distance: |μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½.
-Its standard error and extrapolation treat the reference as exact, and the samples as independent draws.
+Standard error and extrapolation of the distance: the reference counts as exact, and the samples as independent draws.
 Source: Dowson & Landau 1982; Heusel et al. 2017 (FID).
 """
 
@@ -79,9 +79,7 @@ class FeatureMoments:
 
     mu: mean, [D].
     scatter: sum of (x − mu)(x − mu)ᵀ over the vectors x, [D, D].
-
-    a + b: FeatureMoments of the union of two sets of vectors.
-    a − b: FeatureMoments of a set of vectors without its subset b.
+    a + b, a − b: FeatureMoments of the union of two sets of vectors, and of a set without a subset.
     """
 
     n: int
@@ -254,7 +252,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, flo
 
     confidence: probability of the most likely class, in [0, 1], [N].
     right: whether the most likely class is correct, bool [N].
-    Returns: rows with low and high (limits of the bin), count (of images), confidence (mean) and accuracy.
+    Returns: rows with low and high (limits of the bin), count of images, mean confidence, and accuracy.
     """
     cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
@@ -335,10 +333,11 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
 
 
 def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
-    """Return the standard error of the Fréchet distance of features from a reference, without the distance's bias.
+    """Return the standard error of the Fréchet distance of features from a reference.
 
     features: [N, D].
     own: mean and covariance of the features.
+    Bias of the distance: not included; it falls as 1/N and is often larger.
     Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))

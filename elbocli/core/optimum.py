@@ -33,7 +33,7 @@ class LeastErrors:
     source: images to be noised, float64 [S, D].
     eps: H noises per source, float64 [S, H, D].
     logsnr: λ of each noise, rising along L, [S, H, L].
-    labels: classes of the sources, [S], to add the error among images of the source's class; None: no such error.
+    labels: classes of the sources, [S], for a second error, among images of the source's class alone; None: no second error.
     unit: factor from the given images to x, such as 1/127.5 for pixel values.
     """
 
@@ -76,7 +76,7 @@ class LeastErrors:
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
         """Add the weights of images to the sums of the sources `rows`.
 
-        along, distance: a, [s, H, J], and b, [s, 1, J], of the derivation above. mates: 1 for images of the source's class, else 0.
+        along, distance: a [s, H, J] and b [s, 1, J] of the derivation above. mates: 1 for images of the source's class, else 0.
         """
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
@@ -95,8 +95,8 @@ class LeastErrors:
         """Return an estimate of the least possible error ½ e^λ Σ π_i b_i of each noised source, [1, S, H, L].
 
         others: number of images besides the source, [S].
-        mates: number of images of the source's class besides the source, [S]; None: only the first entry of the result.
-        Returns: with mates [2, S, H, L], where the second entry is the error among images of the source's class.
+        mates: number of images of the source's class besides the source, [S]; None: no second error.
+        Returns: [2, S, H, L] if `mates` is given; the second entry is the error among images of the source's class.
         """
         # If fewer images were added, they are weighted up: numerator and denominator are unbiased, and their ratio nearly so.
         number = others[None] if mates is None else torch.stack([others, mates])
@@ -164,13 +164,13 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
 
 
 def verdict(low: float, high: float) -> str:
-    """Return a verb phrase, with subject 'the network', for a `share` of `copying` between low and high."""
+    """Return a phrase such as 'shows no sign of copying', for a `share` of `copying` between low and high."""
     if low > BEGUN:
         return f"{'copies' if low > COPIES else 'has begun to copy'} its training images"
     return "shows no sign of copying" if high < COPIES else "may copy: the errors are too large to say"
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean error minus least possible error, and this difference's standard error, [bins]; NaN for less than 2 errors."""
+    """Return mean error minus least possible error, and the difference's standard error, [bins]; NaN for less than 2 errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

@@ -65,7 +65,7 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Return the β of an average with weights ∝ t^γ, where γ follows from `std`."""
+    """Return the β of an average that weights update t by t^γ, where γ follows from `std`."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
@@ -139,7 +139,7 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the full SPECs of one or several averages. Raises UsageError for an invalid or repeated average."""
+    """Return the SPECs, with all parameters, of one or several averages. Raises UsageError for invalid or repeated averages."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")

@@ -89,11 +89,7 @@ def open_source(source: Path | IO[bytes], stack: contextlib.ExitStack, world: Wo
 
 
 def open_reference(path: Path, stack: contextlib.ExitStack, world: World = ALONE) -> FeatureSource:
-    """Open a reference until `stack` closes.
-
-    path: dataset, other images, saved features, or statistics with or without images.
-    Raises FormatError, DataError: when the file is damaged or holds none of these.
-    """
+    """Open a reference (a dataset, other images, saved features, or statistics) until `stack` closes. Raises FormatError."""
     if not is_statistics(path):
         return open_source(path, stack, world)
     statistics = read_statistics(path)
@@ -214,7 +210,7 @@ def naming_network(about: FeatureFacts) -> str | None:
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """Return what samples and reference must share: preprocessing, extractor, weights and precision, without unknown values."""
+    """Return what must be equal for samples and reference: preprocessing, extractor, weights and precision, unless unknown."""
     network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
     precision = about.feature_precision or (STRICT if about.extractor else None)  # absent in files of earlier versions
     found = {**(about.preprocessing or {}), **network, "feature_precision": precision}

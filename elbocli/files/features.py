@@ -56,7 +56,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
 
 
 class SavedFeatures(NamedTuple):
-    """Content of a features file: the tensors in the module's docstring, and the description `about`."""
+    """Content of a features file: the tensors in the module's docstring, and `about`, how the features were made."""
 
     features: Tensor
     logits: Tensor | None = None

@@ -35,7 +35,7 @@ class StoredFormat(NamedTuple):
 
 
 FORMATS: dict[type[Record], StoredFormat] = {}
-"""Class of a record → its file format, for the modules imported so far."""
+"""Class of a record → file format, for the modules imported so far."""
 
 
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
@@ -55,7 +55,7 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Base class of all records. REST: name of the field for keys without a field; "": such keys are ignored."""
+    """Base class of all records. REST: name of the field that holds all other keys; "": other keys are ignored."""
 
     REST: ClassVar[str] = ""
 
@@ -83,7 +83,7 @@ class Record(msgspec.Struct, frozen=True):
 
         content: an object as `json` returns it.
         where: the file, for messages.
-        Raises FormatError: when a key is missing or wrong.
+        Raises FormatError: when a key is missing or wrong, or the file has another format.
         Raises DataError: when a later version of elbo wrote the file.
         """
         cls.check_head(content, where)

@@ -144,7 +144,7 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
 
 
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
-    """Read the file of --classes. Returns the key and the name of each class, in order.
+    """Read the file of --classes. Returns the key (as in the images' labels) and the name of each class, in order.
 
     words: class names in the images' labels; empty if the labels are numbers.
     Raises DataError: when a class is listed twice.
@@ -167,7 +167,7 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
 
 
 def read_meta(path: Path) -> tuple[list[str], list[str]]:
-    """Return WordNet IDs and words of ILSVRC's 1000 classes, in the order of their numbers in meta.mat. Raises DataError."""
+    """Return WordNet IDs and words of ILSVRC's 1000 classes in meta.mat, in the order of class numbers. Raises DataError."""
     from scipy.io import loadmat
 
     with reading(f"{path}: not the devkit's meta.mat", kind=DataError):
@@ -181,7 +181,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     """Number the classes from 0. Returns the class number of each image (−1: class not listed), and the class names.
 
     words: class of each image, a word or a number.
-    known: class names of the user's archives or datasets, in order; if they include all words, all are classes, even if empty.
+    known: class names of the user's archives or datasets, in order; the result if they include all words, even without images.
     listed: file of --classes.
     bare: whether the file of --labels has one class a line without image names.
     Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without a 0; else from 0.

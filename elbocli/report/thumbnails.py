@@ -1,4 +1,4 @@
-"""Make rows of pictures, as PNG images, for the page of `elbo report`: previews, classes, likeliest and least likely images."""
+"""Make rows of pictures, as PNG images, for the page of `elbo report`: previews, samples by class, likeliest and least likely."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ def chosen_times(count: int) -> list[int]:
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
     """Return a row of the first ROW images of each class, or several rows for a single class.
 
-    images: function index → image [H, W, C].
+    images: function of an index that returns the image, [H, W, C].
     groups: indices of images by class.
     """
     if len(groups) == 1:

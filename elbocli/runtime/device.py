@@ -86,7 +86,7 @@ class Precision:
 
     @contextmanager
     def applied(self, benchmark: bool = False) -> Iterator[None]:
-        """Set torch's TF32 and cuDNN switches during the block, which must include backward passes. Only on CUDA.
+        """On CUDA, set torch's TF32 and cuDNN switches during the block, which must include backward passes.
 
         benchmark: let cuDNN time its algorithms for each shape and keep the fastest.
         """

@@ -44,7 +44,7 @@ class NetworkConfig:
 
     image_size: side of an image in pixels, or of a latent.
     num_classes: number of classes; 0 is unconditional.
-    dropout: probability of dropout in training; a network may ignore it.
+    dropout: fraction of values set to zero in training; a network may ignore the field.
     trainable: whether runs can train the network.
     quiet_classes: whether a zero row in the class embedding means "no class".
     code: in subclasses with this field, SPEC of the number that tells the network the noise level.
@@ -74,7 +74,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. The last row of a class embedding must be that of "no class"."""
+        """Return the config for another number of classes. The last row of a class embedding must belong to "no class"."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -102,7 +102,7 @@ class Network(nn.Module):
     """Base of all networks.
 
     config: the config that the network was built from.
-    recompute: activation checkpointing, set by training: the backward pass runs each submodule in `units` again.
+    recompute: whether the backward pass runs each submodule in `units` again, to save memory (activation checkpointing).
     """
 
     recompute = False
@@ -136,7 +136,7 @@ class Network(nn.Module):
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the prediction, followed by the learned variance v if the config has one: [B, C or 2C, H, W].
 
-        v: from −1 to 1, position of a step's log variance between the lower and the upper bound.
+        v: position of a step's log variance between its lower bound (−1) and its upper bound (1).
         Source: Nichol & Dhariwal 2021, eq. 15.
         """
         return self(z, logsnr, labels)
@@ -162,7 +162,7 @@ def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[
 
 
 def declaration_of(config: NetworkConfig) -> Declaration:
-    """Return the declaration of the network that is built from a config."""
+    """Return the declaration of the network family that a config belongs to."""
     return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 
 
@@ -173,12 +173,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
-    """Return a network with given weights.
-
-    network: a network built on the meta device.
-    weights: tensors by name.
-    Raises RuntimeError: when the names or shapes of tensors differ from the network's.
-    """
+    """Return a network, built on the meta device, with its weights loaded. Raises RuntimeError for other names or shapes."""
     network.load_state_dict(weights, assign=True)
     # Tensors outside the state dict are computed when the network is built, off the meta device.
     held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]

@@ -12,7 +12,7 @@ SPARE = 4
 DENSE = 300
 """Compute all distances of a block, instead of single pairs, if more than 1/DENSE of its pairs are candidates."""
 LIMIT, ROUNDING = 1 + 1e-6, 1e-14
-"""Tolerances of `within`. LIMIT: factor on squared distances, for rounding to float32. ROUNDING: error per term of a dot product."""
+"""Tolerances of `within`. LIMIT: factor on squared distances, for float32 rounding. ROUNDING: error per term of a dot product."""
 
 
 def squares(

@@ -36,7 +36,7 @@ SHARES = 10  # number of bins of λ for which −dw is reported
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     """Compare the two sides of theorem 1 for each weighting. Raises ElboError.
 
-    asked: run, and images to compute both sides on.
+    asked: the run, and the images that both sides are computed on.
     """
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
@@ -211,8 +211,8 @@ def add_excess(
     optimum: file of 'elbo optimum'.
     found: bound of `asked`.
     schedule: schedule to draw the noise levels of `own` from; '': a schedule fitted to the run's loss log.
-    Returns (report, bound). report: among others, weighted loss minus least possible loss, in nats per dimension.
-        bound: `found` with the excess over the least possible error in each bin.
+    Returns (report, bound). report: weighted loss minus least possible loss, in nats per dimension, for training images
+        and for other images. bound: `found` with the excess over the least possible error in each bin.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

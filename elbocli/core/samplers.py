@@ -1,6 +1,6 @@
-"""Samplers, functions that make one step from λ to a higher λ, and `walk`, which makes all steps from noise to data.
+"""Samplers, which make one step from λ to a higher λ, and `walk`, which makes all steps from noise to data.
 
-z is variance preserving. λ = inf is clean data. Coefficients are Python floats in double precision; only z and x̂ are tensors.
+z is variance preserving; λ = inf is clean data. Only z and x̂ are tensors. Primes: values at the end of the step (z', α', σ').
 """
 
 from __future__ import annotations
@@ -145,9 +145,10 @@ def ddpm_learned(z, last, move, denoise, noise):
 
 
 def advance(z, x_hat, last, move, eta=0.0):
-    """Return the mean of z' under dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
+    """Return the mean of z', the result of a step.
 
-    x_hat, last: x̂ of this step, and of the previous step (None: first step).
+    Equation: dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
+    x_hat, last: x̂ of this step, and x̂ of the previous step (None: first step).
     eta: amount of noise η; 0: the probability-flow ODE.
     """
     # For constant x̂ the mean is exact: e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂. x̂ is extrapolated to the middle of the step.
@@ -270,7 +271,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 def no_noise() -> NoReturn:
     """Raise UsageError. For use as the argument `noise` of samplers that must not draw noise."""
-    raise UsageError("this sampler adds noise; give one without noise (dpmpp-2m, or heun without churn), or for 'elbo grid' ddpm")
+    raise UsageError("this sampler adds noise; use dpmpp-2m or heun without churn, or, with 'elbo grid', ddpm")
 
 
 def walk(

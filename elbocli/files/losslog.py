@@ -53,7 +53,7 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
     edges: limits of the λ bins, increasing, [bins + 1].
     dimensions: number of values per image, C·H·W.
-    floor: for an adaptive schedule, the least allowed density, relative to a uniform density; None: other schedule.
+    floor: least allowed density of an adaptive schedule, relative to a uniform density; None: other schedules.
     about: other keys of the line; in validation.jsonl, the dataset, its digest, and the number of held-out images.
     """
 
@@ -77,7 +77,7 @@ class LossLogRow(Record, frozen=True):
 
     step, images: optimizer updates done and images seen when the interval ends.
     count, sum, sumsq: number of errors in each bin, their sum, and their sum of squares.
-    weight: for a learned weighting, w(λ) at the middle of each bin; None: other weighting.
+    weight: w(λ) of a learned weighting at the middle of each bin; None: other weightings.
     """
 
     step: Count
@@ -254,9 +254,9 @@ class Optimum(Record, frozen=True, kw_only=True):
 
     edges: [bins + 1], increasing λ.
     eps_mse, eps_mse_se: [bins], the least possible error per dimension, and its standard error.
-    classes: number of classes, for a denoiser that is given the class; 0 otherwise.
+    classes: number of classes, for a denoiser that is given the class; 0: not given the class.
     label_dropout: fraction of a run's training images whose class was hidden from the network.
-    without_class: least possible error of a denoiser that is not given the class; None without classes.
+    without_class: least possible error of a denoiser that is not given the class; None: no classes.
     nats: ½∫ dimensions·eps_mse dλ over all bins; for an infinite range of λ, the integral would be log_images.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number of images in the set, including mirror images if `flip`.

@@ -29,7 +29,7 @@ SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|
 
 
 def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
-    """List the images of one or several folders, archives or files, with labels that are indices into class_names.
+    """List the images of folders, archives and files, with class numbers as labels.
 
     labels: file of --labels, with the class of each image.
     classes: file of --classes, with all classes in order.
@@ -92,7 +92,7 @@ def _words_of(images: Images) -> list[Word | None]:
 def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
     """List the images of one folder, archive or file.
 
-    among: whether there are other sources, so that file names may need the source's name as a prefix.
+    among: whether there are other sources; file names may then begin with the name of this source.
     skip: whether to warn about damaged archives instead of raising an error.
     ours: names of files to leave out, such as those of --labels and --classes.
     Raises DataError or FormatError.
@@ -141,7 +141,7 @@ def _order(name: str) -> bytes:
 def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
     """Return the images of a folder or archive, and the name of the class if all images are of one class.
 
-    entries: reference by path in the source; paths of folders end with a slash.
+    entries: content of each file, by path in the source; folders are paths that end with a slash.
     prefix: text before paths in messages. stem: name of the source. among: whether there are other sources.
     """
     # A single folder at the top, as many archives have, is skipped.

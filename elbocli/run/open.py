@@ -38,7 +38,7 @@ TIMES = 12  # number of steps at which a learned weighting is reported
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return the path of a run's dataset: the stored path relative to the run if the file exists, else the path as typed."""
+    """Return the path of a run's dataset, also if run and dataset were moved together."""
     typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
     known = not place.exists() or (typed.exists() and typed.samefile(place))
     return typed if known else Path(os.path.relpath(place))
@@ -210,7 +210,7 @@ class EffectiveWeighting(NamedTuple):
     high: float
 
     def json(self) -> dict[str, Any]:
-        """Return a JSON object. Keys `rising`: intervals of λ where w rises; `rise`: total rise of w, relative to the largest w."""
+        """Return a JSON object; `rising`: intervals of λ where w rises; `rise`: total rise of w, relative to the largest w."""
         rising = self.weighting.rising(self.low, self.high)
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
@@ -222,7 +222,7 @@ def means_run(text: str) -> bool:
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
-    """Return a run's settings, and the run's weighting at several steps. Raises ElboError."""
+    """Return a run's settings, and the result of `effective_weightings`. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
@@ -231,7 +231,7 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """Return a run's weighting at up to 12 evenly spaced steps if learned, else at step 0. Raises ElboError."""
+    """Return a run's weighting, at up to 12 steps if the weighting is learned, else at step 0. Raises ElboError."""
     # A learned weighting is recomputed from the loss log, as training does after each log interval.
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = (settings.logsnr_min, settings.logsnr_max)
@@ -284,7 +284,10 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run inherits: all except time limit, speed, and validation on other images."""
+        """Return the settings that a new run inherits: all except time limit and speed.
+
+        Validation settings are inherited only if `data` has the images of the old run.
+        """
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
@@ -306,7 +309,7 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return the old weights by their names in the new network. Raises UsageError, FormatError."""
+        """Return initial weights of the new network, except weights to draw at random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).read
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)

@@ -103,9 +103,9 @@ class Recorder:
         return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
     def after(self, early: bool) -> dict[str, Any]:
-        """Log, validate and draw a preview if due after a step. Return numbers for the progress line.
+        """Do what is due after a step: log, validate, draw a preview. Return numbers for the progress line.
 
-        early: whether to draw a preview in any case.
+        early: whether to draw a preview even if no preview is due.
         Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
@@ -184,7 +184,7 @@ def log_lengths(run: Path) -> dict[str, int]:
 
 
 def flush_logs(run: Path) -> None:
-    """Flush the logs to disk (fsync). May be called from another thread. Raises DataError."""
+    """Flush the logs to disk, from any thread. Raises DataError."""
     for name in log_lengths(run):
         with writing(run / name), open(run / name, "rb") as file:
             os.fsync(file.fileno())
@@ -236,7 +236,7 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
 
 
 def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> tuple[Dataset, np.ndarray] | None:
-    """Return the dataset with the held-out images, and their rows in it, int64 [N], rising; None: no validation.
+    """Return the dataset that has the held-out images, and the images' rows, int64 [N]; None: no validation.
 
     conditional: whether the network is conditioned on classes.
     Raises UsageError: the datasets don't match. FormatError: --val is not a dataset.
@@ -259,7 +259,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
-    """Raise UsageError unless a network trained on `trained` can be validated on the other images of `held`."""
+    """Raise UsageError if `held` has the training images, or doesn't fit a network trained on `trained`."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
@@ -301,7 +301,7 @@ class Validation:
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / work)
 
     def due(self, step: int) -> bool:
-        """Return whether to validate after a step: after each `every` steps, and after the last step."""
+        """Return whether to validate after a step."""
         return step >= self.settings.steps or step % self.every == 0
 
     @torch.no_grad()
@@ -418,12 +418,12 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Return a target that logs to the W&B run with this run's id; W&B's environment variables override defaults."""
+    """Return a target that logs to the W&B run with this run's id."""
     import wandb
 
     config = read_config(run)
     for key, value in {"project": "elbo", "name": run.resolve().name, "dir": run, "console": "off"}.items():
-        os.environ.setdefault(f"WANDB_{key.upper()}", str(value))
+        os.environ.setdefault(f"WANDB_{key.upper()}", str(value))  # the user's environment variables come first
     begun = wandb.init(id=config.run_id, resume="allow", config=config.json(), allow_val_change=True)
     begun.define_metric("*", step_metric="step")  # W&B's counter can't go back when a run resumes at an earlier step
 
@@ -438,7 +438,7 @@ PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_t
 
 
 def check_targets(words: Iterable[str], run: Path) -> None:
-    """Raise UsageError if a word of --log-to is unknown, a missing package, or an existing file in another format."""
+    """Raise UsageError if --log-to names an unknown target, a missing package, or an existing file of another format."""
     for word in words:
         if word.endswith(LINES):
             check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)

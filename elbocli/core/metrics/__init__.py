@@ -187,7 +187,7 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return the seed and options of each named metric. Raises UsageError.
+    """Return the options of each named metric, with `seed` among them, by metric name. Raises UsageError.
 
     given: values of options that replace defaults.
     """

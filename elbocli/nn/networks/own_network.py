@@ -115,7 +115,7 @@ class OwnModule(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramConfig(OwnConfig):
-    """Config of a program. folder: folder of the .pt2 file; not stored, so that a run can be moved."""
+    """Config of a program of torch.export. folder: folder of the .pt2 file; not stored."""
 
     trainable = False
 

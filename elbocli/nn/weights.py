@@ -124,7 +124,7 @@ def transfer(
 
 
 def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Tensor:
-    """Make the new network's class table from the old table, `given`; axis 0: classes. rows: old row of each new class or None."""
+    """Make the new network's class table from the old table, `given`; axis 0: classes. rows: old row of each class or None."""
     size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # per output, so that magnitudes stay the same
     draws, classes = torch.Generator().manual_seed(0), before.num_classes
     kept = []

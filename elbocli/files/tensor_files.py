@@ -82,7 +82,7 @@ class AverageFacts(Record, frozen=True):
     std: standard deviation in time of a power average, relative to the step.
     step, images: optimizer updates done and images seen at the end of the average.
     residual: error of approximating the wanted average by the snapshots' averages; 0: no error.
-    coefficients: coefficient of each snapshot's average, by the average's file name.
+    coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE.
     """
 
     REST: ClassVar[str] = "more"

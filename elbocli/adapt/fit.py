@@ -38,15 +38,16 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 
 @stored("result of elbo adapt --report (JSON)")
 class AdaptReport(Record, frozen=True):
-    """Description of a fitted schedule, and predictions for the fitted and other schedules.
+    """Report of `elbo adapt`: a fitted schedule, and the variance of the loss predicted for several schedules.
 
     intervals: number of lines of the loss logs. batch: batch size for which variances are predicted.
     schedules: name of a schedule → predictions under the keys PROMISE; None: infinite or undefined.
     variance_*: variance of the loss estimate per image, divided by the squared loss, for independent or low-discrepancy t.
     ratio_*: variance divided by the smallest variance of all schedules.
-    half: --data-only: the two logsnr between which half of the draws lie.
-    p_mean, p_std: --data-only: mean and standard deviation of ln sigma_edm = −logsnr/2 under the schedule.
-    told_apart: --data-only: logsnr above which the least possible error is below half of its maximum; None: nowhere.
+    half, p_mean, p_std, told_apart: None without --data-only.
+    half: the two logsnr between which half of the draws lie.
+    p_mean, p_std: mean and standard deviation of ln sigma_edm = −logsnr/2 under the schedule.
+    told_apart: logsnr above which the least possible error is below half of its maximum; None: nowhere.
     """
 
     weighting: str
@@ -173,7 +174,7 @@ def _own_density(losses: LossLog) -> Density:
 
 
 def _fixed_density(name: str, like: Schedule) -> Density:
-    """Return the density of a named schedule on the λ range of `like`; zero if almost all of its mass is outside."""
+    """Return the density of a named schedule on the λ range of `like`; zero if almost no draw lies in the range."""
     with suppress(UsageError):
         return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
     return torch.zeros_like
@@ -201,7 +202,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"the least possible error vanishes above logsnr {told_apart:.3g}, a network's error doesn't; raise --floor")
+        log.warning(f"the least possible error vanishes above logsnr {told_apart:.3g}; a network's error doesn't: raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(

@@ -46,7 +46,7 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def roughness(at: Tensor, bend: float) -> Tensor:
-    """Return the roughness penalty K, [B, B]: fᵀKf ≈ ∫ (f″²/bend + f′²/TILT) dλ.
+    """Return the roughness penalty K, [B, B]: fᵀKf ≈ ∫ (f″²/bend + f′²/TILT) dλ for the values f of a function at `at`.
 
     at: rising λ, [B], float64. bend: prior variance of changes in f′ per unit of λ.
     """
@@ -153,7 +153,7 @@ class ErrorMoments:
 
     @classmethod
     def of_sums(cls, edges: Tensor, sums: Tensor) -> ErrorMoments:
-        """Divide sums by counts. sums: count (also fractional), sum and sum of squares of the errors, [3, bins]."""
+        """Make an ErrorMoments from sums: count (may be fractional), sum and sum of squares of the errors, [3, bins]."""
         count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
 
@@ -260,10 +260,10 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 def loss_variance(
     moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
-    """Return the relative variance Var/L² per example of the loss estimate, for (independent, low-discrepancy) t.
+    """Return the predicted variance of the loss estimate per example, divided by the squared loss.
 
     density: density p(λ) of the draws. batch: number of examples in a batch; None: the limit of large batches.
-    Returns infinity twice if p is zero where w is not.
+    Returns (variance for independent t, variance for low-discrepancy t); infinite if p is zero where the weighting is not.
     """
     # With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1, and low-discrepancy t ∫ w² Var[e]/p / (∫ w E[e])²
     # plus the integration error of `batch` equally spaced times.
@@ -284,8 +284,8 @@ def loss_variance(
 
 
 def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
-    """Return the integration error of `batch` equally spaced times, batch × Var/L²."""
-    # Var: of the mean of (w/p) E[e] over t = (offset + k) / batch, k = 0 … batch − 1, for an offset uniform in [0, 1).
+    # The integration error of `batch` equally spaced times, batch × Var/L². Var is the variance of the mean of (w/p) E[e] over
+    # t = (offset + k) / batch, k = 0 … batch − 1, for an offset uniform in [0, 1).
     batch = min(batch, LARGEST_COMB)
     offsets = TIMES // batch
     at = fine_levels(known.edges).flatten().flip(0)
@@ -345,13 +345,13 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a fixed schedule."""
     if weighting.learned:
-        raise UsageError(f"{LEARNED} needs a schedule that stays fixed, not adaptive; choose one such as edm:mean=-0.4,std=1")
+        raise UsageError(f"the weighting {LEARNED} needs a fixed schedule, not adaptive; choose one such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
     """Return the current learned weighting: density of the schedule / smoothed recent error.
 
-    online: the recent errors; before a bin has two errors, the errors of a network with output zero are assumed.
+    online: the recent errors; until a bin has two errors, the errors of a network with output zero are assumed.
     """
     # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
     # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;

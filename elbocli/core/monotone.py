@@ -63,7 +63,7 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
 
 
 def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
-    """Return the λ near grid point i where sign · function is largest: a zero of the slope, or a jump."""
+    """Return the λ near grid[i] where sign · function(λ) is largest: a zero of the slope, or a jump."""
     if i in (0, POINTS - 1):
         return float(grid[i])
     left, at, right = grid[i - 1 : i + 2].tolist()
@@ -117,7 +117,9 @@ class NonIncreasing:
 class Likeness(NamedTuple):
     """Comparison of a function f with scale · g.
 
-    scale: best scale. deviation: largest relative deviation. logsnr: λ of the largest deviation.
+    scale: minimises the largest |log(f/(scale · g))| over λ.
+    deviation: largest relative deviation; inf if only f or only g is zero at some λ.
+    logsnr: λ of the largest deviation.
     """
 
     scale: float
@@ -126,10 +128,7 @@ class Likeness(NamedTuple):
 
 
 def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
-    """Compare two non-negative functions of λ up to a factor, on equally spaced λ from low to high.
-
-    Returns the scale that minimises the largest |log(f/(scale · g))|; deviation inf if only f or only g is zero at some λ.
-    """
+    """Compare two non-negative functions of λ up to a factor, at equally spaced λ from low to high."""
     import torch
 
     at = torch.linspace(low, high, points, dtype=torch.float64)

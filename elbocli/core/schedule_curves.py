@@ -89,7 +89,7 @@ class Steps:
         kept = logsnr.abs() <= LIMIT
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
-            raise UsageError(f"logsnr must fall at all timesteps, and be within ±{LIMIT:g} at two timesteps; choose other betas")
+            raise UsageError(f"logsnr must fall at every timestep, and be within ±{LIMIT:g} at two or more; choose other betas")
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()
         slopes = torch.from_numpy(CubicSpline(self.level.numpy(), self.time.numpy())(self.level.numpy(), 1))
@@ -177,8 +177,9 @@ EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → pa
 
 
 class ScheduleCurve(Protocol):
-    """Curve of a schedule before shift and truncation; float64 in and out, output in the input's shape.
+    """Curve of a schedule before shift and truncation.
 
+    Tensors: float64; the output has the input's shape.
     logsnr: λ(t). t: t(λ), also outside [0, 1]. density: p(λ) = −dt/dλ.
     support: (lowest λ, highest λ), an attribute of curves that cover only some λ.
     """

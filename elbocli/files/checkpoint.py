@@ -127,7 +127,8 @@ class PluginFile(Record, frozen=True):
 class RunConfig(Record, frozen=True, kw_only=True):
     """Content of a run's config.yaml.
 
-    *_version, device_name: at the run's last start. commands: command lines of all starts.
+    elbo_version, torch_version, python_version, device_name: of the run's last start.
+    commands: command lines of all starts.
     processes: number of ranks.
     source: origin of an imported run; None: not imported. init: origin of the initial weights; None: random weights.
     files: path of a file named in `settings` → digest.
@@ -187,7 +188,7 @@ class FolderMeta(Record, frozen=True, kw_only=True):
 
     step: optimizer updates done. images: images seen. run_id: the run's id, as in config.yaml.
     world_size: number of ranks. parallel: ddp or fsdp.
-    log_bytes: name of a log of the run → size at this step; None for a snapshot.
+    log_bytes: name of a log of the run → size in bytes at this step; None for a snapshot.
     files: name of every other file in the folder → size and digest.
     """
 

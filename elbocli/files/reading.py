@@ -23,13 +23,13 @@ def one_line(error: Exception, most: int = 160) -> str:
 def reading(
     where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Convert errors of libraries in the block to an elbo error whose message begins with the file's path.
+    """Convert library errors in the block to an elbo error whose message begins with the file's path.
 
     where: the file's path, optionally with ": " and a description of the problem.
     then: end of the message, such as '; get the file again'.
     kind: class of the elbo error; a file without read permission always gives DataError.
-    on: types of library errors to convert; other errors of libraries pass unchanged.
-    UsageError, DataError, FormatError: `where` is put before a message without the path; a UsageError also becomes `kind`.
+    on: types of library errors to convert; other library errors pass unchanged.
+    A UsageError, DataError or FormatError whose message lacks the path gets `where` in front; a UsageError becomes `kind`.
     """
     try:
         yield

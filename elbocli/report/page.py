@@ -163,7 +163,10 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the curve of the mean error over λ; None without errors. sums: method of LogHistory, such as `late`."""
+    """Return the curve of the mean error over λ; None without errors.
+
+    sums: method of LogHistory that returns sums of errors, such as `late`.
+    """
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))

@@ -32,7 +32,7 @@ def _row_group(path: str, number: int, column: str) -> Any:
 
 
 class ParquetRow(NamedTuple):
-    """Reference to an image in a parquet file. group: path, row group, column. row: index within the row group."""
+    """Reference to an image in a parquet file. group: (path, number of the row group, image column). row: index in the group."""
 
     group: tuple[str, int, str]
     row: int
@@ -49,7 +49,7 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
 
     files: names in `folder`.
     Raises UsageError without pyarrow.
-    Raises FormatError if a file is damaged, lies in an archive, has no images, or differs in columns or classes.
+    Raises FormatError if a file is damaged, lies in an archive, has no images, or differs from the first in columns or classes.
     """
     _row_group.cache_clear()
     layout, labels, names, refs = None, [], [], list[ParquetRow]()

@@ -49,7 +49,7 @@ class ImportOptions:
     size, channels, classes: side and channels of the images or latents, number of classes.
     null_class: label that means 'no class' to the network.
     logsnr_min, logsnr_max: range of λ in training.
-    prefix: beginning of the names of the weights to import, which is removed from the names.
+    prefix: import only weights whose names have this prefix, and remove the prefix from the names.
     rename: rules OLD=NEW, which replace the beginnings of names.
     network: FILE.py:CLASS of a network in the user's code.
     autoencoder: folder of the autoencoder, for latents.
@@ -155,14 +155,14 @@ def source_format(
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return key → weights by name, for each state dict or pickled network in a file's content; '' is the whole content."""
+    """Return the state dicts and pickled networks in a file: key → tensors by name; key '' is the whole file."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
-    """Return the tensors of a state dict or pickled network, without the prefixes WRAPPERS in names; {} for other values."""
+    """Return the tensors of a state dict or pickled network by name, without WRAPPERS in names; {} for other values."""
     names: dict[str, Tensor] = {}
     if isinstance(value, Foreign):
         with suppress(FormatError):
@@ -180,8 +180,8 @@ def state_dict(
     """Return the weights that the options choose, with names changed by --prefix and --rename.
 
     content: content of the file; None: source.tree.
-    meant: function of name → tensor that tells whether weights belong to the format's network.
-    Returns (name → tensor, whether the weights are an average, entry of the file that holds the weights).
+    meant: function that tells whether a dict of tensors has the weights of the format's network.
+    Returns (tensors by name, whether the weights are an average, entry of the file that holds the weights).
     Raises FormatError if the file has no weights of the format, UsageError if the options don't choose weights.
     """
     content = source.tree if content is None else content
@@ -202,7 +202,7 @@ def state_dict(
 
 
 def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
-    """Return the key of the weights in `held` that `wanted`, the value of --weights, chooses."""
+    """Return the key in `held` that the user chooses. wanted: value of --weights."""
     averages = [key for key in held if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in held][:1]
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
@@ -327,7 +327,8 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
 def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
     """Return the settings of training on the mean squared error of `prediction` at a network's discrete timesteps.
 
-    code: SPEC of the network's input for the noise level; without timesteps, only `prediction` is set.
+    code: SPEC of the network's input for the noise level.
+    Returns only the setting `prediction` for a network without timesteps.
     """
     spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
     trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
@@ -335,7 +336,10 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the keys of config.yaml about latents of --autoencoder, by default Stable Diffusion's. Raises FormatError."""
+    """Return the keys of config.yaml that describe the latents of a network. Raises FormatError.
+
+    convention: scaling of latents. Autoencoder: from --autoencoder, by default Stable Diffusion's.
+    """
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))

@@ -178,7 +178,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
     """Make an extractor on a device. Raises ElboError.
 
     name: a declared name, or the path of a .pt2 file. precision: one of PRECISIONS.
-    weights: file of weights; None if the extractor has its own or downloads them.
+    weights: file of weights; None: weights that the extractor includes or downloads.
     """
     if name.endswith(".pt2"):
         if weights is not None:

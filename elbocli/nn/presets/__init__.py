@@ -51,7 +51,8 @@ class Preset(Record, frozen=True, forbid_unknown_fields=True):
     """Contents of a preset file.
 
     network: family and config of the network. train: name of a training setting → value.
-    about: conditions for automatic choice, ignored in a user's preset. data: None: not stated.
+    about: conditions for automatic choice, ignored in a user's preset.
+    data: description of the data that the preset was made for; None: not stated.
     """
 
     network: dict[str, Any]

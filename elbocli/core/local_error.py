@@ -106,7 +106,7 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     """Return a function that estimates the errors of ancestral steps from a loss log alone.
 
     moments: means of ‖ε−ε̂‖²/D in bins of λ, from the loss log.
-    Returns: function from the rising λ at which steps start to the variance per dimension that each step leaves out.
+    Returns: function from the rising λ at which steps start to each step's error: missing variance of the data, per dimension.
     """
     # Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
     # c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'

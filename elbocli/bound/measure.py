@@ -1,4 +1,7 @@
-"""Evaluate a network on images at many noise levels: any network on any images, or a run on a dataset."""
+"""Measure the errors of a network on images at many noise levels.
+
+MeasuredNetwork takes any network and any images. Measurement takes a run and a dataset.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -43,7 +46,7 @@ class Images(NamedTuple):
 
     content: pixels, uint8 [B, H, W, C]; or latents, float32 [B, C, H, W], scaled for the network.
     labels: class numbers, [B]; None: no classes.
-    rows: unique number of each image, which seeds the image's noise, [B].
+    rows: unique number of each image, [B], which seeds the image's noise.
     """
 
     content: Tensor
@@ -66,7 +69,7 @@ class Images(NamedTuple):
         return self.content[0].numel() * (1.0 if self.latent else math.log(2))
 
     def decoder_nats(self, logsnr_max: float) -> Tensor:
-        """Return the reconstruction term E[−log p(x|z₀)] of each image in nats, [B]."""
+        """Return the reconstruction term E[−log p(x|z₀)] of each image, nats, [B]. logsnr_max: λ of z₀."""
         if self.latent:
             nats = reconstruction_of_numbers(logsnr_max) * self.content[0].numel()
             return torch.full((len(self.content),), nats, dtype=torch.float64)
@@ -80,11 +83,12 @@ class Draws(NamedTuple):
     """Errors of a network on a batch of images at 2K noise levels each, float64 on the CPU.
 
     Axis 1 of [B, 2, K]: two independent sets of K evenly spaced times t, each set with one random offset.
-    logsnr, loss, error: λ, and weighted loss and ‖ε−ε̂‖² summed over dimensions, [B, 2, K].
+    logsnr: λ, [B, 2, K]. loss, error: weighted loss and ‖ε−ε̂‖², summed over dimensions, [B, 2, K].
     below, above: prior term and reconstruction term of the bound, nats, [B].
-    rounded: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, [B, 2, K]. Like all further fields, empty without a Gaussian.
-    gaussian, expected: ‖ε−ε̂‖² of the Gaussian's exact denoiser, and the expectation of this error over ε, [B, 2, K].
-    ends: ½ ∫ dλ of the exact denoiser's expected error, from −∞ to the lowest and to the highest λ, nats, [B, 2].
+    If `draw` gets no Gaussian, the following fields are empty.
+    rounded: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, [B, 2, K].
+    gaussian: ‖ε−ε̂‖² of the Gaussian's exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
+    ends: ½ ∫ dλ of the exact denoiser's expected error, from −∞ to the lower and to the upper limit of λ, nats, [B, 2].
     nats: −log p of each image under the Gaussian, [B].
     """
 
@@ -111,12 +115,12 @@ class Draws(NamedTuple):
 class MeasuredNetwork:
     """A network to evaluate, with the options of the evaluation.
 
-    network: function (c_in · z [B, C, H, W], logsnr [B], labels [B] or None) → output [B, C, H, W].
+    network: function (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
     low, high: range of λ.
     precision: fp32, tf32, bf16 or fp16. batch_size: number of network inputs at a time.
     draws: number of noise levels per image, even. seed: seed of the noise levels and of the noise.
     name: name of the network in messages.
-    population: number of images in the dataset that the images are sampled from; inf: a distribution, not a dataset.
+    population: number of images in the dataset that the images are drawn from; inf: images drawn from a distribution.
     total: number of images, for progress messages; None: unknown.
     """
 
@@ -207,7 +211,7 @@ class Measurement(MeasuredNetwork):
 
     @property
     def dimensions(self) -> int:
-        """Dimension D of an image: its number of values."""
+        """Number of values of an image."""
         return int(np.prod(self.dataset.shape[1:]))
 
     @property
@@ -244,8 +248,10 @@ class Measurement(MeasuredNetwork):
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
         """Return a schedule of noise levels. Raises ElboError.
 
-        spec: `name:key=value,…`; fitted[:CRITERION]: fit to the run's loss log; '': fit with low variance for `weighting`.
-        A fit without a loss log that covers the range of λ is the uniform schedule.
+        spec `name:key=value,…`: schedule by name.
+        spec fitted[:CRITERION]: schedule fitted to the run's loss log, for losses with `weighting`.
+        spec '': schedule fitted for a low variance of the mean loss with `weighting`.
+        A fitted schedule is uniform if no loss log covers the range of λ.
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
@@ -338,7 +344,10 @@ def open_measurement(
 
 
 def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
-    """Open a dataset that fits a run. data: None: the run's training dataset. Raises UsageError, DataError, FormatError."""
+    """Open a dataset to evaluate a run on.
+
+    data: dataset; None: the run's training dataset. Raises UsageError, DataError, FormatError: the dataset doesn't fit the run.
+    """
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
         raise UsageError(f"{trained.path}: names no dataset to evaluate on; name a dataset, DATA.h5, after the run")

@@ -24,7 +24,8 @@ class Difference(Record, frozen=True, kw_only=True):
     """Values of a score in two files, and the difference, other − first.
 
     se, interval: standard error and 95 % interval of the difference; None: unknown.
-    apart: whether 0 lies outside the interval; None: unknown. how: method of the standard error, as "paired by 3 seeds".
+    apart: whether 0 lies outside the interval; None: unknown.
+    how: method of the standard error, such as "paired by 3 seeds".
     """
 
     score: str
@@ -79,7 +80,7 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
     """Compare the scores of each result with the scores of the first result.
 
     results: (file, result) pairs.
-    Returns: comparisons; settings and digests that are equal in all results.
+    Returns: comparison of each further result; settings and digests that are equal in all results.
     Raises DataError: results are not comparable.
     """
     (name, first), compared = results[0], []
@@ -110,10 +111,10 @@ def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
 
 
 def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare the Fréchet distance of each file's features to a reference with the first file's distance.
+    """Compare the Fréchet distances of saved features with the distance of the first file.
 
-    paths: features saved by `elbo eval --save-features`. ref: statistics or saved features.
-    Returns: comparisons, paired by image if samples have equal seeds and classes; settings and digests of the files.
+    paths: features saved by `elbo eval --save-features`. ref: statistics or features that the distances refer to.
+    Returns: comparison of each further file, by image if samples have equal seeds and classes; settings and digests.
     Raises DataError: files are not comparable. Raises UsageError: the reference holds images.
     """
     with contextlib.ExitStack() as stack:

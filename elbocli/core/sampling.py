@@ -212,7 +212,7 @@ EDM_SEEDS = 1 << 32
 @NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers of sampling, which depend only on the seed and the image's index.
+    """Source of random numbers for sampling. Each random number depends only on the seed and the image's index.
 
     shape: (H, W, C) of an image. every_step: whether every step draws noise, even a step that adds none.
     """
@@ -229,7 +229,7 @@ class Noise:
         return {}
 
     def seeds(self, n):
-        """Return the seeds of n images, int64 [n]: each image's index. Sample files record these seeds."""
+        """Return the indices of n images, which sample files record as seeds, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
@@ -241,7 +241,7 @@ class Noise:
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function that returns the next noise of the images `indices` at each call, float32 [N, H, W, C]."""
+        """Return a function. Each call of the function returns the next noise of the images `indices`, float32 [N, H, W, C]."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -254,9 +254,9 @@ class Noise:
 )
 @dataclass(frozen=True)
 class EdmNoise(Noise):
-    """Random numbers of EDM: one torch generator per image, for start noise, class, and the noise of the steps.
+    """Source of EDM's random numbers. Each image has a torch generator for start noise, class, and noise of the steps.
 
-    every_step: True: every step draws noise, in float64; False: only steps that add noise draw it, in float32.
+    every_step: True: every step draws noise, in float64; False: only steps that add noise draw noise, in float32.
     """
 
     every_step: bool = True
@@ -277,7 +277,7 @@ class EdmNoise(Noise):
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """Return a function that returns the next noise of the images `indices` at each call, float32 [N, H, W, C]."""
+        """Return a function. Each call of the function returns the next noise of the images `indices`, float32 [N, H, W, C]."""
         import torch
 
         begun = [self._begun(index) for index in indices]
@@ -322,6 +322,6 @@ def schedule_of_levels(levels: list[float]) -> Schedule:
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Return text on sampler, steps and guidance. Ancestral samplers and a guidance of 1 get no text on guidance."""
+    """Return the purpose of a grid of noise levels, such as 'heun, 18 steps, guidance 2'."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

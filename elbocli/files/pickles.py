@@ -1,6 +1,6 @@
 """Read checkpoints of other training programs (.pt, .pth, .pkl) without running the code in their pickles.
 
-The unpickler calls only functions that make tensors and containers. Any other function becomes a Foreign, which only stores data.
+The unpickler calls only functions that make tensors and containers. Any other function becomes a Foreign, which keeps its data.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ DTYPES = (  # names of torch's storage classes, each followed by its dtype
 
 
 class Foreign:
-    """Stand-in for an object that a pickle makes by an unknown class or function.
+    """Stand-in for an object that a pickle makes with an unknown class or function.
 
     name: name of the class or function, with its module.
-    args: arguments of the call.
+    args: arguments of the class or function.
     state: state of the object in the pickle, usually the object's __dict__.
     items, values: contents of an object like a dict or list.
     """
@@ -106,7 +106,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Load a storage from the archive, as a tensor [n]. Raises FormatError if the storage is elsewhere."""
+        """Load a storage from the archive, as a tensor [n]. Raises FormatError: the storage is not in the archive."""
         _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
             raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
@@ -117,7 +117,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the content of a file in torch's zip archive. name: its path without the first folder."""
+    """Return the content of a file in torch's zip archive. name: path of the file without the first folder."""
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 

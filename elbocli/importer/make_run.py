@@ -91,7 +91,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 
 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
-    """Test the network on two images; return the network's config, with `variance` set to whether the network outputs variances.
+    """Test a network on two images; return the config, with `variance` set if the network outputs variances.
 
     where: checkpoint, for messages. Raises FormatError: the network fails, or the output is not shaped like images.
     """

@@ -100,7 +100,7 @@ class ShownSamples(Record, frozen=True):
 
 
 class CommandReport(Record, frozen=True):
-    """A command line, and the purpose `does` of the command."""
+    """A command line (`command`), and its purpose (`does`)."""
 
     does: str
     command: str
@@ -205,7 +205,7 @@ def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
 
 
 def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
-    """Return the settings that differ between runs: name → value in each run. Includes data and network."""
+    """Return the settings, data and network keys that differ between runs: name → value in each run."""
     columns = []
     for facts in runs:
         report = facts.report
@@ -319,7 +319,8 @@ def _excess(
 ) -> dict[str, Any]:
     """Return training and validation errors minus the least possible errors, and a verdict on copying.
 
-    result: file of `elbo optimum`. course, held: training errors and validation errors. "copying": None without validation.
+    result: file of `elbo optimum`. course, held: training errors and validation errors.
+    Returns: dict for RunReport.excess; `copying` is None without validation errors.
     Raises ElboError: the errors are not comparable.
     """
     optimum, path = result.found, result.path
@@ -399,7 +400,10 @@ def _packed(data: Path, config: RunConfig) -> str | None:
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (purpose, command line) of the commands that made dataset, run, samples and scores. packed: that of the dataset."""
+    """Yield (purpose, command line) of each command that made the dataset, run, samples or scores.
+
+    packed: command line that packed the dataset; None: unknown.
+    """
     if packed:
         yield "Pack the images", packed
     for line in config.commands:
@@ -437,7 +441,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
 
 
 def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
-    """Return the Term of a schedule. schedule: None: adaptive. what: name of the Term on the page."""
+    """Return the Term of a schedule; None: the adaptive schedule. what: name of the component on the page."""
     if schedule is None:
         loss = CRITERIA["loss"]
         return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)

@@ -289,7 +289,10 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `ema` and `snapshot_every`. Snapshots get power averages added, and power averages get snapshots."""
+    """Return the settings `ema` and `snapshot_every`, each completed for the other.
+
+    Snapshots without a power average: STORED is added to `ema`. Power averages without `snapshot_every`: SNAPSHOTS in the run.
+    """
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:

@@ -84,7 +84,10 @@ class Parallel:
             unit.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def try_pass(self, images: int, last: bool = False) -> None:
-        """Run a forward and a backward pass on `images` images of zeros, keeping gradients. last: whether DDP averages gradients."""
+        """Run a forward and a backward pass on zeros, and keep the gradients.
+
+        images: number of images. last: whether DDP averages the gradients over processes.
+        """
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -107,7 +110,7 @@ class Parallel:
 
 
 def micro_batch(spread: Parallel, images: int) -> int:
-    """Return the largest micro-batch that fits on the CUDA device of every rank, by running passes.
+    """Return the largest micro-batch that fits on the CUDA device of every rank, by trying sizes.
 
     spread: network, not sharded. images: first size to try; next, half as many images, and so on.
     Raises DataError on all ranks: not even one image fits.
@@ -245,7 +248,8 @@ class TrainState:
         """Return whether to skip this update, as a bool on the device.
 
         total: sum of the losses of all images. norm: gradient norm without the loss scale. Both: float64 scalars.
-        Returns: True for a non-finite update and all later updates. In fp16, an overflow skips one update and halves the scale.
+        Returns: True for a non-finite update and for all later updates.
+        In fp16, a gradient overflow skips one update, and halves the loss scale.
         """
         # The weights stay as before the first bad step until the host calls `check`.
         overflow = ~norm.isfinite()
@@ -305,7 +309,7 @@ class TrainState:
 
     @torch.no_grad()
     def begin(self, weights: dict[str, Tensor]) -> None:
-        """Copy unsharded weights by name into the network and all averages. Weights without a match stay random."""
+        """Copy unsharded weights by name into the network and all averages. Weights that are not in `weights` stay random."""
         for name, weight in self.live.items():
             if name in weights:
                 weight.copy_(sharded_like(weights[name], weight))
@@ -320,7 +324,7 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
-        """Load a checkpoint, which any number of processes may have written. Raises FormatError when it doesn't fit this run."""
+        """Load a checkpoint by any number of processes. Raises FormatError: the checkpoint doesn't fit this run."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
             for name, tensors in {"model": self.live, **self.ema}.items():

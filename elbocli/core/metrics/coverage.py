@@ -56,8 +56,8 @@ def precision_recall(samples, reference, options):
     """Return precision, recall and F-score.
 
     radius of an image: distance to the image's k-th neighbour in the same set (samples or reference); k = PRC_NEIGHBOURS.
-    precision: fraction of samples that lie within the radius of a reference image, or at the radius.
-    recall: fraction of reference images that lie within the radius of a sample, or at the radius.
+    precision: fraction of samples whose distance to some reference image is at most that image's radius.
+    recall: fraction of reference images whose distance to some sample is at most that sample's radius.
     """
     import torch
 
@@ -91,8 +91,8 @@ def density_coverage(samples, reference, options):
     """Return density and coverage.
 
     radius of a reference image: distance to the image's k-th neighbour in the reference.
-    density: number of reference images within whose radius a sample lies, mean over samples, divided by k.
-    coverage: fraction of reference images within whose radius a sample lies.
+    density: mean number of radii that a sample lies in, divided by k; 1 for equal distributions.
+    coverage: fraction of reference images with a sample within their radius.
     """
     import torch
 
@@ -161,7 +161,7 @@ STARTS = 10  # runs of k-means, of which the best is used
     draws=lambda options: options.copying_cells > 1,
 )
 def copying(samples, reference, options):
-    """Return C_T: below 0 if samples are nearer to the training images than held-out images are.
+    """Return the copying test's C_T, below 0 if samples are nearer to the training images than held-out images are.
 
     cells: k-means clusters of the training images; only cells with a held-out image and more than FEW samples count.
     C_T: mean z-score of a Mann-Whitney test in each cell, weighted by the cell's number of held-out images.

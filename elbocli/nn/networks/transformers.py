@@ -72,7 +72,7 @@ def positions(side: int, width: int, device: torch.device) -> Tensor:
 class DiTBlock(nn.Module):
     """DiT block: attention, then an MLP, each with conditional shift, scale and gate (adaLN-Zero).
 
-    x: tokens [B, N, C]. code: conditioning [B, C]. Returns: tokens [B, N, C]; before training, x.
+    x: tokens [B, N, C]. code: conditioning [B, C]. Returns: tokens [B, N, C], equal to x before training.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -294,7 +294,7 @@ def _before(x: Tensor) -> Tensor:
 def bands(x: Tensor, scales: list[float]) -> Tensor:
     """Return one level of the wavelet transform of images [B, C, H, W]: four bands, [B, 4C, H/2, W/2].
 
-    Order of the bands: low; low in H, high in W; high in H, low in W; high. scales: a factor for each band.
+    Order of the bands: low in H and W; low in H, high in W; high in H, low in W; high in H and W. scales: factor of each band.
     """
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
@@ -307,9 +307,9 @@ def image(x: Tensor, scales: list[float]) -> Tensor:
 
 
 def dwt(x: Tensor, levels: int) -> Tensor:
-    """Return the wavelet transform of images [B, C, H, W] in 1 or 2 levels.
+    """Compute the wavelet transform of images [B, C, H, W] in 1 or 2 levels.
 
-    Returns: bands, [B, C·4^levels, H/2^levels, W/2^levels]; white noise of variance 1 keeps variance 1.
+    Returns: bands, [B, C·4^levels, H/2^levels, W/2^levels]; white noise keeps variance 1, except near edges.
     """
     if levels == 1:
         return bands(x, SCALES[0])

@@ -1,6 +1,6 @@
 """Read checkpoints of other training programs (.pt, .pth, .pkl) without running the code in their pickles.
 
-The unpickler calls only functions that make tensors and containers. Any other function becomes a Foreign, which keeps its data.
+The unpickler calls only functions that make tensors and containers. Any other call becomes a Foreign, which stores the arguments.
 """
 
 from __future__ import annotations

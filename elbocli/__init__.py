@@ -1,6 +1,6 @@
 """elbo: diffusion objectives as weightings over noise levels.
 
-`__init__.pyi` lists the names of the Python API. Each is imported on first use, so that `elbo --help` stays fast.
+`__init__.pyi` lists the names of the Python API. A name is imported on first use, so that `elbo --help` stays fast.
 """
 
 from functools import cache

@@ -9,10 +9,8 @@ STDERR = 2
 
 
 def end(signum: int, frame: FrameType | None) -> None:
-    """End the process at once, with the exit code that shells use for the signal; the next command removes partial files.
-
-    This handler raises no exception, because an import or a finalizer would print the exception as a traceback.
-    """
+    """End the process at once, with the exit code that shells use for the signal."""
+    # No exception: an import or a finalizer would print a traceback. The next command removes partial files.
     try:
         if os.environ.get("RANK", "0") == "0" and sys.argv[1:]:
             bar = "\r\x1b[K" if os.isatty(STDERR) else ""
@@ -22,12 +20,12 @@ def end(signum: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Install signal handlers and run the command line. Commands that save their work replace these handlers."""
+    """Install signal handlers and run the command line."""
     if os.name != "posix":
         sys.exit("elbo: error: this system lacks fcntl and fork, which elbo needs; run it on Linux, or on Windows within WSL")
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, end)
+            signal.signal(signum, end)  # commands that save their work replace this handler
     from elbocli.main import main as run
 
     run()

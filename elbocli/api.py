@@ -54,7 +54,7 @@ def schedule(spec: str, logsnr_min: float | None = None, logsnr_max: float | Non
     """Return the schedule λ(t) of a SPEC or of a schedule file, truncated to [logsnr_min, logsnr_max].
 
     spec: `cosine`, `edm:mean=-0.4,std=1`, or the path of a file that `elbo adapt` wrote.
-    logsnr_min, logsnr_max: range of λ; None for the schedule's own end.
+    logsnr_min, logsnr_max: range of λ; None keeps the limit of the schedule.
     size: side of the images in pixels, needed for a schedule that depends on the image size.
     Raises UsageError for an unknown name or a range that the schedule does not cover, FormatError for an unreadable file.
     """
@@ -246,14 +246,15 @@ class DiffusionLoss:
         self._follow()
 
     def _loss(self) -> str:
-        """Return, as text, the settings that a loaded state must share with this loss; a fixed schedule may differ."""
+        """Return, as text, the settings that must match when a state is loaded."""
         kind = "" if self.adaptive is None else ", adaptive"
         return f"{self.weighting.spec}, {self.prediction.spec}, logsnr {self.logsnr_min:g} to {self.logsnr_max:g}{kind}"
 
 
 def _on_range(schedule: Schedule | str, low: float | None, high: float | None, usual: Any, clip: bool = False) -> Schedule:
-    """Truncate a schedule to [low, high]. None: the end of a Schedule object, else of `usual`, else −15 or 15.
+    """Return a schedule truncated to [low, high].
 
+    low, high: range of λ; None: limit of the Schedule object, else of `usual`, else −15 or 15.
     usual: a DiffusionLoss, or None. clip: for a SPEC, reduce [low, high] to the range that its schedule covers.
     """
     ends = usual if isinstance(schedule, str) else schedule
@@ -309,8 +310,8 @@ def draw(
     loss: the DiffusionLoss that the network was trained with; it sets the prediction and the range of λ.
     labels: [n], where −1 means "no class". Guidance other than 1 needs labels, and a network trained with "no class".
     sampler: a Sampler or its SPEC, `NAME:key=value,…`.
-    steps, schedule, spacing: number of noise levels, their schedule (or its SPEC), and the SPEC of their spacing; default: the
-        sampler's.
+    steps, schedule: number of noise levels, and a Schedule or its SPEC; default: the sampler's.
+    spacing: SPEC of the spacing of the noise levels; default: the schedule's.
     logsnr_min, logsnr_max: range of λ; default: that of a Schedule object, else that of `loss`, else −15 to 15.
     guidance_scale: scale of classifier-free guidance; 1 is none.
     start: `unit` starts from z = ε, `edm` from z = σε.

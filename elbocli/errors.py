@@ -5,7 +5,7 @@ import re
 OUT_OF_MEMORY = re.compile(
     "OutOfMemoryError|out of memory|can't allocate memory|std::bad_alloc|ALLOC_FAILED|unable to find an engine"
 )
-"""Parts of errors by which lack of memory is recognised: Python's, torch's, the driver's, cuBLAS's and cuDNN's."""
+"""Pattern of out-of-memory errors from Python, torch, the CUDA driver, cuBLAS and cuDNN."""
 
 
 class ElboError(Exception):
@@ -47,7 +47,7 @@ class PeerLost(ElboError):
 
 
 class ReaderGone(ElboError):
-    """The reader of a run's output has closed the pipe; the exit code is that of SIGPIPE."""
+    """The program that reads elbo's output from a pipe has closed the pipe; exit code 141, as after SIGPIPE."""
 
     exit_code = 141
 

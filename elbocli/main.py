@@ -57,7 +57,7 @@ GROUPS = {
         "help": "Show the help of COMMAND.",
     },
 }
-"""Commands under each heading of the help: name of the command → first sentence of the command's help."""
+"""Heading of the help → command → first sentence of the command's help."""
 COMMANDS = {name: text for rows in GROUPS.values() for name, text in rows.items()}
 ELSEWHERE = {
     "help": "elbocli.main.help_",
@@ -68,10 +68,7 @@ ELSEWHERE = {
 
 
 class Commands(Group):
-    """Click group that imports a command's module only when the command is used, so that --help is fast.
-
-    Plug-ins add commands: files named by --plugin or ELBO_PLUGIN, and installed packages.
-    """
+    """Click group of elbo's and plug-ins' commands, which imports a command's module when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *ADDED]
@@ -135,10 +132,8 @@ def elbo() -> None:
     """Diffusion objectives as weightings over noise levels: pack images, train, fit the schedule, sample, score."""
 
 
-LATER_S = 10.0
-"""Seconds that ranks other than 0 wait after an error, so that rank 0 prints its error before the launcher ends all ranks."""
-SIGNALLED = 128
-"""Offset of exit codes: a command that a signal ended exits with 128 + the signal's number, as in shells."""
+LATER_S = 10.0  # seconds that other ranks wait after an error: rank 0 prints before the launcher ends all ranks
+SIGNALLED = 128  # exit code of a command that a signal ended: 128 + the signal's number, as in shells
 LESS = "try a smaller --batch-size; in 'elbo train', a smaller --micro-batch, or --activation-checkpointing"
 SHELLS = ("bash", "zsh", "fish")
 
@@ -177,20 +172,14 @@ elbo.commands.update(dict.fromkeys(COMMANDS, completion))  # click suggests thes
 
 
 def share_cores() -> None:
-    """Shorten the busy-waiting of torch's OpenMP threads, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT is set.
-
-    With torch's default, two commands of a pipe that share two cores slow each other down a hundredfold.
-    Must be called before torch is imported.
-    """
+    """Shorten the busy-waiting of torch's OpenMP threads, unless the environment sets it. Call before torch is imported."""
+    # With torch's default, two commands of a pipe that share two cores slow each other down a hundredfold.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def extend_segments() -> None:
-    """Turn on expandable segments in torch's CUDA allocator, against fragmentation, unless the environment configures it.
-
-    Must be called before torch is imported.
-    """
+    """Enable expandable segments of torch's CUDA allocator, unless the environment sets them. Call before torch is imported."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch before 2.9 reads only the second name
     chosen = next((os.environ[name] for name in names if name in os.environ), "expandable_segments:True")
     for name in names:
@@ -198,10 +187,10 @@ def extend_segments() -> None:
 
 
 def _fail(where: str, message: str, code: int, alone: bool = False) -> int:
-    """Print an error, or the signal that ended the command, on stderr; return the exit code.
+    """Print an error on stderr, and return the exit code.
 
-    where: name of the command. alone: whether perhaps only this rank has the error; the rank then prints the error, whatever
-    its number. Otherwise ranks other than 0 print nothing, and wait until rank 0 has printed the error.
+    where: name of the command.
+    alone: True: print on this rank, because other ranks may have no error; False: print only on rank 0.
     """
     if alone or not Command.silent:
         rank = f"rank {os.environ['RANK']}: " if Command.silent else ""
@@ -229,7 +218,7 @@ def _invoke(args: list[str]) -> int:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run a command line, print errors as messages, and return the exit code. Unexpected errors are bugs, and are raised."""
+    """Run a command line, print errors as messages, and return the exit code. Unexpected errors are raised."""
     try:
         return _invoke(sys.argv[1:] if args is None else args)
     except (Exception, KeyboardInterrupt) as error:

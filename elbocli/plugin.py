@@ -1,11 +1,11 @@
-"""Decorators for plug-ins, Python files that add weightings, schedules, networks, …: docs/extending.md has examples.
+"""Decorators for plug-ins, which are Python files that add weightings, schedules, networks and more.
 
     import elbocli.plugin as elbo
 
     @elbo.weighting("mine", formula="...", monotone=False, source="...")
     def mine(logsnr): ...
 
-Name a plug-in on the command line (`--plugin FILE.py`), or install it with an entry point of the group `elbo.plugins`.
+Load a plug-in with `--plugin FILE.py`, or install an entry point of the group `elbo.plugins`. docs/extending.md has examples.
 """
 
 from elbocli.cli.commands import add_command as command

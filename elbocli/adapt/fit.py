@@ -1,4 +1,4 @@
-"""Fit a schedule to loss logs, or, before any training, to the least possible error on images; draw errors and schedule."""
+"""Fit a schedule to loss logs or, before any training, to the least possible error of a denoiser of the images."""
 
 import hashlib
 import math
@@ -38,16 +38,16 @@ PROMISE = ("variance_independent", "variance_low_discrepancy", "ratio_independen
 
 @stored("result of elbo adapt --report (JSON)")
 class AdaptReport(Record, frozen=True):
-    """A fitted schedule, and the predicted variance of the loss for this and other schedules.
+    """Report of `elbo adapt`: a fitted schedule, and the variance of the loss predicted for several schedules.
 
-    schedules: name of a schedule → values under the keys PROMISE: for independent and for low-discrepancy t, the variance of the
-    loss estimate per image, divided by the squared loss, and the ratio of this variance to the smallest one of all schedules;
-    None if infinite or undefined.
-    Only for a schedule fitted to data alone (--data-only):
+    intervals: number of lines of the loss logs. batch: batch size for which variances are predicted.
+    schedules: name of a schedule → predictions under the keys PROMISE; None: infinite or undefined.
+    variance_*: variance of the loss estimate per image, divided by the squared loss, for independent or low-discrepancy t.
+    ratio_*: variance divided by the smallest variance of all schedules.
+    half, p_mean, p_std, told_apart: None without --data-only.
     half: the two logsnr between which half of the draws lie.
-    p_mean, p_std: mean and standard deviation of EDM's ln sigma = −logsnr/2 under the schedule.
-    told_apart: logsnr from which on the least possible error is below half of its maximum, because a denoiser can tell the images
-    apart; None if this error stays above half of its maximum.
+    p_mean, p_std: mean and standard deviation of ln sigma_edm = −logsnr/2 under the schedule.
+    told_apart: logsnr above which the least possible error is below half of its maximum; None: nowhere.
     """
 
     weighting: str
@@ -67,11 +67,11 @@ class AdaptReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class FittedSchedule:
-    """A fitted schedule, the text of its file, the report, and the data of the plot.
+    """A fitted schedule, the text of the schedule's file, the report, and the data of the plot.
 
-    edges: edges of the λ bins. error: ε error per dimension in each bin, and its standard error.
-    densities: density functions of this and other schedules, by name.
-    share: density over λ of the weighted loss, by bin; None for a schedule fitted to data alone.
+    edges: edges of the λ bins, [bins + 1]. error: (ε error per dimension, standard error), [bins] each.
+    densities: name of a schedule → density function p(λ).
+    share: density over λ of the weighted loss, [bins]; None for --data-only.
     """
 
     schedule: Schedule
@@ -93,11 +93,14 @@ def fit_log(
     since: int = 0,
     optimum: Path | None = None,
 ) -> FittedSchedule:
-    """Fit a schedule to loss logs (runs, files, or a binary stream). Raises ElboError.
+    """Fit a schedule to loss logs. Raises ElboError.
 
-    choose: function that maps the SPEC of the weighting in the log to the weighting to fit for. criterion: a name of CRITERIA.
-    bins: number of bins after merging; None keeps the log's bins. floor: smallest density, relative to a uniform density.
-    since: step after which lines of the logs are used. optimum: file of least possible errors, for criterion excess only.
+    sources: runs, files of loss logs, or binary streams.
+    choose: function of the SPEC of the log's weighting that returns the weighting to fit for.
+    criterion: a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
+    bins: number of bins after merging; None: the log's bins.
+    since: step; only later lines of the logs are used.
+    optimum: file of least possible errors, for criterion `excess` only.
     """
     if (CRITERIA.find(criterion).name == "excess") != (optimum is not None):
         raise UsageError("--criterion excess and --optimum FILE go together: give both, or neither")
@@ -115,7 +118,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: has {known.dimensions} values per image, not {losses.header.dimensions}; use one for the log's data"
+                f"{optimum}: {known.dimensions} values per image, not {losses.header.dimensions}; use a file for the log's data"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
@@ -126,7 +129,7 @@ def fit_log(
     densities[f"fitted:{criterion}"] = schedule.density
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
-    log.info(f"schedule for {w.spec} by {criterion}, from {losses.images} images in {losses.lines} lines of loss logs")
+    log.info(f"schedule for weighting {w.spec}, criterion {criterion}: {losses.images} images, {losses.lines} lines of loss logs")
     log.info(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:")
     log.info(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
     promises = {}
@@ -150,7 +153,7 @@ def fit_log(
 
 
 def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
-    """Return a log's (edges, sums) with neighbouring bins merged, so that `bins` bins remain; None merges nothing."""
+    """Merge a log's bins into `bins` bins; return (edges, sums). None: keep the log's bins."""
     count = losses.sums.shape[1]
     bins = bins or count
     if count % bins:
@@ -159,22 +162,19 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(losses: LossLog) -> Density:
-    """Return the density of a log's noise levels: that of the log's schedule or, if this isn't fixed or is missing, of counts.
-
-    Half a draw is added to the count of each bin (the Krichevsky-Trofimov estimate), so that no density is zero; the density of
-    the counts is then raised to the floor of the adaptive schedule.
-    """
+    """Return the density p(λ) of a log's noise levels; without a fixed schedule in the log, an estimate from the counts."""
     low, high = float(losses.edges[0]), float(losses.edges[-1])
     try:
         return resolve_schedule(str(losses.header.schedule), low, high).density
     except ElboError:
+        # + 0.5: the Krichevsky-Trofimov estimate, so that no density is zero.
         counted, width = losses.sums[0] + 0.5, losses.edges.diff()
         height = floored(counted / counted.sum(), width, losses.header.floor or 0) / width
         return lambda at: height[cell_of(at, losses.edges)]
 
 
 def _fixed_density(name: str, like: Schedule) -> Density:
-    """Return the density of a named schedule on the range of `like`; zero if the schedule has almost no mass there."""
+    """Return the density of a named schedule on the λ range of `like`; zero if almost no draw lies in the range."""
     with suppress(UsageError):
         return parse_schedule(name, like.logsnr_min, like.logsnr_max).density
     return torch.zeros_like
@@ -183,7 +183,7 @@ def _fixed_density(name: str, like: Schedule) -> Density:
 def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSchedule:
     """Fit a schedule with density ∝ weighting × least possible error. Raises ElboError.
 
-    path: file of least possible errors, from `elbo optimum`. floor: smallest density, relative to a uniform density.
+    path: file of least possible errors, from `elbo optimum`. floor: smallest density, as a fraction of the uniform density.
     """
     optimum = read_optimum(path)
     edges = torch.tensor(optimum.edges, dtype=torch.float64)
@@ -202,7 +202,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"the least possible error vanishes above logsnr {told_apart:.3g}, but a network's doesn't; raise --floor")
+        log.warning(f"the least possible error vanishes above logsnr {told_apart:.3g}; a network's error doesn't: raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(
@@ -216,7 +216,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
 
 
 def plot_fit(fitted: FittedSchedule, out: Path) -> None:
-    """Draw two plots over λ: the ε error per dimension ± 2 standard errors; densities of the weighted loss and of schedules."""
+    """Plot the ε error per dimension and the densities of schedules over λ; write the picture to `out`."""
     from elbocli.cli.figure import ERROR, POINTS, brief, draw_band, draw_densities, finish, lettered, new_figure
 
     (error, se), middle, measured = fitted.error, bin_middles(fitted.edges), fitted.share is not None

@@ -1,8 +1,6 @@
-"""Estimates of −log p of images: the variational bound, Kong's integral with a Gaussian, the probability-flow ODE.
+"""Estimate −log p of images: by the variational bound, by Kong et al.'s integral, or by the probability-flow ODE.
 
-All three equal ½ ∫ E‖ε−ε̂‖² dλ over all noise levels. They differ in the denoiser at levels outside the network's range, and
-in the method of integration. Each estimator returns two independent values per image, whose difference gives the standard
-error. The bound also has a profile over λ: the bound on data at noise level λ.
+An estimator returns two independent values per image; the difference between the two gives the standard error.
 """
 
 import itertools
@@ -32,20 +30,21 @@ from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
 TRUSTED = 64
-"""Least number of images at which --target-se trusts the estimated standard error."""
+"""Least number of images after which the first pass over the images may stop because of --target-se."""
 UNITS = ("bpd", "nats_per_latent_dimension")
-"""Names of the fields with values per dimension: for pixels, and for latents."""
+"""Names of values per dimension: bits per dimension of pixels, and nats per dimension of latents."""
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
 
 
 @dataclass(frozen=True)
 class BoundEstimate:
-    """The variational bound of a set of images, with its profile over λ.
+    """Variational bound of a set of images, with its profile over λ.
 
-    sums: count, sum and sum of squares of the ε error per bin of λ, as in a loss log, [3, bins].
-    moments: number, mean and mean square of the errors per dimension in each bin, from `sums`.
-    profile: bound L(λ;x) on data at noise level λ, the upper edge of each bin, in nats, [bins]. profile_se: standard error.
-    excess: error minus the least possible error, and its standard error, [bins] each; () if --optimum wasn't given.
+    sums: count, sum and sum of squares of the ε error per dimension, in each bin of λ, [3, bins].
+    moments: count, mean and mean square of the same errors.
+    profile: bound L(λ; x) on noised data in nats, [bins]; λ is the upper edge of each bin.
+    profile_se: standard error of `profile`, [bins].
+    excess: (error minus least possible error, standard error of the difference), [bins] each; () without --optimum.
     """
 
     bound: Bound
@@ -65,7 +64,7 @@ class BoundEstimate:
         return "".join("\t".join(row) + "\n" for row in rows)
 
     def log_text(self, asked: Measurement) -> str:
-        """Return the errors as text of a loss log, from which `elbo adapt` can fit a schedule. asked: what was measured."""
+        """Return the errors as the text of a loss log, which `elbo adapt` reads. asked: the measured run and images."""
         trained = asked.trained
         specs = {"weighting": trained.settings.weighting, "prediction": trained.settings.prediction}
         about = {"dimensions": asked.dimensions, "schedule": self.bound.schedule, **specs}
@@ -88,7 +87,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats record. nats, se: value per image, and its standard error. some: images of that unit."""
+    """Return the fields of a Nats record. nats: value per image. se: standard error of `nats`. some: batch of the images."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -101,21 +100,20 @@ def estimate_bound(
     gaussian: GaussianModel | None = None,
     kept: list[Draws] | None = None,
 ) -> BoundEstimate:
-    """Estimate the variational bound of any denoiser on any images.
+    """Estimate the variational bound of a denoiser on images.
 
-    images: batches; iterated over repeatedly if target_se needs more noise.
-    schedule: schedule of the noise levels, from denoiser.low to denoiser.high; changes the variance, not the expectation.
-    target_se: continue, with more images first, then with more noise on all images, until the standard error per dimension
-    is below this value; None for one pass over the images.
+    images: batches; iterated over again if target_se needs more noise.
+    schedule: distribution of the noise levels from denoiser.low to denoiser.high; changes the variance, not the expectation.
+    target_se: standard error per dimension at which to stop; None: one pass over the images.
     gaussian: Gaussian whose exact denoiser is evaluated on the same noise, too; None for none.
-    kept: list to which the errors at all noise levels are appended; None to drop these errors.
-    Raises UsageError for fewer than two images, NonFiniteError.
+    kept: list to which the errors at all noise levels are appended; None: the errors are not kept.
+    Raises UsageError: for fewer than two images.
+    Raises NonFiniteError: if the network's output is NaN or infinite.
     """
     low, high, population = denoiser.low, denoiser.high, denoiser.population
     edges, sums, rounds, se = bin_edges(low, high), BinSums(low, high), list[PairedMoments](), math.inf
 
-    def pooled() -> PairedEstimate:
-        """Pool the estimates of all complete rounds, or of the first round while it is incomplete."""
+    def pooled() -> PairedEstimate:  # of complete rounds, which have as many images as the first round
         return PairedEstimate.pooled([each.estimate() for each in rounds if each.n == rounds[0].n])
 
     while not rounds or (target_se is not None and rounds[-1].n and se >= target_se):
@@ -152,10 +150,11 @@ def estimate_bound(
 
 
 def measure_bound(asked: Measurement, schedule: str = "", target_se: float | None = None) -> BoundEstimate:
-    """Estimate the variational bound of the run in `asked`, on the images in `asked`. Raises ElboError.
+    """Estimate the variational bound of a run on images.
 
-    schedule: SPEC (name:key=value,…) of the schedule of noise levels; '' to fit a schedule to the run's loss log.
-    target_se: standard error per dimension below which to stop; None for one pass over the images.
+    asked: the run and the images.
+    schedule: SPEC `name:key=value,…` of the schedule of noise levels; '' fits a schedule to the run's loss log.
+    target_se: standard error per dimension at which to stop; None: one pass over the images.
     """
     return estimate_bound(asked, asked, asked.schedule(schedule), target_se)
 
@@ -163,11 +162,11 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 # Several estimates of −log p of the same images.
 
 ROUNDING = 1e-9
-"""Relative standard error below which the standard error of a difference is due to rounding alone."""
+"""Largest standard error of a difference, relative to the estimate, that is attributed to rounding."""
 CELLS = 20
-"""Number of cells of λ. In each, the estimator `information` chooses a denoiser and a control-variate coefficient."""
+"""Number of cells into which the estimator `information` divides the range of λ."""
 ENOUGH = 16
-"""Least number of draws in a cell, or of images, to which a control-variate coefficient is fitted."""
+"""Least number of draws or images for fitting a control-variate coefficient."""
 CHECKED = 32
 """Number of images on which the ODE is also solved with half the steps, to estimate the solver's error."""
 
@@ -175,8 +174,9 @@ CHECKED = 32
 class Parts(NamedTuple):
     """Two independent estimates of −log p for each image, split into terms that add up to −log p.
 
-    names: names of the terms. nats: [N, 2, len(names)].
-    evaluations: network evaluations per image. solver: error of the ODE solver in nats; 0 for other estimators.
+    nats: terms in nats, [N, 2, len(names)].
+    evaluations: network evaluations per image.
+    solver: error of the ODE solver in nats; 0 for other estimators.
     """
 
     names: tuple[str, ...]
@@ -186,10 +186,10 @@ class Parts(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The input of an estimator.
+    """Input of an estimator.
 
-    images: batches. schedule: schedule of the noise levels. latent: whether the images are latents.
-    draws: errors of all images at random noise levels; empty if none of the estimators in DRAWN is asked for.
+    latent: whether the images are latents.
+    draws: errors of all images at random noise levels; empty if no estimator in DRAWN was requested.
     """
 
     denoiser: MeasuredNetwork
@@ -199,14 +199,14 @@ class Question(NamedTuple):
     draws: Draws
 
     def integral(self, error: Tensor) -> Tensor:
-        """Estimate ½ ∫ error dλ of each image from each half of its draws: error [N, 2, K] → [N, 2]."""
+        """Return estimates of ½ ∫ error dλ, [N, 2]: two per image. error: error of each draw, [N, 2, K]."""
         return (0.5 * error / self.schedule.density(self.draws.logsnr)).mean(2)
 
 
 ESTIMATORS = Registry("estimator")
-"""Registry of estimators of −log p: (Question, parameters) → Parts. traits: quantity that an estimator bounds from above."""
+"""Estimators of −log p: functions (Question, parameters) → Parts. traits: quantity that an estimator bounds from above."""
 DRAWN = ("variational", "information")
-"""Names of the estimators that use the same draws (random noise levels and noise) as the variational bound."""
+"""Names of the estimators that use the draws of the variational bound: random noise levels and noise."""
 
 
 @ESTIMATORS.declare(
@@ -229,15 +229,11 @@ def variational(asked: Question) -> Parts:
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Parts:
-    """Estimate the integral over all λ: in closed form outside the network's range, from random draws inside.
+    """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate.
 
-    Below the range, the denoiser is the Bayes denoiser of a Gaussian fitted to the data. Above the range, the denoiser is the
-    softmax over the pixel levels, or for latents the Gaussian's denoiser. Inside, in each of CELLS cells, the denoiser is x̂, or
-    x̂ (the network's estimate) rounded to pixel levels, if rounding has the smaller error on the other half of the draws.
-    The Gaussian is a control variate twice. From each draw, β times the deviation of the Gaussian's error, on the same noise,
-    from its expectation is subtracted (one β per cell, fitted on the other half). From the integral, γ times the deviation of
-    the Gaussian's sampled integral from its closed form is subtracted (γ fitted on other images). Both fits are least squares;
-    for Gaussian data, β = γ = 1 and the variance is zero.
+    λ below the network's range: denoiser of a Gaussian fitted to the data, in closed form.
+    λ in the network's range: x̂, or x̂ rounded to pixel levels if rounding reduces the error.
+    λ above the network's range: softmax over the pixel levels; for latents, the Gaussian's denoiser.
     """
     edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
     draws, error = asked.draws, asked.draws.error.clone()
@@ -252,10 +248,12 @@ def information(asked: Question) -> Parts:
         better = not asked.latent and bool(rounded.mean() < error_there.mean())
         chosen, target = (draws.rounded, rounded) if better else (draws.error, error_there)
         by = torch.stack([torch.ones_like(away), expected, away], 1)
+        # Control variate of a draw: the deviation of the Gaussian's error from its expectation, on the same noise.
         beta = torch.linalg.lstsq(by, target[:, None], driver="gelsd").solution[2, 0]
         error[:, half][here] = chosen[:, half][here] - beta * noise[:, half][here]
     sampled = asked.integral(error)
     below, end = draws.ends.unbind(1)
+    # Control variate of the integral: the deviation of the Gaussian's sampled integral from its closed form.
     away = asked.integral(draws.expected) - (end - below)[:, None]
     inside = sampled - slopes(sampled, away)[:, None] * away
     return _parts(draws, below, draws.nats - end if asked.latent else draws.above, inside)
@@ -277,11 +275,11 @@ def _parts(draws: Draws, below: Tensor, above: Tensor, inside: Tensor) -> Parts:
 def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float = 1.0, exact: float = 16.0) -> Parts:
     """Estimate −log p by the probability-flow ODE, solved by Heun's method from the cleanest level to pure noise.
 
-    steps: even number of steps, evenly spaced in λ. draws: even number of samples of initial noise per image.
+    steps: even number of steps, evenly spaced in λ.
+    draws: even number of samples of initial noise per image.
     probes: random sign vectors per sample, for Hutchinson's estimate of the trace.
-    exact: largest number of dimensions for which the exact trace is computed instead.
-    The decoder term is the variational bound's reconstruction term. Raises UsageError for an odd or fractional `steps` or
-    `draws`, and for a fractional `probes` or `exact`.
+    exact: largest number of dimensions for which the trace is computed exactly, without probes.
+    Raises UsageError: if `steps` or `draws` is not an even integer, or `probes` or `exact` is not an integer.
     """
     if steps % 2 or draws % 2 or probes % 1 or exact % 1:
         raise UsageError(f"ode: {steps=:g} and {draws=:g} must be even integers, and {probes=:g} and {exact=:g} integers")
@@ -308,9 +306,9 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 
 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
-    """Solve the ODE for a batch; return two numbers for each of two independent halves of the draws: [B, half, number].
+    """Solve the ODE for a batch of images.
 
-    The numbers are E[log q(z₀|x)] − log p(z₀), and its control variate ½‖ε‖² − D/2. Parameters: those of `ode`, as integers.
+    Returns: E[log q(z₀|x)] − log p(z₀) and a control variate ½‖ε‖² − D/2, for each image and half of the draws, [B, 2, 2].
     """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))
@@ -348,10 +346,10 @@ def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, 
 def slopes(value: Tensor, known: Tensor) -> Tensor:
     """Return the coefficient of a control variate for each image, [N].
 
-    The coefficient of even images is fitted on odd images, and vice versa, by least squares on the differences between the two
-    halves (axis 1). value: estimates to correct, [N, 2]. known: control variate, whose expectation is 0, [N, 2].
+    value: estimates to correct, [N, 2].
+    known: control variate, whose expectation is 0, [N, 2].
     """
-    odd = torch.arange(len(value)) % 2 == 1
+    odd = torch.arange(len(value)) % 2 == 1  # coefficients of odd images are fitted on even images, and vice versa
     found = torch.zeros(len(value), dtype=torch.float64)
     for here, told in ((odd, ~odd), (~odd, odd)):
         if int(told.sum()) >= ENOUGH:
@@ -363,8 +361,9 @@ def slopes(value: Tensor, known: Tensor) -> Tensor:
 class Found(NamedTuple):
     """Several estimates of −log p of the same images.
 
-    result: means over images, as a JSON record. parts: SPEC of an estimator → its estimates for each image.
-    bound: the variational bound with its profile; None if no estimator uses its draws.
+    result: means over images, for JSON output.
+    parts: SPEC of an estimator → estimates for each image.
+    bound: the variational bound with its profile; None if no estimator in DRAWN was requested.
     """
 
     result: Likelihoods
@@ -389,7 +388,7 @@ class Found(NamedTuple):
 
 
 def parse_estimators(specs: Sequence[str]) -> list[Declaration]:
-    """Parse estimators from SPECs, name:key=value,…. Raises UsageError if an estimator is unknown, or is named twice."""
+    """Parse SPECs of estimators, such as `ode:steps=32`. Raises UsageError for an unknown or repeated estimator."""
     found = {each.name: each for each in map(ESTIMATORS.parse, specs)}
     if len(found) < len(specs):
         raise UsageError(f"--estimator {', '.join(specs)}: an estimator is named twice; name each estimator once")
@@ -403,11 +402,13 @@ def estimate_likelihoods(
     estimators: list[Declaration],
     gaussian: GaussianModel | None = None,
 ) -> Found:
-    """Estimate −log p of any images under any denoiser, by several estimators, and compare the estimates.
+    """Estimate −log p of images under a denoiser by several estimators, and compare the estimates.
 
-    images: batches; iterated over once for the draws that estimators in DRAWN share, and once for each other estimator.
-    gaussian: Gaussian fitted to similar data, which the estimator `information` needs. schedule: schedule of the noise levels.
-    Raises UsageError, NonFiniteError.
+    images: batches; iterated over several times.
+    schedule: distribution of the noise levels, for estimators in DRAWN.
+    gaussian: Gaussian fitted to similar data, which the estimator `information` needs.
+    Raises UsageError: for parameters of `ode` that are not integers, or fewer than two images.
+    Raises NonFiniteError: if the network's output or the ODE's solution is NaN or infinite.
     """
     first, kept, bound = next(iter(images)), list[Draws](), None
     if any(each.name in DRAWN for each in estimators):
@@ -444,7 +445,7 @@ def estimate_likelihoods(
 
 
 def flat(content: Tensor) -> Tensor:
-    """Return `content` of Images as float vectors [N, D], in the network's channels-first order; pixels are in [-1, 1]."""
+    """Flatten `Images.content` to float vectors [N, D], channels first; pixels are scaled to [-1, 1]."""
     x = content if content.is_floating_point() else content.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.flatten(1)
 
@@ -456,10 +457,10 @@ def _pooled(nats: Tensor) -> PairedEstimate:
 
 
 def measure_likelihoods(asked: Measurement, estimators: list[Declaration], schedule: str = "") -> Found:
-    """Estimate −log p of the images in `asked` under the run in `asked`, by several estimators.
+    """Estimate −log p of images under a run, by several estimators.
 
-    schedule: SPEC of the schedule of noise levels; '' to fit a schedule to the run's loss log. Raises ElboError.
-    The Gaussian of `information` is fitted to random images of the whole dataset, not only to the measured images.
+    asked: the run and the images.
+    schedule: SPEC of the schedule of noise levels; '' fits a schedule to the run's loss log.
     """
     n, gaussian = len(asked.dataset), None
     if "information" in (each.name for each in estimators):

@@ -1,11 +1,7 @@
-"""Check the paper's theorem on a run, judge the run as a classifier, and compare its errors with the least possible errors.
+"""Check theorem 1 on a run, use the run as a classifier, and compare the run's errors with the least possible errors.
 
-The theorem has two sides. Left: L_w as training computes it. Right: −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x),
-with L estimated from independent noise on the same images. Source: Kingma & Gao 2023, theorem 1.
-
-The classifier chooses the class under which the network predicts the noise best: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ). This is
-Bayes' rule with the variational bound in place of −log p(x|c), without the terms that are independent of c. All classes share
-the same noise, which cancels most of the variance. Source: Li et al. 2023 (arXiv 2303.16203).
+Theorem 1 of Kingma & Gao 2023: the weighted loss L_w equals −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x).
+Classifier of Li et al. 2023 (arXiv 2303.16203): p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise for all classes.
 """
 
 import math
@@ -33,14 +29,15 @@ from elbocli.files.losslog import Columns, read_optimum
 from elbocli.runtime.progress import progress
 from elbocli.train.batches import training_rows
 
-AGREE = 4.0
-"""Largest difference between the two sides of the theorem that counts as agreement, in standard errors."""
-SHARES = 10
-"""Number of bins of λ for which the measure −dw is reported."""
+AGREE = 4.0  # largest difference between the theorem's two sides that counts as agreement, in standard errors
+SHARES = 10  # number of bins of λ for which −dw is reported
 
 
 def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
-    """Compare the two sides of the paper's theorem for each weighting. asked: a run, and images. Raises ElboError."""
+    """Compare the two sides of theorem 1 for each weighting. Raises ElboError.
+
+    asked: the run, and the images that both sides are computed on.
+    """
     low, high = asked.low, asked.high
     measures = [Augmented(weighting, low, high) for weighting in weightings]
     for weighting, measure in zip(weightings, measures):
@@ -70,7 +67,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
 def _check(
     weighting: Weighting, measure: Augmented, loss: PairedEstimate, bounds: PairedEstimate, index: int, edges: Tensor
 ) -> Check:
-    """Compare the theorem's left side, `loss`, with its right side, column `index` of `bounds`. edges: bins of λ for −dw."""
+    """Compare `loss`, the theorem's left side, with column `index` of `bounds`, the theorem's right side."""
     of = np.zeros(len(bounds.mean))
     of[index] = 1
     left, right = _side(loss, np.ones(1)), _side(bounds, of)
@@ -96,8 +93,7 @@ def _side(estimate: PairedEstimate, of: np.ndarray) -> Side:
 
 # The run as a classifier.
 
-CERTAIN = 1e-300
-"""Lower limit of probabilities, so that their logarithms are finite."""
+CERTAIN = 1e-300  # lower limit of probabilities, so that logarithms are finite
 
 
 def class_scores(
@@ -106,11 +102,13 @@ def class_scores(
     classes: int,
     schedule: Schedule,
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Return (scores, labels, rows) of all images under each class 0 … classes − 1.
+    """Score each image under each class; a lower score means a more likely class.
 
     images: batches with the true labels.
-    scores: [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats. labels, rows: [N].
-    Raises UsageError (images without labels), NonFiniteError.
+    schedule: schedule that the noise levels are drawn from.
+    Returns (scores, labels, rows). scores: [N, 2, classes], two independent estimates of ½ ∫ ‖ε−ε̂(z,c)‖² dλ in nats.
+        labels: true labels, [N]. rows: the images' rows in the dataset, [N].
+    Raises UsageError: images without labels. NonFiniteError: the network's output is not finite.
     """
     halves, labels, rows = list[Tensor](), list[Tensor](), list[int]()
     for some in images:
@@ -130,9 +128,11 @@ def class_scores(
 def judge_scores(
     halves: Tensor, labels: np.ndarray, rows: np.ndarray, draws: int, schedule: Schedule
 ) -> tuple[Classification, Columns]:
-    """Compute accuracy and calibration from scores of images; return the result, and a table with a row per image.
+    """Compute a classifier's accuracy and calibration.
 
-    halves, labels, rows: scores, labels and rows from `class_scores`. draws: noise levels per image. schedule: their schedule.
+    halves, labels, rows: scores, labels and rows from `class_scores`.
+    draws, schedule: noise levels per image, and the schedule that the noise levels were drawn from.
+    Returns: the result, and a table with a row per image.
     """
     found = (-halves.mean(1)).softmax(1).numpy()  # [N, C]
     guess, confidence = found.argmax(1), found.max(1)
@@ -163,10 +163,11 @@ def judge_scores(
 
 
 def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Columns]:
-    """Classify images with a run; return the result, and a table with a row per image. Raises ElboError.
+    """Classify images with a run. Raises ElboError.
 
     asked: the run, and the images.
-    schedule: SPEC (name:key=value,…) of the schedule of noise levels; '' to fit a schedule to the run's loss log.
+    schedule: schedule to draw noise levels from, such as 'edm:mean=-0.4'; '': a schedule fitted to the run's loss log.
+    Returns: the result, and a table with a row per image.
     """
     classes = asked.trained.network.config.num_classes
     if classes < 2:
@@ -183,7 +184,7 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
     """Return a measurement like `asked`, but on at most `asked.images` of the run's training images.
 
     optimum: file of 'elbo optimum --like RUN'.
-    Raises UsageError when the optimum is for other images or noise levels, DataError and FormatError for an unusable dataset.
+    Raises UsageError: the optimum is for other images or noise levels. DataError, FormatError: the dataset is unusable.
     """
     least, trained = read_optimum(optimum), asked.trained
     known, run = trained.data.payload_sha256, trained.path
@@ -204,11 +205,14 @@ def open_own(asked: Measurement, optimum: Path) -> Measurement:
 def add_excess(
     asked: Measurement, own: Measurement, optimum: Path, found: BoundEstimate, schedule: str = ""
 ) -> tuple[dict[str, Any], BoundEstimate]:
-    """Compare errors with the least possible errors. Return (the result's field `excess`, the bound with the excess per bin).
+    """Compare a run's errors with the least possible errors.
 
-    own: measurement from `open_own`; its training images are evaluated here, unless they are the images of `asked`.
-    optimum: file of 'elbo optimum'. found: the bound of `asked`. schedule: SPEC of the noise levels for `own`; '' to fit one.
-    Field `excess`: weighted loss minus the least possible loss, in nats per dimension, which training can still gain.
+    own: measurement on training images, from `open_own`.
+    optimum: file of 'elbo optimum'.
+    found: bound of `asked`.
+    schedule: schedule to draw the noise levels of `own` from; '': a schedule fitted to the run's loss log.
+    Returns (report, bound). report: weighted loss minus least possible loss, in nats per dimension, for training images
+        and for other images. bound: `found` with the excess over the least possible error in each bin.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

@@ -1,4 +1,7 @@
-"""Evaluate a network on images at many noise levels: any network on any images, or a run on a dataset."""
+"""Measure the errors of a network on images at many noise levels.
+
+MeasuredNetwork takes any network and any images. Measurement takes a run and a dataset.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -34,8 +37,7 @@ DEFAULT_IMAGES = 1000
 ALL = 10**12
 FLOOR = 0.1
 FITTED = "fitted"
-PIXELS = 256 * 3072
-"""Default batch size, as a number of values: 256 images of 32 × 32 × 3."""
+PIXELS = 256 * 3072  # values in a default batch: 256 images of 32 × 32 × 3
 PLAIN = parse_weighting("elbo")
 
 
@@ -43,8 +45,8 @@ class Images(NamedTuple):
     """A batch of images.
 
     content: pixels, uint8 [B, H, W, C]; or latents, float32 [B, C, H, W], scaled for the network.
-    labels: [B], or None.
-    rows: unique number of each image, [B], from which its noise is drawn.
+    labels: class numbers, [B]; None: no classes.
+    rows: unique number of each image, [B], which seeds the image's noise.
     """
 
     content: Tensor
@@ -53,21 +55,21 @@ class Images(NamedTuple):
 
     @property
     def latent(self) -> bool:
-        """Whether the images are latents, which have no pixel levels."""
+        """Whether the images are latents, not pixels."""
         return self.content.is_floating_point()
 
     @property
     def x(self) -> Tensor:
-        """Pixels in [-1, 1], or latents; float64 on the CPU, with the axes of `content`."""
+        """The images as float64, with the axes of `content`: pixels in [-1, 1], or latents."""
         return self.content.double() if self.latent else self.content.double() / 127.5 - 1
 
     @property
     def divisor(self) -> float:
-        """Number that nats per image are divided by for a value per dimension: D ln 2 for pixels (bits), D for latents (nats)."""
+        """Divisor that turns nats per image into bits per dimension (pixels) or nats per dimension (latents)."""
         return self.content[0].numel() * (1.0 if self.latent else math.log(2))
 
     def decoder_nats(self, logsnr_max: float) -> Tensor:
-        """Return the reconstruction term E[−log p(x|z₀)] of each image in nats, [B]."""
+        """Return the reconstruction term E[−log p(x|z₀)] of each image, nats, [B]. logsnr_max: λ of z₀."""
         if self.latent:
             nats = reconstruction_of_numbers(logsnr_max) * self.content[0].numel()
             return torch.full((len(self.content),), nats, dtype=torch.float64)
@@ -78,17 +80,16 @@ NONE = torch.empty(0, dtype=torch.float64)
 
 
 class Draws(NamedTuple):
-    """Errors of some images at several noise levels, float64 on the CPU, summed over dimensions.
+    """Errors of a network on a batch of images at 2K noise levels each, float64 on the CPU.
 
-    The two halves (axis 1) of an image's draws are independent. Within a half, the K times t are evenly spaced, with one
-    uniform offset.
-    logsnr, loss, error: λ, weighted loss and ‖ε−ε̂‖², [B, 2, K].
-    below, above: terms of the bound for λ below and above the range, in nats: prior and reconstruction, [B].
-    Only if `draw` gets a Gaussian:
-    rounded, gaussian: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, and of the Gaussian's exact denoiser, [B, 2, K].
-    expected: expectation of `gaussian` over the noise, [B, 2, K].
-    ends: ½ ∫ of the exact denoiser's expected error over λ, from −∞ to the low and to the high end of the range, in nats, [B, 2].
-    nats: −log p of the images under the Gaussian, [B].
+    Axis 1 of [B, 2, K]: two independent sets of K evenly spaced times t, each set with one random offset.
+    logsnr: λ, [B, 2, K]. loss, error: weighted loss and ‖ε−ε̂‖², summed over dimensions, [B, 2, K].
+    below, above: prior term and reconstruction term of the bound, nats, [B].
+    If `draw` gets no Gaussian, the following fields are empty.
+    rounded: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, [B, 2, K].
+    gaussian: ‖ε−ε̂‖² of the Gaussian's exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
+    ends: ½ ∫ dλ of the exact denoiser's expected error, from −∞ to the lower and to the upper limit of λ, nats, [B, 2].
+    nats: −log p of each image under the Gaussian, [B].
     """
 
     logsnr: Tensor
@@ -103,24 +104,24 @@ class Draws(NamedTuple):
     nats: Tensor = NONE
 
     def shares(self, schedule: Schedule) -> Tensor:
-        """Return the contribution of each draw to ½ ∫ ‖ε−ε̂‖² dλ, [B, 2, K]; summed over the K draws, they estimate the integral.
+        """Return each draw's contribution to ½ ∫ ‖ε−ε̂‖² dλ, nats, [B, 2, K]. The sum over K estimates the integral.
 
-        schedule: the schedule from which the noise levels were drawn.
+        schedule: schedule from which the noise levels were drawn.
         """
         return 0.5 * self.error / schedule.density(self.logsnr) / self.error.shape[-1]
 
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """A network to evaluate, its prediction type, and the range of logsnr.
+    """A network to evaluate, with the options of the evaluation.
 
-    network: (z [B, C, H, W] times c_in of the prediction type, logsnr [B], labels [B] or None) → [B, C, H, W].
-    low, high: range of logsnr.
+    network: function (z [B, C, H, W] scaled as `prediction` says, logsnr [B], labels [B] or None) → output [B, C, H, W].
+    low, high: range of λ.
     precision: fp32, tf32, bf16 or fp16. batch_size: number of network inputs at a time.
     draws: number of noise levels per image, even. seed: seed of the noise levels and of the noise.
     name: name of the network in messages.
-    population: number of images in the set that the images are chosen from; inf for a distribution.
-    total: number of images, for progress messages.
+    population: number of images in the dataset that the images are drawn from; inf: images drawn from a distribution.
+    total: number of images, for progress messages; None: unknown.
     """
 
     network: Network
@@ -142,7 +143,7 @@ class MeasuredNetwork:
         return Precision(self.precision, self.device)
 
     def placed(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Return (x [B, C, H, W], labels or None) on the network's device, scaled for the network."""
+        """Return (images [B, C, H, W] scaled for the network, labels or None), both on the network's device."""
         x = sent(images.content, self.device) if images.latent else normalised(images.content, self.device)
         return x, None if images.labels is None else sent(images.labels, self.device)
 
@@ -159,11 +160,11 @@ class MeasuredNetwork:
 
         weighting: weighting of the losses. schedule: schedule from which the noise levels are drawn.
         purpose: name of the random stream; different purposes give independent draws.
-        gaussian: Gaussian whose exact denoiser is evaluated on the same noise, too; None for none.
-        Raises UsageError for an odd number of levels, NonFiniteError.
+        gaussian: Gaussian, whose exact denoiser is evaluated on the same noise; None: no Gaussian.
+        Raises UsageError: `draws` is odd or less than 2. Raises NonFiniteError: the loss is not finite.
         """
         if self.draws < 2 or self.draws % 2:
-            raise UsageError(f"draws is {self.draws}; give an even number, whose two halves give the standard error")
+            raise UsageError(f"draws is {self.draws}; give an even number of 2 or more")
         offsets, noise = (Stream(self.seed, f"bound-{what}-{purpose}") for what in ("t", "noise"))
         comb = np.arange(self.draws // 2) / (self.draws // 2)
         t = (np.stack([offsets.uniform(int(row), 2) for row in images.rows])[:, :, None] + comb) % 1.0
@@ -201,16 +202,16 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(MeasuredNetwork):
-    """A run's network, and the images (dataset rows `rows`, at most `images`) to evaluate; iterating yields batches of images."""
+    """A run's network, and the dataset rows to evaluate the network on. Iterating yields batches of images."""
 
     trained: TrainedRun
     dataset: Dataset
-    images: int
+    images: int  # largest length of `rows`
     rows: np.ndarray
 
     @property
     def dimensions(self) -> int:
-        """Dimension D of an image: its number of values."""
+        """Number of values of an image."""
         return int(np.prod(self.dataset.shape[1:]))
 
     @property
@@ -219,15 +220,14 @@ class Measurement(MeasuredNetwork):
         return self.trained.network.config.num_classes > 0
 
     def __iter__(self) -> Iterator[Images]:
-        """Yield batches of the chosen images, small enough for all draws to fit one network batch. May be iterated again."""
-        size = max(1, self.batch_size // self.draws)
+        size = max(1, self.batch_size // self.draws)  # all draws of the images are one network batch
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             labels = torch.from_numpy(self.dataset.labels[rows]) if self.conditional else None
             yield Images(self.content(rows), labels, rows.tolist())
 
     def draw_all(self, weighting: Weighting, schedule: Schedule, purpose: str) -> Iterator[Draws]:
-        """Yield the result of `draw` for each batch of the chosen images, and report progress."""
+        """Yield the Draws of each batch of images, and report progress."""
         done = 0
         for some in self:
             yield self.draw(some, weighting, schedule, purpose)
@@ -235,7 +235,7 @@ class Measurement(MeasuredNetwork):
             progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
-        """Return pixels, or latents drawn from their posterior and scaled; the latent drawn for an image is always the same."""
+        """Return the images of dataset rows: pixels, or scaled latents. Repeated calls draw equal latents from the posteriors."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
@@ -246,10 +246,12 @@ class Measurement(MeasuredNetwork):
         return network_input(stored, eta, affine(space, cpu), cpu)
 
     def schedule(self, spec: str = "", weighting: Weighting = PLAIN) -> Schedule:
-        """Return the schedule of noise levels that a SPEC, name:key=value,…, names.
+        """Return a schedule of noise levels. Raises ElboError.
 
-        spec: SPEC of a schedule; or fitted[:CRITERION] to fit a schedule to the run's loss log; or '' for a fitted schedule
-        with low variance for `weighting`. If no loss log covers the range of λ, the schedule is uniform. Raises ElboError.
+        spec `name:key=value,…`: schedule by name.
+        spec fitted[:CRITERION]: schedule fitted to the run's loss log, for losses with `weighting`.
+        spec '': schedule fitted for a low variance of the mean loss with `weighting`.
+        A fitted schedule is uniform if no loss log covers the range of λ.
         """
         name, _, criterion = spec.partition(":")
         if name not in ("", FITTED):
@@ -269,7 +271,7 @@ class Measurement(MeasuredNetwork):
         return [resolve_weighting(spec, size=size) for spec in specs] or [self.trained.weighting()]
 
     def about(self) -> dict[str, Any]:
-        """Return the entries that every result of `elbo bound` has: on run, dataset and settings."""
+        """Return the entries common to all results of `elbo bound`: run, dataset and settings."""
         return {
             "run": str(self.trained.path),
             "checkpoint": self.trained.checkpoint.path.name,
@@ -303,13 +305,13 @@ def open_measurement(
 ) -> Measurement:
     """Open a run and a dataset to evaluate it on.
 
-    path: run or checkpoint. data: dataset; None for the run's training dataset.
-    weights: ema (the run's first average), model (its last weights), another average, or a file of 'elbo ema'.
-    images: largest number of images; None for DEFAULT_IMAGES, ALL for all images of the dataset.
-    batch_size: number of network inputs at a time; None for 256, or fewer for images of more than 32 × 32 × 3 values.
-    precision: fp32, tf32, bf16, fp16, or auto: the precision of training on CUDA, fp32 on a CPU.
-    logsnr_min, logsnr_max: range of λ; None for the run's range. options: draws, the number of noise levels per image.
-    Raises UsageError, DataError and FormatError when run, dataset and options don't fit each other.
+    path: run or checkpoint. data: dataset; None: the run's training dataset.
+    weights: ema (the run's first average), model (the run's last weights), another average, or a file of 'elbo ema'.
+    images: largest number of images; None: DEFAULT_IMAGES; ALL: all images of the dataset.
+    batch_size: number of network inputs at a time; None: 256, or fewer for images of more than 32 × 32 × 3 values.
+    precision: fp32, tf32, bf16, fp16, or auto (on CUDA the precision of training, on a CPU fp32).
+    logsnr_min, logsnr_max: range of λ; None: the run's range. options: draws, the number of noise levels per image.
+    Raises UsageError, DataError, FormatError: run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
     trained = open_run(path, place, weights)
@@ -342,7 +344,10 @@ def open_measurement(
 
 
 def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
-    """Open a dataset that fits a run. data: None for the run's training dataset. Raises UsageError, DataError, FormatError."""
+    """Open a dataset to evaluate a run on.
+
+    data: dataset; None: the run's training dataset. Raises UsageError, DataError, FormatError: the dataset doesn't fit the run.
+    """
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
         raise UsageError(f"{trained.path}: names no dataset to evaluate on; name a dataset, DATA.h5, after the run")

@@ -1,7 +1,7 @@
-"""The JSON records of `elbo bound`, one for each question that the command answers.
+"""Records of the JSON results of `elbo bound`.
 
-Nats are per image. Values per dimension are in bits for pixels (bpd), and in nats for latents, which have no pixel levels.
-Suffix _se: standard error. about: keys that describe network and images: run, checkpoint, weights, dataset, logsnr_min, ….
+Fields in nats: per image. Fields per dimension: bits for pixels (bpd), nats for latents. Suffix _se: standard error.
+about: further keys of the JSON object, such as run, checkpoint, weights and dataset.
 """
 
 from typing import Any, ClassVar
@@ -10,7 +10,11 @@ from elbocli.files.records import Record, stored
 
 
 class Answer(Record, frozen=True, kw_only=True):
-    """Fields of all results. per_image: file of --per-image. excess: errors minus the least possible errors, with --optimum."""
+    """Base class of results of `elbo bound`.
+
+    per_image: file of --per-image.
+    excess: weighted loss minus the least possible loss, with --optimum.
+    """
 
     REST: ClassVar[str] = "about"
 
@@ -21,9 +25,9 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """Mean over images: in nats per image, and in bits per dimension of pixels or nats per dimension of latents.
+    """Mean over images, in nats per image, and in bits per dimension (pixels) or nats per dimension (latents).
 
-    Suffix _se: standard error of the value as an estimate of the mean over the whole dataset.
+    Suffix _se: standard error of the field as an estimate of the mean over the whole dataset.
     """
 
     bpd: float | None = None
@@ -47,12 +51,12 @@ class Nats(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo bound (JSON)")
 class Bound(Nats, frozen=True, kw_only=True):
-    """The variational bound on −log p of images, or on −log of the density of latents, which may be negative.
+    """The variational bound on −log p of images or latents. For latents, p is a density, and the bound may be negative.
 
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
-    schedule: schedule of the noise levels. per_image: file of --per-image.
-    excess: errors minus the least possible errors, with --optimum.
+    per_image: file of --per-image.
+    excess: weighted loss minus the least possible loss, with --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -78,12 +82,12 @@ class Bound(Nats, frozen=True, kw_only=True):
 class Estimate(Nats, frozen=True, kw_only=True):
     """One estimate of −log p, averaged over images.
 
-    bounds: the quantity that the estimate bounds from above.
+    bounds: name of the quantity that the estimate bounds from above.
     nats_se_noise: standard error from the noise alone.
     nats_se_population: standard error of the mean over the distribution that the images are from.
-    terms: parts in nats, which add up to the estimate. evaluations: network evaluations per image, without backward passes.
-    solver_nats: error of the ODE solver, estimated by a solution with half the steps; included in all standard errors but
-    nats_se_noise; None for other estimators.
+    terms: summands of the estimate in nats, by name.
+    evaluations: network evaluations per image, without backward passes.
+    solver_nats: error of the ODE solver, included in all standard errors but nats_se_noise; None without such an error.
     """
 
     estimator: str
@@ -96,7 +100,10 @@ class Estimate(Nats, frozen=True, kw_only=True):
 
 
 class Difference(Record, frozen=True):
-    """One estimate minus another. se: error from the noise. in_se: `nats` divided by the error from noise and ODE solver."""
+    """Estimate `estimator` minus estimate `minus`.
+
+    se: standard error from the noise. in_se: `nats` divided by the standard error from noise and ODE solver.
+    """
 
     estimator: str
     minus: str
@@ -116,7 +123,7 @@ class Likelihoods(Answer, frozen=True):
 
 
 class Side(Record, frozen=True):
-    """One side of Kingma & Gao's theorem 1 in nats. se: standard error from the noise. relative_se: se divided by |nats|."""
+    """One side of the equation in Kingma & Gao's theorem 1. se: standard error from the noise. relative_se: se / |nats|."""
 
     nats: float
     se: float
@@ -124,10 +131,11 @@ class Side(Record, frozen=True):
 
 
 class NoiseShares(Record, frozen=True):
-    """Measure −dw / max w of a weighting w. For a monotone w, this measure is p_w, the distribution of the augmentation noise.
+    """Measure −dw / max w of a weighting w, as a histogram over logsnr.
 
-    at_logsnr_max: mass at the cleanest level. logsnr: edges of cells of logsnr. mass: mass in each cell.
-    positive, negative: for a weighting that rises, the total positive and the total negative mass.
+    at_logsnr_max: mass at logsnr_max, the cleanest level.
+    logsnr: bin boundaries. mass: mass in each bin.
+    positive, negative: total positive and total negative mass; None for a monotone weighting.
     """
 
     at_logsnr_max: float
@@ -140,9 +148,11 @@ class NoiseShares(Record, frozen=True):
 class Check(Record, frozen=True):
     """Comparison of both sides of theorem 1 of Kingma & Gao 2023 for one weighting.
 
-    left: the weighted loss as in training. right: the loss computed as an integral of bounds over noise levels.
-    rising, signed_mass: for a weighting that rises, the intervals of logsnr where it rises, and the measure −dw.
-    augmented_elbo, p_w: for a monotone weighting, the ELBO of noise-augmented data, and the distribution of that noise.
+    left: weighted loss as in training. right: the same loss as an integral of bounds over noise levels.
+    rising: intervals of logsnr where the weighting rises; None for a monotone weighting.
+    signed_mass: measure −dw / max w; None for a monotone weighting.
+    augmented_elbo: ELBO of noise-augmented data; None for a weighting that rises.
+    p_w: distribution of the augmentation noise; None for a weighting that rises.
     """
 
     weighting: str
@@ -159,7 +169,7 @@ class Check(Record, frozen=True):
 
 @stored("result of elbo bound --check (JSON)")
 class Theorem(Answer, frozen=True):
-    """Check of theorem 1 of Kingma & Gao 2023. agree: whether both sides of the theorem agree for every weighting."""
+    """Check of theorem 1 of Kingma & Gao 2023. agree: whether both sides of the equation agree for every weighting."""
 
     agree: bool
     checks: list[Check]
@@ -170,11 +180,11 @@ class Theorem(Answer, frozen=True):
 class Classification(Answer, frozen=True):
     """Scores of a run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with shared noise and a uniform prior.
 
-    accuracy_low, accuracy_high: 95 % interval of the accuracy. log_loss: mean of −log p of the label, in nats.
+    accuracy_low, accuracy_high: 95 % interval of the accuracy. log_loss: mean of −log p(label|x), in nats.
     ece: expected calibration error, the mean of |accuracy − confidence|.
-    undecided: share of images for which the two halves of the draws give different likeliest classes.
-    reliability: for each interval of confidence, the number of images, their mean confidence and their accuracy.
-    class_accuracy: accuracy by class number, for classes that have images.
+    undecided: fraction of images whose likeliest class differs between the two halves of the draws.
+    reliability: number of images, mean confidence and accuracy in each interval of confidence.
+    class_accuracy: accuracy by class number, without classes that have no images.
     """
 
     accuracy: float

@@ -1,5 +1,4 @@
-"""Building blocks of all commands: messages on standard error, types of options, commands with grouped help, options that
-several commands share, and functions that print results.
+"""Building blocks of all commands: messages, types of options, commands with grouped help, shared options, printed results.
 
 Control characters in text from files are escaped, so that they can't move a terminal's cursor or change its colours.
 """
@@ -43,7 +42,7 @@ def _escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape control characters in a message or a name, and line breaks except those before an indented line."""
+    """Escape control characters and line breaks, except line breaks before two spaces of indentation."""
     return "\n  ".join(map(_escaped, text.split("\n  ")))
 
 
@@ -62,17 +61,18 @@ def tell(text: str) -> None:
 
 
 class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Click type that converts and checks text by an annotated Python type, such as Annotated[int, msgspec.Meta(ge=1)].
+    """Click type that checks and converts text by a Python type annotation.
 
-    hint: the annotated type; or plain int or float, with `bounds`: keywords ge, gt, le → number. name: name in the help.
-    zero: word that users may type for 0, such as none; None for no word.
+    hint: the type, such as Annotated[int, msgspec.Meta(ge=1)]. name: name of the type in the help.
+    bounds: for plain int or float: keywords ge, gt, le → number; None: no bounds.
+    zero: word that users may type for 0, such as none; None: no word.
     """
 
     def __init__(self, hint: Any, name: str, bounds: Any = None, zero: Any = None):
         self.hint, self.name, self.bounds, self.zero = hint, name, bounds, zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text or a YAML value. Raises UsageError for a value of another type, or out of bounds."""
+        """Convert text or a YAML value. Raises click.UsageError for a value of another type, or out of bounds."""
         from msgspec import Meta  # both imports are here because they would slow down --help by 10 ms
 
         from elbocli.run.train_settings import convert_text
@@ -86,7 +86,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def value(kind: type, le: float = 10**12, **bounds: float) -> Value:
-    """Return a click type for an int or a float. Bounds: at most `le`, at least `ge`, greater than `gt`."""
+    """Return a click type for int or float, with bounds: number ≤ `le`, number ≥ `ge`, number > `gt`."""
     return Value(kind, "count" if kind is int else "number", {"le": le, **bounds})
 
 
@@ -98,7 +98,7 @@ LEVEL = value(float, ge=-50, le=50)
 class Named(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Click type of a SPEC, NAME:key=value,…, or of a path; the shell completes names and paths.
 
-    table: registry of the names, as "module.REGISTRY", imported only when needed. others: further names.
+    table: registry of the names, as text "module.REGISTRY", imported when first needed. others: further names.
     """
 
     name = "spec"
@@ -127,7 +127,8 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
     """Click type of the path of an output file.
 
     kinds: kinds of existing files, such as "a dataset", that the output may replace.
-    suffixes: allowed suffixes; () for any. stdout, streams: whether - (standard output), and pipes or devices, are allowed.
+    suffixes: allowed suffixes; () for any.
+    stdout: whether - (standard output) is allowed. streams: whether pipes and devices are allowed.
     """
 
     def __init__(self, *kinds: str, suffixes: tuple[str, ...] = (), stdout: bool = False, streams: bool = False):
@@ -135,7 +136,7 @@ class Output(click.Path):  # type: ignore[type-arg, unused-ignore]
         self.kinds, self.suffixes, self.stdout, self.streams = kinds, suffixes, stdout, streams
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text to a Path. Raises UsageError for a wrong suffix, and for - if not allowed."""
+        """Convert text to a Path. Raises click.UsageError for a wrong suffix, and for - if not allowed."""
         path = Path(value)
         if path == STREAM and not self.stdout:
             self.fail("- is standard output, which other results use; name a file", param, ctx)
@@ -182,9 +183,9 @@ def write_examples(self: click.Command, ctx: click.Context, formatter: click.Hel
 
 
 class Command(click.Command):
-    """Click command that stores the common options as class attributes, and checks output files before it runs.
+    """Click command that checks output files before running, and stores common options as class attributes.
 
-    groups: heading in the help → Python names of the options under it.
+    groups: heading in the help → Python names of the options under the heading.
     """
 
     path: ClassVar[str] = "elbo"
@@ -199,13 +200,12 @@ class Command(click.Command):
         self.groups = groups or {}
 
     def sections(self, ctx: click.Context) -> dict[str, list[click.Option]]:
-        """Return headings in order, with the options under each; options without a group come last."""
+        """Return the sections of the help: heading → options. Options without a group come last."""
         left = {option.name: option for option in self.get_params(ctx) if isinstance(option, click.Option)}
         found = {heading: [left.pop(name) for name in names] for heading, names in self.groups.items()}
         return {**found, "Other options" if found else "Options": list(left.values())}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options section by section, with switches shown as --[no-]name."""
         for heading, options in self.sections(ctx).items():
             records = filter(None, (option.get_help_record(ctx) for option in options))
             with formatter.section(heading):
@@ -214,7 +214,7 @@ class Command(click.Command):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, but accept the option names in other_names.txt, and add a hint to errors about unknown options."""
+        """Parse as click does; accept the names in other_names.txt too, and give hints for unknown options."""
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
         try:
             return super().parse_args(ctx, [*args])
@@ -261,7 +261,7 @@ class Command(click.Command):
 def launched() -> int:
     """Return the number of processes that torchrun, or another launcher that sets WORLD_SIZE, has started.
 
-    Raises UsageError if srun or mpirun has started several processes without WORLD_SIZE, since each would do the whole work.
+    Raises UsageError if srun or mpirun has started several processes without WORLD_SIZE.
     """
     name = next((name for name in LAUNCHERS if name in os.environ), "WORLD_SIZE")
     count = os.environ.get(name, "1")
@@ -275,7 +275,7 @@ def add_command(name: str, **how: Any) -> Callable[[Callable[..., Any]], click.C
 
     The function's docstring is the help; click.option adds options.
     how: further arguments of click.command.
-    Raises UsageError when a plug-in has added a command of that name already.
+    Raises UsageError if a plug-in has already added a command called `name`.
     """
 
     def add(function: Callable[..., Any]) -> click.Command:
@@ -400,7 +400,11 @@ def command_line() -> str:
 
 
 def stdin_or_fail(what: str) -> Any:
-    """Return standard input as a binary stream. Raises click.UsageError for a terminal. what: name of the input in messages."""
+    """Return standard input as a binary stream.
+
+    what: name of the input in messages.
+    Raises click.UsageError if standard input is a terminal.
+    """
     if sys.stdin is None or sys.stdin.isatty():
         raise click.UsageError(f"name {what}, or pipe it to standard input")
     return sys.stdin.buffer
@@ -446,7 +450,7 @@ def guidance_options(function: Any) -> Any:
 
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
-    """Return the guidance that `options` set, and remove its scale, interval and channels from `options`. Raises UsageError."""
+    """Remove scale, interval and channels of guidance from `options`; return them as Guidance. Raises UsageError."""
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
@@ -470,8 +474,8 @@ def print_json(value: Any) -> None:
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a text to the file `out`, or to standard output if `out` is -.
 
-    report: JSON object for standard output, which then doesn't get the text even if `out` is -; None for no object.
-    Raises DataError.
+    report: JSON object to print on standard output; if `out` is -, instead of the text. None: no object.
+    Raises DataError if the file can't be written.
     """
     from elbocli.files.atomic import write_text
 

@@ -1,4 +1,4 @@
-"""Figures over λ that several commands draw, in one style. The same input gives the same bytes."""
+"""Draw figures over log-SNR λ, in one style for several commands. The same input gives the same bytes."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -50,17 +50,17 @@ def brief(spec: str) -> str:
 
 
 def lettered(name: str) -> str:
-    """Escape a name for matplotlib, which would set text between two $ as mathematics."""
+    """Escape $ (which begins a formula in matplotlib) and control characters in a name."""
     return visible(name).replace("$", r"\$")
 
 
 def line_style(index: int, colors: Sequence[str] = COLORS) -> dict[str, Any]:
-    """Return matplotlib's keywords for line number `index` on a panel: colour (from the palette `colors`), dashes and width."""
+    """Return matplotlib's keywords for the colour, dashes and width of line number `index` of a panel."""
     return {"color": colors[index % len(colors)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.5}
 
 
 def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dict[str, Any]]:
-    """Return (a new figure, its panels by name). layout: rows of panel names, for pyplot.subplot_mosaic. Sizes are in inches."""
+    """Return a new figure of width × height inches, and its panels by name. layout: rows of panel names, for subplot_mosaic."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -71,7 +71,7 @@ def new_figure(layout: list[Any], width: float, height: float) -> tuple[Any, dic
 
 
 def finish(figure: Any, axes: dict[str, Any], last: list[str], low: float, high: float, out: Path) -> None:
-    """Set the λ axis of all panels to [low, high], label this axis in the panels `last`, and write the figure to `out`."""
+    """Set the range of all λ axes, label the λ axes of the panels `last`, and write the figure to `out`."""
     from matplotlib import pyplot
 
     for axis in axes.values():
@@ -93,15 +93,15 @@ def level_ticks(axis: Any) -> None:
 
 
 def draw_band(axis: Any, at: Tensor, value: Tensor, se: Tensor) -> None:
-    """Draw `value` [N] at the λ in `at` [N], and a band of ± 2 standard errors `se` [N], cut off below a tenth of `value`."""
+    """Draw the curve `value` over the λ in `at`, with a band of ± 2 standard errors `se`, [N] each."""
     axis.fill_between(at, (value - 2 * se).maximum(value / 10), value + 2 * se, color=COLORS[0], alpha=0.3, linewidth=0)
     axis.plot(at, value, color=COLORS[0], linewidth=1.5)
 
 
 def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], at: Tensor) -> None:
-    """Draw the densities p(λ) of schedules at the λ in `at`, with the schedules' names in the legend.
+    """Draw densities p(λ) of schedules, by name, at the λ in `at`, with a legend.
 
-    The line of the schedule named FITTED is black. Equal densities share a line.
+    Equal densities share a line. The line of the schedule named FITTED is black.
     """
     for index, (name, density) in enumerate(densities.items()):
         value, label = density(at), lettered(name)
@@ -118,11 +118,11 @@ def draw_densities(axis: Any, densities: dict[str, Callable[[Tensor], Tensor]], 
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two curves are equal up to rounding. Equal curves are drawn as one line with both names."""
+    """Return whether two curves are equal up to rounding."""
     return np.allclose(a, b, rtol=1e-9, atol=0, equal_nan=True)
 
 
 def add_legend(axis: Any) -> None:
-    """Add a legend of all labels at the right of a panel, where it hides no line."""
+    """Add a legend to the right of a panel."""
     if axis.get_legend_handles_labels()[0]:
         axis.legend(bbox_to_anchor=(1, 1.05))

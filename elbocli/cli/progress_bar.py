@@ -11,14 +11,13 @@ from elbocli.cli.commands import Command, tell, visible
 from elbocli.runtime.progress import log, show_progress_with
 
 LINE_EVERY_S = 10.0
-FIRST_S = 2.0
-"""Seconds before the first line of progress, if stderr is not a terminal."""
+FIRST_S = 2.0  # seconds before the first line of progress, if stderr is not a terminal
 LINE = "{n_fmt}/{total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 
 @contextmanager
 def shown_on_stderr() -> Iterator[None]:
-    """Show messages of `log` and reports of `progress` on stderr inside the block, on rank 0 only."""
+    """Show messages and progress on stderr inside the block, on rank 0 only."""
     display = Display()
     log.addHandler(display)
     level = logging.WARNING if Command.quiet else logging.DEBUG if Command.verbose else logging.INFO
@@ -49,7 +48,11 @@ class Display(logging.Handler):
         tell(f"{Command.path}: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
     def show(self, done: int, total: int | None, unit: str, then: str, values: dict[str, Any]) -> None:
-        """Show a report of `progress`. then: current phase, such as validating. Earlier `values` stay visible until replaced."""
+        """Update the progress bar, or print a line of progress every ten seconds.
+
+        then: current phase, such as validating; '': none.
+        values: numbers shown as key=value; the bar keeps earlier numbers until new numbers replace them.
+        """
         from tqdm import tqdm
 
         now, terminal = time.monotonic(), sys.stderr.isatty()

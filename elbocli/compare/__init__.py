@@ -1,4 +1,4 @@
-"""`elbo compare`: differences between the scores of several sets of samples, and whether they are significant.
+"""`elbo compare`: test whether the scores of several sets of samples differ significantly.
 
-result.py compares results of `elbo eval`, or saved features image by image, and defines the JSON output; command.py prints it.
+result.py compares the scores and defines the JSON output; command.py prints the output.
 """

@@ -33,14 +33,14 @@ from elbocli.cli.commands import (
 def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     """Tell differences between scores from chance.
 
-    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). If both have several repeats of the same seeds, these
-    are paired; otherwise each side's own standard error counts. They may also be features that 'elbo eval --save-features'
-    saved: then Fréchet distances to --ref are compared, image by image where both were drawn with one seed and the same
-    classes, which often tells apart what two separate results can't.
+    FIRST and OTHER are results of 'elbo eval' (JSON; - is a stream). Repeats with equal seeds are compared in pairs;
+    otherwise, the standard errors of both results count.
 
-    Results that were made differently are refused, and the message names the key: another extractor, reference, number of
-    images, preprocessing, protocol or option of a metric. Each interval has a confidence of 95 % by itself: of twenty
-    equal pairs, one looks different.
+    FIRST and OTHER may also be features of 'elbo eval --save-features'. Then Fréchet distances to --ref are compared.
+    Images of equal seed and classes are compared in pairs, which often shows smaller differences.
+
+    Results must have equal extractor, reference, number of images, preprocessing, protocol and options of metrics. Each
+    interval has a confidence of 95 %: of twenty equal pairs, one looks different.
     """
     from elbocli.compare.result import Comparison, Difference, compare_features, compare_results
     from elbocli.evaluate.result import result_of
@@ -50,7 +50,9 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     if len(files) < 2:
         raise click.UsageError("name at least two files, FIRST and OTHER")
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
-        raise click.UsageError("features (.safetensors) need --ref, and results (JSON) take no --ref; name files of one kind")
+        raise click.UsageError(
+            "features (.safetensors) need --ref, and results (JSON) take no --ref; pass only features or only results"
+        )
     if ref is not None:
         others, alike = compare_features(files, ref)
     else:
@@ -68,7 +70,6 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Format a field of a Difference for the table of --table."""
     if isinstance(value, list):
         return " to ".join(map(_cell, value))
     if isinstance(value, float):

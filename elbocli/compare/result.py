@@ -1,4 +1,4 @@
-"""Compare results of `elbo eval`, or saved features: each score's difference from that of the first file, with 95 % interval."""
+"""Compare scores with those of the first file, from results of `elbo eval` or from saved features."""
 
 import contextlib
 import math
@@ -21,10 +21,11 @@ ALIKE = "such scores are not comparable; score both with the same settings"
 
 
 class Difference(Record, frozen=True, kw_only=True):
-    """Values of a score in two files, and their difference, other − first, with standard error and 95 % interval.
+    """Values of a score in two files, and the difference, other − first.
 
-    se, interval: None if unknown. apart: whether 0 lies outside the interval; None if unknown.
-    how: how the standard error was found, such as "paired by 3 seeds".
+    se, interval: standard error and 95 % interval of the difference; None: unknown.
+    apart: whether 0 lies outside the interval; None: unknown.
+    how: method of the standard error, such as "paired by 3 seeds".
     """
 
     score: str
@@ -38,7 +39,7 @@ class Difference(Record, frozen=True, kw_only=True):
 
 
 class Compared(Record, frozen=True, kw_only=True):
-    """The differences between the scores of a file and the scores of the first file."""
+    """Differences between the scores of a file and the scores of the first file."""
 
     file: str
     scores: list[Difference]
@@ -46,7 +47,7 @@ class Compared(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo compare (JSON)")
 class Comparison(Record, frozen=True, kw_only=True):
-    """Comparison of several files with the first. alike: settings and digests equal in all files, named as in `elbo eval`."""
+    """Comparison of several files with the first file. alike: settings and digests that are equal in all files."""
 
     REST: ClassVar[str] = "alike"
 
@@ -58,9 +59,9 @@ class Comparison(Record, frozen=True, kw_only=True):
 
 
 def difference_of(score: str, first: float, other: float, estimate: Estimate, how: str) -> Difference:
-    """Return the record of a difference. score: name. first, other: the two values. how: as in Difference.
+    """Return the Difference of a score between two files.
 
-    estimate: the difference with its standard error.
+    estimate: other − first, with standard error. how: method of the standard error.
     """
     ends = estimate.interval
     return Difference(
@@ -76,10 +77,11 @@ def difference_of(score: str, first: float, other: float, estimate: Estimate, ho
 
 
 def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare results with the first; return the comparisons, and the settings and digests that are equal in all results.
+    """Compare the scores of each result with the scores of the first result.
 
     results: (file, result) pairs.
-    Raises DataError for results that aren't comparable.
+    Returns: comparison of each further result; settings and digests that are equal in all results.
+    Raises DataError: results are not comparable.
     """
     (name, first), compared = results[0], []
     seeds = _by_seed(first)
@@ -103,16 +105,17 @@ def compare_results(results: Sequence[tuple[str, EvalResult]]) -> tuple[list[Com
 
 
 def _by_seed(result: EvalResult) -> dict[str, dict[str, Any]]:
-    """Return the scores of each repeat by the seed of its samples; {} unless there are several repeats with distinct seeds."""
+    """Return the scores of all repeats, by seed of the samples; {} unless several repeats have distinct seeds."""
     found = {str(seed): one.values for one in result.repeats if (seed := one.facts.made.get("seed")) is not None}
     return found if 1 < len(found) == len(result.repeats) else {}
 
 
 def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], dict[str, Any]]:
-    """Compare the Fréchet distances of saved features to a reference, image by image if samples share seed and classes.
+    """Compare the Fréchet distances of saved features with the distance of the first file.
 
-    paths: features saved by `elbo eval --save-features`. ref: statistics or saved features.
-    Raises DataError for files that aren't comparable, UsageError for a reference of images.
+    paths: features saved by `elbo eval --save-features`. ref: statistics or features that the distances refer to.
+    Returns: comparison of each further file, by image if samples have equal seeds and classes; settings and digests.
+    Raises DataError: files are not comparable. Raises UsageError: the reference holds images.
     """
     with contextlib.ExitStack() as stack:
         reference = open_reference(ref, stack)

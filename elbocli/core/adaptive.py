@@ -1,23 +1,6 @@
-"""Adaptive schedules, fitted to the errors at each λ, and the learned weighting. Training and `elbo adapt` share this code.
+"""Fit adaptive schedules and the learned weighting to the errors in bins of λ.
 
-The statistics are of the unweighted error per dimension ‖ε−ε̂‖²/D in equal bins of λ, so that one log serves every
-weighting. Source: arXiv:2303.00848 sec. 4 for the criterion `loss`. The criterion `second-moment` minimises the variance
-of the loss estimate for independent t, and the criterion `std` for low-discrepancy t.
-
-`smooth` fits a positive curve to noisy means of bins, some with few or no observations. The error of a denoiser is smooth
-in λ, so the estimate for a bin also uses neighbouring bins, most of all if the bin has few observations. The model is a
-generalised additive model: gamma likelihood, log link, and a roughness penalty whose scale maximises the marginal
-likelihood (Wood 2011, by Laplace's approximation).
-
-The weighting `uncertainty` is learned while a run trains, from the statistics of its errors; the result is equivalent to
-EDM2's u(σ). This weighting is w = p/e, with the density p of the schedule and the error e, so every t contributes equally
-to the loss. The best density, ∝ w e, is then p itself: every schedule is the adaptive schedule of this weighting, and
-schedule and weighting can't both be learned. The weighting rises wherever p rises faster than e, usually left of the peak
-of p; the loss is then not an ELBO.
-
-The loss of `uncertainty:monotone` is an ELBO: w is replaced by its least non-increasing upper bound, as for any
-weighting (core/monotone.py). Alternatives are worse: a running minimum from the noisy end is almost zero everywhere,
-because p is almost zero there; isotonic least squares depends on the measure on λ, and lowers the peak.
+Source: arXiv:2303.00848, sec. 4, for the criterion `loss`.
 """
 
 from __future__ import annotations
@@ -37,6 +20,8 @@ from elbocli.core.training import CRITERIA
 from elbocli.core.weighting import Weighting
 from elbocli.errors import DataError, UsageError
 
+# Smoothing of the bins' means: a generalised additive model over λ with gamma likelihood, log link, and a roughness penalty
+# whose scale maximises the marginal likelihood by Laplace's approximation (Wood 2011).
 # Prior variance, per unit of λ, of changes in f′ (BENDS) and in f (TILT). The BENDS to choose from allow anything between an
 # almost log-linear curve and jumps between bins.
 BENDS = tuple(0.005 * 8**k for k in range(5))
@@ -46,11 +31,12 @@ CLOSE = 1e-6
 
 
 def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate values [K] at rising knots [K] by cubics whose slopes are central differences; return the values at `at`.
+    """Interpolate between knots by smooth cubics; return the interpolated values at `at`.
 
-    at: any shape. Beyond the knots the outer cubics continue. A linear interpolation would have a kink at every knot, so that
-    its product with a smooth function could rise and fall between two knots.
+    at: λ of any shape; beyond the first and last knot, the outer cubics continue.
+    knots: rising λ, [K]. values: values at the knots, [K].
     """
+    # The product of a linear interpolation with a smooth function could rise and fall between two knots.
     (slope,) = torch.gradient(values, spacing=(knots,))
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
     left = right - 1
@@ -60,11 +46,11 @@ def through(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def roughness(at: Tensor, bend: float) -> Tensor:
-    """Return the penalty matrix K [B, B] with fᵀKf ≈ ∫ f″²/bend + f′²/TILT dλ, for any spacing of λ.
+    """Return the roughness penalty K, [B, B]: fᵀKf ≈ ∫ (f″²/bend + f′²/TILT) dλ for the values f of a function at `at`.
 
-    at: [B], float64, rising λ. bend: prior variance of changes in f′ per unit of λ, one of BENDS. The term in f′² keeps the
-    curve flat far from any observation.
+    at: rising λ, [B], float64. bend: prior variance of changes in f′ per unit of λ.
     """
+    # The term in f′² keeps the curve flat far from any observation.
     step = at.diff()
     slope = torch.eye(len(at), dtype=torch.float64).diff(dim=0) / step[:, None]
     turn = slope.diff(dim=0)
@@ -73,13 +59,13 @@ def roughness(at: Tensor, bend: float) -> Tensor:
 
 
 def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """Return the smoothed means [B], positive: e^f for the f that maximises Σ precision·(−mean e^{−f} − f) − ½ fᵀKf.
+    """Return smoothed, positive means of bins, [B], float64.
 
-    at: [B], rising. mean: [B], non-negative. precision: [B], 1/(relative variance of the mean), 0 without observations.
-    At least one bin needs a positive mean and precision. All are float64. K is the penalty matrix that `roughness` returns for
-    the value of BENDS with the highest marginal likelihood.
-    The gamma likelihood weights relative errors, and avoids the bias of logarithms of noisy means.
+    at: λ of the bins, rising, [B], float64.
+    mean: noisy means, at least 0, [B], float64; at least one bin needs mean > 0 and precision > 0.
+    precision: 1/(relative variance of the mean), [B], float64; 0: bin without observations.
     """
+    # The result is e^f for the f that maximises Σ precision·(−mean e^{−f} − f) − ½ fᵀKf.
     found = []
     for bend in BENDS:
         penalty = roughness(at, bend)
@@ -89,8 +75,7 @@ def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
 
 
 def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
-    """Return the f of `smooth` for a given penalty matrix K, by Newton's method from a least-squares fit to the log means. The
-    curvature used is at least the expected curvature, so that steps don't overshoot."""
+    # Newton's method for f, with at least the expected curvature, so that steps don't overshoot.
     told = precision * (mean > 0)
     f = torch.linalg.solve(penalty + told.diag(), told * mean.where(mean > 0, 1).log())
     for _ in range(ROUNDS):
@@ -105,12 +90,9 @@ def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> float:
-    """Return the log marginal likelihood of a penalty matrix, up to a constant. f: maximiser of the penalised likelihood.
-
-    The penalty doesn't change if a constant is added to f, so its matrix is singular; adding 1/B to all entries mends that
-    equally for every penalty.
-    """
+    """Return the log marginal likelihood of a penalty matrix, up to a constant. f: maximiser of the penalised likelihood."""
     fitted = (precision * (-mean * (-f).exp() - f)).sum() - 0.5 * f @ penalty @ f
+    # A constant in f costs no penalty, so the matrix is singular; 1/B in all entries mends all penalties equally.
     volume = torch.logdet(penalty + 1 / len(f)) - torch.logdet(penalty + precision.diag())
     return float(fitted + 0.5 * volume)
 
@@ -137,7 +119,7 @@ def bin_middles(edges: Tensor) -> Tensor:
 
 
 class BinSums:
-    """Accumulator of errors in equal bins of λ. values: [3, bins], float64 on `device`: count, sum, and sum of squares."""
+    """Accumulator of errors in equal bins of λ. values: count, sum, and sum of squares, [3, bins], float64."""
 
     def __init__(self, low: float, high: float, bins: int = BINS, device: torch.device | str = "cpu"):
         self.low, self.width, self.bins = low, (high - low) / bins, bins
@@ -158,9 +140,10 @@ class BinSums:
 
 @dataclass
 class ErrorMoments:
-    """Moments of the error ‖ε−ε̂‖²/D in bins of λ.
+    """Mean and mean square of the error ‖ε−ε̂‖²/D in each bin of λ.
 
-    edges: [bins + 1], rising λ. count, mean, second: [bins] each, the number of errors, their mean and their mean square.
+    edges: edges of the bins, rising, [bins + 1].
+    count, mean, second: number, mean and mean square of the errors, [bins] each.
     """
 
     edges: Tensor
@@ -170,7 +153,7 @@ class ErrorMoments:
 
     @classmethod
     def of_sums(cls, edges: Tensor, sums: Tensor) -> ErrorMoments:
-        """Return the moments. sums: [3, bins], count, sum and sum of squares; counts are fractional if weights decay."""
+        """Make an ErrorMoments from sums: count (may be fractional), sum and sum of squares of the errors, [3, bins]."""
         count = sums[0].where(sums[0] > 0, 1)
         return cls(edges, sums[0], sums[1] / count, sums[2] / count)
 
@@ -186,15 +169,14 @@ class ErrorMoments:
 
     @property
     def mean_se(self) -> Tensor:
-        """Standard error of each mean, [bins]; NaN unless a bin has a count above 1."""
+        """Standard error of each bin's mean, [bins]; NaN for a count of 1 or less."""
         spread = (self.second - self.mean.square()).clamp(min=0) / (self.count - 1)
         return spread.sqrt().where(self.count > 1, torch.nan)
 
     @cached_property
     def smoothed(self) -> ErrorMoments:
-        """Moments smoothed in λ: bins with few or no errors take their values from their neighbours.
+        """Copy with mean and mean square smoothed over λ and positive in every bin.
 
-        The relative variance of an error is smoothed first, because it determines the precision of the means.
         Raises DataError if no bin has two errors.
         """
         if not bool(self.seen.any()):
@@ -202,6 +184,7 @@ class ErrorMoments:
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
         spread = ((ratio - 1) * self.count / beyond.where(beyond > 0, 1)).clamp(min=LEAST_SPREAD)
+        # The relative variance is smoothed first, because the precision of the means depends on it.
         # A variance has relative variance (2 + excess kurtosis)/n; the excess of a gamma variable is 6 × its relative variance.
         typical = (beyond * spread).sum() / beyond.sum()
         spread = smooth(self.middle, spread, beyond / (2 + 6 * typical))
@@ -209,10 +192,7 @@ class ErrorMoments:
         return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
     def filled(self) -> ErrorMoments:
-        """Return the measured moments, which are unbiased, with smoothed values in bins with fewer than two errors.
-
-        Raises DataError if no bin has two errors.
-        """
+        """Return a copy with smoothed values in bins with fewer than two errors. Raises DataError if no bin has two errors."""
         known, seen = self.smoothed, self.seen
         return ErrorMoments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
@@ -239,10 +219,12 @@ def fit_schedule(
 ) -> Schedule:
     """Return the schedule with density proportional to weighting × criterion in each bin.
 
-    criterion: a name of CRITERIA, a function of the moments. floor: least density, as a fraction of the uniform density.
-    base: name of the schedule. least: [bins], least possible error of a denoiser, needed for the criterion `excess`.
-    Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1]; DataError if no bin
-    has two errors, or if weighting × criterion is zero or not finite.
+    criterion: a name in CRITERIA.
+    floor: smallest density, as a fraction of the uniform density.
+    base: name of the new schedule.
+    least: least possible error of a denoiser, [bins], for the criterion `excess`.
+    Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1].
+    Raises DataError if no bin has two errors, or if weighting × criterion is zero or not finite.
     """
     known = moments.smoothed
     score = CRITERIA.find(criterion)(known.mean, known.second, least)
@@ -250,10 +232,11 @@ def fit_schedule(
 
 
 def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor: float = 0.01, base: str = "fitted") -> Schedule:
-    """Return the schedule with density proportional to weighting × score [bins] in each bin.
+    """Return the schedule with density proportional to weighting × score in each bin.
 
-    floor: least density, as a fraction of the uniform density. base: name of the schedule.
-    Raises UsageError for a floor outside [LEAST_FLOOR, 1], DataError if weighting × score is zero or not finite.
+    score: [bins]. floor: smallest density, as a fraction of the uniform density. base: name of the new schedule.
+    Raises UsageError for a floor outside [LEAST_FLOOR, 1].
+    Raises DataError if weighting × score is zero or not finite.
     """
     check_floor(floor)
     width = edges.diff()
@@ -264,10 +247,10 @@ def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor
 
 
 def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
-    """Return the probabilities of bins, [bins], raised to at least `floor` × those of a density that is uniform in λ.
+    """Raise the probabilities of bins to a floor; return the new probabilities, [bins], of sum 1.
 
-    shares: [bins], the given probabilities, of sum 1. width: [bins], widths of the bins in λ. Bins above the floor lose
-    probability in proportion to their excess over the floor. If no bin is below the floor, no probability changes.
+    shares: probabilities, [bins], of sum 1. width: widths of the bins in λ, [bins].
+    floor: smallest density, as a fraction of the uniform density.
     """
     least = floor * width / width.sum()
     above = (shares - least).clamp(min=0)
@@ -277,13 +260,13 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 def loss_variance(
     moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
-    """Return the relative variance Var/L² per example of the loss estimate, for (independent, low-discrepancy) t.
+    """Return the predicted variance of the loss estimate per example, divided by the squared loss.
 
-    density: the density p(λ) from which λ is drawn. batch: number of examples in a batch; None: the limit of large batches.
-    With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1. Low-discrepancy t give ∫ w² Var[e]/p / (∫ w E[e])²
-    plus the integration error of `batch` equally spaced times, which is zero in the limit of large batches.
-    Both variances are infinite if p is zero where w is not.
+    density: density p(λ) of the draws. batch: number of examples in a batch; None: the limit of large batches.
+    Returns (variance for independent t, variance for low-discrepancy t); infinite if p is zero where the weighting is not.
     """
+    # With e = ‖ε−ε̂‖², independent t give ∫ w² E[e²]/p / (∫ w E[e])² − 1, and low-discrepancy t ∫ w² Var[e]/p / (∫ w E[e])²
+    # plus the integration error of `batch` equally spaced times.
     known = moments.filled()
     at = fine_levels(moments.edges)
     cell = moments.edges.diff()[:, None] / POINTS
@@ -301,9 +284,8 @@ def loss_variance(
 
 
 def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int) -> float:
-    """Return the integration error of equally spaced times, batch × Var/L². Var is the variance of the mean of (w/p) E[e] over
-    the times t = (offset + k) / batch, k = 0 … batch − 1, for an offset uniform in [0, 1). known: smoothed moments of e.
-    """
+    # The integration error of `batch` equally spaced times, batch × Var/L². Var is the variance of the mean of (w/p) E[e] over
+    # t = (offset + k) / batch, k = 0 … batch − 1, for an offset uniform in [0, 1).
     batch = min(batch, LARGEST_COMB)
     offsets = TIMES // batch
     at = fine_levels(known.edges).flatten().flip(0)
@@ -319,7 +301,7 @@ def _comb_variance(known: ErrorMoments, weighting: Weighting, density: Callable[
 
 
 def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolate values at rising knots linearly at `at`, and continue them as constants outside the knots."""
+    """Interpolate values linearly between rising knots; outside the knots the result is constant."""
     right = torch.searchsorted(knots, at.contiguous()).clamp(1, len(knots) - 1)
     part = (at - knots[right - 1]) / (knots[right] - knots[right - 1]).clamp(min=TINY)
     return values[right - 1].lerp(values[right], part.clamp(0, 1))
@@ -328,20 +310,19 @@ def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 class AdaptiveSchedule:
     """Schedule fitted to the recent errors of a network in training; older errors have lower weight.
 
-    After n images, an error that is k images old has weight (1 − k/n)^(1/SHARE). So the window is about the last SHARE of the
-    run, and no initial value has to be forgotten. The window grows up to LONGEST images; from then on the weights decay
-    exponentially. The weights depend on the number of images, not on the errors per bin, because an old error in a rarely
-    visited bin is as outdated as in any other. Smoothing fills such bins from their neighbours.
-
-    edges: [bins + 1], edges of the bins of λ.
-    state: [4, bins], float64, for checkpoints: weighted count, sum and sum of squares; count of all errors, unweighted.
+    edges: edges of the bins of λ, [bins + 1].
+    state: weighted count, sum and sum of squares of the errors, and unweighted count; [4, bins], float64, for checkpoints.
     """
+
+    # After n images, an error that is k images old has weight (1 − k/n)^(1/SHARE), so the window is about the last SHARE of the
+    # run. Beyond a window of LONGEST images, the weights decay exponentially. Weights depend on images, not on errors per bin:
+    # an old error in a rarely visited bin is as outdated as in any other bin.
 
     def __init__(self, edges: Tensor):
         self.edges, self.state = edges, torch.zeros(4, len(edges) - 1, dtype=torch.float64)
 
     def update(self, sums: Tensor) -> None:
-        """Add count, sum and sum of squares [3, bins] of the errors since the last update."""
+        """Add the errors since the last update. sums: count, sum and sum of squares of these errors, [3, bins]."""
         before, fresh = float(self.state[3].sum()), float(sums[0].sum())
         if not fresh:
             return
@@ -350,11 +331,11 @@ class AdaptiveSchedule:
         self.state[3] += sums[0]
 
     def moments(self) -> ErrorMoments:
-        """Return the weighted moments of the recent errors."""
+        """Return the weighted mean and mean square of the recent errors."""
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
-        """Return the current schedule, uniform in λ until a bin has two errors. floor: least density / uniform density."""
+        """Return the current schedule, uniform in λ until a bin has two errors. floor: smallest density / uniform density."""
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
@@ -364,15 +345,18 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a fixed schedule."""
     if weighting.learned:
-        raise UsageError(f"{LEARNED} needs a schedule that stays fixed, not adaptive; choose one such as edm:mean=-0.4,std=1")
+        raise UsageError(f"the weighting {LEARNED} needs a fixed schedule, not adaptive; choose one such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
-    """Return the current learned weighting: the schedule's density divided by the recent errors, smoothed in λ.
+    """Return the current learned weighting: density of the schedule / smoothed recent error.
 
-    online: the recent errors. Until a bin has two errors, the weighting uses the errors that a network with output zero would
-    have for a target of variance 1. The loss is then half the unweighted squared error of the output, as at EDM2's start.
+    online: the recent errors; until a bin has two errors, the errors of a network with output zero are assumed.
     """
+    # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
+    # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;
+    # `uncertainty:monotone` takes the least non-increasing upper bound of w. A running minimum from the noisy side would be
+    # almost zero everywhere, and isotonic least squares would lower the peak.
     known = online.moments()
     seen = bool(known.seen.any())
     error = known.smoothed.mean if seen else prediction.coefficients(known.middle).eps_factor
@@ -382,10 +366,10 @@ def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Pred
 def followed(
     online: AdaptiveSchedule | None, weighting: Weighting, schedule: Schedule, prediction: Prediction, floor: float
 ) -> tuple[Weighting, Schedule]:
-    """Return the weighting and schedule for the next step: a learned weighting or an adaptive schedule is refitted.
+    """Return the weighting and schedule for the next step, refitted to the recent errors.
 
-    online: the recent errors; None if weighting and schedule are fixed. schedule: the current schedule. floor: least density
-    of an adaptive schedule, as a fraction of the uniform density.
+    online: the recent errors; None: weighting and schedule are fixed. schedule: the current schedule.
+    floor: smallest density of an adaptive schedule, as a fraction of the uniform density.
     """
     if online is None:
         return weighting, schedule

@@ -1,20 +1,8 @@
-"""The terms of the variational bound, the likelihood by the probability-flow ODE, and a Gaussian model of the data.
+"""Terms of the variational bound, likelihood by the probability-flow ODE, and a Gaussian model of the data.
 
 −log p(x) ≤ KL(q(z₁|x) ‖ N(0,I)) + E[−log p(x|z₀)] + ½ ∫ E‖ε−ε̂‖² dλ, all in nats, summed over dimensions.
-L(t;x) is the first term plus the integral up to λ_t: the bound for data with the noise of time t.
+L(t;x): bound for data noised to time t; it is the first term plus the integral up to λ_t.
 Source: Kingma et al. 2021 (VDM), eq. 11 to 17; Kingma & Gao 2023, sec. 3 and appendix A.
-
-The probability-flow ODE gives log p of noisy data by a walk from the data to noise.
-In y = z/α the ODE is dy/dσ = (y − x̂)/σ, and along it d log p(y)/dσ = −(D − tr ∂x̂/∂y)/σ. A sampler integrates only
-equations of the form (y − x̂)/σ. So the log density is appended to z as one more dimension, with the estimate
-x̂ = a + D α² − α tr ∂x̂/∂z, and gets the sampler's order of accuracy. Source: Song et al. 2021 (score-based SDEs), eq. 39;
-the trace from random signs: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD).
-
-The Gaussian with the data's mean and covariance has a known likelihood, and a known error of its exact denoiser at every λ.
-In each principal direction, with r = e^λ, variance s and deviation c of x from the mean,
-  ε − ε̂ = (r s ε − √r c) / (1 + r s),   E = (r² s² + r c²) / (1 + r s)²,
-  ½ ∫_{−∞}^λ E dλ = ½ (log(1 + r s) + r (c² − s) / (1 + r s)) = KL(q(z_λ|x) ‖ p(z_λ)).
-Source: derived here; the Gaussian as a control variate: Kong et al. 2023 (arXiv 2302.03792).
 """
 
 import math
@@ -36,10 +24,11 @@ GRID = 1 << 14
 
 
 def prior(x: Tensor, logsnr_min: float) -> Tensor:
-    """Return the prior term KL(q(z₁|x) ‖ N(0,I)) of each example x [B, …], as [B], in nats.
+    """Return the prior term KL(q(z₁|x) ‖ N(0,I)) of each example, [B], in nats.
 
-    logsnr_min: λ of the noisiest data z₁. The term is ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ).
+    x: clean data, [B, …]. logsnr_min: λ of the noisiest data z₁.
     """
+    # ½ Σ (α²x² + σ² − 1 − log σ²), with σ² − 1 = −α² and −log σ² = log(1 + e^λ)
     signal = alpha_sigma(logsnr_min)[0] ** 2
     square = x.double().square().flatten(1)
     return 0.5 * (signal * (square.sum(1) - square.shape[1]) + square.shape[1] * math.log1p(math.exp(logsnr_min)))
@@ -47,13 +36,13 @@ def prior(x: Tensor, logsnr_min: float) -> Tensor:
 
 @lru_cache(maxsize=8)
 def reconstruction(logsnr_max: float) -> Tensor:
-    """Return the reconstruction term E[−log p(k|z₀)] of one dimension for each pixel level k, [LEVELS], in nats.
+    """Return the reconstruction term E[−log p(k|z₀)] of each pixel level k, [LEVELS], in nats per dimension.
 
-    logsnr_max: λ of the cleanest data z₀. The term is computed to float64 precision, without random draws.
-    The decoder is a softmax over the levels x_j = 2j/(LEVELS−1) − 1: p(k|z₀) ∝ exp(−(z₀/α − x_k)² e^λ / 2), and
-    z₀/α = x_k + e^{−λ/2} ε. The expectation over ε is a Gauss-Legendre quadrature on [−9, 9].
+    logsnr_max: λ of the cleanest data z₀.
+    Decoder: p(k|z₀) ∝ exp(−(z₀/α − x_k)² e^λ / 2), with the levels x_k = 2k/(LEVELS−1) − 1.
     Source: Kingma et al. 2021, sec. 3.3.
     """
+    # z₀/α = x_k + e^{−λ/2} ε; the expectation over ε is a Gauss-Legendre quadrature on [−9, 9].
     node, share = np.polynomial.legendre.leggauss(8)
     edges = np.linspace(-9, 9, 97)
     half = np.diff(edges)[:, None] / 2
@@ -69,10 +58,10 @@ def reconstruction(logsnr_max: float) -> Tensor:
 
 
 def reconstruction_of_numbers(logsnr_max: float) -> float:
-    """Return the reconstruction term E[−log p(x|z₀)] of one continuous dimension, such as a latent's: ½ log(2πe·e^{−λ}) nats.
+    """Return the reconstruction term of one continuous dimension, such as a latent's: ½ log(2πe·e^{−λ}) nats.
 
-    logsnr_max: λ of the cleanest data z₀. The decoder is N(z₀/α, σ²/α²), and z₀/α = x + e^{−λ/2} ε. With an exact denoiser,
-    and pure noise as z₁, the bound is −log of the density of x. Source: Kingma et al. 2021, sec. 3.3, without discretisation.
+    logsnr_max: λ of the cleanest data z₀. Decoder: N(z₀/α, σ²/α²).
+    Source: Kingma et al. 2021, sec. 3.3, without discretisation.
     """
     return 0.5 * (math.log(2 * math.pi * math.e) - logsnr_max)
 
@@ -83,19 +72,19 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 
 def by_cell(values: Tensor, logsnr: Tensor, edges: Tensor) -> Tensor:
-    """Return the sum of the values in each bin of λ, [.., bins]. values, logsnr: [.., K]. edges: of the bins, [bins + 1]."""
+    """Return the sum of `values` in each bin of λ, [.., bins].
+
+    values, logsnr: [.., K]. edges: limits of the bins, [bins + 1].
+    """
     found = torch.zeros(*values.shape[:-1], len(edges) - 1, dtype=values.dtype)
     return found.scatter_add_(-1, cell_of(logsnr, edges), values)
 
 
 class Augmented:
-    """Measure −dw on noise levels. The weighted loss is the integral, over this measure, of the bounds L(λ;x) for noisy data.
+    """Measure −dw(λ) on noise levels: the weighted loss L_w is an integral of bounds over this measure.
 
+    L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x), where L(λ;x) is the bound for data noised to λ.
     low, high: λmin and λmax.
-    L_w = −∫ L(λ;x) dw(λ) + w(λmax) L(λmax;x) − w(λmin) L(λmin;x). For a non-increasing w, −dw together with the
-    point mass w(λmax) is w(λmin) times a distribution p_w: up to this factor and the last term, the loss is the expected
-    bound for data with noise levels drawn from p_w.
-    dw is computed by differences on a fine grid, which are correct at kinks and jumps, too.
     Source: Kingma & Gao 2023, theorem 1 and eq. 12.
     """
 
@@ -104,19 +93,19 @@ class Augmented:
         values = weighting(self.levels)
         self.first, self.last = float(values[0]), float(values[-1])
         self.largest = float(values.max())
-        self.mass = -values.diff()
+        self.mass = -values.diff()  # differences are correct at kinks and jumps of w, too
         self._from = self.mass.flip(0).cumsum(0).flip(0) + self.last
 
     def above(self, logsnr: Tensor) -> Tensor:
-        """Return, for each given λ, the measure of all higher λ and of λmax itself: the weight w(λ) of the error in L_w."""
+        """Return w(λ) for each λ in `logsnr`: the measure of all higher λ, with the point mass at λmax."""
         position = (logsnr - self.levels[0]) / (self.levels[1] - self.levels[0])
         cell = position.floor().long().clamp(0, len(self.mass) - 1)
         return self._from[cell] - (position - cell) * self.mass[cell]
 
     def shares(self, edges: Tensor) -> tuple[Tensor, float]:
-        """Return the measure of each bin of λ, [bins], negative where w rises, and the point mass at λmax.
+        """Return the measure of each bin of λ, [bins], and the point mass at λmax, all divided by the largest w.
 
-        Both are divided by the largest w. edges: [bins + 1], edges of the bins.
+        edges: limits of the bins, [bins + 1]. The measure of a bin is negative where w rises.
         """
         at = 0.5 * (self.levels[1:] + self.levels[:-1])
         return by_cell(self.mass, at, edges) / self.largest, self.last / self.largest
@@ -129,8 +118,8 @@ DenoiseWithTrace = Callable[["Tensor", float], "tuple[Tensor, Tensor]"]
 def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWithTrace:
     """Return a denoiser that also returns the trace of ∂x̂/∂z.
 
-    probes: tensors n of random signs, shaped like z; the mean of n·(∂x̂/∂z)n over the probes is an estimate of the trace.
-    None: the exact trace, by one backward pass per dimension.
+    probes: tensors of random signs, shaped like z, for an estimate; None: exact trace, by one backward pass per dimension.
+    Source: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD).
     """
 
     def both(z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
@@ -152,11 +141,17 @@ def with_trace(denoise: Denoise, probes: Sequence[Tensor] | None) -> DenoiseWith
 def log_density(
     z: Tensor, denoise: DenoiseWithTrace, logsnr_max: float, logsnr_min: float, steps: int, sampler: str = "heun"
 ) -> Tensor:
-    """Return log p(z), [B], nats, float64, of noisy data z [B, …] at logsnr_max, for a prior N(0, I) at logsnr_min.
+    """Return the log density of noisy data by the probability-flow ODE, [B], nats, float64.
 
-    denoise: denoiser that also returns the trace of ∂x̂/∂z. steps: number of equal steps in λ.
+    z: data noised to logsnr_max, [B, …].
+    denoise: denoiser that also returns the trace of ∂x̂/∂z.
+    logsnr_min: λ of the prior N(0, I). steps: number of equal steps in λ.
     sampler: SPEC `name:key=value,…` of a sampler that adds no noise.
+    Source: Song et al. 2021 (score-based SDEs), eq. 39.
     """
+    # In y = z/α the ODE is dy/dσ = (y − x̂)/σ, and along it d log p(y)/dσ = −(D − tr ∂x̂/∂y)/σ. A sampler integrates only
+    # equations of the form (y − x̂)/σ. So the log density is appended to z as one more dimension, with the estimate
+    # x̂ = a + D α² − α tr ∂x̂/∂z, and gets the sampler's order of accuracy.
     shape, size = z.shape, z[0].numel()
 
     def beside(state: Tensor, logsnr: float) -> Tensor:
@@ -180,12 +175,21 @@ ENTRIES = 1 << 24
 LEAST = 1e-9
 """Least variance of a GaussianModel relative to the mean variance, for pixels that are constant."""
 FLOOR = 1e-6
-"""Least variance of a GaussianModel, for identical images: a standard deviation of 1/8 of the step between pixel levels."""
+"""Least variance of a GaussianModel, for identical images: (1/8 of the step between pixel levels)²."""
 
 
 @dataclass(frozen=True)
 class GaussianModel:
-    """Gaussian, float64: mean [D], principal directions [D, K], their variances [K], variance `rest` in all other directions."""
+    """Gaussian model of the data, with a known likelihood and a known error of its exact denoiser; float64.
+
+    mean: [D]. directions: principal directions, [D, K].
+    variances: variance in each principal direction, [K]. rest: variance in each other direction.
+    Source: Kong et al. 2023 (arXiv 2302.03792), for the Gaussian as a control variate.
+    """
+
+    # In each principal direction, with r = e^λ, variance s and deviation c of x from the mean,
+    #   ε − ε̂ = (r s ε − √r c) / (1 + r s),   E = (r² s² + r c²) / (1 + r s)²,
+    #   ½ ∫_{−∞}^λ E dλ = ½ (log(1 + r s) + r (c² − s) / (1 + r s)) = KL(q(z_λ|x) ‖ p(z_λ)).
 
     mean: Tensor
     directions: Tensor
@@ -198,7 +202,10 @@ class GaussianModel:
         return self.directions.shape[0] - self.directions.shape[1]
 
     def upto(self, x: Tensor, logsnr: Tensor) -> Tensor:
-        """Return ½ ∫ dλ of the exact denoiser's expected error at x [B, …] from λ = −∞ to each logsnr [L], as [B, L], in nats."""
+        """Return ½ ∫ E dλ from λ = −∞ to each `logsnr`, [B, L], in nats, for the exact denoiser's expected error E.
+
+        x: [B, …]. logsnr: [L].
+        """
         square, beyond = self._squares(x)
         s, s0, columns = self.variances, self.rest, []
         for r in logsnr.double().exp().tolist():
@@ -215,7 +222,7 @@ class GaussianModel:
         return 0.5 * (len(self.mean) * math.log(2 * math.pi) + size + away)
 
     def errors(self, x: Tensor, eps: Tensor, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ‖ε−ε̂‖² of the exact denoiser and its expectation over ε, [B] each.
+        """Return ‖ε−ε̂‖² of the exact denoiser, and the expectation of ‖ε−ε̂‖² over ε, [B] each.
 
         x, eps: [B, …], on one device. logsnr: [B].
         """
@@ -233,20 +240,21 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x's squared deviation from the mean: in each principal direction [B, K], and in all others together [B]."""
+        """Return squared deviations of x from the mean: [B, K] in principal directions, [B] summed over all others."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)
 
 
 def rows_to_fit(count: int, dimensions: int) -> int:
-    """Return how many of `count` images to fit the Gaussian to, so that the fit's time and memory stay bounded."""
+    """Return the number of images to fit the Gaussian to: `count`, or fewer to limit time and memory."""
     return min(count, 4096 if dimensions <= DIRECTIONS else 2048, max(2, ENTRIES // dimensions))
 
 
 def fit_gaussian(x: Tensor) -> GaussianModel:
-    """Fit a Gaussian to two or more images [N, …], with Ledoit-Wolf shrinkage of the covariance towards equal variances.
+    """Fit a Gaussian to images, with Ledoit-Wolf shrinkage of the covariance towards equal variances.
 
+    x: two or more images, [N, …].
     Source: Ledoit & Wolf 2004, A well-conditioned estimator, lemma 3.3.
     """
     data = x.double().flatten(1)

@@ -1,8 +1,8 @@
-"""Estimates with standard errors, moments of features, calibration, and the Fréchet distance of two Gaussians:
-|μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½ (Dowson & Landau 1982; Heusel et al. 2017: FID).
+"""Standard errors of estimates, calibration, and the Fréchet distance of two Gaussians.
 
-A Fréchet distance from n samples has a standard error, and a bias, which `extrapolate` removes. The estimates treat the
-reference as exact and the samples as independent draws.
+Fréchet distance: |μ₁−μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½.
+Standard error and extrapolation of the distance: the reference counts as exact, and the samples as independent draws.
+Source: Dowson & Landau 1982; Heusel et al. 2017 (FID).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of a proportion right/n of independent samples, and Wilson's 95 % interval, never of width 0."""
+    """Return the standard error of a proportion right/n, and Wilson's 95 % interval [low, high]."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -33,7 +33,11 @@ def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated value. se: standard error, or None if unknown. freedom: degrees of freedom of se; inf if se is exact."""
+    """Estimated value with its standard error.
+
+    se: standard error; None: unknown.
+    freedom: degrees of freedom of `se`; inf: `se` is exact.
+    """
 
     value: float
     se: float | None = None
@@ -47,7 +51,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Ends of the 95 % confidence interval by Student's t, or None without a standard error."""
+        """95 % confidence interval (low, high) by Student's t; None if `se` is None."""
         if self.se is None:
             return None
         if math.isinf(self.freedom):
@@ -59,7 +63,7 @@ class Estimate:
         return self.value - half, self.value + half
 
     def minus(self, other: Estimate) -> Estimate:
-        """Return this estimate minus an independent estimate, with the degrees of freedom of Welch (1947) and Satterthwaite."""
+        """Return this estimate minus an independent estimate, with Welch's degrees of freedom (1947)."""
         value = self.value - other.value
         if self.se is None or other.se is None:
             return Estimate(value)
@@ -71,9 +75,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Moments of n vectors: mean `mu` [D], and `scatter` [D, D], the sum of (x − mu)(x − mu)ᵀ over the vectors x, float64.
+    """Number, mean and scatter matrix of feature vectors, float64.
 
-    a + b are the moments of the union of two sets; a − b removes a subset b from a.
+    mu: mean, [D].
+    scatter: sum of (x − mu)(x − mu)ᵀ over the vectors x, [D, D].
+    a + b, a − b: FeatureMoments of the union of two sets of vectors, and of a set without a subset.
     """
 
     n: int
@@ -82,7 +88,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> FeatureMoments:
-        """Return the moments of features [N, D], N > 0."""
+        """Return the FeatureMoments of features [N, D], N > 0."""
         features = features.astype(np.float64)
         mu = features.mean(0)
         features -= mu
@@ -90,7 +96,7 @@ class FeatureMoments:
 
     @property
     def sigma(self) -> np.ndarray:
-        """Unbiased covariance [D, D], with divisor n − 1. Needs two vectors."""
+        """Unbiased covariance, [D, D]. Needs n ≥ 2."""
         return self.scatter / (self.n - 1)
 
     def __add__(self, other: FeatureMoments) -> FeatureMoments:
@@ -107,13 +113,9 @@ class FeatureMoments:
 
 
 class StreamingFeatureMoments:
-    """Streaming accumulator of FeatureMoments, float64.
+    """Accumulator of FeatureMoments over batches of features."""
 
-    Sums are taken about the first batch's mean, to avoid cancellation for features far from the origin. Outer products are
-    added for ROWS vectors at a time: one product per batch would take longer than a fast device needs for the batch.
-    """
-
-    ROWS = 1024
+    ROWS = 1024  # vectors per outer product: one product per batch would take longer than a fast device needs for the batch
 
     def __init__(self) -> None:
         self.n = 0
@@ -123,7 +125,7 @@ class StreamingFeatureMoments:
         """Add features [B, D]."""
         features = features.astype(np.float64)
         if self.n == 0:
-            self._origin = features.mean(0)
+            self._origin = features.mean(0)  # subtracted, to avoid cancellation for features far from the origin
             self._sum = np.zeros(features.shape[1])
             self._outer = np.zeros((features.shape[1],) * 2)
         self.n += len(features)
@@ -138,7 +140,7 @@ class StreamingFeatureMoments:
         self._waiting = []
 
     def moments(self) -> FeatureMoments:
-        """Return the moments of all vectors so far. Needs at least one vector."""
+        """Return the FeatureMoments of all features added so far. Needs at least one vector."""
         if self._waiting:
             self._take()
         mean = self._sum / self.n
@@ -146,18 +148,16 @@ class StreamingFeatureMoments:
 
 
 class PairedMoments:
-    """Accumulator of two independent estimates of a vector per image, to separate noise from variance between images.
-
-    Half the difference of a pair of estimates gives an unbiased estimate of the noise variance, even if the draws within one
-    estimate are dependent. The variance of the pairs' means minus the noise variance is the variance between images.
-    """
+    """Accumulator of two independent estimates of a vector per image, which separates noise from variance between images."""
 
     def __init__(self) -> None:
         self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
 
     def add(self, pairs: Tensor, squares: Tensor | None = None) -> None:
-        """Add pairs of estimates [images, 2, C], float64. squares: of the same shape, theoretical mean squares of the
-        estimates, used as a lower bound of the noise where the draws may miss rare large values; None: no lower bound.
+        """Add pairs of estimates.
+
+        pairs: [images, 2, C], float64.
+        squares: theoretical mean squares of the estimates, shaped like `pairs`, as a lower bound of the noise; None: no bound.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))
@@ -168,13 +168,14 @@ class PairedMoments:
 
     @property
     def n(self) -> int:
-        """Number of images so far."""
+        """Number of images added so far."""
         return self._means.n
 
     def estimate(self) -> PairedEstimate:
         """Return the estimate from the images so far. Raises UsageError for fewer than two images."""
         if self.n < 2:
             raise UsageError(f"a standard error needs at least two images, found {self.n}; give more images")
+        # Half the difference of a pair estimates the noise variance without bias, even if an estimate's draws are dependent.
         means = self._means.moments()
         noise = np.asarray(self._noise) / self.n
         lacking = np.maximum(np.asarray(self._least) / self.n - noise.diagonal(), 0)
@@ -183,9 +184,11 @@ class PairedMoments:
 
 @dataclass(frozen=True)
 class PairedEstimate:
-    """Mean [C] of a vector over n images, and the two sources of its error.
+    """Mean of a vector over n images, and the two sources of the mean's error.
 
-    between: [C, C], covariance, over images, of an image's true vector. noise: [C, C], covariance of the error of its estimate.
+    mean: [C].
+    between: covariance of the images' true vectors, [C, C].
+    noise: covariance of the error with which one image's vector is estimated, [C, C].
     """
 
     n: int
@@ -208,10 +211,10 @@ class PairedEstimate:
         return float(np.sqrt(of @ self.noise @ of / self.n))
 
     def se(self, of: np.ndarray, population: float) -> float:
-        """Return the standard error of `value` as an estimate for all images of a population.
+        """Return the standard error of `value` as an estimate for a population of images.
 
-        of: coefficients [C]. population: number of images that the n images were drawn from; inf for a distribution.
-        Images are drawn without replacement, so the choice of images adds no error if all were drawn.
+        of: coefficients, [C].
+        population: number of images from which the n images were drawn without replacement; inf: a distribution.
         Source: Cochran 1977, Sampling Techniques, eq. 2.20.
         """
         chosen = max(0.0, float(of @ self.between @ of)) * (1 - self.n / population)
@@ -222,15 +225,15 @@ LARGEST_FREEDOM = 1e6
 
 
 def image_errors(halves: np.ndarray) -> np.ndarray:
-    """Return the standard error [N] of the mean of two independent estimates per image. halves: [N, 2], the estimates.
+    """Return the standard error of the mean of two independent estimates per image, [N].
 
-    Two numbers give a poor estimate of their variance, so the variances of all images are shrunk by empirical Bayes: they
-    are modelled as draws from an inverse χ² distribution, fitted to all images, and each is replaced by its posterior mean.
+    halves: the estimates, [N, 2].
     Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
     """
     from scipy.optimize import brentq  # imported here because only estimates per image need it
     from scipy.special import digamma, polygamma
 
+    # Two numbers give a poor estimate of their variance, so the variances of all images are shrunk by empirical Bayes.
     own = 0.25 * np.square(halves[:, 0] - halves[:, 1])
     known = np.log(own[own > 0])
     spread = float(known.var(ddof=1) - polygamma(1, 0.5)) if len(known) > 2 else 0.0
@@ -247,8 +250,9 @@ BINS = 10
 def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
     """Return the reliability table: one row per bin of confidence that holds images.
 
-    confidence: [N], in [0, 1], probability of the most likely class. right: [N], bool, whether this class is correct.
-    A row has low and high, the ends of the bin; count of images; mean confidence; and accuracy.
+    confidence: probability of the most likely class, in [0, 1], [N].
+    right: whether the most likely class is correct, bool [N].
+    Returns: rows with low and high (limits of the bin), count of images, mean confidence, and accuracy.
     """
     cell = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows = []
@@ -260,8 +264,9 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, flo
 
 
 def calibration_error(table: list[dict[str, float]]) -> float:
-    """Return the expected calibration error (ECE), the mean of |accuracy − confidence| over images, from a reliability table.
+    """Return the expected calibration error (ECE): |accuracy − confidence| of the bins, averaged over images.
 
+    table: result of `reliability`.
     Source: Naeini et al. 2015; Guo et al. 2017.
     """
     count = sum(row["count"] for row in table)
@@ -279,12 +284,10 @@ class Gaussian(Protocol):
 
 
 def root(sigma: np.ndarray) -> np.ndarray:
-    """Return A [D, rank] with A Aᵀ = sigma, by pivoted Cholesky decomposition, which stops at the rank of sigma.
-
-    So a singular covariance, from fewer images than features, is no special case, and its null space adds no rounding error.
-    """
+    """Return A [D, rank] with A Aᵀ = sigma, by pivoted Cholesky decomposition."""
     from scipy.linalg.lapack import dpstrf
 
+    # Pivoting stops at the rank of sigma, so a singular covariance (of fewer images than features) is no special case.
     tolerance = len(sigma) * np.finfo(np.float64).eps * max(float(sigma.diagonal().max()), 0.0)
     packed, pivots, rank, _ = dpstrf(sigma, lower=1, tol=tolerance)
     factor = np.empty((len(sigma), rank))
@@ -293,10 +296,8 @@ def root(sigma: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Return the Fréchet distance of two Gaussians of the same dimension. Equal Gaussians have distance 0 up to rounding.
-
-    With Σᵢ = AᵢAᵢᵀ, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁ᵀA₂, the roots of the eigenvalues of a Gram matrix.
-    """
+    """Return the Fréchet distance of two Gaussians of the same dimension."""
+    # With Σᵢ = AᵢAᵢᵀ, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁ᵀA₂: roots of the eigenvalues of a Gram matrix.
     cross = root(first.sigma).T @ root(second.sigma)
     gram = cross @ cross.T if cross.shape[0] <= cross.shape[1] else cross.T @ cross
     shared = float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
@@ -305,19 +306,20 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     return float(apart @ apart + traces - 2 * shared)
 
 
-PARTS = 10
-"""Number of equal parts of the samples for extrapolation; even, because the parts also form two halves."""
+PARTS = 10  # equal subsets of the samples in `extrapolate`; even, so that they also form two halves
 ROWS = 4096
 
 
 def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.ndarray:
-    """Return the influence [N] of each image on the Fréchet distance of features [N, D] from the reference.
+    """Return the influence of each image on the Fréchet distance of features from a reference, [N].
 
-    own: moments of the features. The mean of the influences is zero.
-    The influence is the derivative of the distance with respect to an image's weight. With c = x − μ and the optimal map
-    T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, it is 2 c·(μ − μᵣ) + cᵀ(1 − T)c, minus the mean over images. T is not
-    formed: cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with A = root(Σᵣ), on the range of Σ.
+    features: [N, D].
+    own: mean and covariance of the features.
+    Returns: derivative of the distance with respect to each image's weight, minus the mean over images.
     """
+    # With c = x − μ and the optimal map T = Σᵣ^½ (Σᵣ^½ Σ Σᵣ^½)^−½ Σᵣ^½ between the Gaussians, the derivative is
+    # 2 c·(μ − μᵣ) + cᵀ(1 − T)c. T is not formed: cᵀTc is Σₖ yₖ²/√mₖ over the eigenvectors and eigenvalues m of AᵀΣA, with
+    # A = root(Σᵣ), on the range of Σ.
     factor = root(reference.sigma)
     values, vectors = np.linalg.eigh(factor.T @ own.sigma @ factor)
     whole = values > len(values) * np.finfo(np.float64).eps * values.max(initial=0)
@@ -331,27 +333,25 @@ def influence(features: np.ndarray, own: Gaussian, reference: Gaussian) -> np.nd
 
 
 def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> float:
-    """Return the standard error of the Fréchet distance of features [N, D] by the infinitesimal jackknife.
+    """Return the standard error of the Fréchet distance of features from a reference.
 
-    own: moments of the features.
-    The jackknife gives, in closed form, the limit of the bootstrap's standard error for many resamples.
-    The result does not include the bias of the distance, which falls as 1/N and is often larger.
-    Source: Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
+    features: [N, D].
+    own: mean and covariance of the features.
+    Bias of the distance: not included; it falls as 1/N and is often larger.
+    Source: infinitesimal jackknife, Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, ch. 6.
     """
     return float(np.sqrt(influence(features, own, reference).var(ddof=1) / len(features)))
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """Return the Fréchet distance extrapolated to infinitely many samples, and its curvature, the error of a linear fit.
+    """Return the Fréchet distance extrapolated to infinitely many samples, and the error of the linear extrapolation.
 
-    parts: moments of PARTS equal parts of the samples, chosen at random.
-
-    The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
-    mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
-    −2b/N². So the bias that the first line leaves, the curvature, is the difference of the two values divided by
-    2(g−1)/g − 1. The spread of the images cancels in both lines, because all images have equal weight.
-    Source: Chong & Forsyth 2020 (arXiv:1911.07023) for the line; Quenouille 1956 for the two points.
+    parts: FeatureMoments of PARTS random subsets of the samples, of equal size.
+    Source: Chong & Forsyth 2020 (arXiv:1911.07023) for the line in 1/N; Quenouille 1956 for its two points.
     """
+    # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
+    # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves
+    # −2b/N². So the first line's remaining bias is the difference of the two values divided by 2(g−1)/g − 1.
     whole = sum(parts[1:], parts[0])
     middle = len(parts) // 2
     half = sum(parts[1:middle], parts[0])

@@ -1,12 +1,8 @@
-"""Local errors of sampling steps, scaled to their effect on the data, and the grid of λ on which they are all equal.
-
-A sampler without noise solves the probability-flow ODE, dz/dλ = ½ α (x̂ − α z). Its local error is the result of one step
-from a point of the exact trajectory, minus the exact trajectory at the end of the step. The exact trajectory is computed
-once, on a much finer grid. An ancestral step has an exact mean; its error is the variance that the step leaves out.
-
-Among grids with the same number of steps, equal local errors give the least sum of local errors: for steps of width h
-and error C h^{p+1}, ∫ C h^p dλ at fixed ∫ dλ/h is least where C h^{p+1} is constant, for any order p.
-"""
+"""Local errors of sampling steps, and grids of noise levels λ on which all steps have equal local errors."""
+# A sampler without noise solves the probability-flow ODE, dz/dλ = ½ α (x̂ − α z). Its local error is the result of one step
+# from a point of the exact trajectory, minus the exact trajectory at the end of the step. An ancestral step has an exact
+# mean; its error is the variance that the step leaves out. Equal local errors give the least sum of local errors for a
+# number of steps: for steps of width h and error C h^{p+1}, ∫ C h^p dλ at fixed ∫ dλ/h is least where C h^{p+1} is constant.
 
 import math
 from collections.abc import Callable
@@ -22,7 +18,7 @@ from elbocli.core.samplers import Denoise, Move, Sampler, no_noise, walk
 from elbocli.errors import DataError
 
 StepErrors = Callable[[list[float]], list[float]]
-"""Function: rising λ where steps start → error of each step, scaled to its effect on the data. The last step ends at λ = inf."""
+"""Function: rising λ at which steps start → error of each step. The last step ends at clean data, λ = inf."""
 
 
 def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
@@ -32,10 +28,12 @@ def slope(z: Tensor, x_hat: Tensor, logsnr: float) -> Tensor:
 
 
 class FineSolution:
-    """Accurate trajectories from noise z [B, …] at λ = low to λ = high, and the data x̂ at their end.
+    """Accurate trajectories of the probability-flow ODE from λ = low to λ = high.
 
-    cells: number of equal steps in λ of the classical Runge-Kutta method (RK4); z is interpolated by cubic Hermite splines.
-    Memory on the device: 2 (cells + 1) tensors of the size of z.
+    denoise: function (z, λ) → x̂.
+    z: noise at λ = low, [B, …].
+    cells: number of equal steps in λ of the Runge-Kutta method (RK4).
+    Raises DataError: when x̂ is not finite.
     """
 
     def __init__(self, denoise: Denoise, z: Tensor, low: float, high: float, cells: int):
@@ -62,7 +60,7 @@ class FineSolution:
             raise DataError("the network's estimates are not finite on its sampling trajectories; check the run's weights")
 
     def at(self, logsnr: float) -> Tensor:
-        """Return z at any λ from low to high, or the data at λ = inf."""
+        """Return z at any λ from low to high, or the data x̂ at λ = inf."""
         if logsnr == math.inf:
             return self.end
         place = (logsnr - self.low) / self.width
@@ -73,11 +71,11 @@ class FineSolution:
         return found.sub_(self.slopes[cell + 1] * (self.width * s**2 * rest))
 
     def deviations(self, sampler: Sampler, grid: list[float]) -> list[Tensor]:
-        """Return each step's local error, a tensor like z, of a sampler without noise; at the last step, the error of the data.
+        """Return the local error of each step of a sampler without noise, tensors like z.
 
-        grid: rising λ; a step to clean data is added. Multistep methods get the x̂ of the previous level on the exact trajectory.
+        grid: rising λ at which the steps start; the last step ends at clean data.
         """
-        found, last = [], None
+        found, last = [], None  # multistep methods get the previous x̂ on the exact trajectory
         for before, now, then in zip([-math.inf, *grid], grid, [*grid[1:], math.inf]):
             move = Move(now, then, before, len(grid))
             z, last = sampler(self.at(now), last, move, self.denoise, no_noise)
@@ -87,10 +85,10 @@ class FineSolution:
     def errors(self, sampler: Sampler, grid: list[float]) -> list[float]:
         """Return the root-mean-square local error of each step, times α^−½ at the end of the step.
 
-        The factor α^−½ estimates how much an error grows from the step to the data. It is the geometric mean of 1, which fits
-        z = αx + σε, whose spread stays about 1, and of 1/α, which fits y = z/α. On mixtures with exact denoisers, this mean gave
-        smaller final errors than 1, 1/α, or factors computed from the measured growth.
+        grid: rising λ at which the steps start; the last step ends at clean data.
         """
+        # α^−½ estimates how much an error grows until the data: it is the geometric mean of 1, which fits z = αx + σε, and 1/α,
+        # which fits y = z/α. On mixtures with exact denoisers, α^−½ gave smaller final errors than 1, 1/α or measured growth.
         found = zip(self.deviations(sampler, grid), [*grid[1:], math.inf], strict=True)
         return [rms(each) / math.sqrt(alpha_sigma(then)[0]) for each, then in found]
 
@@ -105,23 +103,22 @@ def rms(difference: Tensor) -> float:
 
 
 def ancestral_errors(moments: ErrorMoments) -> StepErrors:
-    """Return a function that estimates, from the loss log alone, the variance that each ancestral step leaves out.
+    """Return a function that estimates the errors of ancestral steps from a loss log alone.
 
-    The errors are per dimension and scaled to their effect on the data.
-    moments: means of the network's errors in bins of λ, from a loss log.
-
-    Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
-    c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
-    then shrinks like the mean of x given y, by factors J between 0 and 1, whose mean over directions is
-    e^λ' E Var[x | z] = e(λ'). Its variance shrinks by J²: by e² if all directions are alike, and by e at most. The factor e
-    is used: directions with most of the variance shrink least, and on mixtures the grids from e sample better than those from e².
+    moments: means of ‖ε−ε̂‖²/D in bins of λ, from the loss log.
+    Returns: function from the rising λ at which steps start to each step's error: missing variance of the data, per dimension.
     """
+    # Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
+    # c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
+    # then shrinks like the mean of x given y, by factors J between 0 and 1, whose mean over directions is
+    # e^λ' E Var[x | z] = e(λ'). Its variance shrinks by J²: by e² if all directions are alike, and by e at most. The factor e is
+    # used: directions with most of the variance shrink least, and on mixtures the grids from e sample better than those from e².
     known = moments.smoothed
     low, width = float(known.edges[0]), float(known.edges[1] - known.edges[0])
     errors = known.mean.clamp(max=1).tolist()
 
     def error(logsnr: float) -> float:
-        """Return e(λ), the error of ε per dimension, interpolated linearly between the centres of bins."""
+        """Interpolate the error of ε per dimension linearly between the centres of bins."""
         place = (logsnr - low) / width - 0.5
         left = min(max(int(place), 0), len(errors) - 2)
         part = min(max(place - left, 0.0), 1.0)
@@ -137,21 +134,20 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     return step_errors
 
 
-SHARE = 0.35
-"""Exponent of one round: each step's width is multiplied by its error to the power −SHARE. For errors C h^{p+1} with constant C,
-1/(p+1) would be exact in one round; SHARE is below 2/(p+1) for every order p up to 4, so the rounds converge for unknown p."""
+SHARE = 0.35  # each round multiplies the width of a step by (error of the step)^−SHARE
+# For errors C h^{p+1}, 1/(p+1) would be exact in one round; below 2/(p+1), for orders p up to 4, rounds converge for unknown p.
 ROUNDS = 40
-ALIKE = 1.05
-"""Ratio of the largest error to the smallest at which the iteration stops."""
+ALIKE = 1.05  # ratio of the largest error to the smallest at which the iteration stops
 LEAST = 1e-30
 
 
 class EqualErrors(NamedTuple):
-    """Grid on which all steps have about equal local errors.
+    """Grid of noise levels on which all steps have about equal local errors.
 
-    grid: rising λ at which the steps start. errors: error of each step; the last step ends at clean data.
-    spread: ratio of the largest error to the smallest, over the steps that can be changed.
-    rounds: number of iterations that led to this grid.
+    grid: rising λ at which the steps start; the last step ends at clean data.
+    errors: error of each step.
+    spread: largest error / smallest error, of the steps that can be changed.
+    rounds: number of iterations until this grid.
     """
 
     grid: list[float]
@@ -161,10 +157,11 @@ class EqualErrors(NamedTuple):
 
 
 def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> EqualErrors:
-    """Move the levels of a grid until all steps have equal errors, and return the best grid found.
+    """Move the noise levels of a grid until all steps have about equal errors.
 
-    start: λ of the initial grid, rising; the first level stays fixed.
-    high: largest λ of the last level, from which a step leads to clean data.
+    start: λ of the initial grid, rising; the first λ stays fixed.
+    high: upper limit of the last λ.
+    Returns: the grid of the least spread.
     """
     grid, best = start, None
     for count in range(1, ROUNDS + 1):
@@ -182,9 +179,7 @@ def equal_errors(step_errors: StepErrors, start: list[float], high: float) -> Eq
 
 
 def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
-    """Move the levels so that each step covers an equal part of Σ errors^SHARE, which is taken as uniform within a step. The
-    last level moves according to the error of the last step, which falls about as e^{−λ/2}.
-    """
+    # Each new step gets an equal part of Σ errors^SHARE, uniform within a step. The last error falls about as e^{−λ/2}.
     typical = math.exp(sum(map(math.log, errors[:-1])) / (len(errors) - 1))
     by = 2 * SHARE * math.log(errors[-1] / typical)
     last = min(grid[-1] + max(by, 0.5 * (grid[-2] - grid[-1])), high)
@@ -201,10 +196,7 @@ def _moved(grid: list[float], errors: list[float], high: float) -> list[float]:
 
 
 def measured_order(step_errors: StepErrors, grid: list[float]) -> float:
-    """Return the order p of local errors ∝ h^{p+1}: the median of log₂(error of a step / error of the step's first half) − 1.
-
-    The last step, to clean data, is left out because it can't be halved.
-    """
+    """Return the order p of local errors ∝ h^{p+1}, measured by halving each step but the last."""
     halved = [at for a, b in pairwise(grid) for at in (a, 0.5 * (a + b))] + grid[-1:]
     whole, halves = step_errors(grid)[:-1], step_errors(halved)[:-1:2]
     return median(math.log2(max(a, LEAST) / max(b, LEAST)) - 1 for a, b in zip(whole, halves, strict=True))

@@ -12,7 +12,7 @@ from elbocli.core.weighting import Weighting
 from elbocli.errors import UsageError
 
 Network = Callable[[Tensor, Tensor, Any], Tensor]
-"""A network: any module or function (z [B, …], logsnr [B], labels) → out [B, …]. z is noised data times c_in."""
+"""Network: a module or function (z [B, …], logsnr [B], labels) → out [B, …]. z: noised data times the input scale c_in."""
 
 
 class LossTerms(NamedTuple):
@@ -34,9 +34,11 @@ class LossTerms(NamedTuple):
 
 
 class StepCoefficients(NamedTuple):
-    """Coefficients of a batch. alpha, sigma, a, b, c_in: [B, 1, 1, 1], to broadcast over images; the other fields: [B].
+    """Coefficients of a batch, named as in prediction.Coefficients.
 
-    The names are those of prediction.Coefficients; loss_factor is the ratio of the loss to ‖target−out‖²/D.
+    alpha, sigma, a, b, c_in: [B, 1, 1, 1], to broadcast over images.
+    eps_factor, loss_factor, logsnr: [B].
+    loss_factor: ratio of the loss to ‖target−out‖²/D.
     """
 
     alpha: Tensor
@@ -58,16 +60,16 @@ def step_coefficients(
     dtype: torch.dtype = torch.float32,
     dimensions: int = 3,
 ) -> StepCoefficients:
-    """Compute all coefficients of a batch that depend on λ, in float64, and return them as `dtype`.
+    """Return the coefficients of a batch at the noise levels `logsnr`.
 
     logsnr: [B], float64, on the CPU.
-    send: moves a tensor to the device of the batch; called once.
+    send: function that moves a tensor to the device of the batch; called once.
+    dtype: type of the returned tensors; the computation is in float64.
     dimensions: number of tensor axes of an example, 3 for images.
-
-    loss_factor is ½ (w/p) (α/d)² with d = αb − σa, so that loss = loss_factor · ‖target−out‖²/D is computed without ε̂.
     Source: Kingma & Gao 2023, eq. 6, importance-sampled.
     """
     c = prediction.coefficients(logsnr)
+    # ½ (w/p) (α/d)² with d = αb − σa, so that the loss is loss_factor · ‖target−out‖²/D, without ε̂.
     loss_factor = 0.5 * (weighting(logsnr).log() - schedule.density(logsnr).log()).exp() * c.eps_factor
     rows = send(torch.stack([c.alpha, c.sigma, c.a, c.b, c.c_in, c.eps_factor, loss_factor, logsnr]).to(dtype))
     images = rows[:5].view(5, -1, *[1] * dimensions)
@@ -100,9 +102,10 @@ def denoising_losses(
 ) -> LossTerms:
     """Noise x to z = αx + σε, call the network, and return the weighted loss of each example.
 
-    Training, validation and bounds all use this function.
-    x, eps: [B, …], data and noise. labels: passed to the network unchanged.
-    logsnr: [B], float64, on the CPU. send: moves a tensor to the device of the batch.
+    x, eps: data and noise, [B, …].
+    labels: passed to the network unchanged.
+    logsnr: [B], float64, on the CPU.
+    send: function that moves a tensor to the device of the batch.
     Raises UsageError if the shape of the network's output is not that of x.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)

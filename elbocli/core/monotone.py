@@ -1,4 +1,4 @@
-"""The shape of a function of λ: its slope, where it rises, and whether two functions are equal up to a factor."""
+"""Analyse functions of λ: slope, intervals of increase, upper bound, and equality up to a factor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 Function = Callable[["Tensor"], "Tensor"]
 POINTS = 20001
+# Rises below these thresholds are rounding: relative rise per grid step, relative rise per interval, value after the rise.
 ROUNDING, LEAST_RISE, TINIEST = 1e-12, 1e-9, 1e-300
-"""Thresholds below which a rise counts as rounding: relative rise per grid step, relative rise per interval, largest value."""
-SHOWN = 4
-"""Number of intervals that a message names; there may be more, as a weighting by a fitted schedule jumps at every knot."""
+SHOWN = 4  # number of intervals in a message: a weighting by a fitted schedule jumps at every knot
 
 
 def float64(values: list[float]) -> Tensor:
@@ -40,19 +39,14 @@ def slope(function: Function, logsnr: Tensor) -> Tensor:
 
 
 def in_words(intervals: list[tuple[float, float]]) -> str:
-    """Describe the first SHOWN intervals of λ and the number of further ones. An interval of width 0 is a jump."""
+    """Return a description of intervals of λ for messages: the first SHOWN intervals, and the number of further intervals."""
     shown = [" to ".join(dict.fromkeys(f"{round(end, 9) + 0.0:.7g}" for end in interval)) for interval in intervals[:SHOWN]]
     more = f" and {len(intervals) - SHOWN} more" if len(intervals) > SHOWN else ""
     return ", ".join(shown) + more
 
 
 def rising(function: Function, low: float, high: float) -> list[tuple[float, float]]:
-    """Return the intervals of [low, high] on which the function increases.
-
-    The search uses a grid of POINTS; the ends of each interval are refined to a zero of the slope or to a jump. Increases that
-    are smaller than ROUNDING per grid step or LEAST_RISE per interval, relative to the value, or that end below TINIEST, are
-    ignored as rounding of a constant.
-    """
+    """Return the intervals of [low, high] on which the function increases by more than rounding."""
     import torch
 
     grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
@@ -69,7 +63,7 @@ def rising(function: Function, low: float, high: float) -> list[tuple[float, flo
 
 
 def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
-    """Return the λ near grid point i where sign · function is largest: a zero of the slope, or a jump."""
+    """Return the λ near grid[i] where sign · function(λ) is largest: a zero of the slope, or a jump."""
     if i in (0, POINTS - 1):
         return float(grid[i])
     left, at, right = grid[i - 1 : i + 2].tolist()
@@ -88,7 +82,7 @@ def _turn(function: Function, grid: Tensor, i: int, sign: float) -> float:
 
 
 def _jump(function: Function, left: float, right: float) -> tuple[float, float]:
-    """Return the two neighbouring λ on both sides of the largest jump in [left, right], by bisection."""
+    """Return the λ just left and just right of the largest jump in [left, right]."""
     for _ in range(60):
         middle = 0.5 * (left + right)
         low, inner, high = function(float64([left, middle, right])).tolist()
@@ -100,16 +94,14 @@ def _jump(function: Function, left: float, right: float) -> tuple[float, float]:
 
 
 class NonIncreasing:
-    """Least non-increasing upper bound of a function. A function with a single peak becomes constant left of the peak.
+    """Least non-increasing upper bound of a function of λ."""
 
-    The first call searches for peaks within ±LIMIT, and takes a thousand times as long as later calls.
-    """
+    # The first call searches for peaks within ±LIMIT, and takes a thousand times as long as later calls.
 
     def __init__(self, function: Function):
         self.function = function
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """Return the value at each λ, float64."""
         value = self.function(logsnr)
         for peak, height in self._peaks:
             value = value.maximum((logsnr <= peak).to(value.dtype) * height)
@@ -123,7 +115,12 @@ class NonIncreasing:
 
 
 class Likeness(NamedTuple):
-    """Comparison of f with scale · g: the best scale, the largest relative deviation, and the λ of this deviation."""
+    """Comparison of a function f with scale · g.
+
+    scale: minimises the largest |log(f/(scale · g))| over λ.
+    deviation: largest relative deviation; inf if only f or only g is zero at some λ.
+    logsnr: λ of the largest deviation.
+    """
 
     scale: float
     deviation: float
@@ -131,10 +128,7 @@ class Likeness(NamedTuple):
 
 
 def likeness(f: Function, g: Function, low: float, high: float, points: int = POINTS) -> Likeness:
-    """Compare two non-negative functions up to a factor, on a fine grid of [low, high].
-
-    The best scale minimises the largest |log(f/(scale · g))|. If only one function is zero at some λ, the deviation is infinite.
-    """
+    """Compare two non-negative functions of λ up to a factor, at equally spaced λ from low to high."""
     import torch
 
     at = torch.linspace(low, high, points, dtype=torch.float64)

@@ -1,9 +1,4 @@
-"""Nearest neighbours between two sets of features, computed block by block.
-
-A block of squared distances is a matrix product in float64, so memory doesn't grow with the square of the number of images.
-The few candidate pairs are then measured again as norms of differences, rounded to float32. So distances that are equal in
-exact arithmetic compare as equal, as in scikit-learn, which matters for copied images.
-"""
+"""Nearest neighbours between two sets of features, computed block by block."""
 
 from collections.abc import Iterator
 
@@ -15,21 +10,20 @@ ROWS = 4096
 SPARE = 4
 """Number of candidates kept beyond the k nearest, because rounding may change the order of nearly equal distances."""
 DENSE = 300
-"""If more than 1/DENSE of a block's pairs are candidates, taking all distances of the block is faster than measuring pairs."""
+"""Compute all distances of a block, instead of single pairs, if more than 1/DENSE of its pairs are candidates."""
 LIMIT, ROUNDING = 1 + 1e-6, 1e-14
-"""Tolerances of `within`: LIMIT, a factor on squared distances, covers their rounding to float32; ROUNDING is the relative
-rounding error of a dot product, per term."""
+"""Tolerances of `within`. LIMIT: factor on squared distances, for float32 rounding. ROUNDING: error per term of a dot product."""
 
 
 def squares(
     queries: Tensor, points: Tensor, device: torch.device | str = "cpu", *, unit: bool = False, upper: bool = False
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the squared distances of queries and points in blocks: (index of first query, of first point, block).
+    """Yield blocks of squared distances, as tuples (index of first query, index of first point, block).
 
-    queries: [N, D], points: [M, D]. block: float64, at most [ROWS, ROWS].
-    device: where the blocks are computed, and stay.
+    queries: [N, D]. points: [M, D].
+    block: float64, at most [ROWS, ROWS], on `device`.
     unit: scale the vectors to length 1 first.
-    upper: yield only blocks on or right of the diagonal; if the queries are the points, all others are transposes of these.
+    upper: yield only blocks on or right of the diagonal, for queries that are the points themselves.
     """
     # Centre the vectors, which reduces cancellation.
     origin = torch.zeros(points.shape[1], dtype=torch.float64, device=device)
@@ -52,11 +46,15 @@ def squares(
 def nearest(
     queries: Tensor, points: Tensor, k: int, device: torch.device | str = "cpu", *, others: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the distances [N, k], float32, ascending, and indices [N, k] of each query's k nearest points, on the CPU.
+    """Return the distances and indices of the k nearest points of each query, nearest first, on the CPU.
 
-    others: whether the queries are the points themselves; then a vector doesn't count as its own neighbour.
-    The distance to a copy is exactly zero. Ties are ordered by index. Raises ValueError for too few points.
+    queries: [N, D]. points: [M, D].
+    others: whether the queries are the points themselves; then a vector is not its own neighbour.
+    Returns: float32 distances [N, k], exactly 0 to a copy; indices [N, k], rising among equal distances.
+    Raises ValueError for too few points.
     """
+    # Blocks of squared distances are matrix products. The few candidates are measured again as norms of differences, rounded to
+    # float32, so that distances that are equal in exact arithmetic, as of copied images, compare as equal.
     if len(points) < k + others:
         raise ValueError(f"{len(points)} points are too few for {k} neighbours; give at least {k + others}")
     most = min(k + SPARE, len(points) - others)
@@ -64,7 +62,6 @@ def nearest(
     which = torch.zeros(len(queries), most, device=device, dtype=torch.int64)
 
     def add(row: int, column: int, block: Tensor) -> None:
-        """Merge a block, whose first query and point are `row` and `column`, into the nearest points of its queries."""
         rows = slice(row, row + len(block))
         near = block.topk(min(most, block.shape[1]), largest=False)
         columns = torch.cat([which[rows], near.indices + column], 1)
@@ -89,10 +86,10 @@ def nearest(
 def within(
     queries: Tensor, points: Tensor, reach: Tensor, own_reach: Tensor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield pairs (query, near point) in batches: query indices, point indices and float32 distances, [P] each, on the CPU.
+    """Yield pairs of a query and a near point: query indices, point indices, float32 distances, [P] each, on the CPU.
 
-    reach: [M], a radius for each point. own_reach: [N], a radius for each query; None: queries have no radius.
-    The pairs include every pair whose distance is within the radius of its point or of its query, and a few others.
+    reach: radius of each point, [M]. own_reach: radius of each query, [N]; None: queries have no radius.
+    Yields every pair whose distance is within the point's or the query's radius, and a few other pairs.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2
 

@@ -1,22 +1,4 @@
-"""The least possible error of a denoiser on a finite set of images, a network's excess over it, and a test for copying.
-
-The Bayes denoiser has the least possible error. The excess is the part of a network's error that training can still remove.
-The test tells from the excess whether a network copies its training images.
-
-Images x_1 … x_N are equally likely; the source x_s is noised to z = αx_s + σε. With s = α/σ = e^{λ/2}, a_i = ε·(x_i − x_s)
-and b_i = ‖x_i − x_s‖², the posterior of the images is π_i ∝ exp(s a_i − ½ s² b_i), and x̂* = Σ π_i x_i. Given z the source is
-itself a draw from the posterior, and the mean squared distance of two independent draws is twice the variance. So
-
-    e*(λ) = E‖ε − ε̂*‖² = e^λ E‖x_s − x̂*‖² = ½ e^λ E Σ π_i b_i.
-
-The last form doesn't need x̂*, and a and b are the same at all λ. Its terms are non-negative, the source has weight 1
-(log weight 0), and no log weight exceeds ½‖ε‖²; so there is no cancellation and no overflow. Given z, the last form
-still varies with x_s, but with a quarter of the variance of ‖ε − ε̂*‖².
-
-At high λ few draws confuse the source with another image, so the sample variance is unreliable, and only the nearest image
-matters. With w its weight, π = w/(1 + w) and δ² = s² b, log w is N(−δ²/2, δ²), whose density at −l is e^l times that at l.
-So E π² = ∫_{l>0} p(l) (1 + e^{−l})/(1 + e^{−l})² dl ≤ P(w > 1) = Φ(−δ/2), an overestimate by at most a factor of two.
-"""
+"""Least possible error of a denoiser on a finite set of images, a network's excess error, and a test for copying."""
 
 import math
 from typing import Any, NamedTuple
@@ -27,22 +9,36 @@ from torch import Tensor
 from elbocli.core.adaptive import ErrorMoments, fine_levels
 from elbocli.core.weighting import Weighting
 
-GONE = 1e-34
-"""Weight below which an image is negligible beside the source, whose weight is 1; at higher λ the weight only falls."""
-TILE = {"cpu": 2**16, "cuda": 2**24}
-"""Number of pairs (noised source, image) whose weights are computed at a time; on a CPU they fit into the cache."""
+# Images x_1 … x_N are equally likely; the source x_s is noised to z = αx_s + σε. With s = α/σ = e^{λ/2}, a_i = ε·(x_i − x_s)
+# and b_i = ‖x_i − x_s‖², the posterior of the images is π_i ∝ exp(s a_i − ½ s² b_i), and x̂* = Σ π_i x_i. Given z the source
+# is itself a draw from the posterior, and the mean squared distance of two independent draws is twice the variance. So
+#
+#     e*(λ) = E‖ε − ε̂*‖² = e^λ E‖x_s − x̂*‖² = ½ e^λ E Σ π_i b_i.
+#
+# The last form doesn't need x̂*, and a and b are the same at all λ. Its terms are non-negative, the source has weight 1
+# (log weight 0), and no log weight exceeds ½‖ε‖²; so there is no cancellation and no overflow. Given z, the last form
+# still varies with x_s, but with a quarter of the variance of ‖ε − ε̂*‖².
+#
+# At high λ few draws confuse the source with another image, so the sample variance is unreliable, and only the nearest image
+# matters. With w its weight, π = w/(1 + w) and δ² = s² b, log w is N(−δ²/2, δ²), whose density at −l is e^l times that at l.
+# So E π² = ∫_{l>0} p(l) (1 + e^{−l})/(1 + e^{−l})² dl ≤ P(w > 1) = Φ(−δ/2), an overestimate by at most a factor of two.
+
+GONE = 1e-34  # weight of an image that is negligible beside the source's weight, 1; at higher λ the weight only falls
+TILE = {"cpu": 2**16, "cuda": 2**24}  # pairs (noised source, image) at a time; on a CPU they fit the cache
 
 
 class LeastErrors:
-    """Accumulator of the sums over images that give the least possible error of denoising some source images.
+    """Accumulator of the least possible error of denoising source images, by sums over all images of a set.
 
-    source: [S, D], float64, images to be noised. eps: [S, H, D], float64, H noises per source.
-    logsnr: [S, H, L], the λ of each noise, rising along L.
-    labels: [S], classes of the sources, for a second sum over images of the source's class alone; None: no such sum.
-    unit: factor from the given values to x, such as 1/127.5 for pixel levels, whose inner products are exact in float64.
+    source: images to be noised, float64 [S, D].
+    eps: H noises per source, float64 [S, H, D].
+    logsnr: λ of each noise, rising along L, [S, H, L].
+    labels: classes of the sources, [S], for a second error, among images of the source's class alone; None: no second error.
+    unit: factor from the given images to x, such as 1/127.5 for pixel values.
     """
 
     def __init__(self, source: Tensor, eps: Tensor, logsnr: Tensor, labels: Any = None, unit: float = 1.0):
+        # Inner products of pixel values 0 to 255 are exact in float64, so `unit` is applied to the sums.
         self.source, self.eps, self.labels, self.unit = source, eps.flatten(0, 1), labels, unit
         self.logsnr = logsnr
         self._scale = (0.5 * logsnr).exp() * unit
@@ -55,7 +51,12 @@ class LeastErrors:
         self._nearest = torch.full_like(self._seen, torch.inf)
 
     def add(self, images: Tensor, own: Tensor, labels: Tensor | None = None) -> None:
-        """Add images [J, D], float64, to the sums. own: [S, J], True where an image is the source itself; labels: [J]."""
+        """Add images to the sums.
+
+        images: float64 [J, D].
+        own: whether an image is the source itself, bool [S, J].
+        labels: classes of the images, [J].
+        """
         count, noises = self.logsnr.shape[:2]
         distance = (self._square[:, None] + images.square().sum(1) - 2 * (self.source @ images.T)).clamp_(min=0)
         along = (self.eps @ images.T).view(count, noises, -1) - self._own[:, :, None]
@@ -73,9 +74,9 @@ class LeastErrors:
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
-        """Add the weights of all images to the sums of the sources `rows`, at rising λ, until all weights are negligible.
+        """Add the weights of images to the sums of the sources `rows`.
 
-        along: a of the module's docstring, [s, H, J]. distance: b, [s, 1, J]. mates: 1 for images of the source's class, else 0.
+        along, distance: a [s, H, J] and b [s, 1, J] of the derivation above. mates: 1 for images of the source's class, else 0.
         """
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
@@ -91,38 +92,35 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return an estimate of the least possible error ½ e^λ Σ π_i b_i of each noised source, [1, S, H, L]; with mates
-        [2, S, H, L], where the second entry is for denoising among images of the source's class alone.
+        """Return an estimate of the least possible error ½ e^λ Σ π_i b_i of each noised source, [1, S, H, L].
 
-        others, mates: [S], number of images besides the source, in total and of its class. If fewer were added, the images
-        added are weighted up: numerator and denominator are then unbiased, and their ratio nearly so.
+        others: number of images besides the source, [S].
+        mates: number of images of the source's class besides the source, [S]; None: no second error.
+        Returns: [2, S, H, L] if `mates` is given; the second entry is the error among images of the source's class.
         """
+        # If fewer images were added, they are weighted up: numerator and denominator are unbiased, and their ratio nearly so.
         number = others[None] if mates is None else torch.stack([others, mates])
         stands_for = (number / self._seen.clamp(min=1))[:, :, None, None]
         distance = stands_for * self._distance * self.unit**2
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
 
     def squares(self) -> Tensor:
-        """Return (½ e^λ b)² Φ(−δ/2) for the image nearest to each source, shaped like `values`.
-
-        b is the squared distance of this image, and δ² = e^λ b. The result approximates the mean square of `values` at those λ
-        where only the nearest image matters.
-        """
+        """Return the approximate mean square of `values` at high λ, where only the image nearest to the source matters."""
+        # (½ e^λ b)² Φ(−δ/2), as derived above, with b of the nearest image and δ² = e^λ b.
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
         return ((0.5 * apart.square()).square() * 0.5 * (apart / math.sqrt(8)).erfc()).nan_to_num(0.0)
 
 
-COPIES, BEGUN = 0.5, 0.1
-"""Thresholds of the `share` that `copying` returns: above them a network copies its training images, or has begun to."""
-SURE = 2.0
-"""Number of standard errors by which the share must differ from a threshold, and the excess on new images from zero."""
+COPIES, BEGUN = 0.5, 0.1  # thresholds of `share` in the result of `copying`: network copies, or has begun to copy
+SURE = 2.0  # standard errors that make a difference significant
 
 
 class Excess(NamedTuple):
-    """Weighted excess ½∫ w (e − e*) dλ of a network's error e over the least possible error e*, nats per dimension.
+    """Weighted excess of a network's error e over the least possible error e*: ½∫ w (e − e*) dλ, nats per dimension.
 
-    se: standard error. least_se: the part of se that is due to e*.
+    se: standard error of `value`.
+    least_se: contribution of e* to `se`.
     """
 
     value: float
@@ -131,13 +129,13 @@ class Excess(NamedTuple):
 
 
 def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: Weighting) -> Excess:
-    """Return the weighted excess of a network's errors over the least possible errors, both per dimension in bins of λ.
+    """Return the weighted excess of a network's errors over the least possible errors.
 
-    moments: moments of the network's errors in each bin.
-    least, least_se: [bins], the least possible error and its standard error, which is fully correlated between bins, since
-    all bins use the same images. The network's errors are independent between bins.
-    Bins with fewer than two errors are filled from their neighbours. Raises DataError if no bin has two errors.
+    moments: the network's errors per dimension, in bins of λ; bins with fewer than two errors are filled from their neighbours.
+    least, least_se: least possible error per dimension and its standard error, [bins].
+    Raises DataError: when no bin has two errors.
     """
+    # All bins use the same images, so errors of `least` are fully correlated; the network's errors are independent.
     known = moments.filled()
     share = 0.5 * weighting(fine_levels(moments.edges)).mean(1) * moments.edges.diff()
     value = float((share * (known.mean - least)).sum())
@@ -147,11 +145,14 @@ def excess(moments: ErrorMoments, least: Tensor, least_se: Tensor, weighting: We
 
 
 def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
-    """Return to what extent the network copies its training images, as a dict, or None if `new` is not significantly above 0.
+    """Return the extent to which a network copies its training images; None if `new` is not significantly above 0.
 
-    own, new: loss on training and on new images, each minus the least possible loss for the training images. The dict has
-    share: 1 − own/new: 0 if both losses are equal, 1 if the loss on training images is the least possible;
-    se: standard error of share; verdict: verb phrase for the subject "the network".
+    own: loss on training images minus the least possible loss for the training images.
+    new: loss on new images minus the least possible loss for the training images.
+    Returns a dict with the keys:
+    - share: 1 − own/new; 0: both losses are equal; 1: the loss on training images is the least possible.
+    - se: standard error of share.
+    - verdict: verb phrase for the subject "the network".
     """
     if new.value <= SURE * new.se:
         return None
@@ -163,13 +164,13 @@ def copying(own: Excess, new: Excess) -> dict[str, Any] | None:
 
 
 def verdict(low: float, high: float) -> str:
-    """Return a verb phrase, with subject 'the network', for a share of copying between low and high."""
+    """Return a phrase such as 'shows no sign of copying', for a `share` of `copying` between low and high."""
     if low > BEGUN:
         return f"{'copies' if low > COPIES else 'has begun to copy'} its training images"
     return "shows no sign of copying" if high < COPIES else "may copy: the errors are too large to say"
 
 
 def excess_by_bin(moments: ErrorMoments, least: Tensor, least_se: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean error minus least possible error, and this difference's standard error, [bins]; NaN for less than 2 errors."""
+    """Return mean error minus least possible error, and the difference's standard error, [bins]; NaN for less than 2 errors."""
     value = (moments.mean - least).where(moments.seen, torch.nan)
     return value, torch.hypot(moments.mean_se, least_se)

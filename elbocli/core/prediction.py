@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LIMIT = 50.0
-"""Largest |λ| of any run; all formulas of the package stay within float64 range up to this value."""
+LIMIT = 50.0  # largest |λ| of any run. Up to LIMIT, all formulas stay within float64 range.
 
 
 def alpha(logsnr: Tensor) -> Tensor:
@@ -29,12 +28,12 @@ def alpha(logsnr: Tensor) -> Tensor:
 
 
 def sigma(logsnr: Tensor) -> Tensor:
-    """Return σ, the scale of the noise in z = αx + σε, as √sigmoid(−λ): 1 − sigmoid(λ) would be 0 in float32 if λ > 17."""
-    return (-logsnr).sigmoid().sqrt()
+    """Return σ, the scale of the noise in z = αx + σε."""
+    return (-logsnr).sigmoid().sqrt()  # 1 − sigmoid(λ) would be 0 in float32 if λ > 17
 
 
 def logsnr_of(sigma_edm: float) -> float:
-    """Return λ = −2 ln σ_edm of a noise level of EDM, σ_edm = σ/α (Karras et al. 2022)."""
+    """Return λ = −2 ln σ_edm, where σ_edm = σ/α is a noise level of EDM."""
     return -2.0 * math.log(sigma_edm)
 
 
@@ -46,9 +45,9 @@ def alpha_sigma(logsnr: float) -> tuple[float, float]:
 
 
 def resolution_shift(image_size: int) -> float:
-    """Return 2 log(64 / image_size), the shift of λ that keeps coarse detail as noisy as in images of 64 × 64 pixels.
+    """Return the shift of λ that keeps coarse detail as noisy as in images of 64 × 64 pixels: 2 log(64 / image_size).
 
-    Source: Hoogeboom et al. 2023 (simple diffusion), eq. 4, in the natural log of SNR.
+    Source: Hoogeboom et al. 2023 (simple diffusion), eq. 4.
     """
     return 2.0 * math.log(64.0 / image_size)
 
@@ -118,11 +117,13 @@ def edm(alpha, sigma, sigma_data=0.5):
 
 
 class Coefficients(NamedTuple):
-    """Coefficients at given λ, each of the shape of λ.
+    """Coefficients at given λ; every field has the shape of λ.
 
-    alpha, sigma: z = alpha·x + sigma·ε. a, b: target = a·x + b·ε. c_in: the network's input is c_in·z.
+    alpha, sigma: z = alpha·x + sigma·ε.
+    a, b: target = a·x + b·ε.
+    c_in: input of the network = c_in·z.
     x_from_z, x_from_out: x̂ = x_from_z·z + x_from_out·output.
-    eps_factor: (α/d)² with d = αb − σa, the ratio of the squared error of ε to that of the target.
+    eps_factor: squared error of ε / squared error of the target.
     """
 
     alpha: Tensor
@@ -136,7 +137,7 @@ class Coefficients(NamedTuple):
 
 
 class Prediction:
-    """Quantity that a network predicts. text: SPEC such as `v`, `edm:sigma_data=0.5`. Raises UsageError for unknown names."""
+    """Quantity that a network predicts. text: such as `v` or `edm:sigma_data=0.5`. Raises UsageError for an unknown name."""
 
     def __init__(self, text: str):
         self.declared = PREDICTIONS.parse(text)
@@ -154,7 +155,7 @@ class Prediction:
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a run has one prediction
     def scalars(self, logsnr: float) -> tuple[float, float, float]:
-        """Return (c_in, x_from_z, x_from_out) at one λ, cached because samplers visit the same levels for every batch."""
+        """Return (c_in, x_from_z, x_from_out) at one λ."""
         import torch
 
         c = self.coefficients(torch.tensor([logsnr], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Registries of named functions and classes with parameters, such as weightings; the command line and docs list them."""
+"""Registries of named functions and classes with parameters, such as weightings."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from typing import Any, TypeVar
 from elbocli.errors import UsageError
 
 LARGEST = 1e15
-"""Largest absolute value of a parameter, above any count of images."""
+"""Largest absolute value of a parameter."""
 LEARNED = "uncertainty"
-"""Name of the weighting that training learns. No registry declares this weighting, because the name alone has no w(λ)."""
+"""Name of the weighting that training learns; the registry of weightings doesn't contain this name."""
 M = TypeVar("M", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, repr=False)
 class Declaration:
-    """Registered function or class with values of its parameters. Calling the declaration calls `make` with these values.
+    """Registered function or class, with values of its parameters. Calling a Declaration calls `make` with these values.
 
-    make: the function or class. formula, source: text for docs and help. params: parameter → value.
-    positive: parameters that must be above 0. within: parameter → (least, greatest) value.
-    traits: facts besides the formula, usually an instance of the registry's class of traits; None if there are none.
-    known_as: other name → the parameters that the name sets. parameters_known_as: other name of a parameter → parameter.
+    make: the function or class.
+    formula, source: text for docs and help.
+    params: parameter → value.
+    positive: parameters that must be above 0.
+    within: parameter → (least, greatest) value.
+    traits: properties besides the formula, such as `monotone` of a weighting; None for none.
+    known_as: other name → values of the parameters that the name sets.
+    parameters_known_as: other name of a parameter → parameter.
     """
 
     name: str
@@ -44,12 +48,12 @@ class Declaration:
         return f"Declaration({self.spec!r})"
 
     def __call__(self, *args: Any) -> Any:
-        """Return `make(*args, **params)`."""
         return self.make(*args, **self.params)
 
     def bind(self, given: Mapping[str, str | float]) -> Declaration:
-        """Return a copy with the given parameters. The name "" stands for the only parameter of a declaration that has just one.
+        """Return a copy with the given values of parameters.
 
+        given: parameter → value or text; the key "" is allowed if there is just one parameter.
         Raises UsageError for an unknown parameter, or a value that is not a number, too large or out of bounds.
         """
         values: dict[str, float] = {}
@@ -65,7 +69,6 @@ class Declaration:
         return replace(self, params={**self.params, **values})
 
     def _parameter(self, word: str) -> str:
-        """Return the parameter of this name or alias; "" names the only parameter. Raises UsageError for an unknown name."""
         if not word and len(self.params) == 1:
             return next(iter(self.params))
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
@@ -75,7 +78,7 @@ class Declaration:
 
     @property
     def spec(self) -> str:
-        """SPEC `name:key=value,…` with every parameter, so that the SPEC keeps its meaning when defaults change."""
+        """SPEC `name:key=value,…` with the values of all parameters."""
         words = ",".join(f"{key}={plain(value)}" for key, value in self.params.items())
         return f"{self.name}:{words}" if words else self.name
 
@@ -119,9 +122,10 @@ def load_installed() -> None:
 
 
 class Registry(dict[str, Declaration]):
-    """Registry of all declarations of one kind, by name. kind: noun for messages, such as `weighting`.
+    """Registry of declarations: name → Declaration.
 
-    traits: NamedTuple class of the facts that each declaration states besides its formula, or None if there are none.
+    kind: noun for messages, such as `weighting`.
+    traits: NamedTuple class of a declaration's properties besides the formula; None: no such class.
     """
 
     def __init__(self, kind: str, traits: Any = None):
@@ -141,13 +145,16 @@ class Registry(dict[str, Declaration]):
         parameters_known_as: Mapping[str, str] | None = None,
         **params: Any,
     ) -> Callable[[M], M]:
-        """Return a decorator that registers a function or class under `name`. Arguments with a float default, in the
-        function's signature or in `params`, become parameters.
+        """Return a decorator that registers a function or class under `name`.
 
-        formula, source: text for docs and help. traits: a fact besides the formula, if the registry has no class of traits.
-        positive: parameters that must be above 0. within: parameter → (least, greatest) value.
+        Arguments of the function with a float default become parameters.
+        formula, source: text for docs and help.
+        positive: parameters that must be above 0.
+        within: parameter → (least, greatest) value.
+        traits: property besides the formula, if the registry has no class of properties.
         known_as: other names of exactly the same function: `name`, or `name:key=value,…` with the values that the name implies.
-        parameters_known_as: other name in lower case → parameter. params: further parameters, and fields of the class of traits.
+        parameters_known_as: other name in lower case → parameter.
+        params: default values of further parameters, and values of the fields of the class of properties.
         Raises UsageError if the name is taken.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}
@@ -185,7 +192,7 @@ class Registry(dict[str, Declaration]):
         return None
 
     def find(self, name: str) -> Declaration:
-        """Return the declaration of a name or alias. Raises UsageError with the nearest names for an unknown name."""
+        """Return the declaration of a name or alias. Raises UsageError for an unknown name."""
         found = self.named(name)
         if found is None:
             raise UsageError(f"no {self.kind} is called {name!r}; {nearest(name, self)}")
@@ -198,7 +205,7 @@ class Registry(dict[str, Declaration]):
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
-    """Split a SPEC `name:key=value,…` into (name, parameters). One value may have no key: its key is "". Raises UsageError."""
+    """Split a SPEC `name:key=value,…` into name and {key: value}; a value without a key gets the key "". Raises UsageError."""
     name, _, rest = text.strip().partition(":")
     params: dict[str, str] = {}
     for item in filter(None, map(str.strip, rest.split(","))):

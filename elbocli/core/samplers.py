@@ -1,7 +1,6 @@
-"""Samplers: pure functions for one step from λ to a higher λ, declared by name, and the walk along a grid of λ.
+"""Samplers, which make one step from λ to a higher λ, and `walk`, which makes all steps from noise to data.
 
-A step gets z, which is variance preserving, and a denoiser D(z, λ) → x̂. λ = inf is clean data.
-Coefficients are Python floats in double precision; only z and x̂ are tensors.
+z is variance preserving; λ = inf is clean data. Only z and x̂ are tensors. Primes: values at the end of the step (z', α', σ').
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ if TYPE_CHECKING:
 
 
 Denoise = Callable[["Tensor", float], "Tensor"]
-DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]
-"""Denoiser D(z, λ) → (x̂, γ), where γ interpolates each value's log variance from small (0) to large (1), see `ddpm`."""
+DenoiseWithVariance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]  # (z, λ) → (x̂, gamma of `ddpm`)
 DrawNoise = Callable[[], "Tensor"]
 STEPS = 128
 
 
 class Move(NamedTuple):
-    """Step from λ = now to λ = then > now.
+    """Step of a sampler from λ = now to λ = then, which is higher.
 
-    before: λ at the start of the previous step; −inf in the first step. steps: number of steps of the whole walk.
+    before: λ at the start of the previous step; −inf in the first step.
+    steps: number of steps from noise to data.
     """
 
     now: float
@@ -43,17 +42,20 @@ class Move(NamedTuple):
 
     @property
     def width(self) -> float:
-        """Step size h = Δ log(α/σ) = Δλ/2, as in the literature on solvers."""
+        """Step size h = Δλ/2, the change of log(α/σ)."""
         return 0.5 * (self.then - self.now)
 
     @property
     def scales(self) -> tuple[float, float, float, float]:
-        """α and σ at `now`, then at `then`."""
+        """α and σ at `now`, then α and σ at `then`."""
         return (*alpha_sigma(self.now), *alpha_sigma(self.then))
 
 
 class SamplerPreset(NamedTuple):
-    """Published settings of a sampler: schedule of its noise levels (grid), number of steps, and parameters."""
+    """Published settings of a sampler.
+
+    grid: schedule of the noise levels, such as `edm-sample:rho=7`. params: values of the sampler's parameters.
+    """
 
     grid: str
     steps: int = STEPS
@@ -62,8 +64,12 @@ class SamplerPreset(NamedTuple):
 
 
 class SamplerTraits(NamedTuple):
-    """Facts about a sampler. grid, steps: default schedule and number of steps. presets: published settings by name.
-    learned: whether the sampler needs a DenoiseWithVariance. ancestral: whether steps draw from q(z' | z, x̂), with noise.
+    """Properties of a sampler.
+
+    grid, steps: default schedule of the noise levels, and default number of steps.
+    presets: published settings by name.
+    learned: whether the denoiser must be a DenoiseWithVariance.
+    ancestral: whether steps draw from q(z' | z, x̂).
     """
 
     grid: str
@@ -73,18 +79,15 @@ class SamplerTraits(NamedTuple):
     ancestral: bool = False
 
 
+# A sampler is a function (z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂).
+# last: x̂ of the previous step; None in the first step. noise: function () → standard normal noise, shaped like z.
 SAMPLERS = Registry("sampler", SamplerTraits)
-"""Samplers: functions (z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂).
-
-last: x̂ of the previous step, for multistep methods; None in the first step. move: the step, a Move.
-denoise: function (z, λ) → x̂, or a DenoiseWithVariance. noise: function () → standard normal noise, shaped like z.
-"""
 sampler = SAMPLERS.declare
 
 
 @sampler("ddim", formula="alpha' x_hat + sigma' eps_hat", source="Song et al. 2021", grid="cosine", known_as=["euler"])
 def ddim(z, last, move, denoise, noise):
-    """Return α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ, a first-order step."""
+    """Make a first-order step: z' = α' x̂ + σ' ε̂ with ε̂ = (z − α x̂)/σ."""
     alpha, sigma, alpha_then, sigma_then = move.scales
     x_hat = denoise(z, move.now)
     ratio = sigma_then / sigma
@@ -92,7 +95,10 @@ def ddim(z, last, move, denoise, noise):
 
 
 def ancestor(z, x_hat, move, noise, gamma):
-    """Draw z' from q(z' | z, x̂), or return the mean if σ' = 0. gamma: number or tensor that sets the variance as in `ddpm`."""
+    """Draw z' from q(z' | z, x̂); if σ' = 0, return the mean.
+
+    gamma: number or tensor that sets the variance, as in `ddpm`.
+    """
     alpha, sigma, alpha_then, sigma_then = move.scales
     kept = math.exp(-2 * move.width)
     fresh = -math.expm1(-2 * move.width)
@@ -116,9 +122,9 @@ def ancestor(z, x_hat, move, noise, gamma):
     known_as=["euler-ancestral:gamma=0", "euler-a:gamma=0"],
 )
 def ddpm(z, last, move, denoise, noise, gamma=0.2):
-    """Draw from q(z' | z, x̂) with a variance between c σ'² (small, gamma 0) and c σ² (large, gamma 1), c = 1 − e^{λ−λ'}.
+    """Make an ancestral step: draw z' from q(z' | z, x̂).
 
-    gamma interpolates the log variance, as in simple diffusion.
+    gamma: sets the variance, small^(1−gamma) large^gamma, with small = c σ'², large = c σ² and c = 1 − e^{λ−λ'}.
     """
     x_hat = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
@@ -133,18 +139,19 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     ancestral=True,
 )
 def ddpm_learned(z, last, move, denoise, noise):
-    """Make a ddpm step with γ = (v + 1)/2, where the network outputs v in addition to its prediction."""
+    """Make a ddpm step with the gamma that the denoiser returns for each value."""
     x_hat, gamma = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
 
 def advance(z, x_hat, last, move, eta=0.0):
-    """Return the mean of z' under dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
+    """Return the mean of z', the result of a step.
 
-    For constant x̂, y' is exactly e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂ with h = Δℓ. The method replaces x̂ by its value at the
-    midpoint of the step, extrapolated linearly from the last x̂ and this x̂. The first step, and the step to clean data, use
-    x̂ itself. η = 0 is the probability-flow ODE.
+    Equation: dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
+    x_hat, last: x̂ of this step, and x̂ of the previous step (None: first step).
+    eta: amount of noise η; 0: the probability-flow ODE.
     """
+    # For constant x̂ the mean is exact: e^{−(1+η)h} y + (1 − e^{−(1+η)h}) x̂. x̂ is extrapolated to the middle of the step.
     _, sigma, alpha_then, sigma_then = move.scales
     if sigma_then == 0:
         return x_hat
@@ -165,7 +172,7 @@ def advance(z, x_hat, last, move, eta=0.0):
     known_as=["dpm++-2m", "dpmpp", "dpm++", "dpm-solver++", "dpm-solver++(2m)"],
 )
 def dpmpp_2m(z, last, move, denoise, noise):
-    """Make a second-order step of DPM-Solver++ with one network evaluation, using x̂ of the previous step."""
+    """Make a second-order step of DPM-Solver++ with one network evaluation."""
     x_hat = denoise(z, move.now)
     return advance(z, x_hat, last, move), x_hat
 
@@ -179,13 +186,13 @@ def dpmpp_2m(z, last, move, denoise, noise):
     positive=["eta"],
 )
 def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
-    """Make a step of dpmpp-2m with added noise. eta: amount of noise; 1: the reverse SDE; the limit 0: dpmpp-2m.
+    """Make a step of dpmpp-2m with added noise.
 
-    With y, ℓ and h as in `advance`, the variance of y' is ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step,
-    which is e^{−2ℓ'} (1 − e^{−2ηh}).
+    eta: amount of noise, above 0; 1: the reverse SDE; toward 0, the step becomes that of dpmpp-2m.
     """
     x_hat = denoise(z, move.now)
     mean = advance(z, x_hat, last, move, eta)
+    # Var(y') = ∫ 2η e^{−2ℓ} e^{−2(1+η)(ℓ'−ℓ)} dℓ over the step = e^{−2ℓ'} (1 − e^{−2ηh}), with y and ℓ as in `advance`.
     spread = move.scales[3] * math.sqrt(-math.expm1(-2 * eta * move.width))
     return (mean.add_(noise(), alpha=spread) if spread else mean), x_hat
 
@@ -207,11 +214,11 @@ def dpmpp_2m_sde(z, last, move, denoise, noise, eta=1.0):
     within=dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), (0, math.inf)),
 )
 def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noise=1.0):
-    """Make a step of Heun's method, second order: an Euler step in y = z/α with d = (y − x̂)/σ_edm, then the mean of both d.
+    """Make a second-order step of Heun's method, after adding noise if s_churn > 0.
 
-    The correction of the Euler step is (σ' − σ)(d₂ − d₁)/2, with d₂ − d₁ = (x̂₁ − x̂₂)/σ'.
-    s_churn: amount of noise added before steps with s_min ≤ σ_edm ≤ s_max, in total over all steps of the walk.
-    s_noise: factor on the standard deviation of this noise.
+    s_churn: relative growth of σ_edm by added noise, divided evenly among all steps from noise to data.
+    s_min, s_max: noise is added only in steps with s_min ≤ σ_edm ≤ s_max.
+    s_noise: factor on the added noise's standard deviation.
     """
     now, then, _, steps = move
     sigma, sigma_then = math.exp(-now / 2), math.exp(-then / 2)
@@ -229,19 +236,19 @@ def heun(z, last, move, denoise, noise, s_churn=0.0, s_min=0.0, s_max=1e5, s_noi
     euler = (z * (alpha_then / alpha * ratio)).add_(x_hat, alpha=alpha_then * (1 - ratio))
     if sigma_then == 0:
         return euler, x_hat
+    # With d = (y − x̂)/σ_edm and y = z/α, the correction is (σ' − σ)(d₂ − d₁)/2, where d₂ − d₁ = (x̂₁ − x̂₂)/σ'.
     correction = 0.5 * alpha_then * (1 / ratio - 1)
     # Subtract first: for large steps the correction factor is large, and float32 would lose the difference to cancellation.
     return euler.add_(denoise(euler, then) - x_hat, alpha=correction), x_hat
 
 
 Sampler = Declaration
-"""Sampler: a declared step with its parameters; its traits have the default grid and number of steps."""
 
 
 def parse_sampler(text: str) -> Sampler:
-    """Return the sampler of a SPEC: `ddim`, `heun:s_churn=40`, `heun:edm-imagenet64,s_churn=20`.
+    """Return the sampler that a text names, with the parameters in the text. Raises UsageError.
 
-    A preset comes first in the SPEC; parameters after it override the preset's. Raises UsageError.
+    text: NAME, NAME:KEY=VALUE,… or NAME:PRESET,KEY=VALUE,…, such as `heun:edm-imagenet64,s_churn=20`.
     """
     name, _, words = text.strip().partition(":")
     declared = SAMPLERS.find(name)
@@ -254,16 +261,17 @@ def parse_sampler(text: str) -> Sampler:
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None) -> list[float]:
-    """Return the noise levels of a walk: the λ at which `steps` steps start, rising, then inf for clean data.
+    """Return the noise levels λ of `steps` steps of a sampler, rising, [steps + 1]; the last is inf (clean data).
 
-    spacing: one of SPACINGS; None for the default. Raises UsageError if the schedule has too few timesteps.
+    spacing: one of SPACINGS; None: the default for the schedule.
+    Raises UsageError: the schedule has too few timesteps.
     """
     return [*(spacing or usual_spacing(schedule))(schedule, steps), math.inf]
 
 
 def no_noise() -> NoReturn:
-    """Raise UsageError. Pass this function as the noise function where a sampler must not draw noise."""
-    raise UsageError("this sampler adds noise; give one without noise (dpmpp-2m, or heun without churn), or for 'elbo grid' ddpm")
+    """Raise UsageError. For use as the argument `noise` of samplers that must not draw noise."""
+    raise UsageError("this sampler adds noise; use dpmpp-2m or heun without churn, or, with 'elbo grid', ddpm")
 
 
 def walk(
@@ -274,11 +282,13 @@ def walk(
     noise: DrawNoise,
     every_step: bool = False,
 ) -> Tensor:
-    """Walk from noise z [B, …] at grid[0] to data at grid[-1], and return the data.
+    """Make all steps of a sampler, from noise to data, and return the data.
 
-    grid: rising λ; inf is clean data. denoise: a DenoiseWithVariance for samplers whose traits have `learned`.
-    noise: function that draws noise shaped like z.
-    every_step: draw noise once in every step, even in steps that add none, as EDM does.
+    z: noise [B, …], at λ = grid[0].
+    grid: rising λ; inf is clean data.
+    denoise: function (z, λ) → x̂; for samplers with learned variance, a DenoiseWithVariance.
+    noise: function () → standard normal noise, shaped like z.
+    every_step: whether to draw noise once in every step, even in steps that add no noise, as EDM does.
     """
     last = None
     for before, now, then in zip([-math.inf, *grid], grid, grid[1:]):

@@ -1,8 +1,4 @@
-"""Options of sampling: spacings and grids of noise levels, starts, thresholds, roundings, noise sources, and guidance.
-
-A range of pixels is (divisor, offset): level p of 0 to 255 has the value p / divisor + offset. Each rounding is written as
-its authors write it, because another order of operations changes values within rounding error of a boundary.
-"""
+"""Options of sampling: noise levels, start noise, thresholds, rounding to pixel levels, random numbers, and guidance."""
 
 from __future__ import annotations
 
@@ -25,14 +21,13 @@ if TYPE_CHECKING:
     from elbocli.core.schedule import Schedule
 
 
-SPACINGS = Registry("spacing")
-"""Spacings: functions (schedule, number of steps) → list of the rising λ at which the steps start."""
+SPACINGS = Registry("spacing")  # functions (schedule, number of steps) → rising λ at which the steps start
 spacing = SPACINGS.declare
 
 
 @spacing("even", formula="logsnr(t) at t even from 1 to 0", source="a walk of equal steps in t")
 def even(schedule, steps):
-    """Return λ at equally spaced t, both ends included; a single step is at t = 1."""
+    """Return λ at equally spaced t from 1 to 0, both included. A single step starts at t = 1."""
     import torch
 
     return schedule.logsnr(torch.linspace(1, 0, steps, dtype=torch.float64)).tolist()
@@ -45,13 +40,13 @@ def even(schedule, steps):
     known_as=["adm", "dit", "respaced"],
 )
 def timesteps(schedule, steps):
-    """Return λ at equally spaced timesteps. As in ADM, a running sum of the spacing is rounded; multiples could round otherwise."""
+    """Return λ at equally spaced timesteps, rounded to whole timesteps. Raises UsageError: too few timesteps."""
     levels = _levels(schedule)
     if steps > len(levels):
         raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, fewer than {steps} steps; use fewer steps")
     if steps == 1:
         return levels[-1:]
-    part = (len(levels) - 1) / (steps - 1)
+    part = (len(levels) - 1) / (steps - 1)  # as in ADM, a running sum is rounded; multiples could round otherwise
     return [levels[round(at)] for at in accumulate(repeat(part, steps - 1), initial=0.0)][::-1]
 
 
@@ -62,7 +57,7 @@ def timesteps(schedule, steps):
     known_as=["ddim"],
 )
 def stride(schedule, steps):
-    """Return λ at every k-th timestep, from the first; the last timestep is usually left out."""
+    """Return λ at timesteps 0, k, 2k, …, as many as `steps`. Raises UsageError: no k gives so many."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
@@ -72,7 +67,7 @@ def stride(schedule, steps):
 
 
 def _levels(schedule):
-    """Return the λ of the timesteps in a schedule's range, falling. Raises UsageError for a schedule without timesteps."""
+    """Return the λ of the timesteps in the schedule's range, in falling order. Raises UsageError: schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
             f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or the spacing even"
@@ -82,13 +77,12 @@ def _levels(schedule):
 
 
 def usual_spacing(schedule: Schedule) -> Declaration:
-    """Return the default spacing: `timesteps` for declared schedules of discrete timesteps, as published, else `even`."""
+    """Return the default spacing: `timesteps` for a named schedule of discrete timesteps, `even` for any other schedule."""
     discrete = schedule.declared is not None and isinstance(schedule.curve, Steps)
     return SPACINGS["timesteps" if discrete else "even"]
 
 
-STARTS = Registry("start")
-"""Starts: functions λ of the noisiest level → scale s of the start noise: sampling starts from z = s ε."""
+STARTS = Registry("start")  # functions λ of the noisiest level → scale s of the start noise z = s ε
 start = STARTS.declare
 
 
@@ -105,8 +99,7 @@ def edm(logsnr):
 UNIT = STARTS["unit"]
 
 
-THRESHOLDS = Registry("threshold")
-"""Thresholds: functions x̂ [B, …] → clipped x̂."""
+THRESHOLDS = Registry("threshold")  # functions x̂ [B, …] → clipped x̂
 
 
 @THRESHOLDS.declare("none", formula="x_hat")
@@ -129,18 +122,18 @@ def static(x_hat):
     within={"percentile": (0, 100)},
 )
 def dynamic(x_hat, percentile=99.5):
-    """Clip each image x̂ to [−s, s] and divide by s, where s is the value of |x̂| at rank ⌈percentile/100 · D⌉, at least 1."""
+    """Clip each image x̂ to [−s, s] and divide by s = max(1, percentile of |x̂| in the image)."""
     size = x_hat.abs().flatten(1)
     rank = math.ceil(percentile * size.shape[1] / 100)
     limit = size.kthvalue(rank, 1).values.clamp(min=1).view(-1, *[1] * (x_hat.dim() - 1))
     return x_hat.maximum(-limit).minimum(limit).div_(limit)
 
 
+# Functions (x, divisor, offset) → values that `to_levels` clamps to 0 to 255 and truncates to whole levels.
+# Each is written as its authors write it: another order of operations changes values within rounding error of a boundary.
 ROUNDINGS = Registry("rounding")
-"""Roundings: functions (x, divisor, offset) → values that `to_levels` clamps to 0 to 255 and truncates to whole levels."""
 rounding = ROUNDINGS.declare
-SIGNED = (127.5, -1.0)
-"""(divisor, offset) of pixels in [−1, 1]."""
+SIGNED = (127.5, -1.0)  # (divisor, offset) of pixels in [−1, 1]: level p has the value p / divisor + offset
 
 
 @rounding("nearest", formula="level nearest to 127.5 (x+1); of a half, the even one", source="diffusers, this program")
@@ -167,7 +160,10 @@ NEAREST = ROUNDINGS["nearest"]
 
 
 def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, float] = SIGNED) -> Tensor:
-    """Convert pixels [B,C,H,W] to levels, uint8 [B,H,W,C]. rounded: one of ROUNDINGS. span: (divisor, offset) of pixels."""
+    """Convert images [B, C, H, W] to pixel levels, uint8 [B, H, W, C].
+
+    rounded: entry of ROUNDINGS. span: (divisor, offset) of x, in which level p has the value p / divisor + offset.
+    """
     import torch
 
     levels = rounded(x.float(), *span).clamp_(0, 255).to(torch.uint8)
@@ -176,16 +172,16 @@ def to_levels(x: Tensor, rounded: Declaration = NEAREST, span: tuple[float, floa
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance: out = weak + scale · (strong − weak) for low ≤ λ ≤ high; out = strong elsewhere.
+    """Guidance: weak + scale · (strong − weak) for low ≤ λ ≤ high; strong for other λ.
 
-    strong: the network's output with the class. weak: its output without the class, or a worse network's (autoguidance).
-    scale: 1 is no guidance, 0 the weak output alone.
-    channels: number of leading channels that are guided; 0 is all.
-    Every prediction is linear in ε̂ at fixed z, so guidance is the same for all predictions.
-    Raises UsageError for an empty interval.
+    strong: network output with the class.
+    weak: network output without the class, or output of a worse network (autoguidance).
+    scale: 1: no guidance; 0: only the weak output. channels: number of leading channels to guide; 0: all channels.
+    Raises UsageError: the interval is empty.
     Source: Ho & Salimans 2022; Karras et al. 2024 for autoguidance; Kynkäänniemi et al. 2024 for the interval.
     """
 
+    # Every prediction is linear in ε̂ at fixed z, so guidance is the same for all predictions.
     scale: float = 1.0
     low: float = -math.inf
     high: float = math.inf
@@ -209,18 +205,16 @@ class Guidance:
         return guided
 
 
-NOISES = Registry("noise")
-"""Noise sources: constructors (seed, (H, W, C), number of classes, device) → Noise."""
+NOISES = Registry("noise")  # constructors (seed, (H, W, C), number of classes, device) → Noise
 EDM_SEEDS = 1 << 32
 
 
 @NOISES.declare("elbo", formula="Philox by seed, draw and i: the same on any device", source="this program")
 @dataclass(frozen=True)
 class Noise:
-    """Source of the random numbers of sampling, which depend only on (seed, purpose, index of the image).
+    """Source of random numbers for sampling. Each random number depends only on the seed and the image's index.
 
-    shape: (H, W, C) of an image. every_step: whether each step draws noise, even if the step adds none.
-    Subclasses reproduce the random numbers of other programs.
+    shape: (H, W, C) of an image. every_step: whether every step draws noise, even a step that adds none.
     """
 
     seed: int
@@ -231,11 +225,11 @@ class Noise:
 
     @property
     def about(self):
-        """Facts besides the seed that determine the random numbers, as a dict; sample files record them."""
+        """Settings besides the seed that determine the random numbers, as a dict for sample files."""
         return {}
 
     def seeds(self, n):
-        """Return the seeds of n images, int64 [n]: each image's index. Sample files record these seeds."""
+        """Return the indices of n images, which sample files record as seeds, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
@@ -247,7 +241,7 @@ class Noise:
         return random_classes(n, self.num_classes, self.seed)
 
     def walk(self, indices):
-        """Return a function whose k-th call returns the k-th noise of a sampling walk, [len(indices), H, W, C], float32."""
+        """Return a function. Each call of the function returns the next noise of the images `indices`, float32 [N, H, W, C]."""
         from elbocli.core.streams import walk_noise
 
         return walk_noise(self.seed, indices, self.shape)
@@ -260,30 +254,30 @@ class Noise:
 )
 @dataclass(frozen=True)
 class EdmNoise(Noise):
-    """EDM's random numbers: one torch generator per image draws the start noise (float32), a class, then the noise of steps.
+    """Source of EDM's random numbers. Each image has a torch generator for start noise, class, and noise of the steps.
 
-    every_step: draw noise in every step, in float64; otherwise only where a step adds noise, in float32.
+    every_step: True: every step draws noise, in float64; False: only steps that add noise draw noise, in float32.
     """
 
     every_step: bool = True
 
     @property
     def about(self):
-        """Type of the device that draws the noise; sample files record it, as torch's generators differ between CPU and CUDA."""
+        """Type of the device that draws the noise, as a dict for sample files: CPU and CUDA draw different noise."""
         return {"noise_device": self.device.type}
 
     def seeds(self, n):
-        """Return the seed that EDM's option --seeds would have for each of n images, int64 [n]."""
+        """Return the seeds of n images, as for EDM's option --seeds, int64 [n]."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):
-        """Return the class of each of n images, which the image's generator draws after the start noise."""
+        """Return the random classes of n images, int64 [n]."""
         import torch
 
         return torch.stack([self._begun(index)[1] for index in range(n)]).cpu().numpy()
 
     def walk(self, indices):
-        """Return a function whose k-th call returns a walk's k-th noise, [len(indices), H, W, C]. Each image has a generator."""
+        """Return a function. Each call of the function returns the next noise of the images `indices`, float32 [N, H, W, C]."""
         import torch
 
         begun = [self._begun(index) for index in indices]
@@ -298,7 +292,7 @@ class EdmNoise(Noise):
         return draws().__next__
 
     def _begun(self, index):
-        """Return an image's start noise [C,H,W], its class (0 if there are no classes), and its generator after these draws."""
+        """Return an image's start noise [C, H, W], class (0 without classes), and generator for the noise of the steps."""
         import torch
 
         height, width, channels = self.shape
@@ -318,7 +312,7 @@ ELBO = NOISES["elbo"]
 
 
 def schedule_of_levels(levels: list[float]) -> Schedule:
-    """Return a schedule whose λ at equally spaced t are exactly these levels. levels: rising."""
+    """Return a schedule with the given λ at equally spaced t. levels: λ, rising."""
     import torch
 
     from elbocli.core.schedule import Table, make_schedule
@@ -328,6 +322,6 @@ def schedule_of_levels(levels: list[float]) -> Schedule:
 
 
 def purpose_of(sampler: Sampler, steps: int, guidance: float) -> str:
-    """Name what a grid of noise levels is made for: sampler, steps and, unless the sampler is ancestral, guidance."""
+    """Return the purpose of a grid of noise levels, such as 'heun, 18 steps, guidance 2'."""
     guided = guidance != 1 and not sampler.traits.ancestral
     return f"{sampler.spec}, {steps} steps" + (f", guidance {guidance:g}" if guided else "")

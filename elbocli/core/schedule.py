@@ -1,10 +1,9 @@
-"""Noise schedules (curves λ(t), shifted, then truncated to a range of λ) and level codes, the noise inputs of networks.
+"""Noise schedules, and level codes, the functions of λ that networks take as input.
 
-A schedule is an importance sampler of noise levels: the weighted loss doesn't depend on it (arXiv:2303.00848 sec. 3).
-The declared curves are in core/schedule_curves.py. All tensors are float64.
-
-A level code is the number that a network gets as input instead of λ: published networks were trained on timesteps, t, σ
-or log σ, all functions of λ. The network embeds the number by cosines and sines, or feeds it to a layer.
+Schedule: a float64 curve λ(t), shifted in λ, then truncated to a range of λ.
+Training draws noise levels from a schedule. The weighted loss doesn't depend on the schedule (arXiv:2303.00848 sec. 3).
+Level code: a function of λ, such as a timestep, t, σ or log σ, that a published network takes as input instead of λ.
+The declared curves are in core/schedule_curves.py.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ if TYPE_CHECKING:
 
 LEAST_SHARE = 1e-9
 NARROWEST = 1e-3
-"""Least width of a range of λ: below it, the bins of an adaptive schedule are too close together to be smoothed."""
+"""Least width of a range of λ, so that the bins of an adaptive schedule are wide enough to be smoothed."""
 
 
 def cell_of(at: Tensor, edges: Tensor) -> Tensor:
-    """Return for each value in `at` the index k of its interval [edges[k], edges[k+1]), or of the nearest interval."""
+    """Return the index k of each value's bin, edges[k] ≤ value < edges[k+1]; for values outside all bins, the nearest bin."""
     import torch
 
     return (torch.searchsorted(edges, at.contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
 
 
 class Table:
-    """Curve of a fitted schedule: λ(t) is linear between knots, so p(λ) is constant between knots.
+    """Curve of a fitted schedule: λ(t) is linear between knots.
 
-    knots: pairs (t, λ), t strictly increasing from 0 to 1 and λ strictly decreasing. Raises UsageError otherwise.
+    knots: pairs (t, λ); t rises strictly from 0 to 1, and λ falls strictly. Raises UsageError for other knots.
     """
 
     def __init__(self, knots):
@@ -65,11 +64,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise schedule: a curve shifted by `shift` in λ, then truncated so that t ∈ [0, 1] covers [logsnr_min, logsnr_max].
+    """Noise schedule: a curve λ(t), shifted by `shift` in λ, then truncated to [logsnr_min, logsnr_max].
 
-    name: SPEC `name:key=value,…` of the curve without the shift.
-    declared: the declaration of the curve; None for a curve that was fitted or read from a file.
-    file: the file that the curve was read from, or None.
+    name: name and parameters of the curve, `name:key=value,…`, without the shift.
+    declared: declaration of the curve; None for a curve that was fitted or read from a file.
+    file: file that the curve was read from; None for other curves.
     Raises UsageError for a range that the curve doesn't cover.
     """
 
@@ -97,7 +96,7 @@ class Schedule:
 
     @property
     def base(self) -> str:
-        """SPEC of the curve and its shift, without the range."""
+        """Name, parameters and shift of the curve, such as `cosine:shift=-1`."""
         if not self.shift:
             return self.name
         return f"{self.name}{',' if ':' in self.name else ':'}shift={plain(self.shift)}"
@@ -116,13 +115,10 @@ class Schedule:
         return first, last
 
     def logsnr(self, t: Tensor) -> Tensor:
-        """Return λ at each t ∈ [0, 1], float64.
-
-        t = 0 and t = 1 give exactly the ends of the range, because no float64 t near 1 reaches the far tail of a normal
-        distribution.
-        """
+        """Return λ at each t ∈ [0, 1], float64: exactly logsnr_max at t = 0, and exactly logsnr_min at t = 1."""
         first, last = self._ends
         level = self.curve.logsnr(first + (last - first) * t) + self.shift
+        # The limits are set, because no float64 t near 1 reaches the far tail of a normal distribution.
         level = level.where(t < 1, self.logsnr_min).where(t > 0, self.logsnr_max)
         return level.clamp(self.logsnr_min, self.logsnr_max)
 
@@ -143,7 +139,7 @@ class Schedule:
         return self.curve.density(logsnr - self.shift) * ((logsnr >= low) & (logsnr <= high))
 
     def shifted(self, by: float) -> Schedule:
-        """Return the schedule shifted by `by` in λ. The range of λ stays, cut to the part that the shifted curve covers."""
+        """Return a copy shifted by `by` in λ, with the range of λ reduced to what the shifted curve covers."""
         if not by:
             return self
         low, high = _support(self.curve, self.shift + by)
@@ -173,10 +169,10 @@ def make_schedule(
     declared: Declaration | None = None,
     file: Path | None = None,
 ) -> Schedule:
-    """Return the schedule of a curve, shifted and truncated to [low, high]; None is the end of the curve.
+    """Return the schedule of a curve, shifted by `shift`, then truncated to [low, high].
 
-    name: SPEC of the curve. declared, file: the curve's declaration and the file with the curve, or None.
-    clip: reduce [low, high] to the part that the curve covers.
+    low, high: range of λ; None: as far as the shifted curve reaches. name, declared, file: as in `Schedule`.
+    clip: whether to reduce [low, high] to the range that the shifted curve covers.
     Raises UsageError for a range that the curve doesn't cover.
     """
     ends = _support(curve, shift)
@@ -189,11 +185,11 @@ def make_schedule(
 def parse_schedule(
     text: str, low: float | None = None, high: float | None = None, *, clip: bool = False, size: int | None = None
 ) -> Schedule:
-    """Return the declared schedule of a SPEC.
+    """Return the schedule that a text such as `cosine:shift=-1.4` or `edm:mean=-0.4,std=1` declares.
 
-    text: `cosine`, `cosine:shift=-1.4`, `edm:mean=-0.4,std=1`; every schedule takes `shift`.
-    low, high: range to truncate the schedule to; None: the end of the curve. clip: reduce the range to what the curve covers.
-    size: image size in pixels, used as the schedule's parameter `size`, if there is one, unless the SPEC sets it.
+    low, high: range of λ to truncate the schedule to; None: as far as the shifted curve reaches.
+    clip: whether to reduce [low, high] to the range that the shifted curve covers.
+    size: image size in pixels; the default of the curve's parameter `size`, if the curve has this parameter.
     Raises UsageError for an unknown name or parameter, or a range that the curve doesn't cover.
     """
     name, params = parse_spec(text)
@@ -210,9 +206,9 @@ def parse_schedule(
 
 
 def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
-    """Return a tabulated schedule that spends a given share of the time t in each interval of λ.
+    """Return a piecewise linear schedule that draws λ from each bin with a given probability.
 
-    edges: ends of the intervals, rising λ, [B + 1]. shares: relative time in each interval, [B]. name: the schedule's name.
+    edges: bin boundaries, rising λ, [B + 1]. shares: relative probabilities of the bins, [B].
     """
     import torch
 
@@ -222,7 +218,7 @@ def schedule_of_shares(edges: Tensor, shares: Tensor, name: str) -> Schedule:
 
 
 LEVEL_CODES = Registry("level code")
-"""Level codes, which tell networks their noise level: functions λ [B] → number [B], in float32, or float64 if λ is float64."""
+"""Level codes: functions λ [B] → input of a network [B], in float32, or in float64 if λ is float64."""
 level_code = LEVEL_CODES.declare
 
 
@@ -247,7 +243,7 @@ def flow_reversed(level, factor=1.0):
 
 
 def _timestep(schedule, level, **params: float):
-    """Return the timestep at λ = `level`, a fractional number clamped to 0 to count − 1. schedule: name in SCHEDULES."""
+    """Return the fractional timestep at each λ of `level`, clamped to [0, count − 1]. schedule: name in SCHEDULES."""
     import torch
 
     curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]
@@ -263,6 +259,6 @@ for _name in ("t-linear", "t-scaled-linear", "t-squaredcos"):
 
 
 def parse_level_code(text: str) -> Declaration:
-    """Return the level code of a SPEC, such as `logsnr:factor=-0.125`, `t-linear:count=4000`, `t:linear`. Raises UsageError."""
+    """Return the level code that a text such as `logsnr:factor=-0.125` or `t:linear` declares. Raises UsageError."""
     words = text.strip()
     return LEVEL_CODES.parse("t-" + words[2:].replace(",", ":", 1) if words.startswith("t:") else words)

@@ -1,12 +1,7 @@
-"""The declared schedules: λ(t) from t = 0 (data) to t = 1 (noise), t(λ), and the density p(λ) = −dt/dλ.
+"""The declared schedules: λ(t) from t = 0 (data) to t = 1 (noise), t(λ), and the density p(λ) = −dt/dλ."""
 
-Use float64: in float32, tan(π/2) is negative and Φ⁻¹ never leaves ±5.3.
-At import, the module needs only the standard library, so that listing the names does not import torch.
-
-A schedule of T discrete timesteps becomes a smooth curve: timestep i has λ_i and an equal share of the time. t(λ) is the
-cubic spline through (λ_i, (i + ½)/T), so that the integral of p(λ) = −dt/dλ between two timesteps is exactly the share
-of timesteps between them. The curve does not extend beyond the first and the last timestep.
-"""
+# Use float64: in float32, tan(π/2) is negative and Φ⁻¹ never leaves ±5.3.
+# At import, the module needs only the standard library, so that listing the names does not import torch.
 
 import math
 from copy import copy
@@ -52,16 +47,16 @@ def squaredcos(start, end, count):
 
 
 def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
-    """Return λ after each timestep i, from ᾱ_i = Π(1 − β_j) over j ≤ i.
+    """Return λ after each timestep, [T], float64.
 
     beta: [T], float64.
     snr_scale: number by which the signal-to-noise ratio is divided.
-    zero_terminal: whether to rescale √ᾱ linearly, afterwards, so that its last value is 0 (λ = −∞) and its first stays.
+    zero_terminal: whether to rescale √ᾱ linearly, so that the first value stays and the last value is 0 (λ = −∞).
     Raises UsageError unless all β lie within (0, 1).
     Source: Lin et al. 2023, algorithm 1, for zero_terminal.
     """
     if not bool(((beta > 0) & (beta < 1)).all()):
-        raise UsageError("every beta must be between 0 and 1; choose other ends of the beta schedule")
+        raise UsageError("every beta must be between 0 and 1; choose another start or end of the beta schedule")
     total = (-beta).log1p().cumsum(0)
     logsnr = total - (-total.expm1()).log() - math.log(snr_scale)
     if not zero_terminal:
@@ -77,15 +72,15 @@ def rises(values):
 
 
 class Steps:
-    """Smooth curve through given discrete timesteps.
+    """Smooth schedule curve through discrete timesteps.
 
-    logsnr: [T], float64, falling. Timesteps beyond ±LIMIT keep their share of the time but are not part of the curve.
-    Raises UsageError if fewer than two timesteps are left or λ doesn't fall.
-
-    The slopes are those of a cubic spline, limited to 3 × the slopes of the adjacent chords, so that t never rises
-    (Hyman 1983). For the usual, smooth schedules, this limit changes slopes only at the ends, and p is continuous.
+    logsnr: λ of each timestep, falling, [T], float64; the curve leaves out timesteps beyond ±LIMIT.
+    Raises UsageError if λ doesn't fall, or if fewer than two timesteps lie within ±LIMIT.
     """
 
+    # t(λ) is the cubic spline through (λ_i, (i + ½)/T), so that the integral of p between two timesteps is exactly the fraction
+    # of timesteps between them. Slopes are limited to 3 × the slopes of the adjacent chords, so that t never rises (Hyman 1983);
+    # for the usual schedules, this changes slopes only at the first and last timestep, and p is continuous.
     def __init__(self, logsnr):
         import torch
         from scipy.interpolate import CubicSpline
@@ -132,7 +127,7 @@ class Steps:
         return -(6 * s * (1 - s) * self.chord[cell] + ends)
 
     def logsnr(self, t):
-        """Return λ(t), by bisection between timesteps, where the cubic is monotone."""
+        """Return λ(t), by bisection."""
         import torch
 
         cell = (torch.searchsorted(-self.time, -t.contiguous()) - 1).clamp(0, len(self.chord) - 1)
@@ -146,8 +141,9 @@ class Steps:
 
 @lru_cache
 def steps_of(betas, start, end, count):
-    """Return the curve of `count` timesteps. betas: name of the beta schedule. start, end: its first and last β.
+    """Return the curve of a discrete schedule with `count` timesteps.
 
+    betas: name in BETAS. start, end: first and last β.
     Raises UsageError if `count` is not a whole number, a β lies outside (0, 1), or λ doesn't fall.
     """
     import torch
@@ -159,36 +155,34 @@ def steps_of(betas, start, end, count):
 
 
 class Moved:
-    """Curve shifted by `by` in λ; unlike Schedule.shift, the shift is part of the curve."""
+    """Schedule curve shifted by `by` in λ."""
 
     def __init__(self, curve, by):
         self.curve, self.by = curve, by
 
     def logsnr(self, t):
-        """Return λ(t)."""
         return self.curve.logsnr(t) + self.by
 
     def t(self, logsnr):
-        """Return t(λ)."""
         return self.curve.t(logsnr - self.by)
 
     def density(self, logsnr):
-        """Return p(λ)."""
         return self.curve.density(logsnr - self.by)
 
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator that declares a ScheduleCurve; arguments of the curve's constructor with float defaults become parameters."""
-EDM_WORDS = {"p_mean": "mean", "p_std": "std"}
-"""Name of a parameter in EDM's code → its name in the declarations of this package."""
+"""Decorator for a class or function that makes a ScheduleCurve. Arguments with float defaults become parameters of the SPEC."""
+EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo
 NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"}
 
 
 class ScheduleCurve(Protocol):
-    """Curve of a schedule before shift and truncation. Tensors are float64; the output has the shape of the input.
+    """Curve of a schedule before shift and truncation.
 
-    `t` and `density` may extend beyond t ∈ [0, 1]. A curve that covers only some λ has an attribute `support`, (low, high).
+    Tensors: float64; the output has the input's shape.
+    logsnr: λ(t). t: t(λ), also outside [0, 1]. density: p(λ) = −dt/dλ.
+    support: (lowest λ, highest λ), an attribute of curves that cover only some λ.
     """
 
     def logsnr(self, t): ...
@@ -233,8 +227,9 @@ class Cosine:
     positive=["s"],
 )
 class Iddpm:
-    """Cosine schedule with offset s: ᾱ = cos²θ/cos²θ₀, 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀, and θ is linear in t from θ₀."""
+    """Cosine schedule with offset s."""
 
+    # θ is linear in t from θ₀; ᾱ = cos²θ/cos²θ₀, 1 − ᾱ = sin(θ−θ₀) sin(θ+θ₀)/cos²θ₀.
     def __init__(self, s=0.008):
         self.rate = math.pi / 2 / (1 + s)
         self.start = s * self.rate
@@ -299,13 +294,13 @@ class Edm:
     parameters_known_as={"mu": "mean", "loc": "mean", "b": "scale"},
 )
 class Laplace:
-    """Laplace distribution of λ. λ(t) is computed separately for t below and above ½, to keep precision in both tails."""
+    """Laplace distribution of λ."""
 
     def __init__(self, mean=0.0, scale=0.5):
         self.mean, self.scale = mean, scale
 
     def logsnr(self, t):
-        clean = t < 0.5
+        clean = t < 0.5  # t below and above ½ are computed separately, to keep precision in both tails
         tail = (2 * t.where(clean, 1 - t)).log() * self.scale
         return self.mean - tail.where(clean, -tail)
 
@@ -484,8 +479,9 @@ class LinearBeta:
     parameters_known_as={"noise_d_low": "low", "noise_d_high": "high", "image_d": "size"},
 )
 class Interpolated:
-    """Curve λ = u + start + k t with u = −2 log tan(πt/2) and k = 2 log(low/high); λ falls if k < 2π."""
+    """Cosine schedule with a shift of λ that is linear in t."""
 
+    # λ = u + start + rise·t with u = −2 log tan(πt/2); λ falls if rise < 2π.
     def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
@@ -515,7 +511,7 @@ class Interpolated:
     known_as=["loguniform", "log-uniform", "exponential"],
 )
 class Uniform:
-    """Curve t = −λ, which has no ends before truncation."""
+    """Curve t = −λ, unbounded before truncation."""
 
     def logsnr(self, t):
         return -t
@@ -527,8 +523,7 @@ class Uniform:
         return logsnr * 0 + 1
 
 
-TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}
-"""Bounds of `count`, the number of timesteps. The curves are smooth; samplers step from timestep to timestep by default."""
+TIMESTEPS = {"count": (2.0, float(MOST_TIMESTEPS))}  # parameter → bounds
 
 
 @schedule("t-linear", formula="timesteps whose betas are even from start to end", source="Ho et al. 2020", within=TIMESTEPS)

@@ -1,11 +1,4 @@
-"""Stateless random numbers: every number is a function of (seed, purpose, index), so there is no state to save.
-
-A counter-based generator (Philox 4×64) has seed and purpose as its key and the index in its counter. So image i of step s
-gets the same noise on any device, in any batch, on any number of processes. torch is imported only by functions that
-return tensors, so that packing, which only shuffles, starts without torch.
-
-`choose_labels` chooses the class of each image to be drawn, from `--classes`.
-"""
+"""Stateless random numbers: each number is a function of (seed, purpose, index) alone."""
 
 from __future__ import annotations
 
@@ -28,6 +21,7 @@ class Stream:
 
     def __init__(self, seed: int, purpose: str):
         digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
+        # The index is in Philox's counter, so the noise is equal on any device, in any batch, on any number of processes.
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
         self._state = self._bits.state
         self._generator = np.random.Generator(self._bits)
@@ -70,7 +64,10 @@ class Stream:
 
 
 def walk_noise(seed: int, indices: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """Return a function that draws a sampling walk's noise: call k gives [len(indices), *shape], from (seed, k, index) alone."""
+    """Return a function that draws new noise for a sampler at each call, [len(indices), *shape].
+
+    indices: numbers of the samples; in call k, row i depends only on (seed, k, indices[i]).
+    """
     calls = count(1)
     return lambda: Stream(seed, f"sample-{next(calls)}").normal(indices, shape)
 
@@ -81,7 +78,7 @@ T_SAMPLINGS = ("low-discrepancy", "independent")
 def times(stream: Stream, step: int, count: int, sampling: str = "low-discrepancy") -> Tensor:
     """Return the times t of a batch, [count], float64 in [0, 1).
 
-    stream, step: source of the random numbers, and index of the batch.
+    stream: source of the random numbers. step: index of the batch.
     sampling: `low-discrepancy` (equally spaced times with one random offset) or `independent`.
     Source: Kingma et al. 2021 (VDM), appendix I.1, for low-discrepancy times.
     """

@@ -1,15 +1,4 @@
-"""Options of a training run: averages of the weights (EMA), learning-rate decays, and criteria of adaptive schedules.
-
-An average is v ← β v + (1 − β) θ after every update. β depends only on the counters of steps and images, so an average
-that resumes from a checkpoint is bit-identical.
-
-`solve` combines stored averages into another average after training: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
-
-A power average at step T is ∫ p(t) θ(t) dt with p(t) = (γ+1) t^γ / T^(γ+1) on [0, T] and θ(t) constant between
-updates. The identity is exact, so a combination of stored averages differs from the target by
-∫ (Σ x_i p_i − p)(t) θ(t) dt, for any θ. Least squares makes Σ x_i p_i − p small. Σ x_i = 1 makes its integral 0,
-so that weights that are constant during training are reproduced exactly.
-"""
+"""Options of a training run: averages of the weights (EMA), learning-rate decays, and criteria of adaptive schedules."""
 
 from __future__ import annotations
 
@@ -28,6 +17,7 @@ if TYPE_CHECKING:
 
 AUTO: Final = "auto"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+# Former name of a training setting in config.yaml, presets and --config → its present name.
 FORMER = {
     "batch": "batch_size",
     "clip": "grad_clip",
@@ -35,14 +25,12 @@ FORMER = {
     "milestone_every": "keep_every",
     "warmup": "warmup_steps",
 }
-"""Former name of a training setting → its present name. config.yaml, presets and --config may hold former names."""
+# Functions (number of the update, from 1; images seen; images of the update) → β. After each update,
+# average ← β average + (1 − β) weights. β depends only on counters, so a resumed average is bit-identical.
 AVERAGES = Registry("average")
-"""Averages of the weights: functions (number of the update, from 1; images seen; images of this update) → β in [0, 1)."""
-BARE, STORED = "decay", "power"
-"""Name of the average that a bare number means, and of the average whose snapshots `elbo ema` can combine."""
+BARE, STORED = "decay", "power"  # the average that a bare number means; the average whose snapshots `elbo ema` combines
 PREFIX = "ema-"
-MAX_STD = 1 / math.sqrt(12)
-"""Largest relative standard deviation of a profile t^γ, at γ = 0: a wider one would weight old weights more than new ones."""
+MAX_STD = 1 / math.sqrt(12)  # relative standard deviation of t^γ at γ = 0; wider profiles would favour old weights
 
 
 @AVERAGES.declare(
@@ -52,7 +40,7 @@ MAX_STD = 1 / math.sqrt(12)
     within={"beta": (0, math.nextafter(1, 0))},
 )
 def decay(step, images_seen, batch, beta=0.9999):
-    """Return a constant β, but a smaller β during the first updates. A bare number in a SPEC means this average."""
+    """Return the constant β `beta`, or a smaller β during the first updates."""
     return min(beta, (1 + step) / (10 + step))
 
 
@@ -64,7 +52,7 @@ def decay(step, images_seen, batch, beta=0.9999):
     within={"ramp": (0, math.inf)},
 )
 def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
-    """Return the β of a half-life of `images` images, but at most `ramp` times the images seen; ramp 0: no such limit."""
+    """Return the β of a half-life of `images` images, limited to `ramp` times the images seen (ramp 0: no limit)."""
     half = min(images, ramp * (images_seen - batch)) if ramp else images
     return 0.5 ** (batch / half) if half > 0 else 0.0
 
@@ -77,18 +65,18 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Return the β of an average with weights ∝ t^γ, where γ follows from `std`; `elbo ema` combines its snapshots."""
+    """Return the β of an average that weights update t by t^γ, where γ follows from `std`."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
 def std_of(gamma: float) -> float:
-    """Return the relative standard deviation of the profile (γ+1) t^γ on [0, 1], which is a Beta(γ+1, 1) density."""
+    """Return the standard deviation of the profile (γ+1) t^γ on [0, 1]."""
     return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 @cache
 def gamma_of(std: float) -> float:
-    """Return the γ ≥ 0 of the profile with relative standard deviation `std`, at most MAX_STD, by bisection."""
+    """Return the γ ≥ 0 of the profile with standard deviation `std` ≤ MAX_STD."""
     low, high = 0.0, 1 / std
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (middle, high) if std_of(middle) > std else (low, middle)
@@ -96,20 +84,20 @@ def gamma_of(std: float) -> float:
 
 
 class Average:
-    """Rule for averaging the weights, with the rule's parameters. stored: whether `elbo ema` can combine its snapshots."""
+    """Rule for averaging the weights, with the rule's parameters."""
 
     def __init__(self, declared: Declaration):
         self.declared, self.beta, self.params = declared, declared, declared.params
-        self.stored = declared.name == STORED
+        self.stored = declared.name == STORED  # whether `elbo ema` can combine snapshots
 
     @property
     def spec(self) -> str:
-        """SPEC of the average: `0.9999`, `power:std=0.05`."""
+        """SPEC of the average, such as `0.9999` or `power:std=0.05`."""
         return plain(self.params["beta"]) if self.declared.name == BARE else self.declared.spec
 
     @property
     def name(self) -> str:
-        """Unique file name of the average: `ema-0.9999`, `ema-halflife-50M-ramp-0.05`, `ema-power-0.05`."""
+        """Unique name of the average in files, such as `ema-0.9999` or `ema-halflife-50M-ramp-0.05`."""
         (_, first), *others = self.params.items()
         words = [] if self.declared.name == BARE else [self.declared.name]
         words += [_short(first), *(word for key, value in others for word in (key, _short(value)))]
@@ -117,7 +105,7 @@ class Average:
 
 
 def _short(value: float) -> str:
-    """Format a number without exponent or sign, so that '-' can separate words; values of 1e6 and more end in M."""
+    """Format a number without exponent or sign, for a name with '-' between words: 5e7 → '50M'."""
     from decimal import Decimal  # imported here because the import takes a millisecond
 
     exact = Decimal(repr(value))
@@ -125,7 +113,11 @@ def _short(value: float) -> str:
 
 
 def parse_average(text: str | float) -> Average:
-    """Return the average with a SPEC (`0.9999`, `halflife:images=50e6`) or file name (`ema-0.9999`). Raises UsageError."""
+    """Parse the SPEC or the name of an average.
+
+    text: SPEC, such as `0.9999` or `halflife:images=50e6`, or name, such as `ema-0.9999`.
+    Raises UsageError: when the text is neither.
+    """
     words = str(text).strip()
     if words.startswith(PREFIX):
         return _of_name(words)
@@ -147,7 +139,7 @@ def _of_name(name: str) -> Average:
 
 
 def canonical(value: Any) -> tuple[str, ...]:
-    """Return the full SPECs of averages. value: a SPEC or number, or several. Raises UsageError for none or a repeated one."""
+    """Return the SPECs, with all parameters, of one or several averages. Raises UsageError for invalid or repeated averages."""
     items = list(value) if isinstance(value, Iterable) and not isinstance(value, str | dict) else [value]
     if not items or any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
@@ -158,7 +150,7 @@ def canonical(value: Any) -> tuple[str, ...]:
 
 
 LR_DECAYS = Registry("learning-rate decay")
-"""Learning-rate decays: functions (updates done, updates in total) → factor of the learning rate for the next update."""
+"""Learning-rate decays: functions (updates done, updates in total) → factor of the learning rate."""
 
 
 @LR_DECAYS.declare("constant", formula="1")
@@ -174,13 +166,13 @@ def constant(done, steps):
     within={"final": (0, 1)},
 )
 def cosine(done, steps, final=0.0):
-    """Return a half-cosine decay from 1 to `final` at the end of training."""
+    """Return a factor that falls from 1 to `final` along half a cosine."""
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
 
 
 @LR_DECAYS.declare("linear", formula="1 - (1 - final) n/steps after n updates", source="common use", within={"final": (0, 1)})
 def linear(done, steps, final=0.0):
-    """Return a linear decay from 1 to `final` at the end of training."""
+    """Return a factor that falls linearly from 1 to `final`."""
     return 1 - (1 - final) * min(done / steps, 1)
 
 
@@ -191,23 +183,18 @@ def linear(done, steps, final=0.0):
     positive=["ref"],
 )
 def rsqrt(done, steps, ref=70_000.0):
-    """Return 1 for `ref` updates, then an inverse-square-root decay, which doesn't depend on the length of training."""
+    """Return 1 for `ref` updates, then the inverse square root of done/ref."""
     return 1 / math.sqrt(max(done / ref, 1))
 
 
 def learning_rate(done: int, steps: int, lr: float, warmup: int, decay: Declaration) -> float:
-    """Return the learning rate after `done` of `steps` updates: lr × linear warmup over `warmup` updates × decay.
-
-    The rate depends only on the arguments, so that a resumed run has the same rates as an uninterrupted one.
-    """
+    """Return the learning rate after `done` of `steps` updates: lr × linear warmup over `warmup` updates × decay."""
     return lr * min(1.0, (done + 1) / max(1, warmup)) * float(decay(done, steps))
 
 
+# Functions (mean ε error, mean squared ε error, least possible error or None), [bins] each → score, [bins].
+# The density p(λ) of an adaptive schedule is proportional to w(λ) × score.
 CRITERIA = Registry("criterion")
-"""Criteria: functions (mean of the ε error, mean of its square, least possible error or None) → score, per bin of λ.
-
-The density p(λ) of an adaptive schedule is proportional to w(λ) times the score.
-"""
 
 
 @CRITERIA.declare("loss", formula="w E|e|^2", source="arXiv:2303.00848 sec. 4: every t contributes equally to the loss")
@@ -236,17 +223,14 @@ def excess(mean, second, least):
     return (mean - least).clamp(min=0)
 
 
-OF_ERRORS = tuple(name for name in CRITERIA if name != "excess")
-"""Names of the criteria that need only the loss log, and not the least possible error."""
+OF_ERRORS = tuple(name for name in CRITERIA if name != "excess")  # criteria that need only the loss log
 
 
-RIDGE = 1e-10
-"""Ridge penalty on squared coefficients. Nearly equal profiles would otherwise get coefficients in the thousands, which
-amplify the float32 rounding of the stored averages."""
+RIDGE = 1e-10  # penalty on squared coefficients: coefficients in the thousands would amplify the averages' float32 rounding
 
 
 class Profile(NamedTuple):
-    """Profile of a power average: weights proportional to t^γ up to `step` (T)."""
+    """Profile of a power average: weights ∝ t^gamma for t from 0 to `step`."""
 
     gamma: float
     step: float
@@ -255,8 +239,8 @@ class Profile(NamedTuple):
 class Solution(NamedTuple):
     """Combination of stored averages.
 
-    coefficients: [n], with sum 1. residual: ‖Σ x_i p_i − p‖ / ‖p‖ in L², for coefficients x_i, stored profiles p_i and the
-    target profile p; 0 for an exact match.
+    coefficients: factors of the stored averages, [n], with sum 1.
+    residual: L² distance of the combined profile from the target profile, relative to the target; 0: exact match.
     """
 
     coefficients: np.ndarray
@@ -264,13 +248,11 @@ class Solution(NamedTuple):
 
 
 def products(one: Sequence[Profile], other: Sequence[Profile]) -> np.ndarray:
-    """Return the inner products ∫ p_i(t) q_j(t) dt of profiles in closed form, [len(one), len(other)], float64.
-
-    With T_1 ≤ T_2 the integral is (γ1+1)(γ2+1) / (T_1^(γ1+1) T_2^(γ2+1)) ∫₀^T_1 t^(γ1+γ2) dt
-    = (γ1+1)(γ2+1) / (γ1+γ2+1) · (T_1/T_2)^γ2 / T_2.
-    """
+    """Return the inner products ∫ p_i(t) q_j(t) dt of profiles, float64 [len(one), len(other)]."""
     import numpy as np
 
+    # With T_1 ≤ T_2 the integral is (γ1+1)(γ2+1) / (T_1^(γ1+1) T_2^(γ2+1)) ∫₀^T_1 t^(γ1+γ2) dt
+    # = (γ1+1)(γ2+1) / (γ1+γ2+1) · (T_1/T_2)^γ2 / T_2.
     g1, t1 = np.array(one, dtype=np.float64).T[:, :, None]
     g2, t2 = np.array(other, dtype=np.float64).T[:, None, :]
     late = np.where(t1 <= t2, g2, g1)
@@ -279,9 +261,15 @@ def products(one: Sequence[Profile], other: Sequence[Profile]) -> np.ndarray:
 
 
 def solve(stored: Sequence[Profile], target: Profile) -> Solution:
-    """Return the combination of stored profiles with coefficients of sum 1 that is nearest to the target in L², float64."""
+    """Return the combination of stored profiles that is nearest to the target profile in L².
+
+    Source: Karras et al. 2023, arXiv:2312.02696 sec. 3.2.
+    """
     import numpy as np
 
+    # A power average at step T is ∫ p(t) θ(t) dt with p(t) = (γ+1) t^γ / T^(γ+1) on [0, T] and weights θ(t) constant between
+    # updates. So a combination differs from the target by ∫ (Σ x_i p_i − p)(t) θ(t) dt. Least squares makes Σ x_i p_i − p
+    # small; Σ x_i = 1 makes its integral 0, so that weights that are constant during training are reproduced exactly.
     exact = [profile == target for profile in stored]
     if any(exact):
         return Solution(np.array(exact, dtype=np.float64) / sum(exact), 0.0)

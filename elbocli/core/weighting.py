@@ -1,12 +1,11 @@
-"""Weightings w(λ): parsed from SPECs, shifted, made monotone, and checked for where they rise.
+"""Weightings w(λ) of the loss L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. core/weighting_curves.py declares curves.
 
-L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ (Kingma & Gao 2023, arXiv:2303.00848, sec. 3). core/weighting_curves.py has the declared curves.
-
-Every objective of the form E_t[c F(λ) ‖target − out‖²] is a weighting of the ε loss: with
-‖ε−ε̂‖² = eps_factor · ‖target−out‖² and the density p(λ) = −dt/dλ of the schedule that draws t, the objective is L_w for
-w = 2 c p F / eps_factor. A usual mistake is to leave out dt/dλ, which is part of p.
-The SPEC of such an objective is TARGET-mse[:FACTOR]@SCHEDULE, where SCHEDULE draws t.
+Source: Kingma & Gao 2023, arXiv:2303.00848, sec. 3.
 """
+# Every objective of the form E_t[c F(λ) ‖target − out‖²] is a weighting of the ε loss: with
+# ‖ε−ε̂‖² = eps_factor · ‖target−out‖² and the density p(λ) = −dt/dλ of the schedule that draws t, the objective is L_w for
+# w = 2 c p F / eps_factor. A usual mistake is to leave out dt/dλ, which is part of p.
+# Such an objective is written TARGET-mse[:FACTOR]@SCHEDULE, where SCHEDULE draws t.
 
 from __future__ import annotations
 
@@ -29,10 +28,7 @@ if TYPE_CHECKING:
 
 
 FACTORS = Registry("factor")
-"""Factors F(λ) of the squared error of a network's target.
-
-traits: the target that F refers to, for factors whose authors define the same loss for every target.
-"""
+"""Factors F(λ) of the squared error ‖target − out‖². traits: target whose error F multiplies; None: the network's target."""
 
 
 @FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
@@ -89,9 +85,11 @@ def p2(logsnr, gamma=1.0):
 
 
 class ForeignLoss(NamedTuple):
-    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²], where the untruncated schedule draws t. Call it with λ to get w.
+    """Weighting of the loss E_t[F(λ_t) ‖target − out‖²]. Call the weighting with λ to get w.
 
-    prediction: the network's target. factor: F, a declared factor or any declared weighting; None for F = 1.
+    prediction: target of the network.
+    factor: F, a declared factor or weighting; None: F = 1.
+    schedule: schedule that draws t, without truncation.
     """
 
     prediction: Prediction
@@ -100,7 +98,7 @@ class ForeignLoss(NamedTuple):
 
     @property
     def spec(self) -> str:
-        """SPEC of the loss left of '@', with every parameter."""
+        """Text of the loss with every parameter, such as `x-mse:min-snr:gamma=5`."""
         own = self.prediction.spec.partition(":")[2]
         words = ",".join(filter(None, [own, self.factor.spec if self.factor else ""]))
         return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
@@ -116,14 +114,16 @@ class ForeignLoss(NamedTuple):
 
 
 def is_foreign_loss(text: str) -> bool:
-    """Tell whether a weighting's SPEC is of the form TARGET-mse… rather than a name."""
+    """Tell whether the text of a weighting begins with a loss, as in `v-mse@cosine`."""
     return re.fullmatch(r"[\w-]+-mse", text.strip().partition("@")[0].partition(":")[0]) is not None
 
 
 def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaration:
-    """Return the factor of a SPEC: `snr`, `min-snr:5`, `min-snr:gamma=5`, or the name of a weighting.
+    """Parse a factor of a loss.
 
-    given: parameters from options, which override those in the SPEC. Raises UsageError for unknown names.
+    text: `snr`, `min-snr:5`, `min-snr:gamma=5`, or the name of a weighting.
+    given: parameters from options, which override parameters in the text.
+    Raises UsageError: for an unknown name.
     """
     known = Registry("factor")
     known.update({**FACTORS, **WEIGHTINGS, **FACTORS})
@@ -132,17 +132,16 @@ def parse_factor(text: str, given: dict[str, float] | None = None) -> Declaratio
 
 @dataclass(frozen=True)
 class ScheduleDensity:
-    """Weighting of an unweighted ε loss under a schedule: the schedule's untruncated density, scaled to a peak of 1."""
+    """Weighting of an unweighted ε loss: the density of a schedule, untruncated and scaled to a peak of 1."""
 
     schedule: Schedule
 
     @property
     def spec(self) -> str:
-        """SPEC of the weighting: `schedule:` and the schedule's SPEC."""
+        """Text of the weighting, such as `schedule:cosine`."""
         return f"schedule:{self.schedule.base}"
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """Return w at each λ, float64."""
         return self.schedule.untruncated_density(logsnr) / self._largest
 
     @cached_property
@@ -153,27 +152,26 @@ class ScheduleDensity:
 
 
 class LearnedCurve(NamedTuple):
-    """Weighting learned while a run trains: w = p/e, the density of the schedule over the current error at each λ.
+    """Weighting learned in training: the density of the schedule, divided by the current error at each λ.
 
-    Every t contributes equally to the loss. This weighting is equivalent to the one that EDM2 learns (Karras et al. 2024,
-    arXiv:2312.02696): EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's
-    loss weights ‖ε − ε̂‖² by p/e for any ω.
-
-    schedule: the run's schedule; None before the first error is known.
-    middle, log_error: [bins], λ and the logarithm of ‖ε − ε̂‖²/D there.
+    schedule: schedule of the run; None: no error is measured yet.
+    middle: λ at the centres of bins, [bins].
+    log_error: logarithm of ‖ε − ε̂‖²/D in each bin, [bins].
+    Source: equivalent to the weighting that EDM2 learns, Karras et al. 2024, arXiv:2312.02696.
     """
 
+    # EDM2's loss ω/e^u ‖x̂ − x‖²/D + u is least in u where e^u = ω E‖x̂ − x‖²/D, and with this u, EDM2's loss weights ‖ε − ε̂‖²
+    # by p/e for any ω (p: density, e: error). Every t contributes equally to the loss.
     schedule: Schedule | None = None
     middle: Any = None
     log_error: Any = None
 
     @property
     def spec(self) -> str:
-        """SPEC of the weighting: its name."""
         return LEARNED
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """Return w at each λ, float64. Raises UsageError before the first error is known."""
+        """Return w at each λ, float64. Raises UsageError without a schedule."""
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
@@ -182,17 +180,16 @@ class LearnedCurve(NamedTuple):
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
 
-WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve
-"""A curve w(λ), before it is shifted or made monotone."""
+WeightingCurve = Declaration | ScheduleDensity | ForeignLoss | LearnedCurve  # a curve w(λ), before it is shifted or made monotone
 
 
 @dataclass(frozen=True, eq=False)
 class Weighting:
     """Weighting w(λ): a curve, shifted and optionally made monotone.
 
-    Call a weighting with λ, a float64 tensor of any shape, to get w of the same shape. w spans hundreds of orders of magnitude.
+    Call a weighting with λ, a float64 tensor of any shape, to get w of the same shape.
     shift: replaces w(λ) by w(λ − shift), for other resolutions.
-    monotone: replaces w by its least non-increasing upper bound; with a single peak, w is constant left of the peak.
+    monotone: replaces w by the least non-increasing function that is nowhere below w.
     """
 
     curve: WeightingCurve
@@ -204,11 +201,15 @@ class Weighting:
 
     @property
     def learned(self) -> bool:
-        """Whether training learns the weighting. A learned weighting can be called only after `knowing` has set its errors."""
+        """Whether training learns the weighting. If so, `knowing` returns a weighting that can be called."""
         return isinstance(self.curve, LearnedCurve)
 
     def knowing(self, schedule: Schedule, middle: Tensor, error: Tensor) -> Weighting:
-        """Return the learned weighting for a schedule and the errors ‖ε − ε̂‖²/D at the λ of `middle`, both [bins]."""
+        """Return the learned weighting with a curve w, computed from a schedule and errors.
+
+        middle: λ at the centres of bins, [bins].
+        error: ‖ε − ε̂‖²/D in each bin, [bins].
+        """
         return replace(self, curve=LearnedCurve(schedule, middle, error.log()))
 
     @property
@@ -218,7 +219,7 @@ class Weighting:
 
     @property
     def spec(self) -> str:
-        """SPEC that parses to the same weighting."""
+        """Text from which `parse_weighting` makes the same weighting."""
         head = self.curve.spec
         for word in (f"shift={plain(self.shift)}" if self.shift else "", "monotone" if self.monotone else ""):
             head += word and f"{',' if ':' in head else ':'}{word}"
@@ -240,25 +241,22 @@ class Weighting:
         return self._function(logsnr - self.shift)
 
     def slope(self, logsnr: Tensor) -> Tensor:
-        """Return dw/dλ by autograd. For a monotone weighting, −dw/dλ is proportional to the density p_w of noise levels."""
+        """Return dw/dλ at each λ, by autograd."""
         return slope(self, logsnr)
 
     def rising(self, low: float, high: float) -> list[tuple[float, float]]:
-        """Return the intervals of [low, high] on which w increases. If there are none, L_w is an ELBO of noisy data."""
+        """Return the intervals of λ within [low, high] on which w increases; []: the loss is an ELBO of noisy data."""
         return rising(self, low, high)
 
     def rise(self, low: float, high: float) -> float:
-        """Return the total increase of w on [low, high], relative to the largest w there: 0 for an ELBO.
-
-        The increase is the negative mass of −dw/dλ, which is a density of noise levels only if w never increases.
-        """
+        """Return the total increase of w on [low, high], divided by the largest w; 0: the loss is an ELBO."""
         import torch
 
         at = torch.linspace(low, high, POINTS, dtype=torch.float64)
         return sum(float(self(float64([b])) - self(float64([a]))) for a, b in self.rising(low, high)) / float(self(at).max())
 
     def verdict(self, low: float, high: float) -> str:
-        """Return a verb phrase, with subject 'the weighting', that says whether L_w is an ELBO on [low, high]."""
+        """Say whether the loss is an ELBO on [low, high], as in 'rises for logsnr …: its loss is not an ELBO'."""
         if self.learned and not self.schedule:
             return f"is learned while training and {'never rises' if self.monotone else 'rises in general'}"
         intervals = self.rising(low, high)
@@ -275,12 +273,13 @@ def parse_weighting(
     given: dict[str, float] | None = None,
     schedule: Callable[[str], Schedule] = parse_schedule,
 ) -> Weighting:
-    """Return the weighting of a SPEC.
+    """Parse a weighting.
 
-    text: `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine`, `schedule:cosine`.
-    given: parameters from options, which override those in the text.
-    schedule: parser of the schedule in the text; by default only declared schedules are known.
-    Raises UsageError for an unknown name or parameter.
+    text: such as `sigmoid:bias=2`, `edm:shift=-1.4,monotone`, `v-mse@cosine` or `schedule:cosine`.
+    shift: added to a shift in the text.
+    given: parameters from options, which override parameters in the text.
+    schedule: function that parses the schedule in the text.
+    Raises UsageError: for an unknown name or parameter.
     """
     text = text.strip()
     left, loss, found = text, is_foreign_loss(text), None
@@ -305,7 +304,7 @@ def parse_weighting(
 
 
 def _modifiers(words: str) -> tuple[str, float, bool]:
-    """Split `words`, the parameters in a weighting's SPEC, into (others, shift, monotone). Raises UsageError."""
+    """Split parameters such as `bias=2,shift=1,monotone` into (other parameters, shift, monotone)."""
     others, shift, monotone = [], None, False
     for word in filter(None, (part.strip() for part in words.split(","))):
         key, _, value = word.partition("=")
@@ -321,10 +320,7 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
 
 
 def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
-    """Parse the prediction and the factor of a loss, such as `x-mse` and `min-snr:5`. Raises UsageError.
-
-    Words before the factor's name are parameters of the prediction; words after the name are parameters of the factor.
-    """
+    """Parse the prediction and the factor of a loss. name: such as `x-mse`. words: such as `min-snr:5`."""
     own: list[str] = []
     chosen: list[str] = []
     for word in filter(None, words.split(",")):

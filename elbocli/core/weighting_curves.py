@@ -1,7 +1,5 @@
-"""The declared weightings: w(λ), the weight of each noise level relative to the ε loss.
+"""Weightings by name: functions w(λ) in the loss L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ.
 
-L_w = ½ ∫ w(λ) E‖ε − ε̂‖² dλ. A constant factor does not change which network minimises the loss, so w leaves it out:
-the field `const` of a declaration is (the objective as its authors write it) / L_w.
 The functions use only tensor methods and the standard library, so that listing the names does not import torch.
 """
 
@@ -14,10 +12,10 @@ from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 
 
 class WeightingTraits(NamedTuple):
-    """Facts that the declaration of a weighting states besides its formula.
+    """Properties of a weighting besides its formula.
 
     monotone: whether w is claimed never to increase in λ.
-    const: (the objective as its authors write it) / L_w, as text.
+    const: constant factor that w leaves out, (the objective as its authors write it) / L_w, as text.
     """
 
     monotone: bool
@@ -130,10 +128,9 @@ def min_snr(logsnr, gamma=5.0):
     positive=["sigma_data"],
 )
 def soft_min_snr(logsnr, sigma_data=0.5):
-    """Return soft Min-SNR on the unshifted cosine schedule.
+    """Return w(λ) of soft Min-SNR on the unshifted cosine schedule.
 
-    k-diffusion's objective differs: it draws σ_edm = sigma_data tan(πt/2), the cosine shifted by s = −2 ln sigma_data.
-    Its SPEC is eps-mse:sigmoid:bias=s@cosine:shift=s, with s = 1.386294 at sigma_data 0.5. The objectives agree at sigma_data 1.
+    k-diffusion's objective differs: its SPEC is eps-mse:sigmoid:bias=s@cosine:shift=s with s = −2 ln sigma_data.
     """
     noise = (-logsnr).exp()
     return _sech(logsnr / 2) * noise / (noise + sigma_data**2)
@@ -178,9 +175,8 @@ def edm_monotonic(logsnr, mean=-1.2, std=1.2, sigma_data=0.5):
     return _edm_held(mean, std, sigma_data)(logsnr)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # finding the peak is slow
 def _edm_held(mean, std, sigma_data):
-    """Return the weighting edm, held constant left of its peak. The result is cached because finding the peak is slow."""
     return NonIncreasing(lambda logsnr: edm(logsnr, mean, std, sigma_data))
 
 

@@ -1,1 +1,1 @@
-"""`elbo ema`: make an average of the weights after training (see command.py)."""
+"""`elbo ema`: average the weights of a run after training. Begin with command.py."""

@@ -52,16 +52,16 @@ def ema(run: Path, std: float, at: int | None, out: Path) -> None:
     print_json(make_average(run, std, out, at, command_line()))
 
 
-WARN, REFUSE = 0.1, 0.5
-"""Residuals above which elbo warns, and above which it refuses to make the average. With a residual of 0 the average is exact."""
+WARN, REFUSE = 0.1, 0.5  # residuals above which elbo warns, and above which elbo refuses; 0: exact average
 REMEDY = "choose --std between the stored averages' and .2, or train with a smaller --snapshot-every"
 
 
 def make_average(path: Path, std: float, out: Path, at: int | None = None, command: str = "") -> dict[str, Any]:
-    """Write the average power:std=STD of a run's weights at a step (default: the last snapshot) to `out`; return a description.
+    """Write an average of a run's weights, power:std=STD, to `out`; return a description of the average.
 
-    Raises UsageError (`out` exists, no snapshot at that step), DataError (too few snapshots), FormatError (not a run, or
-    snapshots of another network).
+    at: step of the last snapshot in the average; None: the newest snapshot. command: command line to record.
+    Raises UsageError: `out` exists, or no snapshot at that step. Raises DataError: the snapshots don't suffice.
+    Raises FormatError: not a run, or snapshots of another network.
     """
     import torch
 
@@ -86,7 +86,7 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
         raise DataError(f"{path}: no snapshots of power averages; train with --snapshot-every STEPS")
     last, _, last_file = parts[-1]
     if at not in (None, last.step):
-        raise UsageError(f"--at {at}: no snapshot at this step; choose {last.step}, the last before ({last.path})")
+        raise UsageError(f"--at {at}: no snapshot at this step; choose {last.step}, the last snapshot before ({last.path})")
     layout = last_file.layout
     if strange := [str(snapshot.path) for snapshot, _, file in parts if file.layout != layout]:
         raise FormatError(f"{strange[0]}: has another network than {last.path}; move this snapshot out of the run")
@@ -101,7 +101,6 @@ def make_average(path: Path, std: float, out: Path, at: int | None = None, comma
     coefficients = {f"{snapshot.path.name}/{average.name}": x for x, snapshot, average, _ in used}
 
     def combined(key: str) -> torch.Tensor:
-        """Return the tensor `key` of the new average, combined in float64 from the snapshots; integers: from the last one."""
         newest: torch.Tensor = used[-1][-1].read(key)
         if not newest.is_floating_point():
             return newest

@@ -29,7 +29,7 @@ from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
 OPTIONS = {own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"}
-"""Option's Python name → (name of its metric, declaration). is_order is left out, because only protocols set is_order."""
+"""Python name of a metric's option → (name of the metric, declaration); without is_order, which only protocols set."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -40,7 +40,7 @@ GROUPS = {
 
 
 def metric_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that metrics declare to a command."""
+    """Add the options of all metrics to a command."""
     for name, (_, own) in reversed(OPTIONS.items()):
         kind: Any = click.Choice(list(own.choices)) if own.choices else value(int, ge=own.least, le=own.most)
         flag = isinstance(own.default, bool)

@@ -1,4 +1,4 @@
-"""Open samples and references, and extract their features, distributed over all processes."""
+"""Open the samples and references of an evaluation, and extract their features on all ranks."""
 
 import contextlib
 import hashlib
@@ -36,12 +36,15 @@ from elbocli.runtime.progress import progress
 
 @dataclass(eq=False)
 class FeatureSource:
-    """An opened file of samples or of a reference: images, saved features, or statistics with or without images.
+    """An opened file of samples or of a reference.
 
-    name: path, for messages. n: number of images or features; 0 for statistics alone. about: how the features were made.
-    reader, saved, statistics: images, saved features and statistics in the file; None for what the file lacks.
-    streamed: whether the images are a stream, which only rank 0 can read, once, in its main thread.
-    labels: class of each image; None if the file has no labels. features: result of `extract_features`, on rank 0 alone.
+    name: path, for messages.
+    n: number of images or features; 0 for statistics alone.
+    about: how images and features were made.
+    reader, saved, statistics: images, saved features and statistics in the file; None: not in the file.
+    labels: class of each image, [n]; None: the file has no labels.
+    streamed: whether the images are a stream, which rank 0 alone can read, once and in order.
+    features: result of `extract_features`, on rank 0 alone.
     """
 
     name: str
@@ -62,7 +65,7 @@ class FeatureSource:
         return None if self.saved is None else self.saved.features.shape[1]
 
     def class_counts(self) -> list[int]:
-        """Return the number of images of each class that has images; [] without labels."""
+        """Return the number of images of each non-empty class; [] without labels."""
         return [] if self.labels is None else np.unique(self.labels, return_counts=True)[1].tolist()
 
 
@@ -107,13 +110,14 @@ def extract_features(
     check: Callable[[dict[str, Tensor], FeatureSource], None] = lambda found, source: None,
     spatial: bool = False,
 ) -> None:
-    """Set `source.features` to the mean and covariance of a source's features, and to the features that `keep` names.
+    """Extract a source's features on all ranks, and set `source.features` on rank 0.
 
-    extractor: None if no images are read. batch: number of images at a time.
-    keep: names of the features that are kept for each image: `values`, `logits`, `spatial_values`.
-    check: function of the first batch's features and the source, which raises an ElboError for unsuitable features.
+    extractor: None if the source has no images.
+    batch: number of images at a time, on each rank.
+    keep: names of the features to keep for each image (`values`, `logits`, `spatial_values`), besides mean and covariance.
+    check: function of the first batch's features and the source; raises an ElboError for unsuitable features.
     spatial: whether to compute mean and covariance of spatial features, too.
-    Each rank takes whole batches, so that the result doesn't depend on the number of ranks. Raises DataError.
+    Raises DataError: when features are not finite or too large.
     """
     statistics, saved = source.statistics, source.saved
     if statistics is not None and not keep:
@@ -126,10 +130,10 @@ def extract_features(
     if saved is not None:  # each rank has read all saved features, and works alone
         world, batch = replace(ALONE, device=world.device), StreamingFeatureMoments.ROWS
     batch = world.of_first(source.reader.batch(batch) if source.reader else batch)
-    sharers = 1 if source.streamed else world.size
+    sharers = 1 if source.streamed else world.size  # each takes whole batches: the result doesn't depend on world.size
 
     def read(step: int) -> tuple[int, np.ndarray, list[str]] | None:
-        """Return (index of the first image, images, digests) of this rank's batch of a step; None if no images are left."""
+        """Return (index of the first image, images, digests) of this rank's batch; None if no images are left."""
         begin = (step * sharers + world.rank) * batch
         if world.rank >= sharers or begin >= source.n or source.reader is None:
             return None
@@ -171,7 +175,7 @@ def extract_features(
 
 
 def _of_all(own: StreamingFeatureMoments, world: World) -> FeatureMoments:
-    """Return mean and covariance of the features of all ranks. own: features of this rank. Some rank must have features."""
+    """Return mean and covariance of the features of all ranks. own: features of this rank."""
     parts = [part for part in world.all(own.moments() if own.n else None) if part is not None]
     return sum(parts[1:], parts[0])
 
@@ -181,8 +185,7 @@ def _features_of(
 ) -> dict[str, Tensor]:
     """Return the features of a batch on the CPU: values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`.
 
-    where: words before the index of an image in messages. begin: index of the first image.
-    Raises DataError when features are not finite or too large.
+    where, begin: text before the image's index in messages, and index of the first image.
     """
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
@@ -201,17 +204,14 @@ def _features_of(
 
 
 def naming_network(about: FeatureFacts) -> str | None:
-    """Return the extractor's name for use in score names; None for the published Inception, which score names don't mention."""
+    """Return the extractor's name to add to score names; None for the published Inception."""
     published = about.extractor == DEFAULT and str(about.weights_sha256).startswith(PUBLISHED_INCEPTION)
     return None if published and about.feature_precision in (None, STRICT) else str(about.extractor)
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """Return what must be equal for samples and reference, if known: preprocessing, network, weights and precision.
-
-    Files of earlier versions of elbo don't give the precision, which was always STRICT.
-    """
+    """Return what must be equal for samples and reference: preprocessing, extractor, weights and precision, unless unknown."""
     network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
-    precision = about.feature_precision or (STRICT if about.extractor else None)
+    precision = about.feature_precision or (STRICT if about.extractor else None)  # absent in files of earlier versions
     found = {**(about.preprocessing or {}), **network, "feature_precision": precision}
     return {key: value for key, value in found.items() if value is not None}

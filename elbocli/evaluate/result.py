@@ -1,4 +1,4 @@
-"""The result of `elbo eval`: scores of one set of samples or of several repeats, with facts on samples and scores."""
+"""The result of `elbo eval`: scores of samples, and metadata on how the scores were measured."""
 
 from __future__ import annotations
 
@@ -20,16 +20,12 @@ from elbocli.files.losslog import LARGEST
 from elbocli.files.records import Record, convert, parse_json, plain, stored
 from elbocli.nn.extractors import STRICT
 
-SD = "_sd"
-"""Suffix that turns a score's name into the name of the score's standard deviation over repeats."""
+SD = "_sd"  # suffix of the names of standard deviations over repeats
 Pairs = dict[str, Annotated[list[Any], Meta(min_length=2, max_length=2)]]
-"""Key of a fact that isn't as expected → [value, expected value]."""
-Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
-"""A number whose square is within float64 range."""
-ENOUGH = 10_000
-"""Number of images below which reports and warnings say that a score is of few images."""
-KEYS = ("n_samples", "extractor")
-"""Keys by which a file is recognised as a result of `elbo eval`."""
+"""Key of metadata whose value is unexpected → [value, expected value]."""
+Bounded = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]  # a number whose square is within float64 range
+ENOUGH = 10_000  # below this number of images, reports and warnings say that a score comes from few images
+KEYS = ("n_samples", "extractor")  # keys by which a file is recognised as a result of `elbo eval`
 NONE = "not a result of 'elbo eval' (one JSON object); 'elbo eval SAMPLES --ref REF > FILE.json' makes one"
 ALIKE = (
     "n_samples",
@@ -43,18 +39,20 @@ ALIKE = (
     "ref_preprocessing",
     "protocol",
 )
-"""Facts that must be equal for two results to be comparable; a fact that one result lacks is not compared."""
+"""Metadata that must be equal in comparable results; keys that a result lacks are not compared."""
 
 
 class Facts(Record, frozen=True, kw_only=True):
-    """Facts about the scores of one set of samples, by their names in the JSON. None means unknown.
+    """Metadata on the scores of one set of samples. None: unknown.
 
-    n_ref: number of images that the reference's statistics are computed from.
-    n_ref_images: number of images that the reference file has besides such statistics, if a metric used these images.
-    classes: number of classes. fewest_of_a_class, most_of_a_class: number of images in the smallest and the largest class.
-    made: how the samples were drawn, as recorded in their file. options: options of the metrics.
-    mismatch: facts in which samples and reference differ. deviates: facts in which the evaluation differs from its protocol.
-    held_out, n_held_out: file of held-out images, and their number.
+    n_ref: number of images from which the reference's statistics are computed.
+    n_ref_images: number of images in the reference file besides statistics, if a metric used these images.
+    fewest_of_a_class, most_of_a_class: number of images in the smallest class, and in the largest class.
+    made: how the samples were drawn, as recorded in the samples' file.
+    options: options of the metrics.
+    mismatch: metadata in which samples and reference differ.
+    deviates: settings in which the evaluation differs from the protocol.
+    held_out: file of held-out images.
     """
 
     REST: ClassVar[str] = "options"
@@ -91,7 +89,11 @@ class Facts(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of samples. values: scores by key. network: extractor in the scores' names; None: published Inception."""
+    """Scores of one set of samples.
+
+    network: extractor that appears in score names; None: the published Inception.
+    values: scores by key.
+    """
 
     network: str | None
     values: dict[str, Value]
@@ -100,7 +102,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, or its mean over repeats. number: description of the score. sd: standard deviation over repeats, or None."""
+    """A score, or its mean over repeats.
+
+    number: name and description of the score.
+    sd: standard deviation over repeats; None: not computed.
+    """
 
     number: Number
     value: Value
@@ -109,7 +115,7 @@ class Score:
 
 @stored("result of elbo eval (JSON)")
 class EvalResult(Record, frozen=True):
-    """The result of one set of samples, or of several repeats (seeds) of one experiment."""
+    """The result of one set of samples, or of an experiment repeated with several seeds."""
 
     repeats: list[Scores]
 
@@ -120,7 +126,7 @@ class EvalResult(Record, frozen=True):
 
     @property
     def scores(self) -> list[Score]:
-        """The scores; for repeats, the mean and standard deviation of each score, never the best repeat."""
+        """Scores; for several repeats, the mean and standard deviation of each score."""
         found = []
         for key, first in self.repeats[0].values.items():
             number, column = numbers()[key], [one.values[key] for one in self.repeats]
@@ -133,17 +139,18 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the number that has this role for a score, such as the standard error; None without such a number."""
+        """Return the standard error, the interval or another number of a score, by `role`; None: not computed."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
     def interval(self, score: Score) -> Any:
-        """Return the ends of a score's 95 % interval, which need not be symmetric; None without an interval."""
+        """Return the lower and upper limit of a score's 95 % interval; None without an interval."""
         within = self.about(score, Role.INTERVAL)
         return within and within.value
 
     def estimate(self, score: Score) -> Estimate:
-        """Return a score with its standard error: from the repeats, else from its interval, else as the metric computed it."""
+        """Return a score with its standard error."""
+        # The standard error comes from repeats, else from the interval, else from the metric.
         if score.sd is not None:
             return Estimate.of_repeats([one.values[score.number.key] for one in self.repeats])  # type: ignore[misc]
         value: Any = score.value
@@ -153,7 +160,7 @@ class EvalResult(Record, frozen=True):
         return Estimate(value, error and error.value)
 
     def named(self) -> dict[str, Value]:
-        """Return all scores and standard deviations by their names in the JSON."""
+        """Return all scores and standard deviations by name in the JSON."""
         found: dict[str, Value] = {}
         for score in self.scores:
             for end, value in {"": score.value, SD: score.sd}.items():
@@ -164,7 +171,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def common(self) -> dict[str, Any]:
-        """Return the facts that all repeats share, by their names in the JSON, and all mismatches and deviations."""
+        """Return the metadata that are equal in all repeats, and every mismatch and deviation of a repeat."""
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):
@@ -173,7 +180,7 @@ class EvalResult(Record, frozen=True):
         return common
 
     def alike(self) -> dict[str, Any]:
-        """Return the known facts that must be equal for comparable scores; preprocessing is split into its keys."""
+        """Return the metadata that must be equal in comparable results. Entries of dicts get keys like `preprocessing.size`."""
         facts, found = self.common(), dict[str, Any]()
         options = [own.name for metric in METRICS.values() for own in metric.traits.options]
         for key in [*ALIKE, *options]:
@@ -185,9 +192,10 @@ class EvalResult(Record, frozen=True):
         return found
 
     def json(self) -> dict[str, Any]:
-        """Return the JSON object: scores and facts of one set of samples; for repeats, means, standard deviations, shared facts.
+        """Return the JSON object of the result.
 
-        The standard deviation of NAME is NAME_sd; that of NAME[NETWORK] is NAME_sd[NETWORK]. `repeats` has each repeat's object.
+        One set of samples: scores and metadata.
+        Several repeats: means, standard deviations and shared metadata; `repeats` holds the JSON object of every repeat.
         """
         found = {**self.head(), **self.named(), **self.common()}
         if len(self.repeats) > 1:
@@ -196,9 +204,10 @@ class EvalResult(Record, frozen=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> EvalResult:
-        """Read an object that `json` returned. where: file of the object, for messages. Raises FormatError.
+        """Read an object that `json` returned. Keys that are no scores are read as metadata.
 
-        Keys that no metric of elbo writes are read as facts.
+        where: file of the object, for messages.
+        Raises FormatError: for any other object.
         """
         cls.check_head(content, where)
         found = convert(content, dict[str, Any], where)
@@ -207,12 +216,12 @@ class EvalResult(Record, frozen=True):
 
 
 def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the facts that are equal in all of several dicts."""
+    """Return the entries that are equal in all dicts."""
     return {key: value for key, value in facts[0].items() if all(other.get(key) == value for other in facts)}
 
 
 def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
-    """Return the facts that two dicts share with different values: key → [value in `mine`, value in `other`]."""
+    """Return the entries that differ between two dicts: key of both → [value in `mine`, value in `other`]."""
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 
@@ -224,9 +233,12 @@ def refuse(
     then: str,
     kind: type[ElboError] = DataError,
 ) -> None:
-    """Raise an error of class `kind` if two files share facts with different values.
+    """Raise an error if the metadata of two files differ.
 
-    mine, where: facts and name of one file. theirs, other: facts and name of the other file. then: end of the message, a remedy.
+    mine, where: metadata and name of the first file.
+    theirs, other: metadata and name of the second file.
+    then: end of the message, which says what to do.
+    kind: class of the error.
     """
     if pairs := mismatches(mine, theirs):
         told = "; ".join(f"{key} is {one}, that of {other} {another}" for key, (one, another) in pairs.items())
@@ -234,12 +246,12 @@ def refuse(
 
 
 def numbers() -> dict[str, Number]:
-    """Return the descriptions of all numbers that metrics compute, by key."""
+    """Return the descriptions of all scores that metrics compute, by key."""
     return {number.key: number for metric in METRICS.values() for number in metric.traits.numbers}
 
 
 def result_of(content: bytes, where: str) -> EvalResult:
-    """Parse the content of a file with a result. where: path of the file, for messages. Raises FormatError for other content."""
+    """Parse a result file. where: path of the file, for messages. Raises FormatError for any other file."""
     result = EvalResult.of(parse_json(content, where), where)
     if any(one.facts.n_samples is None or not one.values for one in result.repeats):
         raise FormatError(f"{where}: {NONE}")
@@ -247,7 +259,6 @@ def result_of(content: bytes, where: str) -> EvalResult:
 
 
 def _scores(content: dict[str, Any], where: object) -> Scores:
-    """Read the scores of one set of samples from its JSON object. Raises FormatError."""
     network, known = str(content.get("extractor")), numbers().values()
     named = {number.name(by): number for by in (network, None) for number in known}
     aliases = {number.alias for number in known}
@@ -265,7 +276,7 @@ UNKNOWN = "*not known*"
 
 
 def score_card(result: EvalResult) -> str:
-    """Return a Markdown page with the result and all facts to publish with it; unknown facts are marked as such."""
+    """Return a Markdown page with the scores and all metadata; unknown values are marked."""
     facts = result.common()
     shown = {key: said(value) for key, value in facts.items()}
     values = {"result": result, "facts": facts, "shown": shown, "protocols": PROTOCOLS, "Role": Role}
@@ -273,7 +284,7 @@ def score_card(result: EvalResult) -> str:
 
 
 def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -> str:
-    """Render a Jinja template with filters and values; in .html templates, values are escaped."""
+    """Render a Jinja template; in .html templates, values are escaped. filters: functions by name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     how: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True, "undefined": StrictUndefined}
@@ -283,7 +294,7 @@ def fill_template(path: Path, filters: dict[str, Any], values: dict[str, Any]) -
 
 
 def code(value: Any) -> str:
-    """Return text as a Markdown code span on one line, in which Markdown and HTML have no effect."""
+    """Return text as a Markdown code span on one line; UNKNOWN for empty text."""
     text = visible(" ".join(str(value).split()))
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -291,7 +302,7 @@ def code(value: Any) -> str:
 
 
 def said(value: Any) -> str:
-    """Format a fact for the score card: numbers as digits, text as code, missing values as unknown."""
+    """Format a value for the score card: numbers as digits, text as code spans, None as UNKNOWN."""
     if value is None or value == "" or value == {}:
         return UNKNOWN
     if isinstance(value, dict):

@@ -44,7 +44,7 @@ from elbocli.version import __version__
 
 
 class Sides(NamedTuple):
-    """The opened files of an evaluation. samples: one set of samples, or one set for each repeat."""
+    """Opened files of an evaluation. samples: one source of features for each repeat."""
 
     samples: list[FeatureSource]
     reference: FeatureSource | None
@@ -59,10 +59,8 @@ class Sides(NamedTuple):
 def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSettings, world: World = ALONE) -> EvalResult | None:
     """Score samples against a reference; return the result on rank 0, and None on other ranks.
 
-    sources: paths, or one NPY stream. Several sources are repeats of one experiment with different seeds.
-    ref: reference; None if no metric needs one.
-    Memory: one batch of images, mean and covariance of each source, and 4 bytes per image and feature (or class) for metrics
-    that compare images. Ranks other than 0 return as soon as all features are extracted.
+    sources: paths, or one NPY stream; several sources are repeats of one experiment with different seeds.
+    ref: reference; None if the metrics need no reference.
     Raises UsageError, DataError and FormatError for too few images, a truncated stream, or files that don't fit each other.
     """
     deviations(settings)
@@ -121,25 +119,23 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    """Return the extractor, by default the one that made saved features; None if all sources are saved features.
-
-    For safety, an extractor that is a file is used only if the user names the file, not if saved features name it.
-    """
+    """Return the extractor, by default the extractor of saved features; None if all sources are saved features."""
     told = [each for each in sources if each.saved is not None and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
     with world.together():
         if all(source.saved is not None for source in sources):
             return None
-        if not settings.extractor and name not in EXTRACTORS:
+        if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
             raise UsageError(f"{told[0].name}: has features of the extractor file {name}; to trust it, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
 def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
-    """Check that the files suffice for the metrics; return the settings, with the metrics that can be computed.
+    """Check that the files suffice for the metrics, and return the settings.
 
-    If statistics or features are saved and there is no reference, metrics that need a reference are left out of the settings.
-    Raises UsageError for metrics that lack an input, DataError for too few images.
+    Returns: the settings; without --ref, but with --save-stats or --save-features, metrics that need --ref are removed.
+    Raises UsageError: for metrics that lack an input.
+    Raises DataError: for too few images.
     """
     samples, reference, held_out = sides
     if reference is None and (settings.save_stats or settings.save_features):
@@ -175,14 +171,16 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
-            raise UsageError("--neighbours reads SAMPLES and --ref twice; name files, not streams, with images of one size")
+            raise UsageError("--neighbours needs images of one size in SAMPLES and --ref; name files, not streams or features")
     return settings
 
 
 def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
-    """Return, for each set of samples, the facts of its making that differ from the reference's, with both values.
+    """Check that all files were made alike; return the differences between samples and reference.
 
-    Raises DataError for such facts unless --allow-mismatch is given, UsageError when a metric isn't defined for the extractor.
+    Returns: for each set of samples, property → [value, the reference's value] where the values differ.
+    Raises DataError: if repeats differ from each other, or from --ref or --held-out without --allow-mismatch.
+    Raises UsageError: if a metric isn't defined for the extractor.
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
     for source, own in zip(sides.samples, made):
@@ -199,9 +197,10 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
 
 
 def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides, settings: EvalSettings) -> None:
-    """Check the features of a source's first batch, and set the labels of a stream.
+    """Check the features of a source's first batch, and set missing labels from --classes.
 
-    found: features of the batch, by name. Raises DataError or UsageError when features or labels are unsuitable for the metrics.
+    found: features of the batch, by name.
+    Raises DataError or UsageError: if features or labels are unsuitable for the metrics.
     """
     width, logits = found["values"].shape[1], found.get("logits")
     for other in sides.every:
@@ -228,17 +227,18 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
 
 
 def options_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics' options that change scores. Flags are left out, because they add scores but change none."""
+    """Return all options of the metrics except the seed and on/off options: option → value."""
     found = {key: value for own in metrics.values() for key, value in vars(own).items()}
     return {key: value for key, value in found.items() if key != "seed" and not isinstance(value, bool)}
 
 
 def deviations(settings: EvalSettings, source: FeatureSource | None = None, reference: FeatureSource | None = None) -> Pairs:
-    """Return the facts that deviate from the protocol: name → [value, the protocol's value].
+    """Return the deviations from the protocol: name → [value, the protocol's value]; {} without a protocol.
 
     source, reference: opened samples and reference; None to check the settings alone.
-    Omitted metrics and set on/off options of metrics are no deviations: an option adds scores but changes none.
-    Raises UsageError (settings) or DataError (files) unless --allow-mismatch is given.
+    Omitted metrics and on/off options of metrics are not deviations.
+    Raises UsageError: if settings deviate without --allow-mismatch.
+    Raises DataError: if files deviate without --allow-mismatch.
     """
     if not settings.protocol:
         return {}
@@ -290,10 +290,11 @@ def scored(
     mismatch: Pairs | None,
     deviates: Pairs | None,
 ) -> Scores:
-    """Compute all metrics of one set of samples, and collect facts about all files.
+    """Compute all metrics of one set of samples, and record how the files were made.
 
     mismatched: whether names of scores must include the extractor, because files were made differently.
-    mismatch, deviates: facts that differ from the reference's, and from the protocol's; None if there are none.
+    mismatch: differences from the reference; None if there are none.
+    deviates: deviations from the protocol; None if there are none.
     Raises DataError when a metric can't be computed from these features.
     """
     features: Any = source.features
@@ -341,7 +342,6 @@ def scored(
 
 
 def _save(source: FeatureSource, settings: EvalSettings) -> None:
-    """Write the files of --save-stats and --save-features, if the settings name any."""
     features: Any = source.features
     about = source.about
     if settings.save_stats is not None:
@@ -355,7 +355,6 @@ def _save(source: FeatureSource, settings: EvalSettings) -> None:
 
 
 def _warn(result: EvalResult, settings: EvalSettings) -> None:
-    """Log warnings about the result: too few images, or repeats that differ in more than the seed."""
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
@@ -367,13 +366,13 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
 
 
 SAMPLES, BESIDE = 12, 5
-"""Number of rows in the picture of --neighbours, and of reference images in each row."""
+"""Number of samples in the picture of --neighbours, and of reference images beside each sample."""
 
 
 def write_sheet(out: Path, sides: Sides) -> None:
-    """Draw the samples that are closest to reference images, closest first, each beside its nearest reference images.
+    """Draw the samples closest to reference images, each beside the sample's nearest reference images.
 
-    Each row is titled with the sample's index and its distance in feature space. Raises DataError.
+    Title of a row: the sample's index, and the distance to the nearest reference image in feature space.
     """
     mine: Any = sides.samples[0]
     theirs: Any = sides.reference
@@ -390,7 +389,6 @@ def write_sheet(out: Path, sides: Sides) -> None:
 
 
 def _picked(path: str, indices: Sequence[int]) -> np.ndarray:
-    """Return the images of a file at some indices, uint8 [len(indices), H, W, C]. The file is read from front to back."""
     with read_samples(Path(path)) as reader:
-        found = {index: reader.at(index, 1)[0] for index in sorted(set(indices))}
+        found = {index: reader.at(index, 1)[0] for index in sorted(set(indices))}  # front to back
     return np.stack([found[index] for index in indices])

@@ -1,4 +1,4 @@
-"""Settings of `elbo eval`, and protocols, which are the settings of published evaluations. This module doesn't import torch."""
+"""Settings of `elbo eval`, and the settings of published evaluations. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,18 @@ from elbocli.nn.extractors import DEFAULT, STRICT
 class EvalSettings:
     """Settings of `elbo eval`.
 
-    metrics: name of metric → its options. seed: seed of `random` classes.
-    extractor: name, or file of an exported program; '' for the extractor that made saved features, else Inception.
-    extractor_weights: file of the extractor's weights; None for the published weights. precision: precision of the extractor.
-    classes: classes with which a stream of samples was drawn: `balanced`, `random`, or a list; '' if not given.
-    allow_mismatch: score even if samples and reference were made differently; the result names the differences.
-    save_stats, save_features: files for the samples' statistics and features; None for no file.
-    held_out: file of images like the reference's that the model was not trained on; None for no such images.
-    neighbours: file for a picture of samples beside the closest images of the reference; None for no picture.
-    protocol: name in PROTOCOLS; '' for none. command: command line that the result records.
+    metrics: options of each metric, by the metric's name.
+    seed: seed of the samples' classes if `classes` is 'random'.
+    extractor: name, or file of an exported program; '': the extractor of saved features, or Inception for images.
+    extractor_weights: file of the extractor's weights; None: the published weights.
+    classes: classes that a stream of samples was drawn with: 'balanced', 'random', or a list; '': not given.
+    allow_mismatch: whether to score samples and a reference that were made differently.
+    command: command line to store in the result.
+    save_stats, save_features: files for the samples' statistics and features; None: no file.
+    held_out: file of images like the reference's that the model was not trained on; None: no such images.
+    neighbours: file for a picture of samples beside the closest reference images; None: no picture.
+    protocol: name in PROTOCOLS; '': no protocol.
+    precision: precision of the extractor.
     """
 
     metrics: Mapping[str, Any] = field(default_factory=lambda: asked(("fid", "is")))
@@ -40,19 +43,20 @@ class EvalSettings:
     precision: str = STRICT
 
     def needing(self, need: Need) -> list[str]:
-        """Return the names of the chosen metrics that need the input `need`, such as a reference or labels."""
+        """Return the names of the chosen metrics that need the input `need`."""
         return [name for name in self.metrics if need in METRICS[name].traits.needs]
 
 
 class Protocol(NamedTuple):
-    """A published evaluation protocol.
+    """Settings of a published evaluation.
 
-    formula: description for the help. source: paper and script that define the protocol.
-    tables: papers whose tables have scores by this protocol. metrics: names of the metrics to compute.
-    extractor: the only extractor that is allowed; its preprocessing is part of it.
-    options: options of metrics that the protocol sets.
-    n: number of samples. ref_images: number of images that the reference must have besides its statistics; 0 for any reference.
-    classes, per_class: number of classes, and of samples in each class; 0 for any.
+    formula: description for the help text. source: paper and script that define the protocol.
+    tables: papers with scores by this protocol.
+    extractor: the only extractor that is allowed.
+    options: options of metrics, by name.
+    n: number of samples.
+    ref_images: number of images that the reference must have besides statistics; 0: none needed.
+    classes, per_class: number of classes, and number of samples in each class; 0: any number.
     """
 
     formula: str
@@ -102,14 +106,15 @@ PROTOCOLS = {
         per_class=50,
     ),
 }
-USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))
-"""Default metrics and extractor, without a protocol."""
+USUAL = Protocol("", "", "", extractor="", metrics=("fid", "is"))  # for evaluations without a protocol
 
 
 def settings_of(name: str, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return the fields protocol, metrics and extractor of EvalSettings.
 
-    name: protocol; '' for none. given: the user's options by name, which replace the protocol's. seed: seed of the metrics.
+    name: protocol; '': no protocol.
+    given: the user's options by name; they replace the protocol's options.
+    seed: seed of the metrics.
     """
     protocol = PROTOCOLS.get(name, USUAL)
     return {

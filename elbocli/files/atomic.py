@@ -1,8 +1,8 @@
-"""Atomic writes: a file or folder is written under a temporary name, flushed and renamed, and its parent folder is flushed.
+"""Atomic writes: write a file or folder under a temporary name, flush it to disk, then rename it.
 
-`.NAME.PID.tmp` is a file or folder being written, `.NAME.PID.trash` a folder being removed, `.NAME.PID.old` a folder being
-replaced. The writer locks `.tmp`, so that other processes can tell a file in use from a leftover of a killed writer. `sweep`
-removes leftovers, except that an `.old` folder gets its name back if no new folder has taken the name.
+`.NAME.PID.tmp`: file or folder being written, locked by the writing process; if unlocked, a leftover of a killed process.
+`.NAME.PID.trash`: folder being removed.
+`.NAME.PID.old`: folder being replaced; after a kill, `sweep` renames it to NAME unless NAME exists.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ def special(path: Path) -> bool:
 
 
 def lock(handle: int) -> None:
-    """Lock an open file or folder (a file descriptor) until it is closed. Raises BlockingIOError if another process holds it."""
+    """Lock a file descriptor until it is closed. Raises BlockingIOError if another process holds the lock."""
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -56,7 +56,7 @@ def write_all(handle: int, data: bytes, at: int) -> None:
 
 @contextmanager
 def writing(path: Path, what: str = "write") -> Iterator[None]:
-    """Turn an OSError in the block, such as a full disk, into a DataError "PATH: could not WHAT: …". what: a verb."""
+    """Turn an OSError in the block, except BrokenPipeError, into a DataError "PATH: could not WHAT: …"."""
     try:
         yield
     except BrokenPipeError:
@@ -70,7 +70,7 @@ def _aside(path: Path, end: str = "tmp") -> Path:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove the leftovers of killed writers from a folder. name: only those of this file or folder; None: all."""
+    """Remove leftovers of killed processes from a folder. name: file or folder whose leftovers to remove; None: all leftovers."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             found = ASIDE.fullmatch(path.name)
@@ -86,7 +86,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
-    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock, or OSError."""
+    """Lock a file or folder during the block. Raises BlockingIOError if another process holds the lock."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         lock(handle)
@@ -96,7 +96,7 @@ def _hold(path: Path) -> Iterator[None]:
 
 
 def replace(aside: Path, path: Path) -> None:
-    """Rename `aside`, a temporary file or folder, to `path` and flush to disk. Raises DataError if `path` is a pipe or device."""
+    """Rename the temporary file or folder `aside` to `path`. Raises DataError, also if `path` is a pipe or a device."""
     with writing(path):
         if special(path):
             raise DataError(f"{path}: could not write: is {PIPE}, and elbo replaces only files; choose another name")
@@ -105,7 +105,7 @@ def replace(aside: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder atomically: a kill leaves the whole folder, or leftovers under another name. Raises DataError."""
+    """Rename a folder to a temporary name, then delete the folder. Raises DataError."""
     with writing(path, "delete"):
         trash = _aside(path, "trash")
         path.rename(trash)

@@ -1,11 +1,9 @@
-"""The run folder: config.yaml, checkpoints, and snapshots of weight averages.
+"""Read and write run folders: config.yaml, checkpoints, and snapshots of weight averages.
 
-A run has config.yaml, metrics.jsonl, losslog.jsonl, status.json and previews/;
-checkpoints/step-00001000/ with {model,ema-*}.safetensors, state.pt (tensors only) and meta.json; and
-snapshots/step-00001000/ with ema-power-*.safetensors and meta.json.
-
-The folder of a step is written under a temporary name, flushed and renamed. The folder's meta.json holds the step, the run's
-id, and size and sha256 of every other file, so that damaged folders, and folders from other runs, are detected and skipped.
+run/: config.yaml, metrics.jsonl, losslog.jsonl, status.json, previews/, checkpoints/, snapshots/
+checkpoints/step-00001000/: model.safetensors, ema-*.safetensors, state.pt (tensors only), meta.json
+snapshots/step-00001000/: ema-power-*.safetensors, meta.json
+meta.json: step, images, run id, and size and sha256 of every other file, to detect damage
 """
 
 from __future__ import annotations
@@ -41,16 +39,16 @@ RESOLVED = ("settings", "network", "data", "files", "init", "plugins")
 """Sections of config.yaml that define a run."""
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
 Section = dict[str, Any]
-"""Section of config.yaml: values by name, which TrainSettings or a NetworkConfig checks later."""
+"""Section of config.yaml: name → unchecked value."""
 
 
 class RunData(Record, frozen=True):
-    """Identity of a run's dataset, which must be the same when the run resumes.
+    """Description of a run's dataset.
 
-    path: the dataset file, as the user typed it.
+    path: dataset file, as typed by the user.
     from_run: path of the dataset file relative to the run's folder.
-    crop, filter: how images were cropped and resampled.
-    more: for latents, their latent space.
+    crop, filter: names of the crop and the resampling filter of the images.
+    more: further attributes; for latents, the latent space.
     """
 
     REST: ClassVar[str] = "more"
@@ -74,9 +72,9 @@ class RunData(Record, frozen=True):
 
 
 class SourceFacts(Record, frozen=True):
-    """Origin of an imported run: a checkpoint of another program, its licence, and warnings that the import gave.
+    """Checkpoint of another program from which a run was imported.
 
-    format, file, sha256: name of the checkpoint's format, name of its file, and digest of the file.
+    format: name of the checkpoint's format. file: name of the checkpoint file. notes: warnings of the import.
     """
 
     format: str | None = None
@@ -86,18 +84,18 @@ class SourceFacts(Record, frozen=True):
     notes: list[str] = []
 
     def about(self) -> dict[str, Any]:
-        """Return format, file and sha256 under keys that begin with imported_, for descriptions of the run."""
+        """Return format, file and sha256 under keys that begin with imported_."""
         return {f"imported_{key}": value for key, value in self.json().items() if key not in ("licence", "notes")}
 
 
 class InitFacts(Record, frozen=True):
-    """Origin of the weights that a run began from.
+    """Origin of a run's initial weights.
 
-    run: path that was given to --init.
-    weights, sha256: `model` or the name of an average, and the digest of its file.
-    step, images: optimizer updates and images seen at the checkpoint with these weights.
-    seen: origin of imported weights, under the keys imported_* of SourceFacts.about.
-    changed: names of the settings in which the new run differs from the run that trained these weights.
+    run: path given to --init.
+    weights: `model` or the name of an average. sha256: digest of the weights' file.
+    step, images: optimizer updates and images seen when the weights were saved.
+    seen: for imported weights, the keys imported_* of SourceFacts.about.
+    changed: names of the settings in which the new run differs from the run that trained the weights.
     """
 
     REST: ClassVar[str] = "seen"
@@ -111,12 +109,12 @@ class InitFacts(Record, frozen=True):
     changed: list[str] | None = None
 
     def about(self) -> dict[str, Any]:
-        """Return all fields except `changed` under keys that begin with init_, for descriptions of the run."""
+        """Return all fields except `changed` under keys that begin with init_."""
         return {f"init_{key}": value for key, value in self.json().items() if key != "changed"}
 
 
 class PluginFile(Record, frozen=True):
-    """A plug-in that was run. file: its name without folders. sha256: digest of its content."""
+    """Plug-in that a run needs. file: file name without folders. sha256: digest of the file."""
 
     file: str
     sha256: str
@@ -127,12 +125,13 @@ class PluginFile(Record, frozen=True):
 
 @stored("config.yaml of a run", "elbo-run")
 class RunConfig(Record, frozen=True, kw_only=True):
-    """Content of config.yaml: a run's identity, versions at its last start, commands of all starts, and resolved settings.
+    """Content of a run's config.yaml.
 
-    processes: number of ranks of the training.
-    source: origin of an imported run. init: origin of the first weights, None for random weights.
-    files: digests of the files named in settings, by path.
-    plugins: the plug-ins that the run needs.
+    elbo_version, torch_version, python_version, device_name: of the run's last start.
+    commands: command lines of all starts.
+    processes: number of ranks.
+    source: origin of an imported run; None: not imported. init: origin of the initial weights; None: random weights.
+    files: path of a file named in `settings` → digest.
     """
 
     REST: ClassVar[str] = "more"
@@ -155,7 +154,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a RunConfig from an object that `json` wrote. where: the file, for messages. Raises FormatError, DataError."""
+        """Make a RunConfig from the parsed config.yaml. where: the file, for messages. Raises FormatError, DataError."""
         inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
         read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
         return super().of({**content, **read}, where)
@@ -178,18 +177,19 @@ def read_config(run: Path) -> RunConfig:
 
 
 class Seal(Record, frozen=True):
-    """Size in bytes and sha256 of a file, by which damage is detected."""
+    """Size in bytes and SHA-256 of a file, to detect damage."""
 
     bytes: Count
     sha256: str
 
 
 class FolderMeta(Record, frozen=True, kw_only=True):
-    """Content of meta.json: optimizer updates done (step), images seen, and the size and digest of every other file by name.
+    """Content of the meta.json of a checkpoint or snapshot.
 
-    run_id: the run's id, which config.yaml holds too.
-    world_size: number of ranks of the training. parallel: ddp or fsdp.
-    log_bytes: for a checkpoint, the size in bytes of each of the run's logs at this step, by file name.
+    step: optimizer updates done. images: images seen. run_id: the run's id, as in config.yaml.
+    world_size: number of ranks. parallel: ddp or fsdp.
+    log_bytes: name of a log of the run → size in bytes at this step; None for a snapshot.
+    files: name of every other file in the folder → size and digest.
     """
 
     REST: ClassVar[str] = "more"
@@ -207,7 +207,7 @@ class FolderMeta(Record, frozen=True, kw_only=True):
 
 @stored("meta.json of a checkpoint", "elbo-checkpoint")
 class CheckpointMeta(FolderMeta, frozen=True):
-    """Content of a checkpoint's meta.json, in which log_bytes is given."""
+    """Content of a checkpoint's meta.json."""
 
 
 @stored("meta.json of a snapshot", "elbo-snapshot")
@@ -234,7 +234,7 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        """Names of the weights in the folder: `model`, and averages, whose names begin with `ema-`."""
+        """Names of the weights in the folder: `model`, and averages `ema-…`."""
         return sorted(name.removesuffix(WEIGHTS) for name in self.meta.files if name.endswith(WEIGHTS))
 
     def weights(self, name: str) -> TensorFile:
@@ -246,7 +246,7 @@ class Checkpoint:
         return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
-        """Memory-map the state of optimizer and schedule. Raises FormatError; never runs code from the file."""
+        """Return the state of optimizer and schedule, memory-mapped from state.pt. Raises FormatError."""
         from elbocli.files.tensor_files import load_tensors
 
         return load_tensors(self.path / "state.pt", mapped=True)
@@ -255,8 +255,8 @@ class Checkpoint:
 def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     """Read a checkpoint or snapshot, and check its files.
 
-    verify: compare the digest of every file; otherwise only its size.
-    Raises FormatError if the folder is damaged or from another run, DataError if this user may not read it.
+    verify: whether to compare every file's digest, besides the size of every file.
+    Raises FormatError if the folder is damaged or from another run, DataError without permission to read the folder.
     """
     with reading(f"{path}: not a complete checkpoint"):
         content = read_json(path / META)
@@ -287,11 +287,11 @@ def save(
     meta: dict[str, Any],
     kind: type[FolderMeta] = CheckpointMeta,
 ) -> Path:
-    """Write a checkpoint, or with kind SnapshotMeta a snapshot; return its path.
+    """Write a checkpoint or a snapshot; return the path of the folder.
 
-    weights: file name, `model` or `ema-…` → tensors by name.
-    state: content of state.pt; None for no such file.
-    meta: fields of meta.json, at least `images`.
+    weights: `model` or `ema-…` → tensors by name.
+    state: content of state.pt; None: no state.pt.
+    meta: fields of meta.json, at least `images`. kind: CheckpointMeta for a checkpoint, SnapshotMeta for a snapshot.
     Raises DataError if the disk is full; no partial folder is left.
     """
     import torch
@@ -328,7 +328,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(run: Path, kind: str = FOLDER) -> list[Path]:
-    """List a run's checkpoint folders by step, also damaged ones, but not copies such as `step-00001000-good`.
+    """Return the paths of a run's checkpoint folders, sorted by step, including damaged checkpoints.
 
     kind: FOLDER for checkpoints, SNAPSHOTS for snapshots.
     """
@@ -336,7 +336,7 @@ def checkpoints(run: Path, kind: str = FOLDER) -> list[Path]:
 
 
 def snapshots(run: Path) -> list[Path]:
-    """List a run's snapshot folders by step, including damaged snapshots."""
+    """Return the paths of a run's snapshot folders, sorted by step, including damaged snapshots."""
     return checkpoints(run, SNAPSHOTS)
 
 
@@ -350,7 +350,7 @@ def _whole(paths: Iterable[Path]) -> Iterator[Checkpoint]:
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """Return the newest undamaged checkpoint; warn about each newer damaged one. None if the run has no checkpoints.
+    """Return the newest undamaged checkpoint, or None if the run has no checkpoints.
 
     Raises FormatError if every checkpoint is damaged.
     """
@@ -362,22 +362,21 @@ def latest(run: Path) -> Checkpoint | None:
 
 
 def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
-    """Return the undamaged snapshots up to step `until`, by step; warn about each damaged snapshot."""
+    """Return the undamaged snapshots up to step `until`, sorted by step; warn about each damaged snapshot."""
     return list(_whole([path for path in snapshots(run) if until is None or step_of(path) <= until]))
 
 
 def due(step: int, save_every: int, keep_every: int) -> bool:
-    """Tell whether to save a checkpoint after a step: every `save_every` steps, and every `keep_every` steps unless 0."""
+    """Tell whether to save a checkpoint after a step: a multiple of `save_every` or, if not 0, of `keep_every`."""
     return step % save_every == 0 or (keep_every > 0 and step % keep_every == 0)
 
 
 def drop(run: Path, step: int, keep: int, keep_every: int, held: Collection[int]) -> None:
-    """Delete old checkpoints after the checkpoint of `step` was written, except the newest `keep`, milestones, and `held`.
+    """Delete a run's checkpoints except the newest `keep`, milestones, and checkpoints in use. Raises DataError.
 
-    Checkpoints of later steps are deleted too: they are damaged, otherwise the run would have resumed from them.
-    keep_every: steps between milestones; 0 for none.
-    held: steps of the checkpoints that are in use.
-    Raises DataError.
+    step: step of the newest good checkpoint. Later checkpoints are damaged, and deleted.
+    keep_every: steps between milestones; 0: no milestones.
+    held: steps of the checkpoints in use.
     """
     paths = checkpoints(run)
     newest = [path for path in paths if step_of(path) <= step][-keep:]
@@ -396,6 +395,6 @@ def drop_snapshots_after(run: Path, step: int) -> None:
 
 
 def clean(run: Path) -> None:
-    """Remove the leftovers of killed writers from a run."""
+    """Remove temporary files and folders that killed processes left in a run."""
     for folder in (FOLDER, SNAPSHOTS, "previews", "."):
         sweep(run / folder)

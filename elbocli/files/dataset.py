@@ -1,14 +1,8 @@
-"""The dataset format (HDF5): images or latents in one contiguous block, which is read through a memory map.
+"""The dataset format (HDF5): images or latents in one contiguous block, read through a memory map.
 
-The block is `images` uint8 [N, H, W, C], or `encoded` bytes with `offsets` [N + 1], or `latents` float16 [N, 2C, H, W], mean
-and standard deviation of C channels. The file also has `labels` int64 [N], `class_names` and `files` (UTF-8 strings), and
-attributes that record how the dataset was made.
-Any HDF5 tool can read the file; reading a random batch takes no longer than from a plain array file.
-
-A killed writer can resume. Datasets (and samples, by the class Resumable) are written to `OUT.partial`, which is locked and
-allocated on disk in full before the first row, so that a full disk fails at once. Rows are written at their final offset. A
-journal beside the file holds the number of rows that are safely on disk and their digest; a writer that resumes compares this
-digest with the rows, and writes all rows again if they differ. All else is written last; then the file is renamed to OUT.
+Pixels: block `images`, uint8 [N, H, W, C], or block `encoded`, bytes of image files, with `offsets` [N + 1].
+Latents: block `latents`, float16 [N, 2C, H, W], mean and standard deviation of C channels.
+Beside the block: `labels` int64 [N], `class_names` and `files` (UTF-8 strings), attributes that record how the file was made.
 """
 
 from __future__ import annotations
@@ -51,7 +45,7 @@ BLOCKS = {
 PREPROCESSING = ("crop", "filter")
 """Attributes of a dataset that record the crop and the resampling filter of its images; `image_size` records the size."""
 SCAN_BYTES = 16 << 20
-"""Bytes that are read at a time when the whole block is read."""
+"""Number of bytes read at a time, where the whole block is read."""
 Arrays = dict[str, np.ndarray]
 Names = dict[str, list[str]]
 
@@ -62,13 +56,12 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
 
     store: raw, or the encoding of the images (png, webp).
     digests: names of the digests that the file holds.
-    changed: JSON object: a change made while decoding, such as "alpha dropped" → the number of images changed in this way.
-    payload_sha256, contents_sha256: digests of the block, and of everything else in the file.
-    source_sha256: sum over the source's images of a digest of file name and content.
+    changed: JSON object: change made while decoding, such as "alpha dropped" → number of images changed.
+    payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
+    source_sha256: sum of digests, one per source image, of file name and content.
     samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
-    shard: I/N, if the file is the I-th of N parts of one `elbo prep`.
-    shard_of: digest that is the same in all parts of that prep.
-    more: the latent space, and other settings of prep.
+    shard: "I/N" for shard I of N; None for a whole dataset. shard_of: digest that is the same in all N shards.
+    more: other attributes, such as those of the latent space.
     """
 
     REST: ClassVar[str] = "more"
@@ -97,7 +90,7 @@ class DatasetAttributes(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Layout of a dataset's block: rows of one shape, or encoded images of any length, whose ends are in `offsets`.
+    """Layout of a dataset's block: rows of one shape, or encoded images of different lengths.
 
     name: one of BLOCKS.
     row: shape of a row; () for encoded images.
@@ -110,7 +103,6 @@ class BlockLayout:
 
     @property
     def dtype(self) -> str:
-        """NumPy dtype of the block."""
         return "<f2" if self.name == LATENTS else "|u1"
 
     @property
@@ -120,7 +112,7 @@ class BlockLayout:
 
 
 class Encoding(NamedTuple):
-    """A lossless image format. claim: usual size relative to raw pixels, to allocate disk space. options: for Pillow's `save`."""
+    """Lossless image format. claim: usual size relative to raw pixels. options: arguments of Pillow's `save`."""
 
     claim: float
     options: dict[str, Any]
@@ -175,7 +167,7 @@ class Dataset:
             raise FormatError(f"{path}: holds latents, but this command needs pixels; name a dataset of images instead")
 
     def _member(self, file: h5py.File, name: str) -> h5py.Dataset:
-        """Return the array `name` of the file. Raises FormatError if it is missing, or is a link (perhaps to another file)."""
+        """Return the array `name` of the file. Raises FormatError if the array is missing or a link."""
         member = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
         if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
             raise FormatError(f"{self.path}: array {name!r} is missing or a link; pack the images again")
@@ -201,7 +193,7 @@ class Dataset:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Return (image, label), as a DataLoader expects.
 
-        image: uint8 [C, H, W]; for latents float16 [2C, H, W], their mean and standard deviation.
+        image: uint8 [C, H, W]; for latents float16 [2C, H, W], mean and standard deviation.
         """
         row = range(len(self))[index]
         (image,) = self.batch(range(row, row + 1))
@@ -259,7 +251,6 @@ class Dataset:
         return self.block.take(np.asarray(indices), axis=0)
 
     def _decode(self, row: int, out: np.ndarray) -> None:
-        """Decode an image into `out`, uint8 [H, W, C]. Raises FormatError."""
         content = io.BytesIO(self.block[self._ends[row] : self._ends[row + 1]].data)
         damaged = reading(f"{self.path}: damaged: row {row}", "; pack it again")
         with damaged, Image.open(content, formats=[self.store]) as image:
@@ -286,7 +277,7 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Return two dicts by name: the arrays of the file except the block, and its lists of text. Raises FormatError."""
+        """Return two dicts: name → array, without the block, and name → list of text. Raises FormatError."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
@@ -297,7 +288,7 @@ class Dataset:
         return contents_digest(self._about, *self.contents())
 
     def identity(self) -> RunData:
-        """Return the dataset's description for config.yaml, by which a resumed run detects that the dataset has changed."""
+        """Return the description of the dataset for config.yaml, to detect another dataset when a run resumes."""
         space, about = self.latent_space, self.attributes
         return RunData(
             path=str(self.path),
@@ -324,7 +315,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 @cache
 def _decoders() -> ThreadPoolExecutor:
-    """Return the pool of decoding threads, which run in parallel because Pillow releases the interpreter lock."""
+    # Decoding threads run in parallel: Pillow releases the interpreter lock.
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="elbo-decode")
 
 
@@ -338,7 +329,9 @@ def find_dataset(folder: Path) -> Path:
         with suppress(FormatError):
             found.append(Dataset(path, latents=True).path)
     if len(found) != 1:
-        raise DataError(f"{len(found)} datasets here; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'")
+        raise DataError(
+            f"{len(found)} datasets in the working directory; give a path, set ELBO_DATA, or make one with 'elbo prep SRC OUT.h5'"
+        )
     return found[0]
 
 
@@ -360,7 +353,6 @@ def contents_digest(attributes: dict[str, Any], arrays: Arrays, names: Names) ->
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value from HDF5, where text may be bytes or str, to a plain Python value."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list):
@@ -380,10 +372,10 @@ Rows = Sequence[bytes] | Sequence[np.ndarray] | np.ndarray
 class Journal(Record, frozen=True):
     """Progress of an unfinished file: the rows that are safely on disk.
 
-    source: identity of the contents and settings.
-    rows, bytes: number of rows that are safely on disk, and their size.
+    source: digest or settings that identify the contents.
+    rows: number of rows on disk. bytes: size of the rows.
     done: number of items of the source that were read; some may have been skipped.
-    sha256: digest of the rows, and for encoded images of their offsets.
+    sha256: digest of the rows; for encoded images, also digest of the offsets.
     notes: further state that the writer needs to resume.
     """
 
@@ -396,7 +388,7 @@ class Journal(Record, frozen=True):
 
 
 class Column:
-    """Part of a file, from a byte offset on, to which bytes are appended; `digest` is the sha256 of these bytes."""
+    """Bytes appended to a file from a byte offset on; `digest` is the sha256 of the bytes."""
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset, self.size, self.digest = path, offset, 0, hashlib.sha256()
@@ -408,7 +400,6 @@ class Column:
         self.size, self.digest = size, hashlib.sha256(written)
 
     def append(self, data: bytes) -> None:
-        """Append bytes. Raises OSError."""
         write_all(self.handle, data, self.offset + self.size)
         self.size += len(data)
         self.digest.update(data)
@@ -417,11 +408,13 @@ class Column:
 class Resumable:
     """Unfinished file of rows, which a later process can resume. Append rows only in a `with file.held()` block.
 
-    out: path of the finished file.
-    offset: bytes before the rows.
+    out: path of the finished file. offset: bytes before the rows.
     layout: shape and type of the rows. limit: largest number of rows.
-    source: identity of the contents and settings; an unfinished file of another identity is not resumed.
+    source: digest or settings that identify the contents; an unfinished file with another source is not resumed.
     """
+
+    # OUT.partial is locked and allocated in full before the first row, so that a full disk fails at once. Rows have their final
+    # offset. The journal has the number of rows that are safely on disk, and their digest, which resuming compares.
 
     def __init__(self, out: Path, layout: BlockLayout, offset: int, limit: int, source: Identity):
         self.out, self.layout, self.offset, self.limit = out, layout, offset, limit
@@ -463,7 +456,7 @@ class Resumable:
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Continue after the journal's rows if their digest fits, else start without rows. Raises UsageError as `held` does."""
+        """Resume after the journal's rows if their digest matches, else without rows. Raises UsageError for another source."""
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:
@@ -511,8 +504,7 @@ class Resumable:
     def append(self, rows: Rows, done: int, notes: dict[str, Any]) -> None:
         """Append rows and flush all rows to disk.
 
-        done: number of items of the source read so far.
-        notes: further state to resume from.
+        done: number of items of the source read so far. notes: further state that is needed to resume.
         """
         self.write(rows)
         with writing(self.out):
@@ -539,13 +531,13 @@ class Resumable:
 
 
 class DatasetWriter(Resumable):
-    """Writer of a dataset. Rows are written first; then `finish` writes the HDF5 header before them and all else after them."""
+    """Writer of a dataset: append the rows, then call `finish`, which writes everything else."""
 
     def __init__(self, out: Path, layout: BlockLayout, limit: int, source: Identity):
         super().__init__(out, layout, len(_head(layout, 1)), limit, source)
 
     def finish(self, arrays: Arrays, names: Names, attributes: dict[str, Any]) -> None:
-        """Add arrays (labels, …), lists of names and attributes, and rename the file to its final name."""
+        """Write arrays (labels, …), lists of names, and attributes; then rename the file to its final name."""
         rows = self.rows
         about = {**DatasetAttributes.head(), "digests": DIGESTS, "count": rows}
         about |= {"payload_sha256": self.state.sha256[0], **attributes}
@@ -572,7 +564,7 @@ class DatasetWriter(Resumable):
 
 
 def _head(layout: BlockLayout, rows: int) -> bytes:
-    """Return the bytes of an HDF5 file before its block. rows: number of rows in the block; for encoded images, of bytes."""
+    """Return the bytes of an HDF5 file before its block. rows: number of rows; for encoded images, number of bytes."""
     with tempfile.NamedTemporaryFile() as scratch:
         with h5py.File(scratch.name, "w", libver=LIBVER) as file:
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

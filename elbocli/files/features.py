@@ -1,8 +1,9 @@
 """Files of image features and of their statistics, so that images need to pass the feature extractor only once.
 
-A file of features is a safetensors file with `features` float32 [N, D], optional `logits` float32 [N, K], `spatial` float32
-[N, S] and `labels` int64 [N], and metadata `about` (JSON). A file of statistics is an npz with `mu` [D] and `sigma` [D, D],
-float64, optional `mu_s` and `sigma_s` of spatial features, and `about` (JSON text). Such files of ADM and EDM are read too.
+Features: safetensors with `features` float32 [N, D], optional `logits` float32 [N, K], `spatial` float32 [N, S] and
+`labels` int64 [N], and metadata `about` (JSON).
+Statistics: npz with `mu` [D] and `sigma` [D, D], float64, optional `mu_s` and `sigma_s` of spatial features, and `about`
+(JSON text). ADM's and EDM's files of statistics can be read, too.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ if TYPE_CHECKING:  # for types only, because packing images needs no torch
 FORMAT = "elbo-features"
 TENSORS = ("features", "logits", "labels", "spatial")
 SUFFIX = ".safetensors"
-LARGEST_FEATURE = 1e20
-"""Largest absolute value of a feature that is accepted. Metrics compute sixth powers, which then fit into float64."""
-SYMMETRIC = 1e-5
-"""Largest asymmetry of a covariance, relative to its largest entry, that is accepted: single precision leaves such errors."""
+LARGEST_FEATURE = 1e20  # in absolute value; metrics compute sixth powers, which then fit into float64
+SYMMETRIC = 1e-5  # largest accepted asymmetry of a covariance, relative to its largest entry: float32 rounds
 
 
 @stored("`about` of features (safetensors) and statistics (npz)")
 class FeatureFacts(Record, frozen=True, kw_only=True):
-    """Facts about the images (number, preprocessing, origin, digest) and about the network that extracted the features.
+    """Description of the images and of the extractor from which features or statistics were made.
 
-    n: number of images. made: how samples were drawn. feature_precision: precision in which the network ran.
-    sha256: digest of a file of statistics. images: number of images in this file, if it holds both statistics and images;
-    the statistics may be of other images.
+    n: number of images.
+    made: how samples were drawn.
+    feature_precision: precision in which the extractor ran.
+    sha256: digest of a file of statistics.
+    images: number of images in a file of statistics and images; the statistics may be of other images.
     """
 
     REST: ClassVar[str] = "more"
@@ -55,7 +56,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
 
 
 class SavedFeatures(NamedTuple):
-    """Content of a features file: the tensors that the module's docstring lists, and in `about` how they were made."""
+    """Content of a features file: the tensors in the module's docstring, and `about`, how the features were made."""
 
     features: Tensor
     logits: Tensor | None = None
@@ -65,7 +66,11 @@ class SavedFeatures(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Mean and covariance (divided by n − 1) of features, and how they were made. spatial: statistics of spatial features."""
+    """Mean [D] and covariance [D, D] of features, with divisor n − 1.
+
+    about: how the features were made.
+    spatial: statistics of spatial features; None: not computed.
+    """
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -82,7 +87,7 @@ def write_features(path: Path, saved: SavedFeatures) -> None:
 
 
 def read_features(path: Path) -> SavedFeatures:
-    """Read a file of features. Raises FormatError unless it holds finite tensors of the same number of images."""
+    """Read a file of features. Raises FormatError for missing or non-finite tensors, and for unequal numbers of images."""
     import torch
 
     from elbocli.files import tensor_files
@@ -118,7 +123,7 @@ def is_statistics(path: Path) -> bool:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read statistics from npz, without pickle. Raises FormatError unless means and covariances are finite and match."""
+    """Read statistics from npz, without pickle. Raises FormatError for invalid means or covariances."""
     what = f"{path}: not usable as reference statistics"
     with (
         reading(what, "; expected an npz with mu and sigma"),

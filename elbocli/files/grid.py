@@ -1,4 +1,4 @@
-"""Contact sheets: many images as one picture, in rows by class with the class names, small images enlarged by a whole factor."""
+"""Contact sheets: pictures of many images, in rows by class, with class names."""
 
 import json
 import math
@@ -18,26 +18,16 @@ from elbocli.errors import FormatError, UsageError
 from elbocli.files.atomic import new_file
 from elbocli.files.records import Record, parse_json, stored
 
-CELL = 96
-"""Largest side of an enlarged image in pixels. The factor is the largest whole number that keeps images within this size."""
-WIDE = 4096
-"""Largest width in pixels, without gutters and names, that a contact sheet may reach by enlarging its images."""
-NEAR = 4
-"""A sheet may have up to 1/NEAR more or fewer columns than a square sheet would have, if that leaves fewer places empty."""
-LARGEST_PICTURE = 89_478_485
-"""Largest number of pixels of a picture. Pillow, among others, refuses a larger picture as a decompression bomb."""
-MOST_CLASSES = 16
-"""Each class gets rows of its own if there are at most this many classes, or at least as many columns as classes."""
-PLACES = "elbo-grid"
-"""Key of the PNG text chunk that holds the layout."""
-LETTER = 14
-"""Font size of class names in pixels. Rows below this height get a smaller font, and rows over 8 times this a larger font."""
-MOST_LETTERS = 20
-"""Length in letters to which class names are shortened."""
-PAPER, INK = 255, 0
-"""Grey levels of the background and of the letters."""
-GUTTER = 32
-"""The gutter between images is 1/GUTTER of an enlarged image's side, rounded up to whole pixels."""
+CELL = 96  # largest side of an enlarged image, in pixels
+WIDE = 4096  # largest width of a row of enlarged images, in pixels, without gutters and names
+NEAR = 4  # to leave few places empty, a sheet may have up to 1/NEAR more or fewer columns than a square sheet
+LARGEST_PICTURE = 89_478_485  # largest number of pixels of a picture; Pillow warns of a decompression bomb above this number
+MOST_CLASSES = 16  # up to this many classes get separate rows; more classes only if there are as many columns as classes
+PLACES = "elbo-grid"  # key of the PNG text chunk that holds the layout
+LETTER = 14  # usual font size of class names, in pixels; smaller in low rows, larger in high rows
+MOST_LETTERS = 20  # largest number of letters of a class name; longer names are shortened
+PAPER, INK = 255, 0  # grey levels of the background and of the letters
+GUTTER = 32  # side of an enlarged image / gutter between images
 Side = Annotated[int, Meta(ge=1, le=LARGEST_PICTURE)]
 Margin = Annotated[int, Meta(ge=0, le=LARGEST_PICTURE)]
 
@@ -48,24 +38,28 @@ def picture(image: np.ndarray) -> Image.Image:
 
 
 def whole_factor(side: int) -> int:
-    """Return the whole factor, at least 1, by which an image is enlarged so that its side is at most CELL pixels."""
+    """Return the whole factor, at least 1, that enlarges `side` pixels to at most CELL pixels."""
     return max(1, CELL // side)
 
 
 class Group(NamedTuple):
-    """Images of one class, which get their own rows in a contact sheet. name: class name, or ''. images: array indices."""
+    """Images of one class, shown in separate rows of a contact sheet.
+
+    name: class name; '': no classes.
+    images: indices of the images.
+    """
 
     name: str
     images: Sequence[int]
 
 
 def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), most: int | None = None) -> list[Group]:
-    """Group images by class, in the order of class numbers; one group without a name if there are no labels.
+    """Group images by class, in the order of class numbers.
 
     count: number of images.
-    labels: class of each image, [count].
-    names: class names; a class without a name is shown by its number.
-    most: largest number of groups, or None. Of more classes, evenly spaced classes are kept, among them the first and last.
+    labels: class of each image, [count]; None: a single group without a name.
+    names: class names; for a class without a name, the class number is shown.
+    most: largest number of groups; None: no limit; of more classes, evenly spaced classes are kept.
     """
     if labels is None:
         return [Group("", range(count))]
@@ -81,13 +75,13 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
 
 
 def rows_of_classes(count: int, labels: np.ndarray | None, names: Sequence[str] = ()) -> list[Group]:
-    """Group images as `by_class` does, but in one group if there are too many classes for rows of their own (MOST_CLASSES)."""
+    """Group images as `by_class` does, but in a single group if there are too many classes for separate rows."""
     groups = by_class(count, labels, names)
     return by_class(count, None) if len(groups) > max(MOST_CLASSES, _columns(groups)) else groups
 
 
 def _columns(groups: list[Group]) -> int:
-    """Choose the number of images per row: near the number of rows, at most the size of a group, and with few empty places."""
+    """Choose the number of images per row, for a nearly square sheet with few empty places."""
     sizes = [len(group.images) for group in groups]
     square = math.ceil(math.sqrt(sum(sizes)))
     if len(sizes) == 1:
@@ -104,7 +98,7 @@ class Layout(Record, frozen=True):
     height, width: size of an image in pixels, before it is enlarged.
     scale: whole factor of the enlargement.
     columns: images per row.
-    left: pixels left of the images, for class names.
+    left: pixels left of the images, for class names; 0: no names.
     gutter: pixels between neighbouring images.
     """
 
@@ -133,7 +127,7 @@ class Layout(Record, frozen=True):
         return self.height * self.scale + self.gutter, self.width * self.scale + self.gutter
 
     def places(self) -> list[tuple[slice, slice]]:
-        """Return for each image the slices of pixel rows and pixel columns that it takes on the sheet."""
+        """Return (pixel rows, pixel columns) of each image on the sheet, as slices."""
         places = {}
         down, across = self.pitch
         for row, _, group in self.rows():
@@ -143,7 +137,7 @@ class Layout(Record, frozen=True):
         return [places[image] for image in sorted(places)]
 
     def check(self, where: object) -> None:
-        """Raise UsageError, with `where` in front, if the picture has more than LARGEST_PICTURE pixels."""
+        """Raise UsageError if the picture has more than LARGEST_PICTURE pixels. where: start of the message."""
         width, height = self.size
         if width * height > LARGEST_PICTURE:
             remedy = "use a smaller --zoom, fewer images, or write a folder, .npy, .npz or .h5"
@@ -151,7 +145,7 @@ class Layout(Record, frozen=True):
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
-    """Arrange images of height x width pixels on a contact sheet. scale: factor by which images are enlarged; 0: automatic."""
+    """Arrange images of height x width pixels on a sheet. scale: factor that enlarges images; 0: automatic."""
     columns, left = _columns(groups), 0
     scale = scale or max(1, min(whole_factor(max(height, width)), WIDE // (columns * width)))
     if any(group.name for group in groups):
@@ -181,7 +175,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
 
 
 def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
-    """Draw uint8 images [N, H, W, C] at their places, each pixel as a square of `scale` pixels, and the class names."""
+    """Draw a contact sheet with class names. images: uint8 [N, H, W, C], not enlarged."""
     width, height = layout.size
     sheet = np.full((height, width, images.shape[3]), PAPER, np.uint8)
     for image, place in zip(images, layout.places()):
@@ -198,11 +192,8 @@ def draw_grid(images: np.ndarray, layout: Layout) -> Image.Image:
 
 @cache
 def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
-    """Return the font of class names for rows `row` pixels high, and the margin left and right of a name, in pixels.
-
-    DejaVu Sans from matplotlib, with Pillow's basic layout, gives the same pixels on every machine.
-    """
-    import matplotlib
+    """Return the font of class names, and the margin beside a name in pixels. row: height of an image row in pixels."""
+    import matplotlib  # its font, with Pillow's basic layout, gives the same pixels on every machine
 
     size = max(1, min(row, max(LETTER, row // 8)))
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -210,7 +201,6 @@ def _lettering(row: int) -> tuple[ImageFont.FreeTypeFont, int]:
 
 
 def _cut(name: str) -> str:
-    """Shorten a class name to MOST_LETTERS."""
     return name if len(name) <= MOST_LETTERS else name[: MOST_LETTERS - 1].rstrip() + "…"
 
 
@@ -220,7 +210,7 @@ def cut_up(sheet: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def write_grid(target: Path | IO[bytes], images: np.ndarray, layout: Layout) -> None:
-    """Write a contact sheet as PNG, with its layout in a text chunk of the PNG. Raises DataError if the disk is full."""
+    """Write a contact sheet as PNG, with the layout in a text chunk. Raises DataError if the disk is full."""
     about = PngInfo()
     about.add_text(PLACES, json.dumps(layout.json()), zip=True)
     with new_file(target) if isinstance(target, Path) else nullcontext(target) as file:

@@ -1,8 +1,7 @@
-"""Conventions for latents: how latents are scaled for a network, and how they become pixels.
+"""Conventions for latents: their scaling for a network, and their decoding to pixels.
 
-A dataset of latents holds the mean and standard deviation of the autoencoder's posterior, without scaling. A convention
-defines the network's input x0 = (z − shift)·scale, by channel, for a draw z from the posterior; the range of pixels that the
-autoencoder takes and returns; and the rounding of decoded pixels. No numeric library is imported, so that --help is fast.
+Datasets store the mean and standard deviation of the autoencoder's posterior, unscaled. For a draw z from the posterior, the
+network's input is x0 = (z − shift)·scale. No numeric library is imported, so that --help is fast.
 """
 
 import math
@@ -15,7 +14,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """A convention's pixel range (`input`, a key of INPUTS) and its rounding of decoded pixels (a name in ROUNDINGS)."""
+    """Properties of a convention. input: pixel range, a key of INPUTS. rounding: name in ROUNDINGS, for decoded pixels."""
 
     input: str
     rounding: str = "nearest"
@@ -26,7 +25,7 @@ INPUTS = {"[-1,1]": (127.5, -1.0), "[0,1]": (255.0, 0.0)}
 """Pixel range → (divisor, offset): the autoencoder's input for a pixel value p from 0 to 255 is p / divisor + offset."""
 
 UNKNOWN = "unknown"
-"""Stand-in for the digest of an autoencoder's weights if only its name is known."""
+"""Stored as the digest of an autoencoder's weights if only the autoencoder's name is known."""
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
@@ -42,11 +41,7 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return the shift and the scale of each channel. config: contents of the autoencoder's config.json.
-
-    If the config has latents_mean and latents_std, the shift is latents_mean and the scale scaling_factor / latents_std.
-    Otherwise the shift is shift_factor, or 0, and the scale is scaling_factor.
-    """
+    """Return the shift and the scale of each channel. config: contents of the autoencoder's config.json."""
     from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
     with reading("config.json"):
@@ -83,12 +78,12 @@ ATTRIBUTES = {
     "pixel_size": "pixel_size",
     "mirrored": "mirrored",
 }
-"""Field of LatentSpace → its name among a dataset's attributes and in a run's config.yaml."""
+"""Field of LatentSpace → name of the attribute in datasets and in a run's config.yaml."""
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Latent space: the autoencoder that made latents, the size of its images, and the latents' scaling for a network.
+    """Latent space: the autoencoder, the image size, and the scaling of latents for a network.
 
     convention: one of CONVENTIONS.
     shift, scale: one number per channel; the network's input is x0 = (z − shift)·scale.
@@ -136,7 +131,7 @@ def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> L
     """Return the latent space that attributes describe.
 
     channels: number of channels of the latents.
-    where: the file, for messages.
+    where: name of the file, for messages.
     Raises FormatError if an attribute is missing or wrong.
     """
     from elbocli.files.records import convert

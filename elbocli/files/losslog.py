@@ -1,7 +1,7 @@
-"""Loss logs (errors by noise level), optima (the least possible error by noise level; JSON), and likelihoods by image (TSV).
+"""Loss logs (JSONL), least possible errors by noise level (JSON), and tables of likelihoods by image (TSV).
 
-losslog.jsonl holds a LossLogHeader, then a LossLogRow per interval: sums of ‖ε−ε̂‖²/D in each bin of λ. Logs may be
-concatenated. metrics.jsonl holds metrics by step. A name that ends in _se means a standard error.
+Loss log: a LossLogHeader, then a LossLogRow per interval; logs may be concatenated.
+Errors: ‖ε−ε̂‖²/D, summed in each bin of λ. Names that end in _se: standard errors.
 """
 
 import json
@@ -22,10 +22,8 @@ from elbocli.files.reading import read_text, reading, whole_lines
 from elbocli.files.recognise import expect
 from elbocli.files.records import Count, Record, parse_json, read_json, stored
 
-MOST_BINS = 2000
-"""Largest number of bins of λ, because fitting builds matrices of bins × bins."""
-LARGEST = 1e100
-"""Largest sum of errors that is accepted, so that intervals can be added and a mean can be drawn on a logarithmic axis."""
+MOST_BINS = 2000  # fitting builds matrices of bins × bins
+LARGEST = 1e100  # largest accepted sum of errors, so that intervals can be added without overflow
 Bins = Meta(min_length=1, max_length=MOST_BINS)
 Edges = Annotated[list[Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]], Meta(min_length=2, max_length=MOST_BINS + 1)]
 Counts = Annotated[list[Count], Bins]
@@ -40,7 +38,7 @@ def check_edges(edges: list[float]) -> None:
 
 @stored("metrics.jsonl")
 class MetricsRow(Record, frozen=True):
-    """Metrics after a step. values: name of a metric → its value, or None if this value is not finite."""
+    """Metrics after a step. values: value of each metric, by name; None: not finite."""
 
     REST: ClassVar[str] = "values"
 
@@ -51,10 +49,11 @@ class MetricsRow(Record, frozen=True):
 
 @stored("losslog.jsonl, validation.jsonl: first line", "elbo-losslog")
 class LossLogHeader(Record, frozen=True, kw_only=True):
-    """First line of a loss log: the origin of the errors, and the increasing edges of the λ bins.
+    """First line of a loss log.
 
+    edges: limits of the λ bins, increasing, [bins + 1].
     dimensions: number of values per image, C·H·W.
-    floor: for an adaptive schedule, the least density that the schedule ever had, relative to a uniform density.
+    floor: least allowed density of an adaptive schedule, relative to a uniform density; None: other schedules.
     about: other keys of the line; in validation.jsonl, the dataset, its digest, and the number of held-out images.
     """
 
@@ -74,9 +73,11 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
 @stored("losslog.jsonl, validation.jsonl: other lines", version=0)
 class LossLogRow(Record, frozen=True):
-    """One interval of a loss log: in each bin, the number, sum and sum of squares of the errors since the previous line.
+    """Errors of one interval of a loss log, [bins] each.
 
-    weight: for a learned weighting, w(λ) at the middle of each bin during the interval.
+    step, images: optimizer updates done and images seen when the interval ends.
+    count, sum, sumsq: number of errors in each bin, their sum, and their sum of squares.
+    weight: w(λ) of a learned weighting at the middle of each bin; None: other weightings.
     """
 
     step: Count
@@ -115,7 +116,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield a loss log's headers and intervals. name: of the log in messages. Raises FormatError with the line number."""
+    """Yield the headers and intervals of a loss log. name: file name for messages. Raises FormatError."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -141,7 +142,7 @@ class LossLog:
 
     edges: [bins + 1], increasing λ.
     sums: [3, bins], count, sum and sum of squares of the errors.
-    images: images seen. lines: number of intervals. batch: images per step, from the last line.
+    images: images seen. lines: number of intervals. batch: images per step.
     """
 
     header: LossLogHeader
@@ -153,9 +154,11 @@ class LossLog:
 
 
 def read_logs(sources: Iterable[Path | IO[bytes]], since: int = 0) -> LossLog:
-    """Add up the loss logs of runs, files and streams. Intervals that end at step `since` or before are left out.
+    """Add up loss logs.
 
-    Raises FormatError for a damaged log or different bins, UsageError without sources.
+    sources: run folders, files or streams.
+    since: only intervals that end after this step are added.
+    Raises FormatError: a log is damaged, or logs have different bins. UsageError: no sources.
     """
     total: LossLog | None = None
     for source in sources:
@@ -188,12 +191,12 @@ def _entries(source: Path | IO[bytes]) -> Iterator[LossLogHeader | LossLogRow]:
 
 
 class LossLogWriter:
-    """Writer of a loss log in the format of `elbo train`, for `elbo adapt` to fit a schedule to.
+    """Writer of a loss log, which `elbo adapt` can fit a schedule to.
 
-    path: a new file, or an earlier log with the same bins, which is continued.
-    edges: [bins + 1], increasing λ.
+    path: a new file, or an existing log with the same bins to append to.
+    edges: limits of the λ bins, increasing, [bins + 1].
     dimensions: number of values per example, such as C·H·W of an image.
-    specs: weighting, schedule and prediction, such as schedule="edm:mean=-0.4", which the log only records.
+    specs: weighting, schedule and prediction to store in the log, such as schedule="edm:mean=-0.4".
     Raises DataError if the file can't be written.
     """
 
@@ -216,8 +219,7 @@ class LossLogWriter:
             file.write(text.encode())
 
 
-CLOSE = 1e-9
-"""Tolerance when ranges of λ are compared, as a fraction of the narrowest bin."""
+CLOSE = 1e-9  # tolerance when ranges of λ are compared, as a fraction of the narrowest bin
 ENDINGS = (".tsv", ".txt")
 NATS = "nats"
 Values = Annotated[list[Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]], Bins]
@@ -232,11 +234,11 @@ class LeastCurve(Record, frozen=True):
 
 
 class SampleCheck(Record, frozen=True):
-    """Correction of a least possible error that was computed with a random subset of the images instead of all images.
+    """Correction of a least possible error that was computed with a random subset of the images.
 
     images: number of images in the subset.
-    sources: number of noised images for which the error was computed both with the subset and with all images.
-    bias: mean over these noised images of (error with the subset − error with all images), [bins], already subtracted.
+    sources: number of noised images whose error was computed with the subset and with all images.
+    bias: mean of (error with the subset − error with all images), [bins]; already subtracted from the least possible error.
     bias_se: standard error of the bias, [bins].
     """
 
@@ -248,17 +250,17 @@ class SampleCheck(Record, frozen=True):
 
 @stored("result of elbo optimum (JSON)", "elbo-optimum", remedy="; make one with 'elbo optimum'")
 class Optimum(Record, frozen=True, kw_only=True):
-    """Least possible error of a denoiser for a finite set of images, by noise level, and how the error was computed.
+    """Least possible error of a denoiser for a finite set of images, by noise level.
 
     edges: [bins + 1], increasing λ.
     eps_mse, eps_mse_se: [bins], the least possible error per dimension, and its standard error.
-    classes: number of classes, for a denoiser that is given the class; 0 otherwise.
+    classes: number of classes, for a denoiser that is given the class; 0: not given the class.
     label_dropout: fraction of a run's training images whose class was hidden from the network.
-    without_class: least possible error of a denoiser that is not given the class; None without classes.
-    nats: ½∫e* dλ over the range of the bins, where e* is eps_mse summed over dimensions; log_images if the range is infinite.
+    without_class: least possible error of a denoiser that is not given the class; None: no classes.
+    nats: ½∫ dimensions·eps_mse dλ over all bins; for an infinite range of λ, the integral would be log_images.
     log_images: ln(images); with classes, the mean over images of ln(images of the same class).
     images: number of images in the set, including mirror images if `flip`.
-    sources, draws: number of images to which noise was added, and number of noise draws for each.
+    sources, draws: number of images that noise was added to, and noise draws per image.
     about: other keys of the file.
     """
 
@@ -302,8 +304,8 @@ class Optimum(Record, frozen=True, kw_only=True):
         """Return the least possible error and its standard error in the bins between `edges`, float64 [bins] each.
 
         edges: [bins + 1], increasing λ; may differ from the file's edges.
-        training: average the errors with and without the class, as label dropout mixes them in training.
-        Raises UsageError if the file doesn't cover the range of these edges.
+        training: whether to average the errors with and without the class, as in training with label dropout.
+        Raises UsageError: the file doesn't cover the range of `edges`.
         """
         own = torch.tensor(self.edges, dtype=torch.float64)
         slack = CLOSE * float(own.diff().min())
@@ -330,11 +332,8 @@ def read_optimum(path: Path) -> Optimum:
     return Optimum.of(read_json(path), path)
 
 
+# Table with a row per image: index in the dataset and label, int64 [N]; sort key and other columns, float64 [N].
 Columns = dict[str, np.ndarray]
-"""Table with a row per image: index (the row in the dataset) and label, [N] int64, then other columns, [N] float64.
-
-The first of these other columns is the sort key.
-"""
 
 
 def is_table(path: Path) -> bool:
@@ -343,13 +342,13 @@ def is_table(path: Path) -> bool:
 
 
 def write_table(path: Path, table: Columns) -> None:
-    """Write a header, then a line per image, with all digits of each number. Raises DataError."""
+    """Write a table as TSV, with all digits of each number. Raises DataError."""
     rows = zip(*(column.tolist() for column in table.values()))
     write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [table, *rows]))
 
 
 def read_table(path: Path) -> Columns:
-    """Read a table. Raises FormatError unless it holds columns of finite numbers of equal length."""
+    """Read a table. Raises FormatError unless the file has columns of finite numbers, all of one length."""
     with reading(f"{path}: not usable as likelihoods"):
         names, *lines = [line.split("\t") for line in read_text(path).splitlines()]
         values = np.array(lines, np.float64)

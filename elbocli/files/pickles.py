@@ -1,7 +1,6 @@
-"""Checkpoints of other training programs (.pt, .pth, .pkl), read without running code in them.
+"""Read checkpoints of other training programs (.pt, .pth, .pkl) without running the code in their pickles.
 
-A pickle is a program that may call any function. This unpickler calls only a few functions that make tensors and containers;
-every other class or function becomes a Foreign, which stores its arguments and does nothing.
+The unpickler calls only functions that make tensors and containers. Any other call becomes a Foreign, which stores the arguments.
 """
 
 from __future__ import annotations
@@ -22,21 +21,19 @@ from elbocli.files.reading import open_file, reading
 from elbocli.files.recognise import begins_like_tensors
 from elbocli.files.tensor_files import load, load_tensors
 
-LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")
-"""First bytes of torch's files from before version 1.6, which are not zip archives."""
-DTYPES = (
+LEGACY = bytes.fromhex("6cfc9c46f9206aa85019")  # first bytes of files by torch before 1.6, which are no zip archives
+DTYPES = (  # names of torch's storage classes, each followed by its dtype
     "Double float64 Float float32 Half float16 BFloat16 bfloat16 Long int64 Int int32 Short int16 Char int8 Byte uint8 Bool bool"
 )
-"""Names of torch's storage classes, each followed by its dtype."""
 
 
 class Foreign:
-    """Stand-in for an object of an unknown class, or for the result of an unknown function, in a pickle.
+    """Stand-in for an object that a pickle makes with an unknown class or function.
 
     name: name of the class or function, with its module.
-    args: arguments of the call.
-    state: state that the pickle gives the object, usually its __dict__.
-    items, values: contents, if the class is a kind of dict or list.
+    args: arguments of the class or function.
+    state: state of the object in the pickle, usually the object's __dict__.
+    items, values: contents of an object like a dict or list.
     """
 
     name = ""
@@ -46,7 +43,6 @@ class Foreign:
     values: list[Any]
 
     def __new__(cls, *args: Any, **_: Any) -> Foreign:
-        """Store the arguments of the call."""
         made = super().__new__(cls)
         made.args, made.state, made.items, made.values = args, None, {}, []
         return made
@@ -75,7 +71,7 @@ def _strided(stored: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
     return stored.as_strided(size, stride, offset)
 
 
-KNOWN: dict[str, Any] = {
+KNOWN: dict[str, Any] = {  # name in a pickle → type or function that the unpickler uses instead
     **{f"torch.{name}Storage": getattr(torch, dtype) for name, dtype in zip(DTYPES.split()[::2], DTYPES.split()[1::2])},
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.storage._load_from_bytes": _storage,
@@ -90,11 +86,10 @@ KNOWN: dict[str, Any] = {
     "__builtin__.set": set,
     "_codecs.encode": lambda text, _: text.encode("latin-1"),
 }
-"""Name in a pickle → the type or function that the unpickler uses instead. All other names, except dtypes, become Foreign."""
 
 
 class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damaged PUT
-    """Unpickler for tensors and containers. archive: the zip archive (.pt) with the tensors' bytes; None for a plain pickle."""
+    """Unpickler for tensors and containers. archive: zip archive with the tensors' bytes (.pt); None: plain pickle (.pkl)."""
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None = None):
         super().__init__(file, encoding="latin-1")
@@ -111,7 +106,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         return type("Foreign", (Foreign,), {"name": full})
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Load a storage from the archive, as a tensor [n]. Raises FormatError if the storage is elsewhere."""
+        """Load a storage from the archive, as a tensor [n]. Raises FormatError: the storage is not in the archive."""
         _, dtype, key, *_ = pid
         if self._archive is None or type(key) is not str or not isinstance(dtype, torch.dtype):
             raise FormatError("the pickle refers to a tensor that is not in the file; get the file again")
@@ -122,14 +117,14 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Return the content of a file in torch's zip archive. name: its path without the first folder."""
+    """Return the content of a file in torch's zip archive. name: path of the file without the first folder."""
     return next(archive.read(full) for full in archive.namelist() if full.partition("/")[2] == name)
 
 
 def read_torch_file(path: Path) -> Any:
-    """Read a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors, without running code from it.
+    """Read a checkpoint of torch (.pt, .pth), a pickle of modules (.pkl), or safetensors.
 
-    Raises FormatError if the file is none of these, or is damaged.
+    Raises FormatError: the file is damaged, or has another format.
     """
     with reading(f"{path}: not usable as a checkpoint"), open_file(path) as file:
         if begins_like_tensors(path):
@@ -146,20 +141,20 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _meta(found: Any) -> dict[Any, Any]:
-    """Return the dict in which EDM's torch_utils.persistence pickled class and state of `found`; {} if it pickled neither."""
+    """Return the dict that EDM's torch_utils.persistence pickled for an object; {} for any other object."""
     meta = found.args[0] if isinstance(found, Foreign) and found.args else None
     meta = meta.items if isinstance(meta, Foreign) else meta
     return meta if isinstance(meta, dict) else {}
 
 
 def attributes(found: Any) -> dict[Any, Any]:
-    """Return the attributes (__dict__) of a pickled object; empty if it has none."""
+    """Return the attributes (__dict__) of a pickled object; {} if the object has none."""
     state = _meta(found).get("state") or getattr(found, "state", None)
     return state if isinstance(state, dict) else {}
 
 
 def class_name(found: Any) -> str:
-    """Return the class name of a pickled object, such as EDMPrecond or Linear; '' if it has none."""
+    """Return the class name of a pickled object, such as EDMPrecond or Linear; '' if the object has none."""
     return str(_meta(found).get("class_name") or getattr(found, "name", "")).rpartition(".")[2]
 
 
@@ -172,9 +167,9 @@ def module_state(module: Any) -> dict[Any, Any]:
 
 
 def module_tensors(module: Any) -> dict[str, Tensor]:
-    """Return the tensors of a pickled nn.Module, by their names in its state_dict. Raises FormatError.
+    """Return the tensors of a pickled nn.Module, by name in the module's state_dict. Raises FormatError.
 
-    module: a Foreign, pickled by torch itself or wrapped by EDM's torch_utils.persistence.
+    module: Foreign for an nn.Module, pickled by torch or by EDM's torch_utils.persistence.
     """
     return dict(_tensors_of(module, ""))
 

@@ -1,7 +1,7 @@
-"""Plug-ins: files named by the user, which elbo runs at start-up and which declare networks, weightings and more.
+"""Plug-ins: Python files that declare networks, weightings and more, and programs of torch.export (.pt2).
 
-elbo runs only a file named on the command line or in the user's environment, never a file named in a run, a preset or a
-dataset. A run only records which plug-ins it needs. A program of torch.export (.pt2) in a run counts as a plug-in.
+elbo runs a plug-in file only if the user names the file on the command line or in the environment.
+A run records which plug-ins the run needs; the user must name these plug-ins to open the run.
 """
 
 import sys
@@ -17,26 +17,24 @@ from elbocli.files.reading import file_sha256
 from elbocli.runtime.progress import log
 
 PREFIX = "elbo_plugin_"
-_TRUSTED: set[str] = set()
-"""Digests of the programs (.pt2) that the user has named."""
-_RUN: dict[Path, PluginFile] = {}
-"""Plug-ins run so far, by path."""
+_TRUSTED: set[str] = set()  # sha256 of the .pt2 programs that the user has named
+_RUN: dict[Path, PluginFile] = {}  # plug-ins run so far, by path
 
 
 def defined(file: str, name: str) -> Any:
-    """Return the object `name` of the plug-in `file`; None if the plug-in was not run, or doesn't define the object itself."""
+    """Return the object `name` of the plug-in `file`; None if the plug-in was not run, or only imports the object."""
     module = sys.modules.get(PREFIX + Path(file).stem)
     found = getattr(module, name, None)
     return found if module and getattr(found, "__module__", "") == module.__name__ else None
 
 
 def trust(path: Path) -> None:
-    """Record that the user named a program (.pt2), so that elbo may load it, also from a run that holds a copy."""
+    """Allow elbo to load a .pt2 program that the user has named, and copies of that program in runs."""
     _TRUSTED.add(file_sha256(path))
 
 
 def check_trusted(digest: str, path: Path) -> None:
-    """Raise UsageError unless the user has named the program of this sha256, because a run may come from a stranger."""
+    """Raise UsageError unless the user has named the .pt2 program with this sha256. path: program, for the message."""
     if digest not in _TRUSTED:
         raise UsageError(
             f"{path}: is a program that can run any code; if you trust its author, add --plugin {path}, or in Python plugins=[…]"
@@ -44,9 +42,9 @@ def check_trusted(digest: str, path: Path) -> None:
 
 
 def run_plugin(path: Path) -> None:
-    """Run the plug-in at `path`, unless it has been run or imported already, or is the user's main program itself.
+    """Run a plug-in (.py) that has not been run or imported yet, or allow elbo to load a program (.pt2).
 
-    The plug-in's folder is appended to sys.path, so that it can import files beside it.
+    Appends the folder of a .py file to sys.path, so that the file can import other files of the folder.
     Raises UsageError if the file is missing or fails.
     """
     place = path.resolve()
@@ -82,10 +80,9 @@ def plugins_run() -> list[PluginFile]:
 
 
 def check_plugins(needed: Sequence[PluginFile] | None, where: Path) -> None:
-    """Raise UsageError if a plug-in that a run needs has not been loaded; warn if one has changed since the run was trained.
+    """Raise UsageError if a plug-in of a run has not been loaded; warn if a plug-in has changed since training.
 
-    needed: the plug-ins recorded when the run was trained.
-    where: the run, for messages.
+    needed: plug-ins that the run records. where: path of the run, for messages.
     """
     known = {plugin.file: plugin.sha256 for plugin in _RUN.values()}
     for plugin in needed or ():

@@ -1,4 +1,4 @@
-"""Reading files that may be damaged: a context manager that turns library errors into elbo's errors, and helpers for files."""
+"""Read files that may be damaged, and convert errors of libraries to elbo's errors."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from elbocli.version import __version__
 
 
 def one_line(error: Exception, most: int = 160) -> str:
-    """Return a library error's message as one line of at most `most` characters, or the error's type if the message is empty."""
+    """Return an error's message in one line of at most `most` characters; for an empty message, the error's type."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
@@ -23,14 +23,13 @@ def one_line(error: Exception, most: int = 160) -> str:
 def reading(
     where: object, then: str = "", kind: type[ElboError] = FormatError, on: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
-    """Convert library errors in the block, which reads or parses a file, to an elbo error that begins with the file's name.
+    """Convert library errors in the block to an elbo error whose message begins with the file's path.
 
     where: the file's path, optionally with ": " and a description of the problem.
-    then: end of the message, which says what to do, such as '; get the file again'.
-    kind: class of the error to raise; a file without read permission always gives DataError.
+    then: end of the message, such as '; get the file again'.
+    kind: class of the elbo error; a file without read permission always gives DataError.
     on: types of library errors to convert; other library errors pass unchanged.
-    An elbo error that begins with the same path passes unchanged. Any other UsageError, DataError or FormatError gets the path
-    in front, and a UsageError also becomes `kind`.
+    A UsageError, DataError or FormatError whose message lacks the path gets `where` in front; a UsageError becomes `kind`.
     """
     try:
         yield
@@ -63,8 +62,8 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
     where: the file, for messages.
     found: mapping from the file, with the keys `format` and `version`.
     name: expected format; "" for files that have no key `format`.
-    known: version that this elbo writes; it reads earlier versions too.
-    then: end of the FormatError's message, which says what to do.
+    known: latest version that this elbo reads.
+    then: end of the FormatError's message, such as '; get the file again'.
     Raises FormatError for another format, DataError for a later version.
     """
     kind, version = found.get("format") if name else "", str(found.get("version", "" if name else 1))
@@ -77,45 +76,43 @@ def check_format(where: object, found: Mapping[str, Any], name: str, known: int 
 
 
 def check_file(path: Path | str) -> None:
-    """Raise OSError if a path is missing, or if it is a folder, a pipe or a device instead of a regular file."""
+    """Raise OSError unless the path is a regular file."""
     if Path(path).stat() and not Path(path).is_file():
         raise OSError(0, "is no regular file", str(path))
 
 
 def open_file(path: Path | str) -> BufferedReader:
-    """Open a regular file to read its bytes. Raises OSError for a missing or unreadable file, a folder, a pipe or a device."""
+    """Open a regular file for reading bytes. Raises OSError, also for a folder, a pipe or a device."""
     check_file(path)
     return open(path, "rb")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a file. Raises FormatError if it can't be read or is not a regular file."""
+    """Return the bytes of a regular file. Raises FormatError, or DataError without read permission."""
     with reading(path), open_file(path) as file:
         return file.read()
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's content as 64 hex digits. Raises OSError if it can't be read."""
+    """Return the SHA-256 of a file as 64 hex digits. Raises OSError if the file can't be read."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def add_digests(hexes: Iterable[str]) -> str:
-    """Return the sum of sha256 digests modulo 2²⁵⁶, as 64 hex digits. The sum doesn't depend on order and grouping.
-
-    So datasets that were packed in parts have the digest of the whole. Raises ValueError for a digest that is not hexadecimal.
-    """
+    """Return the sum of SHA-256 digests modulo 2²⁵⁶, as 64 hex digits. Raises ValueError for a digest that is not hexadecimal."""
+    # A sum doesn't depend on order and grouping, so a dataset packed in parts has the digest of the whole.
     return f"{sum(int(digest, 16) for digest in hexes) % 2**256:064x}"
 
 
 def read_text(path: Path) -> str:
-    """Read a small UTF-8 text file. Raises FormatError if it can't be read or is not text."""
+    """Return the text of a small UTF-8 file. Raises FormatError, or DataError without read permission."""
     with reading(f"{path}: not a text file"):
         return read_bytes(path).decode()
 
 
 def whole_lines(file: IO[Any]) -> Iterator[Any]:
-    """Yield the lines of a log, except a last line that is incomplete because its writer was killed or is still writing."""
+    """Yield the complete lines of a log; an incomplete last line is skipped."""
     for line in file:
         if line.rstrip()[-1:] in ("}", b"}") or line[-1:] in ("\n", b"\n"):
             yield line

@@ -1,7 +1,4 @@
-"""The table of file kinds: how to recognise each kind, and which commands take it. Also checks of a command's output files.
-
-Error messages use the table to name the kind of a wrong file. Each reader checks its own files more closely.
-"""
+"""Recognise kinds of files, name the commands that take each kind, and check a command's output files."""
 
 import os
 import re
@@ -20,15 +17,15 @@ PICTURES = "*.png *.jpg *.jpeg *.webp *.bmp *.gif *.tif *.tiff *.PNG *.JPG *.JPE
 MISSING, EMPTY = "no such file or folder", "an empty file"
 FOLDER = "a folder of PNGs"
 HERE = "/"
-"""First character of Kind.names for a kind of folder: the patterns after it are for names of files in the folder."""
+"""First character of Kind.names for folders: the patterns after it match names of files in the folder."""
 
 
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: patterns for the file's name; for a kind of folder, HERE and patterns for names in the folder; "" for any file.
-    content: regular expression to find in the first 4 kB of a file with such a name.
-    use: commands that take such a file; {} stands for its path.
+    names: patterns for the file's name; for a folder, HERE and patterns for names in the folder; "" for any file.
+    content: regular expression to find in the first 4 kB of a file with such a name; b"" for any content.
+    use: commands that take such a file; {} stands for the file's path.
     """
 
     name: str
@@ -107,7 +104,7 @@ MAKERS = {
     "file of elbo's": "'elbo info' knows datasets, runs, checkpoints, snapshots, averages, loss logs, schedules, statistics, "
     "features and samples",
 }
-"""Kind of file that a command may expect → the command that makes such files, for messages."""
+"""Expected kind of file → how to make such files, for messages."""
 
 RECORD = {
     "config.yaml",
@@ -123,7 +120,7 @@ RECORD = {
 
 
 def recognise(path: Path) -> str:
-    """Return the name of a path's kind (see KINDS), or MISSING, EMPTY, PIPE, "an empty folder" or "out of reach (…)"."""
+    """Return the kind of file at a path: the name of a Kind, MISSING, EMPTY, PIPE, "an empty folder" or "out of reach (…)"."""
     try:
         if not path.exists():
             return MISSING
@@ -160,7 +157,7 @@ def begins_like_tensors(path: Path) -> bool:
 
 
 def instead(path: Path, wanted: str) -> str:
-    """Return the error message for a path of another kind than expected: the kind that was found, and a remedy.
+    """Return the error message for a file of the wrong kind, or a missing file, with a remedy.
 
     wanted: the expected kind, a key of MAKERS.
     """
@@ -176,7 +173,10 @@ def _article(noun: str) -> str:
 
 
 def expect(path: Path, wanted: str) -> None:
-    """Raise FormatError if a path is missing or of another kind than `wanted` (a key of MAKERS). Kinds not in USES pass."""
+    """Raise FormatError if a file is missing or of a wrong kind.
+
+    wanted: the expected kind, a key of MAKERS. A kind that is not in USES is never wrong.
+    """
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):
         raise FormatError(instead(path, wanted))
@@ -185,11 +185,10 @@ def expect(path: Path, wanted: str) -> None:
 def check_outputs(outputs: Sequence[tuple[Path, Collection[str]]], inputs: Collection[Path], overwrite: bool) -> None:
     """Check that a command may write its output files.
 
-    outputs: paths, each with the kinds of files that may be written there: FOLDER, or names that `recognise` returns. If FOLDER
-    is among the kinds, a path without a suffix is a folder. Without kinds, no file is replaced.
-    inputs: files that the command reads.
-    overwrite: allow replacing a file of these kinds.
-    Raises UsageError for a path that may not be written, DataError if its folder is missing.
+    outputs: pairs (path, kinds of existing files that may be replaced at the path); without kinds, no file may be replaced.
+        FOLDER among the kinds: a path without a suffix is a folder of PNGs.
+    inputs: files that the command reads. overwrite: whether existing files may be replaced.
+    Raises UsageError for a path that may not be written, DataError if the path's folder is missing.
     """
     read, seen = [source.absolute() for source in inputs], set[Path]()
     for path, kinds in outputs:

@@ -1,10 +1,8 @@
-"""Records: contents of elbo's files and results, as frozen msgspec structs with one field per key.
+"""Records: frozen msgspec structs with the contents of elbo's files and results, one field per key.
 
-`of` makes a record from parsed JSON, YAML or HDF5, or raises FormatError with the key's path; `json` returns the parsed
-object again, with keys in the order of the fields. Bounds are declared in the type: Annotated[int, Meta(ge=1)].
-
-A field with the default None is omitted while it is None. A field that may be None but has no default is written as
-null, and may be missing when `of` reads it. The field named by REST takes all keys that have no field of their own.
+Bounds are declared in the type: Annotated[int, Meta(ge=1)].
+A field whose default is None is omitted from files if it is None.
+A field that may be None but has no default is written as null, and may be missing in files.
 """
 
 from __future__ import annotations
@@ -21,14 +19,13 @@ from msgspec.structs import fields
 
 from elbocli.files.reading import check_format, read_bytes, reading
 
-Count = Annotated[int, Meta(ge=0, le=10**15)]
-"""A number of steps, images or bytes."""
+Count = Annotated[int, Meta(ge=0, le=10**15)]  # of steps, images or bytes
 R = TypeVar("R", bound="type[Record]")
 _fields = cache(fields)
 
 
 class StoredFormat(NamedTuple):
-    """A file format of elbo: the class of its records, and the arguments of `stored`, which are explained there."""
+    """A file format of elbo: the class of its records, and the arguments of `stored`."""
 
     record: type[Record]
     file: str
@@ -38,7 +35,7 @@ class StoredFormat(NamedTuple):
 
 
 FORMATS: dict[type[Record], StoredFormat] = {}
-"""Class of a record → its file format, for the modules imported so far."""
+"""Class of a record → file format, for the modules imported so far."""
 
 
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
@@ -58,17 +55,17 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Base class of all records. REST: name of the field that takes keys without a field of their own."""
+    """Base class of all records. REST: name of the field that holds all other keys; "": other keys are ignored."""
 
     REST: ClassVar[str] = ""
 
     def json(self) -> dict[str, Any]:
-        """Return the record as a JSON object for a file: format and version, if the record has them, then the fields."""
+        """Return the record as a JSON object for a file: format and version if declared, then the fields."""
         return {**self.head(), **self.facts()}
 
     @classmethod
     def head(cls) -> dict[str, Any]:
-        """Return the keys `format` and `version`, for a format that has them."""
+        """Return the declared `format` and `version`; {} if neither is declared."""
         known = FORMATS.get(cls)
         head = {} if known is None else {"format": known.name, "version": known.version}
         return {key: value for key, value in head.items() if value}
@@ -86,7 +83,8 @@ class Record(msgspec.Struct, frozen=True):
 
         content: an object as `json` returns it.
         where: the file, for messages.
-        Raises FormatError if a key is missing or wrong, DataError for a later version.
+        Raises FormatError: when a key is missing or wrong, or the file has another format.
+        Raises DataError: when a later version of elbo wrote the file.
         """
         cls.check_head(content, where)
         if isinstance(content, Mapping):
@@ -102,7 +100,7 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def check_head(cls, content: Any, where: object) -> None:
-        """Raise FormatError for an object of another format, DataError for one of a later version."""
+        """Raise FormatError for an object of another format, and DataError for a later version of the format."""
         known = FORMATS.get(cls)
         if known and known.version and isinstance(content, dict):
             check_format(where, content, known.name, known.version, known.remedy)

@@ -1,7 +1,6 @@
-"""Writing of samples: an NPY stream, or .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, a PNG contact sheet.
+"""Write samples: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, a folder of PNGs, or a PNG contact sheet.
 
-The NPY header announces the number of images, so that a reader notices if the writer died. For every other
-format, images are first written to an unfinished file, which a later process can resume (see `dataset.Resumable`).
+A stream's header gives the number of images. Files are first written as an unfinished file, which a later process can resume.
 """
 
 import contextlib
@@ -27,13 +26,12 @@ from elbocli.version import __version__
 
 FREE = ("run", "weights_file", "guide", "guide_weights_file", "command", "elbo_version")
 """Keys of SamplesHeader.about that may differ when an unfinished file is resumed."""
-FILE_BYTES = 8192
-"""Bytes of disk that a small file needs besides its content."""
+FILE_BYTES = 8192  # bytes of disk that a small file needs besides its content
 
 
 @stored("`about` of samples (npz), attribute `samples` of a dataset")
 class SamplesAbout(Record, frozen=True):
-    """Origin of samples: run, weights, sampler, seed, …. Merged samples may have a list of values for a key."""
+    """How samples were drawn: run, weights, sampler, seed, …. For merged samples, a value may be a list."""
 
     REST: ClassVar[str] = "more"
 
@@ -48,11 +46,13 @@ class SamplesAbout(Record, frozen=True):
 
 @dataclass(frozen=True)
 class SamplesHeader:
-    """Description of samples to be written: shape (N, H, W, C), and for each image a label (or no labels) and a seed.
+    """Description of samples to be written.
 
-    class_names: names of all classes, if there are labels.
+    shape: (N, H, W, C).
+    labels: class of each image, [N]; None: no classes.
+    seeds: seed of each image, [N].
     about: how the samples are drawn.
-    scale: whole factor by which a contact sheet enlarges the images; 0 to choose the factor.
+    scale: whole factor by which a contact sheet enlarges the images; 0: automatic.
     """
 
     shape: tuple[int, int, int, int]
@@ -64,14 +64,13 @@ class SamplesHeader:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return all facts that the images depend on, which must be the same to resume an unfinished file."""
+        """Return the settings, number and size of the images, which must be equal to resume an unfinished file."""
         n, height, width, channels = self.shape
         facts = {**self.about, "n": n, "size": f"{height} x {width} x {channels}"}
         return {key: str(value) for key, value in facts.items() if key not in FREE}
 
     @property
     def about_json(self) -> str:
-        """Return `about` as JSON text."""
         return json.dumps(SamplesAbout.of(self.about, "about").json())
 
 
@@ -106,11 +105,16 @@ class StreamSink:
         self.done += len(batch)
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Do nothing: all images are written already. look: ignored."""
+        """Do nothing: `put` has written all images."""
 
 
 class FileSink:
-    """Writer of samples to an unfinished file, `partial`. done: number of images safely on disk. layout: for a contact sheet."""
+    """Writer of samples to a file.
+
+    layout: layout of a contact sheet; None for other formats.
+    partial: path of the unfinished file.
+    done: number of images safely on disk.
+    """
 
     def __init__(self, file: Resumable, header: SamplesHeader, layout: Layout | None):
         self._file, self._header, self._layout = file, header, layout
@@ -123,7 +127,11 @@ class FileSink:
         self.done = self._file.rows
 
     def finish(self, look: Callable[[], None] = lambda: None) -> None:
-        """Complete the file and rename it. look: called after each PNG of a folder; may raise to stop. Raises DataError."""
+        """Complete the unfinished file under its final name.
+
+        look: function called after each PNG of a folder; may raise an error to stop.
+        Raises DataError: when images are missing or the disk is full.
+        """
         file, header, out = self._file, self._header, self._file.out
         if self.done != header.shape[0]:
             raise DataError(f"{out}: {self.done} images were written, expected {header.shape[0]}; run the command again")
@@ -152,7 +160,6 @@ Sink = StreamSink | FileSink
 
 
 def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
-    """Complete a dataset of samples, with the array `seeds` and the attribute `samples` (JSON, their origin)."""
     labels, names = header.labels, header.class_names
     if labels is None:  # a dataset must have labels: one class stands for none
         labels, names = np.zeros(header.shape[0], np.int64), ["all"]
@@ -163,12 +170,14 @@ def _finish_dataset(file: DatasetWriter, header: SamplesHeader) -> None:
 
 @contextlib.contextmanager
 def open_samples(target: Path | IO[bytes], header: SamplesHeader, overwrite: bool = False, wait: float = 0) -> Iterator[Sink]:
-    """Open a binary stream or a path for writing samples. The path's suffix gives the format; no suffix is a folder of PNGs.
+    """Open a binary stream or a path for writing samples.
 
+    target: the suffix of a path gives the format; no suffix: a folder of PNGs.
     overwrite: replace an existing file, and discard an unfinished file of other settings.
     wait: seconds to wait for another process to release the file.
-    Raises UsageError for an unknown suffix, an existing file, an unfinished file of other settings, a contact sheet that is too
-    large, or a scale without a contact sheet; DataError if the disk is full.
+    Raises UsageError: for an unknown suffix, an existing file, an unfinished file of other settings, a contact sheet that is
+    too large, or a scale without a contact sheet.
+    Raises DataError: when the disk is full.
     """
     suffix = target.suffix if isinstance(target, Path) else None
     if header.scale and suffix != ".png":

@@ -1,8 +1,6 @@
-"""Noise levels from files: fitted schedules (elbo-schedule, YAML), and diffusers' scheduler_config.json.
+"""Schedules and weightings from files: elbo's schedule files (YAML), and scheduler_config.json of diffusers.
 
-A scheduler_config.json also defines a weighting: the mean squared error of its network's output, at its timesteps. Only
-settings of training are read; the spacing or rescaling of a sampler's steps doesn't change the objective. `resolve_schedule`
-and `resolve_weighting` turn the user's text, a name or the path of such a file, into a schedule or a weighting.
+Only the training settings of a scheduler_config.json are read, because settings of the sampler don't change the objective.
 """
 
 import math
@@ -36,7 +34,7 @@ from elbocli.files.yaml_text import read_yaml, yaml_text
 LARGEST_TABLE = 100_000
 CONFIG = re.compile(r"(?P<path>.*\.json)(?P<words>(?:[:,].*)?)")
 TARGETS = {"epsilon": "eps", "sample": "x", "v_prediction": "v", "flow_prediction": "u"}
-"""Name of a prediction in diffusers → its name in elbo."""
+"""Prediction's name in diffusers → prediction's name in elbo."""
 Level = Annotated[float, Meta(ge=-LIMIT, le=LIMIT)]
 Positive = Annotated[float, Meta(gt=0)]
 Beta = Annotated[float, Meta(gt=0, lt=1)]
@@ -51,7 +49,7 @@ class Knot(Record, frozen=True):
 
 @stored("schedule.yaml", "elbo-schedule", remedy="; make one with 'elbo adapt'")
 class ScheduleFile(Record, frozen=True, kw_only=True):
-    """Content of a schedule file: λ at knots of t, and the range of λ. about: weighting, criterion and other facts on the fit."""
+    """Content of a schedule file: λ at knots of t, and the range of λ. about: how the schedule was fitted."""
 
     REST: ClassVar[str] = "about"
 
@@ -62,7 +60,7 @@ class ScheduleFile(Record, frozen=True, kw_only=True):
 
 
 def to_text(schedule: Schedule, **origin: Any) -> str:
-    """Return the YAML text of a tabulated schedule. origin: facts on how the schedule was made, for `about`."""
+    """Return the text of a schedule file for a tabulated schedule. origin: fields that record how the schedule was made."""
     curve = schedule.curve
     assert isinstance(curve, Table)
     knots = zip(curve.time.tolist(), curve.level.tolist(), strict=True)
@@ -72,7 +70,7 @@ def to_text(schedule: Schedule, **origin: Any) -> str:
 
 
 def read_table(path: Path) -> tuple[Table, ScheduleFile]:
-    """Read a schedule file. Returns its curve t → λ, and the whole content. Raises FormatError."""
+    """Read a schedule file; return the curve t → λ, and the whole content. Raises FormatError for any other file."""
     expect(path, "schedule")
     file = ScheduleFile.of(read_yaml(path), path)
     with reading(path):
@@ -98,7 +96,7 @@ class SchedulerConfig(Struct, frozen=True, rename={"class_name": "_class_name"})
 
 
 def read_config(path: Path) -> tuple[str, ScheduleCurve]:
-    """Read the network's prediction (eps, x, v or u) and λ(t) from a scheduler_config.json of diffusers. Raises FormatError."""
+    """Return the prediction (eps, x, v or u) and λ(t) of a scheduler_config.json of diffusers. Raises FormatError."""
     import torch
 
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
@@ -127,9 +125,9 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
 
 
 def made_for(schedule: Schedule) -> str | None:
-    """Return, as text, the sampler and steps for which `elbo grid` made the schedule's file; None for other schedules.
+    """Return the sampler and steps for which `elbo grid` made a schedule, as text; None for other schedules.
 
-    Raises FormatError.
+    Raises FormatError if the schedule's file is damaged.
     """
     if schedule.file is None or schedule.file.suffix == ".json":
         return None
@@ -142,9 +140,9 @@ def resolve_schedule(
 ) -> Schedule:
     """Return the schedule for a SPEC (`cosine`, `edm:mean=-0.4`) or the path of a schedule file, truncated to [low, high].
 
-    low, high: range of logsnr; None for the schedule's own end.
-    clip: reduce the range to the range that the schedule covers.
-    size: side of the images in pixels, for a schedule that depends on it, unless the SPEC gives it.
+    low, high: limits of logsnr; None for no truncation at that limit.
+    clip: reduce [low, high] to the range that the schedule covers.
+    size: side of the images in pixels, for schedules that depend on the size; ignored if the SPEC gives a size.
     Raises ElboError.
     """
     if SCHEDULES.named(text.partition(":")[0]):
@@ -171,11 +169,11 @@ def resolve_weighting(
 ) -> Weighting:
     """Return the weighting for a SPEC, in which the path of a schedule file may replace the name of a schedule.
 
-    `FILE.json:monotone` is short for `v-mse:monotone@FILE.json`, if the prediction in the file is v.
+    text: the SPEC; `FILE.json:monotone` means `v-mse:monotone@FILE.json` if the network of FILE.json predicts v.
     shift: replace w(λ) by w(λ − shift).
     monotone: hold w constant at all λ below its peak.
-    given: values of the weighting's parameters by name.
-    size: side of the images in pixels, for a schedule that depends on it.
+    given: parameter of the weighting → value.
+    size: side of the images in pixels, for schedules that depend on the size.
     Raises ElboError.
     """
     named = is_foreign_loss(text) or text.startswith("schedule:")
@@ -189,5 +187,5 @@ def resolve_weighting(
 
 
 def finite(value: float) -> float | None:
-    """Return a number, or None if it is infinite or NaN, because JSON has neither."""
+    """Return `value`, or None if `value` is infinite or NaN."""
     return value if math.isfinite(value) else None

@@ -1,6 +1,6 @@
 """Files of tensors: safetensors, files of torch.save, averages of weights, and programs of torch.export.
 
-Reading the first three runs no code. Loading a program can run code, so elbo loads only programs that the user names.
+Only loading a program can run code; elbo loads only programs that the user names.
 """
 
 import hashlib
@@ -22,16 +22,13 @@ from elbocli.files.records import Count, Record, parse_json, stored
 
 AVERAGE = "elbo-ema"
 DIGEST = "payload_sha256"
-Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Name of a tensor → its type, as named in safetensors (F32), and its shape."""
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # {tensor's name: (type such as F32, shape)}
 
 
 class TensorFile:
-    """A safetensors file, whose tensors are read on request.
+    """A safetensors file, whose tensors are read on request. Raises FormatError.
 
     layout: type and shape of each tensor.
-    metadata: the file's metadata, text by key.
-    Raises FormatError if the file is not safetensors.
     """
 
     def __init__(self, path: Path):
@@ -44,7 +41,7 @@ class TensorFile:
             self.layout: Layout = {key: (each.get_dtype(), tuple(each.get_shape())) for key, each in slices.items()}
 
     def read(self, key: str) -> Tensor:
-        """Return a tensor, mapped from the file: only the pages that are used are read. Raises FormatError."""
+        """Return a tensor that is mapped from the file. Raises FormatError."""
         with self._reading():
             tensor: Tensor = self._file.get_tensor(key)
         return tensor
@@ -62,7 +59,8 @@ def load(path: Path) -> dict[str, Tensor]:
 def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False) -> Any:
     """Load tensors and plain values that torch.save wrote. Raises FormatError for other objects.
 
-    name: of the source in messages; "": its path. mapped: map the tensors from the file, which reads only pages that are used.
+    name: name of the file for messages; "": the path.
+    mapped: whether to map the tensors from the file instead of reading them.
     """
     what = name or source
     with reading(f"{what}: not a file of tensors"), quiet():
@@ -78,11 +76,13 @@ def load_tensors(source: Path | io.BytesIO, name: str = "", mapped: bool = False
 
 @stored("`about` of an average (safetensors)", version=0)
 class AverageFacts(Record, frozen=True):
-    """Origin of an average of weights: the run, its snapshots up to a step, and their coefficients.
+    """Origin of averaged weights.
 
-    spec: the average, such as power:std=0.1. std: standard deviation in time of a power average, relative to the step.
-    run_id: as in the run's config.yaml, to check that the average is of this run.
-    residual: error of approximating the wanted average by the snapshots' averages; 0 is exact.
+    spec: name and parameters of the average, such as `power:std=0.1`.
+    std: standard deviation in time of a power average, relative to the step.
+    step, images: optimizer updates done and images seen at the end of the average.
+    residual: error of approximating the wanted average by the snapshots' averages; 0: no error.
+    coefficients: coefficient of each snapshot's average; key: SNAPSHOT/AVERAGE.
     """
 
     REST: ClassVar[str] = "more"
@@ -101,11 +101,9 @@ class AverageFacts(Record, frozen=True):
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Record) -> None:
-    """Write a safetensors file with its format, its origin and its digest.
+    """Write tensors to a safetensors file. Raises DataError.
 
-    kind: name of the format.
-    about: how the tensors were made.
-    Raises DataError if the disk is full.
+    kind: name of the format, for the file's metadata. about: how the tensors were made.
     """
     content = memoryview(save({key: value.contiguous() for key, value in tensors.items()}))
     end = 8 + int.from_bytes(content[:8], "little")
@@ -129,7 +127,7 @@ def read_about(path: Path) -> tuple[AverageFacts, str]:
 
 
 def check_average(path: Path) -> None:
-    """Compare an average's tensors with its digest. Raises FormatError if they differ."""
+    """Raise FormatError if a file of averaged weights doesn't match the file's digest."""
     with reading(path), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -138,10 +136,10 @@ def check_average(path: Path) -> None:
 
 
 def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
-    """Load a program of torch.export, which may run code.
+    """Load a program of torch.export; loading may run code.
 
-    export: Python code that exports such a program for any batch size, for messages; "" for a feature extractor's code.
-    Raises FormatError if the file is not a program, or takes batches of only one size.
+    export: Python code that exports the program, to show in messages; "": code that exports a feature extractor.
+    Raises FormatError: the file is not a program, or the program takes batches of only one size.
     """
     export = export or f"elbocli.export_extractor(network, images, {str(path)!r})"
     wrong = f"{path}: torch {torch.__version__} can't load it as a program of torch.export (.pt2)"
@@ -155,7 +153,7 @@ def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:
 
 
 def user_inputs(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
-    """Return fake tensors, which take no memory, with the shapes of a program's inputs."""
+    """Return a program's inputs as fake tensors, which take no memory."""
     names = program.graph_signature.user_inputs
     nodes = [node for node in program.graph.nodes if node.name in names]
     return [node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), torch.Tensor)]

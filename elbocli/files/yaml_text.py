@@ -1,4 +1,4 @@
-"""Reading and writing of plain mappings as YAML, by PyYAML's safe loader; dates stay text, and 1e-4 is a number."""
+"""Read and write mappings as YAML. Unlike in PyYAML, dates stay text and 1e-4 is a number."""
 
 import re
 from pathlib import Path
@@ -45,7 +45,7 @@ def parse_yaml(text: str, name: object) -> dict[str, Any]:
     """Parse YAML text that holds a mapping. name: the file, for messages. Raises FormatError with the line."""
     with reading(f"{name}: not usable YAML"):
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise ValueError("the text has an alias, such as *name; write the alias's value out")
+            raise ValueError("the text has an alias, such as *name; replace the alias by its value")
         value = yaml.load(text, Loader=_Loader)
         if not isinstance(value, dict):
             raise ValueError("expected lines of the form 'key: value'")

@@ -72,5 +72,5 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
     text, made = make_grid(run, parse_sampler(options.pop("sampler")), guidance=guidance_of(options), **options)
     log.info(f"grid of {made.steps} noise levels, logsnr {made.logsnr_min:.4g} to {made.logsnr_max:.4g}")
     for name, found in made.grids.items():
-        log.info(f"grid {name}: the steps' errors sum to {found.summed:.4g}, the largest is {found.largest:.4g} ({made.unit})")
+        log.info(f"grid {name}: sum of the steps' errors {found.summed:.4g}, largest error {found.largest:.4g} ({made.unit})")
     hand_out(text, out, made.json() if report else None)

@@ -1,4 +1,4 @@
-"""Make a grid of noise levels for a run: the levels between which all steps of a sampler have equal errors."""
+"""Choose noise levels for a run so that all steps of a sampler have equal errors."""
 
 import math
 from contextlib import suppress
@@ -27,9 +27,10 @@ from elbocli.version import __version__
 
 
 class GridErrors(Record, frozen=True):
-    """Errors that a sampler's steps on one grid of noise levels cause in the drawn data.
+    """Errors in the drawn data, caused by a sampler's steps on one grid of noise levels.
 
-    summed, largest: sum and largest of the steps' errors. final: error of the drawn images; None for ancestral samplers.
+    summed: sum of the steps' errors. largest: largest error of a step.
+    final: error of the drawn images; None for ancestral samplers.
     """
 
     summed: float
@@ -39,11 +40,12 @@ class GridErrors(Record, frozen=True):
 
 @stored("result of elbo grid --report (JSON)")
 class GridReport(Record, frozen=True):
-    """A grid of noise levels, the errors of a sampler's steps on the grid, and the errors on other grids.
+    """Result of `elbo grid`: noise levels for a sampler, and the errors of the sampler's steps.
 
     levels: noise levels λ, rising.
     errors: error of the step from each level, in `unit`; the last step goes to clean data.
-    spread: largest error divided by the smallest. grids: name → errors, of this grid and of others with as many steps.
+    spread: largest error divided by the smallest.
+    grids: name of a grid of noise levels → errors; `solver` is this grid, and all have the same number of steps.
     order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
     rounds: number of iterations that equalised the errors.
     evaluations: network evaluations per trajectory, in all measurements.
@@ -69,7 +71,8 @@ class GridReport(Record, frozen=True):
 
 
 ADAPTIVE = {"entropic": "elbo", "rescaled": "fm-ot"}
-"""Grid for comparison → weighting whose adaptive schedule is this grid. Source: Stancevic et al. 2025, arXiv:2504.13612."""
+"""Grid of noise levels for comparison → weighting whose adaptive schedule gives the grid.
+Source: Stancevic et al. 2025, arXiv:2504.13612."""
 CELLS = 64
 """Least number of steps of the reference solution, which has at least four times as many steps as the grid."""
 
@@ -92,16 +95,17 @@ def make_grid(
     device: str,
     precision: str,
 ) -> tuple[str, GridReport]:
-    """Make a grid of noise levels for a run; return the text of its schedule file, and a report on errors.
+    """Choose noise levels for a run; return the text of a schedule file, and a report on errors.
 
-    path: run or checkpoint.
-    steps: None for the sampler's default. images: number of trajectories along which errors are measured.
+    path: run or checkpoint. steps: None for the sampler's default.
+    images: number of trajectories along which errors are measured.
+    classes: classes of the trajectories: balanced, random or a list.
+    guide: run or checkpoint to guide away from; None for no other run.
+    guide_weights: weights of the guide; without a guide, weights of the run to guide away from; "" for the guide's ema, or none.
+    since: step of training after which loss-log intervals are used.
     weights: weights of the run: ema, model, an average, or a file of 'elbo ema'. batch_size: number of images at a time.
-    guide: run or checkpoint to guide away from, or None. guide_weights: weights of the guide; without a guide, the run's
-    weights to guide away from; '' for the guide's ema, or for none. classes: of the trajectories; balanced, random or a list.
-    since: step after which intervals of the loss log are used.
-    Raises UsageError for settings that don't fit the run, FormatError when `path` is not a run, DataError when the run lacks a
-    loss log that is needed, or when estimates are not finite.
+    Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.
+    Raises DataError if a needed loss log is missing, or estimates are not finite.
     """
     steps, ancestral = steps or sampler.traits.steps, sampler.traits.ancestral
     place, worse = choose_device(device), None
@@ -109,7 +113,7 @@ def make_grid(
     if guide or guide_weights:
         worse = open_run(guide or run.checkpoint.path, place, guide_weights or "ema")
     if ancestral and guidance.scale != 1:
-        log.warning(f"the errors of {sampler.spec} are from the loss log, which knows no guidance, so the grid ignores guidance")
+        log.warning(f"the errors of {sampler.spec} are from the loss log, measured without guidance; the grid ignores guidance")
     low, high, arithmetic = run.settings.logsnr_min, run.settings.logsnr_max, Precision(run.precision(precision, place), place)
     drawer = GuidedRun(run, guidance, worse)
     drawer.check([low, high, math.inf])
@@ -119,7 +123,6 @@ def make_grid(
     denoisers = [drawer.denoiser(some) for some in parts]
 
     def denoise(z: Tensor, logsnr: float) -> Tensor:
-        """Return x̂ of all trajectories, computed batch by batch in the network's precision."""
         with arithmetic.applied(), arithmetic.autocast():
             return torch.cat([ask(some, logsnr) for ask, some in zip(denoisers, z.split(batch_size), strict=True)])
 

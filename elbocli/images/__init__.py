@@ -1,1 +1,1 @@
-"""Reading of users' images: archives, layouts, classes, labels, decoding, and crops to squares of pixels."""
+"""Read users' images: find images in folders and archives, assign classes, decode, and crop to squares."""

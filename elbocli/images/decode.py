@@ -17,7 +17,7 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "JPEG2000"),
     *("BMP", "DIB", "GIF", "PCX", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF"),
 )
-"""Image formats to decode. Pillow's other formats are left out: icons and the like, and PostScript, which runs programs."""
+"""Image formats to decode. Icons and PostScript, which runs programs, are left out."""
 # Pillow's warnings about odd files are ignored, because errors are raised for each file.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prep decodes in threads of its own
@@ -32,9 +32,10 @@ Colour = int | tuple[int, ...]
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
-    """Crop to the centre as ADM does: halve by BOX while both sides are ≥ 2·size, resize the short side bicubically, and crop.
+    """Crop to the centre as ADM does: halve while both sides are ≥ 2·size, resize the short side to `size`, crop.
 
-    Source: Dhariwal & Nichol 2021, preparation of the training images. Raises DataError if the image is too elongated.
+    Source: Dhariwal & Nichol 2021, preparation of the training images.
+    Raises DataError: when the image is too long and thin.
     """
     while min(image.size) >= 2 * size:
         image = halve(image)
@@ -78,7 +79,7 @@ CROPS: dict[str, tuple[Callable[..., Image.Image], str]] = {
     "pad": (pad, "lanczos"),
     "none": (none, "none"),
 }
-"""Name of a crop → its function of (image, size), and its resampling filters as the dataset's attributes name them."""
+"""Name of a crop → function that crops an image, and names of the resampling filters, for the dataset's attributes."""
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -87,11 +88,9 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
 
 
 def halve(image: Image.Image) -> Image.Image:
-    """Halve each side (rounded down) by BOX: the same pixels as `image.resize`, in two thirds of the time.
-
-    Pillow resizes one axis after the other, and rounds in between. For an axis of even length, BOX is the rounded
-    mean of two pixels, which `reduce` computes faster.
-    """
+    """Halve each side, rounded down, with the BOX filter: faster than `image.resize`, same pixels."""
+    # Pillow resizes one axis after the other, and rounds in between. For an axis of even length, BOX is the rounded
+    # mean of two pixels, which `reduce` computes faster.
     width, height = image.size
     if 10 * height > 19 * width:  # since Pillow 13, tall images are resized vertically first
         return image.resize((width // 2, height // 2), BOX)
@@ -106,11 +105,12 @@ def halve(image: Image.Image) -> Image.Image:
 class DecodeOptions:
     """Settings for turning an image into a square.
 
-    size: side of the square in pixels. crop: a key of CROPS.
-    channels: 1, 3, or 0 for the channels of the file.
-    background: colour behind transparent pixels and of padding; '' drops the alpha channel and pads with white.
+    size: side of the square in pixels.
+    channels: 1 or 3; 0: as in the file.
+    crop: key of CROPS.
+    background: colour behind transparent pixels and of padding; '': drop the alpha channel, pad with white.
     auto_orient: rotate by the EXIF orientation.
-    grey_expected: if an image in colour is made grey, report this as a change.
+    grey_expected: report 'colour made grey' as a change.
     """
 
     size: int = 0
@@ -122,13 +122,13 @@ class DecodeOptions:
 
     @property
     def colour(self) -> Colour:
-        """Return the background colour, in as many channels as the image has. Raises UsageError for an unknown colour."""
+        """Background colour: a number for 1 channel, else (red, green, blue). Raises UsageError for an unknown colour."""
         with reading("background", "; try white, black or #8090a0", UsageError):
             return ImageColor.getcolor(self.background or "white", MODES[self.channels])
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Open an image without decoding it. Never runs another program. Raises DataError."""
+    """Open an image without decoding it. Raises DataError for a file that is no image."""
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -136,10 +136,11 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
-    """Decode an image file. Returns the image in 1 or 3 channels, and the changes made: '' or e.g. 'alpha dropped'.
+    """Decode an image file.
 
-    16-bit grey is scaled by 1/257. An animation gives its first frame. As in ADM, transparency is dropped and EXIF's orientation
-    ignored, unless `how` says otherwise. Raises DataError.
+    16-bit grey: scaled by 1/257. Animation: first frame. Transparency and EXIF orientation: ignored as in ADM, or as `how` says.
+    Returns: image of 1 or 3 channels; changes, such as 'alpha dropped', or ''.
+    Raises DataError: for a damaged file.
     """
     # Pillow's decoders raise exceptions of any type for damaged files.
     with reading("does not decode", kind=DataError), open_image(content) as image:
@@ -157,19 +158,19 @@ def decode(content: bytes, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def header_shape(content: bytes) -> Shape:
-    """Return (H, W, C) from an image file's header, without decoding; C is 1 for grey, otherwise 3. Raises Pillow's errors."""
+    """Return (H, W, C) from the header of an image file; C is 1 for grey, else 3. Raises DataError or Pillow's errors."""
     image = open_image(content)
     return image.size[1], image.size[0], 1 if image.mode in GREY else 3
 
 
 def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
-    """Convert an image to grey or RGB. Returns the image, and the change made."""
+    """Convert an image to grey or RGB. Returns: the image; the change, such as 'alpha dropped', or ''."""
     mode = image.mode
     target = MODES[how.channels or (1 if mode in PLAIN_GREY else 3)]
     if mode[0] in "IF":
         levels = np.asarray(image)
         if mode == "F" or levels.min() < 0 or levels.max() >= 1 << 16:
-            raise DataError("32-bit pixels: their range is not known; convert them first")
+            raise DataError("32-bit pixels have no known range; convert to 8 or 16 bits")
         scaled = (levels.astype(np.int64) + 128) // 257
         return Image.fromarray(scaled.astype(np.uint8)).convert(target), "16-bit scaled"
     if image.has_transparency_data:
@@ -185,9 +186,11 @@ def _plain(image: Image.Image, how: DecodeOptions) -> tuple[Image.Image, str]:
 
 
 def square(content: bytes | np.ndarray, how: DecodeOptions) -> tuple[np.ndarray, str]:
-    """Return a square uint8 [size, size, channels] of an image file or pixels [H, W, C], and the changes made, as text.
+    """Decode and crop an image to a square.
 
-    Raises DataError.
+    content: image file, or pixels [H, W, C].
+    Returns: pixels, uint8 [size, size, channels]; changes, such as 'alpha dropped', or ''.
+    Raises DataError: for a damaged file, or an image that can't be cropped.
     """
     if isinstance(content, bytes):
         image, change = decode(content, how)

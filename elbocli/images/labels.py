@@ -1,9 +1,9 @@
-"""Classes of images from the user's files. A class is a word (a folder's name) or a number.
+"""Read the classes of images from the user's files. A class is a word (such as a folder's name) or a number.
 
-`--labels FILE` takes lines of NAME CLASS, CSV with or without a heading, one class a line in the order of the image names
-(ILSVRC's ground-truth list), or an array of numbers (.npy). Without it, EDM's dataset.json or webdataset's files beside each
-image may give the classes. `--classes FILE` takes one class a line, as KEY, KEY<tab>NAME or KEY NAME, or the meta.mat of
-ILSVRC's devkit. KEY is the word for a class in the images' labels; NAME is shown to people.
+`--labels FILE`: lines of NAME CLASS; CSV; one class a line, in the order of the image names; or an array of numbers (.npy).
+No --labels: EDM's dataset.json, or webdataset's label files beside the images.
+`--classes FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or meta.mat of ILSVRC's devkit. KEY is the class in the
+images' labels; NAME is shown to people.
 """
 
 import csv
@@ -21,16 +21,14 @@ from elbocli.files.reading import check_file, open_file, reading
 from elbocli.images.registry import Entries, ImageRef, Span, Word, check_labels
 from elbocli.runtime.progress import log
 
-BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")
-"""A class followed by a bounding box: Kaggle's PredictionString, Tiny ImageNet's annotations."""
-NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s")
-"""Start of a line with a WordNet ID or a number."""
+BOXES = re.compile(r"(\S+)(?:\s-?\d+){4}(\s|$)")  # class and box: Kaggle's PredictionString, Tiny ImageNet
+NUMBERED = re.compile(r"([a-z]\d{8}|\d{1,9})\s")  # begins with a WordNet ID or a number
 SIDECARS = (".cls", ".json", ".txt")
 JSON_KEYS = ("cls", "label", "class", "class_id", "class_name")
 
 
 def lines_of(path: Path) -> list[str]:
-    """Return the non-empty lines of a user's text file. Raises DataError if it is not text, or empty."""
+    """Return the non-empty lines of a user's text file. Raises DataError if the file is empty or not text."""
     with reading(path, kind=DataError):
         lines = [line for line in Span(str(path)).read().decode("utf-8-sig").splitlines() if line.strip()]
         if not lines:
@@ -44,12 +42,13 @@ def _word(text: str) -> Word:
 
 
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
-    """Read the file of --labels. Returns each image's class, None if missing or ambiguous, and whether the file is a bare list.
+    """Read the file of --labels.
 
-    A name in the file may be the whole path, a longer path, the file name, or the file name without its suffix. An array (.npy)
-    has a number for each image, counted from 0. A bare list has one class a line without names; its numbers are those of
-    ILSVRC's meta.mat if meta.mat lies beside the list.
-    Raises DataError if the list's length is not the number of images, or the file names none of the images.
+    names: image files, in order.
+    Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list: one class a line, no names.
+    Names in the file: the image's whole path, a longer path, the file name, or the file name without suffix.
+    Numbers in a bare list: those of ILSVRC's meta.mat, if meta.mat lies beside the list.
+    Raises DataError: when the list's length is not the number of images, or no image gets a class.
     """
     if path.suffix == ".npy":
         with reading(f"{path}: not usable as labels", kind=DataError), open_file(path) as file:
@@ -91,9 +90,11 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
 
 
 def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
-    """Return the class of each image of `names` from EDM's dataset.json, `ref`: None for an image that the file doesn't list.
+    """Return the classes of images in EDM's dataset.json; None for an image that the file doesn't list.
 
-    Returns None instead of a list if the file has no labels. Raises DataError.
+    ref: the file dataset.json.
+    Returns: None instead of a list if the file has no labels.
+    Raises DataError: when the labels are not a list of [name, number].
     """
     with reading("dataset.json: expected 'labels', a list of [name, number]", kind=DataError):
         labels = json.loads(bytes(ref.read())).get("labels")
@@ -104,10 +105,12 @@ def edm_labels(ref: ImageRef, names: Sequence[str]) -> list[Word | None] | None:
 
 
 def sidecar_labels(entries: Entries) -> tuple[Entries, list[Word | None] | None]:
-    """Separate webdataset's images from their label files. Returns the images, and their classes.
+    """Separate webdataset's images from the label files beside them.
 
-    The class of image KEY is in KEY.cls (a number or a word) or KEY.json (under cls, label, class, class_id or class_name). An
-    image without such a file has the class None. If no image has a class, None is returned instead of a list. Raises DataError.
+    KEY.cls: class of the image KEY, a number or a word.
+    KEY.json: class of the image KEY, under cls, label, class, class_id or class_name.
+    Returns: the images, and the class of each image (None: no class); None instead of a list if no image has a class.
+    Raises DataError: when a label file is damaged.
     """
     sides: dict[str, Entries] = {}
     images, keys = Entries(), []
@@ -141,16 +144,16 @@ def _sidecar_word(sides: Entries, where: str) -> Word | None:
 
 
 def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]]:
-    """Read the file of --classes. Returns the key of each class (as labels write it) and its name for people, in order.
+    """Read the file of --classes. Returns the key (as in the images' labels) and the name of each class, in order.
 
     words: class names in the images' labels; empty if the labels are numbers.
-    A line is KEY, KEY<tab>NAME or KEY NAME. A line without a tab that is none of `words` is KEY NAME in two cases: the first word
-    of some such line is in `words`; or labels are numbers, and the line begins with a number or WordNet ID.
-    Raises DataError if a class is listed twice.
+    Raises DataError: when a class is listed twice.
     """
     if path.suffix == ".mat":
         return read_meta(path)
     keys, names, lines = [], [], [line.strip() for line in lines_of(path)]
+    # Without a tab, a line that isn't in `words` is KEY NAME if some such line begins with one of `words`; or if the labels are
+    # numbers, and the line begins with a number or WordNet ID.
     pairs = any(line.split()[0] in words for line in lines if "\t" not in line and line not in words)
     for line in lines:
         key, tab, name = line.partition("\t")
@@ -164,10 +167,7 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
 
 
 def read_meta(path: Path) -> tuple[list[str], list[str]]:
-    """Read WordNet IDs and words of ILSVRC's 1000 classes from meta.mat, in the order of the numbers in its ground-truth list.
-
-    Raises DataError if the file is not the devkit's meta.mat.
-    """
+    """Return WordNet IDs and words of ILSVRC's 1000 classes in meta.mat, in the order of class numbers. Raises DataError."""
     from scipy.io import loadmat
 
     with reading(f"{path}: not the devkit's meta.mat", kind=DataError):
@@ -178,13 +178,14 @@ def read_meta(path: Path) -> tuple[list[str], list[str]]:
 
 
 def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: bool) -> tuple[list[int], list[str]]:
-    """Number the classes from 0. Returns the class number of each image (−1 if its class isn't listed), and the class names.
+    """Number the classes from 0. Returns the class number of each image (−1: class not listed), and the class names.
 
-    words: class of each image, a word or a number. Numbers count from 0, or from 1 with ILSVRC's meta.mat, and in a bare list
-    without a 0.
-    known: class names of the user's archives or datasets, in order. If they include all words, all are classes, even if empty.
-    listed: file of --classes. bare: whether the file of --labels has one class a line without image names.
-    Raises DataError for a number without a class.
+    words: class of each image, a word or a number.
+    known: class names of the user's archives or datasets, in order; the result if they include all words, even without images.
+    listed: file of --classes.
+    bare: whether the file of --labels has one class a line without image names.
+    Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without a 0; else from 0.
+    Raises DataError: when a number has no class, or words and numbers are mixed.
     """
     numbers, texts = (
         [word for word in words if isinstance(word, int)],
@@ -217,5 +218,5 @@ def some(words: Sequence[Word]) -> str:
 
 
 def utf8(name: str) -> str:
-    """Return a file name as UTF-8 text, with invalid bytes, and NUL (which HDF5 can't store), escaped."""
-    return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    """Return a file name as UTF-8 text, with invalid bytes and NUL escaped."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")  # HDF5 can't store NUL

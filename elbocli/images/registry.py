@@ -1,4 +1,4 @@
-"""References to images, and kinds of image sources. The decorator @source declares a kind:
+"""References to images, and image sources, which the decorator @source declares:
 
 @source("frames", suffix=".frames")
 def frames(path):
@@ -21,8 +21,7 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.reading import open_file, reading
 
 Shape = tuple[int, ...]
-Word = str | int
-"""Class of an image: the name of a folder, or a number."""
+Word = str | int  # class of an image: the name of a folder, or a number
 HEAD = 512
 
 
@@ -30,18 +29,17 @@ class ImageRef(Protocol):
     """Reference to one image, which is read without extracting it to disk."""
 
     def read(self, most: int = -1) -> bytes | np.ndarray:
-        """Return the bytes of an image file; or pixels, uint8 [H, W, C], if the image comes from an array.
+        """Return the bytes of an image file; of an array, pixels, uint8 [H, W, C]. Several threads may call `read`.
 
-        most: number of bytes needed from the start of the file; −1 for all. Thread-safe. Raises DataError.
+        most: number of bytes needed from the start of the file; −1: all. Raises DataError: when reading fails.
         """
 
 
-Entries = dict[str, ImageRef]
-"""Path within a source → reference to the file there."""
+Entries = dict[str, ImageRef]  # path of a file within an image source → reference to the file
 
 
 class Span(NamedTuple):
-    """Reference to `size` bytes of a file from `offset` on; a size of −1 means all bytes up to the end of the file."""
+    """Reference to bytes of a file. offset: first byte. size: number of bytes; −1: up to the end of the file."""
 
     path: str
     offset: int = 0
@@ -69,13 +67,13 @@ class ZipEntry(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Entry that ends the listing of a damaged archive, after its readable files. why: message, which names the archive."""
+    """Last entry in the listing of a damaged archive. why: error message, with the name of the archive."""
 
     why: str
 
 
 class DatasetRows:
-    """Stand-in for an array of the images of an elbo-dataset. shape: (N, H, W, C)."""
+    """Images of an elbo dataset, read like an array. shape: (N, H, W, C)."""
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.shape = dataset, dataset.shape
@@ -99,9 +97,10 @@ class ArrayRow(NamedTuple):
 class Images:
     """Images in a fixed order.
 
-    files: paths within the source, or other names.
-    labels: class of each image (a word or a number; None for no class), or None if no image has a class. refs: ImageRefs.
-    class_names: names of the classes 0, 1, … if classes are numbers; otherwise all words in order.
+    files: path of each image within the source, or another name.
+    labels: class of each image, a word, a number or None (no class); None: no image has a class.
+    refs: ImageRef of each image.
+    class_names: names of the classes 0, 1, …; for classes that are words, all words.
     prefix: text that messages put before file names.
     """
 
@@ -116,7 +115,7 @@ class Images:
 
     @property
     def numbered(self) -> bool:
-        """Tell whether the labels are numbers of classes that have names."""
+        """Tell whether the labels are numbers of named classes."""
         return bool(self.class_names and self.labels and isinstance(self.labels[0], int))
 
     def shown(self, index: int) -> str:
@@ -124,7 +123,7 @@ class Images:
         return self.prefix + self.files[index]
 
     def take(self, chosen: Sequence[int]) -> Images:
-        """Return the chosen images only, in the order of `chosen`."""
+        """Return only the images whose indices are in `chosen`, in the order of `chosen`."""
         return replace(
             self,
             files=[self.files[i] for i in chosen],
@@ -139,7 +138,7 @@ def images_of_array(
     classes: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Images:
-    """Return all rows of an array as images. labels: class of each row. names: names of the rows, by default their numbers."""
+    """Return all rows of an array as images. classes: class names. names: names of the rows; (): row numbers."""
     rows = range(array.shape[0])
     return Images(list(names or map(str, rows)), labels, [ArrayRow(array, row) for row in rows], list(classes))
 
@@ -153,10 +152,11 @@ def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A kind of image source. Files of this kind begin with `magic`, have the suffix `suffix`, and pass `test` (see `source`).
+    """A type of image source. Files of this type begin with `magic`, end in `suffix`, and pass `test`.
 
-    form: 'images' for open(path), which yields images; 'tree' for open(path), which lists files by path, where folders may be
-    classes; 'parts' for open(names, folder), which takes file names of a published data set, and all files of their folder.
+    form: 'images': open(path) yields images.
+    form: 'tree': open(path) lists files by path; folders may be classes.
+    form: 'parts': open(names, folder) gets the file names of a published data set, and all files of the folder.
     """
 
     name: str
@@ -167,7 +167,7 @@ class SourceKind:
     form: str = "images"
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Tell whether a file is of this kind. head: its first bytes."""
+        """Tell whether a file is such a source. head: the first bytes of the file."""
         return head.startswith(self.magic) and path.name.lower().endswith(self.suffix) and self.test(path, head)
 
 
@@ -175,10 +175,10 @@ KINDS: list[SourceKind] = []
 
 
 def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a kind of source: a function of a path that yields (name, class or None, reference) for each image.
+    """Declare an image source: a function of a path that yields (name, class or None, reference) for each image.
 
-    how: fields of SourceKind. A file is of this kind if it begins with `magic`, its name ends in `suffix`, and
-    test(path, first 512 bytes) is true; conditions that are not given hold.
+    how: fields of SourceKind: magic (first bytes of a file), suffix (of the file name), test(path, first 512 bytes) → bool.
+    The function gets the files that meet all conditions in `how`.
     """
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,12 +189,12 @@ def source(name: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def kinds() -> list[SourceKind]:
-    """Return all kinds of sources in the order in which a file is tried: first those of plug-ins, then elbo's, by name."""
+    """Return all declared image sources, by name; sources of plug-ins come first."""
     return sorted(KINDS, key=lambda kind: (kind.open.__module__.startswith("elbocli."), kind.name))
 
 
 def kind_of(path: Path) -> SourceKind | None:
-    """Return the kind of source of a file or folder, or None if it is of no kind. Raises DataError if it can't be read."""
+    """Return the image source for a file or folder; None: no source. Raises DataError if reading fails."""
     head = b""
     if not path.is_dir():
         head = Span(str(path)).read(HEAD)

@@ -1,4 +1,4 @@
-"""Reading of samples: an NPY stream, .npy, .npz (`arr_0`, labels in `arr_1`), .h5, or a folder of PNGs (see `sample_files`)."""
+"""Read samples: an NPY stream, .npy, .npz (images in `arr_0`, labels in `arr_1`), .h5, or a folder of images."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ BATCH_BYTES = 256 << 20
 
 
 class FolderRows:
-    """Stand-in for an array of the images in a folder, in the order of file names. shape: (N, H, W, C)."""
+    """Images of a folder in the order of file names; slicing reads images. shape: (N, H, W, C)."""
 
     def __init__(self, folder: Path):
         self.files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
@@ -41,7 +41,6 @@ class FolderRows:
         return array.reshape(*array.shape[:2], -1)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read images. Raises DataError if an image is damaged, or differs in shape from the first image."""
         images = []
         for path in self.files[rows]:
             images.append(self._pixels(path))
@@ -58,9 +57,11 @@ Rows = np.ndarray | StreamRows | DatasetRows | FolderRows
 class SampleReader:
     """Reader of images of one size.
 
-    name: the images' file, for messages. rows: images [N, H, W, C]. labels: class numbers [N], or None.
+    name: name of the file, for messages.
+    rows: images [N, H, W, C].
+    labels: class numbers [N], or None.
     made: how the images were drawn.
-    class_names: names of the classes, for a dataset of several classes.
+    class_names: names of the classes; empty unless the images are a dataset of several classes.
     preprocessing: crop and filter of the original images.
     """
 
@@ -77,8 +78,9 @@ class SampleReader:
         return self.rows.shape
 
     def at(self, start: int, count: int) -> np.ndarray:
-        """Return images start, start + 1, …, uint8 [count, H, W, C]. Each call must continue where the previous call ended.
+        """Return `count` images from index `start`, uint8 [count, H, W, C].
 
+        start: for a stream, the index at which the previous call ended.
         Raises DataError if the stream ends early.
         """
         return np.array(self.rows[start : start + count])
@@ -89,14 +91,14 @@ class SampleReader:
 
 
 def about_samples(text: object, where: object) -> SamplesAbout:
-    """Parse the JSON text that records how samples were drawn; None gives an empty record. Raises FormatError."""
+    """Parse the JSON `text` that records how samples were drawn; None gives an empty record. Raises FormatError."""
     with reading(f"{where}: attribute samples is not usable", "; draw these samples again, or merge their parts again"):
         return SamplesAbout.of(json.loads("{}" if text is None else str(text)), where)
 
 
 @contextlib.contextmanager
 def read_samples(source: Path | IO[bytes]) -> Iterator[SampleReader]:
-    """Open images from a binary stream or a path, to be read piece by piece. Never unpickles.
+    """Open the images in a binary stream, file or folder, for reading in pieces. Never unpickles.
 
     Raises FormatError or DataError for an unsupported kind of file or type of numbers, or a truncated file.
     """

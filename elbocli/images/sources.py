@@ -1,8 +1,6 @@
-"""Sources of `elbo prep`: the images of one or several sources in a fixed order, each with a class.
+"""List the images of `elbo prep`, each with a class, from folders, archives, array files and datasets.
 
-A source is a folder, a tar (of tars), a zip, an array file or another dataset. A folder, a tar or a zip may hold class folders
-or none, EDM's dataset.json, webdataset's files beside each image, or the files of a published data set. In every folder, files
-are listed before subfolders, both in the byte order of their names, so that a folder and an archive of it give the same order.
+Order within a folder or archive: files before subfolders, both in the byte order of their names.
 """
 
 import contextlib
@@ -25,19 +23,18 @@ from elbocli.runtime.progress import log
 
 SUFFIXES = tuple(end for end, name in Image.registered_extensions().items() if name in FORMATS)
 OWN = re.compile(r"\.(h5|h5\.lock|h5\.partial(\.\w+)?|skipped\.jsonl)$")
-SET_FILES = 4096
-"""Largest number of files in a folder that is examined for a published data set."""
+SET_FILES = 4096  # largest number of files in a folder that is examined for a published data set
+# Word in a file name for training images (group 1), test images (group 2) or validation images (group 3).
 SPLIT = re.compile(r"(?<![a-z0-9])(?:(train|training|batch)|(test|t10k|testing)|(val|valid|validation|dev))(?![a-z0-9])")
-"""Word in a file name for a data set's training images (group 1), test images (group 2) or validation images (group 3)."""
 
 
 def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: Path | None = None, skip: bool = False) -> Images:
-    """Open one or several sources as one. Labels of the result are indices into its class_names.
+    """List the images of folders, archives and files, with class numbers as labels.
 
     labels: file of --labels, with the class of each image.
     classes: file of --classes, with all classes in order.
-    skip: warn about damaged archives, and use the files that can be read.
-    Raises DataError, also if there are no images.
+    skip: whether to warn about damaged archives instead of raising an error.
+    Raises DataError.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = []
@@ -80,7 +77,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
 
 
 def _words_of(images: Images) -> list[Word | None]:
-    """Return the class of each image; None for an image without a class. Raises DataError if two classes have the same name."""
+    """Return the class of each image; None: no class. Raises DataError if two classes have the same name."""
     names = images.class_names
     if not images.numbered:
         return list(images.labels)
@@ -93,12 +90,12 @@ def _words_of(images: Images) -> list[Word | None]:
 
 
 def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
-    """List the images of one source.
+    """List the images of one folder, archive or file.
 
-    among: whether there are other sources. If so, file names from a source without class folders begin with the source's name.
-    skip: warn about damaged archives instead of raising an error.
-    ours: names of the files of --labels and --classes, which may lie among the images and are left out.
-    Raises DataError or FormatError if no images can be packed.
+    among: whether there are other sources; file names may then begin with the name of this source.
+    skip: whether to warn about damaged archives instead of raising an error.
+    ours: names of files to leave out, such as those of --labels and --classes.
+    Raises DataError or FormatError.
     """
     kind = kind_of(root)
     if kind is None:
@@ -135,21 +132,17 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
 
 
 def _order(name: str) -> bytes:
-    """Return a sort key that orders paths by the bytes of their parts, a folder's files before its subfolders.
-
-    The key is one short object, because a million keys are in memory at once.
-    """
+    """Return a sort key for paths that puts the files of a folder before the subfolders."""
+    # The key is one short object, because a million keys are in memory at once.
     folders, slash, last = os.fsencode(name).rpartition(b"/")
     return (b"\1" + folders.replace(b"/", b"\0\1") + b"\0" if slash else b"") + b"\0" + last
 
 
 def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
-    """Return the images of a folder or an archive with their classes, and a name for the class if all are of one.
+    """Return the images of a folder or archive, and the name of the class if all images are of one class.
 
-    entries: path in the source → reference; paths of folders end with a slash. prefix: text before paths in messages.
-    stem: name of the source; a single folder at the top is skipped, and its name replaces `stem`.
-    among: whether there are other sources.
-    The labels are None if the images have no classes of their own.
+    entries: content of each file, by path in the source; folders are paths that end with a slash.
+    prefix: text before paths in messages. stem: name of the source. among: whether there are other sources.
     """
     # A single folder at the top, as many archives have, is skipped.
     names = sorted(entries)
@@ -187,11 +180,11 @@ def is_picture(name: str) -> bool:
 
 
 def _published_set(entries: Entries) -> Images | None:
-    """Open a data set in its published files: IDX (MNIST), batches (CIFAR) or parquet. None if there is no such data set.
+    """Open the training images of a published data set: IDX (MNIST), batches (CIFAR) or parquet; None: no such files.
 
-    If file names tell training images from others, only the training images are used. Raises DataError for several data sets
-    or damaged files.
+    Raises DataError: several data sets, or damaged files.
     """
+    # If no file name says "train", all files are used.
     files: dict[str, SourceKind] = {}
     for name, ref in entries.items() if len(entries) <= SET_FILES else ():
         with contextlib.suppress(ElboError):
@@ -226,10 +219,10 @@ def choose(
 ) -> Images:
     """Choose images: first a subset, then shuffle, then the first `limit`, then a shard.
 
-    subset: ('val', F) is the fraction F of each class, always the same images; ('train', F) is all other images.
-    shard: (i, N), the i-th of N parts, counting from 1. If there are enough images, parts begin at multiples of `group`, the
-    number of images that are encoded at once, so that these groups are the same with and without shards.
-    Raises DataError if no images are left.
+    subset: ('val', F): the fraction F of each class, always the same images; ('train', F): all other images.
+    shard: (i, N): the i-th of N shards, counting from 1.
+    group: number of images that are encoded at once; shards begin at multiples of `group` if there are enough images.
+    Raises DataError: no images are left.
     """
     chosen = np.arange(len(source))
     if subset is not None:

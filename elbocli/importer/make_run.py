@@ -1,4 +1,4 @@
-"""Make a run from an imported checkpoint: its config.yaml and one checkpoint of step 0, written atomically."""
+"""Make a run from another program's checkpoint: write config.yaml and a checkpoint of step 0 atomically."""
 
 import hashlib
 import shutil
@@ -24,16 +24,15 @@ from elbocli.run.settings import run_settings, schedule_of
 from elbocli.runtime.progress import log
 from elbocli.version import __version__
 
-BATCH = 2
-"""Number of images in the test call of a network: two, because a network may work only for a single image."""
+BATCH = 2  # images in the test call of a network: a network may work only for a single image
 
 
 def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", command: str = "") -> None:
-    """Make a run from the checkpoint at `path`, and log what was chosen, dropped or guessed.
+    """Make a run from another program's checkpoint, and log warnings of the import.
 
-    format: a name of FORMATS; '' to detect it from the content. command: command line to record.
-    Raises UsageError (the run exists, an option doesn't fit), FormatError (another or unknown format, a network that fails),
-    DataError (full disk).
+    format: a name of FORMATS; '': detect the format. command: command line to record in the run.
+    Raises UsageError: the run exists, or an option doesn't fit. Raises DataError: the disk is full.
+    Raises FormatError: the format is wrong or unknown, or the network fails.
     """
     source = Source(path)
     format = format or ("module" if options.network else "")
@@ -92,9 +91,9 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 
 
 def call_once(config: NetworkConfig, weights: dict[str, Tensor], where: Path) -> NetworkConfig:
-    """Call the network on two images; return its config, which also records whether the network outputs variances.
+    """Test a network on two images; return the config, with `variance` set if the network outputs variances.
 
-    where: the checkpoint, for messages. Raises FormatError if the network fails, or its output is not shaped like images.
+    where: checkpoint, for messages. Raises FormatError: the network fails, or the output is not shaped like images.
     """
     z, logsnr, labels = config.example(BATCH)
     with reading(f"{where}: its network fails for {BATCH} images of {list(z.shape[1:])}"), torch.inference_mode():

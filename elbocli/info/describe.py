@@ -19,18 +19,17 @@ from elbocli.images.samples import read_samples
 from elbocli.runtime.progress import progress
 
 SHOWN, LEAST = 64, 8
-"""Number of images on a contact sheet, and least number of images of each class, even if the sheet then has more images."""
+"""Number of images on a contact sheet; least number of images per class, which may enlarge the sheet."""
 HIDDEN = ("format", "count", "image_size", "num_classes", "coefficients", "log_bytes", "edges")
 """Keys of a file's description that are not shown, because their values are redundant or too long."""
 Facts = dict[str, Any]
 
 
 def describe(path: Path) -> Facts:
-    """Return a description, key → value, of a file or folder of elbo's, such as a dataset, run, loss log or schedule.
+    """Return a description, key → value, of a file or folder made by elbo, such as a dataset, run or loss log.
 
-    All kinds are the keys of DESCRIBERS; the kind is detected from the content.
-
-    Raises FormatError if the file is none of these, or is damaged.
+    path: file or folder of a kind in DESCRIBERS.
+    Raises FormatError for any other file, or a damaged file.
     """
     kind = recognise(path)
     if kind not in DESCRIBERS:
@@ -172,9 +171,9 @@ DESCRIBERS: dict[str, Callable[[Path], Facts]] = {
 
 
 def verify(path: Path) -> Facts:
-    """Compare a file or folder with its digests; return its description, and the digests that were verified.
+    """Check a file or folder against its digests; return its description, with the names of verified digests.
 
-    Raises DataError or FormatError with the file, the difference and the remedy.
+    Raises DataError or FormatError if the content differs from a digest.
     """
     facts, kind = describe(path), recognise(path)
     if kind == "a dataset":
@@ -226,9 +225,10 @@ def _verify_folder(path: Path) -> int:
 
 
 def images_of(path: Path, zoom: int = 0) -> tuple[np.ndarray, Layout]:
-    """Read evenly spaced images of a dataset or of samples, uint8 [N, H, W, C], and lay them out on a contact sheet.
+    """Read evenly spaced images of a dataset or of samples; return the images and their layout on a contact sheet.
 
-    zoom: whole factor of the enlargement; 0 to choose it.
+    zoom: whole factor by which images are enlarged; 0 to choose the factor.
+    Returns: images, uint8 [N, H, W, C], and the layout.
     Raises FormatError or DataError if there are no images, UsageError if the sheet is too large.
     """
     with read_samples(path) as reader:

@@ -1,4 +1,4 @@
-"""Join several datasets: `merge_datasets` opens and compares the parts, then copies rows and checks their digests."""
+"""Merge several datasets into one, and check the digests of the copied rows."""
 
 import hashlib
 import json
@@ -21,14 +21,15 @@ from elbocli.runtime.progress import log, progress
 WRITTEN = {"format", "version", "count", "digests", "payload_sha256", "contents_sha256", "source_sha256"}
 WRITTEN |= {"shard", "shard_of"}
 OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pillow_version", "fast_decode"}
-"""Attributes that may differ between the datasets to join. All others describe how a dataset was made, and must be equal."""
+"""Attributes that may differ between the merged datasets; all other attributes must be equal."""
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
     """Merge the datasets `paths` into `out`. After a kill, the same call resumes.
 
-    Raises UsageError: `out` exists, a part is named twice; DataError: parts don't fit together, a shard is missing, a part is
-    damaged, the disk is full; FormatError: a part is not a dataset.
+    Raises UsageError: if `out` exists, or a dataset is named twice.
+    Raises DataError: if the datasets don't fit together, a shard is missing, a dataset is damaged, or the disk is full.
+    Raises FormatError: if a file is not a dataset.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("one dataset is named twice as a PART; name each PART once")
@@ -52,7 +53,7 @@ def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, co
 
 
 def open_part(path: Path) -> Dataset:
-    """Open a dataset to join. Raises FormatError; DataError if its labels, names or attributes differ from their digest."""
+    """Open a dataset to merge. Raises DataError if the dataset's labels, names or attributes differ from their digest."""
     data = Dataset(path, latents=True)
     if data.attributes.contents_sha256 not in (None, data.contents_digest()):
         raise DataError(f"{path}: damaged: its labels, names or attributes differ from their digest; pack it again")
@@ -60,7 +61,7 @@ def open_part(path: Path) -> Dataset:
 
 
 def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
-    """Sort shards by number; keep the order of other datasets. Raises DataError unless the shards are all those of one prep."""
+    """Sort shards by number; keep the order of other datasets. Raises DataError unless all shards of one prep are given."""
     preps = {part.attributes.shard_of for part in parts}
     if preps == {None}:
         return list(parts)
@@ -73,7 +74,7 @@ def in_order(parts: Sequence[Dataset]) -> list[Dataset]:
 
 
 def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Names]], drawn: Sequence[dict[str, Any]]) -> None:
-    """Raise DataError if a part's kind or settings differ from the first part's. drawn: how each part's samples were drawn."""
+    """Raise DataError if datasets were made differently. drawn: how the samples of each dataset were drawn."""
     first: dict[str, Any] = {}
     for part, (arrays, names), about in zip(parts, contents, drawn):
         making = {
@@ -104,7 +105,7 @@ def _join_contents(parts: Sequence[tuple[Arrays, Names]]) -> tuple[Arrays, Names
 
 
 def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
-    """Return the attributes that are equal in all parts, and the sums of the parts' counts and digests."""
+    """Return the attributes that are equal in all datasets, and the sums of the datasets' counts and digests."""
     said = [part.attributes.json() for part in parts]
     joined = {
         key: value for key, value in said[0].items() if key not in WRITTEN and all(other.get(key) == value for other in said)
@@ -123,15 +124,13 @@ def _join_attributes(parts: Sequence[Dataset]) -> dict[str, Any]:
 
 
 def _join_drawn(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the descriptions of how the parts' samples were drawn: keep equal values; list different values in order.
-
-    Lists are joined item by item, so that merging in steps gives the same result as merging at once.
-    """
+    """Join descriptions of how samples were drawn: keep equal values, and list different values in order."""
     joined: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         values = [part.get(key) for part in parts]
         joined[key] = values[0]
         if any(value != values[0] for value in values):
+            # Lists are joined item by item, so that merging in steps gives the same result as merging at once.
             single = [each for value in values for each in (value if isinstance(value, list) else [value])]
             joined[key] = [each for place, each in enumerate(single) if each not in single[:place]]
     return joined
@@ -143,7 +142,7 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the rows of all parts that a killed merge has not copied. Raises DataError if rows differ from their digest."""
+    """Copy the rows of all datasets that are not copied yet. Raises DataError if rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts that are copied already")

@@ -19,12 +19,13 @@ NO_THRESHOLD = THRESHOLDS["none"]
 
 @dataclass
 class Denoiser:
-    """Network wrapped as a denoiser, with guidance and clipping of x̂. prediction: quantity that the network outputs.
+    """A network as a denoiser, with guidance and clipping of x̂.
 
-    guide: denoiser that gives the weak output of guidance; None: the same network without classes, if guidance is on.
-    labels: [B], classes, or None. threshold: one of THRESHOLDS, applied to x̂.
-    calls: number of calls of this network; a batch counts once.
-    The network may output twice the channels: the prediction, then values for a learned variance.
+    network: outputs the prediction, or in twice the channels the prediction and a learned variance.
+    labels: classes [B], or None.
+    guide: denoiser for the weak output of guidance; None: the same network without classes.
+    threshold: method that clips x̂, from THRESHOLDS.
+    calls: number of calls of `network`, without calls of the guide; a batch counts once.
     """
 
     network: Network
@@ -49,7 +50,7 @@ class Denoiser:
         return self._estimate(z, logsnr)[0]
 
     def with_variance(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:
-        """Return x̂, and γ = (v + 1)/2, where v is the network's learned variance. Guidance changes only x̂.
+        """Return x̂ and γ = (v + 1)/2, each [B,C,H,W], where v is the network's output for the variance, without guidance.
 
         Raises UsageError if the network has no learned variance.
         """
@@ -61,7 +62,7 @@ class Denoiser:
         return x_hat, (v + 1).mul_(0.5)
 
     def asked_by(self, sampler: Sampler) -> Denoise | DenoiseWithVariance:
-        """Return the function for a sampler: `with_variance` if the sampler uses a learned variance, else this denoiser."""
+        """Return the function that a sampler calls: `with_variance` for samplers with learned variance, else this denoiser."""
         return self.with_variance if sampler.traits.learned else self
 
     def _estimate(self, z: Tensor, logsnr: float) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ Shape = tuple[int, ...]
 
 
 class Averages(dict[str, dict[str, Tensor]]):
-    """Averages of a network's weights during training, {average: {tensor name: tensor}}, updated in place and asynchronously.
+    """Averages of a network's weights during training: name of the average → name of the tensor → tensor.
 
-    averages: the first is the default average of a run. tensors: the network's floating-point tensors; DTensors under FSDP.
+    averages: the first is a run's default average. tensors: the network's floating-point tensors; DTensors under FSDP.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
@@ -30,7 +30,10 @@ class Averages(dict[str, dict[str, Tensor]]):
 
     @torch.no_grad()
     def follow(self, step: int, images: int, batch: int) -> None:
-        """Update the averages after optimizer update `step` (from 1): `images` were seen in total, `batch` in this update."""
+        """Update the averages in place, asynchronously, after an optimizer update.
+
+        step: number of updates so far. images: number of images seen so far. batch: number of images in this update.
+        """
         live = [to_local(value) for value in self._live.values()]
         for average in self.averages:
             tensors = [to_local(value) for value in self[average.name].values()]
@@ -39,11 +42,11 @@ class Averages(dict[str, dict[str, Tensor]]):
 
 @contextmanager
 def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
-    """Exchange the values of live tensors and an average inside the block, bit for bit.
+    """Exchange the values of live tensors and an average inside the `with` block, bit for bit.
 
-    The exchange is in place, one tensor at a time: it needs no second copy of the network, and DDP, FSDP and compiled graphs
-    keep their storage. Do not update or save the tensors inside the block.
+    Don't update or save the tensors inside the block.
     """
+    # In place, one tensor at a time: no second copy of the network; DDP, FSDP and compiled graphs keep their storage.
 
     @torch.no_grad()
     def exchange() -> None:
@@ -61,21 +64,20 @@ def swap(live: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
 
 @lru_cache(maxsize=16)
 def shapes_of(config: NetworkConfig) -> dict[str, Shape]:
-    """Return names and shapes of the floating-point tensors of a network's state dict, computed on the meta device."""
+    """Return name → shape of the floating-point tensors in a network's state dict."""
     with torch.device("meta"):
         held = build(config).state_dict()
     return {name: tuple(each.shape) for name, each in held.items() if each.is_floating_point()}
 
 
 def class_axes(config: NetworkConfig) -> dict[str, int]:
-    """Return the weights that have a row per class: weight name → axis of the rows, which grows with the number of classes."""
+    """Return the weights that have a row per class: weight name → axis of the rows."""
     more = shapes_of(config.for_classes(config.num_classes + 1)) if config.num_classes else {}
     differ = {name: _axes(shape, more.get(name, ())) for name, shape in shapes_of(config).items()}
     return {name: axes[0] for name, axes in differ.items() if len(axes) == 1}
 
 
 def _axes(one: Shape, other: Shape) -> list[int]:
-    """Return the axes on which two shapes differ; an empty list if their numbers of axes differ."""
     return [axis for axis, (a, b) in enumerate(zip(one, other)) if a != b] if len(one) == len(other) else []
 
 
@@ -86,12 +88,12 @@ def transfer(
 
     before, now: configs of the old and the new network. read: function name → weight of the old network.
     rows: for each new class, its number in the old network; None for a class that the old network lacks.
-    A class table has a row per class, then perhaps a row for "no class", which stays last. A class that the old network lacks
-    gets a copy of the "no class" row. Without such a row it gets zeros if `quiet_classes` is set, otherwise random signs at the
-    magnitude of other rows. Without an old table, all rows are zero if `quiet_classes` is set; otherwise the table is left out,
-    so that the new network initialises it. Weights on a grid of positions are interpolated.
     Raises UsageError if the networks differ in other settings, or a weight can't be transferred.
     """
+    # A class table has a row per class, then perhaps a row for "no class", which stays last. A class that the old network lacks
+    # gets a copy of the "no class" row. Without such a row it gets zeros if `quiet_classes` is set, otherwise random signs at the
+    # magnitude of other rows. Without an old table, all rows are zero if `quiet_classes` is set; otherwise the new network
+    # initialises the table. Weights on a grid of positions are interpolated.
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
     if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
         raise UsageError(f"a {family} with other settings can't take over these weights; use the old network's settings")
@@ -122,7 +124,7 @@ def transfer(
 
 
 def _table(given: Tensor, before: NetworkConfig, now: NetworkConfig, rows: Sequence[int | None]) -> Tensor:
-    """Make the new network's class table from `given`, the old one. Axis 0: classes. rows: old row of each new class, or None."""
+    """Make the new network's class table from the old table, `given`; axis 0: classes. rows: old row of each class or None."""
     size = 0.0 if now.quiet_classes else given.square().mean(0).sqrt()  # per output, so that magnitudes stay the same
     draws, classes = torch.Generator().manual_seed(0), before.num_classes
     kept = []

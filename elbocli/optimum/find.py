@@ -1,4 +1,4 @@
-"""Compute the least possible denoising error on a dataset: the Bayes denoiser's, a softmax over all images or a random subset."""
+"""Compute the least possible denoising error on a dataset, which is the error of the Bayes denoiser."""
 
 import math
 from dataclasses import dataclass
@@ -28,29 +28,32 @@ from elbocli.train.batches import training_rows
 from elbocli.version import __version__
 
 NOISES = 2
-"""Number of noise samples per source image; the difference of their errors gives the standard error from noise."""
+"""Number of noise samples per source image; the difference of the samples' errors gives the standard error."""
 NUMBERS = 2**22
-"""Largest number of float64 values in a batch of images, or of noised images with their noise: 32 MB."""
+"""Largest number of float64 values in a batch of images, or of noised images with noise: 32 MB."""
 MOST_IMAGES = 1024
 MOST_SOURCES = 512
 UNIT = 1 / 127.5
 """Distance of neighbouring pixel levels after scaling to [-1, 1]."""
 AFFORDABLE = 1e13
-"""Largest number of operations for a softmax over all images (minutes on two cores); on a GPU, 1000 times as many."""
+"""Largest number of operations for a softmax over all images on a CPU; on CUDA, 1000 times as many."""
 CHECKED = 1 / 8
-"""Share of noised images (LEAST_CHECKED or more) whose error is also computed with all images, to correct a subset's bias."""
+"""Fraction of sources whose error is also computed with all images, to correct the bias of a subset."""
 LEAST_CHECKED = 32
 
 
 @dataclass
 class Search:
-    """Settings for computing least possible errors: sources, which are images to noise, are denoised by a softmax over images.
+    """Settings for computing the least possible error: noised images (sources) are denoised by a softmax over images.
 
-    rows: dataset rows of the images. sources: number of sources, chosen from the images. flip: whether to add mirror images.
+    rows: dataset rows of the images.
     logsnr_min, logsnr_max, bins: range of λ, and number of equal bins in this range.
-    sample: number of images in the softmax; 0 for all; None for all, or for an eighth if all are not AFFORDABLE.
-    batch_size: number of images at a time; None for as many as fit NUMBERS.
-    conditional: whether the denoiser knows the class, except for a share `label_dropout` of the images.
+    sources: number of images to noise and denoise.
+    sample: number of images in the softmax; 0: all; None: all, or an eighth if all need more operations than AFFORDABLE.
+    batch_size: number of images at a time; None: as many as fit NUMBERS.
+    conditional: whether the denoiser is given the class.
+    label_dropout: fraction of images whose class was hidden in training.
+    flip: whether to add mirror images.
     """
 
     dataset: Dataset
@@ -81,12 +84,12 @@ class Search:
         return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return least errors per dimension, and an approximation of their mean squares: [S, NOISES, kinds · bins] each.
+        """Return the least possible errors per dimension, and approximate mean squares of these errors.
 
-        kinds: 1, or 2 if `conditional`: first the errors without the class, then the errors with the class.
-        places: positions in `rows` of the S sources. among: positions in `rows` of the images in the softmax.
+        Returns: two tensors [S, NOISES, bins]; if `conditional`, [S, NOISES, 2 · bins]: without the class, then with the class.
+        places: positions in `rows` of the S sources.
         levels: position of each source's λ within every bin, [S] in [0, 1), to which a random offset is added (modulo 1).
-        The approximation is for high λ, where only the image that is nearest to the source matters.
+        among: positions in `rows` of the images in the softmax.
         """
         device, count = self.device, len(places)
         noise, offsets = (Stream(self.seed, f"optimum-{what}") for what in ("noise", "levels"))
@@ -112,7 +115,7 @@ class Search:
 
 
 def find_optimum(search: Search) -> Optimum:
-    """Compute the least possible error in each bin of λ. Raises UsageError for options that the dataset can't satisfy."""
+    """Compute the least possible error in each bin of λ. Raises UsageError for too few sources."""
     count, sample = len(search.rows), search.sample
     places = Stream(search.seed, "optimum-sources").permutation(0, count)[: search.sources]
     work = 2.0 * (NOISES + 1) * len(places) * search.images * search.dimensions
@@ -142,7 +145,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """Return the result: mean errors `main`, minus `apart`, the bias of a softmax over `size` images (None if over all)."""
+    """Return the result. main: mean errors. apart: bias of a softmax over `size` images; None for all images."""
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 
@@ -188,11 +191,12 @@ def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, 
 
 
 def open_search(data: Path | None, like: Path | None, *, device: str = "auto", **options: Any) -> Search:
-    """Return the Search for the dataset `data`, or for the training images of the run `like`.
+    """Return the settings for a dataset, with defaults from a run.
 
-    like: run whose dataset, training images, range of λ, classes and mirror images are the defaults.
-    options: fields of Search, None where not given.
-    Raises UsageError, DataError and FormatError.
+    data: dataset; None for the run's dataset.
+    like: run whose training images, range of λ, classes and mirror images are the defaults; None for no run.
+    options: fields of Search; None keeps the default.
+    Raises UsageError: if no dataset is given. Raises DataError: if the run was trained on other images.
     """
     usual, classes, known = TrainSettings(label_dropout=0.0), False, RunData()
     if like is not None:

@@ -1,1 +1,1 @@
-"""`elbo prep`: pack images into one elbo-dataset."""
+"""`elbo prep`: pack images into one dataset file."""

@@ -15,13 +15,14 @@ from elbocli.runtime.device import Precision, choose_device
 
 
 class LatentEncoder:
-    """Encoder of square RGB images to rows of a dataset of latents: mean and standard deviation of the posterior.
+    """Encoder of square RGB images to latents: mean and standard deviation of the posterior.
 
-    folder: a diffusers AutoencoderKL. size: side of the images in pixels. convention: scaling of latents, a name in CONVENTIONS.
-    layout: shape and type of the rows. batch: images per call of the autoencoder; equal batches give equal bytes.
-    copies: rows per image: 1, or with `mirror` 2, of which the second is for the mirror image.
-    attributes: the dataset's attributes about latents. fingerprint: everything that the rows depend on, except the images.
-    Raises UsageError (no diffusers, a size that doesn't fit), FormatError and DataError (an unusable folder).
+    folder: a diffusers AutoencoderKL. size: side of the images in pixels.
+    convention: scaling of latents, a name in CONVENTIONS. mirror: whether to encode mirror images too.
+    layout: shape and type of a row of the dataset. copies: rows per image.
+    batch: images per call of the autoencoder. attributes: the dataset's attributes about latents.
+    fingerprint: settings and versions on which the rows depend.
+    Raises UsageError without diffusers or for a wrong `size`, FormatError or DataError for an unusable folder.
     """
 
     def __init__(
@@ -54,7 +55,10 @@ class LatentEncoder:
         del self.fingerprint[ATTRIBUTES["autoencoder"]]
 
     def rows(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encode images uint8 [H, W, 3] to rows float16 [2C, h, w], `copies` for each. Raises DataError if not finite."""
+        """Encode images uint8 [H, W, 3] to rows float16 [2C, h, w], `copies` rows per image.
+
+        Raises DataError if a latent is not finite in float16.
+        """
         out: list[np.ndarray] = []
         for start in range(0, len(pixels), self.batch):
             straight = np.stack(pixels[start : start + self.batch])

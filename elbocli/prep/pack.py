@@ -1,4 +1,4 @@
-"""Pack images into one elbo-dataset: `pack_images` lists and chooses images, decodes in threads, and writes rows."""
+"""Pack images into one elbo-dataset."""
 
 from __future__ import annotations
 
@@ -84,8 +84,9 @@ class Settings(DecodeOptions):
 def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
     """Pack `sources` into the dataset `out`. After a kill, the same call resumes.
 
-    Raises DataError: no images, an unusable image (with on_error 'stop'), a full disk;
-    UsageError: `out` exists or is not a name for a dataset; Interrupted: a signal came, and all work is saved.
+    Raises DataError if there are no images, for an unusable image (with on_error 'stop'), and for a full disk.
+    Raises UsageError if `out` exists or is not a name for a dataset.
+    Raises Interrupted after a signal; all work is saved.
     """
     settings.colour  # noqa: B018 raises for a bad colour before any work
     skip = settings.on_error == "skip"
@@ -139,9 +140,9 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
 
 
 def look(source: Images) -> set[Shape]:
-    """Return the shapes (H, W, C) of a source's images: of all images in arrays, and of at most LOOKED_AT image files.
+    """Return the shapes (H, W, C) of a source's images.
 
-    The files are spread evenly over the list of files. Unreadable files are ignored.
+    Image files: at most LOOKED_AT of them are read, evenly spread over the list; unreadable files are ignored.
     """
     shapes = {ref.array.shape[1:] for ref in source.refs if isinstance(ref, ArrayRow)}
     files = [ref for ref in source.refs if not isinstance(ref, ArrayRow)]
@@ -153,11 +154,10 @@ def look(source: Images) -> set[Shape]:
 
 
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
-    """Choose size and channels unless they are set. shapes: (H, W, C) of images of the source.
+    """Choose size and channels by the images' shapes (H, W, C), unless they are set.
 
-    Small images that are all of one size keep this size; for images that are not square, the size is the shorter side, or
-    with crop 'pad' the longer side. With crop 'none', larger images of one size keep their size too.
-    Channels are 1 if all images are grey and no setting needs colour.
+    Size: the shorter side (longer for crop 'pad') of images of one size, if small or with crop 'none'; otherwise USUAL_SIZE.
+    Channels: 1 if all images are grey and no setting needs colour; otherwise 3.
     """
     sizes = {shape[:2] for shape in shapes}
     sides = list(map(max if settings.crop == "pad" else min, sizes)) or [USUAL_SIZE]
@@ -176,7 +176,7 @@ def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
 
 
 class Pixels(NamedTuple):
-    """Encoder, with the interface of LatentEncoder, that stores each image as a row of pixels."""
+    """Encoder that stores each image as a row of pixels, with the interface of LatentEncoder."""
 
     layout: BlockLayout
     batch: int = 1
@@ -185,7 +185,6 @@ class Pixels(NamedTuple):
     fingerprint: dict[str, Any] = {}
 
     def rows(self, images: list[Any]) -> list[Any]:
-        """Return the images of a batch unchanged, as rows."""
         return images
 
 
@@ -228,11 +227,10 @@ def _fingerprint(source: Images, settings: Settings, encoder: Pixels | LatentEnc
 
 
 class Packed(NamedTuple):
-    """One image as it will be stored, or the reason why it is unusable (trouble).
+    """An image as stored in a dataset, or the reason why the image can't be used.
 
-    digest: sha256 of the bytes that were read.
-    row: pixels [H, W, C], or an encoded image.
-    change: change made while decoding, such as 'alpha dropped'.
+    digest: sha256 of the bytes that were read. row: pixels [H, W, C], or an encoded image.
+    change: change made while decoding, such as 'alpha dropped'. trouble: reason; "" for a usable image.
     """
 
     digest: str
@@ -242,11 +240,9 @@ class Packed(NamedTuple):
 
 
 def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pixels | LatentEncoder, signals: Signals) -> None:
-    """Write the rows of all images, resuming after an earlier prep. The writer's notes record skipped and changed images.
-
-    The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
-    flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
-    """
+    """Write the rows of all images, resuming after an earlier prep; record skipped and changed images in the writer's notes."""
+    # The notes' `source_sha256` is a sum of digests, so that the sums of shards add up to the sum of the whole dataset. Rows are
+    # flushed only between batches of the encoder, so that batches, and thus the stored values, are the same after a kill.
     notes = writer.state.notes or {"source_sha256": add_digests([]), "skipped": {}, "changed": {}}
     total, done = len(source), writer.state.done
     rows: list[Any] = []
@@ -285,7 +281,6 @@ def _fill(writer: DatasetWriter, source: Images, settings: Settings, encoder: Pi
 
 
 def _packed_in_order(source: Images, start: int, settings: Settings) -> Iterator[Packed]:
-    """Yield the packed images from index `start` on, in the source's order; threads decode ahead."""
     threads, step = len(os.sched_getaffinity(0)), 1 + AT_ONCE // (settings.size**2 * settings.channels)
     waiting: deque[Future[list[Packed]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="elbo-prep") as pool:

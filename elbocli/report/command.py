@@ -48,13 +48,13 @@ def report(
 ) -> None:
     """Show a run, or several, on one page of HTML.
 
-    The page shows what was trained and whether its loss is an ELBO, losses and validation, the error by noise level,
-    the noise levels drawn over time, previews, samples by class, scores and the bound; with an optimum
-    also what training can still gain, and whether the network copies. It gives the commands that repeat the run. The run
-    may be unfinished, interrupted or damaged; the page names the parts that are missing.
+    The page shows the settings, whether the loss is an ELBO, losses and validation, the error by noise level, the noise
+    levels drawn over time, previews, samples by class, scores, the bound, and the commands that repeat the run. With a
+    result of 'elbo optimum', the page also shows how much training can still gain, and whether the network copies
+    images. The run may be unfinished or damaged; the page names missing files.
 
-    Several runs are compared: the settings that differ, figures, losses and errors in shared plots, and samples of
-    each. Their JSON has 'runs', a list of what each alone would give, and 'differences'.
+    Several runs are compared: settings that differ, losses and errors in shared plots, and samples of each run. The JSON
+    of several runs has 'runs', a list with the JSON of each run, and 'differences'.
     """
     from elbocli.files.atomic import new_file
     from elbocli.report.gather import gather, report_of

@@ -1,4 +1,4 @@
-"""Read all facts in a run's folder, for the page or as JSON, and list the parts that are missing or damaged."""
+"""Read everything that a report on a run shows, and list missing and damaged files."""
 
 import json
 import shlex
@@ -44,10 +44,8 @@ from elbocli.run.open import (
 from elbocli.run.settings import run_settings, schedule_of
 from elbocli.run.train_settings import ADAPTIVE, TrainSettings
 
-DIGITS = 6
-"""Significant digits of the numbers in an ErrorMap."""
-DIGEST = 12
-"""Number of hex digits of a digest that the page shows."""
+DIGITS = 6  # significant digits of the numbers in an ErrorMap
+DIGEST = 12  # hex digits of a digest on the page
 NATS, BITS = "nats per dimension", "bits per dimension"
 CURVES = {
     "loss": ("training loss", NATS),
@@ -57,7 +55,7 @@ CURVES = {
 
 
 class Term(Record, frozen=True):
-    """A part of the objective. what: kind of the part, such as weighting. name: SPEC of the part, name:key=value,…."""
+    """A component of the objective. what: component, such as "weighting". name: SPEC `name:key=value,…`."""
 
     what: str
     name: str
@@ -66,9 +64,10 @@ class Term(Record, frozen=True):
 
 
 class ObjectiveReport(Record, frozen=True, kw_only=True):
-    """The objective, and whether it is an ELBO on the range of levels `logsnr`.
+    """The training objective, and a verdict on whether the objective is an ELBO.
 
-    rising: intervals of λ where the weighting rises. over_time: monotone and rising of a learned weighting, by step.
+    logsnr: range of λ. rising: intervals of λ where the weighting rises.
+    over_time: `monotone` and `rising` of a learned weighting, by step; None: fixed weighting.
     """
 
     weighting: str
@@ -81,10 +80,10 @@ class ObjectiveReport(Record, frozen=True, kw_only=True):
 
 
 class ErrorMap(Record, frozen=True):
-    """The errors in a loss log, by interval of training and by λ.
+    """Errors in a loss log, by interval of training and bin of λ.
 
-    edges: edges of the bins of λ. images: number of training images by the end of each interval.
-    eps_mse, density: mean error, and density of the draws in λ, [intervals][bins].
+    edges: edges of the bins of λ. images: number of images trained on by the end of each interval.
+    eps_mse: mean ε error, [intervals][bins]. density: density of the drawn λ, [intervals][bins].
     """
 
     edges: list[float]
@@ -94,7 +93,7 @@ class ErrorMap(Record, frozen=True):
 
 
 class ShownSamples(Record, frozen=True):
-    """The samples that the page shows: their file, and the names of their classes."""
+    """Samples on the page. file: sample file or preview. classes: titles of the rows of samples."""
 
     file: str
     classes: list[str]
@@ -109,11 +108,11 @@ class CommandReport(Record, frozen=True):
 
 @stored("result of elbo report --json (JSON)")
 class RunReport(Record, frozen=True, kw_only=True):
-    """All facts about a run, for --json.
+    """Report on a run, for --json.
 
-    status, settings, source, data, network, environment: named as in the run's files; status is {} if it is unknown.
-    curves: columns of metrics.jsonl. missing: sentences on missing or damaged parts.
-    scores, bound, theorem, likelihoods, classification: results of other commands, with their `file`.
+    status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
+    curves: columns of metrics.jsonl. missing: messages about missing or damaged files.
+    scores, bound, theorem, likelihoods, classification: results of other commands, each with the key `file`.
     """
 
     run: str
@@ -142,7 +141,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
 @stored("result of elbo report --json, of several runs (JSON)")
 class ComparisonReport(Record, frozen=True):
-    """Facts about several runs. differences: each setting that differs → its value in each run, None if the run lacks it."""
+    """Reports on several runs. differences: setting → value in each run, for settings that differ; None: no such setting."""
 
     runs: list[RunReport]
     differences: dict[str, list[Any]]
@@ -150,11 +149,11 @@ class ComparisonReport(Record, frozen=True):
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The facts about a run that its page shows: the report, and data for plots and pictures. Missing parts are None or empty.
+    """Report on a run, with the data for plots and pictures. Missing data are None or empty.
 
-    schedule: training schedule; None if adaptive. effective: weighting over the course of training, one entry if it is fixed.
-    course, held_out: errors of training and of validation, by λ and step. drawn: rows of samples by class.
-    results: results of other commands, by kind. extremes: likeliest and least likely images of each table of --per-image.
+    schedule: training schedule; None: adaptive. effective: weighting in the course of training; one entry: fixed weighting.
+    course, held_out: training errors and validation errors, by λ and step. drawn: rows of samples, one row per class.
+    results: results of other commands, by name in KINDS. extremes: likeliest and least likely images of --per-image tables.
     """
 
     report: RunReport
@@ -170,18 +169,18 @@ class RunFacts:
 
     @property
     def trained_on(self) -> Any:
-        """Number of training images, without those held out for validation; "?" if unknown."""
+        """Number of training images, without the validation images; "?": unknown."""
         count = self.report.data.get("count", "?")
         return count - self.settings.val_split if isinstance(count, int) else count
 
     def trains_on(self, result: ResultFile) -> bool:
-        """Return whether a result is for the dataset that the run was trained on."""
+        """Return whether a result was computed on the run's training dataset."""
         known = self.report.data.get("payload_sha256")
         return known is not None and result.content.get("payload_sha256") == known
 
     @property
     def headline(self) -> list[Row]:
-        """Key numbers of the run: last losses, last bound, and the first two scores of the last result of `elbo eval`."""
+        """Key numbers of the run: last losses, last bound, and first two scores of the last result of `elbo eval`."""
         found = []
         for name, (what, unit) in CURVES.items():
             values, errors = (curve(self.report.curves, key)[1] for key in (name, f"{name}_se"))
@@ -200,13 +199,13 @@ class RunFacts:
 
 
 def table(columns: Sequence[dict[Any, Any]]) -> dict[Any, list[Any]]:
-    """Merge dicts: return, for each key in order of appearance, the list of its values in all dicts, None where it is missing."""
+    """Merge dicts into one dict: key → list with a value per dict; None: the dict lacks the key."""
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name) for column in columns] for name in names}
 
 
 def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
-    """Return the settings, data and network facts that differ between runs, with the value in each run."""
+    """Return the settings, data and network keys that differ between runs: name → value in each run."""
     columns = []
     for facts in runs:
         report = facts.report
@@ -218,23 +217,22 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return the key numbers of all runs: (name, unit) → a row for each run, None where a run lacks the number."""
+    """Return the key numbers of all runs: (name, unit) → a Row per run; None: the run lacks the key number."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
 def report_of(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Return the JSON object of one run, or of several with their differences; NaN and infinity become None."""
+    """Return the JSON report on one run, or on several runs and their differences. NaN and infinity become None."""
     report = ComparisonReport([facts.report for facts in runs], differences(runs)) if len(runs) > 1 else runs[0].report
     return dict(json.loads(json.dumps(report.json()), parse_constant=lambda _: None))
 
 
 def gather(run: Path, samples: Path | None = None, results: Sequence[Path] = ()) -> RunFacts:
-    """Read all facts about a run.
+    """Read everything that a report on a run shows.
 
-    samples: file of images to show by class; None for the last preview.
-    results: results of 'elbo eval', 'elbo bound' or 'elbo optimum' (JSON), or files of 'elbo bound --per-image', in addition to
-    the results in the run's folder.
-    Raises FormatError when `run` is not a run, and ElboError for unusable `samples` or `results`.
+    samples: file of images to show by class; None: the last preview.
+    results: more results, of 'elbo eval', 'elbo bound' or 'elbo optimum' (JSON), or tables of 'elbo bound --per-image'.
+    Raises FormatError: `run` is not a run. Raises ElboError: unusable `samples` or `results`.
     """
     name = str(run) if run.name not in ("", "..") else run.resolve().name  # "." is no name for a page
     missing = list[str]()
@@ -319,10 +317,11 @@ def _excess(
     effective: list[EffectiveWeighting],
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Compare training errors (last fifth) and validation errors with the least possible errors; tell if the network copies.
+    """Return training and validation errors minus the least possible errors, and a verdict on copying.
 
-    result: file of `elbo optimum`. course, held: errors of training and of validation. "copying" is None without validation.
-    Raises ElboError when the errors aren't comparable.
+    result: file of `elbo optimum`. course, held: training errors and validation errors.
+    Returns: dict for RunReport.excess; `copying` is None without validation errors.
+    Raises ElboError: the errors are not comparable.
     """
     optimum, path = result.found, result.path
     if course is None or not effective:
@@ -345,7 +344,7 @@ def _excess(
 
 
 def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | None:
-    """Return the likeliest and least likely images in a result's --per-image file; None without the file. Raises ElboError."""
+    """Return the likeliest and least likely images of a result's --per-image table; None: no table. Raises ElboError."""
     named = result.content.get("per_image")
     if not isinstance(named, str) or result.kind == "classification":
         return None
@@ -355,7 +354,7 @@ def _extremes(result: ResultFile, config: RunConfig, run: Path) -> Extremes | No
 
 
 def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Schedule | None, list[EffectiveWeighting]]:
-    """Return objective, schedule and weighting by step. Raises ElboError when a file that the objective needs is missing."""
+    """Return the objective, the schedule (None: adaptive), and the weighting by step. Raises ElboError: a file is missing."""
     schedule, effective = schedule_of(settings), effective_weightings(run, settings)
     *_, weighting, low, high = effective[-1]
     rising = weighting.rising(low, high)
@@ -378,7 +377,7 @@ def _objective(run: Path, settings: TrainSettings) -> tuple[ObjectiveReport, Sch
 def _environment(
     config: RunConfig, settings: TrainSettings, curves: dict[str, Curve], newest: Checkpoint | None
 ) -> dict[str, Any]:
-    """Return facts on versions, device and speed of a run, and the size of its newest intact checkpoint."""
+    """Return versions, device and speed of a run, and the size of the `newest` intact checkpoint."""
     keys = ("elbo_version", "torch_version", "python_version", "device_name", "processes")
     rates = curve(curves, "images_per_s")[1]
     found = {key: getattr(config, key) for key in keys}
@@ -391,7 +390,7 @@ def _environment(
 
 
 def _packed(data: Path, config: RunConfig) -> str | None:
-    """Return the command line that packed the run's dataset. Raises FormatError, DataError (the dataset has changed)."""
+    """Return the command line that packed the run's dataset. Raises FormatError. Raises DataError: the dataset has changed."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
         raise DataError(f"{data}: has changed since the training; the command that packed the training images is unknown")
@@ -401,7 +400,10 @@ def _packed(data: Path, config: RunConfig) -> str | None:
 def _commands(
     run: Path, name: str, config: RunConfig, samples: Path | None, scores: Sequence[ResultFile], packed: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (purpose, command line) of each command that made the dataset (`packed`), the run, `samples` and `scores`."""
+    """Yield (purpose, command line) of each command that made the dataset, run, samples or scores.
+
+    packed: command line that packed the dataset; None: unknown.
+    """
     if packed:
         yield "Pack the images", packed
     for line in config.commands:
@@ -418,17 +420,16 @@ def _commands(
             yield f"Find {each.path.name}", line
 
 
-FORMULAS = {
+FORMULAS = {  # class of a curve that no registry declares → (formula, source)
     LearnedCurve: ("p(logsnr) / E|e|^2, learned while training", "Karras et al. 2024, in effect"),
     ScheduleDensity: ("p(logsnr) / max p", "the eps loss under the schedule"),
     ForeignLoss: ("2 p F / eps_factor", "the loss of this target, factor F and schedule p"),
     Schedule: ("a table of t and logsnr", "a file"),
 }
-"""Class of a weighting's or schedule's curve → (formula, source), for classes that no registry declares."""
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """Return the Terms of a weighting: itself and, for a weighting written as a loss, its target, factor and schedule."""
+    """Return the Terms of a weighting. A weighting written as a loss has Terms for target, factor and schedule, too."""
     curve = weighting.curve
     terms = [_term("weighting", weighting.spec, curve)]
     if isinstance(curve, ForeignLoss):
@@ -440,7 +441,7 @@ def weighting_terms(weighting: Weighting) -> list[Term]:
 
 
 def schedule_term(schedule: Schedule | None, what: str = "schedule") -> Term:
-    """Return the Term of a schedule; None means the adaptive schedule. what: kind of the term, as the page names it."""
+    """Return the Term of a schedule; None: the adaptive schedule. what: name of the component on the page."""
     if schedule is None:
         loss = CRITERIA["loss"]
         return Term(what, ADAPTIVE, f"p(logsnr) ~ {loss.formula}, fitted while training", loss.source)

@@ -1,4 +1,4 @@
-"""Read the logs of a run. Logs may be growing still, truncated or damaged; unusable lines are skipped and reported."""
+"""Read the logs of a run, which may be incomplete or damaged, and report damaged lines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,18 +16,18 @@ from elbocli.files.records import parse_json
 POINTS = 400
 """Largest number of points in a curve; neighbouring points of longer curves are averaged."""
 CELLS = 48
-"""Number of time intervals in a LogHistory after merging. At twice as many, neighbouring intervals are merged."""
+"""A LogHistory with 2·CELLS intervals merges pairs of neighbouring intervals before adding another."""
 LATE = 0.2
-"""Share of the training images, the last ones, over which errors count as the errors at the end."""
+"""Last fraction of the training images, over which `LogHistory.late` adds up errors."""
 EARLY = 0.1
-"""Share of the training images, the first ones, over which errors count as the errors at the beginning."""
+"""First fraction of the training images, over which `LogHistory.early` adds up errors."""
 Curve = list[float | None]
 
 
 def read_curves(path: Path, missing: list[str]) -> dict[str, Curve]:
-    """Read metrics.jsonl as columns of at most POINTS values, by name; None where a column has no value.
+    """Return the columns of metrics.jsonl by name, with at most POINTS values each, None for missing values.
 
-    missing: list to which a sentence on damaged lines is added.
+    missing: list to which a message about damaged lines is appended.
     """
     rows, damaged = list[dict[str, float]](), 0
     if path.exists():
@@ -55,7 +55,7 @@ def _pooled(name: str, values: Sequence[float]) -> float | None:
 
 
 def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float]]:
-    """Return (numbers of training images, values) of a column, without missing values. columns: result of `read_curves`."""
+    """Return two lists for a column: numbers of training images, and values that are not None. columns: from `read_curves`."""
     pairs = zip(columns.get("images", []), columns.get(name, []))
     known = [(at, value) for at, value in pairs if at is not None and value is not None]
     return [at for at, _ in known], [value for _, value in known]
@@ -63,10 +63,10 @@ def curve(columns: dict[str, Curve], name: str) -> tuple[list[float], list[float
 
 @dataclass
 class LogHistory:
-    """Errors per bin of λ over the course of a run.
+    """Errors of a run per bin of λ, in consecutive intervals of training.
 
-    edges: edges of the bins of λ. images: number of training images by the end of each interval.
-    sums: count, sum and sum of squares of the error in each interval, [3, bins].
+    edges: bin boundaries in λ. images: number of training images at the end of each interval.
+    sums: count, sum and sum of squares of the errors in each interval, [3, bins] per interval.
     """
 
     edges: Tensor
@@ -74,9 +74,9 @@ class LogHistory:
     sums: list[Tensor] = field(default_factory=list)
 
     def add(self, images: int, sums: Tensor) -> None:
-        """Append an interval, and merge neighbouring intervals if there are too many.
+        """Append an interval. images: number of training images at the interval's end. sums: [3, bins], as in `LogHistory`.
 
-        images: number of training images by the end of the interval; FormatError if no later than the end of the last interval.
+        Raises FormatError if `images` is not larger than the number at the end of the interval before.
         """
         if images <= (self.images[-1] if self.images else 0):
             raise FormatError(f"an interval ends after {images} images, which is not later than the end of the interval before")
@@ -93,27 +93,27 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]. A bin without draws has its last earlier value, or NaN at the beginning."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; a bin without draws gets its last earlier error, or NaN."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)
 
     @property
     def density(self) -> Tensor:
-        """Density of the draws in λ: share of an interval's draws in each bin, over the bin's width; [intervals, bins]."""
+        """Density of the draws over λ in each bin, [intervals, bins]."""
         count = torch.stack(self.sums)[:, 0]
         return count / count.sum(1, keepdim=True).clamp(min=1) / self.edges.diff()
 
     def between(self, start: float, end: float) -> Tensor:
-        """Return the total of `sums`, [3, bins], of intervals whose end in training images is over `start` and up to `end`."""
+        """Return the total of `sums`, [3, bins], of intervals with start < images ≤ end."""
         return torch.stack([sums for at, sums in zip(self.images, self.sums) if start < at <= end]).sum(0)
 
     def late(self, share: float = LATE) -> Tensor:
-        """Return the total of `sums`, [3, bins], over the last `share` of the training images."""
+        """Return the total of `sums`, [3, bins], over the last fraction `share` of the training images."""
         return self.between(self.images[-1] * (1 - share), self.images[-1])
 
     def early(self) -> Tensor:
-        """Return the total of `sums`, [3, bins], over the first tenth (EARLY) of images, or the first interval if longer."""
+        """Return the total of `sums`, [3, bins], over the first fraction EARLY of the images, at least over one interval."""
         return self.between(0, max(self.images[-1] * EARLY, self.images[0]))
 
     def last(self) -> Tensor:
@@ -122,7 +122,7 @@ class LogHistory:
 
 
 def read_log_history(path: Path, missing: list[str]) -> LogHistory | None:
-    """Read a loss log; return None if it is empty. A damaged line ends the reading, and adds a sentence to `missing`."""
+    """Read a loss log; return None if it has no data. missing: list to which a message about a damaged line is appended."""
     history = LogHistory(torch.empty(0))
     try:
         if path.exists() and path.stat().st_size:

@@ -1,8 +1,7 @@
-"""Render one run, or several, as a self-contained HTML page, with SVG plots in the colours of the page's style sheet.
+"""Render one or several runs as a self-contained HTML page with SVG plots."""
 
-The template library escapes all text from files. The page's Content-Security-Policy also forbids scripts and external
-addresses. The same facts give the same bytes.
-"""
+# The template library escapes all text from files, and the page's Content-Security-Policy forbids scripts and external
+# addresses. Equal runs give equal bytes.
 
 import base64
 import io
@@ -26,11 +25,9 @@ from elbocli.report.results import score_rows
 from elbocli.report.thumbnails import Thumbnails
 
 NAMES = ("ink", "muted", "rule", "one", "two", "three", "four", "five", "six")
-INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}
-"""Placeholder colours in plots, and the CSS variables of the page that replace them."""
+INKS = {f"#0{place}0{place}0{place}": f"--{name}" for place, name in enumerate(NAMES, 1)}  # placeholder → CSS variable
 INK, MUTED, RULE, *_ = INKS
 LINES = tuple(INKS)[3:]
-"""Colours of lines; each line also has its own dash pattern."""
 OWN: dict[Any, Any] = {
     "figure.figsize": (4.8, 3.1),  # inches, about the width of a telephone's screen
     # Margins of all plots are equal, so that the axes of plots are aligned.
@@ -53,7 +50,7 @@ LOGARITHMIC = NATS, BITS, ERROR
 
 
 class Line(NamedTuple):
-    """A curve of a plot: x and y, [N] each. spread: half-width of the band around y, two standard errors, [N]."""
+    """A curve of a plot. x, y, spread: [N] each. spread: half-width of the band around y, two standard errors."""
 
     x: Tensor
     y: Tensor
@@ -61,14 +58,14 @@ class Line(NamedTuple):
 
 
 def swatch(index: int) -> tuple[str, str]:
-    """Return the style of line number `index` for an HTML legend: CSS variable of its colour, and SVG dash lengths."""
+    """Return the legend style of line number `index`: (CSS variable of the line's colour, SVG dash lengths)."""
     style = line_style(index, LINES)
     lengths = () if style["linestyle"] == "-" else style["linestyle"][1]
     return INKS[style["color"]], " ".join(f"{length * style['linewidth']:g}" for length in lengths)
 
 
 def new_panel(label: str) -> Any:
-    """Make a figure with one plot, and return its matplotlib Axes. label: label of the vertical axis."""
+    """Return the matplotlib Axes of a new figure. label: label of the vertical axis."""
     from matplotlib.figure import Figure
 
     axis = Figure().subplots()
@@ -77,7 +74,7 @@ def new_panel(label: str) -> Any:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """Return a figure as inline SVG: as wide as its container, with `name` as the prefix of all ids."""
+    """Return a matplotlib figure as inline SVG. name: prefix of all ids in the SVG."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
@@ -110,10 +107,10 @@ def draw_lines(
     names: Sequence[str] = (),
     over: Callable[[Any], None] = over_levels,
 ) -> Any:
-    """Draw lines in a new figure; return its axes and legend (the swatch and name of each line), or None without lines.
+    """Draw lines in a new figure; return (Axes, legend), or None without lines.
 
-    label: label of the vertical axis, which is logarithmic for losses and errors if all values are positive.
-    names: legend entries. over: function that formats the horizontal axis.
+    label: label of the vertical axis; a label in LOGARITHMIC makes the axis logarithmic if all values are positive.
+    names: legend entries; (): no legend. over: function that formats the horizontal axis.
     """
     from matplotlib.ticker import LogLocator
 
@@ -138,9 +135,10 @@ def draw_lines(
 
 
 def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> Any:
-    """Draw values [intervals, bins] as colours over training images and λ; return axes and an empty legend.
+    """Draw values as colours over training images and λ; return (Axes, empty legend).
 
-    label: label of the colour bar. course: loss log of these intervals. scale: matplotlib's arguments for the colours.
+    label: label of the colour bar. course: loss log. values: [intervals of the log, bins of λ].
+    scale: matplotlib's arguments for the colours.
     """
     axis = new_panel(LEVEL)
     images = torch.tensor([0, *course.images], dtype=torch.float64)
@@ -157,7 +155,7 @@ def draw_map(label: str, course: LogHistory, values: Tensor, **scale: Any) -> An
 
 
 def curve_line(facts: RunFacts, name: str) -> Line | None:
-    """Return a column of metrics.jsonl over the number of training images, with standard errors; None without values."""
+    """Return the curve of column `name` of metrics.jsonl over training images; None without values."""
     at, values = curve(facts.report.curves, name)
     _, errors = curve(facts.report.curves, f"{name}_se")
     x, y, spread = (torch.tensor(each, dtype=torch.float64) for each in (at, values, errors))
@@ -165,7 +163,10 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the mean error at each noise level; None without errors. sums: method for the sums, such as LogHistory.late."""
+    """Return the curve of the mean error over λ; None without errors.
+
+    sums: method of LogHistory that returns sums of errors, such as `late`.
+    """
     if log is None:
         return None
     moments = ErrorMoments.of_sums(log.edges, sums(log))
@@ -175,7 +176,7 @@ def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -
 
 
 def weighting_line(facts: RunFacts) -> Line | None:
-    """Return a run's current weighting, divided by its largest value; None if the weighting is unknown."""
+    """Return the curve of a run's current weighting, with maximum 1; None if the weighting is unknown."""
     if not facts.effective:
         return None
     value = facts.effective[-1].weighting(at := levels_of(facts))
@@ -188,7 +189,7 @@ def levels_of(facts: RunFacts) -> Tensor:
 
 
 def pictures(*runs: RunFacts) -> dict[str, tuple[str, Any]]:
-    """Draw the plots of one run or several. Returns name in the templates → (SVG, legend); plots without data are left out."""
+    """Return the plots of one or several runs: name in the templates → (SVG, legend). Plots without data are left out."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **OWN}):
@@ -233,10 +234,7 @@ def _panels_of_one(facts: RunFacts) -> dict[str, Any]:
 
 
 def _objective_panels(facts: RunFacts) -> dict[str, Any]:
-    """Draw w and p_w = −dw/dλ, both divided by the largest w, and the density p(λ) of the schedule.
-
-    For a fixed schedule, p(λ) is drawn beside the density of the draws; for an adaptive schedule, as a map over training images.
-    """
+    """Draw three plots: weighting w, slope −dw/dλ, and density p(λ) of the schedule."""
     if not facts.effective:
         return {}
     w, at, course = facts.effective[-1].weighting, levels_of(facts), facts.course
@@ -277,7 +275,7 @@ def render(*runs: RunFacts) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """Format a number: floats with `digits` significant digits, integers with thousands separated; other values as str."""
+    """Format a number for HTML. digits: significant digits of a float; integers keep all digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):

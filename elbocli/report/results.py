@@ -1,4 +1,4 @@
-"""Read results of 'elbo eval', 'elbo bound' and 'elbo optimum': JSON files, whose kind is recognised by their content."""
+"""Read results of 'elbo eval', 'elbo bound' and 'elbo optimum' from JSON files."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ KINDS: list[tuple[str, tuple[str, ...], type[Any]]] = [
     ("likelihoods", ("estimates", "differences"), Likelihoods),
     ("classification", ("accuracy", "reliability"), Classification),
 ]
-"""Kinds of results: name on the page, keys by which the kind is recognised, and record class."""
+"""Kinds of results: name on the report page, keys that every such result has, and record class."""
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A file with one result. kind: name in KINDS. content: the whole JSON object. found: the content as a record."""
+    """A file with one result. kind: name in KINDS. content: the whole JSON object. found: the result as a record."""
 
     path: Path
     kind: str
@@ -36,10 +36,11 @@ class ResultFile:
 
 
 class Row(NamedTuple):
-    """A number in a table of the page.
+    """A row in a table of the report page.
 
-    unit: unit, or the extractor of a score whose name lacks the extractor. note: remark about the images, such as "n = 500".
-    spread, spread_is: the error or deviation after ±, and its kind, such as "sd of repeats".
+    unit: unit of the value, or name of the extractor that the score is by; "" for neither.
+    spread: error or deviation after ±; None if unknown. spread_is: name of the spread, such as "sd of repeats".
+    note: remark about the images, such as "n = 500".
     interval: 95 % confidence interval; None if the error is unknown.
     """
 
@@ -53,7 +54,10 @@ class Row(NamedTuple):
 
 
 def score_rows(result: EvalResult) -> list[Row]:
-    """Return a row for each score, with its sd over repeats, else its sd over parts of the samples, else its standard error."""
+    """Return a table row for each score.
+
+    Spread: standard deviation over repeats, else over subsets of the samples, else standard error.
+    """
     rows, n = [], result.repeats[0].facts.n_samples
     for score in result.scores:
         number = score.number

@@ -1,4 +1,4 @@
-"""Make rows of pictures, as small PNG images, for the page: previews, samples by class, likeliest and least likely images."""
+"""Make rows of pictures, as PNG images, for the page of `elbo report`: previews, samples by class, likeliest and least likely."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -16,16 +16,14 @@ from elbocli.files.losslog import NATS, read_table
 from elbocli.files.reading import reading
 from elbocli.images.samples import read_samples
 
-ROW = 8
-"""Number of pictures in a row."""
+ROW = 8  # pictures in a row
 TIMES = 7
-CLASSES = 16
-"""Largest number of rows of previews (TIMES), and of rows of classes (CLASSES)."""
+CLASSES = 16  # largest number of rows of previews (TIMES), and of rows of classes
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """A row of `count` pictures as one PNG image (its bytes), and the title `name` of the row."""
+    """A row of `count` pictures as one PNG image, with the title `name`."""
 
     name: str
     png: bytes
@@ -45,9 +43,10 @@ def thumbnails_of(name: str, images: Sequence[np.ndarray]) -> Thumbnails:
 
 
 def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
-    """Read the contact sheet of a preview: images [N, H, W, C] in the order in which they were drawn, and groups by class.
+    """Read the contact sheet of a preview.
 
-    Raises DataError.
+    Returns: images [N, H, W, C] in the order in which they were drawn, and groups of images by class.
+    Raises DataError: when the file is not a contact sheet of 'elbo train'.
     """
     with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
         if PLACES not in sheet.info:
@@ -57,18 +56,22 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
 
 
 def read_preview(path: Path) -> Thumbnails:
-    """Return the first pictures of a preview, titled with its step. Raises DataError."""
+    """Return a row of the first pictures of a preview, titled with the training step. Raises DataError."""
     name = path.stem.removeprefix("step-").lstrip("0") or "0"
     return thumbnails_of(name, list(read_sheet(path)[0][:ROW]))
 
 
 def chosen_times(count: int) -> list[int]:
-    """Return the indices of the previews to show, of `count` previews: first, last, and some at geometric intervals."""
+    """Return the indices of the previews to show, at geometric intervals from the first to the last of `count` previews."""
     return sorted({round(count ** (place / (TIMES - 1))) - 1 for place in range(TIMES)}) if count else []
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
-    """Return a row of the first ROW images of each class, or several rows for a single class. images: index → image [H, W, C]."""
+    """Return a row of the first ROW images of each class, or several rows for a single class.
+
+    images: function of an index that returns the image, [H, W, C].
+    groups: indices of images by class.
+    """
     if len(groups) == 1:
         found = groups[0].images[: ROW * ROW]
         groups = [Group("", found[start : start + ROW]) for start in range(0, len(found), ROW)]
@@ -85,22 +88,23 @@ def read_strips(path: Path) -> list[Thumbnails]:
 
 
 def read_by_class(path: Path, names: list[str]) -> list[Thumbnails]:
-    """Return a row of images for each class in a file of samples. names: names of classes. Raises FormatError and DataError."""
+    """Return a row of images for each class in a file of samples. names: class names. Raises FormatError and DataError."""
     with read_samples(path) as reader:
         groups = by_class(reader.shape[0], reader.labels, names, CLASSES)
         return strips(lambda index: reader.at(index, 1)[0], groups)
 
 
-ROWS = 2
-"""Number of rows for the likeliest images, and for the least likely."""
+ROWS = 2  # of the likeliest images, and of the least likely
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """Thumbnails of the likeliest and the least likely images in a file of `elbo bound --per-image`.
+    """Rows of the likeliest and the least likely images in a file of `elbo bound --per-image`.
 
-    path: that file. by: name of the file's column that ranks the images. count: number of images in the file.
-    likeliest, least: rows of thumbnails, the most extreme images first.
+    path: the file.
+    by: column of the file that ranks the images.
+    count: number of images in the file.
+    likeliest, least: rows of pictures, the most extreme images first.
     """
 
     path: Path
@@ -113,8 +117,10 @@ class Extremes:
 def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     """Read the likeliest and the least likely images of a dataset.
 
-    path: file of 'elbo bound --per-image'. dataset: the measured dataset; digest: sha256 of its images, or None.
-    Raises FormatError and DataError when a file is damaged, or the dataset is not the measured one.
+    path: file of 'elbo bound --per-image'.
+    dataset: file of the measured images.
+    digest: sha256 of the measured images; None: unknown.
+    Raises FormatError, DataError: when a file is damaged, or the dataset holds other images.
     """
     table, data = read_table(path), Dataset(dataset, latents=True)
     by = [*table][2]

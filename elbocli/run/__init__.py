@@ -1,5 +1,5 @@
-"""A run on disk. Start with train_settings.py, which declares each setting once, and settings.py, which merges them.
+"""A run on disk. Start with train_settings.py, which declares all settings, and settings.py, which merges settings.
 
-folder.py locks the run folder during training, and writes its config.yaml and status.json. open.py opens a trained run for
+folder.py locks the run folder during training, and writes config.yaml and status.json. open.py opens a trained run for
 sampling and scoring, or as the start of another run (--init).
 """

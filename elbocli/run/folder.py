@@ -23,7 +23,7 @@ from elbocli.run.settings import Known, Resolved, difference
 from elbocli.version import __version__
 
 PREVIEW_COUNT = 64
-"""Largest number of images in a preview. All previews use the same noise, and all drawn classes get equally many images."""
+"""Largest number of images in a preview."""
 STATUS = "status.json"
 LOCK = ".lock"
 RUNNING, DONE = "running", "done"
@@ -34,9 +34,10 @@ EVERY_S = 5.0
 def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     """Return the config.yaml of the run in a folder; None if there is no run to resume.
 
-    anew: whether the user named a dataset; a run without a checkpoint then begins anew.
-    preset: the preset that the user named; None is returned if the run has another preset.
-    Raises FormatError, UsageError (an imported run can't resume).
+    anew: whether a run without a checkpoint begins again, so that None is returned.
+    preset: preset that the user named, or None; for a run with another preset, None is returned.
+    Raises FormatError: if config.yaml is damaged.
+    Raises UsageError: for an imported run, which can't resume.
     """
     if not (out / CONFIG).exists() or (anew and not store.checkpoints(out)):
         return None
@@ -50,10 +51,9 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
     """Lock the run folder `out` until `stack` closes, and check that the run can begin or resume in this folder.
 
     patience: seconds to wait for the lock while another process holds it.
-    anew: if the run's checkpoints are gone, begin again; otherwise this raises DataError.
-    A run that never had a checkpoint begins again, with any settings.
-    Raises UsageError when the folder holds something else or a run with other settings, DataError when another process keeps
-    the lock, or the run's checkpoints are gone.
+    anew: whether to begin again if the run's checkpoints are gone.
+    Raises UsageError: if the folder holds something else, or a run with other settings and checkpoints.
+    Raises DataError: if another process keeps the lock, or the run's checkpoints are gone.
     """
     with writing(out):
         known = not out.exists() or (out / CONFIG).exists()
@@ -76,9 +76,9 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 
 
 def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> None:
-    """Write config.yaml: the settings and software versions from now on, and the command lines of all starts of the run.
+    """Write config.yaml: settings, software versions, and the command lines of all starts of the run.
 
-    command: the command line as typed; it is not added again if the last start had the same command line.
+    command: the command line as typed; not added again if equal to the command line of the last start.
     about: fields `processes` and `device_name` of config.yaml.
     """
     config = resolved.config()
@@ -102,12 +102,13 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 
 @stored("status.json of a run")
 class RunStatus(Record, frozen=True):
-    """Status of a run: state, current step, and step of the newest checkpoint.
+    """Status of a run.
 
-    state: running, done, stopped, interrupted or failed. `read_status` returns dead if the file says running, but no process
-    holds the run's lock.
-    step, images: number of updates done, and of images trained on. steps: number of updates in the whole run.
-    saved: step of the newest checkpoint; None if there is none. message: why the run ended before its last step.
+    state: running, done, stopped, interrupted or failed; from `read_status` also dead: the running process is gone.
+    step, steps: number of updates done, and in the whole run.
+    images: number of images trained on.
+    saved: step of the newest checkpoint; None if there is none.
+    message: why the run ended before its last step, or ''.
     time: time of writing, in seconds since 1970.
     """
 
@@ -142,9 +143,9 @@ def read_status(run: Path) -> RunStatus:
 
 
 class Status:
-    """Writer of status.json. Write errors are ignored here; the checkpoint writer reports them.
+    """Writer of a run's status.json. Write errors are ignored.
 
-    step, images, saved (step of the newest checkpoint) and state begin with the values of an earlier start of the run.
+    step, images, saved, state: as in RunStatus; initial values are read from status.json.
     writes: whether to write; True only on rank 0.
     """
 
@@ -163,8 +164,8 @@ class Status:
             self.write(RUNNING)
 
     def write(self, state: str, message: str = "") -> None:
-        """Write status.json with a state. Thread-safe."""
+        """Write status.json with the given state. Thread-safe."""
         now = RunStatus(state, self.step, self.steps, self.images, round(time.time(), 3), message, self.saved)
-        with self._lock, suppress(DataError):
+        with self._lock, suppress(DataError):  # the checkpoint writer reports write errors
             if self.writes:
                 write_json(self.run / STATUS, now.json())

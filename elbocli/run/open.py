@@ -1,7 +1,4 @@
-"""Open a trained run: its network for sampling and scoring, its dataset, its weighting over time.
-
-The last part opens a run as the start of another one (`elbo train --init`).
-"""
+"""Open a trained run, to sample, to score, or to begin another run from its weights (`elbo train --init`)."""
 
 import os
 from contextlib import suppress
@@ -34,16 +31,14 @@ from elbocli.run.settings import Known, run_settings, schedule_of
 from elbocli.run.train_settings import SETTINGS, SPEED, VALIDATION, TrainSettings
 from elbocli.runtime.progress import log
 
+# Attributes of datasets that define a latent space: latents are comparable only if all of these are equal.
 SPACE = [ATTRIBUTES[key] for key in ("convention", "shift", "scale", "input", "autoencoder_sha256")]
-"""Attributes that define a latent space. Latents of two datasets are comparable only if these attributes are equal."""
-AVERAGE = "ema-imported"
-"""Name of an imported run's weights if the other program had averaged the weights; else their name is `model`."""
-TIMES = 12
-"""Number of steps at which a learned weighting is reported: the first, the last, and evenly spaced steps in between."""
+AVERAGE = "ema-imported"  # name of imported weights that are an average; other imported weights are named "model"
+TIMES = 12  # number of steps at which a learned weighting is reported
 
 
 def dataset_of(data: RunData, run: Path) -> Path:
-    """Return the path of a run's dataset, as recorded relative to the run if a file is there, else as the user typed the path."""
+    """Return the path of a run's dataset, also if run and dataset were moved together."""
     typed, place = Path(str(data.path)), run.resolve() / str(data.from_run)
     known = not place.exists() or (typed.exists() and typed.samefile(place))
     return typed if known else Path(os.path.relpath(place))
@@ -52,8 +47,7 @@ def dataset_of(data: RunData, run: Path) -> Path:
 def check_content(data: RunData, known: RunData, run: object) -> None:
     """Raise UsageError unless dataset and run both have pixels, or both have latents of the same space.
 
-    data: description of the dataset. known: section `data` of the run's config.yaml; keys that it lacks are not compared.
-    run: name of the run in messages.
+    data: description of the dataset. known: section `data` of the run's config.yaml. run: run's name for messages.
     """
     if data.latents != known.latents:
         holds = "latents" if data.latents else "pixels"
@@ -67,7 +61,7 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
 
 
 def read_run_config(run: Path) -> RunConfig:
-    """Read a run's config.yaml. Raises FormatError, and UsageError when a plug-in that it needs was not run."""
+    """Read a run's config.yaml. Raises FormatError, and UsageError if a plug-in of the run is missing."""
     config = store.read_config(run)
     check_plugins(config.plugins, run)
     return config
@@ -75,12 +69,13 @@ def read_run_config(run: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's network with the weights of a checkpoint or of a file made by 'elbo ema', in eval mode on its device.
+    """A trained run, whose network has the weights of a checkpoint or of a file of 'elbo ema'.
 
-    path: the run folder. data: section `data` of config.yaml.
-    files: sha256 of each file that settings name, such as a schedule file.
-    about: identity of the weights, for results: weights (their name), step, images_trained, weights_sha256, and for a file of
-    'elbo ema' weights_file; also how the run was trained.
+    path: run folder.
+    network: in eval mode, on its device.
+    data: section `data` of config.yaml.
+    files: SHA-256 digest of each file that settings name, such as a schedule file.
+    about: keys for results: weights (name of the weights), weights_sha256, step, images_trained, and how the run was trained.
     """
 
     path: Path
@@ -96,7 +91,7 @@ class TrainedRun:
 
     @property
     def step(self) -> int:
-        """Number of optimizer updates behind the weights; 0 if unknown."""
+        """Number of optimizer updates that made the weights; 0: unknown."""
         return int(self.about.get("step", 0))
 
     @property
@@ -105,12 +100,15 @@ class TrainedRun:
         return Prediction(self.settings.prediction)
 
     def precision(self, asked: str, device: torch.device) -> str:
-        """Return the precision to compute in: `asked`, or for `auto` the run's own on CUDA, and fp32 on a CPU."""
+        """Return the precision to compute in.
+
+        asked: precision to return, or `auto` for the precision of training on CUDA and fp32 on a CPU.
+        """
         own = self.settings.precision if device.type == "cuda" else AUTO
         return asked if asked != AUTO else own if own != AUTO else "fp32"
 
     def schedule(self) -> Schedule:
-        """Return the noise schedule; if adaptive, that of the checkpoint. Raises FormatError, DataError (changed file)."""
+        """Return the training schedule; if adaptive, as stored in the checkpoint. Raises FormatError, DataError."""
         fixed = schedule_of(self.settings)
         if fixed is None:
             return self._online().schedule(resolve_weighting(self.settings.weighting), self.settings.floor)
@@ -120,14 +118,14 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the run's training weighting; if learned, that of the checkpoint. Raises FormatError, DataError."""
+        """Return the training weighting; if learned, as stored in the checkpoint. Raises FormatError, DataError."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
         return learned_weighting(weighting, self.schedule(), self.prediction, self._online())
 
     def _online(self) -> AdaptiveSchedule:
-        """Return the errors per λ that the checkpoint stores. Raises FormatError when it stores none."""
+        """Return the errors per λ in the checkpoint. Raises FormatError if the checkpoint has no errors."""
         online = AdaptiveSchedule(bin_edges(self.settings.logsnr_min, self.settings.logsnr_max))
         try:
             online.state.copy_(self.checkpoint.state()["online"])
@@ -139,19 +137,18 @@ class TrainedRun:
 
 
 def empty_network(config: RunConfig, where: Path) -> Network:
-    """Build a run's network on the meta device, without allocating memory. A FormatError names the file `where`."""
+    """Build a run's network on the meta device, without memory. where: file to name in a FormatError."""
     network = config_of(config.network, where)
     with reading(where), torch.device("meta"):
         return build(network)
 
 
 def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedRun:
-    """Open a run or one of its checkpoints; the network is on `device`, in eval mode.
+    """Open a run or one of its checkpoints.
 
-    weights: `ema` for the run's first average, `model` for the last weights, an average's name or SPEC, or the path of a file
-    made by 'elbo ema'.
-    Raises FormatError (not a run; damaged; weights don't fit), DataError (no checkpoint yet; another run's average),
-    UsageError (no such average).
+    weights: `ema`: the run's first average; `model`: the last weights; else name of an average, or path of a file of 'elbo ema'.
+    Raises FormatError: not a run, damaged, or the weights don't fit the network.
+        DataError: no checkpoint yet, or an average of another run. UsageError: no such average.
     """
     within = (path / META).exists()
     run = path.resolve().parent.parent if within else path
@@ -190,7 +187,7 @@ def open_run(path: Path, device: torch.device, weights: str = "ema") -> TrainedR
 
 
 def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (the weights in a file made by 'elbo ema', entries for TrainedRun.about that identify these weights)."""
+    """Return the weights in a file of 'elbo ema', and entries for TrainedRun.about."""
     if not file.is_file():
         raise UsageError(
             f"{str(file)!r} is neither a file nor an average; {checkpoint.path} has these averages: {', '.join(checkpoint.names)}"
@@ -204,7 +201,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
 
 
 class EffectiveWeighting(NamedTuple):
-    """The weighting that training uses after a step. low, high: part of the run's range of λ where the weighting is defined."""
+    """Weighting of a run after a step. low, high: range of λ in which the weighting is defined."""
 
     step: int
     images: int
@@ -213,19 +210,19 @@ class EffectiveWeighting(NamedTuple):
     high: float
 
     def json(self) -> dict[str, Any]:
-        """Return a JSON object. rising: intervals of λ where w rises. rise: total rise of w, as a fraction of the largest w."""
+        """Return a JSON object; `rising`: intervals of λ where w rises; `rise`: total rise of w, relative to the largest w."""
         rising = self.weighting.rising(self.low, self.high)
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}
 
 
 def means_run(text: str) -> bool:
-    """Return whether a text names a run folder and not a weighting; the name of a weighting takes precedence."""
+    """Return whether a text is the path of a run folder, and not the name of a weighting."""
     return WEIGHTINGS.named(text.partition(":")[0]) is None and (Path(text) / CONFIG).is_file()
 
 
 def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]]:
-    """Return a run's settings, and its weighting over the course of training. Raises ElboError."""
+    """Return a run's settings, and the result of `effective_weightings`. Raises ElboError."""
     config = read_run_config(run)
     if not {"weighting", "schedule"} <= set(config.settings):
         raise DataError(f"{run}: was imported without its objective; import it again with --weighting and --schedule")
@@ -234,10 +231,8 @@ def weighting_of_run(run: Path) -> tuple[TrainSettings, list[EffectiveWeighting]
 
 
 def effective_weightings(run: Path, settings: TrainSettings) -> list[EffectiveWeighting]:
-    """Return a run's weighting over the course of training: one entry if fixed, up to 12 if learned. Raises ElboError.
-
-    A learned weighting is recomputed from the loss log by the code that training uses at the end of each log interval.
-    """
+    """Return a run's weighting, at up to 12 steps if the weighting is learned, else at step 0. Raises ElboError."""
+    # A learned weighting is recomputed from the loss log, as training does after each log interval.
     weighting, schedule = resolve_weighting(settings.weighting), schedule_of(settings)
     low, high = (settings.logsnr_min, settings.logsnr_max)
     ends = max(low, weighting.support[0]), min(high, weighting.support[1])
@@ -266,18 +261,18 @@ def _compared(settings: TrainSettings, network: NetworkConfig, data: RunData) ->
 
 @dataclass(frozen=True, repr=False)
 class Initial(TrainedRun):
-    """The run whose weights a new run begins from (--init), with its network on the meta device.
+    """The old run whose weights a new run begins from (--init); the network is on the meta device.
 
-    named: path that --init gives: a run, a checkpoint, or a file of weights in a checkpoint.
+    named: path given to --init: a run, a checkpoint, or a file of weights in a checkpoint.
     """
 
     named: Path
 
     def facts(self, settings: TrainSettings, network: NetworkConfig, data: RunData) -> InitFacts:
-        """Return the record of the old run's weights for the new run's config.yaml, with the names of changed settings.
+        """Return the section `init` of the new run's config.yaml, which identifies the old weights.
 
-        settings, network, data: those of the new run.
-        Raises UsageError when the weights can't be transferred to the network.
+        settings, network, data: settings, network config and dataset of the new run.
+        Raises UsageError: the weights can't be transferred to the network.
         """
         with reading(self.named, kind=UsageError):
             shapes = shapes_of(self.network.config)
@@ -289,7 +284,10 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run inherits: all but time limit, speed and (if `data` has other images) validation."""
+        """Return the settings that a new run inherits: all except time limit and speed.
+
+        Validation settings are inherited only if `data` has the images of the old run.
+        """
         same = data.payload_sha256 and data.payload_sha256 == self.data.payload_sha256
         left = (SPEED,) if same else (SPEED, VALIDATION)
         stored = self.settings.stored()
@@ -300,9 +298,9 @@ class Initial(TrainedRun):
         check_content(data, self.data, self.named)
 
     def rows(self, network: NetworkConfig, data: RunData) -> list[int | None]:
-        """Return, for each class of the new run's `data`, its number in the old run; None for a class that the old run lacks.
+        """Return the old run's class number for each class of the new run; None: the old run lacks the class.
 
-        Classes are matched by name if both datasets name their classes and share a name, else by number.
+        Classes are matched by name if the datasets have class names in common, else by number.
         """
         before, now = self.network.config.num_classes, network.num_classes
         old, new = self.data.class_names or [], data.class_names or []
@@ -311,7 +309,7 @@ class Initial(TrainedRun):
         return [row if row < before else None for row in range(now)]
 
     def weights(self, network: NetworkConfig, data: RunData) -> dict[str, Tensor]:
-        """Return the new run's initial weights by name, except those to draw at random. Raises UsageError, FormatError."""
+        """Return initial weights of the new network, except weights to draw at random. Raises UsageError, FormatError."""
         read = self.checkpoint.weights(self.about["weights"]).read
         with reading(self.named, kind=UsageError):
             return transfer(self.network.config, network, self.rows(network, data), read)
@@ -328,11 +326,11 @@ def open_initial(path: Path) -> Initial:
 
 
 def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | None:
-    """Return the run whose weights the run in `out` begins from; None without such a run, or if `out` has a checkpoint.
+    """Return the run whose weights the run in `out` begins from; None: random weights, or `out` has a checkpoint.
 
-    asked: path of --init; None if not given.
-    known: config.yaml that the run takes settings from, which may also name a run to begin from; None for no config.
-    Raises FormatError, UsageError, and DataError when the named weights are gone or have changed.
+    asked: path of --init; None: not given.
+    known: config.yaml to take settings from, and a run to begin from if `asked` is None; None: no config.
+    Raises FormatError, UsageError; DataError: the weights are gone or have changed.
     """
     began = known.config.init if known else None
     if known is None or began is None or asked not in (None, Path(began.run)):
@@ -346,7 +344,10 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
 
 
 def dataset_for(known: Known | None) -> Path:
-    """Return the path of the config's dataset; without a config, of the only dataset in the current folder. Raises DataError."""
+    """Return the path of the dataset to train on. Raises DataError.
+
+    known: config.yaml that names the dataset; None: the only dataset in the current folder.
+    """
     data = find_dataset(Path()) if known is None else dataset_of(known.config.data, known.where.parent)
     log.info("using dataset %s", data)
     return data

@@ -1,6 +1,6 @@
-"""Resolve a training run: merge its settings from all sources, then build the network's config and the objective for the data.
+"""Merge a run's settings from all sources, and make the network's config and the objective.
 
-Priority, highest first: options, config.yaml, preset, the run that --init names, defaults.
+Priority of the sources, highest first: options, config.yaml, preset, the run that --init names, defaults.
 """
 
 from __future__ import annotations
@@ -36,32 +36,29 @@ from elbocli.runtime.progress import log
 if TYPE_CHECKING:
     from elbocli.run.open import Initial
 
+# Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset.
 PLACES = ("path", "from_run", ATTRIBUTES["autoencoder"], *PREPROCESSING)
-"""Keys of config.yaml's section `data` that may change or be missing when a run resumes; digests identify the dataset."""
-STORED = ("power:std=0.05", "power:std=0.1")
-"""Power averages whose snapshots are kept when --ema names none. Source: arXiv:2312.02696 (EDM2)."""
-SNAPSHOTS = 20
-"""Number of snapshots in a whole run, when --snapshot-every isn't given."""
-NETWORK = "network."
-"""Prefix of the network's keys among options, as in network.channels."""
+STORED = ("power:std=0.05", "power:std=0.1")  # averages for snapshots when --ema names no power average; EDM2, arXiv:2312.02696
+SNAPSHOTS = 20  # snapshots in a whole run without --snapshot-every
+NETWORK = "network."  # prefix of the network's keys among options, as in network.channels
+# Estimated device memory per parameter in bytes: weight, gradient, two optimizer moments, average; doubled for activations.
 TRAINED_BYTES = 2 * 5 * 4
-"""Estimated device memory per parameter in bytes: weight, gradient, two optimizer moments, average; doubled for activations."""
 
 
 class Known(NamedTuple):
-    """Config of the run to resume, or of --config. Its settings apply where no option is given. where: path of its file."""
+    """Config of the run to resume, or of --config; options have priority. where: path of config.yaml."""
 
     where: Path
     config: RunConfig
 
 
 def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[str]) -> tuple[Known | None, dict[str, Any]]:
-    """Return (config of --config if it is a run's config.yaml, else None; merged options).
+    """Merge the options of --config, the command line and --set, in rising priority.
 
-    path: file of --config: a YAML file of options, or a run's config.yaml.
-    options: options of the command line, None where not given; they override the file's.
-    words: network.KEY=VALUE or training.KEY=VALUE of --set; they override options.
-    Raises UsageError, and FormatError for a file that can't be read.
+    path: file of --config, a YAML file of options or a run's config.yaml; None: no --config.
+    options: options of the command line; a value of None: not given. words: network.KEY=VALUE or training.KEY=VALUE of --set.
+    Returns: config, if the file is a run's config.yaml, else None; merged options.
+    Raises UsageError. Raises FormatError: the file can't be read.
     """
     known, found = None, dict[str, Any]()
     content = {} if path is None else read_yaml(path)
@@ -84,7 +81,7 @@ def read_options(path: Path | None, options: Mapping[str, Any], words: Sequence[
 
 
 def preset_data(preset: str) -> RunData | None:
-    """Return the data that a preset (name or path) is made for; None if the preset names none. Raises UsageError, FormatError."""
+    """Return the data that a preset is made for; None: not stated. preset: name or path. Raises UsageError, FormatError."""
     data = load_preset(preset).data
     if data is None:
         return None
@@ -94,11 +91,11 @@ def preset_data(preset: str) -> RunData | None:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings, network and objective of a run.
+    """Settings, network config and objective of a run.
 
-    files: sha256 of each file that settings name, such as a schedule file. schedule: None if adaptive.
-    init: record for config.yaml of the weights that the run begins from; None without --init.
-    initial: the other run with those weights; None without --init, or if the run resumes from its own checkpoint.
+    files: path → sha256, for files named by settings, such as a schedule file. schedule: None: adaptive.
+    init: origin of the first weights, for config.yaml; None: no --init.
+    initial: run that has the first weights; None: no --init, or the run resumes from a checkpoint.
     """
 
     settings: TrainSettings
@@ -124,7 +121,7 @@ class Resolved:
 
 
 def schedule_of(settings: TrainSettings) -> Schedule | None:
-    """Return the schedule that settings name; None if adaptive. Raises ElboError."""
+    """Return the schedule that the settings name; None: adaptive. Raises ElboError."""
     if settings.schedule == ADAPTIVE:
         return None
     return resolve_schedule(settings.schedule, settings.logsnr_min, settings.logsnr_max)
@@ -139,12 +136,12 @@ def run_settings(section: Mapping[str, Any], where: Path) -> TrainSettings:
 def resolve(
     options: Mapping[str, Any], data: Dataset | RunData, known: Known | None = None, initial: Initial | None = None
 ) -> Resolved:
-    """Merge the settings from all sources, and return them with the network's config and the objective for the data.
+    """Merge a run's settings from all sources, and make the network's config and the objective.
 
-    options: settings by name (None where not given), and keys of the network such as `network.channels`.
-    known: config of the run or of --config, or None; its preset is not read again.
-    initial: the run to begin from (--init), whose network is used; None for random weights.
-    Raises UsageError for options that contradict each other or don't fit the data, FormatError for an unusable preset or file.
+    options: settings by name, and network keys such as `network.channels`; a value of None: not given.
+    known: config of the run to resume or of --config; None: neither.
+    initial: run of --init, whose network is used; None: random weights.
+    Raises UsageError: options contradict each other or the data. Raises FormatError: unusable preset or file.
     """
     given = {key: value for key, value in options.items() if value is not None}
     overrides = {key.removeprefix(NETWORK): given.pop(key) for key in list(given) if key.startswith(NETWORK)}
@@ -248,22 +245,22 @@ def _choose(data: RunData, device: str) -> str:
 
 
 def _preset_network(preset: Preset, data: RunData) -> dict[str, Any]:
-    """Return a preset's network section, with the preset's image size, or that of the data if the preset is for any size."""
+    """Return a preset's network section, with `image_size` of the preset, or of the data if the preset has none."""
     return {**preset.network, "image_size": preset.data.image_size if preset.data else data.image_size}
 
 
 def _network(section: dict[str, Any], where: object, data: RunData, classes: int) -> NetworkConfig:
-    """Return a network's config for the image size and channels of a dataset. Raises FormatError, UsageError."""
+    """Return a network's config, fitted to the image size and channels of `data`. Raises FormatError, UsageError."""
     config = config_of({"num_classes": classes, **section, "image_channels": data.channels}, where)
     assert data.image_size
     return config.for_classes(classes).for_size(data.image_size)
 
 
 def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> Weighting:
-    """Return the weighting, and remove its refinements (shift, bias, monotone) from `values`.
+    """Return the weighting, and remove the settings shift, bias and monotone from `values`.
 
-    size: image side in pixels. full: whether the weighting's spec is from a config.yaml, where it includes the refinements.
-    made_for: image side in pixels for which the spec of the config.yaml was made.
+    size: image side in pixels. made_for: image side in pixels for which the weighting's SPEC was made.
+    full: whether the SPEC already includes shift, bias and monotone, as in a config.yaml.
     """
     spec, asked, bias = values["weighting"], values.pop("shift", None), values.pop("bias", None)
     shift = resolution_shift(size) if asked == AUTO else asked or 0.0
@@ -276,9 +273,9 @@ def _weighting(values: dict[str, Any], size: int, full: bool, made_for: int) -> 
 
 
 def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
-    """Return the schedule (None if adaptive), and put its full spec and its range of λ into `values`.
+    """Return the schedule (None: adaptive), and put the schedule's SPEC and range of λ into `values`.
 
-    free: whether no option sets the range, so that a schedule file's own range applies.
+    free: whether a schedule file's range applies, because no option sets the range.
     """
     spec, ends = values["schedule"], (values["logsnr_min"], values["logsnr_max"])
     if spec == ADAPTIVE:
@@ -292,7 +289,10 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings `ema` and `snapshot_every`. Snapshots need power averages: if one of the two is set, add the other."""
+    """Return the settings `ema` and `snapshot_every`, each completed for the other.
+
+    Snapshots without a power average: STORED is added to `ema`. Power averages without `snapshot_every`: SNAPSHOTS in the run.
+    """
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)
     if every and not stored:
@@ -303,14 +303,14 @@ def _averages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(had_run: RunConfig, asked_for: RunConfig) -> list[str]:
-    """Return one line for each setting that must not change when a run resumes, but differs between its two configs."""
+    """Return a line for each setting that must not change when a run resumes, but differs between the two configs."""
     had, asked = _fixed(had_run), _fixed(asked_for)
     changed = sorted(key for key in {**had, **asked} if had.get(key) != asked.get(key))
     return [f"{key}: the run has {had.get(key)}, asked for {asked.get(key)}" for key in changed]
 
 
 def _fixed(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that a resumed run must not change, by their names in messages, with defaults for missing settings."""
+    """Return the settings that must not change when a run resumes: name for messages → value."""
     settings = run_settings(config.settings, Path(CONFIG)).stored()
     if settings["precision"] == "tf32":  # allow a run to move between CPU and CUDA
         settings["precision"] = "fp32"

@@ -45,30 +45,30 @@ def seconds(value: Any) -> Any:
 
 
 def about(help: str, **said: Any) -> Meta:
-    """Return the declaration of a setting, which lacks only the type and the default.
+    """Return the declaration of a setting without type and default.
 
-    help: help text of the option. said: any of these keys:
-    group: heading of this setting and the following ones in the help. more: text that the man page adds to the help.
+    help: help text of the option. said: any of the following keys.
+    group: heading, in the help, of this setting and the following settings. more: text that only the man page has.
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
-    names: module and name of the registry whose names the value may begin with. words: further names.
-    zero: word for 0, such as none. flags: the option's name, "" for no option. metavar: placeholder of the value in the help.
-    shown: the default to show in the help, for settings whose default isn't up to presets.
-    free: whether the setting may change when a run resumes. preset: whether presets may set it; by default the value of `stored`.
-    stored: False if config.yaml lacks the setting, because the setting only refines another setting.
+    names: module and name of the registry whose names the value may begin with. words: further allowed names.
+    zero: word for 0, such as none. flags: the option's name; "": no option. metavar: placeholder of the value in the help.
+    shown: default that the help shows; "": none.
+    free: whether the setting may change when a run resumes. preset: whether presets may set the setting; default: as `stored`.
+    stored: whether config.yaml has the setting; False: the setting only refines another setting.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
     return Meta(description=help, extra=said, **bounds)
 
 
 def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
-    """Return the declaration of an integer setting between `ge` and `le`. help: help text. said: keys of `about`."""
+    """Return the declaration of an integer setting from `ge` to `le`. said: further keys of `about`."""
     return about(help, ge=ge, le=le, **said)
 
 
 class TrainSettings(Struct, frozen=True, kw_only=True):
     """Training settings of a run.
 
-    Settings with `stored=False`, such as `bias`, refine others; `resolve` merges them into the others and sets them to None.
+    A setting with stored=False, such as `bias`, refines another setting; after `resolve` has merged both, `bias` is None.
     Raises UsageError for settings that contradict each other.
     """
 
@@ -266,12 +266,12 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most --batch-size, {self.batch_size}")
 
     def stored(self) -> dict[str, Any]:
-        """Return the settings by name, as config.yaml stores them."""
+        """Return the settings that config.yaml has, by name."""
         stored = {name: getattr(self, name) for name, setting in SETTINGS.items() if setting.says("stored", True)}
         return {**stored, "ema": list(self.ema)}
 
     def written(self) -> dict[str, Any]:
-        """Return the settings as config.yaml has them: as `stored`, with words such as none instead of 0."""
+        """Return the settings of `stored`, with words such as none in place of 0, as in config.yaml."""
         return {name: SETTINGS[name].written(value) for name, value in self.stored().items()}
 
 
@@ -287,11 +287,11 @@ class Setting(NamedTuple):
     meta: Meta
 
     def says(self, key: str, otherwise: Any = "") -> Any:
-        """Return the declaration's value for a key of `about`; `otherwise` if the declaration lacks the key."""
+        """Return the value that `about` was given for a key; `otherwise` if `about` was not given the key."""
         return (self.meta.extra or {}).get(key, otherwise)
 
     def written(self, value: Any) -> Any:
-        """Return a value as files and help show it: 0 is replaced by the setting's word for 0, if there is one."""
+        """Return the setting's word for 0, such as none, if the value is 0; other values unchanged."""
         return value or self.says("zero", value)
 
 

@@ -1,4 +1,4 @@
-"""Compute ahead in a background thread, and watch for reasons to end a run: a signal, a time limit, the launcher's death."""
+"""Background computation, and reasons to end a run: a signal, a time limit, or the launcher's death."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """Background computation of work(step) for the next `depth` steps. work: a function of the step alone."""
+    """Background thread that computes work(step) for the next `depth` steps. work: a function of the step alone."""
 
     def __init__(self, work: Callable[[int], T], depth: int = 2):
         self._work, self._depth = work, depth
@@ -39,7 +39,7 @@ GRACE_S = 1.0
 PATIENCE_S = 60
 """Seconds that a process restarted by torchrun waits until its predecessor, which may still be saving, has ended."""
 TIME, ORPHAN = 1001, 1002
-"""Reasons to end a run: the time limit is reached, the launcher has died. Other reasons are numbers of signals."""
+"""Reasons to end a run that are not signals: the time limit is reached, the launcher has died."""
 
 
 class Signals:
@@ -49,7 +49,6 @@ class Signals:
         self.received, self._first = 0, 0.0
 
     def remember(self, signum: int, frame: FrameType | None) -> None:
-        """Signal handler: record the first signal; end the process at a second Ctrl-C."""
         now = time.monotonic()
         if not self.received:
             self.received, self._first = signum, now
@@ -60,7 +59,7 @@ class Signals:
 def interrupted(reason: int, saved: str) -> ElboError:
     """Return the error that ends a run: Interrupted (exit code 128 + signal), or PeerLost if the launcher has died.
 
-    reason: number of the signal, or ORPHAN for a dead launcher. saved: text for the message that says what was saved.
+    reason: number of the signal, or ORPHAN for a dead launcher. saved: what was saved, for the message.
     """
     if reason == ORPHAN:
         return PeerLost(f"the launcher of this run (torchrun) has ended; {saved}")
@@ -69,7 +68,7 @@ def interrupted(reason: int, saved: str) -> ElboError:
 
 @contextmanager
 def catching_signals() -> Iterator[Signals]:
-    """Record signals instead of acting on them, during the block. SIGHUP stays ignored if it is ignored already, as by nohup."""
+    """Record signals inside the `with` block, instead of acting on them. An ignored SIGHUP stays ignored."""
     signals, before = Signals(), dict[signal.Signals, Any]()
     if current_thread() is main_thread():
         for caught in CAUGHT:
@@ -83,10 +82,10 @@ def catching_signals() -> Iterator[Signals]:
 
 
 class Ending:
-    """Watch for reasons to end a run: a signal, the run's time limit (TIME), or the death of the run's launcher (ORPHAN).
+    """Watcher for reasons to end a run: a signal, the time limit (TIME), or the launcher's death (ORPHAN).
 
     limit: time limit in seconds; 0 for none.
-    launched: whether a launcher started this process; the run ends if the launcher dies.
+    launched: whether a launcher, such as torchrun, started this process.
     """
 
     def __init__(self, signals: Signals, limit: float, launched: bool):
@@ -95,7 +94,7 @@ class Ending:
         self._parent = os.getppid() if launched else 0
 
     def reason(self) -> int:
-        """Return the reason to end the run, as a number that processes can agree on: a signal, TIME or ORPHAN; 0 for none."""
+        """Return the reason to end the run: number of a signal, TIME or ORPHAN; 0 for none."""
         if self.signals.received:
             return self.signals.received
         if self._parent not in (0, os.getppid()):

@@ -1,4 +1,4 @@
-"""The device of a run: its name, precision and memory, and CUDA graphs of repeated calls."""
+"""Devices: choice by name, precision, memory, copies of tensors, and CUDA graphs of repeated calls."""
 
 import os
 import platform
@@ -14,23 +14,21 @@ from torch import Tensor
 from elbocli.errors import UsageError
 from elbocli.runtime.progress import log
 
+# Name of a precision → dtype of the network's activations.
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Name of a precision → dtype of the network's activations."""
-WARM_UPS = 2
-"""Calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory."""
+WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose algorithms and allocate memory
 
 
 def meant_by(name: str) -> str:
-    """Return the device name that `auto` means: $ELBO_DEVICE, else cuda if available, else cpu. Other names stay the same."""
+    """Return the name of a device; for `auto` $ELBO_DEVICE, else cuda if available, else cpu."""
     asked = os.environ.get("ELBO_DEVICE") or "auto" if name == "auto" else name
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device with a name such as cuda:1, or the device that `auto` means.
+    """Return the device with a name such as cuda:1 or auto. A CUDA device becomes torch's current device.
 
-    A CUDA device gets an index, and becomes torch's current device.
-    Raises UsageError if the device doesn't work on this machine.
+    Raises UsageError: when the device doesn't work on this machine.
     """
     name = meant_by(name)
     try:
@@ -61,7 +59,8 @@ class Precision:
     fp32: strict float32, as on a CPU.
     tf32: CUDA multiplies float32 with 10 bits of mantissa and accumulates in float32; on other devices the same as fp32.
     bf16, fp16: autocast; operations that autocast leaves in float32 run as with tf32.
-    With all of them, losses are at least float32, and λ is never rounded. Raises UsageError for another name.
+    All precisions: losses are at least float32, and λ is never rounded.
+    Raises UsageError: for another name.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Precision:
 
     @property
     def tf32(self) -> bool:
-        """Tell whether float32 matrices and convolutions are multiplied in TF32."""
+        """Whether float32 matrices and convolutions are multiplied in TF32."""
         return self.device.type == "cuda" and self.name != "fp32"
 
     def __str__(self) -> str:
@@ -87,7 +86,7 @@ class Precision:
 
     @contextmanager
     def applied(self, benchmark: bool = False) -> Iterator[None]:
-        """Set torch's TF32 and cuDNN switches during the block, for backward passes too. Does nothing except on CUDA.
+        """On CUDA, set torch's TF32 and cuDNN switches during the block, which must include backward passes.
 
         benchmark: let cuDNN time its algorithms for each shape and keep the fastest.
         """
@@ -105,7 +104,10 @@ class Precision:
 
 
 def usual_precision(device: str, for_gpu: bool) -> str:
-    """Return the default precision of training: fp32 on a CPU; on CUDA bf16 for a network made for GPUs, else tf32."""
+    """Return the default precision of training: fp32 on a CPU, bf16 or tf32 on CUDA.
+
+    for_gpu: whether the network is made for GPUs; then bf16 on a GPU that has bf16, else tf32.
+    """
     if not meant_by(device).startswith("cuda"):
         return "fp32"
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -113,15 +115,15 @@ def usual_precision(device: str, for_gpu: bool) -> str:
 
 
 def seed_dropout(device: torch.device, seed: int) -> None:
-    """Seed the dropout masks on a device. torch.manual_seed would also query all other devices, which is slow."""
-    torch.default_generator.manual_seed(seed)
+    """Seed the dropout masks on a device."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also query all other devices, which is slow
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
 
 
 def pinned(value: Tensor, device: torch.device) -> Tensor:
-    """Return a copy of a CPU tensor in pinned host memory if it is to go to a GPU (`device`); else the tensor itself."""
+    """Return a copy of a CPU tensor in pinned host memory if `device` is a GPU; else the tensor itself."""
     travels = device.type == "cuda" and value.device.type == "cpu"
     return value.pin_memory() if travels and not value.is_pinned() else value
 
@@ -140,10 +142,9 @@ def card_bytes(device: str) -> int | None:
 
 
 class CudaGraphs:
-    """CUDA graphs of functions that are called repeatedly with inputs of the same shapes, in one memory pool.
+    """CUDA graphs of functions that are called repeatedly with inputs of the same shapes.
 
-    A graph launches all kernels of a call at once, which saves small networks most of their time. If a call can't be captured,
-    a warning says so, and all later calls run without graphs.
+    If a call can't be captured, a warning is logged, and all later calls run without graphs.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,4 @@
-"""The processes of a run under torchrun: this process's rank, and collective operations. A single process needs no launcher.
-
-Any other launcher works too, if it sets the environment variables WORLD_SIZE and VARIABLES for each process.
-"""
+"""The processes of a run under torchrun: ranks and collective operations. A single process needs no launcher."""
 
 import faulthandler
 import os
@@ -21,23 +18,19 @@ from elbocli.errors import ElboError, PeerLost, UsageError
 from elbocli.runtime.device import choose_device, meant_by
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)
-"""Timeout of collective operations on the host: ranks wait while rank 0 reads and checks a checkpoint."""
+PATIENCE = timedelta(minutes=30)  # timeout of collective operations; ranks wait while rank 0 reads and checks a checkpoint
 VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables that a launcher must set for each process, besides WORLD_SIZE."""
-JOIN = timedelta(minutes=10)
-"""Timeout for the start of all processes, which is long because imports over a network file system are slow."""
-ENDING_S = 60.0
-"""Seconds that a failed process has to end before it is killed. The other processes wait for its end."""
-_kept: list[Any] = []
-"""Process groups, kept alive: freeing a group waits for its thread, which may wait for Python's lock for ever (torch 2.13)."""
+"""Environment variables that torchrun or another launcher must set for each process, besides WORLD_SIZE."""
+JOIN = timedelta(minutes=10)  # timeout for the start of all processes; imports over a network file system are slow
+ENDING_S = 60.0  # seconds after which a failed process is killed; other processes wait for the end of the failed process
+_kept: list[Any] = []  # freeing a process group waits for its thread, which may wait for Python's lock for ever (torch 2.13)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process: rank `rank` of `size`, with its own device. Every process must call all methods in the same order.
+    """This process among the `size` processes of a run. Every process must call all methods in the same order.
 
-    All methods raise PeerLost if another process has ended.
+    Raises PeerLost: in all methods, when another process has ended.
     """
 
     rank: int = 0
@@ -50,21 +43,21 @@ class World:
         return self.rank == 0
 
     def added(self, value: Tensor) -> Tensor:
-        """Sum a tensor over all processes, in place, on its device, and return it."""
+        """Sum a tensor over all processes, in place, and return the tensor."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def most(self, values: list[int]) -> list[int]:
-        """Return the elementwise maximum over processes, without synchronising the device."""
+        """Return the elementwise maximum over processes."""
         if self.size == 1:
             return values
-        together = torch.tensor(values)
+        together = torch.tensor(values)  # on the CPU, so that the device is not synchronised
         dist.all_reduce(together, dist.ReduceOp.MAX)
         return together.tolist()
 
     def all(self, value: T) -> list[T]:
-        """Gather a value from every process; return the values by rank."""
+        """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -72,7 +65,7 @@ class World:
         return values
 
     def of_first(self, value: T) -> T:
-        """Broadcast rank 0's value, and return it on every rank. The other ranks' values are ignored."""
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -81,7 +74,7 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """End all processes if any of them raises an ElboError in the block, with the message of the lowest failed rank."""
+        """Raise an ElboError in every process if any process raises an ElboError in the block."""
         if self.size == 1:
             yield
             return
@@ -101,13 +94,16 @@ ALONE = World()
 
 
 def shard_size(size: int) -> int:
-    """Return the number of processes that share one copy of the weights under FSDP: a node's, or all if `size` is no multiple of it."""
+    """Return the number of processes that share a copy of the weights under FSDP.
+
+    size: number of all processes. Returns: number of processes of a node, or `size` if this number doesn't divide `size`.
+    """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     return size if size % local else local
 
 
 def to_local(tensor: Any) -> Tensor:
-    """Return this process's shard of a DTensor without copying it; any other tensor unchanged."""
+    """Return this process's shard of a DTensor, not copied; return any other tensor unchanged."""
     if not hasattr(tensor, "to_local"):
         return tensor
     with torch.no_grad():
@@ -115,7 +111,7 @@ def to_local(tensor: Any) -> Tensor:
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
-    """Return `whole`, a tensor that every process holds in full, sharded like `tensor`; unchanged if `tensor` is no DTensor."""
+    """Return `whole` sharded like the DTensor `tensor`; for any other `tensor`, unchanged. whole: equal in all processes."""
     if not hasattr(tensor, "device_mesh"):
         return whole
     from torch.distributed.tensor import distribute_tensor
@@ -125,11 +121,11 @@ def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
-    """Join the process group of torchrun's environment during the block; yield this process's World.
+    """Join torchrun's process group during the block; yield this process's World. Without WORLD_SIZE, the process is alone.
 
-    Without WORLD_SIZE, the process is alone. Each process takes the CUDA device of its local rank unless `device` names another.
-    If the block fails, the process ends within ENDING_S, because torch may hang while it destroys the group.
-    Raises UsageError if an environment variable is missing or `device` has an index, PeerLost if another process has ended.
+    device: auto, cpu, cuda, …; under torchrun, cuda is the GPU of the local rank.
+    Raises UsageError: when an environment variable is missing, or `device` has an index under torchrun.
+    Raises PeerLost: when another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -159,7 +155,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         with telling_lost():
             yield World(rank, size, chosen)
     except BaseException:
-        faulthandler.dump_traceback_later(ENDING_S, exit=True)  # works without the GIL
+        faulthandler.dump_traceback_later(ENDING_S, exit=True)  # destroying the group may hang; works without the GIL
         raise
     finally:
         dist.destroy_process_group()
@@ -186,6 +182,6 @@ def telling_lost() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise PeerLost(
-            "another process of this run has ended or can't be reached; see its own message for the reason; "
+            "another process of this run has ended or can't be reached; see that process's message for the reason; "
             f"the same command resumes from the last checkpoint ({' '.join(str(error).split())[:80]})"
         ) from error

@@ -1,6 +1,6 @@
-"""Reports of library code to the user: `log` for messages, `progress` for counts. Commands display both on stderr.
+"""Report messages (`log`) and counts (`progress`) to the user. Commands display both on stderr.
 
-`log` is Python's logger "elbo": info, debug (displayed with -v) or warning (displayed with -q too).
+`log` is Python's logger "elbo". Option -v also displays debug messages; option -q displays only warnings.
 """
 
 import logging
@@ -12,9 +12,10 @@ _show: Callable[..., None] | None = None
 
 
 def progress(done: int, total: int | None = None, unit: str = "", then: str = "", **values: Any) -> None:
-    """Report that `done` of `total` `unit`s are done. Nothing is displayed unless a command has called `show_progress_with`.
+    """Report that `done` of `total` `unit`s are done. Without a previous call of `show_progress_with`, nothing is displayed.
 
-    total: None if unknown. then: work before the next report, if it may take long, such as 'drawing a preview'; '' for none.
+    total: None if unknown.
+    then: slow work before the next report, such as 'drawing a preview'; '' for none.
     values: numbers for the end of the line, such as loss=.1.
     """
     if _show:
@@ -22,6 +23,6 @@ def progress(done: int, total: int | None = None, unit: str = "", then: str = ""
 
 
 def show_progress_with(show: Callable[..., None]) -> None:
-    """Pass every report to `show(done, total, unit, then, values)`, which replaces an earlier function."""
+    """Pass every later report to the function `show(done, total, unit, then, values)`."""
     global _show
     _show = show

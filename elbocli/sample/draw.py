@@ -1,6 +1,6 @@
-"""Draw images from a run: guide its denoiser, decode latents, and share the work among ranks.
+"""Draw images from a run with one or several processes.
 
-Images are drawn in rounds: each rank draws one batch, and rank 0 writes the batches of all ranks in order.
+In each round, every rank draws one batch, and rank 0 writes the batches of all ranks in order.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Wrapped(Network):
         self.network, self.call = network, call
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Call the function with (z, λ, labels) instead of the network."""
         return self.call(z, logsnr, labels)
 
 
 @dataclass(frozen=True)
 class GuidedRun:
-    """A run to draw from, guided by another run (`guide`), or, if `guide` is None, by the run's own output without classes.
+    """A run to draw from, with guidance and clipping.
 
-    threshold: method that keeps estimates of the image within the range of pixels.
+    guide: run for the weak output of guidance; None: the run to draw from, without classes.
+    threshold: method that clips x̂ to the range of pixels, from THRESHOLDS.
     """
 
     trained: TrainedRun
@@ -70,7 +70,7 @@ class GuidedRun:
         return config.image_size, config.image_size, config.image_channels
 
     def denoiser(self, labels: Tensor | None) -> Denoiser:
-        """Return the guided denoiser for images of the classes `labels` ([B] or None), with its count of evaluations at zero."""
+        """Return a new guided denoiser for a batch of images. labels: classes [B], or None."""
         guide = None
         if self.guide is not None:
             known = labels if self.guide.network.config.num_classes else None
@@ -78,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with networks compiled (if `compile`) and run as CUDA graphs (if `graphs`). Needs batches of one size."""
+        """Return a copy with networks compiled if `compile`, and run as CUDA graphs if `graphs`. Batches must have one size."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -96,7 +96,7 @@ class GuidedRun:
         return replace(self, trained=replace(run, network=Wrapped(run.network, run.network.outputs)))
 
     def evaluations(self, sampler: Sampler, grid: list[float]) -> int:
-        """Return the number of network evaluations per image (NFE), counted with dummy networks. grid: noise levels λ, rising."""
+        """Return the number of network evaluations per image (NFE). grid: noise levels λ, rising."""
         labels = torch.zeros(1, dtype=torch.long) if self.trained.network.config.num_classes else None
         denoiser, z = self.denoiser(labels), torch.zeros(1, 1)
         for one in filter(None, (denoiser, denoiser.guide)):
@@ -105,7 +105,7 @@ class GuidedRun:
         return denoiser.evaluations
 
     def about(self) -> dict[str, Any]:
-        """Return what sample files record about guidance (scale, interval, channels, guide) and clipping (threshold)."""
+        """Return guidance, guide and threshold as keys and values for the header of a sample file."""
         given = self.guidance
         numbers = {"": given.scale, "_low": given.low, "_high": given.high, "_channels": given.channels or math.inf}
         facts: dict[str, Any] = {f"guidance{key}": value for key, value in numbers.items() if math.isfinite(value)}
@@ -114,7 +114,7 @@ class GuidedRun:
         return {**facts, "threshold": self.threshold.spec}
 
     def check(self, grid: list[float]) -> None:
-        """Raise UsageError unless run, guide, guidance and clipping fit together at these noise levels (`grid`, λ rising)."""
+        """Raise UsageError if run, guide, guidance and threshold don't fit together. grid: noise levels λ, rising."""
         trained, guide, scale, channels = self.trained, self.guide, self.guidance.scale, self.guidance.channels
         config, path = trained.network.config, trained.path
         if self.threshold.name != "none" and trained.data.latents:
@@ -145,7 +145,7 @@ class GuidedRun:
 
 
 def _images(run: TrainedRun) -> tuple[Any, ...]:
-    """Return the properties of images that must be equal for a run and its guide: image size, channels, latent space."""
+    """Return image size, channels and latent space, which must be equal for a run and the guide."""
     config, latents = run.network.config, ("latent_shift", "latent_scale", "autoencoder_sha256")
     return config.image_size, config.image_channels, *map(run.data.more.get, latents)
 
@@ -156,8 +156,8 @@ def _images(run: TrainedRun) -> tuple[Any, ...]:
 class Decoder(NamedTuple):
     """Decoder from the output of a sampler to pixels.
 
-    shape: (H, W, C) of an image. pixels: function from [B,c,h,w] to uint8 images [B,H,W,C] on the same device.
-    rounding: method of rounding pixels to the 256 levels.
+    shape: (H, W, C) of an image. pixels: function [B,c,h,w] → uint8 images [B,H,W,C] on the same device.
+    rounding: method of rounding to the 256 pixel values.
     """
 
     shape: tuple[int, int, int]
@@ -180,10 +180,11 @@ def open_decoder(
 ) -> Decoder:
     """Return the decoder from a run's network output to images.
 
-    data, network: description of the dataset and config of the network, both of the run in folder `run`.
-    autoencoder: folder of the autoencoder; None for the autoencoder that encoded the run's latents.
-    rounding: method of rounding to pixel levels; None for the latents' convention, or for pixels the nearest.
-    Raises UsageError (no autoencoder there; diffusers is missing), DataError (other weights), FormatError (doesn't fit the run).
+    data: section `data` of the run's config. network: config of the network. run: folder of the run.
+    autoencoder: folder of the autoencoder; None: the autoencoder that encoded the run's latents.
+    rounding: method of rounding to the 256 pixel values; None: the default of the latents, or for pixels to the nearest.
+    Raises UsageError if the autoencoder or diffusers is missing, DataError if the autoencoder did not encode the latents.
+    Raises FormatError if the autoencoder doesn't fit the run's channels or image size.
     """
     space = latent_space(data, network)
     if space is None:
@@ -224,16 +225,16 @@ RUN = "run"
 class SampleSettings:
     """Settings of `elbo sample`.
 
-    n: number of images. steps: number of noise levels; 0 for the sampler's default.
-    schedule: SPEC of the schedule, NAME:key=value,…; '' for the sampler's default, RUN for the run's training schedule.
-    spacing, start, noise, rounding: declarations of SPACINGS, STARTS, NOISES, ROUNDINGS; None for the default.
-    classes: balanced, random, or a list of numbers or names of classes, which is repeated.
-    weights: ema (the run's first average), model (the last weights), another average's name, or a file made by 'elbo ema'.
-    compile: off; graphs (CUDA graphs); on (also torch.compile).
-    guide: run or checkpoint to guide away from. guide_weights: weights of the guide, '' for ema; without a guide, weights of the
-    run itself to guide away from, '' for none.
-    autoencoder: folder of the autoencoder; None for the autoencoder that encoded the latents.
-    zoom: enlargement of images in a contact sheet; 0 enlarges small images to about 96 pixels.
+    n: number of images. steps: number of noise levels; 0: the sampler's default.
+    schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
+    spacing, start, noise, rounding: methods from SPACINGS, STARTS, NOISES, ROUNDINGS.
+    guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
+    guide_weights: weights of the guide; '': ema with `guide`, the weights to draw from without `guide`.
+    classes: 'balanced', 'random', or numbers or names of classes, repeated for n images.
+    weights: 'ema' (the run's first average), 'model' (the last weights), an average's name, or a file of 'elbo ema'.
+    compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).
+    autoencoder: folder of the autoencoder; None: the autoencoder that encoded the latents.
+    zoom: enlargement of images in a contact sheet; 0: enlarge small images to about 96 pixels.
     """
 
     n: int = 64
@@ -273,13 +274,13 @@ def draw(
     look: Callable[[], None] = lambda: None,
     source: Noise | None = None,
 ) -> Tensor:
-    """Draw images: uint8 [len(indices), H, W, C] on the device. Image i depends on (seed, i) alone, whatever the batch.
+    """Draw images, uint8 [len(indices), H, W, C] on the device.
 
-    indices: numbers of the images.
-    shape: (height, width, channels) of the network's output, which `output` decodes to pixels.
-    grid: noise levels λ to visit, rising, as from `time_grid`. settings: their sampler, start, seed and precision are used.
-    look: function called before each network evaluation; it may raise an error to stop early, as a batch may take minutes.
-    source: random numbers of the noise; None for the default, which is the same on all devices.
+    indices: numbers of the images; image i depends only on (seed, i), not on the other images.
+    shape: (height, width, channels) of the network's output. output: decoder of that output to pixels.
+    grid: noise levels λ to visit, rising, as from `time_grid`. settings: sampler, start, seed and precision are used.
+    look: function called before each network evaluation, which may raise an error to stop.
+    source: source of the noise; None: the default noise, which is the same on all devices.
     """
     source = source or Noise(settings.seed, shape, 0, device)
     drawn = source.walk(indices)
@@ -304,10 +305,10 @@ def draw(
 def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings, world: World | None = None) -> None:
     """Draw `settings.n` images from the run or checkpoint at `path` into `target`, a path or a binary stream.
 
-    If an earlier call with the same settings left an unfinished file, that file is continued.
-    Every process of `world` calls this function; only rank 0 writes.
-    Raises UsageError for settings that don't fit the run or the unfinished file, FormatError when `path` is not a run, DataError
-    for another autoencoder, Interrupted (all work is saved), PeerLost, BrokenPipeError.
+    target: an unfinished file from the same settings is continued.
+    world: every process of `world` must call this function; only rank 0 writes.
+    Raises UsageError for settings that don't fit the run or the unfinished file, FormatError if `path` is not a run.
+    Raises DataError if the autoencoder did not encode the run's latents, Interrupted after a signal, PeerLost, BrokenPipeError.
     """
     world = world or World(device=choose_device(settings.device))
     with catching_signals() as signals, telling_lost():
@@ -321,7 +322,7 @@ def draw_samples(path: Path, target: Path | IO[bytes], settings: SampleSettings,
 
 
 def _open(path: Path, world: World, weights: str) -> TrainedRun:
-    """Open a run on all ranks, at the checkpoint that rank 0 has found, because training may save newer checkpoints meanwhile."""
+    """Open the same checkpoint of a run on all ranks, even if training saves newer checkpoints meanwhile."""
     trained = None
     with world.together():
         if world.first:
@@ -332,7 +333,7 @@ def _open(path: Path, world: World, weights: str) -> TrainedRun:
 
 
 def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) -> Schedule:
-    """Return the sampling schedule on the run's range of λ; warn if it was made for another sampler, steps or guidance."""
+    """Return the sampling schedule on the run's range of λ; warn if a schedule file was made for other settings."""
     low, high = trained.settings.logsnr_min, trained.settings.logsnr_max
     spec = settings.schedule or settings.sampler.traits.grid
     if spec == RUN:
@@ -345,7 +346,7 @@ def _choose_schedule(trained: TrainedRun, settings: SampleSettings, steps: int) 
 
 
 class _Drawing:
-    """The job of drawing images in rounds: rank r draws the r-th batch of a round, and rank 0 writes all batches."""
+    """Drawing of images in rounds: in each round, rank r draws the r-th batch, and rank 0 writes all batches."""
 
     def __init__(self, drawer: GuidedRun, settings: SampleSettings, world: World, ending: Ending):
         trained, device, sampler, n = drawer.trained, world.device, settings.sampler, settings.n
@@ -360,8 +361,7 @@ class _Drawing:
             drawer = drawer.with_variance()
         graphs = CudaGraphs() if settings.compile != "off" and device.type == "cuda" else None
         compiled = settings.compile == "on"
-        self.fixed = compiled or graphs is not None
-        """Whether each batch is padded to full size, because compiled networks need equal batches."""
+        self.fixed = compiled or graphs is not None  # fill the last batch up: compiled networks need equal batches
         self.drawer = drawer.hastened(compiled, graphs)
         known = trained.data.class_names or []
         names = [str(known[k] if k < len(known) else k) for k in range(config.num_classes)]
@@ -401,7 +401,7 @@ class _Drawing:
         self.done = 0
 
     def write(self, target: Path | IO[bytes]) -> None:
-        """Draw and write all images that `target`, a path or a binary stream, lacks.
+        """Draw and write the images that are missing in `target`, a path or a binary stream.
 
         Raises Interrupted and PeerLost; an ElboError of one rank is raised on all ranks.
         """
@@ -460,7 +460,7 @@ class _Drawing:
 
 
 def _put(sink: Sink, images: np.ndarray, processes: int) -> None:
-    """Write images. With several processes, a closed pipe raises ReaderGone, which ends all processes."""
+    """Write images. Raises for a closed pipe: BrokenPipeError if there is one process, ReaderGone if there are several."""
     try:
         sink.put(images)
     except BrokenPipeError as error:

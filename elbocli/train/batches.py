@@ -1,4 +1,4 @@
-"""Batches of a training run: random draws of held-out images, and of each step's images, noise, times and dropout masks."""
+"""Draw the held-out images of a training run, and the images, noise, times and dropout masks of each step."""
 
 import math
 from functools import lru_cache
@@ -23,10 +23,10 @@ LEAST_HELD_OUT = 2
 
 
 def split_rows(settings: TrainSettings, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the dataset rows for training and the rows that --val-split holds out.
+    """Return the dataset rows for training, and the rows that --val-split holds out.
 
-    Both are int64 arrays in rising order. An image and its mirror image are in the same array.
-    Raises UsageError when --val-split would split such a pair, or leaves too few images for training or validation.
+    Returns: two int64 arrays in rising order. An image and its mirror image are in the same array.
+    Raises UsageError if --val-split would separate an image and its mirror image, or leaves too few images in an array.
     """
     space, count, n = dataset.latent_space, len(dataset), settings.val_split
     together = 2 if space is not None and space.mirrored else 1
@@ -48,17 +48,16 @@ def training_rows(settings: TrainSettings, dataset: Dataset) -> np.ndarray | Non
 
 
 def count_parts(batch: int, processes: int, most: int) -> int:
-    """Return the number of micro-batches into which each process splits its share of a batch.
+    """Return the number of micro-batches that each process computes per step.
 
     batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
-    The result is the smallest possible number n, or the first number below 2n that gives micro-batches of one size, if there is
-    one, because a network is compiled anew for each size.
+    Returns: the smallest possible number n, or the first number below 2n that gives micro-batches of one size, if there is one.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)
     if batch % processes:
         return few  # processes with different numbers of images can't have micro-batches of one size
-    return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)
+    return next((parts for parts in range(few, 2 * few) if share % parts == 0), few)  # a network is compiled anew for each size
 
 
 def split(world: World, batch: int, most: int) -> list[range]:
@@ -119,10 +118,8 @@ def network_input(stored: Tensor, eta: Tensor | None, scaling: tuple[Tensor, Ten
 class Batches:
     """Images, labels, times and noise of any training step, as functions of the run's seed and the step alone.
 
-    The order of the images is a new random permutation in each epoch, a function of (seed, epoch).
-    parts: micro-batches of this process, as ranges of positions in the batch; None for one micro-batch. The image, label, time
-    and noise at a position don't depend on the split into micro-batches; dropout masks do.
-    masks: stream of random numbers that seeds the dropout masks of each step.
+    parts: for each micro-batch of this process, a range of positions in the batch; None for one micro-batch.
+    masks: stream of random numbers that seeds the dropout masks of each step. Only dropout masks depend on `parts`.
     """
 
     def __init__(self, dataset: Dataset, resolved: Resolved, device: torch.device, parts: list[range] | None = None):
@@ -152,10 +149,11 @@ class Batches:
         return times(self._t, step, self.batch, self.settings.t_sampling)
 
     def _fetched(self, index: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Return (stored images [n, …], η [n,C,h,w] or None, noise [n,H,W,C], labels [n] or None) of a micro-batch, on the CPU.
+        """Return (stored images, η, noise, labels) of a micro-batch, on the CPU; a background thread may call this.
 
-        η: for latents, the Gaussian noise of the posterior sample. index: number of the micro-batch, counted over all steps.
-        A background thread may call this function ahead of training.
+        index: number of the micro-batch, counted over all steps.
+        Images: [n, …]. η: Gaussian noise of the latents' posterior sample, [n,C,h,w]; None for pixels.
+        Noise: [n,H,W,C]. Labels: [n]; None for an unconditional network.
         """
         step, which = divmod(index, len(self.parts))
         part = slice(self.parts[which].start, self.parts[which].stop)
@@ -175,8 +173,9 @@ class Batches:
         return pinned(torch.from_numpy(stored), self.device), eta, eps, labels
 
     def at(self, step: int, which: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the images, noise and labels of a micro-batch, on the device. which: number of the micro-batch in the step.
+        """Return the images, noise and labels of a micro-batch, on the device.
 
+        which: number of the micro-batch in the step.
         Images x and noise ε: [n,C,H,W]; pixels are in [-1, 1].
         Labels: [n], −1 where label dropout removed the class; None for an unconditional network.
         """

@@ -23,7 +23,7 @@ def _type(setting: Setting) -> Any:
 
 
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add one click option per training setting to a command; an option that isn't given is None, or () if repeatable."""
+    """Add one click option per training setting to a command. An option that isn't given is None, or () if repeatable."""
     for name, setting in reversed(SETTINGS.items()):
         word, kind = name.replace("_", "-"), _type(setting)
         flags = setting.says("flags", f"--{word}/--no-{word}" if setting.kind is bool else f"--{word}")

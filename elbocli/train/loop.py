@@ -28,13 +28,12 @@ from elbocli.train.recorder import Recorder, flush_logs, log_lengths
 from elbocli.train.state import TrainState
 from elbocli.train.step import check, update
 
-GLANCE_S = 0.5
-"""Seconds to wait for a run's lock, because commands that check whether the run is training hold the lock for a moment."""
+GLANCE_S = 0.5  # seconds to wait for a run's lock, which other commands may hold for a moment
 GRACE_S, LOOK_S = 5.0, 0.1
 """Seconds between SIGTERM and SIGKILL for a command of --on-checkpoint, and between checks whether the command has ended."""
 STDERR = 2
 LAUNCHER = ("RANK", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "WORLD_SIZE", "TORCHELASTIC_")
-"""Prefixes of torchrun's environment variables. A command of --on-checkpoint with these variables would wait for other ranks."""
+"""Prefixes of torchrun's environment variables, with which a command of --on-checkpoint would wait for other ranks."""
 
 
 def run(
@@ -47,15 +46,15 @@ def run(
     log_to: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
-    """Train until the last step, resuming from the newest checkpoint in `out`; a finished run is left unchanged.
+    """Train until the last step, from the newest checkpoint in `out` if there is a checkpoint.
 
     Every process of `world` calls this function; only rank 0 writes.
-    out: run folder. resolved: settings, network and objective of the run.
-    world: None for a single process on the device of the settings.
+    out: run folder; a finished run is left unchanged.
+    world: None: a single process on the device of the settings.
     command_line: the command as typed, for config.yaml.
-    on_checkpoint: shell command to run after each checkpoint; '' for none.
+    on_checkpoint: shell command to run after each checkpoint; '': none.
     log_to: further targets of the logs: tensorboard, wandb or paths of JSONL files.
-    overwrite: if the run had checkpoints that are gone, begin again at step 0; otherwise this is an error.
+    overwrite: begin again at step 0 if the run's checkpoints are gone; False: raise DataError then.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
@@ -102,24 +101,21 @@ def run(
 
 
 def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hook: CheckpointHook, ending: Ending) -> None:
-    """Train until the last step, a signal or the time limit, while a thread of rank 0 writes checkpoints.
-
-    Raises Interrupted on a signal; returns at the time limit.
-    """
+    """Train until the last step or the time limit. Raises Interrupted on a signal."""
     settings, world, last_saved = state.settings, state.world, state.steps_done or -1
     writing = Future[object]()
     writing.set_result(None)
     with ThreadPoolExecutor(1, "elbo-saver") as writer:
 
         def start(write: Callable[[], object]) -> None:
-            """Wait for the previous write, then run `write` in the writer thread. Raises DataError if the previous one failed."""
+            """Wait for the previous write, then run `write` in the writer thread. Raises the previous write's error."""
             nonlocal writing
             if world.first:
                 writing.result()
                 writing = writer.submit(write)
 
         def save() -> None:
-            """Start writing a checkpoint of the current step, unless it is saved already."""
+            """Start writing a checkpoint of the current step, unless that checkpoint is saved already."""
             nonlocal last_saved
             if last_saved == (step := state.steps_done):
                 return
@@ -184,12 +180,7 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
 
 
 class CheckpointHook:
-    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time.
-
-    command: the shell command; '' for none. run: folder of the run. A command that fails is logged as a warning.
-    The command runs in a new session without stdin; its stdout is sent to stderr. A checkpoint that is saved while the command
-    is busy waits for its turn, and a newer checkpoint replaces the waiting checkpoint.
-    """
+    """Runner of the shell command of --on-checkpoint, for one checkpoint at a time. command: the shell command; '': none."""
 
     def __init__(self, command: str, run: Path):
         self.command, self.run = command, run
@@ -199,14 +190,14 @@ class CheckpointHook:
         self._starting = Lock()
 
     def start(self, checkpoint: Path) -> None:
-        """Run the command for this checkpoint, now or after the current command ends."""
+        """Run the command for a checkpoint once no other command runs; drop older waiting checkpoints."""
         for job in self._jobs.values():
             job.cancel()
         if self.command:
             self._jobs[checkpoint] = self._thread.submit(self._do, checkpoint)
 
     def held(self) -> list[Path]:
-        """Return the checkpoints that running or waiting commands need, which must not be deleted."""
+        """Return the checkpoints of running or waiting commands, which must not be deleted."""
         return [path for path, job in self._jobs.items() if not job.done()]
 
     def _do(self, checkpoint: Path) -> None:
@@ -242,7 +233,7 @@ class CheckpointHook:
 
 
 def _introduction(state: TrainState, out: Path) -> str:
-    """Return the log line for the start of training: first step, network size, device and objective."""
+    """Return the log line at the start of training."""
     settings, start, init = state.settings, state.steps_done, state.resolved.init
     new = f"new run from {init.run}, weights {init.weights}" if init else "new run"
     many = f", {state.world.size} processes" if state.world.size > 1 else ""

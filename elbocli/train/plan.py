@@ -1,7 +1,6 @@
-"""The cost of a training run before it starts: `elbo train --dry-run`.
+"""Estimate the cost of a training run before the run starts: `elbo train --dry-run`.
 
-A step is run on tensors of torch's meta device, which have shapes but no values. Memory is the sum of weights, gradients,
-optimizer state and the tensors that autograd saves for the backward pass. Estimates are off by up to 25 %.
+A step is run on tensors of torch's meta device, which have shapes but no values. Estimates are off by up to 25 %.
 """
 
 from functools import cache
@@ -22,7 +21,7 @@ from elbocli.runtime.processes import World, shard_size
 from elbocli.train.batches import split
 
 BATCH = 1_000_003
-"""Batch size of the counted step: a large prime, so that only tensors with a batch dimension have a size divisible by it."""
+"""Batch size of the counted step: a large prime, which divides only the sizes of tensors with a batch dimension."""
 FLOAT = 4
 
 
@@ -30,11 +29,10 @@ class Step(NamedTuple):
     """Costs of a training step.
 
     weights: number of parameters.
-    forward_flops: floating-point operations of the forward pass per image. flops: those of forward and backward pass together.
-    A multiply-add counts as two operations.
+    forward_flops: floating-point operations per image in the forward pass; a multiply-add counts as two.
+    flops: floating-point operations per image in the forward and backward pass.
     kept: bytes per image, in float32, of the tensors that autograd saves and of the largest gradient.
-    checkpointed: bytes per image with activation checkpointing, of the inputs of all checkpointed submodules, the tensors saved
-    for the largest submodule, and the largest gradient.
+    checkpointed: bytes per image as in `kept`, with activation checkpointing.
     """
 
     weights: int
@@ -46,7 +44,7 @@ class Step(NamedTuple):
 
 @cache
 def measure_step(config: NetworkConfig, cuda: bool) -> Step:
-    """Count the costs of a training step of a network. cuda: whether to count group norm as fused, as it is on CUDA."""
+    """Return the costs of a training step of a network. cuda: whether group norm is fused, as on CUDA."""
     kept, entering = dict[int, torch.UntypedStorage](), [0]
 
     def keep(tensor: Tensor) -> Tensor:
@@ -110,9 +108,9 @@ def device_memory(resolved: Resolved, devices: int, images: int, cuda: bool) -> 
 
 
 def plan(resolved: Resolved, devices: int = 1) -> dict[str, Any]:
-    """Return a run's plan: settings, data, network, whether the weighting is monotone, operations, and MB of memory per device.
+    """Return the plan of a run: settings, data, network, operations, and memory per device in MB.
 
-    devices: number of processes, with one device each. No tensors are allocated.
+    devices: number of processes, with one device each.
     Raises UsageError for more devices than images in a batch.
     """
     settings, network, images = resolved.settings, resolved.network, resolved.data.count or 1

@@ -47,26 +47,21 @@ from elbocli.train.step import check
 
 METRICS, LOSSES, VALIDATION = LOGS = ("metrics.jsonl", "losslog.jsonl", "validation.jsonl")
 PREVIEW = SampleSettings(n=PREVIEW_COUNT, sampler=parse_sampler("ddim"), steps=32)
-MOST_ROWS, SOME_ROWS = 10, 8
-"""Previews show all classes of a dataset with at most MOST_ROWS classes, and SOME_ROWS classes of other datasets."""
-FIRST_PREVIEW_S = 60.0
-"""Seconds of training before the first preview."""
-
+MOST_ROWS, SOME_ROWS = 10, 8  # previews show up to MOST_ROWS classes in full, and of more classes SOME_ROWS
+FIRST_PREVIEW_S = 60.0  # seconds of training before the first preview
 
 DRAWS = 4
-SHARE = 0.02
-"""Share of a run's computation that validation takes, if --val-every isn't given."""
-STEP_COST = 3
-"""Cost of a training image (forward and backward pass), in forward passes of validation."""
+SHARE = 0.02  # fraction of a run's computation for validation, if --val-every isn't given
+STEP_COST = 3  # cost of a training image (forward and backward pass), in forward passes
 GOLDEN = (math.sqrt(5) - 1) / 2
 SCHEDULE = "uniform"
 
 
 class Recorder:
-    """Writer of metrics.jsonl, losslog.jsonl, validation.jsonl, previews/ and the targets of --log-to.
+    """Writer of a run's logs, previews and validation results; only rank 0 writes.
 
-    Every rank measures; only rank 0 writes.
-    out: run folder. lengths: length in bytes that each log had at the checkpoint to resume from, to which the log is cut back.
+    out: run folder.
+    lengths: size of each log at the checkpoint to resume from, in bytes; longer logs are truncated.
     log_to: targets of --log-to: tensorboard, wandb or paths of JSONL files.
     Raises UsageError, FormatError and DataError.
     """
@@ -104,13 +99,13 @@ class Recorder:
         self._begun = self._clock = time.monotonic()
 
     def first_preview_due(self) -> bool:
-        """Return whether to draw the first preview now: a minute after the start, because users wait for a picture."""
+        """Return whether to draw the first preview now, a minute after the start."""
         return not self.previewed and time.monotonic() - self._begun > FIRST_PREVIEW_S
 
     def after(self, early: bool) -> dict[str, Any]:
-        """After each step, write logs, validate and draw a preview if due; return numbers for the progress line.
+        """Do what is due after a step: log, validate, draw a preview. Return numbers for the progress line.
 
-        early: whether to draw a preview now, even if none is due.
+        early: whether to draw a preview even if no preview is due.
         Raises NonFiniteError and DataError, on all ranks alike.
         """
         settings, step, values = self.settings, self.state.steps_done, dict[str, Any]()
@@ -184,12 +179,12 @@ class Recorder:
 
 
 def log_lengths(run: Path) -> dict[str, int]:
-    """Return the size of each existing log in bytes, by name."""
+    """Return the size in bytes of each existing log, by file name."""
     return {name: (run / name).stat().st_size for name in LOGS if (run / name).exists()}
 
 
 def flush_logs(run: Path) -> None:
-    """Flush the logs to disk (fsync). May be called from another thread. Raises DataError."""
+    """Flush the logs to disk, from any thread. Raises DataError."""
     for name in log_lengths(run):
         with writing(run / name), open(run / name, "rb") as file:
             os.fsync(file.fileno())
@@ -199,10 +194,9 @@ def flush_logs(run: Path) -> None:
 
 
 def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
-    """Return the class of each preview image, int64; None for a network without classes.
+    """Return the class of each preview image, int64; None: network without classes.
 
-    n: wanted number of images. Of more than 10 classes, 8 evenly spaced classes are drawn. All drawn classes get equally many
-    images, at least one, so the number of images may be less than `n` (or more, for a small `n`).
+    n: approximate number of images; all shown classes get equally many images.
     """
     if num_classes < 1:
         return None
@@ -211,10 +205,10 @@ def preview_labels(num_classes: int, n: int) -> np.ndarray | None:
 
 
 def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
-    """Draw preview images, uint8 [N,H,W,C], with the averaged weights and fixed noise; return the images and their layout.
+    """Draw preview images with the averaged weights and fixed noise. Must be called on all ranks.
 
-    output: decoder from the sampler's output to pixels. Every rank draws all images, because a sharded network needs all
-    ranks. The batch is at most the micro-batch of training, which is known to fit into memory.
+    output: decoder from the sampler's output to pixels.
+    Returns: images, uint8 [N, H, W, C], and their layout in a contact sheet.
     """
     network, settings = state.resolved.network, state.settings
     labels = preview_labels(network.num_classes, PREVIEW.n)
@@ -223,7 +217,8 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
     how = replace(PREVIEW, seed=settings.seed, precision=settings.precision)
     shape = (network.image_size, network.image_size, network.image_channels)
     # Compiled code has a fixed batch size, so the last batch is padded; the padding is cut off below.
-    # Size of the smallest micro-batch of any process: ranks of a sharded network must do equally many forward passes.
+    # Size of the smallest micro-batch of any process, which fits into memory on all ranks: ranks of a sharded network must do
+    # equally many forward passes.
     part_size = settings.batch_size // state.world.size // len(state.batches.parts)
     at_once, images = -(-count // count_parts(count, 1, part_size)), list[Tensor]()
     with state.averaged():
@@ -241,10 +236,10 @@ def preview(state: TrainState, output: Decoder) -> tuple[np.ndarray, Layout]:
 
 
 def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) -> tuple[Dataset, np.ndarray] | None:
-    """Return the dataset with the held-out images and their rows in rising order, [N] int64; None without validation.
+    """Return the dataset that has the held-out images, and the images' rows, int64 [N]; None: no validation.
 
-    conditional: whether the network is conditioned on classes, so that the datasets' classes must match.
-    Raises UsageError when the datasets don't match, FormatError when --val is not a dataset.
+    conditional: whether the network is conditioned on classes.
+    Raises UsageError: the datasets don't match. FormatError: --val is not a dataset.
     """
     if settings.val_split:
         held, rows = dataset, split_rows(settings, dataset)[1]
@@ -264,7 +259,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
 
 
 def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
-    """Raise UsageError if the datasets hold the same images, or if a network trained on `trained` can't be scored on `held`."""
+    """Raise UsageError if `held` has the training images, or doesn't fit a network trained on `trained`."""
     digest = held.attributes.payload_sha256
     if digest is not None and digest == trained.attributes.payload_sha256:
         raise UsageError(f"--val {held.path}: holds the training images; name another dataset, or use --val-split N")
@@ -282,11 +277,9 @@ def _check_fit(held: Dataset, trained: Dataset, conditional: bool) -> None:
 
 
 class Validation:
-    """Held-out images with fixed times and noise at which a network is scored.
+    """Held-out images, with fixed times and noise for each image.
 
     held: dataset with the held-out images, and their rows.
-    Image j is scored at times (o_j + k)/DRAWS for k = 0, 1, …, DRAWS−1, with o_j = frac(o + j·golden ratio), o random: evenly
-    spaced times per image, and a low-discrepancy sequence over all images. λ falls linearly with t, whatever the run's schedule.
     every: number of training steps between two validations.
     """
 
@@ -299,6 +292,7 @@ class Validation:
         self.dimensions, self.conditional = math.prod(self.dataset.shape[1:]), resolved.network.num_classes > 0
         space = self.dataset.latent_space
         self._scaling = None if space is None else affine(space, device)
+        # Times of an image are evenly spaced; their offsets are a low-discrepancy sequence over the images.
         start = Stream(settings.seed, "val-t").uniform(0, 1)
         offsets = (start + GOLDEN * np.arange(len(self.rows))) % 1.0
         self._t = torch.from_numpy((offsets[:, None] + np.arange(DRAWS)) / DRAWS)
@@ -307,24 +301,25 @@ class Validation:
         self.every = settings.val_every or math.ceil(len(self.rows) * DRAWS / work)
 
     def due(self, step: int) -> bool:
-        """Return whether to validate after a step: after every `self.every` steps, and after the last step."""
+        """Return whether to validate after a step."""
         return step >= self.settings.steps or step % self.every == 0
 
     @torch.no_grad()
     def partial(self, network: Network, rank: int = 0, size: int = 1) -> Tensor:
-        """Return the validation sums of one rank, to be added over all ranks: [3, bins + 2] float64 on the CPU.
+        """Return one rank's validation sums, float64 [3, bins + 2] on the CPU; the caller adds the sums of all ranks.
 
-        Rows: count, sum, sum of squares. Columns: ε error per dimension in each bin of λ; weighted loss of the images; bits per
-        dimension of the images (meaningless for latents).
-        network: in eval mode. Every rank calls the network equally often, with equally many inputs, as sharded networks require.
+        network: in eval mode.
         rank, size: number of this rank, and number of ranks.
+        Rows of the sums: count, sum, sum of squares.
+        Columns: ε error per dimension in each bin of λ; weighted loss; bits per dimension (meaningless for latents).
         """
         settings, to_bits = self.settings, bits_per_dimension(1.0, self.dimensions)
         noise, posterior = (Stream(settings.seed, name) for name in ("val-noise", "val-posterior"))
         how = self.weighting, self.schedule, self.prediction, lambda rows: sent(rows, self.device)
         turns, losses, fixed = -(-len(self.rows) // (size * self._at_once)), list[Tensor](), list[Tensor]()
         places = (np.arange(turns)[:, None] * size + rank) * self._at_once + np.arange(self._at_once)
-        # Positions beyond the last image repeat the last image, so that all batches have one size; they are dropped below.
+        # Positions beyond the last image repeat the last image and are dropped below: all ranks of a sharded network must call
+        # the network equally often, with equally many inputs.
         for some in places.clip(max=len(self.rows) - 1):
             rows, eta, labels = self.rows[some], None, None
             stored, nats = torch.from_numpy(self.dataset.batch(rows)), torch.zeros(len(rows), dtype=torch.float64)
@@ -352,12 +347,11 @@ class Validation:
         return torch.cat([bins.values, torch.stack([torch.ones_like(values), values, values.square()]).sum(2)], 1)
 
     def finish(self, sums: Tensor) -> dict[str, float]:
-        """Return the validation's numbers for a line of metrics.jsonl.
+        """Return the validation's numbers for a line of metrics.jsonl. Raises NonFiniteError.
 
-        sums: `partial`'s sums, added over all ranks.
-        val_loss: weighted loss as in training, in nats per dimension. val_bpd: bound in bits per dimension, for pixels only.
-        val_loss_se, val_bpd_se: standard errors over images, which tend to be too large rather than too small.
-        Raises NonFiniteError.
+        sums: results of `partial`, added over all ranks.
+        Returns val_loss: weighted loss as in training, in nats per dimension; val_bpd: bound in bits per dimension, for pixels;
+            val_loss_se, val_bpd_se: standard errors over images; val_images: number of images.
         """
         if not sums.isfinite().all():
             raise NonFiniteError(f"{self.dataset.path}: the validation loss is not finite; lower --lr, or try --precision fp32")
@@ -370,7 +364,7 @@ class Validation:
         return values
 
     def header_for(self, log: Path) -> str:
-        """Return the header line of validation.jsonl for these held-out images; '' if the log's last header is the same."""
+        """Return the header line of validation.jsonl; '' if the log's last header is the same."""
         header = losslog.header(
             self.edges,
             dimensions=self.dimensions,
@@ -391,14 +385,12 @@ class Validation:
 # --- targets of --log-to, which also get numbers and previews ---
 
 LINES = ".jsonl"
-SAMPLES = "samples"
-"""Key of a preview (the path of a PNG file) among the values of a step."""
-Target = Callable[[int, Mapping[str, Any]], object]
-"""Function (step, values) that sends the numbers of a line of metrics.jsonl, or a preview, to a target of --log-to."""
+SAMPLES = "samples"  # key of a preview (the path of a PNG file) among the values of a step
+Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anything
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
-    """Return a target that appends lines to the JSONL file `word`; steps that a resumed run repeats are in the file twice."""
+    """Return a target that appends lines to the JSONL file `word`."""
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
@@ -409,10 +401,10 @@ def open_lines(word: str, run: Path, step: int) -> Target:
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Return a target that writes TensorBoard events into run/tensorboard; purge_step hides steps after `step` in old files."""
+    """Return a target that writes TensorBoard events into run/tensorboard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(run / word), purge_step=step + 1)
+    writer = SummaryWriter(str(run / word), purge_step=step + 1)  # hides later steps in old files
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
@@ -426,18 +418,14 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Return a target that logs to the W&B run with this run's id; a resumed run continues the same W&B run.
-
-    W&B's environment variables override the defaults set here; WANDB_MODE=offline keeps everything in the run's folder until
-    `wandb sync`. The x axis is the key `step`, because W&B's own counter can't go back when a run resumes at an earlier step.
-    """
+    """Return a target that logs to the W&B run with this run's id."""
     import wandb
 
     config = read_config(run)
     for key, value in {"project": "elbo", "name": run.resolve().name, "dir": run, "console": "off"}.items():
-        os.environ.setdefault(f"WANDB_{key.upper()}", str(value))
+        os.environ.setdefault(f"WANDB_{key.upper()}", str(value))  # the user's environment variables come first
     begun = wandb.init(id=config.run_id, resume="allow", config=config.json(), allow_val_change=True)
-    begun.define_metric("*", step_metric="step")
+    begun.define_metric("*", step_metric="step")  # W&B's counter can't go back when a run resumes at an earlier step
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         shown = {key: wandb.Image(str(value)) if key == SAMPLES else value for key, value in values.items()}
@@ -447,11 +435,10 @@ def open_wandb(word: str, run: Path, step: int) -> Target:
 
 
 PACKAGES: dict[str, Callable[[str, Path, int], Target]] = {"tensorboard": open_tensorboard, "wandb": open_wandb}
-"""Name of a package (and of its pip extra) → function (word of --log-to, run folder, last step done) that opens a target."""
 
 
 def check_targets(words: Iterable[str], run: Path) -> None:
-    """Check words of --log-to. Raise UsageError for an unknown target, a missing package, or an existing file of another kind."""
+    """Raise UsageError if --log-to names an unknown target, a missing package, or an existing file of another format."""
     for word in words:
         if word.endswith(LINES):
             check_outputs([(Path(word), ["numbers by step"])], [run], overwrite=True)
@@ -462,10 +449,10 @@ def check_targets(words: Iterable[str], run: Path) -> None:
 
 
 class LogTargets:
-    """Loggers that --log-to names. Each is opened when the first values are written.
+    """Writer to all targets of --log-to; a target that fails is dropped with a warning.
 
-    words: tensorboard, wandb, or paths of JSONL files. step: last step done before the run was started or resumed.
-    If a target fails, a warning is logged, and the target is dropped.
+    words: tensorboard, wandb, or paths of JSONL files.
+    step: last step done before the run was started or resumed.
     """
 
     def __init__(self, words: Iterable[str], run: Path, step: int):

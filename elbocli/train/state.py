@@ -1,7 +1,6 @@
-"""The training state: network, optimizer and averages, replicated or sharded over processes.
+"""The training state: network, optimizer and averages, replicated (DDP) or sharded (FSDP2) over processes.
 
-The processes of a World replicate the network (DDP) or shard its weights (FSDP2, whose parameters are DTensors). Checkpoints
-hold unsharded tensors, so a run may switch between DDP and FSDP when it resumes.
+Checkpoints hold unsharded tensors, so that a run may switch between DDP and FSDP when the run resumes.
 """
 
 import math
@@ -31,22 +30,17 @@ from elbocli.train.batches import Batches, split
 from elbocli.train.muon import Muon
 from elbocli.train.plan import device_memory
 
-SMALL = 100_000_000
-"""Rough number of parameters below which kernel launches, not computation, limit a step on a large GPU."""
-RECOMPILATIONS = 1024
-"""Limit of recompilations of the same code, for units of other sizes, micro-batches, validation and previews."""
-SPARE = 0.08
-"""Memory that must stay free in a trial pass, as a fraction of the memory that the pass takes, because allocators leave gaps."""
-PLANNED = 0.6
-"""Fraction of a device's memory that the estimate for a sharded network may reach; estimates are off by up to 25 %."""
+SMALL = 100_000_000  # parameters, roughly, below which kernel launches limit a step on a large GPU
+RECOMPILATIONS = 1024  # limit for the same code: units of other sizes, micro-batches, validation and previews
+SPARE = 0.08  # memory to leave free, as a fraction of the memory of a test pass, because allocators leave gaps
+PLANNED = 0.6  # largest estimate for a sharded network, as a fraction of device memory; estimates are off by up to 25 %
 
 
 class Parallel:
-    """A network replicated over all processes (DDP), or sharded over all processes (FSDP2).
+    """A network that is replicated (DDP) or sharded (FSDP2) over processes.
 
-    precision: number format of the forward pass. sharded: whether to shard. forward: the module to call in training.
-    shards: number of processes that share one copy of the weights; 1 for DDP. With FSDP on several nodes, each node has a copy
-    (HSDP), so that weights are gathered within a node alone.
+    precision: number format of the forward pass. sharded: whether to shard. forward: module to call in training.
+    shards: number of processes per copy of the weights. DDP: 1. FSDP: the processes of a node (HSDP on several nodes).
     """
 
     def __init__(self, network: Network, world: World, precision: str, sharded: bool = False):
@@ -76,14 +70,12 @@ class Parallel:
             self.forward = DistributedDataParallel(network, gradient_as_bucket_view=True)
 
     def compile(self, parts: int) -> None:
-        """Compile the network's units one by one, because equal units are compiled once. parts: micro-batches per step.
-
-        Small networks on CUDA are limited by kernel launches, so they are compiled as a whole, and CUDA graphs replay their
-        kernels. Then a pass overwrites the gradients of the pass before; so graphs exclude gradient accumulation, several
-        processes and activation checkpointing.
-        """
+        """Compile the network. parts: number of micro-batches per step."""
         from torch._dynamo import config
 
+        # Unit by unit, because equal units are compiled once. Small networks on CUDA are limited by kernel launches: as a whole,
+        # with CUDA graphs. A pass then overwrites the gradients of the pass before, so graphs exclude gradient accumulation,
+        # several processes and activation checkpointing.
         alone = self.world.size == 1 and parts == 1 and not self.network.recompute
         graphs = self.world.device.type == "cuda" and alone and count_parameters(self.network) <= SMALL
         units = [self.network] if graphs else self.network.units()
@@ -93,7 +85,10 @@ class Parallel:
             unit.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
     def try_pass(self, images: int, last: bool = False) -> None:
-        """Run a forward and a backward pass on `images` zero images, and keep the gradients. last: whether DDP averages them."""
+        """Run a forward and a backward pass on zeros, and keep the gradients.
+
+        images: number of images. last: whether DDP averages the gradients over processes.
+        """
         config, device = self.network.config, self.world.device
         z = torch.zeros(images, config.image_size, config.image_size, config.image_channels, device=device)
         labels = torch.zeros(images, dtype=torch.long, device=device) if config.num_classes else None
@@ -103,28 +98,23 @@ class Parallel:
             out.float().square().mean().backward()
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context for the passes of one micro-batch, in which DDP averages gradients over processes only if `last`.
-
-        last: whether the micro-batch is the step's last. FSDP reduces gradients in every micro-batch, to keep only shards.
-        """
+        """Return a context for the passes of a micro-batch. last: whether DDP averages the gradients over processes."""
+        # FSDP reduces gradients in every micro-batch, to keep only shards.
         replicas = isinstance(self.forward, DistributedDataParallel)
         return self.forward.no_sync() if replicas and not last else nullcontext()  # type: ignore[operator]
 
     def changed(self) -> None:
-        """Under FSDP, discard gathered copies of parameters after code other than the optimizer has changed the parameters.
-
-        Otherwise the next forward pass could use old copies: after a forward pass without a backward pass, parameters outside
-        the sharded submodules stay gathered.
-        """
+        """Discard FSDP's gathered copies of parameters. Call this method after changing parameters without the optimizer."""
+        # After a forward pass without a backward pass, parameters outside the sharded submodules stay gathered.
         if self.sharded:
             self.network.reshard()  # type: ignore[operator]
 
 
 def micro_batch(spread: Parallel, images: int) -> int:
-    """Return the largest micro-batch that fits on the CUDA device of every rank: `images`, or half as many, or a quarter, ….
+    """Return the largest micro-batch that fits on the CUDA device of every rank, by trying sizes.
 
-    Each size is tried by a forward and a backward pass. images: first size to try. spread: the network, not sharded.
-    Raises DataError, on all ranks alike, when not even one image fits.
+    spread: network, not sharded. images: first size to try; next, half as many images, and so on.
+    Raises DataError on all ranks: not even one image fits.
     """
     world = spread.world
     world.added(torch.zeros(1, device=world.device))  # NCCL allocates its buffers with the first exchange
@@ -155,25 +145,25 @@ def micro_batch(spread: Parallel, images: int) -> int:
 
 
 def planned_micro_batch(resolved: Resolved, world: World, images: int) -> int:
-    """Return the largest micro-batch of a sharded network that fits on the CUDA device of every rank, by estimate.
+    """Return the largest micro-batch of a sharded network that should fit on the CUDA device of every rank, by an estimate.
 
-    images: first size to try, then half as many, and so on. Trial passes, as in `micro_batch`, would block the other ranks when
-    one rank runs out of memory.
+    images: first size to try; next, half as many images, and so on.
     """
+    # Not by passes as in `micro_batch`: when one rank runs out of memory, the other ranks would block.
     room = PLANNED * min(world.all(card_bytes(str(world.device)) or 0))
     while images > 1 and sum(device_memory(resolved, world.size, images, cuda=True).values()) > room:
         images = math.ceil(images / 2)
     return images
 
 
+# Loss scale of fp16: first value; value below which an overflow is an error; steps until the scale doubles, as in GradScaler.
 FIRST_SCALE, LEAST_SCALE, GROWTH_INTERVAL = 2.0**16, 2.0**-16, 2000
-"""Loss scale of fp16: first value; value below which an overflow is an error; steps until the scale doubles, as in GradScaler."""
 
 
 class TrainState:
-    """The state that training changes: network, optimizer, averages (all replicated or sharded), schedule, log sums, counters.
+    """State of training: network, optimizer, averages, schedule, sums for the log, and counters.
 
-    Raises UsageError when the batch can't be shared by the processes, DataError when not even one image fits on a device.
+    Raises UsageError: the batch can't be split over the processes. Raises DataError: not even one image fits on a device.
     """
 
     def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
@@ -211,12 +201,10 @@ class TrainState:
 
         self.scaled = settings.precision == "fp16"
         zeros = torch.zeros(8, dtype=torch.float64, device=self.device)
+        # Loss scale, and number of steps since the last change of the loss scale.
         self.scale, self.unbroken = zeros[0] + (FIRST_SCALE if self.scaled else 1.0), zeros[1]
-        """Loss scale, and number of steps since the last change of the loss scale."""
-        self.first_bad = zeros[2:5]
-        """Number, loss and gradient norm of the first step with a non-finite loss or gradient; zeros if there was none."""
-        self.totals = zeros[5:]
-        """Sums since the last log interval: sum of the losses of all images, sum of the gradient norms, number of updates."""
+        self.first_bad = zeros[2:5]  # number, loss and gradient norm of the first non-finite step; zeros if there was none
+        self.totals = zeros[5:]  # since the last log interval: sum of all images' losses, sum of gradient norms, updates
         low, high = settings.logsnr_min, settings.logsnr_max
         self.edges, self.sums = bin_edges(low, high), BinSums(low, high, device=self.device)
         self.weighting, self.prediction = resolved.weighting, resolved.prediction
@@ -242,12 +230,12 @@ class TrainState:
 
     @property
     def images(self) -> int:
-        """Number of images trained on so far, in which repeated images count each time."""
+        """Number of images trained on so far, counting repeated images each time."""
         return self.steps_done * self.settings.batch_size
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Give the network the weights of the first moving average, and set eval mode, inside the block."""
+        """Inside the block, put the network in eval mode with the weights of the first moving average."""
         self.network.eval()
         with swap(self.live, next(iter(self.ema.values()))):
             self.spread.changed()
@@ -256,12 +244,13 @@ class TrainState:
         self.network.train()
 
     def leaves_out(self, total: Tensor, norm: Tensor) -> Tensor:
-        """Return whether to skip this update, as a bool on the device: True if this or an earlier update is not finite.
+        """Return whether to skip this update, as a bool on the device.
 
-        total, norm: sum of the losses of all images, and gradient norm without the loss scale, float64 scalars.
-        Later updates are skipped too, so that the weights stay as before the first bad step until the host calls `check`. In
-        fp16, an overflow of the gradient halves the loss scale and skips only this update.
+        total: sum of the losses of all images. norm: gradient norm without the loss scale. Both: float64 scalars.
+        Returns: True for a non-finite update and for all later updates.
+        In fp16, a gradient overflow skips one update, and halves the loss scale.
         """
+        # The weights stay as before the first bad step until the host calls `check`.
         overflow = ~norm.isfinite()
         bad = ~total.isfinite() | (overflow & (self.scale < LEAST_SCALE) if self.scaled else overflow)
         now = torch.stack([torch.full_like(norm, self.steps_done + 1), total, norm])
@@ -273,11 +262,11 @@ class TrainState:
         return (self.first_bad[0] > 0) | overflow
 
     def interval(self) -> tuple[Tensor, float, float]:
-        """Return (sums, loss, gradient norm) since the last call, equal on all ranks; adapt schedule or weighting to the sums.
+        """Return (sums, loss, gradient norm) since the last call, and refit an adaptive schedule or learned weighting.
 
-        sums: [3, bins], count, sum and sum of squares of the ε error per bin of λ.
-        loss, gradient norm: means per image and per step; NaN when every step was skipped.
-        Waits for the device.
+        sums: count, sum and sum of squares of the ε error in each bin of λ, [3, bins].
+        loss, gradient norm: means per image and per step; NaN: every step was skipped.
+        All ranks get equal results. Waits for the device.
         """
         sums = self.world.added(self.sums.values.clone()).cpu()
         self.sums.values.zero_()
@@ -296,10 +285,7 @@ class TrainState:
 
     @torch.no_grad()
     def copies(self, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Return unsharded CPU copies of tensors on rank 0, and an empty dict on other ranks.
-
-        Every rank must call this. Waits for the device.
-        """
+        """Return unsharded CPU copies of tensors on rank 0, {} on other ranks. Every rank must call this method."""
         copies = {}
         for name, tensor in tensors.items():
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -308,7 +294,7 @@ class TrainState:
         return copies
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return (weights by name of their file, content of state.pt) as CPU copies on rank 0. Every rank must call this."""
+        """Return (weights by file name, content of state.pt) as CPU copies on rank 0. Every rank must call this method."""
         weights = {file: self.copies(tensors) for file, tensors in {"model": self.live, **self.ema}.items()}
         optimizer = self.optimizer.state_dict()  # its state: index of the weight → tensors; empty before the first update
         optimizer["state"] = {index: self.copies(one) for index, one in optimizer["state"].items()}
@@ -322,7 +308,7 @@ class TrainState:
 
     @torch.no_grad()
     def begin(self, weights: dict[str, Tensor]) -> None:
-        """Copy unsharded weights by name into the network and all averages; weights without a match keep their random values."""
+        """Copy unsharded weights by name into the network and all averages. Weights that are not in `weights` stay random."""
         for name, weight in self.live.items():
             if name in weights:
                 weight.copy_(sharded_like(weights[name], weight))
@@ -337,7 +323,7 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
-        """Load a checkpoint, which any number of processes may have written. Raises FormatError when it doesn't fit this run."""
+        """Load a checkpoint by any number of processes. Raises FormatError: the checkpoint doesn't fit this run."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
             for name, tensors in {"model": self.live, **self.ema}.items():

@@ -28,13 +28,13 @@ def step_losses(
     prediction: Prediction,
     logsnr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (weighted loss, ε error, λ) of each image in a micro-batch: three tensors [n] on the device.
+    """Return weighted loss, ε error and λ of each image in a micro-batch: three tensors [n] on the device.
 
-    Loss and error are per dimension.
+    Loss and ε error: per dimension.
+    network: function (z, λ [n], labels [n] or None) → network output [n,C,H,W].
     batches: images, labels, t and noise of all steps. step: number of updates done before.
-    network: (z, λ [n], labels [n] or None) → network output [n,C,H,W].
-    part: number of the micro-batch within the step.
-    logsnr: λ of each image of the whole batch, [batch], to use instead of the schedule's λ(t); None for λ(t).
+    part: index of the micro-batch within the step.
+    logsnr: λ of each image of the whole batch, [batch]; None: the schedule's λ(t).
     Source: Kingma & Gao 2023.
     """
     settings, device, mine = batches.settings, batches.device, batches.parts[part]
@@ -51,7 +51,7 @@ def step_losses(
 
 
 def update(state: TrainState) -> None:
-    """Do one optimizer update, without waiting for the device. Skip a non-finite update; `check` raises the error later."""
+    """Do one optimizer update without waiting for the device, or skip a non-finite update, for which `check` raises an error."""
     settings, world, spread, optimizer = state.settings, state.world, state.spread, state.optimizer
     step, parts, scale, seen = state.steps_done, len(state.batches.parts), state.scale, []
     for part in range(parts):
@@ -90,13 +90,11 @@ def update(state: TrainState) -> None:
 
 @torch.no_grad()
 def check(state: TrainState) -> None:
-    """Raise NonFiniteError on all ranks if a step wasn't finite; the message names the λ and image of the largest loss.
-
-    Waits for the device. Later steps were skipped, so the weights are still those of the bad step, and its losses are recomputed.
-    """
+    """Wait for the device, and raise NonFiniteError on all ranks if an update wasn't finite."""
     number, _, norm = state.first_bad.tolist()
     if not number:
         return
+    # Later updates were skipped, so the weights are still those of the bad update, and its losses are recomputed.
     step, mine, batches = int(number) - 1, list[tuple[float, float, int]](), state.batches
     how = state.weighting, state.schedule, state.prediction
     for part, places in enumerate(batches.parts):

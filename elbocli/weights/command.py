@@ -27,6 +27,7 @@ from elbocli.cli.commands import (
     visible,
 )
 
+# KIND of `elbo weights list` → module and name of the registry.
 REGISTRIES = {
     "weightings": "elbocli.core.weighting_curves.WEIGHTINGS",
     "schedules": "elbocli.core.schedule_curves.SCHEDULES",
@@ -43,7 +44,6 @@ REGISTRIES = {
     "extractors": "elbocli.nn.extractors.EXTRACTORS",
     "metrics": "elbocli.core.metrics.METRICS",
 }
-"""Kind of names to list → module and name of the registry with these names."""
 
 
 def _range_options(function: Any) -> Any:

@@ -14,18 +14,20 @@ from elbocli.cli.figure import POINTS, add_legend, brief, draw_densities, finish
 from elbocli.core.schedule import Schedule
 from elbocli.core.weighting import Weighting
 
-MANY = 6
-"""Largest number of weightings drawn in one column. More are drawn in two columns: monotone ones, and others."""
-STEEP = 20.0
-"""Ratio max w / w(0) above which the vertical axis is logarithmic, because a large weighting would dwarf the others."""
+MANY = 6  # largest number of weightings in a single column. More weightings get two columns: monotone, and not monotone.
+STEEP = 20.0  # ratio max w / w(0) above which the vertical axis is logarithmic
 BLOCKS = " ▁▂▃▄▅▆▇█"
-SHARE = 0.01
-"""Smallest point mass of p_w that the legend mentions."""
+SHARE = 0.01  # smallest point mass of p_w that the legend mentions
 
 
 @dataclass
 class Line:
-    """A line of the plot. value, slope: w and p_w at each λ, both divided by the largest w. rises: whether w rises anywhere."""
+    """A line of the plot.
+
+    value: w at each λ, divided by the largest w.
+    slope: −dw/dλ at each λ, divided by the largest w.
+    rises: whether w rises anywhere.
+    """
 
     label: str
     value: Tensor
@@ -34,7 +36,7 @@ class Line:
 
 
 def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
-    """Return a line for each weighting, at the λ of `at`. Weightings that are equal up to a constant share a line."""
+    """Return the plot's lines at the λ of `at`. Weightings that are equal up to a factor share a line."""
     low, high = float(at[0]), float(at[-1])
     lines = list[Line]()
     for spec, weighting in weightings.items():
@@ -51,9 +53,9 @@ def _lines(weightings: dict[str, Weighting], at: Tensor) -> list[Line]:
 
 
 def plot_weights(weightings: dict[str, Weighting], schedules: list[Schedule], low: float, high: float, out: Path) -> None:
-    """Draw w and p_w = −dw/dλ of weightings over λ, and the densities p(λ) of schedules, into the file `out`.
+    """Draw w and −dw/dλ of weightings, and densities p(λ) of schedules, over λ into the file `out`.
 
-    weightings: by name in the legend. low, high: range of λ. Raises UsageError for an unknown suffix.
+    weightings: by name in the legend. low, high: range of λ. Raises UsageError: for an unknown suffix of `out`.
     """
     at = torch.linspace(low, high, POINTS, dtype=torch.float64)
     lines = _lines(weightings, at)
@@ -88,7 +90,7 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
-    """Draw p_w at the λ of `at`: the distribution of the augmentation noise, unless w rises, where p_w is negative."""
+    """Draw p_w = −dw/dλ, the density of the augmentation noise, and mark where w rises."""
     for index, line in enumerate(lines):
         last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
         mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {line.label}"
@@ -103,13 +105,13 @@ def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _cap(axis: Any) -> None:
-    """Limit a vertical axis, so that a spike, as −dw/dλ has at a kink of w, doesn't flatten the other lines."""
+    """Limit a vertical axis, so that a spike doesn't flatten the other lines."""
     if peaks := [peak for line in axis.lines if (peak := np.nan_to_num(line.get_ydata()).max()) > 0]:
         axis.set_ylim(top=min(1.08 * max(peaks), 2.2 * median(peaks)))
 
 
 def text_plot(weightings: dict[str, Weighting], low: float, high: float, columns: int) -> list[str]:
-    """Return the lines of a text plot: w over λ as a row of block characters for each weighting. columns: width of the text."""
+    """Draw each weighting over λ as a row of block characters. columns: width of the text in characters."""
     names = [visible(brief(spec)) for spec in weightings]
     margin = max(map(len, names))
     wide = max(20, columns - margin - 2)

@@ -108,7 +108,13 @@ FACTOR = {
     "clamped:least=0.3": clamped(0.3),
     "sigmoid:bias=2": lambda lam, target: 1 / (1 + np.exp(lam - 2)),
 }
-KINKS = {"truncated-snr": 0.0, "min-snr": np.log(5), "min-snr:gamma=2": np.log(2), "clamped": 2 * np.log(19), "clamped:least=0.3": 2 * np.log(7 / 3)}
+KINKS = {
+    "truncated-snr": 0.0,
+    "min-snr": np.log(5),
+    "min-snr:gamma=2": np.log(2),
+    "clamped": 2 * np.log(19),
+    "clamped:least=0.3": 2 * np.log(7 / 3),
+}
 
 
 def bump(seed):

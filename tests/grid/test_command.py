@@ -87,7 +87,7 @@ def test_sample_warns_of_another_walk_than_the_grid_is_made_for(works, trained):
     kinds = {"heun": heun, "guided": (*heun, *guided), "log": guided}
     for name, words in kinds.items():
         made = works("grid", trained, *FEW, *words, "-o", f"{name}.yaml")
-        assert (b"knows no guidance" in made.stderr) == (name == "log")
+        assert (b"measured without guidance" in made.stderr) == (name == "log")
     for name, steps, words, warned in (
         ("heun", 4, heun, False),
         ("heun", 3, heun, True),

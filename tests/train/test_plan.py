@@ -167,7 +167,7 @@ def test_a_preset_is_planned_without_a_dataset_for_all_processes_by_the_first(el
 @pytest.mark.parametrize(
     ("words", "code", "word"),
     [
-        ("", 1, "0 datasets here"),
+        ("", 1, "0 datasets in the working directory"),
         ("--preset imagenet1024", 2, "imagenet1024"),
         ("--preset digits gone.h5", 1, "gone.h5: no such dataset"),
         ("--preset digits --batch-size 4 --micro-batch 5", 2, "micro-batch is 5"),

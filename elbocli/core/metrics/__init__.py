@@ -1,7 +1,6 @@
-"""Metrics: functions of the features of images, declared by name in distances.py and coverage.py.
+"""Registry of metrics, which distances.py and coverage.py declare. Imports no torch.
 
-`elbo eval` derives its options, checks, score card and report from the declarations. torch, numpy and torch-fidelity are
-imported only when a metric is computed.
+A metric is a function of the features of images. `elbo eval` derives options, checks and reports from the declarations.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ if TYPE_CHECKING:
 
     from elbocli.core.estimate import Gaussian
 
-Value = float | list[float] | None
-"""Value of a metric: a number, the ends of an interval, or None if there are too few images."""
+Value = float | list[float] | None  # a number, the two limits of an interval, or None for too few images
 
-USUAL_NEIGHBOURS = 5
-"""Largest number of neighbours that any metric uses by default."""
+USUAL_NEIGHBOURS = 5  # largest number of neighbours that any metric uses by default
 
 
 class Need(Enum):
-    """Inputs that a metric may need besides the samples' moments and features."""
+    """Input that a metric may need besides the samples' features."""
 
     LOGITS = "logits"
     LABELS = "labels"
@@ -39,30 +36,29 @@ class Need(Enum):
     HELD_OUT = "held-out images"
 
 
-BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}
-"""Inputs that a metric needs if it compares the features of samples and reference."""
+BOTH = {Need.REFERENCE, Need.REFERENCE_FEATURES}  # to compare the features of samples and reference
 
 
 class Role(Enum):
-    """Role of a number: a result, or a result's standard error, spread over subsets, limit for infinite images, or interval."""
+    """Meaning of a number that a metric returns."""
 
-    NUMBER = ""
+    NUMBER = ""  # the metric itself
     ERROR = "standard error"
-    PARTS = "sd of parts"
-    LIMIT = "limit"
+    PARTS = "sd of parts"  # standard deviation over subsets of the images
+    LIMIT = "limit"  # extrapolation to infinitely many images
     INTERVAL = "interval"
 
 
-PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval": Role.INTERVAL}
-"""Last word of a number's name → role of the number: `fid_se` is a standard error."""
+PARTS = {"se": Role.ERROR, "std": Role.PARTS, "infinity": Role.LIMIT, "interval": Role.INTERVAL}  # by a name's last word
 
 
 @dataclass(eq=False)
 class Features:
-    """Features of a set of images. Fields other than moments are None if they were not kept.
+    """Features of a set of images; fields that were not kept are None.
 
-    moments: mean and covariance of the features. values: [N, D], float32, the features. logits: [N, K]. labels: [N].
-    spatial: moments of the spatial features. spatial_values: [N, S], the spatial features.
+    moments: mean and covariance of the features.
+    values: features, float32 [N, D]. logits: [N, K]. labels: [N].
+    spatial: mean and covariance of the spatial features. spatial_values: spatial features, [N, S].
     held_out: for a reference, the Features of similar images that no network was trained on.
     device: device on which pairs of images are compared.
     """
@@ -78,7 +74,7 @@ class Features:
     _nearest: Tensor | None = field(default=None, init=False)
 
     def radii(self, k: int) -> Tensor:
-        """Return the distance of each image to its k-th nearest other image, float32 [N], cached for all metrics."""
+        """Return each image's distance to its k-th nearest other image, float32 [N]."""
         from elbocli.core.neighbours import nearest
 
         if self._nearest is None or self._nearest.shape[1] < k:
@@ -88,7 +84,11 @@ class Features:
 
 
 class Option(NamedTuple):
-    """Option of `elbo eval` for one metric: a flag, a whole number from `least` to `most`, or a word of `choices`."""
+    """Option of `elbo eval` that belongs to a metric.
+
+    default: False for an on/off option, else a whole number or a word.
+    least, most: smallest and largest allowed number. choices: allowed words.
+    """
 
     name: str
     default: Any
@@ -99,14 +99,16 @@ class Option(NamedTuple):
 
 
 class Number(NamedTuple):
-    """Number that a metric returns: a result, or a part of a result, such as the result's standard error.
+    """Number that a metric returns: a result, or a statistic of a result, such as the result's standard error.
 
     key: name in results with features of the published Inception; torch-fidelity's name if torch-fidelity has the number.
-    elsewhere: name in results with features of another network; '' for the same name. alias: another name in publications.
-    by_network: whether the name ends in `[NETWORK]` if the features are of another network.
+    elsewhere: name in results with features of another network; '': the same name.
     title, title_elsewhere: headings in reports, for the published Inception and for other networks.
-    parts: suffixes of the names of the result's parts, such as `se`. told: note in reports on the spread over subsets, with
-    option names in braces. role, of: for a part, the part's role and the key of the result.
+    alias: second name in results with features of the published Inception.
+    by_network: whether the name ends in `[NETWORK]` if the features are of another network.
+    parts: for a result, suffixes of the names of its statistics, such as `se`.
+    told: note in reports on the spread over subsets, with option names in braces.
+    role, of: for a statistic, its meaning and the key of the result.
     """
 
     key: str
@@ -121,13 +123,14 @@ class Number(NamedTuple):
     of: str = ""
 
     def whole(self) -> list[Number]:
-        """Return this result and its parts as a list. An interval belongs to the number whose name precedes `_interval`."""
+        """Return a list of this result and its statistics, such as the standard error."""
         found = [self]
         for part in self.parts:
             key, elsewhere, alias = (
                 name and f"{name.removesuffix('_mean')}_{part}" for name in (self.key, self.elsewhere, self.alias)
             )
             role = PARTS[part.rpartition("_")[2]]
+            # An interval belongs to the number whose name precedes `_interval`.
             of = key.removesuffix("_interval") if role is Role.INTERVAL else self.key
             told = self.told if role is Role.PARTS else ""
             found.append(Number(key, elsewhere, "", "", alias, self.by_network, (), told, role, of))
@@ -142,21 +145,22 @@ class Number(NamedTuple):
         return f"{stem}[{network}]" if self.by_network and network is not None else stem
 
     def stem(self, network: str | None) -> str:
-        """Return this number's name without `[NETWORK]`. network: the features' network; None: the published Inception."""
+        """Return this number's name in results, without `[NETWORK]`. network: as in `name`."""
         return self.key if network is None else self.elsewhere or self.key
 
     def heading(self, network: str | None) -> str:
-        """Return this number's heading in reports. network: the features' network; None: the published Inception."""
+        """Return this number's heading in reports. network: as in `name`."""
         return (network is not None and self.title_elsewhere) or self.title or self.key.replace("_", " ")
 
 
 class MetricTraits(NamedTuple):
-    """Facts that the declaration of a metric states: the numbers that it returns, the inputs that it needs, and its options.
+    """Properties of a metric.
 
-    numbers: all numbers that the metric may return. options: the options of the metric.
-    least: function of the options → least numbers of samples, reference and held-out images (trailing ones may be omitted).
+    numbers: all numbers that the metric may return.
+    needs: inputs besides the samples' features.
+    least: function of the options → smallest allowed numbers of samples, reference images and held-out images.
     draws: function of the options → whether results depend on the seed.
-    network: function of the options → the only network that the metric is defined for, or None.
+    network: function of the options → the only network that the metric is defined for; None: any network.
     few: warning about the effect of few images.
     """
 
@@ -170,19 +174,23 @@ class MetricTraits(NamedTuple):
 
 
 METRICS = Registry("metric", MetricTraits)
-"""Metrics: functions (Features of the samples, Features of the reference or None, options) → dict of Values by key."""
 
 
 def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
-    """Declare a metric: a function (samples, reference or None, options) → dict of Values by key.
+    """Declare a metric: a function (samples, reference, options) → {key of a number: value}.
 
-    numbers: the results, without their parts. declared: further arguments of Registry.declare, such as `formula`.
+    The function's arguments: Features of the samples; Features of the reference, or None; namespace of seed and options.
+    numbers: the results, without statistics such as standard errors.
+    declared: properties of the metric, and arguments of Registry.declare, such as `formula`.
     """
     return METRICS.declare(name, numbers=[part for number in numbers for part in number.whole()], **declared)
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return {metric name: namespace of seed and options}. given: values of options that replace defaults. Raises UsageError."""
+    """Return the options of each named metric, with `seed` among them, by metric name. Raises UsageError.
+
+    given: values of options that replace defaults.
+    """
     found = {}
     for name in names:
         declared = METRICS.find(name)

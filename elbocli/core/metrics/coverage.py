@@ -10,8 +10,8 @@ from elbocli.errors import DataError
 class PrcProtocol(NamedTuple):
     """Protocol of precision and recall.
 
-    formula: text for help and docs. network: the only network that the protocol is defined for; None: any network.
-    most: largest number of reference images; None: all of them.
+    formula: description for help and docs. most: largest number of reference images; None: no limit.
+    network: the only feature extractor that the protocol allows; None: any extractor.
     """
 
     formula: str
@@ -53,10 +53,11 @@ PROTOCOL_HELP = "; ".join(f"{name}: {p.formula}" for name, p in PRC_PROTOCOLS.it
     few="precision and recall depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def precision_recall(samples, reference, options):
-    """Return precision, recall and F-score. The radius of an image is the distance to its k-th neighbour in its own set.
+    """Return precision, recall and F-score.
 
-    precision: share of samples within the radius (inclusive) of a reference image. recall: share of reference images within
-    the radius of a sample. k is PRC_NEIGHBOURS.
+    radius of an image: distance to the image's k-th neighbour in the same set (samples or reference); k = PRC_NEIGHBOURS.
+    precision: fraction of samples whose distance to some reference image is at most that image's radius.
+    recall: fraction of reference images whose distance to some sample is at most that sample's radius.
     """
     import torch
 
@@ -87,10 +88,11 @@ def precision_recall(samples, reference, options):
     few="density and coverage depend on the numbers of samples and of reference images, so compare them at equal numbers only",
 )
 def density_coverage(samples, reference, options):
-    """Return density and coverage. The radius of a reference image is the distance to its k-th neighbour in the reference.
+    """Return density and coverage.
 
-    density: 1/k × the mean number of reference images whose radius (exclusive) holds a sample; 1 for equal distributions.
-    coverage: share of reference images with a sample within their radius.
+    radius of a reference image: distance to the image's k-th neighbour in the reference.
+    density: mean number of radii that a sample lies in, divided by k; 1 for equal distributions.
+    coverage: fraction of reference images with a sample within their radius.
     """
     import torch
 
@@ -137,12 +139,9 @@ def authenticity(samples, reference, options):
     }
 
 
-FEW = 20
-"""A cell of the copying test counts only if it holds more samples than FEW."""
-COMPONENTS = 64
-"""Number of principal components of the training features in which distances are measured."""
-STARTS = 10
-"""Number of k-means runs, of which the best is used."""
+FEW = 20  # a cell of the copying test counts only if it holds more samples
+COMPONENTS = 64  # principal components of the training features, in which distances are measured
+STARTS = 10  # runs of k-means, of which the best is used
 
 
 @metric(
@@ -162,12 +161,12 @@ STARTS = 10
     draws=lambda options: options.copying_cells > 1,
 )
 def copying(samples, reference, options):
-    """Test in each cell whether samples and held-out images are equally far from the nearest training image of the cell.
+    """Return the copying test's C_T, below 0 if samples are nearer to the training images than held-out images are.
 
-    The cells are k-means clusters of the training images. C_T is the mean z-score of the cells, weighted by their numbers of
-    held-out images. Cells without held-out images or with too few samples don't count.
-    The 95 % interval has a half-width of 1.96 standard deviations of C_T for samples distributed like the held-out images.
-    Raises DataError if no cell counts.
+    cells: k-means clusters of the training images; only cells with a held-out image and more than FEW samples count.
+    C_T: mean z-score of a Mann-Whitney test in each cell, weighted by the cell's number of held-out images.
+    95 % interval: C_T ± 1.96 standard deviations of C_T for samples distributed like the held-out images.
+    Raises DataError: no cell counts.
     """
     import numpy as np
     from scipy.cluster.vq import kmeans, vq
@@ -194,14 +193,14 @@ def copying(samples, reference, options):
             scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
             weights.append(len(apart))
     if not scores:
-        raise DataError(f"copying: no cell has more than {FEW} samples and any held-out image; give fewer --copying-cells")
+        raise DataError(f"copying: no cell has more than {FEW} samples and a held-out image; give fewer --copying-cells")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}
 
 
 def _components(values):
-    """Return the principal axes [D, COMPONENTS] of the features [N, D], and their mean [D]."""
+    """Return the principal axes [D, COMPONENTS] and the mean [D] of features [N, D]."""
     import numpy as np
 
     from elbocli.core.estimate import StreamingFeatureMoments

@@ -1,4 +1,4 @@
-"""Distances between the distributions of samples and reference, and scores of the samples' logits."""
+"""Metrics: distances between the features of samples and reference, and scores of the samples' logits."""
 
 from elbocli.core.metrics import BOTH, Need, Number, Option, Value, metric
 
@@ -23,8 +23,9 @@ FID = "frechet_inception_distance"
     few="FID is biased upwards by an amount that falls as 1/n, so compare it at the same n only, or use --fid-infinity",
 )
 def fid(samples, reference, options):
-    """Return FID, its standard error, and with fid_infinity its limit at infinitely many images. The interval of the limit
-    needs twice as many samples as features, and is None with fewer.
+    """Return FID and its standard error; with fid_infinity, also FID's limit for infinitely many images.
+
+    The limit's 95 % interval: None if the number of samples is less than twice the number of features.
     """
     from elbocli.core.estimate import NORMAL_95, PARTS, FeatureMoments, extrapolate, frechet_distance, standard_error
     from elbocli.core.streams import Stream
@@ -56,7 +57,7 @@ SFID = "spatial_frechet_inception_distance"
     few="sFID is biased upwards, so compare it at the same n only",
 )
 def sfid(samples, reference, options):
-    """Return the Fréchet distance of the spatial features, and its standard error."""
+    """Return sFID, the Fréchet distance of spatial features, and its standard error."""
     from elbocli.core.estimate import frechet_distance, standard_error
 
     own, theirs, values = samples.spatial, reference.spatial, samples.spatial_values
@@ -88,22 +89,20 @@ SUBSETS = 100
 def kid(samples, reference, options):
     """Return KID, its standard deviation over subsets, and its standard error.
 
-    The standard error follows from the spread over subsets of m of n images: overlap reduces this spread to √(1 − m/n) of
-    that of independent subsets, and the error of all n images is √(m/n) of the latter. The finite number of subsets adds
-    to the standard error. For samples close to the reference it is too large, because it includes the choice of reference images.
-    For m = n it is None.
+    Standard error: None if each subset holds all samples or all reference images; too large if these sets are similar.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = options.kid_subset_size
     pair, n = (samples.values, reference.values), min(len(samples.values), len(reference.values))
     found = dict(kid_features_to_metric(*pair, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False))
+    # Overlap reduces the spread over subsets of m of n images to √(1 − m/n) of that of independent subsets; the error of all
+    # n images is √(m/n) of the latter, plus that of SUBSETS subsets. The spread includes the choice of reference images.
     error = found[f"{KID}_std"] * (size / (n - size) + 1 / SUBSETS) ** 0.5 if n > size else None
     return {**found, f"{KID}_se": error}
 
 
-WIDTH = 10.0
-"""Width σ of CMMD's Gaussian kernel exp(−|x−y|²/2σ²)."""
+WIDTH = 10.0  # σ of CMMD's Gaussian kernel exp(−|x−y|²/2σ²)
 SCALE = 1000.0
 
 
@@ -117,9 +116,10 @@ SCALE = 1000.0
     few="CMMD, as it was published, is biased upwards, so compare it at the same n only",
 )
 def cmmd(samples, reference, options):
-    """Return CMMD as published: the biased estimate of MMD² (V-statistic), which also pairs each image with itself.
+    """Return CMMD: 1000 times the biased estimate of MMD² (V-statistic).
 
-    MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y), in float64.
+    MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y), including pairs of an image with itself.
+    k: Gaussian kernel on features of length 1.
     """
     from elbocli.core.neighbours import squares
 
@@ -139,7 +139,7 @@ def cmmd(samples, reference, options):
 IS = "inception_score"
 ROWS = 4096
 ORDERS = ("shuffled", "given")
-"""Orders of the images before they are split: shuffled as in torch-fidelity, or as given, as in ADM's program."""
+"""Orders of the images before splitting: shuffled, as torch-fidelity does, or unchanged, as ADM does."""
 
 
 @metric(
@@ -163,11 +163,7 @@ ORDERS = ("shuffled", "given")
     few="the Inception score is biased downwards, so compare it at the same n only",
 )
 def inception_score(samples, reference, options):
-    """Return the Inception score, its standard deviation over splits, and its standard error.
-
-    The standard error is the score times the standard error of its logarithm, by the infinitesimal jackknife, as for FID.
-    The influence of an image on the mean of KL(p‖mean p) is its own KL: its effect through mean p cancels, as p sums to 1.
-    """
+    """Return the Inception score, its standard deviation over splits, and its standard error."""
     import torch
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -175,6 +171,8 @@ def inception_score(samples, reference, options):
     found = dict(isc_features_to_metric(logits, options.splits, shuffle=options.is_order == "shuffled"))
     parts = [part.double().log_softmax(1) for part in logits.split(ROWS)]
     marginal = torch.stack([part.exp().sum(0) for part in parts]).sum(0) / n
+    # Error of the score's logarithm by the infinitesimal jackknife: an image's influence on the mean of KL(p‖mean p) is the
+    # image's KL, as its effect through mean p cancels.
     apart = torch.cat([(part.exp() * (part - marginal.log())).nan_to_num(0).sum(1) for part in parts])
     error = float(apart.std(correction=1)) / n**0.5 if n > 1 else 0.0
     return {**found, f"{IS}_se": found[f"{IS}_mean"] * error}
@@ -187,7 +185,7 @@ def inception_score(samples, reference, options):
     needs={Need.LOGITS, Need.LABELS},
 )
 def accuracy(samples, reference, options):
-    """Return the share of samples whose largest logit is that of their label, with standard error and 95 % interval."""
+    """Return the accuracy of the logits as a classifier, its standard error, and its 95 % interval."""
     from torch import as_tensor
 
     from elbocli.core.estimate import error_of_share

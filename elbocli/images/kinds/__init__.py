@@ -1,6 +1,6 @@
-"""Kinds of image sources: each is a function under @source that yields (name, class, reference) for every image.
+"""Readers of images, one for each kind of file or folder.
 
-`trees` lists the files of folders and archives, which `sources.py` sorts into classes; the other kinds contain images and labels.
+A reader is a function decorated with @source; it yields (name, class or None, reference) for every image.
 """
 
 from importlib import import_module

@@ -16,16 +16,13 @@ from elbocli.files.dataset import Dataset
 from elbocli.files.reading import open_file, reading
 from elbocli.images.registry import DatasetRows, Images, check_labels, images_of_array, source
 
+# Names of the arrays (images, labels) in an .npz: NumPy's default names, and names in published data sets.
 PAIRS = (("arr_0", "arr_1"), ("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"))
-"""Names of the arrays (images, labels) in an .npz: NumPy's default names, and names in published data sets."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
-    """Read the shape (N, H, W, C) in an NPY header; (N, H, W) means grey images.
-
-    Raises FormatError if the array is not uint8 images.
-    """
+    """Read the shape (N, H, W, C) in an NPY header. Raises FormatError if the array is not uint8 images."""
     with reading(f"{name}: not an NPY stream of images", "; write one with 'elbo sample'"):
         first = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
@@ -40,7 +37,7 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
 
 
 class StreamRows:
-    """Stand-in for an array of uint8 images that are read from a stream, in order. shape: (N, H, W, C)."""
+    """Stand-in for an array of uint8 images [N, H, W, C], which are read from a stream in order."""
 
     def __init__(self, file: Any, name: str):
         self.file, self.name = file, name  # buffered, so that a read from a pipe returns all requested bytes
@@ -48,7 +45,7 @@ class StreamRows:
         self.next = 0
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        """Read consecutive rows, which must come after all rows read before. Raises DataError if the stream ends early."""
+        """Read consecutive rows that follow the rows read before. Raises DataError if the stream ends early."""
         row, count = math.prod(self.shape[1:]), rows.stop - rows.start
         with reading(self.name, kind=DataError):
             if rows.start != self.next:
@@ -76,7 +73,7 @@ def npy_rows(path: Path) -> np.ndarray:
 
 @source("npz", magic=b"PK", suffix=".npz")
 def open_npz(path: Path) -> Images:
-    """Open an .npz; a compressed array is decompressed into memory. Raises FormatError if no array has a known name (PAIRS)."""
+    """Open an .npz of images and labels. Raises FormatError if no array has a name in PAIRS."""
     with open_zip(path) as archive, reading(path), open_file(path) as file:
         images, labels = next((pair for pair in PAIRS if f"{pair[0]}.npy" in archive.namelist()), PAIRS[0])
         rows = npz_rows(archive, path, images)
@@ -93,7 +90,7 @@ def open_npz(path: Path) -> Images:
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz during the block. Raises FormatError if it is damaged."""
+    """Open an .npz for the block. Raises FormatError if the file is damaged."""
     with ExitStack() as stack:
         with reading(f"{path}: not an .npz archive"):
             archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(path))))
@@ -101,7 +98,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
-    """Return the images in array `name` of an opened .npz, to be read in order. path: for messages. Raises FormatError."""
+    """Return the images in array `name` of an opened .npz. path: for messages. Raises FormatError."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
         raise FormatError(f"{path}: no images in array {name} (the file holds {held}); write them with numpy.savez(FILE, images)")
@@ -129,7 +126,7 @@ def npz_labels(archive: zipfile.ZipFile, path: Path, count: int, name: str = "ar
 
 @source("dataset", magic=b"\x89HDF\r\n\x1a\n")
 def open_dataset(path: Path) -> Images:
-    """Open a dataset, or a dataset of samples. Raises FormatError if the file is not a dataset, or holds latents."""
+    """Open a dataset of images or samples. Raises FormatError if the file is not a dataset, or holds latents."""
     data = Dataset(path)
     files = data.contents()[1].get("files", [])
     names = files if len(files) == len(data) else ()

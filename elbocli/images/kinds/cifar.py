@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 in their binary version: batches of 32 x 32 colour images.
+"""Read CIFAR-10 and CIFAR-100 in the binary version: batches of 32 x 32 colour images.
 
-Each image has one byte (CIFAR-10) or two bytes (CIFAR-100: coarse, fine) of labels, then its red, green and blue plane. Class
-names are in the same folder, in batches.meta.txt or fine_label_names.txt. Source: the description on CIFAR's page.
+Image: label byte (CIFAR-100: coarse label, fine label), then red, green and blue plane.
+Class names: batches.meta.txt or fine_label_names.txt in the same folder. Source: www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import re
@@ -20,7 +20,7 @@ PIXELS = 3 * 32 * 32
 
 @source("CIFAR", test=lambda path, head: bool(BATCH.fullmatch(path.name)), form="parts")
 def open_cifar(files: Sequence[str], folder: Entries) -> Images:
-    """Open CIFAR's batches `files`, in this order. folder: files beside them, by name. FormatError for other or mixed files."""
+    """Open the CIFAR batches `files` as one set of images. folder: all files by name. Raises FormatError."""
     with reading(files[0], "; get the files again, and name batches of one kind"):
         contents = [bytes(folder[name].read()) for name in files]
         count, beside, labels = 10, "batches.meta.txt", 1

@@ -1,7 +1,7 @@
-"""IDX files, the format of MNIST and similar data sets: images in one file, labels in another; plain or gzipped.
+"""IDX files, the format of MNIST: images in one file, labels in another, each plain or gzipped.
 
-A file has two zero bytes, a byte for its type (8 for uint8), a byte for the number of dimensions, each dimension as big-endian
-uint32, and the values. Source: the description on MNIST's page.
+Layout: two zero bytes, type (1 byte, 8 for uint8), number of dimensions (1 byte), dimensions (big-endian uint32), values.
+Source: the description on MNIST's page.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ def _begins_like_images(path: Path, head: bytes) -> bool:
 
 @source("IDX", test=_begins_like_images, form="parts")
 def open_idx(files: Sequence[str], folder: Entries) -> Images:
-    """Open a file of images, the only one in `files`, and the file of labels beside it. folder: files beside it, by name.
+    """Open a file of images, and the file of labels in the same folder, if there is one.
 
-    Raises FormatError if the file doesn't hold images, its length differs from its header, or labels don't fit.
-    Raises DataError if the file can't be read.
+    files: [name of the file of images]. folder: all files of the folder, by name.
+    Raises FormatError for a damaged file or labels that don't fit the images, DataError for a file that can't be read.
     """
     (name,) = files
     images = _values(folder[name], name, 3)
@@ -50,7 +50,6 @@ def open_idx(files: Sequence[str], folder: Entries) -> Images:
 
 
 def _values(ref: ImageRef, where: str, ndim: int) -> np.ndarray:
-    """Read a uint8 array of `ndim` dimensions from a file."""
     with reading(where, "; get it again", DataError):
         content = bytes(ref.read())
         content = gzip.decompress(content) if content.startswith(GZIP) else content

@@ -1,7 +1,7 @@
 """Parquet files with images, as written by Hugging Face's `datasets`. Needs pyarrow (the extra `parquet`).
 
-The image column is a struct of `bytes` (an image file) and `path`; the label column holds numbers, whose class names are in
-the schema's metadata under `huggingface`. Row groups are read as a whole, so reading in the order of the rows is fastest.
+Image column: struct of `bytes` (an image file) and `path`. Label column: class numbers.
+Class names: in the schema's metadata under `huggingface`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from elbocli.images.registry import Entries, Images, Span, source
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-LABELS = ("label", "labels", "fine_label")
-"""Preferred names of the label column, if several columns could hold labels."""
-
-
+LABELS = ("label", "labels", "fine_label")  # names of the label column, most preferred first
 LOCK = threading.Lock()
 
 
@@ -35,7 +32,7 @@ def _row_group(path: str, number: int, column: str) -> Any:
 
 
 class ParquetRow(NamedTuple):
-    """Reference to an image in a parquet file. group: path, row group, column. row: number within the row group."""
+    """Reference to an image in a parquet file. group: (path, number of the row group, image column). row: index in the group."""
 
     group: tuple[str, int, str]
     row: int
@@ -48,10 +45,11 @@ class ParquetRow(NamedTuple):
 
 @source("parquet", magic=b"PAR1", form="parts")
 def open_parquet(files: Sequence[str], folder: Entries) -> Images:
-    """Open the parquet `files` of one data set, in this order. folder: all files beside them, by name.
+    """Open the images in the parquet files of one data set, in the order of `files`.
 
-    Raises UsageError without pyarrow; FormatError for a file that is damaged, holds no images or lies in an archive, and for
-    files whose columns or classes differ from the first.
+    files: names in `folder`.
+    Raises UsageError without pyarrow.
+    Raises FormatError if a file is damaged, lies in an archive, has no images, or differs from the first in columns or classes.
     """
     _row_group.cache_clear()
     layout, labels, names, refs = None, [], [], list[ParquetRow]()
@@ -72,12 +70,12 @@ def open_parquet(files: Sequence[str], folder: Entries) -> Images:
             names += [f"{Path(ref.path).stem}/{row}" for row in range(file.metadata.num_rows)]
     for label in labels:
         if type(label) is not int or not 0 <= label < len(classes or labels):
-            raise FormatError(f"{files[0]}: the label {label!r} is not one of its {len(classes)} classes; get the file again")
+            raise FormatError(f"{files[0]}: the label {label!r} is not one of the {len(classes)} classes; get the file again")
     return Images(names, labels or None, refs, classes)
 
 
 def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
-    """Return the image column, the label column ('' for none), and the class names. Raises FormatError without images."""
+    """Return the names of image column, label column ('' for none) and classes. Raises FormatError without an image column."""
     from pyarrow import types
 
     schema = file.schema_arrow
@@ -93,7 +91,6 @@ def _layout(file: ParquetFile) -> tuple[str, str, list[str]]:
 
 
 def _opened(path: str) -> ParquetFile:
-    """Open a parquet file. Raises UsageError without pyarrow, and pyarrow's errors."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:

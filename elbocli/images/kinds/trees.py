@@ -1,4 +1,4 @@
-"""Folders, zips, tars, and tars inside tars: files are listed by their paths, and read without extracting them."""
+"""List the files of folders, zips and tars, also of tars inside tars, without extracting the files."""
 
 import contextlib
 import os
@@ -23,14 +23,14 @@ def hidden(name: str) -> bool:
 
 
 def clean(name: str) -> str:
-    """Return a path in an archive without '.', '..', leading slashes and backslashes; '' for a hidden path."""
+    """Return a path in an archive without '.' and '..', with single slashes; '' for a hidden path."""
     path = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
     return "" if hidden(path) else path
 
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a folder and its subfolders. A tar is listed like a folder of the tar's name without '.tar'.
+    """List the files of a folder and its subfolders; NAME.tar is listed like a folder NAME.
 
     Raises DataError if a folder can't be listed, or if `root` is a run, which holds only previews.
     """
@@ -55,13 +55,12 @@ def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
 
 
 def _leads_up(path: Path) -> bool:
-    """Tell whether a path is a symbolic link to a folder above it."""
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 @source("zip", magic=b"PK", form="tree")
 def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a zip. Raises zipfile's errors if it is damaged."""
+    """List the files of a zip. Raises zipfile's errors for a damaged zip."""
     archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)
@@ -77,7 +76,10 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 @source("tar", test=_begins_like_tar, form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List a tar's files, with `prefix` before each path; inner tars are like folders. A damaged tar's list ends in a Damage."""
+    """List the files of a tar, with `prefix` before each path; inner tars are listed like folders.
+
+    The list of a damaged tar ends in a Damage.
+    """
     try:
         with open_file(path) as file:
             yield from _members(file, str(path), 0, prefix)

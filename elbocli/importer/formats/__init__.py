@@ -1,7 +1,7 @@
-"""Formats of other programs' checkpoints. Each module of this package declares formats, and is imported automatically.
+"""Formats of other programs' checkpoints. Every module in this package declares formats, and is imported automatically.
 
-A format recognises its files by content, and translates a file into a network of elbo, its weights, and the settings of
-its training. Only tensors and containers are read (see files/pickles.py); no code in the file is run.
+A format recognises files by content, and translates a file into a network, weights and training settings of elbo.
+No code in a file is run.
 """
 
 import hashlib
@@ -30,31 +30,28 @@ from elbocli.nn.networks import NetworkConfig, build
 from elbocli.nn.networks.diffusers import Autoencoder, space_of
 from elbocli.nn.networks.unet import HEAD_WIDTH, heads_of
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DistributedDataParallel and torch.compile put before every name."""
-STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")
-"""Keys under which training scripts keep the last weights; keys of averages contain "ema"."""
-NAMED = ("weights", "prefix", "rename")
-"""Options of every format whose files hold weights by name: see `state_dict`."""
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes by DistributedDataParallel and torch.compile
+STATE_DICTS = ("state_dict", "model_state_dict", "model", "net", "network")  # keys of the last weights; averages: "ema" in key
+NAMED = ("weights", "prefix", "rename")  # ImportOptions that `state_dict` uses
 TABLES = read_yaml(Path(__file__).with_name("formats.yaml"))
+# Of published latent networks: autoencoder, downsampling factor, and scale of latents (sd-vae-ft-ema has the same).
 AUTOENCODER, FACTOR, SCALE = "stabilityai/sd-vae-ft-mse", 8, 0.18215
-"""Autoencoder of published latent networks, its downsampling factor, and the scale of its latents (as of sd-vae-ft-ema)."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Facts about a checkpoint that the user gives because the file lacks them; '' or None for a fact that isn't given.
+    """Options of `elbo import` about a checkpoint; '' or None: option not given.
 
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
     prediction, weighting, schedule: SPECs of the training's objective.
     levels: SPEC of the network's input for the noise level.
-    attention: number of heads (heads=N) or channels per head (width=N); ',new' after it means guided-diffusion's new order.
+    attention: heads=N (number of heads) or width=N (channels per head); suffix ',new': guided-diffusion's new order.
     size, channels, classes: side and channels of the images or latents, number of classes.
     null_class: label that means 'no class' to the network.
     logsnr_min, logsnr_max: range of λ in training.
-    prefix: take only weights whose names begin with this text, and remove this text from the names.
+    prefix: import only weights whose names have this prefix, and remove the prefix from the names.
     rename: rules OLD=NEW, which replace the beginnings of names.
-    network: the user's own network, FILE.py:CLASS.
+    network: FILE.py:CLASS of a network in the user's code.
     autoencoder: folder of the autoencoder, for latents.
     """
 
@@ -76,22 +73,22 @@ class ImportOptions:
     autoencoder: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return the user's options that are fields of TrainSettings; they override the settings that the format gives."""
+        """Return the given options that are fields of TrainSettings."""
         keys = ("prediction", "weighting", "schedule", "logsnr_min", "logsnr_max")
         return {key: value for key in keys if (value := getattr(self, key)) not in ("", None)}
 
 
 class Source:
-    """File or folder to import. notes: messages to the user about weights and settings that were chosen, dropped or guessed."""
+    """File or folder to import. notes: messages to the user about choices and guesses of the import."""
 
     def __init__(self, path: Path):
         self.path, self.notes = path, list[str]()
 
     @cached_property
     def tree(self) -> Any:
-        """Content of a file: dicts, lists, numbers, text, tensors, and Foreign for other pickled objects. Raises FormatError.
+        """Content of a file; None for a folder or an exported program (.pt2). Raises FormatError.
 
-        None for a folder, and for an exported program (.pt2).
+        Types: dict, list, numbers, text, Tensor, and Foreign for any other pickled object.
         """
         return None if self.path.is_dir() or self.path.suffix == ".pt2" else read_torch_file(self.path)
 
@@ -106,13 +103,13 @@ class Source:
 
 
 class Imported(NamedTuple):
-    """An imported checkpoint, as a network of elbo.
+    """A checkpoint translated to a network, weights and settings of elbo.
 
-    weights: the network's weights by name.
-    settings: the fields of TrainSettings that are known.
+    weights: name in elbo's network → tensor.
+    settings: field of TrainSettings → value, for the fields that the checkpoint or the options give.
     averaged: whether the weights are an average.
-    data: further keys for the section `data` of config.yaml, besides size, channels and classes.
-    files: name in the run → file to copy there.
+    data: keys for the section `data` of config.yaml, without size, channels and classes.
+    files: name in the run's folder → file to copy into the folder.
     """
 
     network: NetworkConfig
@@ -124,10 +121,11 @@ class Imported(NamedTuple):
 
 
 class FormatTraits(NamedTuple):
-    """Facts about a format. about: sentence for `elbo import list`. licence: licence of the published weights.
+    """Description of a checkpoint format.
 
-    recognises: function that tells whether a Source has this format.
-    takes: names of the ImportOptions that the format uses, besides those in `settings()`, which every format uses.
+    about: sentence for `elbo import list`. licence: licence of the published weights.
+    recognises: function that tells whether a Source has the format.
+    takes: names of the ImportOptions that the format uses; every format also uses the options in ImportOptions.settings.
     """
 
     about: str
@@ -142,11 +140,11 @@ FORMATS = Registry("format")
 def source_format(
     name: str, recognises: Callable[[Source], bool], takes: tuple[str, ...] = NAMED, **said: str
 ) -> Callable[[Any], Any]:
-    """Declare a format, by a function (Source, ImportOptions) → Imported, under its name for --format.
+    """Return a decorator that declares a function (Source, ImportOptions) → Imported as a checkpoint format.
 
-    recognises: tells whether a Source has this format. takes: names of the ImportOptions that the format uses.
-    said: the texts `about`, `source` and `licence`, unless formats.yaml has these.
-    The declared function raises FormatError if a file can't be imported.
+    name: the format's name for --format. said: texts `about`, `source` and `licence`; default: texts in formats.yaml.
+    recognises: function that tells whether a Source has the format.
+    takes: names of the ImportOptions that the format uses.
     """
     said = {**{key: TABLES[name][key] for key in ("about", "source", "licence") if name in TABLES}, **said}
     traits = FormatTraits(said["about"], said["licence"], recognises, takes)
@@ -157,14 +155,14 @@ def source_format(
 
 
 def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
-    """Return all sets of weights (state dicts, pickled networks) in a file by their key; '' is the key of the whole file."""
+    """Return the state dicts and pickled networks in a file: key → tensors by name; key '' is the whole file."""
     held = {"": tree, **(tree if isinstance(tree, dict) else {})}
     found = {str(key): _named_tensors(value) for key, value in held.items()}
     return {key: tensors for key, tensors in found.items() if tensors}
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
-    """Return the tensors of a state dict or a pickled network without wrappers' prefixes; empty for anything else."""
+    """Return the tensors of a state dict or pickled network by name, without WRAPPERS in names; {} for other values."""
     names: dict[str, Tensor] = {}
     if isinstance(value, Foreign):
         with suppress(FormatError):
@@ -179,11 +177,12 @@ def _named_tensors(value: Any) -> dict[str, Tensor]:
 def state_dict(
     source: Source, options: ImportOptions, content: Any = None, meant: Callable[[Any], bool] = bool
 ) -> tuple[dict[str, Tensor], bool, Any]:
-    """Return the weights that the options choose: tensors by name, whether they are an average, and their entry in the file.
+    """Return the weights that the options choose, with names changed by --prefix and --rename.
 
-    content: content of the file, if it differs from source.tree. meant: function that tells from names whether weights are of
-    the right network. --prefix and --rename are applied to names. Raises FormatError if the file has no such weights, UsageError
-    if the options choose none.
+    content: content of the file; None: source.tree.
+    meant: function that tells whether a dict of tensors has the weights of the format's network.
+    Returns (tensors by name, whether the weights are an average, entry of the file that holds the weights).
+    Raises FormatError if the file has no weights of the format, UsageError if the options don't choose weights.
     """
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
@@ -203,7 +202,7 @@ def state_dict(
 
 
 def _choose(held: Mapping[str, Any], source: Source, wanted: str) -> str:
-    """Return the key of the weights that --weights chooses, and note the choice if the file holds several weights."""
+    """Return the key in `held` that the user chooses. wanted: value of --weights."""
     averages = [key for key in held if "ema" in key.lower()]
     last = [key for key in STATE_DICTS if key in held][:1]
     choices = [wanted] if wanted in held else {"ema": averages or last, "model": last}.get(wanted, [])
@@ -223,7 +222,7 @@ def inventory(tree: Any) -> str:
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """Return the shape of a tensor, from which a network's size follows. Raises FormatError if the tensor is missing."""
+    """Return the shape of the tensor called `name`. Raises FormatError if the tensor is missing."""
     if name not in tensors:
         raise FormatError(f"lacks {name!r}; {nearest(name, tensors)}")
     return tuple(tensors[name].shape)
@@ -232,8 +231,8 @@ def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 def block_modules(blocks: Mapping[str, Sequence[str]], parts: Mapping[str, str]) -> dict[str, str]:
     """Return elbo's name → the file's name, for each module of each block.
 
-    blocks: elbo's name of a sequence of blocks → the file's names of these blocks.
-    parts: elbo's name of a module within a block → the file's name within a block.
+    blocks: elbo's name of a sequence of blocks → the file's names of the blocks, in order.
+    parts: elbo's name of a module within a block → the file's name of the module within a block.
     """
     return {
         f"{way}.{index}.{part}": f"{name}.{their}"
@@ -251,11 +250,12 @@ def fitted(
     turned: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
     without: str = "",
 ) -> dict[str, Tensor]:
-    """Return a file's tensors as weights of elbo's network `config`: with this network's names, order and types.
+    """Return a file's tensors as weights of elbo's network `config`: name → tensor.
 
-    modules: elbo's names of modules (or of single weights) → the file's names; None if all names are equal.
-    turned: function of elbo's name and the file's tensor that returns elbo's tensor. without: regular expression for names in the
-    file that are not needed. Raises FormatError for the first weight that is missing, superfluous, or of another shape.
+    modules: elbo's name of a module or weight → the file's name; None: names are equal.
+    turned: function of elbo's name and the file's tensor that returns elbo's tensor.
+    without: regular expression for superfluous names to ignore.
+    Raises FormatError if a weight is missing, superfluous, or of another shape.
     """
     where = source.path
     with torch.device("meta"):
@@ -285,8 +285,10 @@ def fitted(
 
 
 class AttentionOrder(NamedTuple):
-    """Number and order of attention heads. heads: number of heads; 0 for one per `width` channels. outside: whether the channels
-    are ordered as q of all heads, then k, then v ("new" in guided-diffusion), instead of q, k and v of one head after another.
+    """Number of attention heads, and order of the channels of q, k and v.
+
+    heads: number of heads; 0: one head per `width` channels.
+    outside: True: q of all heads, then k, then v ("new" in guided-diffusion). False: q, k and v of each head in turn.
     """
 
     heads: int = 0
@@ -294,7 +296,7 @@ class AttentionOrder(NamedTuple):
     outside: bool = False
 
     def heads_of(self, channels: int) -> int:
-        """Return the number of heads of attention on `channels` channels."""
+        """Return the number of heads for `channels` channels."""
         return self.heads or heads_of(channels, self.width)
 
 
@@ -307,7 +309,7 @@ def parse_attention(text: str) -> AttentionOrder:
 
 
 def range_settings(code: str, source: Source, options: ImportOptions) -> dict[str, Any]:
-    """Return logsnr_min and logsnr_max of a network's timesteps; {} if it has none, with a note unless the options give both.
+    """Return the settings logsnr_min and logsnr_max of a network's discrete timesteps; {} for a network without timesteps.
 
     code: SPEC of the network's input for the noise level.
     """
@@ -323,9 +325,10 @@ def range_settings(code: str, source: Source, options: ImportOptions) -> dict[st
 
 
 def timestep_settings(code: str, source: Source, options: ImportOptions, prediction: str = "eps") -> dict[str, Any]:
-    """Return the settings of training on the mean squared error of `prediction`, at the timesteps of a network, if any.
+    """Return the settings of training on the mean squared error of `prediction` at a network's discrete timesteps.
 
     code: SPEC of the network's input for the noise level.
+    Returns only the setting `prediction` for a network without timesteps.
     """
     spec, ends = parse_level_code(code).spec, range_settings(code, source, options)
     trained = {"schedule": spec, "weighting": f"{prediction}-mse@{spec}", **ends} if ends else {}
@@ -333,7 +336,10 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 
 
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
-    """Return the keys of config.yaml for the latents of --autoencoder, or by default Stable Diffusion's. Raises FormatError."""
+    """Return the keys of config.yaml that describe the latents of a network. Raises FormatError.
+
+    convention: scaling of latents. Autoencoder: from --autoencoder, by default Stable Diffusion's.
+    """
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Folders of diffusers: a pipeline with a UNet2DModel and its scheduler, or the model alone."""
+"""Import UNet2DModels of diffusers from folders: a pipeline with its scheduler, or the model alone."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,10 @@ BETAS = {"linear": "t-linear", "scaled_linear": "t-scaled-linear", "squaredcos_c
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention modules in weights from before 2023 → their present names."""
 NEAR = 1e-3
-"""Largest accepted difference between a timestep of the scheduler and of elbo's formula, in timesteps."""
+"""Largest accepted difference between the scheduler's timestep and the timestep by elbo's formula."""
 
 
 def _folder(path: Path) -> Path:
-    """Return the folder of the network: `unet` in a pipeline, otherwise the given folder."""
     return path / "unet" if (path / "unet" / CONFIG).is_file() else path
 
 
@@ -41,8 +40,8 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: not a {UNET} without class_embed_type; export the network as a program, and import this program "
-            "(elbocli.export_network)"
+            f"{where}: only a {UNET} without class_embed_type can be imported; export the network as a program, "
+            "and import this program (elbocli.export_network)"
         )
     settings, code = _scheduled(source, options)
     numbers = (("in_channels", 3), ("out_channels", 3), ("num_class_embeds", 0))
@@ -69,7 +68,7 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Read a folder's weights by diffusers' present names. Raises FormatError, also for pickles."""
+    """Read the weights in a folder, with diffusers' present names. Raises FormatError if there are no safetensors."""
     whole, stem = folder / WEIGHTS, WEIGHTS.removesuffix(".safetensors")
     files = [whole] if whole.exists() else sorted(folder.glob(f"{stem}*.safetensors"))  # parts of one file, or a variant
     if not files:
@@ -88,10 +87,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
-    """Return the settings in the scheduler's config, and the level code, which tells the network the noise level.
+    """Return settings of the run, and the SPEC of the formula for the network's timesteps.
 
-    --levels replaces the scheduler's config. Raises UsageError if both are missing, FormatError if no level code describes the
-    scheduler.
+    If `options.levels` is empty, both come from the scheduler's config.
+    Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.
     """
     if options.levels:
         return formats.range_settings(options.levels, source, options), options.levels
@@ -115,7 +114,7 @@ def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], 
         timestep = parse_level_code(f"{BETAS[betas]}:count={count}{ends}")
         apart = float((timestep(curve.level.flip(0)) - curve.time.flip(0) * float(count) + 0.5).abs().max())
         if not apart <= NEAR:
-            raise ValueError(f"timesteps differ by up to {apart:g} from the nearest code's, and may be rescaled or learned")
+            raise ValueError(f"timesteps differ by up to {apart:g} from elbo's formula, and may be rescaled or learned")
     code = timestep.spec
     low, high = curve.support
     return {**formats.timestep_settings(code, source, options, prediction), "logsnr_min": low, "logsnr_max": high}, code

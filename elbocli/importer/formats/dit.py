@@ -1,8 +1,10 @@
-"""Checkpoints of DiT, and of SiT and REPA, which share its network: state dicts, alone or in a training script's file.
+"""Import checkpoints of DiT, SiT and REPA: state dicts, alone or in a training script's file.
 
-Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025. The three have the same names and shapes, but other inputs and
-outputs. DiT: input one of 1000 timesteps, output the noise. SiT: input t (1 is data), output x − ε at t x + (1 − t) ε.
-REPA: input t (1 is noise), output ε − x at (1 − t) x + t ε.
+The three networks have weights of the same names and shapes, but other inputs and outputs:
+DiT: input one of 1000 timesteps; output the noise.
+SiT: input t, where 1 is data; output x − ε at t x + (1 − t) ε.
+REPA: input t, where 1 is noise; output ε − x at (1 − t) x + t ε.
+Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025.
 """
 
 import math
@@ -20,18 +22,15 @@ from elbocli.nn.networks.transformers import DiTConfig, positions
 
 PATCH, POSITIONS, LAST = "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight"
 TABLE, PROJECTORS = "y_embedder.embedding_table.weight", "projectors."
+# Weights by which the network is recognised.
 MARKS = {PATCH, POSITIONS, LAST, "blocks.0.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.weight"}
-"""Names of weights by which the network is recognised."""
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Width of DiT-S, B, L and XL → number of attention heads, which the shapes of the weights don't show."""
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # width of DiT-S, B, L and XL → number of attention heads
+# Settings of a flow network trained on all times; times below 0.0006 and above 0.9994 lie outside the range.
 FLOW = {"prediction": "u-path", "weighting": "fm-ot", "schedule": "fm-ot", "logsnr_min": -15.0, "logsnr_max": 15.0}
-"""Settings of a flow network trained on all times; times below 0.0006 and above 0.9994 lie outside the range."""
-CODES = {"dit": "t-linear", "sit": "flow-reversed", "repa": "flow"}
-"""Format → level code, the name of the number that tells the format's networks the noise level."""
+CODES = {"dit": "t-linear", "sit": "flow-reversed", "repa": "flow"}  # format → form of the networks' noise-level input
 
 
 def _is(format: str, source: Source) -> bool:
-    """Tell whether a file holds weights of a format: dit or repa."""
     for names in formats.entries(source.tree).values():
         if set(names) >= MARKS:
             return format == ("repa" if any(name.startswith(PROJECTORS) for name in names) else "dit")
@@ -39,7 +38,7 @@ def _is(format: str, source: Source) -> bool:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint. Names and shapes of weights define the network. its_code: level code of the format, from CODES."""
+    """Translate a checkpoint to elbo's network. its_code: entry of the format in CODES."""
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:

@@ -1,10 +1,9 @@
-"""Checkpoints of EDM's ADM network (DhariwalUNet) and of EDM2's networks: pickles, training states, state dicts.
+"""Import checkpoints of EDM's ADM network (DhariwalUNet) and of EDM2: pickles, training states, state dicts.
 
-Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696. Their pickles contain their source code, which is not run;
-see files/pickles.py. Names, shapes, order and constants of EDM2 follow its published code. Tests read none of its published
-files, but elbo's network XS in half precision is as large as the published file. The head that learns the weighting of EDM2's
-loss is left out, because only training needs this head.
+Source: Karras et al. 2022; Karras et al. 2024, arXiv:2312.02696.
 """
+# The pickles contain source code, which is not run (files/pickles.py). Tests read no published file of EDM2, but elbo's
+# network XS in half precision is as large as the published file. Only training needs the head that learns EDM2's weighting.
 
 import math
 import re
@@ -23,20 +22,16 @@ from elbocli.importer.formats import TABLES, Imported, ImportOptions, Source, sh
 from elbocli.nn.networks import edm2 as ours
 from elbocli.nn.networks.unet import UNetConfig, heads_of
 
-LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5
-"""Range of σ in sampling with EDM and EDM2, and σ of the data."""
+LEAST_SIGMA, MOST_SIGMA, SIGMA_DATA = 0.002, 80.0, 0.5  # range of σ in sampling with EDM and EDM2, and σ of the data
 LATENTS, PIXELS = "StabilityVAEEncoder", "StandardRGBEncoder"
 DRAWN = {"": (-1.2, 1.2), LATENTS: (-0.4, 1.0), PIXELS: (-0.8, 1.6)}
-"""Encoder of EDM2 ("" for EDM) → mean and standard deviation of ln σ in training, for files that don't give them."""
-ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}
-"""Number of channels → encoder that is assumed if a file doesn't name its encoder."""
+"""Encoder of EDM2 ("": EDM) → default mean and default standard deviation of ln σ in training."""
+ENCODERS = {1: PIXELS, 3: PIXELS, 4: LATENTS}  # number of channels → encoder that is assumed if a file doesn't name its encoder
 BLOCK = re.compile(r"\b(enc|dec)\.(\d+)x\2_(conv|down|up|in[01]|block\d+)\.")
-"""Beginning of the name of a weight in a block: enc or dec, side of the images, and place at this side."""
-MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")
-"""Ends of weights' names by which EDM2's network is recognised."""
+"""Start of a weight's name, such as `enc.64x64_block0.`: enc or dec, side of the images, block."""
+MARKS = ("emb_fourier.freqs", "emb_noise.weight", "out_gain")  # endings of weight names by which EDM2's network is recognised
 LABELS, AUGMENT = "map_label.weight", "map_augment.weight"
-READ = {"", "EDMPrecond", "DhariwalUNet"}
-"""Classes of EDM's code that elbo's network implements; "" is for a state dict, which doesn't name its class."""
+READ = {"", "EDMPrecond", "DhariwalUNet"}  # classes of EDM that elbo can import; "": a state dict, which has no class
 CONSTANTS: dict[str, Any] = {
     "label_balance": ours.CLASS,
     "concat_balance": ours.JOINED,
@@ -45,14 +40,14 @@ CONSTANTS: dict[str, Any] = {
     "clip_act": ours.CLIP,
     "resample_filter": [1, 1],
 }
-"""Attribute of EDM2's objects → the only value that elbo's network has for it."""
+"""Attribute of EDM2's modules → the only value of the attribute that elbo can import."""
 
 
 # Shared by EDM and EDM2.
 
 
 def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield name and attributes of a pickled module and of all its submodules. name: name of the module itself."""
+    """Yield (name, attributes) of a pickled module and of all submodules. name: name of the module."""
     told = attributes(module)
     yield name, told
     for key, inner in (told.get("_modules") or {}).items():
@@ -60,7 +55,10 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 
 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return settings of a network's training. loss: attributes of the loss function. kind: key of DRAWN, for defaults."""
+    """Return prediction, weighting, schedule and range of λ with which a network was trained.
+
+    module: the pickled network. loss: attributes of the pickled loss function. kind: key of DRAWN, for defaults.
+    """
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
     return {
@@ -73,9 +71,10 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 
 
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the config keys that EDM's and EDM2's networks share, and elbo's names of modules → the file's names.
+    """Return config keys of an EDM or EDM2 network, and a dict from elbo's module names to the file's module names.
 
-    module: the pickled network, whose blocks give its dropout. The key `levels` has the width of each level in channels.
+    module: the pickled network, for the dropout.
+    format: 'edm' or 'edm2'.
     """
     names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
     places = [match.groups() for match in map(BLOCK.match, tensors) if match]
@@ -103,7 +102,7 @@ def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dic
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:
-    """Convert EDM's tensor to elbo's order. EDM orders attention's channels by head, then by channel, then as q, k and v."""
+    # EDM orders attention's channels by head, then by channel, then as q, k and v.
     if ".attention.qkv." in name:
         return tensor.unflatten(0, (heads_of(len(tensor) // 3), -1, 3)).movedim(2, 0).flatten(0, 2)
     return tensor if tensor.dim() else tensor[None]
@@ -121,7 +120,7 @@ def _is_edm(names: Iterable[str]) -> bool:
     recognises=lambda source: any(map(_is_edm, formats.entries(source.tree).values())),
 )
 def edm(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint of EDM. Names and shapes of weights define the network; pickled objects define the objective."""
+    """Import a checkpoint of EDM. Weights define the network; pickled objects define the objective."""
     where = source.path
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
@@ -157,7 +156,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 
 
 def _content(source: Source) -> tuple[Any, list[Any]]:
-    """Return the file's content, with its first average under "ema", and the relative standard deviations of its averages."""
+    """Return the file's content, with the first set of averaged weights under "ema", and the standard deviation of each set."""
     tree: Any = source.tree
     tree = tree.items or tree if isinstance(tree, Foreign) else tree
     ema = tree.get("ema") if isinstance(tree, dict) else None
@@ -184,7 +183,7 @@ def _check_constants(module: Any) -> None:
 
 
 def _encoder(content: Any, channels: int) -> str:
-    """Return the name of the encoder of the network's images, LATENTS or PIXELS. Raises FormatError for another encoder."""
+    """Return the encoder's name, LATENTS or PIXELS. Raises FormatError for any other encoder."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
@@ -199,7 +198,7 @@ def _encoder(content: Any, channels: int) -> str:
     takes=(*formats.NAMED, "autoencoder"),
 )
 def edm2(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint of EDM2. Names and shapes of weights define the network; pickled objects define the objective."""
+    """Import a checkpoint of EDM2. Weights define the network; pickled objects define the objective."""
     content, stds = _content(source)
     held, averaged, module = formats.state_dict(source, options, content, _is_edm2)
     if len(stds) > 1 and averaged:

@@ -1,7 +1,7 @@
-"""Checkpoints of guided-diffusion, state dicts of its UNetModel, known as ADM: 64 to 512 pixels, and LSUN.
+"""Import checkpoints of guided-diffusion (ADM), state dicts of its UNetModel: 64 to 512 pixels, and LSUN.
 
-Source: Dhariwal & Nichol 2021. Names and shapes give the network except its image size, heads and noise schedule, which are
-known for the published networks by their widths; for others, the user gives them.
+Checkpoints lack image size, attention heads and noise schedule; SIZES and PUBLISHED list these for OpenAI's networks.
+Source: Dhariwal & Nichol 2021.
 """
 
 import re
@@ -21,14 +21,14 @@ SIZES: dict[tuple[float, ...], int] = {
     (1, 1, 2, 2, 4, 4): 256,
     (0.5, 1, 1, 2, 2, 4, 4): 512,
 }
-"""Relative widths of the U-Net's levels → image size for which guided-diffusion chooses them."""
+"""Relative widths of the U-Net's levels → image size in pixels."""
 PUBLISHED = {
     (192, 3, 64): (AttentionOrder(outside=True), "t-squaredcos", 0.1),
     (256, 2, 128): (AttentionOrder(heads=4), "t-linear", 0.0),
     (256, 2, 256): (AttentionOrder(), "t-linear", 0.0),
     (256, 2, 512): (AttentionOrder(), "t-linear", 0.0),
 }
-"""(channels, blocks, size) of OpenAI's networks → order of attention heads, timesteps and dropout, which shapes don't show.
+"""(channels, blocks, size) of OpenAI's networks → (order of attention heads, noise schedule, dropout).
 
 Source: guided-diffusion's model card and commands. The entry for 256 pixels is also right for LSUN's networks.
 """
@@ -41,7 +41,7 @@ ATTENDED = {32, 16, 8}
     takes=(*formats.NAMED, "size", "levels", "attention"),
 )
 def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint. Names and shapes of weights define the network; PUBLISHED or the user adds missing facts."""
+    """Convert a checkpoint to elbo's network and weights."""
     where = source.path
     tensors, averaged, _ = formats.state_dict(source, options)
     width, channels = shape_of(tensors, TIME)

@@ -1,4 +1,4 @@
-"""The user's own network: a class in a plug-in with weights from a state dict, or a program of torch.export (.pt2)."""
+"""Import of users' networks: a plug-in's class with a state dict, or a program of torch.export (.pt2)."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def module(source: Source, options: ImportOptions) -> Imported:
 
 
 def _config(file: str, name: str, arguments: str, options: ImportOptions) -> NetworkConfig:
-    """Return the config of the class `name` in the plug-in `file`: a declared network, or any torch.nn.Module."""
+    """Return the network config for the class `name` in the plug-in `file`."""
     sizes = dict(zip(SIZES, (options.size, options.channels, options.classes or 0), strict=True))
     declared = next((each for each in NETWORKS.values() if each.make is defined(file, name)), None)
     told: Any = {"code": options.levels} if options.levels else {}
@@ -65,7 +65,7 @@ def _config(file: str, name: str, arguments: str, options: ImportOptions) -> Net
     takes=TAKES,
 )
 def program(source: Source, options: ImportOptions) -> Imported:
-    """Copy the program into the run, and its weights into the checkpoint."""
+    """Copy the program into the run, and the program's weights into the checkpoint."""
     trust(source.path)
     exported, takes = open_program(source.path)
     if not options.levels:

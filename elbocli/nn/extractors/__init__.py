@@ -17,22 +17,21 @@ EXTRACTORS = Registry("extractor")
 extractor = EXTRACTORS.declare
 """Decorator that declares a function (path of weights or None) → Extractor."""
 DEFAULT = "inception-v3-compat"
-STRICT = "fp32"
-"""Precision of features in published scores, and the default for files that don't state a precision."""
+STRICT = "fp32"  # precision of published scores, and of files that state no precision
 PRECISIONS = (STRICT, "bf16")
 PUBLISHED_INCEPTION = "6726825d"
-TINY_SHA256 = "3bcdfad010b982b1563a266ffada969d736ddb63c5a6af65690a9af7eeac0035"
-"""SHA-256 of elbo-tiny's weights, which are drawn from a fixed seed."""
-SPATIAL_CHANNELS = 7
-"""Number of channels of spatial features: 17 × 17 × 7 = 2023 values for Inception, about as many as its other features."""
+TINY_SHA256 = "3bcdfad010b982b1563a266ffada969d736ddb63c5a6af65690a9af7eeac0035"  # of elbo-tiny's weights
+SPATIAL_CHANNELS = 7  # 17 × 17 × 7 = 2023 values for Inception, about as many as the 2048 other features
 
 
 class Extractor(NamedTuple):
-    """Feature extractor. module: uint8 [B,C,H,W] → features [B,D], or (features, logits [B,K]).
+    """Network that computes features of images, for scores.
 
-    weights_sha256: digest of the weights, to check that scores are comparable. channels: number of image channels; 0: any.
-    spatial: submodule whose output [B,C,H,W] has the spatial features, or None. precision: one of PRECISIONS; the caller
-    sets torch's switches for TF32 and autocast to match.
+    module: uint8 images [B,C,H,W] → features [B,D], or (features, logits [B,K]).
+    weights_sha256: digest of the weights; scores are comparable only if digests are equal.
+    channels: number of image channels; 0: any number.
+    spatial: submodule whose output [B,C,H,W] has the spatial features; None: no spatial features.
+    precision: one of PRECISIONS; the caller sets TF32 and autocast.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Extractor(NamedTuple):
     precision: str = STRICT
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, or FormatError for wrong output."""
+        """Return features and logits (or None) of images, uint8 [B,C,H,W]. Raises DataError, FormatError."""
         if self.channels == 3 and images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         with reading(f"extractor {self.name}: can't take images {tuple(images.shape[1:])}", kind=DataError):
@@ -58,13 +57,12 @@ class Extractor(NamedTuple):
     def with_spatial(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return features, logits (or None) and spatial features [B,S] of images, uint8 [B,C,H,W].
 
-        Spatial features are the first 7 channels of the output of `spatial`, which must not be None, in ADM's order (NHWC).
         Raises DataError, FormatError.
         """
         kept: list[Tensor] = []
         with self.spatial.register_forward_hook(lambda module, given, out: kept.append(out)):
             features, logits = self(images)
-        spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()
+        spatial = kept[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float()  # ADM's order, NHWC
         return features, logits, spatial
 
 
@@ -75,10 +73,9 @@ class Extractor(NamedTuple):
     known_as=["inception", "inception-v3"],
 )
 def inception(weights: Path | None) -> Extractor:
-    """Make the Inception extractor with weights from a file, or torch-fidelity's published weights (downloaded once).
+    """Make the Inception extractor.
 
-    Batch norm is folded and memory is channels-last, so features differ from torch-fidelity's by rounding. Spatial features
-    are those of TensorFlow's `mixed_6/conv`, the 1 × 1 branch of Mixed_6d after batch norm and ReLU.
+    weights: file of weights; None: torch-fidelity's published weights, downloaded once.
     """
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -86,13 +83,14 @@ def inception(weights: Path | None) -> Extractor:
 
     path = weights or _published()
     module, digest = _loaded(FeatureExtractorInceptionV3, DEFAULT, ["2048", "logits_unbiased"], path)
+    # Batch norm is folded and memory is channels-last, so features differ from torch-fidelity's by rounding.
     block: Any
     for block in module.modules():
         if isinstance(getattr(block, "bn", None), torch.nn.BatchNorm2d):
             block.conv = fuse_conv_bn_eval(block.conv.double(), block.bn.double()).float()
             block.bn = torch.nn.Identity()
     module = module.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    spatial = module.get_submodule("Mixed_6d.branch1x1")
+    spatial = module.get_submodule("Mixed_6d.branch1x1")  # TensorFlow's `mixed_6/conv`, after batch norm and ReLU
     return Extractor(DEFAULT, module, digest, channels=3, spatial=spatial)
 
 
@@ -110,7 +108,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor with weights from its authors, timm or transformers. Images are resized, not cropped, as in EDM2."""
+    """Make a ViT extractor. weights: file from the network's authors, timm or transformers."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))
@@ -136,13 +134,13 @@ def _given(weights: Path | None, name: str) -> Path:
 
 
 def _loaded(make: Any, name: str, layers: list[str], path: Path) -> tuple[nn.Module, str]:
-    """Return a network of torch-fidelity's class `make`, and its weights' SHA-256. Runs no code from the file.
+    """Make a network of torch-fidelity's class `make`; return the network and the SHA-256 of the weights' file.
 
-    name: name of the network. layers: outputs that the network returns. path: file of the weights. Raises FormatError.
+    layers: outputs that the network returns. path: file of weights. Raises FormatError.
     """
     from elbocli.files.tensor_files import load_tensors
 
-    load_tensors(path)
+    load_tensors(path)  # raises FormatError for a file with code
     with reading(f"{path}: not weights of this {name} network"):
         module = make(name, layers, feature_extractor_weights_path=str(path))
     return module, file_sha256(path)
@@ -180,7 +178,7 @@ def make_extractor(name: str, weights: Path | None, device: Any, precision: str 
     """Make an extractor on a device. Raises ElboError.
 
     name: a declared name, or the path of a .pt2 file. precision: one of PRECISIONS.
-    weights: file of weights; None if the extractor has its own or downloads them.
+    weights: file of weights; None: weights that the extractor includes or downloads.
     """
     if name.endswith(".pt2"):
         if weights is not None:

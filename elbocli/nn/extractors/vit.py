@@ -1,8 +1,4 @@
-"""Networks of extractors: DINOv2 as used by EDM2, CLIP's image encoder as used by CMMD, and a tiny network for tests.
-
-DINOv2 and CLIP use timm's vision transformers. The whole image is resized to 224 × 224 by torch's antialiased bicubic
-interpolation in float32. Values below 0 or above 255 are not clamped, as in EDM2 and CMMD.
-"""
+"""Networks of extractors: DINOv2 as used by EDM2, CLIP's image encoder as used by CMMD, and a tiny network for tests."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -22,7 +18,7 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""Offset of DINOv2's hub code, which interpolates S positions per side to 16 with the scale factor 16.1/S instead of 16/S."""
+"""Offset in the scale factor of DINOv2's hub code: (16 + 0.1)/S instead of 16/S, for S positions per side."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 
@@ -55,7 +51,7 @@ class VitShape(NamedTuple):
 
     trained: number of position embeddings per side in the files; they are interpolated as in DINOv2's hub.
     mean, std: normalisation of pixel values / 255 in training, by default ImageNet's.
-    embedding: width of CLIP's projection after the last norm, to features of norm 1; 0 for DINOv2, which has layer scale.
+    embedding: width of CLIP's projection to features of norm 1; 0 for DINOv2, which has no projection.
     """
 
     width: int
@@ -69,7 +65,7 @@ class VitShape(NamedTuple):
 
 
 class Vit(nn.Module):
-    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: the class token after the last norm, or its projection."""
+    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: the class token after the last norm, for CLIP projected."""
 
     mean: Tensor
     std: Tensor
@@ -81,15 +77,17 @@ class Vit(nn.Module):
         self.register_buffer("std", torch.tensor(shape.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        # Values below 0 or above 255 are not clamped, as in EDM2 and CMMD.
         x = F.interpolate(images.to(self.mean.dtype), (SIZE, SIZE), mode="bicubic", antialias=True)
         features = self.network((x / 255 - self.mean) / self.std)
         return F.normalize(features, dim=1) if self.unit else features
 
 
 def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extractor:
-    """Make a ViT extractor with the weights in the file `path`. name: a key of vit.yaml, which has the default shape.
+    """Make a vision-transformer extractor with the weights in a file.
 
-    Raises UsageError without timm, FormatError for other weights.
+    name: a key of vit.yaml. path: file of weights. shape: None for the shape in vit.yaml.
+    Raises UsageError if timm is missing, FormatError for weights of another network.
     """
     shape = shape or VitShape(**TABLES[name]["shape"])
     network = _network(shape, path)
@@ -105,7 +103,7 @@ def vit_extractor(name: str, path: Path, shape: VitShape | None = None) -> Extra
 def fitted_positions(positions: Tensor, side: int) -> Tensor:
     """Interpolate position embeddings [1, 1 + S², D] to side × side positions, [1, 1 + side², D].
 
-    Interpolation is that of DINOv2's hub: bicubic, without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
+    Interpolation: as in DINOv2's hub, bicubic without antialiasing, with scale factor (side + 0.1)/S instead of side/S.
     """
     token, grid = positions[:, :1], positions[:, 1:]
     before = round(grid.shape[1] ** 0.5)
@@ -117,7 +115,7 @@ def fitted_positions(positions: Tensor, side: int) -> Tensor:
 
 
 def _network(shape: VitShape, path: Path) -> nn.Module:
-    """Build timm's network on the meta device. path: file of weights, for the UsageError without timm."""
+    """Build timm's network on the meta device. Raises UsageError, which names `path`, if timm is missing."""
     with reading(f"{path}: needs the extra 'extractors': pip install 'elbocli[extractors]'", kind=UsageError):
         from timm.layers import QuickGELU
         from timm.models.vision_transformer import VisionTransformer
@@ -141,9 +139,10 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 
 
 def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read a network's tensors from a file, float32, without running code from it. Raises FormatError if the file doesn't fit.
+    """Read a network's tensors from a file, float32, without running code from the file.
 
-    wanted: tensor name → shape in the network. layouts: known layouts of files, from vit.yaml.
+    wanted: tensor name → shape in the network. layouts: known layouts of files, from vit.yaml. name: network, for messages.
+    Raises FormatError if the file doesn't fit the network.
     """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"
     layout = next((each for each in layouts.values() if isinstance(found, dict) and each["mark"] in found), None)

@@ -1,12 +1,12 @@
-"""Networks: every module of this folder declares networks, and so can plug-ins.
+"""Networks. Each module of this folder, and each plug-in, can declare network families.
 
 A network is a torch module (z, logsnr, labels) → out:
-z: [B, C, H, W], noised images times c_in of the prediction, with H = W = image_size and C = image_channels;
-logsnr: [B], their λ, float; labels: [B], int64, their classes, −1 for "no class"; or None if no image has a class;
-out: [B, C, H, W], the run's prediction, but not a view of another tensor, because FSDP would warn.
+z: noised images times c_in of the prediction, [B, C, H, W], with H = W = image_size and C = image_channels;
+logsnr: λ of each image, float [B];
+labels: class of each image, int64 [B], −1 for "no class"; None if no image has a class;
+out: the run's prediction, [B, C, H, W], but not a view of another tensor, because FSDP would warn.
 The output for an image must not depend on other images of the batch.
 Floating-point buffers in the state dict are saved in checkpoints and averaged like the weights.
-A network is built from its config, a frozen dataclass derived from NetworkConfig, which determines it completely.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,21 +34,23 @@ Depth = Annotated[int, Meta(ge=1, le=1000)]
 
 
 def explained(help: str, **how: Any) -> Any:
-    """Return a dataclass field of a config with its help text. how: arguments of dataclasses.field."""
+    """Return a dataclass field with a help text, for a config. how: arguments of dataclasses.field."""
     return field(metadata={"help": help}, **how)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Base of all network configs.
+    """Base of all network configs. A config determines a network completely.
 
-    image_size: side of an image in pixels, or of a latent. num_classes: 0 is unconditional.
-    trainable: whether runs can train the network. quiet_classes: whether a zero row in the class embedding means "no class".
+    image_size: side of an image in pixels, or of a latent.
+    num_classes: number of classes; 0 is unconditional.
+    dropout: fraction of values set to zero in training; a network may ignore the field.
+    trainable: whether runs can train the network.
+    quiet_classes: whether a zero row in the class embedding means "no class".
+    code: in subclasses with this field, SPEC of the number that tells the network the noise level.
+    Raises UsageError: when fields contradict each other.
 
-    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them. A field `code`
-    is the SPEC of a level code (the number that tells the network its noise level), and is stored with all its parameters. A
-    network may ignore dropout. config_of checks the bounds in the fields' types; a config raises UsageError for fields that
-    contradict each other.
+    Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them.
     """
 
     trainable = True
@@ -72,7 +74,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. A network's class embedding must have its row of "no class" last."""
+        """Return the config for another number of classes. The last row of a class embedding must belong to "no class"."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -81,7 +83,7 @@ class NetworkConfig:
         return self.image_size
 
     def padded(self, z: Tensor) -> Tensor:
-        """Pad images with zeros at the right and bottom to [B, C, side, side]; return them unchanged if they fit."""
+        """Pad images [B, C, H, W] with zeros at the right and bottom, to [B, C, side, side]."""
         more = self.side - self.image_size
         return pad(z, (0, more, 0, more)) if more else z
 
@@ -92,15 +94,15 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config for use with `folder`, which holds the files named in its fields. Most configs name no files."""
+        """Return the config for use with files in `folder`. Most configs use no files."""
         return self
 
 
 class Network(nn.Module):
-    """Base of all networks. FSDP shards a network as a whole if the subclass does not override `units`.
+    """Base of all networks.
 
-    config: the config that the network was built from. recompute: activation checkpointing, set by training: keep only the
-    inputs of each submodule in `units`, and run the submodule again in the backward pass.
+    config: the config that the network was built from.
+    recompute: whether the backward pass runs each submodule in `units` again, to save memory (activation checkpointing).
     """
 
     recompute = False
@@ -110,14 +112,18 @@ class Network(nn.Module):
         self.config = config
 
     def units(self) -> list[nn.Module]:
-        """Return the submodules that FSDP shards separately; `forward` calls each once, by `through`, in this order."""
+        """Return the submodules that FSDP shards separately; [] to shard the network as a whole.
+
+        `forward` must call each submodule once, by `through`, in the order of the list.
+        """
         return []
 
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
         """Project the weights onto the network's constraints, in place, after an update. Most networks have none.
 
-        weights: by name, complete or this rank's shard along the first dimension, without gradients. left_out: scalar tensor on
-        their device, true if the update was skipped; then the weights must not change. Averages are updated before this call.
+        weights: tensors by name, without gradients; complete, or this rank's shards along the first dimension.
+        left_out: scalar bool tensor; true: the update was skipped, so the weights must not change.
+        Averages of the weights are updated before the call.
         """
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -130,7 +136,8 @@ class Network(nn.Module):
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the prediction, followed by the learned variance v if the config has one: [B, C or 2C, H, W].
 
-        The log variance of a step lies (v+1)/2 of the way from its lower to its upper bound (Nichol & Dhariwal 2021, eq. 15).
+        v: position of a step's log variance between its lower bound (−1) and its upper bound (1).
+        Source: Nichol & Dhariwal 2021, eq. 15.
         """
         return self(z, logsnr, labels)
 
@@ -141,32 +148,34 @@ class Network(nn.Module):
         return unit(*inputs)
 
 
-NETWORKS = Registry("network family")
-"""Network classes by family name. The `traits` of each declaration are the class of its config."""
+NETWORKS = Registry("network family")  # `traits` of a declaration is the class of the network's config
 
 
 def network(name: str, *, config: type[NetworkConfig], source: str) -> Callable[[Any], Any]:
-    """Return a decorator that declares a Network class. name: value of `family` in files. UsageError if the name is taken."""
+    """Return a decorator that declares a Network class.
+
+    name: value of `family` in files.
+    config: class of the network's config.
+    Raises UsageError: when the name is taken.
+    """
     return NETWORKS.declare(name, source=source, traits=config)
 
 
 def declaration_of(config: NetworkConfig) -> Declaration:
-    """Return the declaration of the network that is built from a config."""
+    """Return the declaration of the network family that a config belongs to."""
     return next(declared for declared in NETWORKS.values() if declared.traits is type(config))
 
 
 def build(config: NetworkConfig) -> Network:
-    """Build a new network; under `torch.device("meta")` it takes no memory. Raises UsageError if torch can't build it."""
+    """Build a new network from a config. Raises UsageError if torch can't build the network."""
     with reading("network", kind=UsageError, on=(RuntimeError, OverflowError)):
         return declaration_of(config).make(config)
 
 
 def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
-    """Load tensors into a network that was built on the meta device. Raises RuntimeError for other names or shapes.
-
-    A network with tensors outside the state dict is built again, off the meta device, to compute them.
-    """
+    """Return a network, built on the meta device, with its weights loaded. Raises RuntimeError for other names or shapes."""
     network.load_state_dict(weights, assign=True)
+    # Tensors outside the state dict are computed when the network is built, off the meta device.
     held = [*network.buffers(), *(value for module in network.modules() for value in vars(module).values())]
     if any(isinstance(value, Tensor) and value.is_meta for value in held):
         network = build(network.config)
@@ -175,11 +184,12 @@ def loaded(network: Network, weights: Mapping[str, Tensor]) -> Network:
 
 
 def config_of(section: Mapping[str, Any], where: object) -> NetworkConfig:
-    """Return the config of a section `network` of a file; the default `family` is unet.
+    """Return the config of a section `network` of a file.
 
-    where: source of the section, for messages; for a file, its Path.
-    Raises FormatError for unknown or missing keys and for values of another type, UsageError for values that contradict each
-    other.
+    section: keys and values; the default of `family` is unet.
+    where: source of the section, for messages; for a file, the file's Path.
+    Raises FormatError: for unknown or missing keys, and for values of another type.
+    Raises UsageError: for values that contradict each other.
     """
     values = dict(section)
     family = values.pop("family", "unet")
@@ -201,7 +211,7 @@ def _stored(config: type[NetworkConfig]) -> list[str]:
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
-    """Return the section `network` that config_of parses to this config, in the order of its constructor."""
+    """Return the section `network` of a file, from which `config_of` makes the config."""
     values = {name: plain(getattr(config, name)) for name in _stored(type(config))}
     return {"family": declaration_of(config).name, **values}
 
@@ -212,7 +222,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """Move a network to a device, in the memory format channels last, which images have, too."""
+    """Move a network to a device, in the memory format channels last."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -1,7 +1,6 @@
-"""Networks of the optional package diffusers: UNet2DModel of any layout, and AutoencoderKL, from pixels to latents and back.
+"""Networks of the optional package diffusers: UNet2DModel, and AutoencoderKL, from pixels to latents and back.
 
-Models are read from local folders, weights only as safetensors: nothing is downloaded or unpickled. The config.json of a
-U-Net is stored as text, without the entries that NetworkConfig has: size, channels, classes and dropout.
+Models are read from local folders, weights only as safetensors: nothing is downloaded or unpickled.
 """
 
 from collections.abc import Mapping
@@ -26,13 +25,12 @@ from elbocli.runtime.device import sent
 
 UNET, AUTOENCODER = "UNet2DModel", "AutoencoderKL"
 EXTRA = "needs the extra 'latents': pip install 'elbocli[latents]'"
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-"""File names in the folder of a diffusers model."""
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # file names in the folder of a diffusers model
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusersUNetConfig(NetworkConfig):
-    """Config of a UNet2DModel. Raises UsageError for an unknown level code."""
+    """Config of a UNet2DModel. Raises UsageError for an unknown `code`."""
 
     model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
     code: str = explained("Level code: the number that tells the network its noise level.", default="t-linear")
@@ -42,7 +40,7 @@ class DiffusersUNetConfig(NetworkConfig):
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
 class DiffusersUNet(Network):
-    """UNet2DModel of a DiffusersUNetConfig. Raises UsageError without diffusers, FormatError for settings that it refuses."""
+    """UNet2DModel. Raises UsageError without diffusers, FormatError for settings that diffusers refuses."""
 
     def __init__(self, config: DiffusersUNetConfig):
         super().__init__(config)
@@ -70,7 +68,7 @@ class DiffusersUNet(Network):
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
+        """Return the prediction, [B, C, H, W]; with a learned variance, prediction and variance, [B, 2C, H, W]."""
         labels = None if self.model.class_embedding is None else named_labels(labels, -1, logsnr)
         return self.model(z, self.code(logsnr), labels, return_dict=False)[0]
 
@@ -78,8 +76,11 @@ class DiffusersUNet(Network):
 class Autoencoder:
     """AutoencoderKL of diffusers on a device.
 
-    config: contents of config.json with defaults. channels: channels of a latent. factor: image side / latent side.
-    sha256: digest of the weight file. Raises UsageError without diffusers; FormatError or DataError for an unusable folder.
+    config: contents of config.json with defaults.
+    channels: channels of a latent.
+    factor: side of an image / side of a latent.
+    sha256: digest of the weight file.
+    Raises UsageError: without diffusers. Raises FormatError or DataError: for an unusable folder.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -112,14 +113,16 @@ class Autoencoder:
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
         """Return the latent space. Raises UsageError if the convention doesn't fit the autoencoder.
 
-        convention: name in CONVENTIONS. pixel_size: side of the images. mirrored: whether mirror images are encoded too.
+        convention: name in CONVENTIONS.
+        pixel_size: side of the images.
+        mirrored: whether mirror images are encoded, too.
         """
         with reading(self.folder / CONFIG, kind=UsageError):
             return space_of(convention, self.config, self.channels, str(self.folder), self.sha256, pixel_size, mirrored)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray, space: LatentSpace) -> tuple[Tensor, Tensor]:
-        """Encode pixels, uint8 [B,H,W,3], to the posterior's mean and standard deviation, each [B,C,h,w], on the device."""
+        """Encode pixels, uint8 [B, H, W, 3]. Returns: mean and standard deviation of latents, [B, C, h, w] each."""
         divisor, offset = INPUTS[space.input]
         x = sent(torch.from_numpy(pixels), self.device).permute(0, 3, 1, 2).float().div_(divisor).add_(offset)
         posterior = self.model.encode(x.contiguous()).latent_dist
@@ -127,16 +130,18 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
-        """Decode scaled latents [B,C,h,w] to uint8 [B,H,W,3] on the device. rounding: None uses the convention's."""
+        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: of pixels; None: the convention's rounding."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])
 
 
 def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: Any) -> LatentSpace:
-    """Return the latent space of an autoencoder. convention: name in CONVENTIONS. config: contents of its config.json.
+    """Return the latent space of an autoencoder.
 
-    channels: channels of a latent. facts: autoencoder, autoencoder_sha256, pixel_size and mirrored, as in LatentSpace.
+    convention: name in CONVENTIONS.
+    config: contents of the autoencoder's config.json.
+    facts: the fields autoencoder, autoencoder_sha256, pixel_size and mirrored of LatentSpace.
     """
     declared = CONVENTIONS.find(convention)
     shift, scale = declared.make(config, channels)
@@ -144,11 +149,11 @@ def space_of(convention: str, config: Mapping[str, Any], channels: int, *facts: 
 
 
 def comfortable_batch(pixel_size: int, cpu: bool) -> int:
-    """Return a batch size that keeps the autoencoder's memory small: below 1.6 GB on a CPU for Stable Diffusion's autoencoder."""
-    return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)
+    """Return a batch size for which the autoencoder needs little memory. pixel_size: side of the images."""
+    return max(1, (4 if cpu else 32) * 256**2 // pixel_size**2)  # Stable Diffusion's needs 1.6 GB on a CPU
 
 
 def affine(space: LatentSpace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return shift and scale, [1,C,1,1] each, float32: scaled latents are x0 = (z − shift)·scale for the encoder's z."""
+    """Return shift and scale of x0 = (z − shift)·scale for the encoder's z, float32 [1, C, 1, 1] each."""
     shift, scale = (sent(torch.tensor(values).view(1, -1, 1, 1), device) for values in (space.shift, space.scale))
     return shift, scale

@@ -1,7 +1,5 @@
-"""The magnitude-preserving U-Net of EDM2.
+"""The magnitude-preserving U-Net of EDM2: layers keep the root mean square of their inputs, and there are no biases.
 
-Layers keep the root mean square of their inputs: weights are normalised; sums, concatenations and activations are rescaled;
-and magnitudes are learned by a few gains only. There are no biases and no group norms.
 Source: Karras et al. 2024, arXiv:2312.02696, config G. Equation numbers below refer to that paper.
 """
 
@@ -28,7 +26,7 @@ from elbocli.nn.networks.unet import (
 )
 
 EPS = 1e-4
-"""Number that is added to a root mean square before values are divided by the sum."""
+"""Number added to a root mean square, to avoid division by zero."""
 SILU_SIZE = 0.596
 """Root mean square of SiLU of a standard normal variable, as rounded in the paper (eq. 81)."""
 RESIDUAL, ATTENTION, CLASS, JOINED = 0.3, 0.3, 0.5, 0.5
@@ -39,7 +37,7 @@ CLIP = 256.0
 
 @dataclass(frozen=True)
 class EDM2Config(AttendedConfig):
-    """Config of EDM2's U-Net. Raises UsageError if the image is too small for the levels, or levels are fractions."""
+    """Config of EDM2's U-Net. Raises UsageError if the image is too small for the levels, or a level is not an integer."""
 
     quiet_classes = False
 
@@ -85,9 +83,9 @@ def join(x: Tensor, y: Tensor, share: float) -> Tensor:
 
 
 class UnitLayer(nn.Module):
-    """Linear layer (kernel 0) or convolution without bias, whose weights are normalised to norm 1 per output (eq. 47).
+    """Linear layer (kernel 0) or convolution, without bias; the applied weights have norm 1 per output (eq. 47).
 
-    Stored weights have root mean square 1 per output; `EDM2.constrain` restores this magnitude in training.
+    weight: stored weights, of root mean square 1 per output; `EDM2.constrain` restores this magnitude in training.
     """
 
     def __init__(self, cin: int, cout: int, kernel: int = 0):
@@ -97,7 +95,7 @@ class UnitLayer(nn.Module):
         self.weight = nn.Parameter(weight if weight.is_meta else unit_rows(weight.normal_()))
 
     def effective(self, gain: Tensor | float = 1.0) -> Tensor:
-        """Return the weights in at least float32, normalised so that the weights of each output have norm `gain`."""
+        """Return the weights in at least float32, with norm `gain` for each output."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         length = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
         return weight * (gain / (length + EPS * math.sqrt(weight[0].numel())))
@@ -108,10 +106,11 @@ class UnitLayer(nn.Module):
 
 
 class LevelAndClass(nn.Module):
-    """Embedding of noise level and class, [B, width], at unit magnitude. Label −1 adds zero, which halves the mean square.
+    """Embedding of noise level and class, [B, width], at unit magnitude.
 
-    code: SPEC of a level code, the number that tells the network its noise level. channels: number of cosines.
-    frequencies, phases: [channels], of the cosines; they are random, not trained, and saved in checkpoints (eq. 75).
+    code: SPEC of the number that tells the network its noise level.
+    channels: number of cosines.
+    frequencies, phases: parameters of the cosines, [channels]; random, not trained, saved in checkpoints (eq. 75).
     """
 
     frequencies: Tensor
@@ -138,7 +137,7 @@ class LevelAndClass(nn.Module):
             table = self.classes.effective(math.sqrt(self.classes.weight.shape[1])).t()
             labels = named_labels(labels, -1, logsnr)
             known = (labels >= 0).to(out.dtype)[:, None]
-            out = blend(out, known * table[labels.clamp(min=0)], CLASS)
+            out = blend(out, known * table[labels.clamp(min=0)], CLASS)  # label −1 adds zero, which halves the mean square
         return silu(out)
 
 
@@ -157,11 +156,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: two convolutions, scaled in between by the conditioning; optionally halves or doubles the size first.
+    """Residual block of two convolutions; the conditioning scales the activations between the two.
 
-    width: width of the conditioning. down: whether the block is on the way down. resample: 'down', 'up' or '' for neither.
-    On the way down, the input is normalised to unit magnitude per pixel. On the way up, the skip is concatenated inside the
-    block, so that activation checkpointing keeps no copy of the concatenation.
+    width: width of the conditioning.
+    down: whether the block is on the way down, where the input is normalised to unit magnitude per pixel.
+    resample: 'down' halves the image size first, 'up' doubles the size, '' does neither.
     """
 
     def __init__(self, width: int, dropout: float, cin: int, cout: int, down: bool, attention: bool, resample: str):
@@ -176,7 +175,7 @@ class Block(nn.Module):
         self.attention = Attention(cout) if attention else nn.Identity()
 
     def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
-        x = x if skip is None else join(x, skip, JOINED)
+        x = x if skip is None else join(x, skip, JOINED)  # here, so that activation checkpointing keeps no copy
         x = resized(x, self.resample)
         if self.down:
             x = unit(self.skip(x), 1)
@@ -189,7 +188,7 @@ class Block(nn.Module):
 
 @network("edm2", config=EDM2Config, source="Karras et al. 2024")
 class EDM2(LevelsNetwork):
-    """EDM2's U-Net of an EDM2Config. FSDP shards its residual blocks separately."""
+    """EDM2's U-Net, built from an EDM2Config."""
 
     def __init__(self, config: EDM2Config):
         super().__init__(config)
@@ -205,9 +204,8 @@ class EDM2(LevelsNetwork):
 
     @torch.no_grad()
     def constrain(self, weights: Mapping[str, Tensor], left_out: Tensor) -> None:
-        """Reset all weights except gains to root mean square 1 per output: forced weight normalisation (eq. 66).
+        """Reset all weights except gains to root mean square 1 per output (eq. 66).
 
-        Otherwise weights would grow with every update, which is orthogonal to them, and the effective learning rate would fall.
         left_out: whether the update was skipped, so that weights must not change.
         """
         for name in self._constrained:

@@ -1,7 +1,6 @@
 """Networks of users: any torch.nn.Module of a plug-in, and any program of torch.export (.pt2).
 
-Networks map (z, level, labels), or (z, level), to out. Only files that the user names are executed: a run stores the name of the
-plug-in's class, not its code, and a program beside the run's config.yaml is loaded only if the user trusts it.
+A network is a function (z, level, labels) → out, or (z, level) → out. Only files that the user names or trusts are executed.
 """
 
 import inspect
@@ -28,14 +27,13 @@ from elbocli.files.yaml_text import parse_yaml
 from elbocli.nn.networks import Network, NetworkConfig, explained, network
 from elbocli.nn.networks.unet import as_it_comes, named_labels
 
-SIZES = ("image_size", "image_channels", "num_classes")
-"""Config fields that are passed to a class whose constructor has arguments of these names."""
+SIZES = ("image_size", "image_channels", "num_classes")  # passed to constructors that have arguments of these names
 KEY = re.compile(r"(^|,)\s*(\w+)=")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConfig(NetworkConfig):
-    """Base config of users' networks. Raises UsageError for an unknown level code."""
+    """Base config of users' networks."""
 
     code: str = explained("Level code: the number that tells the network its noise level.", default="logsnr")
     null_class: Annotated[tuple[int, ...], Meta(max_length=1)] = explained(
@@ -48,7 +46,7 @@ class OwnConfig(NetworkConfig):
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """Parse arguments such as `width=64,levels=[1,2],mode=plain`: numbers, text, true, false, lists. Raises FormatError."""
+    """Parse a constructor's arguments, such as `width=64,levels=[1,2],mode=plain`. Raises FormatError."""
     return parse_yaml("{" + KEY.sub(r"\1 \2: ", text) + "}", f"arguments {text[:60]!r}")
 
 
@@ -60,9 +58,10 @@ class ModuleConfig(OwnConfig):
     arguments: str = explained("KEY=VALUE,… for the constructor of the class.", default="")
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. A `null_class` just after the last class stays just after it.
+        """Return the config for another number of classes.
 
-        Raises UsageError for another `null_class` ≥ 0, which could be the number of a class.
+        A null_class equal to the old number of classes becomes the new number of classes.
+        Raises UsageError: null_class could be the number of a class.
         """
         null = self.null_class
         if null == (self.num_classes,):
@@ -76,9 +75,10 @@ class ModuleConfig(OwnConfig):
 
 @network("module", config=ModuleConfig, source="a plug-in")
 class OwnModule(Network):
-    """Network that wraps the class of a ModuleConfig. Raises UsageError if the class is missing or refuses the arguments.
+    """Network that wraps a class of a plug-in.
 
     labelled: whether forward takes labels.
+    Raises UsageError: the class is missing, or refuses the arguments.
     """
 
     labelled = False
@@ -105,7 +105,6 @@ class OwnModule(Network):
         self.code = parse_level_code(config.code)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
         if self.config.null_class:
             labels = named_labels(labels, self.config.null_class[0], logsnr)
         return self.network(z, self.code(logsnr), *([labels] if self.labelled else []))
@@ -116,7 +115,7 @@ class OwnModule(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramConfig(OwnConfig):
-    """Config of a program. folder: folder of the config file and the program; not stored, so that a run can be moved."""
+    """Config of a program of torch.export. folder: folder of the .pt2 file; not stored."""
 
     trainable = False
 
@@ -130,14 +129,17 @@ class ProgramConfig(OwnConfig):
             raise FormatError(f"network: file is {self.file!r}, expected the name of a .pt2 file in the run's folder")
 
     def beside(self, folder: Path) -> Self:
-        """Return the config for the program in `folder`, the folder of the config file."""
+        """Return this config with another folder of the .pt2 file."""
         return replace(self, folder=str(folder))
 
 
 class Signature(NamedTuple):
-    """Inputs of a program as meta tensors. variance: whether the output has learned variances. levels: [B] or [B, 1, …].
+    """Inputs of a program, as tensors without values.
 
-    images: [B, C, H, W]; H is symbolic if any size is accepted. labels: integers [B], one-hot [B, classes], or None.
+    images: [B, C, H, W]; H is symbolic if the program accepts any size.
+    levels: [B] or [B, 1, …].
+    labels: integers [B] or one-hot [B, classes]; None: no labels.
+    variance: whether the output has learned variances.
     """
 
     images: Tensor
@@ -147,12 +149,12 @@ class Signature(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Number of classes of one-hot labels, else 0."""
+        """Number of classes of one-hot labels; 0: other labels."""
         return int(self.labels.shape[1]) if self.labels is not None and self.labels.is_floating_point() else 0
 
 
 def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
-    """Read a program and its signature. Raises FormatError unless it is a network (z, level, labels) → out for images."""
+    """Read a program and its inputs' shapes. Raises FormatError if the program is not a network for square images."""
     program = read_program(path, f"elbocli.export_network(network, {str(path)!r}, z, level, labels)")
     inputs: list[Any] = [*user_inputs(program)]
     out = program.graph.output_node().args[0][0].meta.get("val")
@@ -174,9 +176,9 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
 
 @network("program", config=ProgramConfig, source="torch.export")
 class Program(Network):
-    """Network that wraps the program of a ProgramConfig, with the weights in the .pt2 file even under `torch.device("meta")`.
+    """Network that wraps a program of torch.export, with the weights in the .pt2 file.
 
-    Raises UsageError if the user does not trust the program, DataError if the file is missing or has changed.
+    Raises UsageError: the user doesn't trust the program. DataError: the file is missing or has changed.
     """
 
     def __init__(self, config: ProgramConfig):
@@ -187,7 +189,7 @@ class Program(Network):
         if digest != config.sha256:
             raise DataError(f"{path}: has changed since it was imported; restore the file, or import it again")
         check_trusted(digest, path)
-        with torch.device("cpu"):
+        with torch.device("cpu"):  # also within `torch.device("meta")`
             program, self.takes = open_program(path)
             self.program: Any = program.module()
         # Make constants non-persistent buffers: they must move between devices, but don't belong in checkpoints.
@@ -198,17 +200,14 @@ class Program(Network):
         self.code, self._place = parse_level_code(config.code), torch.device("cpu")
 
     def train(self, mode: bool = True) -> Self:
-        """Do nothing but set `training`: a program computes as it was exported."""
-        self.training = mode
+        self.training = mode  # a program has only the mode that it was exported in
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move to a device or dtype, but keep the memory format, on which a program may depend."""
-        kwargs.pop("memory_format", None)
+        kwargs.pop("memory_format", None)  # a program may depend on the memory format
         return super().to(*args, **kwargs)
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return [B, C, H, W], or [B, 2C, H, W] with learned variances. UsageError for label −1 if the program lacks it."""
         takes = self.takes
         self._follow(z.device)
         level = self.code(logsnr)
@@ -222,7 +221,7 @@ class Program(Network):
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
-        """Convert labels to the program's input: integers, or one-hot with zeros for "no class"."""
+        """Convert labels to the program's labels: integers, or one-hot with zeros for "no class". Raises UsageError."""
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
@@ -234,7 +233,7 @@ class Program(Network):
         return labels.to(kind)
 
     def _follow(self, device: torch.device) -> None:
-        """Make the program create its internal tensors on the device of its inputs."""
+        """Make the program create internal tensors on `device`."""
         if device == self._place:
             return
         for node in self.program.graph.nodes:

@@ -1,14 +1,8 @@
 """Networks with transformers: DiT and JiT over patches, and the U-ViT of simple diffusion.
 
-DiT is conditioned by scales, shifts and gates that start at zero. Source: Peebles & Xie 2023, whose DiT-XL/2 has 675 million
-parameters. SiT (Ma et al. 2024) and REPA (Yu et al. 2025) use the same network.
-
-JiT is a DiT with the parts of later transformers: RMSNorm, normalised queries and keys, rotary positions, SwiGLU, a bottleneck
-between pixels and tokens, and class tokens. Source: Li & He 2025, arXiv:2511.13720.
-
-U-ViT has convolutions around a deep transformer at the smallest size. Source: Hoogeboom et al. 2023. Details that the paper
-leaves open are chosen so that its ImageNet network has 2 billion parameters. In the transformer, the conditioning scales and
-shifts the input of each MLP, not of attention. Skips are concatenated as in the ADM U-Net, one per block on the way down.
+Source of DiT: Peebles & Xie 2023. SiT (Ma et al. 2024) and REPA (Yu et al. 2025) use the same network.
+Source of JiT: Li & He 2025, arXiv:2511.13720.
+Source of U-ViT: Hoogeboom et al. 2023.
 """
 
 import math
@@ -43,13 +37,13 @@ from elbocli.nn.networks.unet import (
 MLP = 4
 EPS = 1e-6
 POSITION_STD = 0.02
-LOWEST = 1e-4
-"""Lower bound of the frequencies of position embeddings; the highest is 1."""
+LOWEST = 1e-4  # lower bound of the frequencies of position embeddings; the highest is 1
+ROTARY = 10_000.0  # ratio of the highest to the lowest frequency of rotary positions
 
 
 @dataclass(frozen=True)
 class DiTConfig(NetworkConfig):
-    """Config of a DiT. Images are padded with zeros to whole patches. Raises UsageError unless heads divide the width."""
+    """Config of a DiT. Images are padded with zeros to whole patches. Raises UsageError unless `heads` divides `width`."""
 
     width: Width = explained("Channels of the transformer, a multiple of 4 and of the number of heads.")
     depth: Depth = explained("Number of transformer blocks.")
@@ -65,14 +59,14 @@ class DiTConfig(NetworkConfig):
 
     @property
     def side(self) -> int:
-        """Side in pixels at which the network works: the image's, rounded up to whole patches."""
+        """Side of the padded image in pixels: the image size, rounded up to whole patches."""
         return -(-self.image_size // self.patch) * self.patch
 
 
 def positions(side: int, width: int, device: torch.device) -> Tensor:
-    """Return position embeddings of side × side tokens, row by row, [side², width]: column embedding, then row embedding.
+    """Return position embeddings of side × side tokens, row by row, [side², width].
 
-    An embedding has sines, then cosines. The embeddings are computed on the fly, so that checkpoints don't contain them.
+    Axis 1: sines and cosines of the token's column, then sines and cosines of the token's row.
     """
     quarter = width // 4
     power = torch.arange(quarter, device=device, dtype=torch.float64) / quarter
@@ -82,9 +76,9 @@ def positions(side: int, width: int, device: torch.device) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """DiT block: attention, then an MLP; the conditioning shifts and scales the input and gates the output of both.
+    """DiT block: attention, then an MLP, each with conditional shift, scale and gate (adaLN-Zero).
 
-    Tokens [B, N, C], conditioning [B, C] → [B, N, C]. The block starts as the identity.
+    x: tokens [B, N, C]. code: conditioning [B, C]. Returns: tokens [B, N, C], equal to x before training.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -108,7 +102,7 @@ class DiTBlock(nn.Module):
 
 @network("dit", config=DiTConfig, source="Peebles & Xie 2023")
 class DiT(Network):
-    """DiT of a DiTConfig. FSDP shards its blocks separately."""
+    """Diffusion transformer (DiT), a transformer over image patches."""
 
     def __init__(self, config: DiTConfig):
         super().__init__(config)
@@ -152,7 +146,7 @@ class DiT(Network):
         return [*self.blocks]
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
+        """Return the prediction [B, C, H, W]; with learned variance, prediction and variance [B, 2C, H, W]."""
         code = self.conditioning(logsnr, labels)
         x = self.tokens(z)
         for block in self.blocks:
@@ -176,10 +170,7 @@ class DiT(Network):
         return out[..., :size, :size].clone(memory_format=torch.channels_last)  # not a view: FSDP adds hooks
 
 
-# JiT
-
-ROTARY = 10_000.0
-"""Ratio of the highest to the lowest frequency of rotary positions."""
+# JiT: a DiT with RMSNorm, normalised queries and keys, rotary positions, SwiGLU, a bottleneck before the tokens, and class tokens
 
 
 @dataclass(frozen=True)
@@ -281,18 +272,16 @@ class JiT(DiT):
         return self.image(x[:, -(side**2) :], code)
 
 
-# U-ViT
+# U-ViT. Details that the paper leaves open are chosen so that the paper's ImageNet network has 2 billion parameters.
 
-PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}
-"""Name → number of wavelet levels, each of which halves the image before the first layer and doubles it after the last."""
+PATCHINGS = {"none": 0, "dwt-1": 1, "dwt-2": 2}  # name → number of wavelet levels; each level halves the image side
 
 
 @dataclass(frozen=True)
 class UViTConfig(LevelsConfig):
-    """Config of a U-ViT. The last level is the transformer: `depth` blocks with `heads` heads, and dropout in these only.
+    """Config of a U-ViT. The last level is the transformer, which alone has dropout.
 
-    embedding: width of the conditioning. patching: a key of PATCHINGS. Raises UsageError if the image is too small for the
-    levels, or heads don't divide the width.
+    Raises UsageError: the image is too small for the levels, or `heads` doesn't divide `width`.
     """
 
     levels: Annotated[tuple[Size, ...], Meta(min_length=1)] = explained(LEVELS)
@@ -314,14 +303,14 @@ class UViTConfig(LevelsConfig):
 
     @property
     def halvings(self) -> int:
-        """Number of times that the image is halved on the way to the transformer."""
+        """Number of times that the image side is halved before the transformer."""
         return PATCHINGS[self.patching] + len(self.levels) - 1
 
 
 class TransformerBlock(nn.Module):
-    """Block of U-ViT: self-attention, then an MLP with scaled and shifted input.
+    """U-ViT block: attention, then an MLP, whose input is scaled and shifted by the conditioning.
 
-    Tokens x [B, N, C], conditioning `code` [B, width] → [B, N, C].
+    x: tokens [B, N, C]. code: conditioning [B, width]. Returns: tokens [B, N, C].
     """
 
     def __init__(self, channels: int, heads: int, width: int, dropout: float):
@@ -345,7 +334,7 @@ class TransformerBlock(nn.Module):
 
 @network("uvit", config=UViTConfig, source="Hoogeboom et al. 2023")
 class UViT(Network):
-    """U-ViT of a UViTConfig. FSDP shards its residual blocks and transformer blocks separately."""
+    """U-ViT: a U-Net with a deep transformer at the smallest size."""
 
     def __init__(self, config: UViTConfig):
         super().__init__(config)
@@ -402,24 +391,22 @@ class UViT(Network):
 
 # The 5/3 wavelet (Le Gall & Tabatabai 1988) by lifting, from images to subbands of half the size and back. Edges are mirrored.
 
+# Variances of unit white noise along one axis after levels 1 and 2: (low band, high band).
 VARIANCE = ((46 / 64, 3 / 2), (1780 / 4096, 171 / 128))
-"""Variances of unit white noise along one axis after levels 1 and 2: (low band, high band). For two axes, multiply."""
-
+# 1/σ of white noise in the four bands of an image, at levels 1 and 2. Python floats, which need no copy to the device.
 SCALES = [[1 / math.sqrt(rows * columns) for rows in bands for columns in bands] for bands in VARIANCE]
-"""1/σ of white noise in the four bands of an image, at levels 1 and 2. Python floats, which need no copy to the device."""
-HIGH = [1.0, *SCALES[0][1:]]
-"""Scales of the four bands of level 1 when level 2 follows: the lowest band stays unscaled, because level 2 splits it."""
+HIGH = [1.0, *SCALES[0][1:]]  # scales of level 1 before level 2, which scales the lowest band itself
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Split the last axis, […, 2n], into a low and a high band, […, n] each; high is odd values minus their neighbours' mean."""
+    """Split the last axis of x, […, 2n], into a low and a high wavelet band, […, n] each."""
     even, odd = x[..., 0::2], x[..., 1::2]
     high = odd - 0.5 * (even + _after(even))
     return even + 0.25 * (high + _before(high)), high
 
 
 def merge(low: Tensor, high: Tensor) -> Tensor:
-    """Invert split(): return the tensor […, 2n] with the low and high bands `low` and `high`, […, n] each."""
+    """Invert split(): bands […, n] → tensor […, 2n]."""
     even = low - 0.25 * (high + _before(high))
     odd = high + 0.5 * (even + _after(even))
     return torch.stack([even, odd], -1).flatten(-2)
@@ -434,34 +421,33 @@ def _before(x: Tensor) -> Tensor:
 
 
 def bands(x: Tensor, scales: list[float]) -> Tensor:
-    """Return one level of the wavelet transform of [B,C,H,W]: four bands along the channels, [B,4C,H/2,W/2].
+    """Return one level of the wavelet transform of images [B, C, H, W]: four bands, [B, 4C, H/2, W/2].
 
-    The bands are low in both directions; low in H, high in W; high in H, low in W; high in both. scales: factor of each band.
+    Order of the bands: low in H and W; low in H, high in W; high in H, low in W; high in H and W. scales: factor of each band.
     """
     halves = [half for side in split(x.mT) for half in split(side.mT)]
     return torch.cat([half * scale for half, scale in zip(halves, scales, strict=True)], 1)
 
 
 def image(x: Tensor, scales: list[float]) -> Tensor:
-    """Invert bands(): return the images [B,C,2H,2W] whose bands with the same scales are x, [B,4C,H,W]."""
+    """Invert bands() with the same scales: bands [B, 4C, H, W] → images [B, C, 2H, 2W]."""
     ll, lh, hl, hh = (band / scale for band, scale in zip(x.chunk(4, 1), scales, strict=True))
     return merge(merge(ll, lh).mT, merge(hl, hh).mT).mT
 
 
 def dwt(x: Tensor, levels: int) -> Tensor:
-    """Return the wavelet transform of [B,C,H,W], [B,C·4^levels,H/2^levels,W/2^levels], for 1 or 2 levels.
+    """Compute the wavelet transform of images [B, C, H, W] in 1 or 2 levels.
 
-    White noise of variance 1 has variance 1 in every subband, except near the edges.
-    The second level splits the lowest band again; the other three bands are rearranged by pixel_unshuffle.
+    Returns: bands, [B, C·4^levels, H/2^levels, W/2^levels]; white noise keeps variance 1, except near edges.
     """
     if levels == 1:
         return bands(x, SCALES[0])
     low, fine = bands(x, HIGH).tensor_split([x.shape[1]], 1)
-    return torch.cat([bands(low, SCALES[1]), torch.pixel_unshuffle(fine, 2)], 1)
+    return torch.cat([bands(low, SCALES[1]), torch.pixel_unshuffle(fine, 2)], 1)  # level 2 splits the lowest band only
 
 
 def idwt(x: Tensor, levels: int) -> Tensor:
-    """Invert dwt() up to rounding: [B,C·4^levels,H,W] → [B,C,H·2^levels,W·2^levels]."""
+    """Invert dwt(): bands [B, C·4^levels, H, W] → images [B, C, H·2^levels, W·2^levels]."""
     if levels == 1:
         return image(x, SCALES[0])
     coarse, fine = x.tensor_split([x.shape[1] // 4], 1)

@@ -1,7 +1,7 @@
-"""The ADM U-Net, and parts that other networks share: config, conditioning, residual blocks with scale-shift, attention.
+"""The ADM U-Net, and layers that other networks share.
 
-Source: Dhariwal & Nichol 2021. The layout and zero initialisation are those of Karras et al. 2022, whose ImageNet-64
-network has 295,899,267 parameters at 1000 classes.
+Source: Dhariwal & Nichol 2021; layout and zero initialisation: Karras et al. 2022, whose ImageNet-64 network has 295,899,267
+parameters at 1000 classes.
 """
 
 import math
@@ -24,8 +24,7 @@ from elbocli.nn.networks import Depth, Network, NetworkConfig, Size, explained, 
 
 Width = Annotated[int, Meta(ge=4, le=2**20, multiple_of=4)]
 
-CODE = "logsnr:factor=0.5"
-"""Default level code of the U-Net: λ/2 = −ln σ_edm."""
+CODE = "logsnr:factor=0.5"  # λ/2 = −ln σ_edm
 HEAD_WIDTH = 64
 GROUPS = 32
 MIN_GROUP = 4
@@ -40,9 +39,10 @@ EPS = 1e-5
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with optional scale and shift [B, C] and SiLU: x [B, C, H, W] → silu(norm(x)·(1 + scale) + shift).
+    """Group norm with optional scale, shift and SiLU: silu(norm(x)·(1 + scale) + shift).
 
-    fused: whether to use the fused function below instead of torch's; None: everywhere but on a CPU.
+    x: [B, C, H, W]. scale, shift: [B, C].
+    fused: whether to use `_Normed` instead of torch's group norm; None: on all devices but a CPU.
     """
 
     fused: bool | None = None
@@ -65,9 +65,9 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _Normed(torch.autograd.Function):
-    """Fused group norm: x [B, pixels, C], gain and bias [B or 1, groups, C/groups] → silu(x̂·gain + bias), x̂ normalised x.
+    """Group norm with gain, bias and optional SiLU: silu(norm(x)·gain + bias).
 
-    Only x and a few numbers per channel are saved for the backward pass.
+    x: [B, pixels, C]. gain, bias: [B or 1, groups, C/groups].
     """
 
     @staticmethod
@@ -110,7 +110,7 @@ class _Normed(torch.autograd.Function):
 
 
 def _affine(x: Tensor, factor: Tensor, offset: Tensor, out: Tensor) -> Tensor:
-    """Write x·factor + offset to `out`, rounded once. factor, offset: per channel of each image."""
+    """Write x·factor + offset to `out`. x, out: [B, pixels, C]. factor, offset: [B, groups, C/groups]."""
     return torch.addcmul(offset.flatten(1)[:, None], x, factor.flatten(1)[:, None], out=out)
 
 
@@ -124,7 +124,7 @@ def norm(channels: int, groups: int = 0, eps: float = EPS) -> GroupNorm:
 
 
 def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
-    """Return the number of attention heads: the largest divisor of the channels up to channels / head_width, at least 1."""
+    """Return the number of attention heads: the largest divisor of `channels` up to channels / head_width, but at least 1."""
     most = max(1, channels // head_width)
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
@@ -136,7 +136,7 @@ def check_heads(width: int, heads: int) -> None:
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """Set the parameters of a layer to zero and return it, so that a new residual block starts as the identity."""
+    """Set all parameters of a layer to zero, and return the layer."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -147,10 +147,7 @@ LEVELS = "Width of each level as a multiple of channels; each level has half the
 
 @dataclass(frozen=True)
 class LevelsConfig(NetworkConfig):
-    """Config of a U-Net. levels: width multipliers of `channels`; each level has half the image size of the level before.
-
-    Raises UsageError if the image is too small for so many levels.
-    """
+    """Config of a U-Net. Raises UsageError if the image is too small for the number of levels."""
 
     channels: Width = explained("Base width in channels, a multiple of 4.")
     levels: Annotated[tuple[Annotated[float, Meta(gt=0, le=1e6)], ...], Meta(min_length=1)] = explained(LEVELS)
@@ -173,24 +170,25 @@ class LevelsConfig(NetworkConfig):
 
     @property
     def side(self) -> int:
-        """Side in pixels of the padded image in the network: the image's side, rounded up to a multiple of 2^halvings."""
+        """Side of the padded image in pixels: image_size, rounded up to a multiple of 2^halvings."""
         return -(-self.image_size >> self.halvings) << self.halvings
 
     def cut(self, out: Tensor) -> Tensor:
-        """Remove the padding of an output [B, C, side, side]. The result is not a view, because FSDP adds hooks to it."""
+        """Remove the padding of an output: [B, C, side, side] → [B, C, image_size, image_size]."""
         if self.side == self.image_size:
             return out
+        # Not a view, because FSDP adds hooks to the result.
         return out[..., : self.image_size, : self.image_size].contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
 class AttendedConfig(LevelsConfig):
-    """Config of a U-Net with attention at some sizes. Levels may be fractions if they make whole numbers of channels."""
+    """Config of a U-Net with self-attention at some image sizes."""
 
     attention: tuple[int, ...] = explained("Image sizes in pixels at which the blocks have self-attention.")
 
     def width(self, depth: int) -> int:
-        """Return the number of channels of the level at `depth`; 0 is the full image size."""
+        """Return the number of channels at a depth; depth 0 has the full image size."""
         return round(self.channels * self.levels[depth])
 
     def for_size(self, image_size: int) -> Self:
@@ -200,16 +198,17 @@ class AttendedConfig(LevelsConfig):
 
 
 class LevelsNetwork(Network):
-    """Base of U-Nets, whose residual blocks (`down`, `middle`, `up`, made by `add_blocks`) FSDP shards separately."""
+    """Base class of U-Nets. down, middle, up: residual blocks, made by `add_blocks`."""
 
     down: nn.ModuleList
     middle: nn.ModuleList
     up: nn.ModuleList
 
     def add_blocks(self, block: Callable[[int, int, bool, bool, str], nn.Module], middle_attention: bool) -> int:
-        """Fill `down` and `up`, make `middle`, and return the number of output channels.
+        """Make the residual blocks `down`, `middle` and `up`, and return the number of output channels.
 
-        block: function (channels in, channels out, on the way down?, with attention?, resample: '', 'down' or 'up') → block.
+        block: function (channels in, channels out, is in `down`, has attention, resample) → block.
+        middle_attention: whether the first middle block has attention.
         """
         config = self.config
         widths = [config.width(depth) for depth in range(len(config.levels))]
@@ -236,11 +235,11 @@ class LevelsNetwork(Network):
         return now
 
     def units(self) -> list[nn.Module]:
-        """Return the residual blocks, from first to last."""
+        """Return the residual blocks, which FSDP shards separately."""
         return [*self.down, *self.middle, *self.up]
 
     def walk(self, x: Tensor, code: Tensor) -> Tensor:
-        """Run all blocks on the first layer's output x, with skip connections. code: [B, width], the conditioning."""
+        """Run all residual blocks with skip connections. x: output of the first layer. code: conditioning, [B, width]."""
         skips = [x]
         for block in self.down:
             x = self.through(block, x, code)
@@ -252,12 +251,12 @@ class LevelsNetwork(Network):
         return x
 
 
+# A custom operator, because torch.compile can't trace the function from λ to timesteps, which SciPy computes once on the CPU.
 @torch.library.custom_op("elbo::level_number", mutates_args=())
 def level_number(logsnr: Tensor, code: str) -> Tensor:
-    """Return the number that tells a network its noise level (sigma, a timestep, …) for each λ: [B] → [B], same dtype.
+    """Return the value of a level code, such as σ or a timestep, at each λ: [B] → [B], same dtype.
 
-    code: SPEC of a function in LEVEL_CODES. It is a custom operator because torch.compile can't trace the function from λ to
-    timesteps, which SciPy computes once on the CPU.
+    code: level code (function of λ) as text, such as `sigma` or `t:linear`.
     """
     return _level_code(code)(logsnr).clone()
 
@@ -271,9 +270,9 @@ _level_code = lru_cache(parse_level_code)
 
 
 class Fourier(nn.Module):
-    """Fourier embedding of λ: [B] → [B, channels], cosines and sines of a level code at frequencies from 1 to 1e-4.
+    """Embedding of λ, [B] → [B, channels]: cosines and sines of a level code at frequencies from 1 to 1e-4.
 
-    code: SPEC of a level code, the number that tells the network its noise level.
+    code: level code (function of λ) as text, such as `logsnr:factor=0.5`, `sigma` or `t:linear`.
     """
 
     def __init__(self, channels: int, code: str = CODE):
@@ -292,19 +291,16 @@ class Fourier(nn.Module):
 
 
 class LinearCode(nn.Module):
-    """Linear embedding of λ: [B] → [B, 1], λ/4, so that the bends of the next layer's SiLU lie in the range of λ.
-
-    Source: Hoogeboom et al. 2023, where λ enters linearly.
-    """
+    """Embedding of λ, [B] → [B, 1]: λ/4. Source: Hoogeboom et al. 2023, for linear input of λ."""
 
     channels = 1
 
     def forward(self, logsnr: Tensor) -> Tensor:
-        return 0.25 * logsnr.float()[:, None]
+        return 0.25 * logsnr.float()[:, None]  # 1/4 brings the bends of the next layer's SiLU into the range of λ
 
 
 class ClassTable(nn.Embedding):
-    """Class embedding: labels [B] → [B, width], initialised as torch's. Label −1 gets the last row if null_class, else zeros."""
+    """Class embedding, labels [B] → [B, width]. null_class: whether label −1 has a learned embedding; False: zeros."""
 
     def __init__(self, classes: int, width: int, null_class: bool):
         weight = torch.empty(classes + null_class, width)  # normal_() on meta tensors takes 2 s of imports
@@ -317,7 +313,7 @@ class ClassTable(nn.Embedding):
 
 
 class Conditioning(nn.Module):
-    """Embedding of noise level and class: (λ, labels) → [B, width]. code: embeds λ. null_class: whether label −1 is embedded."""
+    """Embedding of λ and class, [B, width]. null_class: whether label −1 has a learned embedding; False: zeros."""
 
     def __init__(self, code: Fourier | LinearCode, width: int, num_classes: int, null_class: bool = False):
         super().__init__()
@@ -335,18 +331,16 @@ class Conditioning(nn.Module):
 
 
 def named_labels(labels: Tensor | None, null: int, logsnr: Tensor) -> Tensor:
-    """Return labels [B] with `null` in place of −1. If labels is None, all are `null`, one for each λ of `logsnr`."""
+    """Return labels [B] with `null` in place of −1; if `labels` is None, all are `null`. logsnr: λ [B], which gives the shape."""
     if labels is None:
         return torch.full(logsnr.shape, null, dtype=torch.long, device=logsnr.device)
     return labels.where(labels >= 0, null)
 
 
 def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to an embedding of λ in at least float32; on CUDA in float64.
-
-    Neither bf16 nor TF32 has enough digits to separate neighbouring λ. CUDA may use TF32 for float32, but not for float64.
-    FSDP may hand over sharded weights in a lower precision.
-    """
+    """Apply a linear layer to an embedding of λ, in float64 on CUDA, elsewhere in at least float32."""
+    # Neither bf16 nor TF32 has enough digits to separate neighbouring λ. CUDA may use TF32 for float32, but not for float64.
+    # FSDP may hand over sharded weights in a lower precision.
     kept = torch.promote_types(weight.dtype, torch.float32)
     wide = torch.float64 if x.is_cuda else kept
     with as_it_comes(x):
@@ -354,12 +348,12 @@ def precise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def as_it_comes(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context without autocast, to keep the precision of x; for meta tensors, which autocast refuses, an empty one."""
+    """Return a context that disables autocast on the device of x; for a meta tensor, a context without effect."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def resized(x: Tensor, resample: str) -> Tensor:
-    """Resize images: 'down' averages 2 × 2 pixels, 'up' repeats each pixel 2 × 2 times, '' returns them unchanged."""
+    """Resize images: 'down' averages 2 × 2 pixels, 'up' repeats each pixel 2 × 2 times, '' changes nothing."""
     if resample == "up":
         with as_it_comes(x):  # on CUDA, autocast would make the result float32, and all that is concatenated with it
             return F.interpolate(x, scale_factor=2, mode="nearest")
@@ -379,7 +373,7 @@ def attend(qkv: Tensor, heads: int, prepare: Callable[[Tensor, Tensor], tuple[Te
 
 
 def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Compute self-attention over pixels: qkv [B, 3C, H, W] → [B, C, H, W]. normed: applied to queries, keys and values."""
+    """Compute self-attention over pixels: qkv [B, 3C, H, W] → [B, C, H, W]. normed: function to apply to qkv first, or None."""
     batch, channels, height, width = qkv.shape
     # Flash attention needs a pixel's channels contiguous; with sharded weights they are not.
     qkv = qkv.contiguous(memory_format=torch.channels_last)
@@ -389,7 +383,10 @@ def attend_pixels(qkv: Tensor, heads: int, normed: Callable[[Tensor], Tensor] | 
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels. heads: number of heads; 0: heads_of chooses. normed: function channels → norm layer."""
+    """Self-attention over pixels.
+
+    heads: number of heads; 0: chosen by heads_of. normed: function that makes a norm layer for a number of channels.
+    """
 
     def __init__(self, channels: int, heads: int = 0, normed: Callable[[int], GroupNorm] = norm):
         super().__init__()
@@ -403,12 +400,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: convolution, scale and shift by the conditioning, convolution; optionally halves or doubles the size.
+    """Residual block of two convolutions, with scale and shift by the conditioning between them.
 
-    The skip is concatenated inside the block, so that activation checkpointing keeps no copy of the concatenation.
-    cin, cout: channels in and out. width: width of the conditioning. attention: whether attention follows.
-    resample: 'down' or 'up' to halve or double the size before the first convolution; '' for neither.
-    heads: number of attention heads; 0: heads_of chooses. normed: function channels → norm layer.
+    cin, cout: channels in and out. width: width of the conditioning. attention: whether self-attention follows.
+    resample: 'down' or 'up' to halve or double the image size before the first convolution; '' for neither.
+    heads: number of attention heads; 0: chosen by heads_of. normed: function that makes a norm layer for a number of channels.
     """
 
     def __init__(
@@ -434,7 +430,7 @@ class Block(nn.Module):
         self.attention = Attention(cout, heads, normed) if attention else nn.Identity()
 
     def forward(self, x: Tensor, code: Tensor, skip: Tensor | None = None) -> Tensor:
-        x = x if skip is None else torch.cat([x, skip], 1)
+        x = x if skip is None else torch.cat([x, skip], 1)  # in the block, so that activation checkpointing keeps no copy
         h = self.conv1(resized(self.norm1(x, silu=True), self.resample))
         scale, shift = self.scale_shift(code).chunk(2, 1)
         h = self.conv2(self.dropout(self.norm2(h, scale, shift, silu=True)))
@@ -443,9 +439,10 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class UNetConfig(AttendedConfig):
-    """Config of the ADM U-Net. Levels may be fractions if they make whole numbers of channels.
+    """Config of the ADM U-Net.
 
-    Raises UsageError if the image is too small for the levels, or heads or groups don't divide the channels.
+    levels: fractions are allowed if channels × level is a whole number.
+    Raises UsageError if the image is too small for the levels, or if heads or groups don't divide the channels.
     """
 
     middle_attention: bool = explained("Whether the middle blocks have self-attention, too.", default=True)
@@ -481,7 +478,7 @@ class UNetConfig(AttendedConfig):
 
 @network("unet", config=UNetConfig, source="Dhariwal & Nichol 2021")
 class UNet(LevelsNetwork):
-    """ADM U-Net of a UNetConfig. FSDP shards its residual blocks separately."""
+    """ADM U-Net of a UNetConfig."""
 
     def __init__(self, config: UNetConfig):
         super().__init__(config)
@@ -501,7 +498,7 @@ class UNet(LevelsNetwork):
         self.last = zeroed(nn.Conv2d(now, config.image_channels * (1 + config.variance), 3, padding=1))
 
     def outputs(self, z: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the prediction, followed by the learned variance if the config has one: [B, C or 2C, H, W]."""
+        """Return the prediction [B, C, H, W]; with config.variance, prediction and learned variance [B, 2C, H, W]."""
         code = self.conditioning(logsnr, labels)
         x = self.walk(self.first(self.config.padded(z)), code)
         return self.config.cut(self.last(self.norm(x, silu=True)))

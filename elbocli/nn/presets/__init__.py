@@ -18,13 +18,12 @@ NAMES = tuple(
         (path.stem for path in FOLDER.glob("*.yaml")),
         key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
     )
-)
-"""Names of presets, in natural order: imagenet64 before imagenet128."""
+)  # in natural order: imagenet64 before imagenet128
 Least1 = Annotated[int, Meta(ge=1, le=10**12)]
 
 
 class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
-    """Data that a preset was made for. image_size: side in pixels, or of latents. classes: 1 means unconditional."""
+    """Data that a preset was made for. image_size: side of images or latents. classes: 1 for an unconditional network."""
 
     image_size: Least1
     channels: Least1
@@ -36,9 +35,9 @@ class MadeFor(Record, frozen=True, forbid_unknown_fields=True):
 class PresetAbout(Record, frozen=True):
     """Conditions under which elbo chooses a preset automatically.
 
-    pixels: smallest and largest image size. kind: `latents` if the preset, and these sizes, are for latents.
+    pixels: smallest and largest side of images or latents.
     images: smallest number of images; None: the preset is never chosen.
-    gpu: whether the preset is meant for a GPU, which also sets the default precision.
+    gpu: whether the preset needs a GPU. kind: `latents`, or None for images.
     """
 
     pixels: tuple[Least1, Least1] | None = None
@@ -51,8 +50,9 @@ class PresetAbout(Record, frozen=True):
 class Preset(Record, frozen=True, forbid_unknown_fields=True):
     """Contents of a preset file.
 
-    network: family and config of the network, for config_of. train: training settings by name, and the weighting's shift.
-    about: ignored in users' presets, which are never chosen automatically. data: None if not stated.
+    network: family and config of the network. train: name of a training setting → value.
+    about: conditions for automatic choice, ignored in a user's preset.
+    data: description of the data that the preset was made for; None: not stated.
     """
 
     network: dict[str, Any]
@@ -81,11 +81,11 @@ def load_preset(name: str) -> Preset:
 def choose_preset(
     image_size: int, images: int, latents: bool = False, gpu: bool = False, fits: Callable[[str], bool] = bool
 ) -> str:
-    """Return the name of the preset for a number of images (or latents) of a size, on a GPU or a CPU.
+    """Return the name of the most suitable preset for a dataset. Raises UsageError if no preset fits.
 
-    fits: tells, by name, whether a preset for GPUs fits into memory. On a GPU, a preset for GPUs is preferred; a CPU gets none.
-    Latents get a preset made for latents if there is one. Of the rest, the preset with the largest minimum number of images
-    wins. Raises UsageError if no preset fits.
+    image_size: side of images or latents. images: number of images or latents. gpu: whether training is on a GPU.
+    fits: function of a preset's name that tells whether a preset for GPUs fits into memory.
+    Preferred: first a preset for latents (if `latents`), then for a GPU, then with the largest minimum number of images.
     """
     fitting = []
     for name in NAMES:

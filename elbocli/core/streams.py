@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TWO_THREADS = 1 << 20  # least number of normal numbers that two threads draw sooner than one; NumPy lets other threads run
+
+
 class Stream:
     """Random numbers of one (seed, purpose). `at(index)` starts an independent sequence for each index."""
 
     def __init__(self, seed: int, purpose: str):
+        self._of = seed, purpose
         digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
         # The index is in Philox's counter, so the noise is equal on any device, in any batch, on any number of processes.
         self._bits = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
@@ -39,9 +44,17 @@ class Stream:
         from torch import from_numpy
 
         out = np.empty((len(indices), *shape), np.float32)
+        half = len(out) // 2 if out.size >= TWO_THREADS else 0
+        with ThreadPoolExecutor(1) as helper:
+            done = helper.submit(Stream(*self._of)._fill, out[:half], indices[:half]) if half else None
+            self._fill(out[half:], indices[half:])
+            if done:
+                done.result()
+        return from_numpy(out)
+
+    def _fill(self, out: np.ndarray, indices: Sequence[int]) -> None:
         for row, index in zip(out, indices, strict=True):
             self.at(index).standard_normal(dtype=np.float32, out=row)
-        return from_numpy(out)
 
     def signs(self, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Return Rademacher signs ±1 [len(indices), *shape], float32. Row k depends only on indices[k]."""

@@ -188,6 +188,7 @@ class FolderMeta(Record, frozen=True, kw_only=True):
 
     step: optimizer updates done. images: images seen. run_id: the run's id, as in config.yaml.
     world_size: number of ranks. parallel: ddp or fsdp.
+    micro_batch: largest micro-batch that fits, for the circumstances in micro_batch_for; None if none was looked for.
     log_bytes: name of a log of the run → size in bytes at this step; None for a snapshot.
     files: name of every other file in the folder → size and digest.
     """
@@ -200,6 +201,8 @@ class FolderMeta(Record, frozen=True, kw_only=True):
     seed: int | None = None
     world_size: Count | None = None
     parallel: str | None = None
+    micro_batch: Count | None = None
+    micro_batch_for: list[Any] = []
     more: dict[str, Any] = {}
     log_bytes: dict[str, Count] | None = None
     files: dict[str, Seal]

@@ -78,7 +78,7 @@ def run(
             return
         try:
             with world.together():
-                state, lengths = TrainState(resolved, dataset, world), dict[str, int]()
+                state, lengths = TrainState(resolved, dataset, world, saved), dict[str, int]()
                 if saved is not None:
                     state.restore(saved)
                     lengths = saved.meta.log_bytes or {}
@@ -128,6 +128,7 @@ def _train(state: TrainState, out: Path, recorder: Recorder, status: Status, hoo
                 "world_size": world.size,
                 "parallel": settings.parallel,
                 "log_bytes": log_lengths(out),
+                **state.fits,
             }
 
             def write() -> None:

@@ -23,7 +23,7 @@ from elbocli.files.reading import one_line, reading
 from elbocli.nn.networks import Network, build, count_parameters, place
 from elbocli.nn.weights import Averages, swap
 from elbocli.run.settings import Resolved
-from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device
+from elbocli.runtime.device import PRECISIONS, Precision, card_bytes, choose_device, name_of
 from elbocli.runtime.processes import World, shard_size, sharded_like, stdout_to_stderr, to_local
 from elbocli.runtime.progress import log
 from elbocli.train.batches import Batches, split
@@ -166,7 +166,7 @@ class TrainState:
     Raises UsageError: the batch can't be split over the processes. Raises DataError: not even one image fits on a device.
     """
 
-    def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None):
+    def __init__(self, resolved: Resolved, dataset: Dataset, world: World | None = None, saved: store.Checkpoint | None = None):
         settings = self.settings = resolved.settings
         self.resolved, self.dataset = resolved, dataset
         world = self.world = world or World(device=choose_device(settings.device))
@@ -187,9 +187,15 @@ class TrainState:
         self.lr_decay = LR_DECAYS.parse(settings.lr_decay)
         self.ema = Averages(tuple(map(parse_average, resolved.settings.ema)), self.live)
 
-        most = settings.micro_batch or math.ceil(settings.batch_size / world.size)
+        most, self.fits = settings.micro_batch or math.ceil(settings.batch_size / world.size), dict[str, Any]()
         if not settings.micro_batch and self.device.type == "cuda":
-            most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
+            card = name_of(self.device), world.size, sharded, settings.activation_checkpointing, settings.precision
+            self.fits["micro_batch_for"] = [*card]
+            if saved is not None and saved.meta.micro_batch and saved.meta.micro_batch_for == [*card]:
+                most = saved.meta.micro_batch
+            else:
+                most = planned_micro_batch(resolved, world, most) if sharded else micro_batch(self.spread, most)
+            self.fits["micro_batch"] = most
         self.batches = Batches(dataset, resolved, self.device, split(world, settings.batch_size, most))
         if settings.compile or (settings.compile is None and self.device.type == "cuda"):
             self._compile()

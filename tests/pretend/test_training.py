@@ -10,6 +10,7 @@ from group import poisoned
 from PIL import Image
 
 from elbocli.errors import NonFiniteError
+from elbocli.files.checkpoint import latest
 from elbocli.train.batches import Batches
 from pretend import Pretence, plain_attention, pretending
 from pretend.runs import NETWORKS, measured_by, train, weights_of
@@ -106,6 +107,17 @@ def test_a_run_goes_on_as_if_it_had_not_stopped_and_on_the_cpu_too(digits, tmp_p
     assert weights_of(parts) == weights_of(whole)
     with plain_attention():
         alike(train(digits, moved, device="cpu"), whole, 1e-6)
+
+
+def test_the_micro_batch_is_looked_for_once_on_each_card(digits, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("elbocli.train.state.micro_batch", lambda spread, images: looked.append(images) or 3)
+    with pretending():
+        for steps, again in ((1, False), (2, False), (3, True)):
+            train(digits, tmp_path / "r", device="cuda", micro_batch=0, steps=steps, activation_checkpointing=again)
+            saved = latest(tmp_path / "r")
+            assert saved is not None and saved.meta.micro_batch == 3
+    assert looked == [8, 8]
 
 
 def test_a_step_that_is_not_finite_ends_the_run_without_waiting(digits, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from elbocli.files.schedule_file import resolve_schedule, resolve_weighting
 from elbocli.files.yaml_text import parse_yaml, read_yaml
 from elbocli.nn.networks import NetworkConfig, build, config_of, count_parameters, declaration_of, section_of
 from elbocli.nn.presets import Preset, PresetAbout, choose_preset, load_preset
-from elbocli.run.train_settings import ADAPTIVE, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
+from elbocli.run.train_settings import ADAPTIVE, PACED, PRESET_SETTINGS, SETTINGS, TrainSettings, convert_settings
 from elbocli.runtime.device import card_bytes, meant_by, usual_precision
 from elbocli.runtime.progress import log
 
@@ -172,7 +172,10 @@ def resolve(
     with reading(f"preset {name}"):
         train = convert_settings(preset.train, PRESET_SETTINGS)
     said = {**(begun if unread else {}), **own, **asked}
-    values = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train, **said, "preset": name}
+    usual = {**TrainSettings().stored(), "snapshot_every": None, **begun, **train}
+    values = {**usual, **said, "preset": name}
+    for key in PACED.keys() - said.keys():  # numbers of updates, in proportion for runs shorter than usual
+        values[key] = usual[key] and max(1, round(usual[key] * min(1, values["steps"] / usual["steps"])))
 
     # Values that depend on each other, or on the data.
     if initial:

@@ -52,7 +52,7 @@ def about(help: str, **said: Any) -> Meta:
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
     names: module and name of the registry whose names the value may begin with. words: further allowed names.
     zero: word for 0, such as none. flags: the option's name; "": no option. metavar: placeholder of the value in the help.
-    shown: default that the help shows; "": none.
+    shown: default that the help shows; "": none. paced: whether the default shrinks with --steps, below the preset's number.
     free: whether the setting may change when a run resumes. preset: whether presets may set the setting; default: as `stored`.
     stored: whether config.yaml has the setting; False: the setting only refines another setting.
     """
@@ -159,7 +159,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         ),
     ] = "adamw"
     lr: Annotated[float, about("Learning rate.", gt=0, le=1e3)] = 1e-4
-    warmup_steps: Annotated[int, count("Updates over which lr rises from zero.")] = 1000
+    warmup_steps: Annotated[int, count("Updates over which lr rises from zero.", paced=True)] = 1000
     lr_decay: Annotated[
         str,
         about(
@@ -246,11 +246,11 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             zero="none",
         ),
     ] = 0
-    save_every: Annotated[int, count("Updates per checkpoint.", free=True, ge=1)] = 1000
+    save_every: Annotated[int, count("Updates per checkpoint.", free=True, ge=1, paced=True)] = 1000
     keep_last: Annotated[int, count("Checkpoints to keep.", free=True, shown="2", ge=1)] = 2
     keep_every: Annotated[int, count("Updates per permanent checkpoint.", free=True, zero="none", shown="none")] = 0
-    log_every: Annotated[int, count("Updates per line of the logs.", ge=1)] = 100
-    preview_every: Annotated[int, count("Updates per preview picture.", free=True, zero="none")] = 5000
+    log_every: Annotated[int, count("Updates per line of the logs.", ge=1, paced=True)] = 100
+    preview_every: Annotated[int, count("Updates per preview picture.", free=True, zero="none", paced=True)] = 5000
 
     val: Annotated[
         str, about(group=VALIDATION, help="Validate on this dataset, packed like DATA.h5.", metavar="PATH", free=True)
@@ -308,6 +308,7 @@ def _settings() -> Iterator[tuple[str, Setting]]:
 SETTINGS = dict(_settings())
 PRESET_SETTINGS = [name for name, each in SETTINGS.items() if each.says("preset", each.says("stored", True))]
 """Names of the settings that a preset may set."""
+PACED = {name: each for name, each in SETTINGS.items() if each.says("paced")}
 
 
 def convert_text(value: Any, hint: Any) -> Any:

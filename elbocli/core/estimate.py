@@ -24,7 +24,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of `right` successes among `n` trials, as a proportion, and Wilson's 95 % interval [low, high]."""
+    """Return the standard error of a proportion, `right` of `n` trials, and Wilson's 95 % interval [low, high]."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -188,7 +188,7 @@ class PairedEstimate:
 
     mean: [C].
     between: covariance of the images' true vectors, [C, C].
-    noise: error covariance of one image's estimate, [C, C]; the estimate is the mean of a pair, or of the pairs of several rounds.
+    noise: error covariance of one image's estimate, [C, C]; an estimate is the mean of one or more pairs.
     """
 
     n: int

@@ -317,7 +317,7 @@ def _excess(
     effective: list[EffectiveWeighting],
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Return training and validation errors minus the least possible errors, and a verdict on memorization.
+    """Return training and validation errors minus the least possible errors, and a verdict on memorisation.
 
     result: file of `elbo optimum`. course, held: training errors and validation errors.
     Returns: dict for RunReport.excess; `copying` is None without validation errors.
@@ -393,9 +393,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
     """Return the command line that packed the run's dataset. Raises FormatError. Raises DataError: the dataset has changed."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(
-            f"{data}: has changed since the training, so the command that packed the images is unknown; restore the dataset"
-        )
+        raise DataError(f"{data}: has changed since the training, so its pack command is unknown; restore the dataset")
     return attributes.command
 
 

@@ -269,7 +269,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
                 raise FormatError(f"{file}: damaged: its size or digest differs from {META}; restore the file")
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
-        raise FormatError(f"{path}: belongs to another run than {run / CONFIG}; move the folder to its run, or delete it")
+        raise FormatError(f"{path}: folder of another run than {run / CONFIG}; move it to its run, or delete it")
     return Checkpoint(path, meta)
 
 

@@ -120,7 +120,7 @@ RECORD = {
 
 
 def recognise(path: Path) -> str:
-    """Return the kind of file at a path: the name of a Kind, MISSING, EMPTY, PIPE, "an empty folder" or "out of reach (…)"."""
+    """Return the kind of a file: name of a Kind, MISSING, EMPTY, PIPE, "an empty folder", or "out of reach (reason)"."""
     try:
         if not path.exists():
             return MISSING
@@ -175,7 +175,7 @@ def _article(noun: str) -> str:
 def expect(path: Path, wanted: str) -> None:
     """Raise FormatError if a file is missing or of a wrong kind.
 
-    wanted: the expected kind, a key of MAKERS. A kind that is not in USES is never wrong.
+    wanted: the expected kind, a key of MAKERS. A file of a kind that is not in USES passes, too.
     """
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):

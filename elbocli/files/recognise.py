@@ -23,7 +23,7 @@ HERE = "/"
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: patterns for the file's name; for a folder, HERE and patterns for names in the folder; "" for any file.
+    names: glob patterns, by spaces, for the file's name; for a folder, HERE and patterns for names inside; "": any file.
     content: regular expression to find in the first 4 kB of a file with such a name; b"" for any content.
     use: commands that take such a file; {} stands for the file's path.
     """

@@ -105,7 +105,7 @@ def halve(image: Image.Image) -> Image.Image:
 class DecodeOptions:
     """Settings for turning an image into a square.
 
-    size: side of the square in pixels.
+    size: side of the square in pixels; 0: not chosen yet.
     channels: 1 or 3; 0: as in the file.
     crop: key of CROPS.
     background: colour behind transparent pixels and of padding; '': drop the alpha channel, pad with white.

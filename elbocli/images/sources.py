@@ -34,7 +34,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     labels: file of --labels, with the class of each image.
     classes: file of --classes, with all classes in order.
     skip: whether to warn about damaged archives instead of raising an error.
-    Raises DataError.
+    Raises DataError: damaged archive, no images, or an image without a class.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = []
@@ -58,7 +58,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
     for name in papers:
         if is_picture(name) or not classed:
-            both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
+            both = f"{whole.prefix}{name}: no class, but {len(classed)} other images have one"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
         log.warning(

@@ -18,7 +18,7 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""Offset in the scale factor of DINOv2's hub code: (16 + 0.1)/S instead of 16/S, for S positions per side."""
+"""Offset in the scale factor of DINOv2's hub code: (side + 0.1)/S instead of side/S, from S to `side` positions per side."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 

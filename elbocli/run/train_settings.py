@@ -50,7 +50,7 @@ def about(help: str, **said: Any) -> Meta:
     help: help text of the option. said: any of the following keys.
     group: heading, in the help, of this setting and the following settings. more: text that only the man page has.
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
-    names: module and name of a registry; the value begins with a name in the registry. words: further allowed values.
+    names: module and name of a registry; the value may begin with a name of the registry. words: further allowed values.
     zero: word for 0, such as 'none'. flags: the option's name; "": no option. metavar: placeholder of the value in the help.
     shown: default that the help shows; "": no default.
     free: whether the setting may change when a run resumes. preset: whether presets may set the setting; default: as `stored`.

@@ -110,7 +110,7 @@ def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> Strea
 
 
 def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read the array `name` of an opened .npz; None if there is no such array. path: for messages. Raises FormatError if damaged."""
+    """Read array `name` of an opened .npz; None if there is none. path: for messages. Raises FormatError if damaged."""
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:

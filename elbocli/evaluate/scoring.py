@@ -107,7 +107,7 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
-        raise DataError(f"two of {[source.name for source in sides.samples]} hold equal images; draw repeats with other seeds")
+        raise DataError(f"two of {[source.name for source in sides.samples]} hold the same images; draw repeats with other seeds")
     result = EvalResult([])
     for source, mismatch, deviates in zip(sides.samples, differ, deviating):
         _save(source, settings)
@@ -358,7 +358,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
-        log.warning("%s: has only %s images, fewer than %s: %s", facts.samples, facts.n_samples, ENOUGH, few)
+        log.warning("%s: %s images, below %s, so the number matters: %s", facts.samples, facts.n_samples, ENOUGH, few)
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))

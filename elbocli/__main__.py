@@ -1,4 +1,4 @@
-"""Entry point of the console script and of `python -m elbocli`. Imports only fast modules."""
+"""Entry point of `elbo` and `python -m elbocli`. Imports only modules that load fast."""
 
 import os
 import signal

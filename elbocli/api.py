@@ -100,7 +100,7 @@ class DiffusionLoss:
         t_sampling (str): How the times t are drawn: ``"low-discrepancy"`` or ``"independent"``. Default: ``"low-discrepancy"``
         seed (int): Seed of the draws: times depend on seed and step, noise on seed and number of images seen. Default: ``0``
         rank (int): Rank of this process. Default: ``0``
-        ranks (int): Number of processes, which all use the same batch size and share equally spaced times. Default: ``1``
+        ranks (int): Number of processes, which have equal batch sizes and divide equally spaced times among them. Default: ``1``
 
     Shape:
         - x: [B, …], floating point, data scaled to about [−1, 1]
@@ -205,7 +205,7 @@ class DiffusionLoss:
         return self._sums.take()
 
     def adapt(self, sums: Tensor) -> None:
-        """Refit an adaptive schedule or a learned weighting to new errors; otherwise do nothing.
+        """Refit the adaptive schedule or the learned weighting, if this loss has one, to new errors.
 
         Args:
             sums (Tensor): Statistics from ``take_sums``, [3, bins], added up over all processes.

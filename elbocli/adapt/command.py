@@ -86,12 +86,12 @@ def adapt(
 ) -> None:
     """Fit a noise schedule to loss logs, for any weighting.
 
-    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output.
-    Standard error shows the predicted variance of the loss estimate for the log's schedule, other schedules, and
-    one fitted by each criterion: for independent t, and for low-discrepancy t as in training, at the log's batch size.
+    The logs hold unweighted errors, so one log serves every weighting. The schedule (YAML) goes to standard output,
+    a summary to standard error: the predicted variance of the loss estimate for the log's schedule, other schedules, and
+    a schedule fitted by each criterion, with independent t and, as in training, low-discrepancy t at the log's batch size.
 
-    --data-only needs no log: the density follows the weighting times the least possible error for the images. Standard
-    error then says where half of the draws lie, and EDM's P_mean and P_std.
+    --data-only needs no log: the density follows the weighting times the least possible error for the images. The
+    summary then says where half of the draws lie, and EDM's P_mean and P_std.
     """
     from elbocli.adapt.fit import fit_data, fit_log, plot_fit
     from elbocli.files.schedule_file import resolve_weighting
@@ -104,7 +104,7 @@ def adapt(
         source, ctx = click.core.ParameterSource, click.get_current_context()
         given = [f"--{key}" for key in options if ctx.get_parameter_source(key) is not source.DEFAULT]
         if sources or given:
-            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}; leave one out")
+            raise click.UsageError(f"--data-only can't go with {', '.join(given) or 'a log'}; leave out --data-only, or the rest")
         fitted = fit_data(data_only, choose("elbo"), floor)
     else:
         inputs = [stdin_or_fail("a run or a loss log") if path == STREAM else path for path in sources or (STREAM,)]

@@ -41,11 +41,11 @@ class AdaptReport(Record, frozen=True):
     """Report of `elbo adapt`: a fitted schedule, and the variance of the loss predicted for several schedules.
 
     intervals: number of lines of the loss logs. batch: batch size for which variances are predicted.
-    schedules: name of a schedule → predictions under the keys PROMISE; None: infinite or undefined.
+    schedules: name of a schedule → variances and ratios, under the keys in PROMISE; None: infinite or undefined.
     variance_*: variance of the loss estimate per image, divided by the squared loss, for independent or low-discrepancy t.
     ratio_*: variance divided by the smallest variance of all schedules.
     half, p_mean, p_std, told_apart: None without --data-only.
-    half: the two logsnr between which half of the draws lie.
+    half: smallest and largest logsnr of the middle half of the draws.
     p_mean, p_std: mean and standard deviation of ln sigma_edm = −logsnr/2 under the schedule.
     told_apart: logsnr above which the least possible error is below half of its maximum; None: nowhere.
     """
@@ -96,7 +96,7 @@ def fit_log(
     """Fit a schedule to loss logs. Raises ElboError.
 
     sources: runs, files of loss logs, or binary streams.
-    choose: function of the SPEC of the log's weighting that returns the weighting to fit for.
+    choose: returns the weighting to fit for, given the SPEC of the log's weighting.
     criterion: a name in CRITERIA. floor: smallest density, as a fraction of the uniform density.
     bins: number of bins after merging; None: the log's bins.
     since: step; only later lines of the logs are used.
@@ -118,7 +118,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: {known.dimensions} values per image, not {losses.header.dimensions}; use a file for the log's data"
+                f"{optimum}: {known.dimensions} values per image, but the log has {losses.header.dimensions}; give another file"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
@@ -153,7 +153,7 @@ def fit_log(
 
 
 def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
-    """Merge a log's bins into `bins` bins; return (edges, sums). None: keep the log's bins."""
+    """Merge a log's bins into `bins` bins; return (edges, sums as in LossLog.sums). None: keep the log's bins."""
     count = losses.sums.shape[1]
     bins = bins or count
     if count % bins:
@@ -162,7 +162,7 @@ def _merged(losses: LossLog, bins: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _own_density(losses: LossLog) -> Density:
-    """Return the density p(λ) of a log's noise levels; without a fixed schedule in the log, an estimate from the counts."""
+    """Return the density p(λ) of a log's noise levels; without a fixed schedule, estimated from the draws per bin."""
     low, high = float(losses.edges[0]), float(losses.edges[-1])
     try:
         return resolve_schedule(str(losses.header.schedule), low, high).density
@@ -202,7 +202,7 @@ def fit_data(path: Path, weighting: Weighting, floor: float = 0.01) -> FittedSch
     log.info(f"weighting {weighting.spec}: half of the draws lie in logsnr {half[0]:.3g} to {half[1]:.3g}")
     log.info(f"EDM's parameters of this schedule: P_mean {own['p_mean']:.3g}, P_std {own['p_std']:.3g}")
     if told_apart is not None:
-        log.warning(f"the least possible error vanishes above logsnr {told_apart:.3g}; a network's error doesn't: raise --floor")
+        log.warning(f"the least possible error falls off above logsnr {told_apart:.3g}, unlike a network's; raise --floor")
     origin = {"criterion": "data-only", "floor": floor, "source_sha256": file_sha256(path), "images": optimum.images}
     fixed = {name: _fixed_density(name, schedule) for name in FIXED}
     return FittedSchedule(

@@ -1,4 +1,4 @@
-"""`elbo bound`: estimate -log p of images under a run, check VDM++'s theorem, and use a run as a classifier.
+"""`elbo bound`: estimate -log p of images with a run, classify them, and check Kingma & Gao's theorem 1.
 
-Begin reading with measure.py, which evaluates the network of a run on images at many noise levels.
+Begin reading with measure.py, which evaluates a run's network on images at many noise levels.
 """

@@ -121,8 +121,8 @@ def bound(
     the noise alone, bpd_se_population for the distribution's mean. For latents, the bound is on their density, in nats
     and nats_per_latent_dimension, because latents have no levels: compare it only within one latent space.
 
-    --check compares the weighted loss with an integral of bounds over the noise levels that the weighting implies, from
-    independent draws. The exit status is then 0 if they agree within 4 standard errors, else 1.
+    --check compares, from independent draws, the weighted loss with the integral of bounds on noised data that equals
+    the loss in theory. The exit status is then 0 if loss and integral agree within 4 standard errors, else 1.
 
     --estimator names other estimates of -log p; the object then has 'estimates' and their 'differences', with standard
     errors. --classify measures how well the run classifies images by p(c|x) ~ exp(-bound).

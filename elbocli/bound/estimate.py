@@ -30,7 +30,7 @@ from elbocli.runtime.device import sent
 from elbocli.runtime.progress import progress
 
 TRUSTED = 64
-"""Least number of images after which the first pass over the images may stop because of --target-se."""
+"""Number of images after which --target-se may stop the first pass over the images, at the earliest."""
 UNITS = ("bpd", "nats_per_latent_dimension")
 """Names of values per dimension: bits per dimension of pixels, and nats per dimension of latents."""
 COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound", "bound_se", "excess", "excess_se")
@@ -40,9 +40,9 @@ COLUMNS = ("logsnr_low", "logsnr_high", "draws", "eps_mse", "eps_mse_se", "bound
 class BoundEstimate:
     """Variational bound of a set of images, with its profile over λ.
 
-    sums: count, sum and sum of squares of the ε error per dimension, in each bin of λ, [3, bins].
-    moments: count, mean and mean square of the same errors.
-    profile: bound L(λ; x) on noised data in nats, [bins]; λ is the upper edge of each bin.
+    sums: count, sum and sum of squares of the errors ‖ε−ε̂‖²/D in each bin of λ, [3, bins].
+    moments: count, mean and mean square of the errors in each bin, computed from `sums`.
+    profile: L(λ; x), the bound for images noised to λ, in nats, [bins]; λ is the upper edge of each bin.
     profile_se: standard error of `profile`, [bins].
     excess: (error minus least possible error, standard error of the difference), [bins] each; () without --optimum.
     """
@@ -87,7 +87,7 @@ class BoundEstimate:
 
 
 def in_units(nats: float, se: float, some: Images) -> dict[str, float]:
-    """Return the fields of a Nats record. nats: value per image. se: standard error of `nats`. some: batch of the images."""
+    """Return `nats` per image and its standard error `se`, also per dimension, for a Nats. some: a batch, for the unit."""
     unit = UNITS[some.latent]
     return {"nats": nats, "nats_se": se, unit: nats / some.divisor, f"{unit}_se": se / some.divisor}
 
@@ -102,11 +102,11 @@ def estimate_bound(
 ) -> BoundEstimate:
     """Estimate the variational bound of a denoiser on images.
 
-    images: batches; iterated over again if target_se needs more noise.
+    images: batches; iterated over again, with new noise, until target_se is reached.
     schedule: distribution of the noise levels from denoiser.low to denoiser.high; changes the variance, not the expectation.
     target_se: standard error per dimension at which to stop; None: one pass over the images.
-    gaussian: Gaussian whose exact denoiser is evaluated on the same noise, too; None for none.
-    kept: list to which the errors at all noise levels are appended; None: the errors are not kept.
+    gaussian: Gaussian, whose exact denoiser's errors on the same noise are added to the Draws in `kept`; None: no Gaussian.
+    kept: list to which the Draws of each batch are appended; None: Draws are not kept.
     Raises UsageError: for fewer than two images.
     Raises NonFiniteError: if the network's output is NaN or infinite.
     """
@@ -162,7 +162,7 @@ def measure_bound(asked: Measurement, schedule: str = "", target_se: float | Non
 # Several estimates of −log p of the same images.
 
 ROUNDING = 1e-9
-"""Largest standard error of a difference, relative to the estimate, that is attributed to rounding."""
+"""Largest standard error of two estimators' difference, relative to the estimate, that counts as rounding."""
 CELLS = 20
 """Number of cells into which the estimator `information` divides the range of λ."""
 ENOUGH = 16
@@ -225,15 +225,15 @@ def variational(asked: Question) -> Parts:
     "information",
     formula="1/2 int min(e, e of x_hat rounded) with the data's Gaussian as a control variate, closed tails",
     source="Kong et al. 2023 (arXiv:2302.03792)",
-    traits="-log p of that model with the better denoiser at each noise level",
+    traits="-log p of the model that draws in random steps, with the better denoiser at each noise level",
     known_as=["i-mmse"],
 )
 def information(asked: Question) -> Parts:
     """Estimate ½ ∫ E‖ε−ε̂‖² dλ over all λ, with a Gaussian as a control variate.
 
-    λ below the network's range: denoiser of a Gaussian fitted to the data, in closed form.
-    λ in the network's range: x̂, or x̂ rounded to pixel levels if rounding reduces the error.
-    λ above the network's range: softmax over the pixel levels; for latents, the Gaussian's denoiser.
+    λ below the network's range: error of the denoiser of a Gaussian fitted to the data, in closed form.
+    λ in the network's range: error of x̂, or of x̂ rounded to pixel levels in cells where rounding reduces the error.
+    λ above the network's range: reconstruction term of the bound; for latents, error of the Gaussian's denoiser.
     """
     edges = bin_edges(asked.schedule.logsnr_min, asked.schedule.logsnr_max, CELLS)
     draws, error = asked.draws, asked.draws.error.clone()
@@ -276,8 +276,8 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
     """Estimate −log p by the probability-flow ODE, solved by Heun's method from the cleanest level to pure noise.
 
     steps: even number of steps, evenly spaced in λ.
-    draws: even number of samples of initial noise per image.
-    probes: random sign vectors per sample, for Hutchinson's estimate of the trace.
+    draws: even number of noisy versions z₀ of each image, at which solutions start.
+    probes: random sign vectors per z₀, for Hutchinson's estimate of the trace.
     exact: largest number of dimensions for which the trace is computed exactly, without probes.
     Raises UsageError: if `steps` or `draws` is not an even integer, or `probes` or `exact` is not an integer.
     """
@@ -308,7 +308,7 @@ def ode(asked: Question, steps: float = 64.0, draws: float = 2.0, probes: float 
 def _flow(asked: Question, images: Images, steps: int, draws: int, probes: int, exact: int) -> Tensor:
     """Solve the ODE for a batch of images.
 
-    Returns: E[log q(z₀|x)] − log p(z₀) and a control variate ½‖ε‖² − D/2, for each image and half of the draws, [B, 2, 2].
+    Returns: [image, first or second half of the draws, (E[log q(z₀|x)] − log p(z₀), control variate ½‖ε‖² − D/2)], [B, 2, 2].
     """
     denoiser = asked.denoiser
     noise, random_signs = (Stream(denoiser.seed, f"bound-ode-{what}") for what in ("noise", "signs"))

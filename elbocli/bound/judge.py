@@ -43,7 +43,7 @@ def check_theorem(asked: Measurement, weightings: list[Weighting]) -> Theorem:
     for weighting, measure in zip(weightings, measures):
         if not 0 < measure.largest < math.inf:
             raise UsageError(
-                f"{weighting.spec}: w is zero or infinite on logsnr {low:g} to {high:g}; set another --logsnr-min or --logsnr-max"
+                f"{weighting.spec}: largest w is {measure.largest:g} on logsnr {low:g} to {high:g}; change --logsnr-min or -max"
             )
     # All weightings share the draws for the right side, at noise levels of the average density, so that no weighting lacks any.
     edges, schedules = bin_edges(low, high), [asked.schedule("", weighting) for weighting in [PLAIN, *weightings]]
@@ -181,10 +181,10 @@ def classify(asked: Measurement, schedule: str = "") -> tuple[Classification, Co
 
 
 def open_own(asked: Measurement, optimum: Path) -> Measurement:
-    """Return a measurement like `asked`, but on at most `asked.images` of the run's training images.
+    """Return a copy of `asked` on at most `asked.images` of the run's training images.
 
-    optimum: file of 'elbo optimum --like RUN'.
-    Raises UsageError: the optimum is for other images or noise levels. DataError, FormatError: the dataset is unusable.
+    optimum: file of 'elbo optimum --like RUN', only checked to fit the run and `asked`.
+    Raises UsageError: `optimum` lacks the training images, or noise levels. DataError, FormatError: the dataset is unusable.
     """
     least, trained = read_optimum(optimum), asked.trained
     known, run = trained.data.payload_sha256, trained.path
@@ -207,12 +207,11 @@ def add_excess(
 ) -> tuple[dict[str, Any], BoundEstimate]:
     """Compare a run's errors with the least possible errors.
 
-    own: measurement on training images, from `open_own`.
-    optimum: file of 'elbo optimum'.
-    found: bound of `asked`.
+    asked: measurement on the user's images. found: bound of `asked`.
+    own: measurement on training images, from `open_own`. optimum: file of 'elbo optimum'.
     schedule: schedule to draw the noise levels of `own` from; '': a schedule fitted to the run's loss log.
-    Returns (report, bound). report: weighted loss minus least possible loss, in nats per dimension, for training images
-        and for other images. bound: `found` with the excess over the least possible error in each bin.
+    Returns (report, bound). report: weighted loss minus least possible loss, in nats per dimension, for the
+        images of `own` and of `asked`. bound: `found` with the excess over the least possible error in each bin.
     """
     least, here, weighting = read_optimum(optimum), found.moments, asked.trained.weighting()
     same = own.dataset is asked.dataset and set(own.rows) == set(asked.rows)

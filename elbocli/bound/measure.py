@@ -88,7 +88,7 @@ class Draws(NamedTuple):
     If `draw` gets no Gaussian, the following fields are empty.
     rounded: ‖ε−ε̂‖² of x̂ rounded to the nearest pixel level, [B, 2, K].
     gaussian: ‖ε−ε̂‖² of the Gaussian's exact denoiser, [B, 2, K]. expected: expectation of `gaussian` over ε, [B, 2, K].
-    ends: ½ ∫ dλ of the exact denoiser's expected error, from −∞ to the lower and to the upper limit of λ, nats, [B, 2].
+    ends: ½ ∫ `expected` dλ from −∞ to the lower limit of λ, and from −∞ to the upper limit, nats, [B, 2].
     nats: −log p of each image under the Gaussian, [B].
     """
 
@@ -235,7 +235,7 @@ class Measurement(MeasuredNetwork):
             progress(done, self.total, "img")
 
     def content(self, rows: np.ndarray) -> Tensor:
-        """Return the images of dataset rows: pixels, or scaled latents. Repeated calls draw equal latents from the posteriors."""
+        """Return the images of dataset rows: pixels, or scaled latents. Each call draws the same latents from the posteriors."""
         stored = torch.from_numpy(self.dataset.batch(rows))
         space = self.dataset.latent_space
         if space is None:
@@ -310,7 +310,7 @@ def open_measurement(
     images: largest number of images; None: DEFAULT_IMAGES; ALL: all images of the dataset.
     batch_size: number of network inputs at a time; None: 256, or fewer for images of more than 32 × 32 × 3 values.
     precision: fp32, tf32, bf16, fp16, or auto (on CUDA the precision of training, on a CPU fp32).
-    logsnr_min, logsnr_max: range of λ; None: the run's range. options: draws, the number of noise levels per image.
+    logsnr_min, logsnr_max: range of λ; None: the run's range. options: draws=N, for N noise levels per image.
     Raises UsageError, DataError, FormatError: run, dataset and options don't fit each other.
     """
     place, wanted = choose_device(device), images or DEFAULT_IMAGES
@@ -350,14 +350,14 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     """
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
-        raise UsageError(f"{trained.path}: names no dataset to evaluate on; name a dataset, DATA.h5, after the run")
+        raise UsageError(f"{trained.path}: names no dataset to evaluate on; add a dataset: RUN DATA.h5")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
-        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name another dataset after the run")
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; add another dataset: RUN DATA.h5")
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:
-        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; name a dataset that has {expected}")
+        raise UsageError(f"{dataset.path}: (side, channels, classes) are {given}; choose a dataset with the run's {expected}")
     return dataset

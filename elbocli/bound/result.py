@@ -1,7 +1,7 @@
 """Records of the JSON results of `elbo bound`.
 
-Fields in nats: per image. Fields per dimension: bits for pixels (bpd), nats for latents. Suffix _se: standard error.
-about: further keys of the JSON object, such as run, checkpoint, weights and dataset.
+nats: nats per image. bpd: bits per dimension of pixels. nats_per_latent_dimension: in place of bpd, for latents.
+Suffix _se: standard error. Field `about`: further keys of the JSON object, such as run, checkpoint, weights and dataset.
 """
 
 from typing import Any, ClassVar
@@ -12,8 +12,8 @@ from elbocli.files.records import Record, stored
 class Answer(Record, frozen=True, kw_only=True):
     """Base class of results of `elbo bound`.
 
-    per_image: file of --per-image.
-    excess: weighted loss minus the least possible loss, with --optimum.
+    per_image: path of the table that --per-image writes.
+    excess: weighted loss minus the least possible loss; None: without --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -25,7 +25,7 @@ class Answer(Record, frozen=True, kw_only=True):
 
 
 class Nats(Record, frozen=True, kw_only=True):
-    """Mean over images, in nats per image, and in bits per dimension (pixels) or nats per dimension (latents).
+    """Mean over images of a bound, a term or an estimate of −log p, per image and per dimension.
 
     Suffix _se: standard error of the field as an estimate of the mean over the whole dataset.
     """
@@ -55,8 +55,8 @@ class Bound(Nats, frozen=True, kw_only=True):
 
     Suffix _se_noise: standard error from the noise alone.
     Suffix _se_population: standard error of the mean over the distribution that the images are from.
-    per_image: file of --per-image.
-    excess: weighted loss minus the least possible loss, with --optimum.
+    per_image: path of the table that --per-image writes.
+    excess: weighted loss minus the least possible loss; None: without --optimum.
     """
 
     REST: ClassVar[str] = "about"
@@ -87,7 +87,7 @@ class Estimate(Nats, frozen=True, kw_only=True):
     nats_se_population: standard error of the mean over the distribution that the images are from.
     terms: summands of the estimate in nats, by name.
     evaluations: network evaluations per image, without backward passes.
-    solver_nats: error of the ODE solver, included in all standard errors but nats_se_noise; None without such an error.
+    solver_nats: error of the ODE solver, included in all standard errors but nats_se_noise; None: no ODE solver.
     """
 
     estimator: str
@@ -178,11 +178,11 @@ class Theorem(Answer, frozen=True):
 
 @stored("result of elbo bound --classify (JSON)")
 class Classification(Answer, frozen=True):
-    """Scores of a run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with shared noise and a uniform prior.
+    """Scores of a run as a classifier: p(c|x) ∝ exp(−½ ∫ ‖ε−ε̂(z,c)‖² dλ), with the same noise and prior for all classes.
 
     accuracy_low, accuracy_high: 95 % interval of the accuracy. log_loss: mean of −log p(label|x), in nats.
     ece: expected calibration error, the mean of |accuracy − confidence|.
-    undecided: fraction of images whose likeliest class differs between the two halves of the draws.
+    undecided: fraction of images whose likeliest class differs between the two halves of the noise draws.
     reliability: number of images, mean confidence and accuracy in each interval of confidence.
     class_accuracy: accuracy by class number, without classes that have no images.
     """

@@ -65,7 +65,7 @@ class Value(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     hint: the type, such as Annotated[int, msgspec.Meta(ge=1)]. name: name of the type in the help.
     bounds: for plain int or float: keywords ge, gt, le → number; None: no bounds.
-    zero: word that users may type for 0, such as none; None: no word.
+    zero: word that users may type for 0, such as 'none'; None: no word.
     """
 
     def __init__(self, hint: Any, name: str, bounds: Any = None, zero: Any = None):
@@ -183,7 +183,7 @@ def write_examples(self: click.Command, ctx: click.Context, formatter: click.Hel
 
 
 class Command(click.Command):
-    """Click command that checks output files before running, and stores common options as class attributes.
+    """Click command that checks output files before running, and stores -q, -v and --overwrite as class attributes.
 
     groups: heading in the help → Python names of the options under the heading.
     """
@@ -214,7 +214,7 @@ class Command(click.Command):
     format_epilog = write_examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does; accept the names in other_names.txt too, and give hints for unknown options."""
+        """Parse as click does; accept other programs' option names (other_names.txt), and give hints for unknown options."""
         Command.silent = launched() > 1 and os.environ.get("RANK", "0") != "0"
         try:
             return super().parse_args(ctx, [*args])
@@ -261,12 +261,12 @@ class Command(click.Command):
 def launched() -> int:
     """Return the number of processes that torchrun, or another launcher that sets WORLD_SIZE, has started.
 
-    Raises UsageError if srun or mpirun has started several processes without WORLD_SIZE.
+    Raises UsageError if WORLD_SIZE is no number, or if srun or mpirun has started several processes without WORLD_SIZE.
     """
     name = next((name for name in LAUNCHERS if name in os.environ), "WORLD_SIZE")
     count = os.environ.get(name, "1")
     if not count.isdecimal() or (name != "WORLD_SIZE" and count != "1"):
-        raise UsageError(f"{name} is {count!r}; start processes with torchrun, which sets WORLD_SIZE to their number")
+        raise UsageError(f"{name} is {count!r}; start several processes with torchrun, which sets WORLD_SIZE to their number")
     return int(count)
 
 
@@ -450,7 +450,7 @@ def guidance_options(function: Any) -> Any:
 
 
 def guidance_of(options: dict[str, Any]) -> Guidance:
-    """Remove scale, interval and channels of guidance from `options`; return them as Guidance. Raises UsageError."""
+    """Remove guidance's scale, interval and channels from `options`; return Guidance. Raises UsageError for an empty interval."""
     from elbocli.core.sampling import Guidance
 
     low, high = options.pop("guidance_interval") or (-math.inf, math.inf)
@@ -474,7 +474,7 @@ def print_json(value: Any) -> None:
 def hand_out(text: str, out: Path, report: dict[str, Any] | None = None) -> None:
     """Write a text to the file `out`, or to standard output if `out` is -.
 
-    report: JSON object to print on standard output; if `out` is -, instead of the text. None: no object.
+    report: JSON object to print on standard output; the text then goes only to a file. None: no object.
     Raises DataError if the file can't be written.
     """
     from elbocli.files.atomic import write_text

@@ -50,9 +50,7 @@ def compare(files: tuple[Path, ...], ref: Path | None, table: bool) -> None:
     if len(files) < 2:
         raise click.UsageError("name at least two files, FIRST and OTHER")
     if {path.suffix == ".safetensors" for path in files} != {ref is not None}:
-        raise click.UsageError(
-            "features (.safetensors) need --ref, and results (JSON) take no --ref; pass only features or only results"
-        )
+        raise click.UsageError("pass either only features (.safetensors), with --ref, or only results (JSON), without --ref")
     if ref is not None:
         others, alike = compare_features(files, ref)
     else:

@@ -1,4 +1,4 @@
-"""Compare scores with those of the first file, from results of `elbo eval` or from saved features."""
+"""Compare the scores of each file with the first file's scores. Files: results of `elbo eval`, or saved features."""
 
 import contextlib
 import math
@@ -114,7 +114,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
     """Compare the Fréchet distances of saved features with the distance of the first file.
 
     paths: features saved by `elbo eval --save-features`. ref: statistics or features that the distances refer to.
-    Returns: comparison of each further file, by image if samples have equal seeds and classes; settings and digests.
+    Returns: comparison of each further file, paired by image if seeds and classes are equal; settings and digests of all files.
     Raises DataError: files are not comparable. Raises UsageError: the reference holds images.
     """
     with contextlib.ExitStack() as stack:
@@ -132,7 +132,7 @@ def compare_features(paths: Sequence[Path], ref: Path) -> tuple[list[Compared], 
         n, width = values.shape
         if width != reference.width or 1 in (n, reference.n):
             sizes = f"{n} images x {width} features, and {ref} has {reference.n or 'any number of'} images x {reference.width}"
-            raise DataError(f"{path}: {sizes}; use features by one extractor, of at least 2 images")
+            raise DataError(f"{path}: {sizes}; both need the same extractor, and at least 2 images")
         own, moments = {"n_samples": n, **fingerprint(saved.about)}, FeatureMoments.of(values)
         refuse(own, fingerprint(reference.about), path, ref, ALIKE)
         distance, moved = frechet_distance(moments, points), influence(values, moments, points)

@@ -59,7 +59,7 @@ def roughness(at: Tensor, bend: float) -> Tensor:
 
 
 def smooth(at: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """Return smoothed, positive means of bins, [B], float64.
+    """Return the bins' means of a quantity, smoothed over λ and positive, [B], float64.
 
     at: λ of the bins, rising, [B], float64.
     mean: noisy means, at least 0, [B], float64; at least one bin needs mean > 0 and precision > 0.
@@ -90,7 +90,7 @@ def _maximum(mean: Tensor, precision: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _evidence(f: Tensor, mean: Tensor, precision: Tensor, penalty: Tensor) -> float:
-    """Return the log marginal likelihood of a penalty matrix, up to a constant. f: maximiser of the penalised likelihood."""
+    """Return the log marginal likelihood of `mean` given a roughness penalty, up to a constant. f: log of the smoothed mean."""
     fitted = (precision * (-mean * (-f).exp() - f)).sum() - 0.5 * f @ penalty @ f
     # A constant in f costs no penalty, so the matrix is singular; 1/B in all entries mends all penalties equally.
     volume = torch.logdet(penalty + 1 / len(f)) - torch.logdet(penalty + precision.diag())
@@ -180,7 +180,7 @@ class ErrorMoments:
         Raises DataError if no bin has two errors.
         """
         if not bool(self.seen.any()):
-            raise DataError("the loss log has no bin of noise levels with two errors yet; train longer before fitting a schedule")
+            raise DataError("no noise-level bin of the loss log has two losses yet; train longer before fitting a schedule")
         beyond = (self.count - 1).clamp(min=0)
         ratio = self.second / self.mean.square().where(self.mean > 0, 1)
         spread = ((ratio - 1) * self.count / beyond.where(beyond > 0, 1)).clamp(min=LEAST_SPREAD)
@@ -221,8 +221,7 @@ def fit_schedule(
 
     criterion: a name in CRITERIA.
     floor: smallest density, as a fraction of the uniform density.
-    base: name of the new schedule.
-    least: least possible error of a denoiser, [bins], for the criterion `excess`.
+    base: name of the new schedule. least: least possible error of a denoiser, [bins], for the criterion `excess`.
     Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1].
     Raises DataError if no bin has two errors, or if weighting × criterion is zero or not finite.
     """
@@ -242,7 +241,7 @@ def schedule_of_scores(edges: Tensor, score: Tensor, weighting: Weighting, floor
     width = edges.diff()
     mass = weighting(fine_levels(edges)).mean(1) * score * width
     if not bool(mass.isfinite().all()) or float(mass.sum()) <= 0:
-        raise DataError("weighting times error is zero or not finite on the noise levels of the log; choose another weighting")
+        raise DataError(f"weighting {weighting.spec} × error is all zero, or not finite; choose another weighting")
     return schedule_of_shares(edges, floored(mass / mass.sum(), width, floor), base)
 
 
@@ -260,7 +259,7 @@ def floored(shares: Tensor, width: Tensor, floor: float) -> Tensor:
 def loss_variance(
     moments: ErrorMoments, weighting: Weighting, density: Callable[[Tensor], Tensor], batch: int | None = None
 ) -> tuple[float, float]:
-    """Return the predicted variance of the loss estimate per example, divided by the squared loss.
+    """Return the predicted variance of a batch's mean loss, times the batch size, divided by the squared loss.
 
     density: density p(λ) of the draws. batch: number of examples in a batch; None: the limit of large batches.
     Returns (variance for independent t, variance for low-discrepancy t); infinite if p is zero where the weighting is not.
@@ -345,7 +344,7 @@ class AdaptiveSchedule:
 def refuse_adaptive(weighting: Weighting) -> None:
     """Raise UsageError for the learned weighting, which needs a fixed schedule."""
     if weighting.learned:
-        raise UsageError(f"the weighting {LEARNED} needs a fixed schedule, not adaptive; choose one such as edm:mean=-0.4,std=1")
+        raise UsageError(f"weighting '{LEARNED}' can't have schedule 'adaptive'; choose a fixed one such as edm:mean=-0.4,std=1")
 
 
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:

@@ -240,7 +240,7 @@ class GaussianModel:
         return found, expected
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return squared deviations of x from the mean: [B, K] in principal directions, [B] summed over all others."""
+        """Return squared deviations of x from the mean: in principal directions, [B, K]; summed over other directions, [B]."""
         away = x.double().flatten(1) - self.mean
         square = (away @ self.directions).square()
         return square, (away.square().sum(1) - square.sum(1)).clamp(min=0)

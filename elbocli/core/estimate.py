@@ -24,7 +24,7 @@ NORMAL_95 = 1.959963984540054
 
 
 def error_of_share(right: int, n: int) -> tuple[float, list[float]]:
-    """Return the standard error of a proportion right/n, and Wilson's 95 % interval [low, high]."""
+    """Return the standard error of a proportion, `right` of `n` trials, and Wilson's 95 % interval [low, high]."""
     from scipy.stats import binomtest
 
     share = right / n
@@ -148,7 +148,7 @@ class StreamingFeatureMoments:
 
 
 class PairedMoments:
-    """Accumulator of two independent estimates of a vector per image, which separates noise from variance between images."""
+    """Accumulator of two independent estimates of a vector per image; separates noise from variance between images."""
 
     def __init__(self) -> None:
         self._means, self._noise, self._least = StreamingFeatureMoments(), 0.0, 0.0
@@ -157,7 +157,7 @@ class PairedMoments:
         """Add pairs of estimates.
 
         pairs: [images, 2, C], float64.
-        squares: theoretical mean squares of the estimates, shaped like `pairs`, as a lower bound of the noise; None: no bound.
+        squares: least noise variance to assume for each estimate, shaped like `pairs`; None: 0.
         """
         values = pairs.numpy()
         self._means.add(values.mean(1))
@@ -188,7 +188,7 @@ class PairedEstimate:
 
     mean: [C].
     between: covariance of the images' true vectors, [C, C].
-    noise: covariance of the error with which one image's vector is estimated, [C, C].
+    noise: error covariance of one image's estimate, [C, C]; an estimate is the mean of one or more pairs.
     """
 
     n: int
@@ -225,9 +225,9 @@ LARGEST_FREEDOM = 1e6
 
 
 def image_errors(halves: np.ndarray) -> np.ndarray:
-    """Return the standard error of the mean of two independent estimates per image, [N].
+    """Return the standard error of the mean of each image's two estimates, [N].
 
-    halves: the estimates, [N, 2].
+    halves: the independent estimates, [N, 2]. Error variances are shrunk towards a value common to all images.
     Source: Smyth 2004, Linear models and empirical Bayes methods, eq. 4 to 7.
     """
     from scipy.optimize import brentq  # imported here because only estimates per image need it
@@ -344,10 +344,10 @@ def standard_error(features: np.ndarray, own: Gaussian, reference: Gaussian) -> 
 
 
 def extrapolate(parts: Sequence[FeatureMoments], reference: Gaussian) -> tuple[float, float]:
-    """Return the Fréchet distance extrapolated to infinitely many samples, and the error of the linear extrapolation.
+    """Return the Fréchet distance extrapolated to infinitely many samples, and the remaining absolute bias.
 
-    parts: FeatureMoments of PARTS random subsets of the samples, of equal size.
-    Source: Chong & Forsyth 2020 (arXiv:1911.07023) for the line in 1/N; Quenouille 1956 for its two points.
+    parts: FeatureMoments of random subsets of the samples; an even number of subsets, of equal size.
+    Source: line in 1/N: Chong & Forsyth 2020 (arXiv:1911.07023); points (all samples, and all but one part): Quenouille 1956.
     """
     # The bias of the distance is a/N + b/N² + …. With g parts, the line in 1/N through the distance of all samples and the
     # mean distance of all but one part (the jackknife) leaves a bias of −b g/(g−1) /N²; the line through the halves leaves

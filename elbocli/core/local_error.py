@@ -57,7 +57,7 @@ class FineSolution:
                 z = z + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
         self.end = x_hat
         if not bool(self.end.isfinite().all()):
-            raise DataError("the network's estimates are not finite on its sampling trajectories; check the run's weights")
+            raise DataError("the network's data estimate is not finite; use another checkpoint, or --precision fp32")
 
     def at(self, logsnr: float) -> Tensor:
         """Return z at any λ from low to high, or the data x̂ at λ = inf."""
@@ -83,9 +83,9 @@ class FineSolution:
         return found
 
     def errors(self, sampler: Sampler, grid: list[float]) -> list[float]:
-        """Return the root-mean-square local error of each step, times α^−½ at the end of the step.
+        """Return each step's root-mean-square local error, times its estimated growth until the data.
 
-        grid: rising λ at which the steps start; the last step ends at clean data.
+        Growth: α^−½ at the step's end. grid: rising λ at which the steps start; the last step ends at clean data.
         """
         # α^−½ estimates how much an error grows until the data: it is the geometric mean of 1, which fits z = αx + σε, and 1/α,
         # which fits y = z/α. On mixtures with exact denoisers, α^−½ gave smaller final errors than 1, 1/α or measured growth.
@@ -106,7 +106,7 @@ def ancestral_errors(moments: ErrorMoments) -> StepErrors:
     """Return a function that estimates the errors of ancestral steps from a loss log alone.
 
     moments: means of ‖ε−ε̂‖²/D in bins of λ, from the loss log.
-    Returns: function from the rising λ at which steps start to each step's error: missing variance of the data, per dimension.
+    Returns: function: rising λ at which steps start → variance of the data, per dimension, lost by each step.
     """
     # Given z the step's mean is exact, but the step uses x̂ for x: in y = z/α it leaves out c² E Var[x | z], with
     # c = 1 − e^{λ−λ'} and E Var[x | z] = e^{−λ} e(λ) per dimension (e: the error of ε per dimension). A deviation of y at λ'
@@ -146,7 +146,7 @@ class EqualErrors(NamedTuple):
 
     grid: rising λ at which the steps start; the last step ends at clean data.
     errors: error of each step.
-    spread: largest error / smallest error, of the steps that can be changed.
+    spread: largest error / smallest error; without the last step if its error is largest and its λ at the upper limit.
     rounds: number of iterations until this grid.
     """
 

@@ -37,8 +37,8 @@ class StepCoefficients(NamedTuple):
     """Coefficients of a batch, named as in prediction.Coefficients.
 
     alpha, sigma, a, b, c_in: [B, 1, 1, 1], to broadcast over images.
-    eps_factor, loss_factor, logsnr: [B].
-    loss_factor: ratio of the loss to ‖target−out‖²/D.
+    eps_factor: [B], ratio of ‖ε−ε̂‖² to ‖target−out‖². logsnr: [B].
+    loss_factor: [B], ratio of the loss to ‖target−out‖²/D.
     """
 
     alpha: Tensor

@@ -50,7 +50,7 @@ def nearest(
 
     queries: [N, D]. points: [M, D].
     others: whether the queries are the points themselves; then a vector is not its own neighbour.
-    Returns: float32 distances [N, k], exactly 0 to a copy; indices [N, k], rising among equal distances.
+    Returns: float32 distances [N, k], exactly 0 for equal vectors; indices [N, k], rising among equal distances.
     Raises ValueError for too few points.
     """
     # Blocks of squared distances are matrix products. The few candidates are measured again as norms of differences, rounded to
@@ -89,7 +89,7 @@ def within(
     """Yield pairs of a query and a near point: query indices, point indices, float32 distances, [P] each, on the CPU.
 
     reach: radius of each point, [M]. own_reach: radius of each query, [N]; None: queries have no radius.
-    Yields every pair whose distance is within the point's or the query's radius, and a few other pairs.
+    Yields every pair whose distance is within the point's or the query's radius, and through rounding a few pairs just beyond.
     """
     slack = ROUNDING * points.shape[1] * max(float(each.abs().max()) for each in (queries, points)) ** 2
 

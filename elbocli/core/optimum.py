@@ -74,9 +74,9 @@ class LeastErrors:
             self._sum(part, along[part], distance[part, None], mates[part, None].double())
 
     def _sum(self, rows: slice, along: Tensor, distance: Tensor, mates: Tensor) -> None:
-        """Add the weights of images to the sums of the sources `rows`.
+        """Add images' weights, and weights times distances, to the sums of the sources `rows`.
 
-        along, distance: a [s, H, J] and b [s, 1, J] of the derivation above. mates: 1 for images of the source's class, else 0.
+        along: ε·(x_i − x_s), [s, H, J]. distance: ‖x_i − x_s‖², [s, 1, J]. mates: 1 for images of the source's class, else 0.
         """
         near = distance * mates
         for level in range(self.logsnr.shape[2]):
@@ -92,7 +92,7 @@ class LeastErrors:
                 return
 
     def values(self, others: Tensor, mates: Tensor | None = None) -> Tensor:
-        """Return an estimate of the least possible error ½ e^λ Σ π_i b_i of each noised source, [1, S, H, L].
+        """Return an estimate of the least possible E‖ε−ε̂‖² of each noised source, [1, S, H, L].
 
         others: number of images besides the source, [S].
         mates: number of images of the source's class besides the source, [S]; None: no second error.
@@ -105,7 +105,7 @@ class LeastErrors:
         return 0.5 * self.logsnr.exp() * distance / (1 + stands_for * self._weight)
 
     def squares(self) -> Tensor:
-        """Return the approximate mean square of `values` at high λ, where only the image nearest to the source matters."""
+        """Return the approximate mean square of `values` over ε at high λ, from each source's nearest image only."""
         # (½ e^λ b)² Φ(−δ/2), as derived above, with b of the nearest image and δ² = e^λ b.
         nearest = (self._nearest * self.unit**2)[:, :, None, None]
         apart = (0.5 * self.logsnr).exp() * nearest.sqrt()
@@ -119,8 +119,7 @@ SURE = 2.0  # standard errors that make a difference significant
 class Excess(NamedTuple):
     """Weighted excess of a network's error e over the least possible error e*: ½∫ w (e − e*) dλ, nats per dimension.
 
-    se: standard error of `value`.
-    least_se: contribution of e* to `se`.
+    se: standard error of `value`. least_se: contribution of e* to `se`.
     """
 
     value: float

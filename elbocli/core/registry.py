@@ -74,7 +74,7 @@ class Declaration:
         for own in (word, self.parameters_known_as.get(word.lower(), word.lower())):
             if own in self.params:
                 return own
-        raise UsageError(f"{self.name} has no parameter {word!r}; with every parameter, its SPEC is {self.spec}")
+        raise UsageError(f"{self.name} has no parameter {word!r}; use only the parameters of {self.spec}")
 
     @property
     def spec(self) -> str:
@@ -151,10 +151,10 @@ class Registry(dict[str, Declaration]):
         formula, source: text for docs and help.
         positive: parameters that must be above 0.
         within: parameter → (least, greatest) value.
-        traits: property besides the formula, if the registry has no class of properties.
+        traits: `traits` of the Declaration, in a registry whose own `traits` is None.
         known_as: other names of exactly the same function: `name`, or `name:key=value,…` with the values that the name implies.
         parameters_known_as: other name in lower case → parameter.
-        params: default values of further parameters, and values of the fields of the class of properties.
+        params: default values of further parameters, and values of the fields of the registry's class `traits`.
         Raises UsageError if the name is taken.
         """
         aka = {alike(other): {key: number(text) for key, text in sets.items()} for other, sets in map(parse_spec, known_as)}

@@ -1,6 +1,7 @@
 """Samplers, which make one step from λ to a higher λ, and `walk`, which makes all steps from noise to data.
 
 z is variance preserving; λ = inf is clean data. Only z and x̂ are tensors. Primes: values at the end of the step (z', α', σ').
+last: x̂ of the previous step; None in the first step. noise: function () → standard normal noise, shaped like z.
 """
 
 from __future__ import annotations
@@ -80,7 +81,6 @@ class SamplerTraits(NamedTuple):
 
 
 # A sampler is a function (z [B, …], last, move, denoise, noise, parameters) → (z at move.then, x̂).
-# last: x̂ of the previous step; None in the first step. noise: function () → standard normal noise, shaped like z.
 SAMPLERS = Registry("sampler", SamplerTraits)
 sampler = SAMPLERS.declare
 
@@ -139,15 +139,15 @@ def ddpm(z, last, move, denoise, noise, gamma=0.2):
     ancestral=True,
 )
 def ddpm_learned(z, last, move, denoise, noise):
-    """Make a ddpm step with the gamma that the denoiser returns for each value."""
+    """Make a ddpm step with the gamma that the denoiser returns for each value of z."""
     x_hat, gamma = denoise(z, move.now)
     return ancestor(z, x_hat, move, noise, gamma), x_hat
 
 
 def advance(z, x_hat, last, move, eta=0.0):
-    """Return the mean of z', the result of a step.
+    """Return the mean of z' after a step of DPM-Solver++(2M), or of its SDE version.
 
-    Equation: dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
+    Equation that the step solves: dy = (1 + η)(x̂ − y) dℓ + √(2η) e^{−ℓ} dW, with y = z/α and ℓ = log(α/σ) = λ/2.
     x_hat, last: x̂ of this step, and x̂ of the previous step (None: first step).
     eta: amount of noise η; 0: the probability-flow ODE.
     """
@@ -246,7 +246,7 @@ Sampler = Declaration
 
 
 def parse_sampler(text: str) -> Sampler:
-    """Return the sampler that a text names, with the parameters in the text. Raises UsageError.
+    """Return the sampler that a text names, with the parameters in the text. Raises UsageError for unknown names.
 
     text: NAME, NAME:KEY=VALUE,… or NAME:PRESET,KEY=VALUE,…, such as `heun:edm-imagenet64,s_churn=20`.
     """
@@ -271,7 +271,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 def no_noise() -> NoReturn:
     """Raise UsageError. For use as the argument `noise` of samplers that must not draw noise."""
-    raise UsageError("this sampler adds noise; use dpmpp-2m or heun without churn, or, with 'elbo grid', ddpm")
+    raise UsageError("the sampler must not add noise here; use dpmpp-2m or heun with s_churn=0 ('elbo grid': also ddpm)")
 
 
 def walk(

@@ -43,7 +43,7 @@ def timesteps(schedule, steps):
     """Return λ at equally spaced timesteps, rounded to whole timesteps. Raises UsageError: too few timesteps."""
     levels = _levels(schedule)
     if steps > len(levels):
-        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in this range, fewer than {steps} steps; use fewer steps")
+        raise UsageError(f"{schedule.base} has {len(levels)} timesteps in its logsnr range, fewer than {steps}; use fewer steps")
     if steps == 1:
         return levels[-1:]
     part = (len(levels) - 1) / (steps - 1)  # as in ADM, a running sum is rounded; multiples could round otherwise
@@ -57,7 +57,7 @@ def timesteps(schedule, steps):
     known_as=["ddim"],
 )
 def stride(schedule, steps):
-    """Return λ at timesteps 0, k, 2k, …, as many as `steps`. Raises UsageError: no k gives so many."""
+    """Return λ at timesteps 0, k, 2k, …, `steps` in all. Raises UsageError: no k gives `steps` timesteps."""
     levels = _levels(schedule)
     counts = {len(levels[::k]): k for k in range(len(levels), 0, -1)}
     if steps not in counts:
@@ -70,7 +70,7 @@ def _levels(schedule):
     """Return the λ of the timesteps in the schedule's range, in falling order. Raises UsageError: schedule without timesteps."""
     if not isinstance(schedule.curve, Steps):
         raise UsageError(
-            f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or the spacing even"
+            f"{schedule.base} has no timesteps, which this spacing needs; choose a schedule such as t-linear, or spacing 'even'"
         )
     low, high = schedule.logsnr_min - 1e-9, schedule.logsnr_max + 1e-9
     return [at for at in (schedule.curve.level + schedule.shift).tolist()[::-1] if low <= at <= high]
@@ -229,7 +229,7 @@ class Noise:
         return {}
 
     def seeds(self, n):
-        """Return the indices of n images, which sample files record as seeds, int64 [n]."""
+        """Return the image indices 0 to n − 1, which sample files record as seeds, int64 [n]."""
         import numpy as np
 
         return np.arange(n, dtype=np.int64)
@@ -267,7 +267,7 @@ class EdmNoise(Noise):
         return {"noise_device": self.device.type}
 
     def seeds(self, n):
-        """Return the seeds of n images, as for EDM's option --seeds, int64 [n]."""
+        """Return the seeds of n images, counted up from `seed`, as for EDM's option --seeds, int64 [n]."""
         return (self.seed % EDM_SEEDS + super().seeds(n)) % EDM_SEEDS
 
     def classes(self, n):

@@ -45,7 +45,7 @@ class Table:
 
         time, level = torch.tensor(knots, dtype=torch.float64).T.contiguous()
         if time[0] != 0 or time[-1] != 1 or not rises(time) or not rises(-level):
-            raise UsageError("knots of a schedule: t must strictly rise from 0 to 1, and logsnr must strictly fall")
+            raise UsageError("knots: t must strictly rise from 0 to 1, and logsnr must strictly fall; correct the knots")
         self.time, self.level = time, level
         self.support = (float(level[-1]), float(level[0]))
         self.height = time.diff() / -level.diff()
@@ -201,7 +201,7 @@ def parse_schedule(
     try:
         curve = declared()
     except (OverflowError, ZeroDivisionError):
-        raise UsageError(f"{text!r}: these parameters are outside float64 range; choose less extreme values") from None
+        raise UsageError(f"{text!r}: the parameters lead to numbers outside float64 range; choose less extreme values") from None
     return make_schedule(curve, declared.spec, low, high, shift=shift, clip=clip, declared=declared)
 
 
@@ -243,7 +243,7 @@ def flow_reversed(level, factor=1.0):
 
 
 def _timestep(schedule, level, **params: float):
-    """Return the fractional timestep at each λ of `level`, clamped to [0, count − 1]. schedule: name in SCHEDULES."""
+    """Return the fractional timestep, from 0 to `params["count"]` − 1, at each λ of `level`. schedule: name in SCHEDULES."""
     import torch
 
     curve, count = SCHEDULES[schedule].make(**params).on(level.device), params["count"]

@@ -1,4 +1,4 @@
-"""The declared schedules: λ(t) from t = 0 (data) to t = 1 (noise), t(λ), and the density p(λ) = −dt/dλ."""
+"""Noise schedules as curves: λ(t) from t = 0 (data) to t = 1 (noise), t(λ), and the density p(λ) = −dt/dλ."""
 
 # Use float64: in float32, tan(π/2) is negative and Φ⁻¹ never leaves ±5.3.
 # At import, the module needs only the standard library, so that listing the names does not import torch.
@@ -56,7 +56,7 @@ def logsnr_of_betas(beta, *, snr_scale=1.0, zero_terminal=False):
     Source: Lin et al. 2023, algorithm 1, for zero_terminal.
     """
     if not bool(((beta > 0) & (beta < 1)).all()):
-        raise UsageError("every beta must be between 0 and 1; choose another start or end of the beta schedule")
+        raise UsageError(f"every beta must be above 0 and below 1, found {beta.min():g} to {beta.max():g}; choose other betas")
     total = (-beta).log1p().cumsum(0)
     logsnr = total - (-total.expm1()).log() - math.log(snr_scale)
     if not zero_terminal:
@@ -74,8 +74,8 @@ def rises(values):
 class Steps:
     """Smooth schedule curve through discrete timesteps.
 
-    logsnr: λ of each timestep, falling, [T], float64; the curve leaves out timesteps beyond ±LIMIT.
-    Raises UsageError if λ doesn't fall, or if fewer than two timesteps lie within ±LIMIT.
+    logsnr: λ of each timestep, falling, [T], float64; the curve leaves out timesteps with |λ| > LIMIT.
+    Raises UsageError if λ doesn't fall, or if fewer than two timesteps have |λ| ≤ LIMIT.
     """
 
     # t(λ) is the cubic spline through (λ_i, (i + ½)/T), so that the integral of p between two timesteps is exactly the fraction
@@ -89,7 +89,9 @@ class Steps:
         kept = logsnr.abs() <= LIMIT
         self.level, self.time = logsnr[kept].flip(0), time[kept].flip(0)  # λ rising, t falling
         if len(self.level) < 2 or not rises(self.level):
-            raise UsageError(f"logsnr must fall at every timestep, and be within ±{LIMIT:g} at two or more; choose other betas")
+            raise UsageError(
+                f"logsnr must fall, and be within ±{LIMIT:g} at 2 timesteps or more, found {len(self.level)}; choose other betas"
+            )
         self.support = (float(self.level[0]), float(self.level[-1]))
         self.chord = self.time.diff() / self.level.diff()
         slopes = torch.from_numpy(CubicSpline(self.level.numpy(), self.time.numpy())(self.level.numpy(), 1))
@@ -172,7 +174,7 @@ class Moved:
 
 SCHEDULES = Registry("schedule")
 schedule = SCHEDULES.declare
-"""Decorator for a class or function that makes a ScheduleCurve. Arguments with float defaults become parameters of the SPEC."""
+"""Decorator for a class or function that makes a ScheduleCurve. Its float arguments are the keys of SPECs NAME:key=value."""
 EDM_WORDS = {"p_mean": "mean", "p_std": "std"}  # parameter in EDM's code → parameter in elbo
 NORMAL_WORDS = {**EDM_WORDS, "m": "mean", "s": "std", "logit_mean": "mean", "logit_std": "std"}
 
@@ -413,9 +415,9 @@ class Mode:
     parameters_known_as=NORMAL_WORDS,
 )
 class Plateau:
-    """Distribution of u, the time of the path: a logit-normal density, held constant on the noisy side of its mode.
+    """Logit-normal density of u, held constant on the noisy side of its mode.
 
-    t is the distribution function of u. The mode is unique, because std² ≤ 2.
+    u: time of the path z = (1 − u) x + u ε. t: distribution function of u. The mode is unique, because std² ≤ 2.
     """
 
     def __init__(self, mean=0.0, std=1.0):
@@ -485,7 +487,7 @@ class Interpolated:
     def __init__(self, low=32.0, high=256.0, size=64.0):
         self.cosine, self.start, self.rise = Cosine(), 2 * math.log(high / size), 2 * math.log(low / high)
         if not self.rise < 2 * math.pi:
-            raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high, or logsnr rises")
+            raise UsageError(f"interpolated: low {low:g} must be below {math.exp(math.pi):.4g} times high {high:g}; lower 'low'")
 
     def _cosine(self, logsnr):
         """Return u = −2 log tan(πt/2) at each λ."""

@@ -40,7 +40,7 @@ MAX_STD = 1 / math.sqrt(12)  # relative standard deviation of t^γ at γ = 0; wi
     within={"beta": (0, math.nextafter(1, 0))},
 )
 def decay(step, images_seen, batch, beta=0.9999):
-    """Return the constant β `beta`, or a smaller β during the first updates."""
+    """Return β: `beta`, but during the first updates at most (1 + step)/(10 + step)."""
     return min(beta, (1 + step) / (10 + step))
 
 
@@ -65,7 +65,7 @@ def halflife(step, images_seen, batch, images=50e6, ramp=0.05):
     within={"std": (0, MAX_STD * (1 + 1e-12))},
 )
 def power(step, images_seen, batch, std=0.05):
-    """Return the β of an average that weights update t by t^γ, where γ follows from `std`."""
+    """Return the β of an average that weights update t by t^γ. std: standard deviation of this profile on [0, 1]."""
     return (1 - 1 / step) ** (gamma_of(std) + 1)
 
 
@@ -145,7 +145,7 @@ def canonical(value: Any) -> tuple[str, ...]:
         raise UsageError(f"ema: expected averages, such as 0.9999 or power:std=0.05, not {value!r}")
     averages = {(average := parse_average(item)).name: average.spec for item in items}
     if len(averages) < len(items):
-        raise UsageError(f"ema: one of {', '.join(averages.values())} is given twice; give each once")
+        raise UsageError(f"ema: {value!r} gives an average twice; give each average once")
     return tuple(averages.values())
 
 
@@ -218,7 +218,7 @@ def std(mean, second, least):
 def excess(mean, second, least):
     if least is None:
         raise UsageError(
-            "criterion excess needs the least possible error; write it to a FILE by 'elbo optimum', and pass --optimum FILE"
+            "criterion 'excess' needs the least possible error; write it by 'elbo optimum' to FILE, and add --optimum FILE"
         )
     return (mean - least).clamp(min=0)
 

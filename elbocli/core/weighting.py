@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 FACTORS = Registry("factor")
-"""Factors F(λ) of the squared error ‖target − out‖². traits: target whose error F multiplies; None: the network's target."""
+"""Factors F(λ) of the squared error ‖target − out‖². `traits` of a factor: target, such as x; None: the network's target."""
 
 
 @FACTORS.declare("snr", formula="exp(logsnr)", source="Salimans & Ho 2022: x loss with SNR weights is the eps loss")
@@ -89,7 +89,7 @@ class ForeignLoss(NamedTuple):
 
     prediction: target of the network.
     factor: F, a declared factor or weighting; None: F = 1.
-    schedule: schedule that draws t, without truncation.
+    schedule: gives λ_t for a uniform t; its truncation is ignored.
     """
 
     prediction: Prediction
@@ -104,7 +104,7 @@ class ForeignLoss(NamedTuple):
         return f"{self.prediction.declared.name}-mse" + (f":{words}" if words else "")
 
     def __call__(self, logsnr: Tensor) -> Tensor:
-        """Return w = 2 p F / eps_factor at each λ, float64."""
+        """Return w = 2 p F / eps_factor at each λ, float64. p: density of λ_t. eps_factor: ‖ε−ε̂‖² / ‖target−out‖²."""
         weighed = self.prediction
         value = 2 * self.schedule.untruncated_density(logsnr)
         if self.factor is not None:
@@ -175,7 +175,7 @@ class LearnedCurve(NamedTuple):
         from elbocli.core.adaptive import through
 
         if self.schedule is None:
-            raise UsageError(f"{LEARNED} has no w(λ) until a run has learned w; name a run that was trained with {LEARNED}")
+            raise UsageError(f"weighting {LEARNED!r} has no w(λ) until a run has learned w; name a run with this weighting")
         within = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)  # outside, the density is zero
         return self.schedule.density(logsnr) * (-through(within, self.middle, self.log_error)).exp()
 
@@ -299,7 +299,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes monotone alone; leave others out, or give the schedule's parameters after its name")
+        raise UsageError(f"{text!r} takes only 'monotone'; leave other parameters out, or put a schedule's after its name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 
@@ -327,6 +327,6 @@ def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[
         key, equals, _ = word.partition("=")
         (own if equals and ":" not in key and not chosen else chosen).append(word)
     if given and not chosen:
-        raise UsageError(f"a loss without a factor has no parameter {next(iter(given))!r}; leave the option out")
+        raise UsageError(f"loss {name} has no factor, so no parameter {next(iter(given))!r}; leave this parameter out")
     factor = parse_factor(",".join(chosen), given) if chosen else None
     return Prediction(f"{name.removesuffix('-mse')}:{','.join(own)}"), factor

@@ -14,8 +14,8 @@ from elbocli.core.schedule_curves import EDM_WORDS, SCHEDULES, normal_density
 class WeightingTraits(NamedTuple):
     """Properties of a weighting besides its formula.
 
-    monotone: whether w is claimed never to increase in λ.
-    const: constant factor that w leaves out, (the objective as its authors write it) / L_w, as text.
+    monotone: whether w is declared non-increasing in λ.
+    const: constant factor that w leaves out: the authors' objective divided by L_w, as text.
     """
 
     monotone: bool

@@ -29,7 +29,7 @@ from elbocli.evaluate.settings import PROTOCOLS, EvalSettings, settings_of
 from elbocli.nn.extractors import DEFAULT, EXTRACTORS, PRECISIONS, STRICT
 
 OPTIONS = {own.name: (name, own) for name, metric in METRICS.items() for own in metric.traits.options if own.name != "is_order"}
-"""Python name of a metric's option → (name of the metric, declaration); without is_order, which only protocols set."""
+"""Python name of a metric's option → (name of the metric, declaration), except is_order, which only --protocol sets."""
 GROUPS = {
     "Scores": ("ref", "held_out", "protocol", "metrics", *OPTIONS, "allow_mismatch"),
     "Extractor": ("extractor", "extractor_weights"),
@@ -149,10 +149,10 @@ def evaluate(
 ) -> None:
     """Score SAMPLES against a reference: FID and others.
 
-    SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. Only the published Inception network
-    may call its number frechet_inception_distance; any other extractor's is frechet_distance[NAME]. Several SAMPLES
-    count as repeats with other seeds: each number is their mean, with its standard deviation. Under torchrun, processes
-    share the images, except those of a stream.
+    SAMPLES are a stream, .npy, .npz, .h5, a folder of images, or saved features. With features of the published
+    Inception network, FID is named frechet_inception_distance, and with those of another extractor frechet_distance[NAME].
+    Several SAMPLES count as repeats with different seeds: scores are means over the repeats, with standard deviations.
+    Under torchrun, processes share the images, except those of a stream.
     """
     from elbocli.evaluate import scoring
     from elbocli.evaluate.result import score_card

@@ -185,7 +185,7 @@ def _features_of(
 ) -> dict[str, Tensor]:
     """Return the features of a batch on the CPU: values [B, D], logits [B, K] if any, spatial_values [B, S] if `spatial`.
 
-    where, begin: text before the image's index in messages, and index of the first image.
+    where: text before the image's index in messages. begin: index of the first image.
     """
     precision = Precision(extractor.precision, device)
     with torch.inference_mode(), precision.applied(), precision.autocast():
@@ -210,7 +210,7 @@ def naming_network(about: FeatureFacts) -> str | None:
 
 
 def fingerprint(about: FeatureFacts) -> dict[str, Any]:
-    """Return what must be equal for samples and reference: preprocessing, extractor, weights and precision, unless unknown."""
+    """Return what must be equal for samples and reference: preprocessing, extractor, weights and precision, if known."""
     network = {"extractor": about.extractor, "weights_sha256": about.weights_sha256}
     precision = about.feature_precision or (STRICT if about.extractor else None)  # absent in files of earlier versions
     found = {**(about.preprocessing or {}), **network, "feature_precision": precision}

@@ -139,7 +139,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def about(self, score: Score, role: Role) -> Score | None:
-        """Return the standard error, the interval or another number of a score, by `role`; None: not computed."""
+        """Return the Score with this role that belongs to `score`, such as its standard error; None: not computed."""
         found = (each for each in self.scores if each.number.role == role and each.number.of == score.number.key)
         return next(found, None)
 
@@ -171,7 +171,7 @@ class EvalResult(Record, frozen=True):
         return found
 
     def common(self) -> dict[str, Any]:
-        """Return the metadata that are equal in all repeats, and every mismatch and deviation of a repeat."""
+        """Return the metadata that are equal in all repeats, and the mismatches and deviations of any repeat."""
         facts = [one.facts.json() for one in self.repeats]
         common = {**shared(facts), "made": shared([each["made"] for each in facts])}
         for name in ("mismatch", "deviates"):
@@ -221,7 +221,7 @@ def shared(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def mismatches(mine: dict[str, Any], other: dict[str, Any]) -> Pairs:
-    """Return the entries that differ between two dicts: key of both → [value in `mine`, value in `other`]."""
+    """Return the differing values of keys that both dicts have: key → [value in `mine`, value in `other`]."""
     return {key: [mine[key], other[key]] for key in mine if key in other and mine[key] != other[key]}
 
 

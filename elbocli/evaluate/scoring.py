@@ -107,7 +107,7 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
         return None
     digests = [source.about.images_sha256 for source in sides.samples if source.about.images_sha256]
     if len(set(digests)) < len(digests):
-        raise DataError("two of the SAMPLES hold the same images; repeats must be drawn with different seeds")
+        raise DataError(f"two of {[source.name for source in sides.samples]} hold the same images; draw repeats with other seeds")
     result = EvalResult([])
     for source, mismatch, deviates in zip(sides.samples, differ, deviating):
         _save(source, settings)
@@ -119,14 +119,14 @@ def run(sources: Sequence[Path | IO[bytes]], ref: Path | None, settings: EvalSet
 
 
 def _extractor(settings: EvalSettings, sources: Sequence[FeatureSource], world: World) -> Extractor | None:
-    """Return the extractor, by default the extractor of saved features; None if all sources are saved features."""
+    """Return the extractor; None if all sources are saved features. Default: extractor of any saved features, else DEFAULT."""
     told = [each for each in sources if each.saved is not None and each.about.extractor]
     name = settings.extractor or str(told[0].about.extractor if told else DEFAULT)
     with world.together():
         if all(source.saved is not None for source in sources):
             return None
         if not settings.extractor and name not in EXTRACTORS:  # for safety, only the user may name a file
-            raise UsageError(f"{told[0].name}: has features of the extractor file {name}; to trust it, add --extractor {name}")
+            raise UsageError(f"{told[0].name}: has features of extractor file {name}; to trust {name}, add --extractor {name}")
         return make_extractor(name, settings.extractor_weights, world.device, settings.precision)
 
 
@@ -167,7 +167,7 @@ def check_sources(settings: EvalSettings, sides: Sides) -> EvalSettings:
     if settings.save_stats is not None and samples[0].n < 2:
         raise DataError(f"{samples[0].name}: has one image; statistics need at least 2; add images")
     if len(samples) > 1 and any((settings.save_stats, settings.save_features, settings.neighbours)):
-        raise UsageError("--save-stats, --save-features and --neighbours take one set of samples; name one set at a time")
+        raise UsageError(f"--save-stats, --save-features and --neighbours take one set of samples; name 1, not {len(samples)}")
     if settings.neighbours is not None:
         readers = [side and not side.streamed and not side.saved and side.reader for side in (samples[0], reference)]
         if not all(readers) or len({reader.shape[1:] for reader in readers if reader}) > 1:
@@ -179,14 +179,14 @@ def check_alike(sides: Sides, settings: EvalSettings) -> list[Pairs]:
     """Check that all files were made alike; return the differences between samples and reference.
 
     Returns: for each set of samples, property → [value, the reference's value] where the values differ.
-    Raises DataError: if repeats differ from each other, or from --ref or --held-out without --allow-mismatch.
+    Raises DataError: if repeats differ from each other; without --allow-mismatch, also if they differ from --ref or --held-out.
     Raises UsageError: if a metric isn't defined for the extractor.
     """
     made, first = [fingerprint(source.about) for source in sides.samples], sides.samples[0]
     for source, own in zip(sides.samples, made):
         for name, options in settings.metrics.items():
             if (network := METRICS[name].traits.network(options)) not in (None, own.get("extractor")):
-                raise UsageError(f"{source.name}: --metrics {name} with the given options needs --extractor {network}")
+                raise UsageError(f"{source.name}: --metrics {name} needs --extractor {network}, not {own.get('extractor')}")
         counted, others = {"n": source.n, **own}, {"n": first.n, **made[0]}
         refuse(counted, others, source.name, first.name, "score one set at a time, or repeats made alike")
         for other in () if settings.allow_mismatch else sides.every[len(made) :]:
@@ -222,7 +222,7 @@ def check_features(found: dict[str, Tensor], source: FeatureSource, sides: Sides
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
             f"{source.name}: labels from {labels.min()} to {labels.max()}, but the extractor knows classes 0 to {classes - 1}; "
-            "accuracy needs an extractor with the same classes"
+            "use an extractor that knows all labels, or other --metrics"
         )
 
 
@@ -292,8 +292,8 @@ def scored(
 ) -> Scores:
     """Compute all metrics of one set of samples, and record how the files were made.
 
-    mismatched: whether names of scores must include the extractor, because files were made differently.
-    mismatch: differences from the reference; None if there are none.
+    mismatched: whether any samples and the reference were made differently; then names of scores include the extractor.
+    mismatch: differences between these samples and the reference; None if there are none.
     deviates: deviations from the protocol; None if there are none.
     Raises DataError when a metric can't be computed from these features.
     """
@@ -358,7 +358,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
-        log.warning("%s: %s images, below %s, are few: %s", facts.samples, facts.n_samples, ENOUGH, few)
+        log.warning("%s: %s images, below %s, so the number matters: %s", facts.samples, facts.n_samples, ENOUGH, few)
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))

@@ -55,7 +55,7 @@ class Protocol(NamedTuple):
     extractor: the only extractor that is allowed.
     options: options of metrics, by name.
     n: number of samples.
-    ref_images: number of images that the reference must have besides statistics; 0: none needed.
+    ref_images: number of images that the reference must hold as well as statistics; 0: any reference.
     classes, per_class: number of classes, and number of samples in each class; 0: any number.
     """
 

@@ -154,7 +154,7 @@ class RunConfig(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, content: Any, where: object = "it") -> Self:
-        """Make a RunConfig from the parsed config.yaml. where: the file, for messages. Raises FormatError, DataError."""
+        """Make a RunConfig from the parsed config.yaml. where: the file, for messages. Raises errors like Record.of."""
         inner: dict[str, type[Record]] = {"data": RunData, "init": InitFacts}
         read = {key: record.of(content[key], f"{where}: {key}") for key, record in inner.items() if content.get(key)}
         return super().of({**content, **read}, where)
@@ -245,7 +245,7 @@ class Checkpoint:
         from elbocli.files.tensor_files import TensorFile
 
         if name not in self.names:
-            raise FormatError(f"{self.path}: holds no weights {name}; choose from {', '.join(self.names)}")
+            raise FormatError(f"{self.path}: holds no weights {name!r}; choose from {', '.join(self.names)}")
         return TensorFile(self.path / f"{name}{WEIGHTS}")
 
     def state(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
                 raise FormatError(f"{file}: damaged: its size or digest differs from {META}; restore the file")
     run = path.resolve().parent.parent
     if len({meta.run_id, _run_id(run)} - {None}) == 2:
-        raise FormatError(f"{path}: is of another run than {run / CONFIG}; move it back to its run, or delete it")
+        raise FormatError(f"{path}: folder of another run than {run / CONFIG}; move it to its run, or delete it")
     return Checkpoint(path, meta)
 
 
@@ -370,12 +370,12 @@ def whole_snapshots(run: Path, until: int | None = None) -> list[Checkpoint]:
 
 
 def due(step: int, save_every: int, keep_every: int) -> bool:
-    """Tell whether to save a checkpoint after a step: a multiple of `save_every` or, if not 0, of `keep_every`."""
+    """Tell whether to save a checkpoint: `step` is a multiple of `save_every`, or of a nonzero `keep_every`."""
     return step % save_every == 0 or (keep_every > 0 and step % keep_every == 0)
 
 
 def drop(run: Path, step: int, keep: int, keep_every: int, held: Collection[int]) -> None:
-    """Delete a run's checkpoints except the newest `keep`, milestones, and checkpoints in use. Raises DataError.
+    """Delete a run's checkpoints except milestones, checkpoints in use, and the `keep` newest. Raises DataError.
 
     step: step of the newest good checkpoint. Later checkpoints are damaged, and deleted.
     keep_every: steps between milestones; 0: no milestones.

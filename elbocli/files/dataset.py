@@ -54,13 +54,12 @@ Names = dict[str, list[str]]
 class DatasetAttributes(Record, frozen=True, kw_only=True):
     """Attributes of a dataset. Only format and version are required, because other programs write datasets too.
 
-    store: raw, or the encoding of the images (png, webp).
-    digests: names of the digests that the file holds.
+    store: "raw", or the encoding of the images: "png" or "webp". digests: names of the digests that the file holds.
     changed: JSON object: change made while decoding, such as "alpha dropped" → number of images changed.
     payload_sha256: digest of the block. contents_sha256: digest of everything else in the file.
-    source_sha256: sum of digests, one per source image, of file name and content.
+    source_sha256: sum of the source images' digests; each digest is of a file's name and content.
     samples: how drawn samples were made, JSON of SamplesAbout; None for other images.
-    shard: "I/N" for shard I of N; None for a whole dataset. shard_of: digest that is the same in all N shards.
+    shard: "I/N" for shard I of N; None for a whole dataset. shard_of: digest of what all N shards share.
     more: other attributes, such as those of the latent space.
     """
 
@@ -160,7 +159,8 @@ class Dataset:
             labels, limit = np.asarray(self._member(file, "labels")[()]), classes or np.iinfo(np.int64).max
             whole = labels.shape == (len(self),) and labels.dtype.kind in "iu"
             if not whole or not 0 <= labels.min() <= labels.max() < limit:
-                raise FormatError(f"{path}: 'labels' must be {len(self)} integers in [0, {limit}); pack the images again")
+                found = f"{labels.dtype} {labels.shape}, expected {len(self)} integers in [0, {limit})"
+                raise FormatError(f"{path}: 'labels' is {found}; pack the images again")
             self.labels: np.ndarray = labels.astype(np.int64)
             self.num_classes = classes or int(self.labels.max()) + 1
         if self.kind == LATENTS and not latents:
@@ -174,7 +174,7 @@ class Dataset:
         return member
 
     def _shape(self, block: h5py.Dataset) -> tuple[int, int, int, int]:
-        """Check the block; return the shape (N, H, W, C) of its images. Raises FormatError."""
+        """Check the block; return the shape (N, H, W, C) of its images. Raises FormatError for another type or shape."""
         about, ends = self.attributes, self._ends
         match self.kind, str(block.dtype), block.shape:
             case "images", "uint8", (n, h, w, (1 | 3) as c) if min(n, h, w) > 0:
@@ -252,11 +252,11 @@ class Dataset:
 
     def _decode(self, row: int, out: np.ndarray) -> None:
         content = io.BytesIO(self.block[self._ends[row] : self._ends[row + 1]].data)
-        damaged = reading(f"{self.path}: damaged: row {row}", "; pack it again")
+        damaged = reading(f"{self.path}: damaged: row {row}", "; pack the images again")
         with damaged, Image.open(content, formats=[self.store]) as image:
             height, width, channels = out.shape
             if image.size != (width, height):
-                raise ValueError(f"{image.size} pixels, expected {width, height}")
+                raise ValueError(f"{image.width} x {image.height} pixels, expected {width} x {height}")
             pixels = np.asarray(image)
             # WebP has no grey: it stores three equal channels.
             out[:] = pixels[..., None] if pixels.ndim == 2 else pixels[..., :channels]
@@ -277,7 +277,7 @@ class Dataset:
                 yield self.block[start : start + size]
 
     def contents(self) -> tuple[Arrays, Names]:
-        """Return two dicts: name → array, without the block, and name → list of text. Raises FormatError."""
+        """Return two dicts by name: arrays other than the block, and lists of text. Raises FormatError if damaged."""
         with _opened(self.path) as file:
             members = {name: self._member(file, name)[()] for name in sorted(set(file) - set(BLOCKS))}
         names = {name: _plain(value) for name, value in members.items() if value.dtype.kind == "O"}
@@ -456,7 +456,7 @@ class Resumable:
                 raise
 
     def _resume(self, overwrite: bool) -> None:
-        """Resume after the journal's rows if their digest matches, else without rows. Raises UsageError for another source."""
+        """Resume after the journal's rows if their digest matches, else at row 0. Raises UsageError for another source."""
         with suppress(FormatError, ValueError):  # ValueError: a file is shorter than the journal says
             there, own = Journal.of(read_json(self.journal), self.journal), self.state.source
             if there.source == own:
@@ -468,17 +468,17 @@ class Resumable:
                 self.state = there
                 return
             if not overwrite:
-                differing = ""
+                differing = "source or settings"
                 if isinstance(there.source, dict) and isinstance(own, dict):
                     differing = ", ".join(sorted({key for key, _ in there.source.items() ^ own.items()}))
                 raise UsageError(
-                    f"{self.partial}: unfinished file of another source or with other settings ({differing}); use the "
-                    "first source and settings to resume, choose another name, or add --overwrite to start again"
+                    f"{self.partial}: the unfinished file differs in {differing}; to resume, repeat the command that "
+                    "made the file; or choose another name, or add --overwrite to start again"
                 )
         for column in self._columns:
             column.resume(0)
         self.journal.unlink()
-        log.warning(f"{self.partial}: damaged, or made with other settings; all rows are written again")
+        log.warning(f"{self.partial}: unfinished file is damaged or has other settings; writing all rows again")
 
     def discard(self) -> None:
         """Remove the unfinished file and its journal."""

@@ -38,7 +38,7 @@ class FeatureFacts(Record, frozen=True, kw_only=True):
     made: how samples were drawn.
     feature_precision: precision in which the extractor ran.
     sha256: digest of a file of statistics.
-    images: number of images in a file of statistics and images; the statistics may be of other images.
+    images: number of images that a file of statistics also holds; the statistics may be of other images.
     """
 
     REST: ClassVar[str] = "more"
@@ -102,7 +102,7 @@ def read_features(path: Path) -> SavedFeatures:
             kind, rank = (torch.int64, 1) if name == "labels" else (torch.float32, 2)
             fits = tensor.dtype == kind and tensor.dim() == rank and len(tensor) == n > 0
             if not fits or not bool((tensor.abs() <= LARGEST_FEATURE).all() or rank == 1):
-                raise ValueError(f"{name} must be finite {kind} for {n} images; extract the features again")
+                raise ValueError(f"{name} {list(tensor.shape)} must be finite {kind} for {n} images; extract the features again")
     return SavedFeatures(**tensors, about=about)
 
 
@@ -142,7 +142,7 @@ def _moments(mu: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     square = len(mu) > 0 and sigma.shape == (*mu.shape, len(mu)) and {mu.dtype.kind, sigma.dtype.kind} == {"f"}
     largest = float(np.abs(sigma).max()) if square else np.inf
     if not (largest <= LARGEST_FEATURE**2 and float(np.abs(mu).max()) <= LARGEST_FEATURE):
-        raise ValueError("mu and sigma are not finite float arrays of shapes [D] and [D, D]")
+        raise ValueError(f"mu {[*mu.shape]} and sigma {[*sigma.shape]} must be finite float arrays, [D] and [D, D]")
     if np.abs(sigma - sigma.T).max() > SYMMETRIC * largest or sigma.diagonal().min() < 0:
         raise ValueError("sigma is not a covariance: it is asymmetric, or a variance is negative")
     return mu.astype(np.float64, copy=False), sigma.astype(np.float64, copy=False)

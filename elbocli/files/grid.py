@@ -38,7 +38,7 @@ def picture(image: np.ndarray) -> Image.Image:
 
 
 def whole_factor(side: int) -> int:
-    """Return the whole factor, at least 1, that enlarges `side` pixels to at most CELL pixels."""
+    """Return the largest whole factor, at least 1, that enlarges `side` pixels to at most CELL pixels."""
     return max(1, CELL // side)
 
 
@@ -59,7 +59,7 @@ def by_class(count: int, labels: np.ndarray | None, names: Sequence[str] = (), m
     count: number of images.
     labels: class of each image, [count]; None: a single group without a name.
     names: class names; for a class without a name, the class number is shown.
-    most: largest number of groups; None: no limit; of more classes, evenly spaced classes are kept.
+    most: largest number of groups; if there are more classes, evenly spaced classes are kept. None: no limit.
     """
     if labels is None:
         return [Group("", range(count))]
@@ -141,7 +141,7 @@ class Layout(Record, frozen=True):
         width, height = self.size
         if width * height > LARGEST_PICTURE:
             remedy = "use a smaller --zoom, fewer images, or write a folder, .npy, .npz or .h5"
-            raise UsageError(f"{where}: a contact sheet of {width} x {height} pixels is too large for a picture; {remedy}")
+            raise UsageError(f"{where}: a contact sheet of {width} x {height} pixels exceeds {LARGEST_PICTURE} pixels; {remedy}")
 
 
 def lay_out(height: int, width: int, groups: list[Group], scale: int = 0) -> Layout:
@@ -169,7 +169,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
         raise FormatError(
-            f"{what}: layout of {len(held)} images on {layout.size} pixels, but the picture has {size} pixels; make the sheet again"
+            f"{what}: {len(held)} images in (width, height) {layout.size}, but the picture has {size}; make the sheet again"
         )
     return layout
 

@@ -41,7 +41,7 @@ Affine = tuple[tuple[float, ...], tuple[float, ...]]
     traits=ConventionTraits("[-1,1]"),
 )
 def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
-    """Return the shift and the scale of each channel. config: contents of the autoencoder's config.json."""
+    """Return the shift and the scale of each channel. config: the autoencoder's config.json. Raises FormatError."""
     from elbocli.files.reading import reading  # imported late: --help lists the conventions
 
     with reading("config.json"):
@@ -49,7 +49,7 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
         if mean is None or std is None:
             mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
         if {len(mean), len(std)} != {channels}:
-            raise ValueError(f"latents_mean and latents_std need {channels} numbers each, one per channel")
+            raise ValueError(f"{len(mean)} latents_mean and {len(std)} latents_std; expected {channels} of each, one per channel")
         return tuple(map(float, mean)), tuple(scale / each for each in std)
 
 
@@ -64,7 +64,7 @@ def edm2(config: Mapping[str, Any], channels: int) -> Affine:
     """Return EDM2's constant shift and scale of each channel. Raises UsageError unless there are 4 channels."""
     if channels != len(EDM2_MEAN):
         found = f"{len(EDM2_MEAN)} channels, but this autoencoder has {channels}"
-        raise UsageError(f"latent convention edm2 is for {found}; use --latent-convention diffusers")
+        raise UsageError(f"latent convention edm2 needs {found}; use --latent-convention diffusers")
     return EDM2_MEAN, tuple(EDM2_TARGET_STD / std for std in EDM2_STD)
 
 
@@ -107,12 +107,12 @@ class LatentSpace:
     def __post_init__(self) -> None:
         for value, known in ((self.convention, CONVENTIONS), (self.input, INPUTS)):
             if value not in known:
-                raise ValueError(f"convention or pixel range {value!r} is none of {', '.join(known)}")
+                raise ValueError(f"latent_convention or latent_input is {value!r}, expected one of {', '.join(known)}")
         finite = all(map(math.isfinite, (*self.shift, *self.scale)))
         if not finite or len(self.shift) != len(self.scale) or min(self.scale) <= 0:
-            raise ValueError("shift and scale need one finite number per channel, and scale must be positive")
+            raise ValueError(f"expected a finite number per channel, scale above 0, found shift {self.shift}, scale {self.scale}")
         if self.pixel_size < 1 or not self.autoencoder:
-            raise ValueError("pixel_size must be positive, and autoencoder must not be empty")
+            raise ValueError(f"pixel_size {self.pixel_size} must be positive, and autoencoder {self.autoencoder!r} not empty")
 
     @property
     def rounding(self) -> Declaration:
@@ -142,5 +142,5 @@ def read_space(attributes: Mapping[str, Any], channels: int, where: object) -> L
         content["mirrored"] = bool(content["mirrored"])
     space: LatentSpace = convert(content, LatentSpace, said)
     if len(space.shift) != channels:
-        raise FormatError(f"{said}: {len(space.shift)} shifts for {channels} channels")
+        raise FormatError(f"{said}: latent_shift has {len(space.shift)} numbers for {channels} channels")
     return space

@@ -73,11 +73,11 @@ class LossLogHeader(Record, frozen=True, kw_only=True):
 
 @stored("losslog.jsonl, validation.jsonl: other lines", version=0)
 class LossLogRow(Record, frozen=True):
-    """Errors of one interval of a loss log, [bins] each.
+    """Errors of one interval of a loss log, in each bin of λ.
 
     step, images: optimizer updates done and images seen when the interval ends.
-    count, sum, sumsq: number of errors in each bin, their sum, and their sum of squares.
-    weight: w(λ) of a learned weighting at the middle of each bin; None: other weightings.
+    count, sum, sumsq: [bins], number of errors in each bin, their sum, and their sum of squares.
+    weight: [bins], w(λ) of a learned weighting at the middle of each bin; None: other weightings.
     """
 
     step: Count
@@ -116,7 +116,7 @@ def line(step: int, images: int, sums: Tensor, weight: Tensor | None = None) -> 
 
 
 def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLogRow]:
-    """Yield the headers and intervals of a loss log. name: file name for messages. Raises FormatError."""
+    """Yield the headers and intervals of a loss log. name: file name for messages. Raises FormatError: bad header or row."""
     bins = 0
     for number, text in enumerate(whole_lines(file), 1):
         where = f"{name}: line {number}"
@@ -130,7 +130,9 @@ def read_losslog(file: IO[Any], name: object) -> Iterator[LossLogHeader | LossLo
             break
         row = LossLogRow.of(content, where)
         if {len(row.count), len(row.sum), len(row.sumsq)} != {bins}:
-            raise FormatError(f"{where}: count, sum and sumsq must be {bins} numbers each, one per bin of the header")
+            raise FormatError(
+                f"{where}: count, sum, sumsq must each have {bins} values, not {len(row.count)}, {len(row.sum)}, {len(row.sumsq)}"
+            )
         yield row
     if not bins:
         raise FormatError(f"{name}: lacks the header of a loss log; name a loss log, such as losslog.jsonl of a run")
@@ -237,7 +239,7 @@ class SampleCheck(Record, frozen=True):
     """Correction of a least possible error that was computed with a random subset of the images.
 
     images: number of images in the subset.
-    sources: number of noised images whose error was computed with the subset and with all images.
+    sources: number of noised images whose error was computed twice, with the subset and with all images.
     bias: mean of (error with the subset − error with all images), [bins]; already subtracted from the least possible error.
     bias_se: standard error of the bias, [bins].
     """
@@ -294,7 +296,7 @@ class Optimum(Record, frozen=True, kw_only=True):
         blind = self.without_class
         curves = [self.eps_mse, self.eps_mse_se, *([blind.eps_mse, blind.eps_mse_se] if blind else [])]
         if {*map(len, curves)} != {bins}:
-            raise ValueError(f"eps_mse and eps_mse_se must be {bins} numbers each, one per bin")
+            raise ValueError(f"eps_mse and eps_mse_se must have {bins} numbers, one per bin; found {[*map(len, curves)]}")
 
     def text(self) -> str:
         """Return the content of the file, as JSON text."""
@@ -304,15 +306,15 @@ class Optimum(Record, frozen=True, kw_only=True):
         """Return the least possible error and its standard error in the bins between `edges`, float64 [bins] each.
 
         edges: [bins + 1], increasing λ; may differ from the file's edges.
-        training: whether to average the errors with and without the class, as in training with label dropout.
+        training: whether to average the errors with and without the class, weighted by `label_dropout`.
         Raises UsageError: the file doesn't cover the range of `edges`.
         """
         own = torch.tensor(self.edges, dtype=torch.float64)
         slack = CLOSE * float(own.diff().min())
         if float(edges[0]) < own[0] - slack or float(edges[-1]) > own[-1] + slack:
             raise UsageError(
-                f"the least possible errors cover logsnr {own[0]:g} to {own[-1]:g}, but {edges[0]:g} to {edges[-1]:g} "
-                f"is needed; compute them again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
+                f"the optimum file covers only logsnr {own[0]:g} to {own[-1]:g}, but {edges[0]:g} to {edges[-1]:g} "
+                f"is needed; make the file again: elbo optimum --logsnr-min {edges[0]:g} --logsnr-max {edges[-1]:g}"
             )
         curves = torch.tensor([self.eps_mse, self.eps_mse_se], dtype=torch.float64)
         if training and (other := self.without_class) is not None:
@@ -354,5 +356,5 @@ def read_table(path: Path) -> Columns:
         values = np.array(lines, np.float64)
         table = dict(zip(names, values.T, strict=True))
         if len(table) < 3 or not np.isfinite(values).all():
-            raise ValueError("expected columns of finite numbers, with a row per image")
+            raise ValueError(f"needs 3 or more columns, of finite numbers only, with a row per image; found {len(table)} columns")
         return {**table, "index": table["index"].astype(np.int64), "label": table["label"].astype(np.int64)}

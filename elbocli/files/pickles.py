@@ -96,7 +96,7 @@ class Unpickler(pickle._Unpickler):  # the C version allocates 64 GB for a damag
         self._storages, self._archive = dict[tuple[str, torch.dtype], Tensor](), archive
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the replacement for a name: a value of KNOWN, a dtype, or a subclass of Foreign."""
+        """Map the name of a class or function in the pickle to a value of KNOWN, a dtype, or a subclass of Foreign."""
         full = f"{module}.{name}"
         if full in KNOWN:
             return KNOWN[full]
@@ -167,9 +167,9 @@ def module_state(module: Any) -> dict[Any, Any]:
 
 
 def module_tensors(module: Any) -> dict[str, Tensor]:
-    """Return the tensors of a pickled nn.Module, by name in the module's state_dict. Raises FormatError.
+    """Return the tensors of a pickled nn.Module, by name in the module's state_dict.
 
-    module: Foreign for an nn.Module, pickled by torch or by EDM's torch_utils.persistence.
+    module: Foreign, pickled by torch or by EDM's torch_utils.persistence. Raises FormatError if it is not an nn.Module.
     """
     return dict(_tensors_of(module, ""))
 

@@ -34,7 +34,7 @@ def trust(path: Path) -> None:
 
 
 def check_trusted(digest: str, path: Path) -> None:
-    """Raise UsageError unless the user has named the .pt2 program with this sha256. path: program, for the message."""
+    """Raise UsageError unless `trust` was called for a .pt2 program with SHA-256 `digest`. path: for the message."""
     if digest not in _TRUSTED:
         raise UsageError(
             f"{path}: is a program that can run any code; if you trust its author, add --plugin {path}, or in Python plugins=[…]"
@@ -75,7 +75,7 @@ def run_plugin(path: Path) -> None:
 
 
 def plugins_run() -> list[PluginFile]:
-    """Return name and digest of each plug-in run so far, sorted by name, for config.yaml."""
+    """Return name and digest of each plug-in that has run, sorted by name, for config.yaml."""
     return sorted(_RUN.values(), key=lambda plugin: plugin.file)
 
 

@@ -88,7 +88,7 @@ def open_file(path: Path | str) -> BufferedReader:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a regular file. Raises FormatError, or DataError without read permission."""
+    """Return the bytes of a regular file. Raises FormatError if unreadable, DataError without read permission."""
     with reading(path), open_file(path) as file:
         return file.read()
 
@@ -106,7 +106,7 @@ def add_digests(hexes: Iterable[str]) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a small UTF-8 file. Raises FormatError, or DataError without read permission."""
+    """Return a small UTF-8 file's text. Raises FormatError if unreadable, DataError without read permission."""
     with reading(f"{path}: not a text file"):
         return read_bytes(path).decode()
 

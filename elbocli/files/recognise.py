@@ -23,7 +23,7 @@ HERE = "/"
 class Kind(NamedTuple):
     """A kind of file or folder.
 
-    names: patterns for the file's name; for a folder, HERE and patterns for names in the folder; "" for any file.
+    names: glob patterns, by spaces, for the file's name; for a folder, HERE and patterns for names inside; "": any file.
     content: regular expression to find in the first 4 kB of a file with such a name; b"" for any content.
     use: commands that take such a file; {} stands for the file's path.
     """
@@ -120,7 +120,7 @@ RECORD = {
 
 
 def recognise(path: Path) -> str:
-    """Return the kind of file at a path: the name of a Kind, MISSING, EMPTY, PIPE, "an empty folder" or "out of reach (…)"."""
+    """Return the kind of a file: name of a Kind, MISSING, EMPTY, PIPE, "an empty folder", or "out of reach (reason)"."""
     try:
         if not path.exists():
             return MISSING
@@ -175,7 +175,7 @@ def _article(noun: str) -> str:
 def expect(path: Path, wanted: str) -> None:
     """Raise FormatError if a file is missing or of a wrong kind.
 
-    wanted: the expected kind, a key of MAKERS. A kind that is not in USES is never wrong.
+    wanted: the expected kind, a key of MAKERS. A file of a kind that is not in USES passes, too.
     """
     found = recognise(path)
     if found == MISSING or (found in USES and found != _article(wanted) + wanted):

@@ -1,8 +1,8 @@
 """Records: frozen msgspec structs with the contents of elbo's files and results, one field per key.
 
 Bounds are declared in the type: Annotated[int, Meta(ge=1)].
-A field whose default is None is omitted from files if it is None.
-A field that may be None but has no default is written as null, and may be missing in files.
+None in a field with default None: omitted from files.
+None in a field without default: written as null; a missing key is read as None.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FORMATS: dict[type[Record], StoredFormat] = {}
 
 
 def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Callable[[R], R]:
-    """Declare a record as a file format.
+    """Return a decorator that declares a Record class as a file format.
 
     file: name of the file that holds the record, as docs/datasets.md lists it.
     name: value of the file's key `format`; "" if the file has no such key.
@@ -55,7 +55,7 @@ def stored(file: str, name: str = "", version: int = 1, remedy: str = "") -> Cal
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Base class of all records. REST: name of the field that holds all other keys; "": other keys are ignored."""
+    """Base class of all records. REST: name of the field that holds keys without a field; "": such keys are ignored."""
 
     REST: ClassVar[str] = ""
 

@@ -102,12 +102,12 @@ def read_config(path: Path) -> tuple[str, ScheduleCurve]:
     config: SchedulerConfig = convert(read_json(path), SchedulerConfig, path)
     flow = config.class_name.startswith("FlowMatch") or config.use_flow_sigmas is True
     if not flow and config.num_train_timesteps is None and config.trained_betas is None:
-        raise FormatError(f"{path}: not a scheduler_config.json of diffusers: it has no 'num_train_timesteps'")
+        raise FormatError(f"{path}: has no 'num_train_timesteps'; give a scheduler_config.json of diffusers")
     kind = config.prediction_type or ("flow_prediction" if flow else "epsilon")
     if config.use_dynamic_shifting:
         raise FormatError(
-            f"{path}: with use_dynamic_shifting the shift depends on the images; "
-            "give one shift instead: u-mse@fm-ot:shift=S with S = -2 log(shift)"
+            f"{path}: use_dynamic_shifting makes the shift depend on the image; "
+            "for one shift s, give u-mse@fm-ot:shift=S with S = -2 log(s)"
         )
     if flow:
         # t′ = s·t/(1 + (s−1)t) on the straight path: (1−t′)/t′ = (1−t)/(s·t), so λ′ = λ − 2 log s.

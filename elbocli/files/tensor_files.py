@@ -119,7 +119,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str, about: Reco
 
 
 def read_about(path: Path) -> tuple[AverageFacts, str]:
-    """Return how averaged weights were made, and the digest of their tensors. Raises FormatError for any other file."""
+    """Return how the averaged weights in a file were made, and the file's digest. Raises FormatError: weights aren't averaged."""
     meta = TensorFile(path).metadata
     check_format(path, meta, AVERAGE, then="; make them with 'elbo ema'")
     what = f"{path}: doesn't say how it was made"
@@ -127,12 +127,12 @@ def read_about(path: Path) -> tuple[AverageFacts, str]:
 
 
 def check_average(path: Path) -> None:
-    """Raise FormatError if a file of averaged weights doesn't match the file's digest."""
+    """Raise FormatError if the tensors of a file of averaged weights don't match the digest in the file."""
     with reading(path), open_file(path) as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != read_about(path)[1]:
-        raise FormatError(f"{path}: damaged: tensors differ from the file's digest; make it again with 'elbo ema'")
+        raise FormatError(f"{path}: damaged: tensors don't match the digest in the file; make the file again with 'elbo ema'")
 
 
 def read_program(path: Path, export: str = "") -> torch.export.ExportedProgram:

@@ -62,8 +62,8 @@ def grid(run: Path, out: Path, report: bool, **options: Any) -> None:
 
     The grid is a schedule (YAML) for 'elbo sample --schedule', with the same --sampler, --steps and guidance. elbo moves
     the levels until all steps have equal errors, which it measures along the run's own trajectories, or, for an
-    ancestral sampler such as ddpm, takes from the run's loss log. Standard error shows the expected error of all steps,
-    on this and on other grids.
+    ancestral sampler such as ddpm, takes from the run's loss log. Messages show the steps' expected errors on this
+    grid and on others, such as cosine.
     """
     from elbocli.core.samplers import parse_sampler
     from elbocli.grid.make import make_grid

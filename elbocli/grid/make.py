@@ -45,7 +45,7 @@ class GridReport(Record, frozen=True):
     levels: noise levels λ, rising.
     errors: error of the step from each level, in `unit`; the last step goes to clean data.
     spread: largest error divided by the smallest.
-    grids: name of a grid of noise levels → errors; `solver` is this grid, and all have the same number of steps.
+    grids: name of a grid of noise levels → errors; `solver`: the grid `levels`. Every grid has `steps` steps.
     order: measured order p of the sampler: a step's error is proportional to its width to the power p + 1.
     rounds: number of iterations that equalised the errors.
     evaluations: network evaluations per trajectory, in all measurements.
@@ -71,7 +71,7 @@ class GridReport(Record, frozen=True):
 
 
 ADAPTIVE = {"entropic": "elbo", "rescaled": "fm-ot"}
-"""Grid of noise levels for comparison → weighting whose adaptive schedule gives the grid.
+"""Name of a grid that a report compares → weighting whose adaptive schedule gives the grid.
 Source: Stancevic et al. 2025, arXiv:2504.13612."""
 CELLS = 64
 """Least number of steps of the reference solution, which has at least four times as many steps as the grid."""
@@ -100,8 +100,8 @@ def make_grid(
     path: run or checkpoint. steps: None for the sampler's default.
     images: number of trajectories along which errors are measured.
     classes: classes of the trajectories: balanced, random or a list.
-    guide: run or checkpoint to guide away from; None for no other run.
-    guide_weights: weights of the guide; without a guide, weights of the run to guide away from; "" for the guide's ema, or none.
+    guide: run or checkpoint to guide away from; None: the run itself.
+    guide_weights: weights to guide away from; "": `ema` if `guide` is given, else `weights`, without classes.
     since: step of training after which loss-log intervals are used.
     weights: weights of the run: ema, model, an average, or a file of 'elbo ema'. batch_size: number of images at a time.
     Raises UsageError for settings that don't fit the run, FormatError if `path` is not a run.

@@ -68,7 +68,7 @@ def pad(image: Image.Image, size: int, background: Colour) -> Image.Image:
 def none(image: Image.Image, size: int) -> Image.Image:
     """Return the image unchanged. Raises DataError if its size is not (size, size)."""
     if image.size != (size, size):
-        raise DataError(f"{image.size[0]} x {image.size[1]} pixels, but --crop none needs images of --size {size}")
+        raise DataError(f"{image.size[0]} x {image.size[1]} pixels; --crop none takes only {size} x {size}; use another --crop")
     return image
 
 
@@ -105,12 +105,12 @@ def halve(image: Image.Image) -> Image.Image:
 class DecodeOptions:
     """Settings for turning an image into a square.
 
-    size: side of the square in pixels.
+    size: side of the square in pixels; 0: not chosen yet.
     channels: 1 or 3; 0: as in the file.
     crop: key of CROPS.
     background: colour behind transparent pixels and of padding; '': drop the alpha channel, pad with white.
     auto_orient: rotate by the EXIF orientation.
-    grey_expected: report 'colour made grey' as a change.
+    grey_expected: all images seemed grey; report a colour image as 'colour made grey'.
     """
 
     size: int = 0

@@ -3,7 +3,7 @@
 `--labels FILE`: lines of NAME CLASS; CSV; one class a line, in the order of the image names; or an array of numbers (.npy).
 No --labels: EDM's dataset.json, or webdataset's label files beside the images.
 `--classes FILE`: one class a line, as KEY, KEY<tab>NAME or KEY NAME; or meta.mat of ILSVRC's devkit. KEY is the class in the
-images' labels; NAME is shown to people.
+images' labels; NAME is the class's name for display.
 """
 
 import csv
@@ -44,10 +44,10 @@ def _word(text: str) -> Word:
 def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None], bool]:
     """Read the file of --labels.
 
-    names: image files, in order.
+    names: image files, in the order of a bare list's lines.
     Returns: class of each image (None: missing or ambiguous), and whether the file is a bare list: one class a line, no names.
     Names in the file: the image's whole path, a longer path, the file name, or the file name without suffix.
-    Numbers in a bare list: those of ILSVRC's meta.mat, if meta.mat lies beside the list.
+    Numbers in a bare list: class numbers of ILSVRC's meta.mat, if meta.mat lies beside the list.
     Raises DataError: when the list's length is not the number of images, or no image gets a class.
     """
     if path.suffix == ".npy":
@@ -83,8 +83,8 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
         words.append(next((word for word in found if word is not None), None))
     if all(word is None for word in words):
         raise DataError(
-            f"{path}: gives none of the {len(names)} images (the first is {names[0]}) a single class; expected lines of NAME "
-            "CLASS (with a tab between them if names have spaces), CSV, or one class a line in the order of the names"
+            f"{path}: none of the {len(names)} images (the first is {names[0]}) has exactly one class here; expected lines of "
+            "NAME CLASS (with a tab before CLASS if names have spaces), CSV, or one class a line in the order of the names"
         )
     return words, False
 
@@ -162,7 +162,7 @@ def read_classes_file(path: Path, words: set[str]) -> tuple[list[str], list[str]
         keys.append(key.strip())
         names.append(name.strip() or key.strip())
     if len(set(keys)) < len(keys):
-        raise DataError(f"{path}: a class is listed twice; list each class once")
+        raise DataError(f"{path}: class {max(keys, key=keys.count)!r} is listed twice; list each class once")
     return keys, names
 
 
@@ -181,7 +181,7 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
     """Number the classes from 0. Returns the class number of each image (−1: class not listed), and the class names.
 
     words: class of each image, a word or a number.
-    known: class names of the user's archives or datasets, in order; the result if they include all words, even without images.
+    known: class names of the user's archives or datasets, in order; if every word is among them, all are returned.
     listed: file of --classes.
     bare: whether the file of --labels has one class a line without image names.
     Numbers count from 1 with ILSVRC's meta.mat, and in a bare list without a 0; else from 0.
@@ -206,9 +206,9 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
         names = [str(number) for number in range(first, min(largest, 10 * len(numbers) + 1000) + 1)]
     last = first + len(names) - 1
     if not first <= least <= largest <= last:
-        raise DataError(f"the images' class numbers are {least} to {largest}, expected {first} to {last}; correct these labels")
+        raise DataError(f"the images' class numbers are {least} to {largest}, expected {first} to {last}; correct the labels")
     if first:
-        log.warning(f"no class is 0, so numbers are taken to count from 1, {names[0]} to {names[largest - 1]}")
+        log.warning(f"no image has class 0, so classes are numbered from 1: {names[0]} to {names[largest - 1]}")
     return [number - first for number in numbers], names
 
 

@@ -29,7 +29,7 @@ class ImageRef(Protocol):
     """Reference to one image, which is read without extracting it to disk."""
 
     def read(self, most: int = -1) -> bytes | np.ndarray:
-        """Return the bytes of an image file; of an array, pixels, uint8 [H, W, C]. Several threads may call `read`.
+        """Return the bytes of an image file, or the pixels of an array's row, uint8 [H, W, C]. Several threads may call `read`.
 
         most: number of bytes needed from the start of the file; −1: all. Raises DataError: when reading fails.
         """
@@ -97,10 +97,10 @@ class ArrayRow(NamedTuple):
 class Images:
     """Images in a fixed order.
 
-    files: path of each image within the source, or another name.
+    files: name of each image, such as its path within the source.
     labels: class of each image, a word, a number or None (no class); None: no image has a class.
     refs: ImageRef of each image.
-    class_names: names of the classes 0, 1, …; for classes that are words, all words.
+    class_names: names of the classes 0, 1, …; if labels are words: every class name.
     prefix: text that messages put before file names.
     """
 
@@ -146,7 +146,7 @@ def images_of_array(
 def check_labels(labels: np.ndarray, count: int) -> np.ndarray:
     """Return labels as int64 [count]. Raises DataError unless the array holds `count` integers."""
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise DataError(f"{labels.dtype} {labels.shape} labels for {count} images; expected a whole number for each image")
+        raise DataError(f"labels are {labels.dtype} of shape {labels.shape}; expected a whole number for each of {count} images")
     return labels.astype(np.int64).reshape(count)
 
 
@@ -156,7 +156,7 @@ class SourceKind:
 
     form: 'images': open(path) yields images.
     form: 'tree': open(path) lists files by path; folders may be classes.
-    form: 'parts': open(names, folder) gets the file names of a published data set, and all files of the folder.
+    form: 'parts': open(names, folder) yields images from files `names` of `folder`, a dict of name → reference.
     """
 
     name: str
@@ -167,7 +167,7 @@ class SourceKind:
     form: str = "images"
 
     def matches(self, path: Path, head: bytes) -> bool:
-        """Tell whether a file is such a source. head: the first bytes of the file."""
+        """Tell whether a file is a source of this type. head: the first bytes of the file."""
         return head.startswith(self.magic) and path.name.lower().endswith(self.suffix) and self.test(path, head)
 
 

@@ -45,8 +45,8 @@ class FolderRows:
         for path in self.files[rows]:
             images.append(self._pixels(path))
             if images[-1].shape != self.shape[1:]:
-                both = f"{images[-1].shape}, but {self.files[0].name} is {self.shape[1:]}"
-                raise DataError(f"{path}: (height, width, channels) is {both}; pack them alike with 'elbo prep'")
+                both = f"{images[-1].shape}, but {self.files[0].name} has {self.shape[1:]}"
+                raise DataError(f"{path}: (height, width, channels) is {both}; pack the images to one size with 'elbo prep'")
         return np.stack(images)
 
 

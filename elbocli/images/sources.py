@@ -34,7 +34,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     labels: file of --labels, with the class of each image.
     classes: file of --classes, with all classes in order.
     skip: whether to warn about damaged archives instead of raising an error.
-    Raises DataError.
+    Raises DataError: damaged archive, no images, or an image without a class.
     """
     ours = [path.name for path in (labels, classes) if path is not None]
     parts = []
@@ -58,7 +58,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     papers = [name for name, word in zip(whole.files, whole.labels) if word is None]
     for name in papers:
         if is_picture(name) or not classed:
-            both = f"{whole.prefix}{name}: no class, but {len(classed)} others have one"
+            both = f"{whole.prefix}{name}: no class, but {len(classed)} other images have one"
             raise DataError(f"{both}; remove images without a class, or give a class for each image with --labels")
     if papers:
         log.warning(
@@ -82,7 +82,7 @@ def _words_of(images: Images) -> list[Word | None]:
     if not images.numbered:
         return list(images.labels)
     if len(set(names)) < len(names):
-        raise DataError(f"{images.prefix}two classes of this source have the same name; pack the source alone, without --classes")
+        raise DataError(f"{images.prefix}two classes named {max(names, key=names.count)!r}; pack this source alone, no --classes")
     return [names[number] for number in images.labels]
 
 
@@ -92,7 +92,7 @@ def _words_of(images: Images) -> list[Word | None]:
 def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Images:
     """List the images of one folder, archive or file.
 
-    among: whether there are other sources; file names may then begin with the name of this source.
+    among: whether there are other sources; names of images without class folders then begin with this source's name.
     skip: whether to warn about damaged archives instead of raising an error.
     ours: names of files to leave out, such as those of --labels and --classes.
     Raises DataError or FormatError.
@@ -100,7 +100,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     kind = kind_of(root)
     if kind is None:
         names = ", ".join(kind.name for kind in kinds())
-        raise DataError(f"is none of {names}; expected these, or a folder of images; unpack what is compressed")
+        raise DataError(f"is none of the kinds {names}; give a folder of images or such a file; unpack a compressed file first")
     prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
     if kind.form == "tree":
         entries = {}
@@ -139,7 +139,7 @@ def _order(name: str) -> bytes:
 
 
 def _sort_files(entries: Entries, prefix: str, stem: str, among: bool) -> tuple[Images, str]:
-    """Return the images of a folder or archive, and the name of the class if all images are of one class.
+    """Return the images of a folder or archive, and the class for all images if the files give no classes.
 
     entries: content of each file, by path in the source; folders are paths that end with a slash.
     prefix: text before paths in messages. stem: name of the source. among: whether there are other sources.

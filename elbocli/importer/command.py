@@ -86,7 +86,7 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
     """Make RUN of another program's checkpoint.
 
     'elbo import list' says which formats are known and what is known of the published weights; docs/models.md has the
-    commands that should reproduce their published numbers. Nothing in SOURCE is run but a program (.pt2). Options give
+    commands that should reproduce their published numbers. Of SOURCE, only a program (.pt2) is run. Options give
     what SOURCE lacks. RUN can be sampled, measured, scored and reported; 'elbo train --init RUN' trains its weights
     further, in a new run.
     """
@@ -99,7 +99,7 @@ def import_(source: Path, run: Path | None, format: str, **options: Any) -> None
             click.echo(f"{name}\n    {traits.about}\n    Licence: {traits.licence}\n    Source: {declared.source}")
         return
     if run is None:
-        raise click.UsageError("name the RUN to make, after SOURCE")
+        raise click.UsageError("RUN is missing; write the new run's folder after SOURCE")
     said = ImportOptions(**{key: value for key, value in options.items() if value is not None})
     import_run(source, run, said, format, command_line())
     click.echo(run)

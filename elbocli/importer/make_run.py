@@ -32,7 +32,7 @@ def import_run(path: Path, run: Path, options: ImportOptions, format: str = "", 
 
     format: a name of FORMATS; '': detect the format. command: command line to record in the run.
     Raises UsageError: the run exists, or an option doesn't fit. Raises DataError: the disk is full.
-    Raises FormatError: the format is wrong or unknown, or the network fails.
+    Raises FormatError: the format is wrong or unknown, or a test call of the network fails.
     """
     source = Source(path)
     format = format or ("module" if options.network else "")

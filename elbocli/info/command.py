@@ -46,7 +46,7 @@ def info(file: Path, as_json: bool, verify: bool, grid: Path | None, zoom: int |
     from elbocli.info import describe
 
     if grid == STREAM and (as_json or verify):
-        raise UsageError("--grid - writes the picture to standard output, which can't hold text too; write --grid FILE.png")
+        raise UsageError("'--grid -' writes a picture to standard output, which can't hold text too; write --grid FILE.png")
     if zoom and grid is None:
         raise UsageError("--zoom enlarges the images of --grid; add --grid FILE.png, or leave --zoom out")
     if grid == STREAM:

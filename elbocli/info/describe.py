@@ -200,12 +200,12 @@ def _verify_dataset(path: Path) -> Facts:
         elif written is None and name not in (data.attributes.digests or ""):
             unverified.append(name)
         else:
-            raise DataError(f"{path}: damaged: its {name} differs from its content; pack the images again")
+            raise DataError(f"{path}: damaged: the content doesn't match {name}; pack the images again")
     return {"verified": verified, "unverified": unverified}
 
 
 def _verify_folder(path: Path) -> int:
-    """Verify a checkpoint, a snapshot, or all of a run; return the number of verified files. Raises DataError, FormatError."""
+    """Verify a checkpoint, a snapshot, or a whole run; return the number of verified files. Raises DataError, FormatError."""
     from elbocli.files.checkpoint import checkpoints, read_checkpoint, read_config, snapshots
 
     if recognise(path) != "a run":

@@ -27,12 +27,12 @@ OWN = WRITTEN | {"skipped", "changed", "command", "samples", "elbo_version", "pi
 def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool = False, command: str = "") -> None:
     """Merge the datasets `paths` into `out`. After a kill, the same call resumes.
 
-    Raises UsageError: if `out` exists, or a dataset is named twice.
-    Raises DataError: if the datasets don't fit together, a shard is missing, a dataset is damaged, or the disk is full.
-    Raises FormatError: if a file is not a dataset.
+    command: command line, stored in `out`.
+    Raises UsageError: `out` exists without `overwrite`, or a dataset is named twice. FormatError: a file is not a dataset.
+    Raises DataError: the datasets don't fit together, a shard is missing, a dataset is damaged, or the disk is full.
     """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("one dataset is named twice as a PART; name each PART once")
+        raise UsageError(f"a dataset is named twice in {', '.join(map(str, paths))}; name each PART once")
     parts = in_order([open_part(path) for path in paths])
     contents = [part.contents() for part in parts]
     drawn = [about_samples(part.attributes.samples, part.path).facts() for part in parts]
@@ -142,7 +142,7 @@ def _fingerprint(parts: Sequence[Dataset]) -> str:
 
 
 def _copy(writer: DatasetWriter, parts: Sequence[Dataset], total: int, signals: Signals) -> None:
-    """Copy the rows of all datasets that are not copied yet. Raises DataError if rows differ from their digest."""
+    """Copy the datasets' rows; skip datasets that an earlier call copied. Raises DataError if rows differ from their digest."""
     done, before = writer.rows, int(writer.state.notes.get("parts", 0))
     if before:
         log.info(f"going on after {before} parts that are copied already")

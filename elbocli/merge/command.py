@@ -16,8 +16,8 @@ def merge(out: Path, parts: tuple[Path, ...]) -> None:
     """Make one dataset, OUT.h5, of several PARTs.
 
     Shards of one prep (elbo prep --shard I/N) must be complete, and are joined in their order. Other datasets are joined
-    in the order given. Store, size, channels, classes and crop must agree. The digests of each PART are checked. To
-    continue an interrupted merge, run the same command again.
+    in the order given. PARTs must agree in store, size, channels, classes and crop. The digests of each PART are checked.
+    To continue an interrupted merge, run the same command again.
     """
     from elbocli.merge.combine import merge_datasets
 

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 class Averages(dict[str, dict[str, Tensor]]):
     """Averages of a network's weights during training: name of the average → name of the tensor → tensor.
 
-    averages: the first is a run's default average. tensors: the network's floating-point tensors; DTensors under FSDP.
+    averages: averages to keep; a run's default is first. tensors: the network's floating-point tensors; DTensors under FSDP.
     """
 
     def __init__(self, averages: Sequence[Average], tensors: dict[str, Tensor]):
@@ -86,7 +86,7 @@ def transfer(
 ) -> dict[str, Tensor]:
     """Return weights by name for a network that differs only in image size, classes and dropout.
 
-    before, now: configs of the old and the new network. read: function name → weight of the old network.
+    before, now: configs of the old and the new network. read: returns an old weight by name.
     rows: for each new class, its number in the old network; None for a class that the old network lacks.
     Raises UsageError if the networks differ in other settings, or a weight can't be transferred.
     """
@@ -96,7 +96,7 @@ def transfer(
     # initialises the table. Weights on a grid of positions are interpolated.
     family, tables, had, wanted = declaration_of(before).name, class_axes(now), shapes_of(before), shapes_of(now)
     if replace(before.for_size(now.image_size).for_classes(now.num_classes), dropout=now.dropout) != now:
-        raise UsageError(f"a {family} with other settings can't take over these weights; use the old network's settings")
+        raise UsageError(f"the new {family} differs in more than image size, classes and dropout; use the old network's settings")
     if before.num_classes and not tables and list(rows) != list(range(now.num_classes)):
         raise UsageError(f"the weights of a {family} have no row per class; keep the old network's classes")
     found = {}

@@ -61,10 +61,10 @@ from elbocli.cli.commands import (
 def optimum(data: Path | None, like: Path | None, out: Path, plot: Path | None, **options: Any) -> None:
     """Find the least error that any denoiser can have.
 
-    This is the error of the Bayes denoiser of the packed images themselves, a softmax over all images. No network that
-    is trained on these images has a smaller error, and a network that comes close has memorised them. The result is one
-    JSON object: edges of the bins of logsnr, eps_mse (the least squared error of ε for each dimension) and its standard error.
-    'elbo adapt', 'elbo bound' and 'elbo report' read it.
+    The Bayes denoiser of the packed images, a softmax over all images, has the least error on these images. No network
+    has a smaller error on these images, and a network that comes close has memorised the images. The result is one JSON
+    object: edges of the bins of logsnr, eps_mse (the least squared error of ε per dimension) and eps_mse's standard error.
+    'elbo adapt', 'elbo bound' and 'elbo report' read the result.
     """
     from elbocli.optimum.find import find_optimum, open_search, plot_optimum
 

@@ -30,7 +30,7 @@ from elbocli.version import __version__
 NOISES = 2
 """Number of noise samples per source image; the difference of the samples' errors gives the standard error."""
 NUMBERS = 2**22
-"""Largest number of float64 values in a batch of images, or of noised images with noise: 32 MB."""
+"""Largest number of float64 values in a batch of softmax images, or of source images and noise samples: 32 MB."""
 MOST_IMAGES = 1024
 MOST_SOURCES = 512
 UNIT = 1 / 127.5
@@ -38,7 +38,7 @@ UNIT = 1 / 127.5
 AFFORDABLE = 1e13
 """Largest number of operations for a softmax over all images on a CPU; on CUDA, 1000 times as many."""
 CHECKED = 1 / 8
-"""Fraction of sources whose error is also computed with all images, to correct the bias of a subset."""
+"""Fraction of source images whose error is also computed by a softmax over all images, to correct a subset's bias."""
 LEAST_CHECKED = 32
 
 
@@ -46,11 +46,11 @@ LEAST_CHECKED = 32
 class Search:
     """Settings for computing the least possible error: noised images (sources) are denoised by a softmax over images.
 
-    rows: dataset rows of the images.
+    rows: dataset rows from which sources and softmax images are drawn.
     logsnr_min, logsnr_max, bins: range of λ, and number of equal bins in this range.
     sources: number of images to noise and denoise.
     sample: number of images in the softmax; 0: all; None: all, or an eighth if all need more operations than AFFORDABLE.
-    batch_size: number of images at a time; None: as many as fit NUMBERS.
+    batch_size: number of softmax images at a time; None: as many as fit NUMBERS.
     conditional: whether the denoiser is given the class.
     label_dropout: fraction of images whose class was hidden in training.
     flip: whether to add mirror images.
@@ -84,11 +84,11 @@ class Search:
         return torch.from_numpy(self.dataset.batch(self.rows[places])).to(self.device).double()
 
     def errors(self, places: np.ndarray, levels: np.ndarray, among: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the least possible errors per dimension, and approximate mean squares of these errors.
+        """Return the least possible errors per dimension, and the approximate expectations of the errors' squares.
 
         Returns: two tensors [S, NOISES, bins]; if `conditional`, [S, NOISES, 2 · bins]: without the class, then with the class.
         places: positions in `rows` of the S sources.
-        levels: position of each source's λ within every bin, [S] in [0, 1), to which a random offset is added (modulo 1).
+        levels: position of each source's λ in every bin, [S] in [0, 1); each noise sample adds a random offset (modulo 1).
         among: positions in `rows` of the images in the softmax.
         """
         device, count = self.device, len(places)
@@ -145,7 +145,7 @@ def find_optimum(search: Search) -> Optimum:
 
 
 def _result(search: Search, main: PairedEstimate, apart: PairedEstimate | None, size: int, sources: int) -> Optimum:
-    """Return the result. main: mean errors. apart: bias of a softmax over `size` images; None for all images."""
+    """Return the Optimum. main: errors by a softmax over `size` images. apart: bias of these errors; None: `size` is all."""
     bins, count, data = search.bins, len(search.rows), search.dataset
     unit = np.eye(len(main.mean))
 

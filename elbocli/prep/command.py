@@ -115,10 +115,10 @@ def shard(value: str) -> tuple[int, int]:
 def prep(sources: tuple[Path, ...], out: Path, size: int | None, channels: str | None, **options: Any) -> None:
     """Pack images into one dataset, OUT.h5.
 
-    SRC is a folder of class folders (their sorted names are the classes) or one flat folder; a tar, zip or tar of
-    tars of either (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
-    images; MNIST's files as downloaded, CIFAR's binary ones; Hugging Face's parquet files; or another dataset. Several sources
-    are packed one after another. Images may have any usual format; nothing is unpacked to disk. After a kill,
+    SRC is a folder of images, or of class folders (their sorted names are the classes); a tar or zip of such a folder;
+    a tar of class tars (ILSVRC's as downloaded); EDM's zip with dataset.json; webdataset shards; an .npz or .npy of
+    images; MNIST's files as downloaded, CIFAR's binary files; Hugging Face's parquet files; or another dataset. Several
+    sources are packed one after another. Images may have any usual format; nothing is unpacked to disk. After a kill,
     run the same command again: it continues where it stopped.
     """
     from elbocli.prep.pack import Settings, pack_images

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from elbocli.prep.encode_latents import LatentEncoder
 
 USUAL_SIZE = 64
-"""Default size in pixels for images that differ in size or are larger. Smaller images of one size keep their size."""
+"""Default size in pixels for images that differ in size or exceed USUAL_SIZE; smaller images of one size keep their size."""
 LOOKED_AT = 1000
 """Largest number of image files whose size and channels are read to choose the defaults."""
 AT_ONCE, AHEAD = 1 << 16, 8
@@ -106,7 +106,7 @@ def pack_images(sources: Sequence[Path], out: Path, settings: Settings) -> None:
         _fill(writer, source, settings, encoder, signals)
         notes = writer.state.notes
         if writer.rows == 0:
-            raise DataError(f"{sources[0]}: none of its {len(source)} files is a usable image")
+            raise DataError(f"{sources[0]}: none of its {len(source)} files is a usable image; --on-error stop says why")
         sidecar = out.with_suffix(".skipped.jsonl")
         sidecar.unlink(missing_ok=True)
         if notes["skipped"]:
@@ -156,7 +156,7 @@ def look(source: Images) -> set[Shape]:
 def _with_shape(settings: Settings, shapes: set[Shape]) -> Settings:
     """Choose size and channels by the images' shapes (H, W, C), unless they are set.
 
-    Size: the shorter side (longer for crop 'pad') of images of one size, if small or with crop 'none'; otherwise USUAL_SIZE.
+    Size: shorter side (crop 'pad': longer) of images of one size, if <= USUAL_SIZE or crop is 'none'; else USUAL_SIZE.
     Channels: 1 if all images are grey and no setting needs colour; otherwise 3.
     """
     sizes = {shape[:2] for shape in shapes}

@@ -51,7 +51,7 @@ def presets() -> None:
 @table_option
 @common
 def list_(as_json: bool) -> None:
-    """List presets: the images, the device, the network and the length of training that each is for.
+    """List presets: images and device that a preset is for, and its network and length of training.
 
     Training chooses a preset for images of SIZES, if there are at least LEAST IMAGES of them; '-' means never.
     """

@@ -93,7 +93,7 @@ class ErrorMap(Record, frozen=True):
 
 
 class ShownSamples(Record, frozen=True):
-    """Samples on the page. file: sample file or preview. classes: titles of the rows of samples."""
+    """Samples on the report page. file: sample file or preview. classes: titles of the rows of samples."""
 
     file: str
     classes: list[str]
@@ -112,7 +112,7 @@ class RunReport(Record, frozen=True, kw_only=True):
 
     status, settings, source, data, network, environment: keys as in the run's files. status: {} if unknown.
     curves: columns of metrics.jsonl. missing: messages about missing or damaged files.
-    scores, bound, theorem, likelihoods, classification: results of other commands, each with the key `file`.
+    scores, bound, theorem, likelihoods, classification: results by name in KINDS, each with the key `file`.
     """
 
     run: str
@@ -217,7 +217,7 @@ def differences(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def figures(runs: Sequence[RunFacts]) -> dict[tuple[str, str], list[Row | None]]:
-    """Return the key numbers of all runs: (name, unit) → a Row per run; None: the run lacks the key number."""
+    """Return the headlines of all runs: (name, unit) → a Row per run; None: the run has no such Row."""
     return table([{(row.name, row.unit): row for row in facts.headline} for facts in runs])
 
 
@@ -317,7 +317,7 @@ def _excess(
     effective: list[EffectiveWeighting],
     config: RunConfig,
 ) -> dict[str, Any]:
-    """Return training and validation errors minus the least possible errors, and a verdict on copying.
+    """Return training and validation errors minus the least possible errors, and a verdict on memorisation.
 
     result: file of `elbo optimum`. course, held: training errors and validation errors.
     Returns: dict for RunReport.excess; `copying` is None without validation errors.
@@ -325,7 +325,7 @@ def _excess(
     """
     optimum, path = result.found, result.path
     if course is None or not effective:
-        raise DataError(f"{path}: left out, because the run has no loss log or no weighting to compare with")
+        raise DataError(f"{path}: not shown, because the run lacks losslog.jsonl or a weighting; report on a run of 'elbo train'")
     if optimum.payload_sha256 != config.data.payload_sha256:
         raise DataError(
             f"{path}: has least possible errors for {optimum.dataset}, not the training images; use 'elbo optimum --like RUN'"
@@ -393,7 +393,7 @@ def _packed(data: Path, config: RunConfig) -> str | None:
     """Return the command line that packed the run's dataset. Raises FormatError. Raises DataError: the dataset has changed."""
     attributes = Dataset(data, latents=True).attributes
     if attributes.payload_sha256 != config.data.payload_sha256:
-        raise DataError(f"{data}: has changed since the training; the command that packed the training images is unknown")
+        raise DataError(f"{data}: has changed since the training, so its pack command is unknown; restore the dataset")
     return attributes.command
 
 
@@ -429,7 +429,7 @@ FORMULAS = {  # class of a curve that no registry declares → (formula, source)
 
 
 def weighting_terms(weighting: Weighting) -> list[Term]:
-    """Return the Terms of a weighting. A weighting written as a loss has Terms for target, factor and schedule, too."""
+    """Return the Terms of a weighting. A loss such as x-mse:min-snr@cosine has Terms for target, factor, schedule, too."""
     curve = weighting.curve
     terms = [_term("weighting", weighting.spec, curve)]
     if isinstance(curve, ForeignLoss):

@@ -79,7 +79,7 @@ class LogHistory:
         Raises FormatError if `images` is not larger than the number at the end of the interval before.
         """
         if images <= (self.images[-1] if self.images else 0):
-            raise FormatError(f"an interval ends after {images} images, which is not later than the end of the interval before")
+            raise FormatError(f"an interval ends at {images} images, but the previous interval at {(self.images or [0])[-1]}")
         if len(self.images) == 2 * CELLS:
             self.images = self.images[1::2]
             self.sums = [one + two for one, two in zip(self.sums[::2], self.sums[1::2])]

@@ -163,7 +163,7 @@ def curve_line(facts: RunFacts, name: str) -> Line | None:
 
 
 def profile_line(log: LogHistory | None, sums: Callable[[LogHistory], Tensor]) -> Line | None:
-    """Return the curve of the mean error over λ; None without errors.
+    """Return the curve of the mean error over λ; None without a log or positive errors.
 
     sums: method of LogHistory that returns sums of errors, such as `late`.
     """

@@ -38,7 +38,7 @@ class ResultFile:
 class Row(NamedTuple):
     """A row in a table of the report page.
 
-    unit: unit of the value, or name of the extractor that the score is by; "" for neither.
+    unit: unit of the value; for a score, name of the extractor; "": no unit.
     spread: error or deviation after ±; None if unknown. spread_is: name of the spread, such as "sd of repeats".
     note: remark about the images, such as "n = 500".
     interval: 95 % confidence interval; None if the error is unknown.
@@ -87,12 +87,12 @@ def drawn_by(result: EvalResult) -> list[str]:
 
 
 def read_result(path: Path) -> ResultFile:
-    """Read a file with one result. Raises FormatError for an unreadable file, or other content."""
+    """Read a file with one result. Raises FormatError for an unreadable file, or a file without a result."""
     content = parse_json(read_bytes(path), path)
     for kind, keys, record in KINDS:
         if set(keys) <= set(content):
             return ResultFile(path, kind, content, record.of(content, f"{path}: a damaged result"))
-    raise FormatError(f"{path}: not a result of 'elbo eval', 'elbo bound' or 'elbo optimum'; name a JSON file of one of these")
+    raise FormatError(f"{path}: not a JSON result of 'elbo eval', 'elbo bound' or 'elbo optimum'; name a file with such a result")
 
 
 def results_in(run: Path) -> list[ResultFile]:

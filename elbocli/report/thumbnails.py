@@ -50,7 +50,7 @@ def read_sheet(path: Path) -> tuple[np.ndarray, list[Group]]:
     """
     with reading(path, kind=DataError), Image.open(path, formats=["PNG"]) as sheet:
         if PLACES not in sheet.info:
-            raise DataError(f"{path}: not a contact sheet of 'elbo train': the PNG doesn't give the positions of the images")
+            raise DataError(f"{path}: not a contact sheet of 'elbo train': the PNG has no positions of images; remove this file")
         layout = layout_of(sheet.info[PLACES], sheet.size, path)
         return cut_up(np.asarray(sheet.convert("RGB")), layout), layout.groups
 
@@ -67,7 +67,7 @@ def chosen_times(count: int) -> list[int]:
 
 
 def strips(images: Callable[[int], np.ndarray], groups: list[Group]) -> list[Thumbnails]:
-    """Return a row of the first ROW images of each class, or several rows for a single class.
+    """Return a row of the first ROW images of each class; if there is only one class, up to ROW rows.
 
     images: function of an index that returns the image, [H, W, C].
     groups: indices of images by class.
@@ -126,7 +126,7 @@ def read_extremes(path: Path, dataset: Path, digest: str | None) -> Extremes:
     by = [*table][2]
     index, values = table["index"], table[by]
     if not by.startswith(NATS) or data.kind == LATENTS:
-        raise DataError(f"{path}: holds {by} of {data.kind}; a page shows only nats of pixel images; leave this file out")
+        raise DataError(f"{path}: holds {by!r} of {data.kind!r}; a page shows only nats of pixel images; leave this file out")
     with reading(path, kind=DataError):
         same = int(index.min()) >= 0 and bool((data.labels[index] == table["label"]).all())
     if not same or digest not in (None, data.attributes.payload_sha256):

@@ -34,8 +34,8 @@ EVERY_S = 5.0
 def known_of(out: Path, anew: bool, preset: str | None) -> Known | None:
     """Return the config.yaml of the run in a folder; None if there is no run to resume.
 
-    anew: whether a run without a checkpoint begins again, so that None is returned.
-    preset: preset that the user named, or None; for a run with another preset, None is returned.
+    anew: whether to return None for a run without a checkpoint, because the run begins again.
+    preset: preset that the user named, so that a run with another preset gives None; None: not named.
     Raises FormatError: if config.yaml is damaged.
     Raises UsageError: for an imported run, which can't resume.
     """
@@ -52,7 +52,7 @@ def claim(out: Path, resolved: Resolved, stack: ExitStack, patience: float, anew
 
     patience: seconds to wait for the lock while another process holds it.
     anew: whether to begin again if the run's checkpoints are gone.
-    Raises UsageError: if the folder holds something else, or a run with other settings and checkpoints.
+    Raises UsageError: if the folder holds files but no run, or checkpoints of a run with other settings.
     Raises DataError: if another process keeps the lock, or the run's checkpoints are gone.
     """
     with writing(out):
@@ -104,7 +104,7 @@ def record_start(out: Path, resolved: Resolved, command: str, **about: Any) -> N
 class RunStatus(Record, frozen=True):
     """Status of a run.
 
-    state: running, done, stopped, interrupted or failed; from `read_status` also dead: the running process is gone.
+    state: running, done, stopped, interrupted or failed; `read_status` returns dead instead of running if the process is gone.
     step, steps: number of updates done, and in the whole run.
     images: number of images trained on.
     saved: step of the newest checkpoint; None if there is none.

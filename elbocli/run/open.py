@@ -56,7 +56,7 @@ def check_content(data: RunData, known: RunData, run: object) -> None:
         here, there = data.more.get(key), known.more.get(key)
         if None not in (here, there) and here != there:
             raise UsageError(
-                f"{data.path}: its latents have {key} {here}, but those of {run} have {there}; encode the images as for this run"
+                f"{data.path}: its latents have {key} {here}, but {run} has {key} {there}; encode the images as for {run}"
             )
 
 
@@ -194,7 +194,7 @@ def _average(file: Path, checkpoint: Checkpoint, config: RunConfig) -> tuple[dic
         )
     made, digest = read_about(file)
     if made.run_id not in (None, config.run_id):
-        raise DataError(f"{file}: is an average of another run, {made.run}; name a file of this run")
+        raise DataError(f"{file}: is an average of another run, {made.run}; name an average of {checkpoint.path.parent.parent}")
     seen = {"weights": parse_average(made.spec).name, "step": made.step, "images_trained": made.images}
     check_average(file)
     return load(file), {**seen, "weights_file": str(file), "weights_sha256": digest}
@@ -284,7 +284,7 @@ class Initial(TrainedRun):
         return InitFacts(str(self.named), *which, seen, changed)
 
     def inherited(self, data: RunData) -> dict[str, Any]:
-        """Return the settings that a new run inherits: all except time limit and speed.
+        """Return the settings that a new run inherits: all except the time limit, and settings of speed and memory.
 
         Validation settings are inherited only if `data` has the images of the old run.
         """
@@ -329,7 +329,7 @@ def initial_of(asked: Path | None, known: Known | None, out: Path) -> Initial | 
     """Return the run whose weights the run in `out` begins from; None: random weights, or `out` has a checkpoint.
 
     asked: path of --init; None: not given.
-    known: config.yaml to take settings from, and a run to begin from if `asked` is None; None: no config.
+    known: config.yaml, whose section `init` names the run if `asked` is None; None: no config.yaml.
     Raises FormatError, UsageError; DataError: the weights are gone or have changed.
     """
     began = known.config.init if known else None

@@ -93,7 +93,7 @@ def preset_data(preset: str) -> RunData | None:
 class Resolved:
     """Settings, network config and objective of a run.
 
-    files: path → sha256, for files named by settings, such as a schedule file. schedule: None: adaptive.
+    files: path → sha256 of files that settings name, such as a schedule file. schedule: fixed schedule; None: adaptive.
     init: origin of the first weights, for config.yaml; None: no --init.
     initial: run that has the first weights; None: no --init, or the run resumes from a checkpoint.
     """
@@ -292,9 +292,10 @@ def _schedule(values: dict[str, Any], free: bool, size: int) -> Schedule | None:
 
 
 def _averages(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings `ema` and `snapshot_every`, each completed for the other.
+    """Return the settings `ema` and `snapshot_every`, changed to fit each other.
 
-    Snapshots without a power average: STORED is added to `ema`. Power averages without `snapshot_every`: SNAPSHOTS in the run.
+    ema: includes STORED if there are snapshots, but no power average.
+    snapshot_every: steps per snapshot; None becomes steps/SNAPSHOTS with a power average, else 0.
     """
     specs, every = canonical(values["ema"]), values["snapshot_every"]
     stored = any(parse_average(spec).stored for spec in specs)

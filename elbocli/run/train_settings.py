@@ -45,16 +45,17 @@ def seconds(value: Any) -> Any:
 
 
 def about(help: str, **said: Any) -> Meta:
-    """Return the declaration of a setting without type and default.
+    """Return the declaration of a setting, except its type and default.
 
     help: help text of the option. said: any of the following keys.
     group: heading, in the help, of this setting and the following settings. more: text that only the man page has.
     ge, gt, le: bounds of the value. parse: function that reads the value from text.
-    names: module and name of the registry whose names the value may begin with. words: further allowed names.
-    zero: word for 0, such as none. flags: the option's name; "": no option. metavar: placeholder of the value in the help.
-    shown: default that the help shows; "": none. paced: whether the default shrinks with --steps, below the preset's number.
+    names: module and name of a registry; the value may begin with a name of the registry. words: further allowed values.
+    zero: word for 0, such as 'none'. flags: the option's name; "": no option. metavar: placeholder of the value in the help.
+    shown: default that the help shows; "": no default.
+    paced: whether the default shrinks with --steps when a run is shorter than its preset.
     free: whether the setting may change when a run resumes. preset: whether presets may set the setting; default: as `stored`.
-    stored: whether config.yaml has the setting; False: the setting only refines another setting.
+    stored: whether config.yaml has the setting; False: `resolve` merges the setting into another one.
     """
     bounds = {key: said.pop(key) for key in ("ge", "gt", "le") if key in said}
     return Meta(description=help, extra=said, **bounds)
@@ -68,7 +69,7 @@ def count(help: str, ge: int = 0, le: int = LARGEST_COUNT, **said: Any) -> Meta:
 class TrainSettings(Struct, frozen=True, kw_only=True):
     """Training settings of a run.
 
-    A setting with stored=False, such as `bias`, refines another setting; after `resolve` has merged both, `bias` is None.
+    Settings with stored=False, such as `bias`, aren't saved: `resolve` merges each into another setting, and leaves None.
     Raises UsageError for settings that contradict each other.
     """
 
@@ -153,7 +154,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     optimizer: Annotated[
         Literal["adamw", "muon"],
         about(
-            "adamw, or muon for matrices and kernels.",
+            "muon is for matrices and kernels.",
             more="muon moves the matrices and convolution kernels inside the network's blocks along their orthogonalised momentum, "
             "and all other weights as adamw does. The learning rates are comparable.",
         ),
@@ -261,7 +262,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:
-            raise UsageError("--val names a validation dataset, --val-split takes a part of the training data; leave one out")
+            raise UsageError("--val names a validation dataset, --val-split takes a part of the training data; give only one")
         if self.micro_batch > self.batch_size:
             raise UsageError(f"--micro-batch is {self.micro_batch}; lower it to at most --batch-size, {self.batch_size}")
 
@@ -271,7 +272,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         return {**stored, "ema": list(self.ema)}
 
     def written(self) -> dict[str, Any]:
-        """Return the settings of `stored`, with words such as none in place of 0, as in config.yaml."""
+        """Return the settings of `stored`, as config.yaml has them: words such as 'none' in place of 0."""
         return {name: SETTINGS[name].written(value) for name, value in self.stored().items()}
 
 
@@ -291,7 +292,7 @@ class Setting(NamedTuple):
         return (self.meta.extra or {}).get(key, otherwise)
 
     def written(self, value: Any) -> Any:
-        """Return the setting's word for 0, such as none, if the value is 0; other values unchanged."""
+        """Return the setting's word for 0, such as 'none', if the value is 0; other values unchanged."""
         return value or self.says("zero", value)
 
 

@@ -20,7 +20,7 @@ WARM_UPS = 2  # calls before a CUDA graph is captured: the first calls choose al
 
 
 def meant_by(name: str) -> str:
-    """Return the name of a device; for `auto` $ELBO_DEVICE, else cuda if available, else cpu."""
+    """Return a device's name. `auto`: $ELBO_DEVICE; without $ELBO_DEVICE, cuda if available, else cpu."""
     asked = os.environ.get("ELBO_DEVICE") or "auto" if name == "auto" else name
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -104,9 +104,9 @@ class Precision:
 
 
 def usual_precision(device: str, for_gpu: bool) -> str:
-    """Return the default precision of training: fp32 on a CPU, bf16 or tf32 on CUDA.
+    """Return the default precision of training: fp32 on a CPU; on CUDA, tf32, or bf16 if `for_gpu` and the GPU has bf16.
 
-    for_gpu: whether the network is made for GPUs; then bf16 on a GPU that has bf16, else tf32.
+    for_gpu: whether the network is made for GPUs.
     """
     if not meant_by(device).startswith("cuda"):
         return "fp32"

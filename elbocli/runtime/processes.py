@@ -111,7 +111,7 @@ def to_local(tensor: Any) -> Tensor:
 
 
 def sharded_like(whole: Tensor, tensor: Any) -> Tensor:
-    """Return `whole` sharded like the DTensor `tensor`; for any other `tensor`, unchanged. whole: equal in all processes."""
+    """Return `whole` sharded like `tensor` if `tensor` is a DTensor, else unchanged. whole: equal in all processes."""
     if not hasattr(tensor, "device_mesh"):
         return whole
     from torch.distributed.tensor import distribute_tensor
@@ -132,7 +132,7 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield World(device=choose_device(device))
         return
     if missing := [name for name in VARIABLES if name not in os.environ]:
-        raise UsageError(f"WORLD_SIZE is {size}, but not set: {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE")
+        raise UsageError(f"WORLD_SIZE is {size} without {', '.join(missing)}; start with torchrun, or unset WORLD_SIZE")
     meant = meant_by(device)
     if meant.startswith("cuda:"):
         raise UsageError(f"--device {meant}: under torchrun each process uses the GPU of its local rank; leave --device out")

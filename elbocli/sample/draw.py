@@ -78,7 +78,7 @@ class GuidedRun:
         return Denoiser(self.trained.network, self.trained.prediction, self.guidance, labels, guide, self.threshold)
 
     def hastened(self, compile: bool, graphs: CudaGraphs | None) -> GuidedRun:
-        """Return a copy with networks compiled if `compile`, and run as CUDA graphs if `graphs`. Batches must have one size."""
+        """Return a copy with networks compiled if `compile`, and as CUDA graphs if `graphs`. Batches must be equally large."""
 
         def ready(run: TrainedRun) -> TrainedRun:
             network = run.network
@@ -122,7 +122,7 @@ class GuidedRun:
                 f"--threshold {self.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
             )
         if channels > config.image_channels:
-            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels; lower it")
+            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels; give fewer")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
                 raise UsageError(f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide")
@@ -182,7 +182,7 @@ def open_decoder(
 
     data: section `data` of the run's config. network: config of the network. run: folder of the run.
     autoencoder: folder of the autoencoder; None: the autoencoder that encoded the run's latents.
-    rounding: method of rounding to the 256 pixel values; None: the default of the latents, or for pixels to the nearest.
+    rounding: method of rounding to the 256 pixel values; None: to the nearest for pixels, the latent space's method for latents.
     Raises UsageError if the autoencoder or diffusers is missing, DataError if the autoencoder did not encode the latents.
     Raises FormatError if the autoencoder doesn't fit the run's channels or image size.
     """
@@ -229,7 +229,7 @@ class SampleSettings:
     schedule: NAME:key=value,… or the path of a schedule file; '': the sampler's default; 'run': the training schedule.
     spacing, start, noise, rounding: methods from SPACINGS, STARTS, NOISES, ROUNDINGS.
     guide: run or checkpoint for the weak output of guidance; None: the run to draw from.
-    guide_weights: weights of the guide; '': ema with `guide`, the weights to draw from without `guide`.
+    guide_weights: weights of the guide; '': 'ema' if `guide` is given, else `weights`, without classes.
     classes: 'balanced', 'random', or numbers or names of classes, repeated for n images.
     weights: 'ema' (the run's first average), 'model' (the last weights), an average's name, or a file of 'elbo ema'.
     compile: 'off', 'graphs' (CUDA graphs), or 'on' (CUDA graphs and torch.compile).

@@ -51,7 +51,7 @@ def count_parts(batch: int, processes: int, most: int) -> int:
     """Return the number of micro-batches that each process computes per step.
 
     batch: number of images per step, over all processes. most: largest number of images in a micro-batch.
-    Returns: the smallest possible number n, or the first number below 2n that gives micro-batches of one size, if there is one.
+    Returns: the first number from n to 2n − 1 that gives micro-batches of one size, or else n; n: the least possible number.
     """
     share = math.ceil(batch / processes)
     few = math.ceil(share / most)
@@ -149,7 +149,7 @@ class Batches:
         return times(self._t, step, self.batch, self.settings.t_sampling)
 
     def _fetched(self, index: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Return (stored images, η, noise, labels) of a micro-batch, on the CPU; a background thread may call this.
+        """Return (stored images, η, noise, labels) of a micro-batch, on the CPU; a background thread may call `_fetched`.
 
         index: number of the micro-batch, counted over all steps.
         Images: [n, …]. η: Gaussian noise of the latents' posterior sample, [n,C,h,w]; None for pixels.

@@ -53,8 +53,8 @@ def run(
     world: None: a single process on the device of the settings.
     command_line: the command as typed, for config.yaml.
     on_checkpoint: shell command to run after each checkpoint; '': none.
-    log_to: further targets of the logs: tensorboard, wandb or paths of JSONL files.
-    overwrite: begin again at step 0 if the run's checkpoints are gone; False: raise DataError then.
+    log_to: further targets of the logs: 'tensorboard', 'wandb' or paths of JSONL files.
+    overwrite: begin again at step 0 if the run's checkpoints are gone; False: raise DataError if they are gone.
     Raises UsageError (`out` holds another run), NonFiniteError, Interrupted (a checkpoint is saved), DataError, PeerLost.
     """
     settings = resolved.settings
@@ -191,7 +191,7 @@ class CheckpointHook:
         self._starting = Lock()
 
     def start(self, checkpoint: Path) -> None:
-        """Run the command for a checkpoint once no other command runs; drop older waiting checkpoints."""
+        """Run the command for a checkpoint once no other command runs; skip the command for older waiting checkpoints."""
         for job in self._jobs.values():
             job.cancel()
         if self.command:
@@ -218,7 +218,7 @@ class CheckpointHook:
                 stderr=STDERR,
             )
         if code := self._process.wait():
-            log.warning("--on-checkpoint: exit code %d for checkpoint %s: %s", code, checkpoint.name, command)
+            log.warning("--on-checkpoint: exit code %d for checkpoint %s from the command: %s", code, checkpoint.name, command)
 
     def stop(self) -> None:
         """End the command's process group, and start no other command."""

@@ -17,7 +17,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 MOMENTUM = 0.95
 SHARE = 0.2
-"""Root mean square of an update divided by the learning rate: that of AdamW's usual updates, so that one rate serves both."""
+"""Root mean square of an update divided by the learning rate, as usual in AdamW, so that Muon and AdamW can share a rate."""
 
 
 def orthogonalised(x: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ def orthogonalised(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """Optimizer of a network: Muon for the matrices and kernels in its `units`, AdamW for all other weights.
+    """Optimizer of a network: Muon for the matrices and kernels in network.units(), AdamW for all other weights.
 
     A network without units gets Muon for all matrices and kernels but class embeddings. options: arguments of AdamW.
-    As in fused AdamW, attributes hold tensors: gradients are divided by grad_scale; nothing happens where found_inf is 1.
+    As in fused AdamW, gradients are divided by the tensor grad_scale; if the tensor found_inf is 1, the update is skipped.
     Source: Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982, for the scale of updates.
     """
 

@@ -63,7 +63,7 @@ class Recorder:
     out: run folder.
     lengths: size of each log at the checkpoint to resume from, in bytes; longer logs are truncated.
     log_to: targets of --log-to: tensorboard, wandb or paths of JSONL files.
-    Raises UsageError, FormatError and DataError.
+    Raises UsageError: --val doesn't fit, or can't draw previews. FormatError: --val is no dataset. DataError: can't write.
     """
 
     def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], log_to: Iterable[str] = ()):
@@ -254,7 +254,7 @@ def open_held_out(settings: TrainSettings, dataset: Dataset, conditional: bool) 
         chosen = Stream(settings.seed, "val-images").permutation(0, len(rows))[: settings.val_images]
         rows = rows[np.sort(chosen)]
     if len(rows) < LEAST_HELD_OUT:
-        raise UsageError(f"{held.path}: only {len(rows)} image for validation; a standard error needs {LEAST_HELD_OUT} or more")
+        raise UsageError(f"{held.path}: only {len(rows)} image for validation; hold out {LEAST_HELD_OUT} or more")
     return held, rows
 
 
@@ -390,7 +390,7 @@ Target = Callable[[int, Mapping[str, Any]], object]  # (step, values) → anythi
 
 
 def open_lines(word: str, run: Path, step: int) -> Target:
-    """Return a target that appends lines to the JSONL file `word`."""
+    """Return a target that appends lines to the JSONL file `word`; `run` and `step` are unused."""
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if SAMPLES not in values:
@@ -401,7 +401,7 @@ def open_lines(word: str, run: Path, step: int) -> Target:
 
 
 def open_tensorboard(word: str, run: Path, step: int) -> Target:
-    """Return a target that writes TensorBoard events into run/tensorboard."""
+    """Return a target that writes TensorBoard events into run/tensorboard, and hides old events after `step`."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run / word), purge_step=step + 1)  # hides later steps in old files
@@ -418,7 +418,7 @@ def open_tensorboard(word: str, run: Path, step: int) -> Target:
 
 
 def open_wandb(word: str, run: Path, step: int) -> Target:
-    """Return a target that logs to the W&B run with this run's id."""
+    """Return a target that logs to the W&B run with this run's id; `word` and `step` are unused."""
     import wandb
 
     config = read_config(run)

@@ -253,8 +253,8 @@ class TrainState:
         """Return whether to skip this update, as a bool on the device.
 
         total: sum of the losses of all images. norm: gradient norm without the loss scale. Both: float64 scalars.
-        Returns: True for a non-finite update and for all later updates.
-        In fp16, a gradient overflow skips one update, and halves the loss scale.
+        A non-finite loss or norm skips this and all later updates; but in fp16, a gradient overflow skips one, and halves
+        the loss scale.
         """
         # The weights stay as before the first bad step until the host calls `check`.
         overflow = ~norm.isfinite()
@@ -329,7 +329,7 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, saved: store.Checkpoint) -> None:
-        """Load a checkpoint by any number of processes. Raises FormatError: the checkpoint doesn't fit this run."""
+        """Load a checkpoint, saved by any number of processes. Raises FormatError: the checkpoint doesn't fit this run."""
         state = saved.state()
         with reading(f"{saved.path}: doesn't fit this run"):
             for name, tensors in {"model": self.live, **self.ema}.items():

@@ -104,6 +104,6 @@ def check(state: TrainState) -> None:
     bad = sum(not math.isfinite(loss) for loss, _, _ in found)
     worst, logsnr, place = max(found, key=lambda each: (not math.isfinite(each[0]), each[0]))
     raise NonFiniteError(
-        f"step {int(number)}: loss {worst:g} at logsnr {logsnr:.4g} (image {batches.indices(step)[place]} of the dataset, {bad} of "
-        f"{len(found)} losses not finite), gradient norm {norm:g}; the weights before this step are kept; lower --lr, or raise --warmup-steps"
+        f"step {int(number)}: loss {worst:g} at logsnr {logsnr:.4g} (image {batches.indices(step)[place]}; {bad} of "
+        f"{len(found)} losses not finite), gradient norm {norm:g}; earlier weights are kept; lower --lr, or raise --warmup-steps"
     )

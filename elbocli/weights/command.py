@@ -56,19 +56,19 @@ def _range_options(function: Any) -> Any:
 def weights() -> None:
     """List, check and plot weightings.
 
-    A SPEC is NAME or NAME:key=value,… and takes the modifiers shift=S and monotone: sigmoid:bias=2, edm:monotone.
+    A SPEC is NAME or NAME:key=value,…, with the modifiers shift=S and monotone, as in sigmoid:bias=2 or edm:monotone.
 
-    It may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction, times a
-    factor or any weighting, with t uniform and logsnr(t) given by a schedule or a schedule file. 'elbo weights list'
+    A SPEC may also be a loss as papers write it, TARGET-mse[:FACTOR]@SCHEDULE: the squared error of a prediction, times a
+    factor or any weighting, with t uniform and logsnr(t) given by a schedule or a schedule file. 'elbo weights list KIND'
     lists predictions, factors and schedules. Examples: v-mse@cosine, x-mse:min-snr:5@linear-beta,
     eps-mse:monotone@fitted.yaml. A shift or monotone before @ changes the resulting weighting; a shift after @ shifts
     the schedule.
 
-    It may be the path of a diffusers scheduler_config.json: the loss of its prediction at its timesteps. Or it may be
+    The path of a diffusers scheduler_config.json is a SPEC, too: the loss of its prediction at its timesteps. So is
     schedule:SCHEDULE, the density of a schedule: eps-mse@SCHEDULE scaled to a peak of 1.
 
-    It may also be the folder of a run, for the run's weighting. A learned weighting ('elbo train --weighting uncertainty')
-    is shown as it is now; 'elbo weights check RUN' shows it over the course of training.
+    The folder of a run is a SPEC for the run's weighting. A learned weighting ('elbo train --weighting uncertainty')
+    is shown as it is after the run's last step; 'elbo weights check RUN' shows it over the course of training.
     """
 
 
@@ -78,10 +78,10 @@ def weights() -> None:
 @plugin_option
 @common
 def list_(kind: str, as_json: bool) -> None:
-    """List names with formula, parameters and defaults, whether monotone, and source; with -v, also their aliases.
+    """List weightings, or the names of another KIND, with formula, parameters and source; with -v, also aliases.
 
     KIND is weightings (the default), schedules, predictions, factors, samplers, spacings,
-    noises, starts, thresholds, roundings, criteria, averages, extractors or metrics.
+    noises, starts, thresholds, roundings, criteria, averages, extractors or metrics. For weightings: also whether monotone.
     """
     from elbocli.core.registry import load_installed
 
@@ -144,14 +144,14 @@ def show(specs: tuple[str, ...], schedule: str | None, low: float, high: float, 
 @common
 @click.pass_context
 def check(ctx: click.Context, spec: str, equals: str | None, tolerance: float, low: float, high: float, as_json: bool) -> None:
-    """Say whether a weighting never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
+    """Say whether a weighting w never increases with logsnr, so that its loss is the ELBO of noise-augmented data.
 
-    The exit status is 0 if it never increases, else 1, and the output names the intervals on which it rises. With
+    The exit status is 0 if w never increases, else 1, and the output names the intervals on which w rises. With
     --equals, the exit status is 0 if the two weightings are the same up to a constant. The range is limited to the
     noise levels at which the weightings are not zero.
 
-    SPEC may be the folder of a run. The run's own range then applies, and a learned weighting is checked at the start,
-    the end and up to ten steps between: the exit status is 0 if it never increases at any of them.
+    SPEC may be the folder of a run. The run's own range then applies, and a learned weighting is checked at the start
+    and end of training, and at up to ten steps between: the exit status is 0 if w increases at none of these steps.
     """
     from elbocli.core.monotone import likeness
     from elbocli.core.schedule import check_range
@@ -212,8 +212,8 @@ def _weighting(text: str) -> Any:
 def plot(specs: tuple[str, ...], schedules: tuple[str, ...], low: float, high: float, out: Path | None) -> None:
     """Draw weightings over logsnr: w, the implied noise augmentation p_w = -dw/dlogsnr, and schedules' densities.
 
-    Without a SPEC it draws all named weightings; without --schedule too, also all named schedules. Weightings that are
-    the same up to a constant share a line. p_w, divided by the largest w, is a distribution if w never rises; its
+    Without a SPEC, all named weightings are drawn; with -o and without --schedule, also all named schedules. Weightings
+    that are the same up to a constant share a line. p_w, divided by the largest w, is a distribution if w never rises; its
     remaining mass lies in one point at the largest logsnr.
     """
     from elbocli.core.schedule import check_range

@@ -90,7 +90,7 @@ def _draw_weightings(axis: Any, lines: list[Line], at: Tensor) -> None:
 
 
 def _draw_noise(axis: Any, lines: list[Line], at: Tensor) -> None:
-    """Draw p_w = −dw/dλ, the density of the augmentation noise, and mark where w rises."""
+    """Draw p_w = −dw/dλ, and mark where w rises. p_w: density of λ of the noise that augments the data."""
     for index, line in enumerate(lines):
         last = float(line.value[line.value > 0][-1:].sum())  # the point mass at the largest λ that has a weight
         mass = rf"mass {last:.2g} at $\lambda_{{\max}}$: {line.label}"

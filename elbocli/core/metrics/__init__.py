@@ -107,7 +107,7 @@ class Number(NamedTuple):
     alias: second name in results with features of the published Inception.
     by_network: whether the name ends in `[NETWORK]` if the features are of another network.
     parts: for a result, suffixes of the names of its statistics, such as `se`.
-    told: note in reports on the spread over subsets, with option names in braces.
+    told: note in reports, which explains the spread over subsets; option names are in braces.
     role, of: for a statistic, its meaning and the key of the result.
     """
 
@@ -177,7 +177,7 @@ METRICS = Registry("metric", MetricTraits)
 
 
 def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable[..., Any]:
-    """Declare a metric: a function (samples, reference, options) → {key of a number: value}.
+    """Return a decorator that declares a metric, a function (samples, reference, options) → {key of a number: value}.
 
     The function's arguments: Features of the samples; Features of the reference, or None; namespace of seed and options.
     numbers: the results, without statistics such as standard errors.
@@ -187,9 +187,9 @@ def metric(name: str, *, numbers: Sequence[Number], **declared: Any) -> Callable
 
 
 def asked(names: Iterable[str], seed: int = 0, **given: Any) -> dict[str, SimpleNamespace]:
-    """Return the options of each named metric, with `seed` among them, by metric name. Raises UsageError.
+    """Return the options of each named metric, with `seed` among them, by metric name.
 
-    given: values of options that replace defaults.
+    given: values of options that replace defaults. Raises UsageError: a name is unknown.
     """
     found = {}
     for name in names:

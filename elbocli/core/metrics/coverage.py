@@ -8,9 +8,9 @@ from elbocli.errors import DataError
 
 
 class PrcProtocol(NamedTuple):
-    """Protocol of precision and recall.
+    """Way to compute precision and recall, chosen with --prc-protocol.
 
-    formula: description for help and docs. most: largest number of reference images; None: no limit.
+    formula: the protocol in words, for help and docs. most: largest number of reference images; None: no limit.
     network: the only feature extractor that the protocol allows; None: any extractor.
     """
 
@@ -90,9 +90,9 @@ def precision_recall(samples, reference, options):
 def density_coverage(samples, reference, options):
     """Return density and coverage.
 
-    radius of a reference image: distance to the image's k-th neighbour in the reference.
-    density: mean number of radii that a sample lies in, divided by k; 1 for equal distributions.
-    coverage: fraction of reference images with a sample within their radius.
+    ball of a reference image: all points nearer than the image's k-th neighbour in the reference; k = coverage_neighbours.
+    density: mean number of balls that a sample lies in, divided by k; 1 for equal distributions.
+    coverage: fraction of reference images with a sample in their ball.
     """
     import torch
 
@@ -163,10 +163,10 @@ STARTS = 10  # runs of k-means, of which the best is used
 def copying(samples, reference, options):
     """Return the copying test's C_T, below 0 if samples are nearer to the training images than held-out images are.
 
-    cells: k-means clusters of the training images; only cells with a held-out image and more than FEW samples count.
+    cells: k-means clusters of the training images; cells without held-out images or with at most FEW samples are left out.
     C_T: mean z-score of a Mann-Whitney test in each cell, weighted by the cell's number of held-out images.
     95 % interval: C_T ± 1.96 standard deviations of C_T for samples distributed like the held-out images.
-    Raises DataError: no cell counts.
+    Raises DataError: all cells are left out.
     """
     import numpy as np
     from scipy.cluster.vq import kmeans, vq
@@ -193,7 +193,7 @@ def copying(samples, reference, options):
             scores.append(float(u / (n * m * (n + m + 1) / 12) ** 0.5))
             weights.append(len(apart))
     if not scores:
-        raise DataError(f"copying: no cell has more than {FEW} samples and a held-out image; give fewer --copying-cells")
+        raise DataError(f"--copying-cells {options.copying_cells}: no cell has held-out images and {FEW + 1} samples; give fewer")
     share = np.array(weights) / sum(weights)
     found, half = float(share @ scores), NORMAL_95 * float(np.sqrt(np.square(share).sum()))
     return {"copying_ct": found, "copying_ct_interval": [found - half, found + half]}

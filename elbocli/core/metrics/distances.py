@@ -89,7 +89,7 @@ SUBSETS = 100
 def kid(samples, reference, options):
     """Return KID, its standard deviation over subsets, and its standard error.
 
-    Standard error: None if each subset holds all samples or all reference images; too large if these sets are similar.
+    Standard error: None if a subset holds all samples or all references; too large if samples resemble references.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -185,7 +185,7 @@ def inception_score(samples, reference, options):
     needs={Need.LOGITS, Need.LABELS},
 )
 def accuracy(samples, reference, options):
-    """Return the accuracy of the logits as a classifier, its standard error, and its 95 % interval."""
+    """Return the share of samples whose largest logit is their class, its standard error, and its 95 % interval."""
     from torch import as_tensor
 
     from elbocli.core.estimate import error_of_share

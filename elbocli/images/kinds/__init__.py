@@ -1,6 +1,6 @@
 """Readers of images, one for each kind of file or folder.
 
-A reader is a function decorated with @source; it yields (name, class or None, reference) for every image.
+A reader is a function decorated with @source; `form` of SourceKind says what a reader takes and yields.
 """
 
 from importlib import import_module

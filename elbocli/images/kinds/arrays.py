@@ -28,11 +28,11 @@ def read_header(file: IO[bytes], name: str) -> tuple[int, int, int, int]:
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
         shape = tuple(map(int, shape))
-    found = f"{dtype} {shape}"
+    found = f"{dtype} {shape}{' in Fortran order' * fortran}"
     if len(shape) == 3 and shape[-1] > len("RGBA"):  # otherwise it is a single image in colour
         shape = (*shape, 1)
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
-        raise FormatError(f"{name}: holds {found}, expected uint8 (N, H, W, 1 or 3) or (N, H, W) with N > 0, C order")
+        raise FormatError(f"{name}: holds {found}; convert to the expected uint8 (N>0, H, W, 1 or 3) or (N>0, H, W) in C order")
     return shape
 
 
@@ -53,7 +53,7 @@ class StreamRows:
             content = self.file.read(count * row)
         if len(content) < count * row:
             came = rows.start + len(content) // row
-            raise DataError(f"{self.name}: ended after {came} of {self.shape[0]} images; the file is truncated")
+            raise DataError(f"{self.name}: truncated after {came} of {self.shape[0]} images; write the images again")
         self.next = rows.stop
         return np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
 
@@ -90,7 +90,7 @@ def open_npz(path: Path) -> Images:
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz for the block. Raises FormatError if the file is damaged."""
+    """Open an .npz for a `with` block. Raises FormatError if the file is damaged."""
     with ExitStack() as stack:
         with reading(f"{path}: not an .npz archive"):
             archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(path))))
@@ -98,19 +98,19 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def npz_rows(archive: zipfile.ZipFile, path: Path, name: str = "arr_0") -> StreamRows:
-    """Return the images in array `name` of an opened .npz. path: for messages. Raises FormatError."""
+    """Return the images in array `name` of an opened .npz. path: for messages. Raises FormatError if missing or damaged."""
     if f"{name}.npy" not in archive.namelist():
         held = ", ".join(archive.namelist()[:5])
         raise FormatError(f"{path}: no images in array {name} (the file holds {held}); write them with numpy.savez(FILE, images)")
     info = archive.getinfo(f"{name}.npy")
     stream = StreamRows(archive.open(info), f"{path}: {name}")
     if info.file_size != stream.file.tell() + math.prod(stream.shape):
-        raise FormatError(f"{stream.name}: has {info.file_size} bytes, which is not the size in its header; write it again")
+        raise FormatError(f"{stream.name}: {info.file_size} bytes don't fit the header's {stream.shape}; write the file again")
     return stream
 
 
 def npz_array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray | None:
-    """Read the array `name` of an opened .npz; None if there is no such array. path: for messages. Raises FormatError."""
+    """Read array `name` of an opened .npz; None if there is none. path: for messages. Raises FormatError if damaged."""
     if f"{name}.npy" not in archive.namelist():
         return None
     with reading(f"{path}: {name} is not usable"), archive.open(f"{name}.npy") as member:

@@ -14,7 +14,7 @@ from elbocli.files.recognise import instead, recognise
 from elbocli.images.registry import Damage, ImageRef, Span, ZipEntry, source
 
 FOLDER = Span("")
-"""Reference that stands for a folder in a listing; it is never read."""
+"""Placeholder for a folder in a listing, where the folder's path ends in '/'; never read."""
 
 
 def hidden(name: str) -> bool:
@@ -30,7 +30,7 @@ def clean(name: str) -> str:
 
 @source("folder", test=lambda path, head: path.is_dir(), form="tree")
 def list_folder(root: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a folder and its subfolders; NAME.tar is listed like a folder NAME.
+    """List a folder's files as (path below `root`, reference); NAME.tar is listed like a folder NAME.
 
     Raises DataError if a folder can't be listed, or if `root` is a run, which holds only previews.
     """
@@ -60,7 +60,7 @@ def _leads_up(path: Path) -> bool:
 
 @source("zip", magic=b"PK", form="tree")
 def list_zip(path: Path) -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a zip. Raises zipfile's errors for a damaged zip."""
+    """List a zip's files as (path, reference). Raises zipfile's errors for a damaged zip."""
     archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         name = clean(info.filename)
@@ -76,9 +76,9 @@ def _begins_like_tar(path: Path, head: bytes) -> bool:
 
 @source("tar", test=_begins_like_tar, form="tree")
 def list_tar(path: Path, prefix: str = "") -> Iterator[tuple[str, ImageRef | Damage]]:
-    """List the files of a tar, with `prefix` before each path; inner tars are listed like folders.
+    """List a tar's files as (`prefix` + path, reference); inner tars are listed like folders.
 
-    The list of a damaged tar ends in a Damage.
+    The list of a damaged tar ends in (`prefix`, Damage).
     """
     try:
         with open_file(path) as file:

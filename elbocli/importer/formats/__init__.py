@@ -45,7 +45,7 @@ class ImportOptions:
     weights: ema (the average), model (the last weights), or the key of other weights in the file.
     prediction, weighting, schedule: SPECs of the training's objective.
     levels: SPEC of the network's input for the noise level.
-    attention: heads=N (number of heads) or width=N (channels per head); suffix ',new': guided-diffusion's new order.
+    attention: heads=N (number of heads) or width=N (channels per head); suffix ',new': AttentionOrder.outside.
     size, channels, classes: side and channels of the images or latents, number of classes.
     null_class: label that means 'no class' to the network.
     logsnr_min, logsnr_max: range of λ in training.
@@ -162,7 +162,7 @@ def entries(tree: Any) -> dict[str, dict[str, Tensor]]:
 
 
 def _named_tensors(value: Any) -> dict[str, Tensor]:
-    """Return the tensors of a state dict or pickled network by name, without WRAPPERS in names; {} for other values."""
+    """Return the tensors of a state dict or pickled network by name, without the prefixes WRAPPERS; {} for other values."""
     names: dict[str, Tensor] = {}
     if isinstance(value, Foreign):
         with suppress(FormatError):
@@ -177,12 +177,12 @@ def _named_tensors(value: Any) -> dict[str, Tensor]:
 def state_dict(
     source: Source, options: ImportOptions, content: Any = None, meant: Callable[[Any], bool] = bool
 ) -> tuple[dict[str, Tensor], bool, Any]:
-    """Return the weights that the options choose, with names changed by --prefix and --rename.
+    """Return the weights that --weights chooses, with names changed by --prefix and --rename.
 
     content: content of the file; None: source.tree.
     meant: function that tells whether a dict of tensors has the weights of the format's network.
     Returns (tensors by name, whether the weights are an average, entry of the file that holds the weights).
-    Raises FormatError if the file has no weights of the format, UsageError if the options don't choose weights.
+    Raises FormatError if the file has no weights of the format, UsageError if --weights fits none or several.
     """
     content = source.tree if content is None else content
     held = {key: tensors for key, tensors in entries(content).items() if meant(tensors)}
@@ -224,7 +224,7 @@ def inventory(tree: Any) -> str:
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """Return the shape of the tensor called `name`. Raises FormatError if the tensor is missing."""
     if name not in tensors:
-        raise FormatError(f"lacks {name!r}; {nearest(name, tensors)}")
+        raise FormatError(f"lacks the weight {name!r}; {nearest(name, tensors)}")
     return tuple(tensors[name].shape)
 
 
@@ -270,7 +270,7 @@ def fitted(
             value = turned(name, value)
         if value.shape != empty.shape:
             shape = list(tensors[theirs].shape)
-            raise FormatError(f"{where}: {theirs!r} has the shape {shape}, but elbo's network needs {list(empty.shape)}")
+            raise FormatError(f"{where}: {theirs!r} has shape {shape}, elbo needs {list(empty.shape)}; import a .pt2 program")
         weights[name] = value.to(empty.dtype)
         unused.pop(theirs, None)
     for name in unused:
@@ -304,7 +304,7 @@ def parse_attention(text: str) -> AttentionOrder:
     """Parse the text of --attention: `heads=4`, `width=64` or `width=64,new`. Raises UsageError."""
     said = re.fullmatch(r"(heads|width)=([1-9][0-9]{0,8})(,new)?", text)
     if not said:
-        raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for the new order of heads")
+        raise UsageError(f"--attention {text}: expected heads=N or width=N, with ',new' for q, k and v in ADM's new order")
     return AttentionOrder(**{said[1]: int(said[2])}, outside=bool(said[3]))
 
 
@@ -338,13 +338,13 @@ def timestep_settings(code: str, source: Source, options: ImportOptions, predict
 def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, convention: str) -> dict[str, Any]:
     """Return the keys of config.yaml that describe the latents of a network. Raises FormatError.
 
-    convention: scaling of latents. Autoencoder: from --autoencoder, by default Stable Diffusion's.
+    convention: scaling of latents. options.autoencoder: folder; None: Stable Diffusion's autoencoder.
     """
     size, channels, folder = config.image_size, config.image_channels, options.autoencoder
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
-            raise FormatError(f"{folder}: has {model.channels} channels, not {channels} as {source.path}; change --autoencoder")
+            raise FormatError(f"{folder}: latents of {model.channels} channels, {source.path}: {channels}; change --autoencoder")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
         f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"

@@ -40,8 +40,8 @@ def diffusers(source: Source, options: ImportOptions) -> Imported:
     found = read_json(where)
     if (found.get("_class_name"), found.get("class_embed_type")) != (UNET, None):
         raise FormatError(
-            f"{where}: only a {UNET} without class_embed_type can be imported; export the network as a program, "
-            "and import this program (elbocli.export_network)"
+            f"{where}: is a {found.get('_class_name')}; only a {UNET} without class_embed_type can be imported; export the "
+            "network with elbocli.export_network, and import the exported program"
         )
     settings, code = _scheduled(source, options)
     numbers = (("in_channels", 3), ("out_channels", 3), ("num_class_embeds", 0))
@@ -89,7 +89,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 def _scheduled(source: Source, options: ImportOptions) -> tuple[dict[str, Any], str]:
     """Return settings of the run, and the SPEC of the formula for the network's timesteps.
 
-    If `options.levels` is empty, both come from the scheduler's config.
+    If `options.levels` is empty, the settings and the SPEC come from the scheduler's config.
     Raises UsageError if the config is needed and missing, FormatError if no SPEC describes the scheduler.
     """
     if options.levels:

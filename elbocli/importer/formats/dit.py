@@ -1,9 +1,9 @@
 """Import checkpoints of DiT, SiT and REPA: state dicts, alone or in a training script's file.
 
-The three networks have weights of the same names and shapes, but other inputs and outputs:
-DiT: input one of 1000 timesteps; output the noise.
-SiT: input t, where 1 is data; output x − ε at t x + (1 − t) ε.
-REPA: input t, where 1 is noise; output ε − x at (1 − t) x + t ε.
+The three networks have weights of the same names and shapes, but different inputs → outputs:
+DiT: one of 1000 timesteps, noisy x → ε.
+SiT: t, where 1 is data, and t x + (1 − t) ε → x − ε.
+REPA: t, where 1 is noise, and (1 − t) x + t ε → ε − x.
 Source: Peebles & Xie 2023; Ma et al. 2024; Yu et al. 2025.
 """
 
@@ -38,7 +38,7 @@ def _is(format: str, source: Source) -> bool:
 
 
 def _translate(its_code: str, source: Source, options: ImportOptions) -> Imported:
-    """Translate a checkpoint to elbo's network. its_code: entry of the format in CODES."""
+    """Translate a checkpoint to elbo's network. its_code: form of the network's noise-level input, from CODES."""
     where, code, flow = source.path, options.levels or its_code, its_code.startswith("flow")
     settings = FLOW if flow else formats.timestep_settings(code, source, options)
     if not flow:
@@ -49,7 +49,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
     most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
     if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
-        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square; elbo's DiT has no other embedding")
+        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square grid of patches; elbo has no other DiT")
     heads = HEADS.get(width) or AttentionOrder().heads_of(width)
     if options.attention:
         heads = formats.parse_attention(options.attention).heads_of(width)
@@ -60,7 +60,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
-        raise UsageError(f"--classes {classes}: {where}: has {rows} classes; give {rows}, or one less if the last is 'no class'")
+        raise UsageError(f"--classes {classes}: found {rows} classes; give {rows}, or one less if the last means 'no class'")
     outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(

@@ -73,7 +73,7 @@ def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]
 def layout(tensors: Mapping[str, Tensor], module: Any, format: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return config keys of an EDM or EDM2 network, and a dict from elbo's module names to the file's module names.
 
-    module: the pickled network, for the dropout.
+    module: the pickled network, from which only the dropout is read.
     format: 'edm' or 'edm2'.
     """
     names, qkv = TABLES[format], TABLES[format]["block"]["attention.qkv"]
@@ -125,7 +125,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
     held, averaged, module = formats.state_dict(source, options, meant=_is_edm)
     strange = {class_name(module), class_name(attributes(module).get("_modules", {}).get("model"))} - READ
     if strange:
-        raise FormatError(f"{where}: has a class {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
+        raise FormatError(f"{where}: can't read {' and '.join(sorted(strange))}; elbo reads only DhariwalUNet in EDMPrecond")
     tensors = {name.removeprefix("model."): each for name, each in held.items()}
     if LABELS in tensors:
         tensors[LABELS] = tensors[LABELS].T
@@ -156,7 +156,7 @@ def edm(source: Source, options: ImportOptions) -> Imported:
 
 
 def _content(source: Source) -> tuple[Any, list[Any]]:
-    """Return the file's content, with the first set of averaged weights under "ema", and the standard deviation of each set."""
+    """Return the file's content, with the first set of averaged weights under "ema", and the EMA width (std) of each set."""
     tree: Any = source.tree
     tree = tree.items or tree if isinstance(tree, Foreign) else tree
     ema = tree.get("ema") if isinstance(tree, dict) else None
@@ -183,12 +183,12 @@ def _check_constants(module: Any) -> None:
 
 
 def _encoder(content: Any, channels: int) -> str:
-    """Return the encoder's name, LATENTS or PIXELS. Raises FormatError for any other encoder."""
+    """Return the encoder that content names, else the channels' usual one: LATENTS or PIXELS. Raises FormatError for others."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)
     if name not in (LATENTS, PIXELS) or told.get("_init_kwargs") or told.get("_init_args"):
-        raise FormatError(f"can't read encoder {name!r}; elbo reads only {LATENTS} and {PIXELS} with usual constants")
+        raise FormatError(f"can't read encoder {name!r}; elbo reads only {LATENTS} and {PIXELS}, with default arguments")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Import checkpoints of guided-diffusion (ADM), state dicts of its UNetModel: 64 to 512 pixels, and LSUN.
+"""Import state dicts of guided-diffusion's (ADM's) UNetModel: networks for ImageNet at 64 to 512 pixels, and for LSUN.
 
 Checkpoints lack image size, attention heads and noise schedule; SIZES and PUBLISHED list these for OpenAI's networks.
 Source: Dhariwal & Nichol 2021.
@@ -47,7 +47,7 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     width, channels = shape_of(tensors, TIME)
     image_channels, outputs = shape_of(tensors, FIRST)[1], shape_of(tensors, LAST)[0]
     if image_channels == outputs == 6:
-        raise FormatError(f"{where}: a super-resolution network, with a smaller image as input; elbo has no such network")
+        raise FormatError(f"{where}: a super-resolution network, with a smaller image as input; elbo can't import such networks")
     parts = [re.fullmatch(r"output_blocks\.(\d+)\.(\d)\.in_layers\.0\.weight", name) for name in tensors]
     places = sorted((int(match[1]), int(match[2])) for match in parts if match)
     deep = 1 + sum(place > 0 for _, place in places)
@@ -60,11 +60,11 @@ def guided_diffusion(source: Source, options: ImportOptions) -> Imported:
     known = PUBLISHED.get((channels, blocks, usual)) if published else None
     size = options.size or usual
     if not size:
-        raise UsageError(f"{where}: the shapes of weights don't show the image size; add --size")
+        raise UsageError(f"{where}: the shapes of weights don't show the image size; add --size PIXELS")
     if not known and not options.attention:
         raise UsageError(
-            f"{where}: not a published network, and shapes don't show its heads; add --attention heads=N "
-            "(num_heads) or width=N (num_head_channels), with ',new' for use_new_attention_order"
+            f"{where}: the shapes of weights don't show the attention heads; add --attention heads=N (num_heads) "
+            "or --attention width=N (num_head_channels), with ',new' after N for use_new_attention_order"
         )
     attention, code, dropout = known or (AttentionOrder(), "t-linear", 0.0)
     if options.attention:

@@ -50,7 +50,7 @@ class Extractor(NamedTuple):
         features, logits = (*out, None)[:2] if isinstance(out, (tuple, list)) else (out, None)
         if features.dim() != 2 or len(features) != len(images):
             raise FormatError(
-                f"extractor {self.name}: returned {tuple(features.shape)}, expected features (B, D) or (features, logits (B, K))"
+                f"extractor {self.name}: returned {tuple(features.shape)}; make it return (B, D) or (features, logits (B, K))"
             )
         return features.float(), None if logits is None else logits.float()
 
@@ -108,7 +108,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor. weights: file from the network's authors, timm or transformers."""
+    """Make a ViT extractor. weights: file of the network's authors, of timm or of transformers."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))

@@ -18,7 +18,7 @@ from elbocli.nn.extractors import Extractor
 
 SIZE = 224
 HUB_OFFSET = 0.1
-"""Offset in the scale factor of DINOv2's hub code: (16 + 0.1)/S instead of 16/S, for S positions per side."""
+"""Offset in the scale factor of DINOv2's hub code: (side + 0.1)/S instead of side/S, from S to `side` positions per side."""
 TABLES = read_yaml(Path(__file__).with_name("vit.yaml"))
 
 
@@ -65,7 +65,7 @@ class VitShape(NamedTuple):
 
 
 class Vit(nn.Module):
-    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: the class token after the last norm, for CLIP projected."""
+    """Vision transformer, uint8 [B, 3, H, W] → features [B, D]: class token after the last norm; for CLIP, then projected."""
 
     mean: Tensor
     std: Tensor
@@ -141,7 +141,7 @@ def _network(shape: VitShape, path: Path) -> nn.Module:
 def read_weights(path: Path, name: str, wanted: Mapping[str, tuple[int, ...]], layouts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a network's tensors from a file, float32, without running code from the file.
 
-    wanted: tensor name → shape in the network. layouts: known layouts of files, from vit.yaml. name: network, for messages.
+    wanted: tensor name → shape in the network. layouts: tensor names of other programs (vit.yaml). name: network, for messages.
     Raises FormatError if the file doesn't fit the network.
     """
     found, wrong = read_torch_file(path), f"{path}: not weights of {name}"

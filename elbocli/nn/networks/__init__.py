@@ -47,7 +47,7 @@ class NetworkConfig:
     dropout: fraction of values set to zero in training; a network may ignore the field.
     trainable: whether runs can train the network.
     quiet_classes: whether a zero row in the class embedding means "no class".
-    code: in subclasses with this field, SPEC of the number that tells the network the noise level.
+    code: in some subclasses, level code as text: the function of λ that tells the network the noise level, such as `sigma`.
     Raises UsageError: when fields contradict each other.
 
     Subclasses add fields of type int, float, str, bool or tuples of these types, so that files can store them.
@@ -74,7 +74,7 @@ class NetworkConfig:
         return replace(self, image_size=image_size)
 
     def for_classes(self, num_classes: int) -> Self:
-        """Return the config for another number of classes. The last row of a class embedding must belong to "no class"."""
+        """Return the config for another number of classes. Override if the last embedding row isn't "no class"."""
         return replace(self, num_classes=num_classes)
 
     @property
@@ -94,7 +94,7 @@ class NetworkConfig:
         return z, torch.zeros(count), labels
 
     def beside(self, folder: Path) -> Self:
-        """Return the config for use with files in `folder`. Most configs use no files."""
+        """Return the config with its files in `folder`; a config without files is returned unchanged."""
         return self
 
 

@@ -30,7 +30,7 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # file n
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusersUNetConfig(NetworkConfig):
-    """Config of a UNet2DModel. Raises UsageError for an unknown `code`."""
+    """Config of a UNet2DModel."""
 
     model: str = explained(f"JSON of the settings of diffusers' {UNET}, without size, channels and classes.")
     code: str = explained("Level code: the number that tells the network its noise level.", default="t-linear")
@@ -40,7 +40,7 @@ class DiffusersUNetConfig(NetworkConfig):
 
 @network("diffusers-unet", config=DiffusersUNetConfig, source="diffusers: UNet2DModel")
 class DiffusersUNet(Network):
-    """UNet2DModel. Raises UsageError without diffusers, FormatError for settings that diffusers refuses."""
+    """UNet2DModel. Raises UsageError without diffusers or for an unknown `code`, FormatError for settings diffusers refuses."""
 
     def __init__(self, config: DiffusersUNetConfig):
         super().__init__(config)
@@ -87,7 +87,7 @@ class Autoencoder:
         self.folder, self.device = folder, device
         found, weights = read_json(folder / CONFIG).get("_class_name"), folder / WEIGHTS
         if found != AUTOENCODER:
-            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}, not {AUTOENCODER!r}; give such a model's folder")
+            raise FormatError(f"{folder / CONFIG}: _class_name is {found!r}; name the folder of an {AUTOENCODER} instead")
         with reading(weights, "; save it with diffusers' save_pretrained(…, safe_serialization=True)", DataError):
             self.sha256 = file_sha256(weights)
         with quiet(), reading(f"{folder}: {EXTRA}", kind=UsageError):
@@ -102,13 +102,13 @@ class Autoencoder:
             )
         # diffusers would use random numbers for missing weights.
         if any(about.values()):
-            raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG}; get both files again: {str(about)[:160]}")
+            raise FormatError(f"{folder}: {WEIGHTS} doesn't fit {CONFIG} ({str(about)[:160]}); get both files again")
         self.model = model.to(device).eval().requires_grad_(False)
         self.config: dict[str, Any] = dict(model.config)
         self.channels = int(self.config["latent_channels"])
         self.factor = 2 ** (len(self.config["block_out_channels"]) - 1)
         if not self.config["in_channels"] == self.config["out_channels"] == 3:
-            raise FormatError(f"{folder / CONFIG}: in_channels and out_channels must be 3; choose an RGB autoencoder")
+            raise FormatError(f"{folder / CONFIG}: in_channels or out_channels is not 3; choose an RGB autoencoder")
 
     def space(self, convention: str, pixel_size: int, mirrored: bool) -> LatentSpace:
         """Return the latent space. Raises UsageError if the convention doesn't fit the autoencoder.
@@ -130,7 +130,7 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, x0: Tensor, space: LatentSpace, rounding: Declaration | None = None) -> Tensor:
-        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: of pixels; None: the convention's rounding."""
+        """Decode scaled latents [B, C, h, w] to uint8 [B, H, W, 3]. rounding: to whole pixel values; None: the convention's."""
         shift, scale = affine(space, self.device)
         x = self.model.decode((x0.float() / scale + shift).contiguous()).sample
         return to_levels(x, rounding or space.rounding, INPUTS[space.input])

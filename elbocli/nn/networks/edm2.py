@@ -37,7 +37,7 @@ CLIP = 256.0
 
 @dataclass(frozen=True)
 class EDM2Config(AttendedConfig):
-    """Config of EDM2's U-Net. Raises UsageError if the image is too small for the levels, or a level is not an integer."""
+    """Config of EDM2's U-Net. Raises UsageError if the image is too small, or a level's width is no multiple of `channels`."""
 
     quiet_classes = False
 
@@ -48,7 +48,7 @@ class EDM2Config(AttendedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(isinstance(level, int) for level in self.levels):
-            raise UsageError(f"network: levels {list(self.levels)} must be whole multiples of {self.channels} channels")
+            raise UsageError(f"network: levels {list(self.levels)} must be integers, which multiply channels {self.channels}")
 
 
 def unit(x: Tensor, *dims: int) -> Tensor:

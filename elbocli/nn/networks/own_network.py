@@ -61,7 +61,7 @@ class ModuleConfig(OwnConfig):
         """Return the config for another number of classes.
 
         A null_class equal to the old number of classes becomes the new number of classes.
-        Raises UsageError: null_class could be the number of a class.
+        Raises UsageError: null_class is a different label, which may be one of the new classes.
         """
         null = self.null_class
         if null == (self.num_classes,):
@@ -89,8 +89,8 @@ class OwnModule(Network):
         make = defined(file, word)
         if not (isinstance(make, type) and issubclass(make, nn.Module)):
             raise UsageError(
-                f"{file}: no torch.nn.Module {word} is known; add --plugin {file}; if it only imports {word}, also add "
-                f"'class {word}({word}): pass' to this file"
+                f"{file}: no torch.nn.Module {word} found; add --plugin {file}; if {file} only imports {word}, also add "
+                f"'class {word}({word}): pass' to {file}"
             )
         known = inspect.signature(make).parameters
         given = {key: getattr(config, key) for key in SIZES if key in known} | read_arguments(config.arguments)
@@ -149,7 +149,7 @@ class Signature(NamedTuple):
 
     @property
     def classes(self) -> int:
-        """Number of classes of one-hot labels; 0: other labels."""
+        """Number of classes of one-hot labels; 0: integer labels, or no labels."""
         return int(self.labels.shape[1]) if self.labels is not None and self.labels.is_floating_point() else 0
 
 
@@ -168,8 +168,8 @@ def open_program(path: Path) -> tuple[torch.export.ExportedProgram, Signature]:
         or len({side for side in shape[2:] if isinstance(side, int)}) > 1
     ):
         raise FormatError(
-            f"{path}: not a network for square images; expected z [B, C, H, H], levels [B], labels [B] if it has classes → "
-            "[B, C, H, H] or twice the channels"
+            f"{path}: not a network for square images: z {shape} → {given}; export (z [B, C, H, H], levels [B]) or "
+            "(z, levels, labels [B]) → [B, C, H, H] or twice the channels"
         )
     return program, Signature(inputs[0], inputs[1], (*inputs, None)[2], given[1] == 2 * shape[1])
 
@@ -221,7 +221,7 @@ class Program(Network):
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _classes(self, labels: Tensor | None, logsnr: Tensor, kind: torch.dtype) -> Tensor:
-        """Convert labels to the program's labels: integers, or one-hot with zeros for "no class". Raises UsageError."""
+        """Return labels for the program, of dtype `kind`: integers, or one-hot with zeros for "no class". Raises UsageError."""
         labels = named_labels(labels, (*self.config.null_class, -1)[0], logsnr)
         if self.takes.classes:
             return (F.one_hot(labels.clamp(min=0).long(), self.takes.classes) * (labels >= 0)[:, None]).to(kind)
@@ -254,7 +254,7 @@ def export_network(network: nn.Module, path: Path | str, *inputs: Tensor) -> Non
     network: (z [B, C, H, W], level [B], labels [B]) → [B, C, H, W] or twice the channels; or (z, level) → out. The network
         must be on the CPU, and is set to eval mode.
     inputs: example inputs; networks built by elbo need none.
-    Raises UsageError if torch can't export the network, FormatError if it is not for images, DataError if writing fails.
+    Raises UsageError if torch can't export the network, FormatError if its input isn't images, DataError if writing fails.
 
         elbocli.export_network(network, "FILE.pt2", torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.zeros(2).long())
         elbocli.export_network(elbocli.open_run("run", "cpu").network, "FILE.pt2")

@@ -175,7 +175,7 @@ class DiT(Network):
 
 @dataclass(frozen=True)
 class JiTConfig(DiTConfig):
-    """Config of a JiT. Raises UsageError unless the width of a head is a multiple of 4, and the class tokens start in a block."""
+    """Config of a JiT. Raises UsageError unless the width of a head is a multiple of 4, and `class_start` is below `depth`."""
 
     code: str = explained("Level code: the number that tells the network its noise level.", default="flow-reversed")
     bottleneck: Size = explained("Channels between the pixels of a patch and the transformer's width.", default=128)
@@ -185,17 +185,15 @@ class JiTConfig(DiTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width // self.heads % 4:
-            raise UsageError(f"network: width {self.width} / heads {self.heads} must be a multiple of 4; choose another number")
+            raise UsageError(f"network: width {self.width} / heads {self.heads} must be a multiple of 4; change width or heads")
         if self.class_start >= self.depth:
-            raise UsageError(
-                f"network: class_start {self.class_start} must be below the depth {self.depth}; choose a smaller one"
-            )
+            raise UsageError(f"network: class_start {self.class_start} must be below the depth {self.depth}; lower class_start")
 
 
 def rotary_angles(side: int, width: int, before: int, device: torch.device) -> Tensor:
-    """Return the angles of rotary positions, [before + side², width/2]: by row, then by column; 0 for the first `before` tokens.
+    """Return rotary angles [before + side², width/2] of tokens, row by row; 0 for the first `before` tokens.
 
-    side: tokens per row and column. width: channels of a head.
+    Axis 1: by the token's row, then by its column. side: tokens per row and column. width: channels of a head.
     """
     frequency = ROTARY ** (-torch.arange(width // 4, device=device) / (width // 4))
     angle = torch.arange(side, device=device)[:, None] * frequency
@@ -211,9 +209,9 @@ def rotated(x: Tensor, angle: Tensor) -> Tensor:
 
 
 class JiTBlock(nn.Module):
-    """JiT block: attention, then SwiGLU; the conditioning shifts and scales the input and gates the output of both.
+    """JiT block: attention, then SwiGLU, each with conditional shift, scale and gate (adaLN-Zero).
 
-    Tokens [B, N, C], conditioning [B, C], rotary angles [N, C/heads/2] → [B, N, C]. The block starts as the identity.
+    x: tokens [B, N, C]. code: conditioning [B, C]. angle: [N, C/heads/2]. Returns: tokens, equal to x before training.
     """
 
     def __init__(self, width: int, heads: int, dropout: float):
@@ -239,7 +237,7 @@ class JiTBlock(nn.Module):
 
 @network("jit", config=JiTConfig, source="Li & He 2025")
 class JiT(DiT):
-    """JiT of a JiTConfig. Dropout acts in the middle half of the blocks. FSDP shards the blocks separately."""
+    """DiT with RMSNorm, SwiGLU, rotary positions and class tokens. Dropout acts in the middle half of the blocks."""
 
     def __init__(self, config: JiTConfig):
         super().__init__(config)
@@ -308,7 +306,7 @@ class UViTConfig(LevelsConfig):
 
 
 class TransformerBlock(nn.Module):
-    """U-ViT block: attention, then an MLP, whose input is scaled and shifted by the conditioning.
+    """U-ViT block: attention, then an MLP; the conditioning scales and shifts the MLP's input.
 
     x: tokens [B, N, C]. code: conditioning [B, width]. Returns: tokens [B, N, C].
     """

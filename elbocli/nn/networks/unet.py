@@ -400,7 +400,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block of two convolutions, with scale and shift by the conditioning between them.
+    """Residual block: two convolutions; the conditioning scales and shifts the features between them.
 
     cin, cout: channels in and out. width: width of the conditioning. attention: whether self-attention follows.
     resample: 'down' or 'up' to halve or double the image size before the first convolution; '' for neither.
@@ -441,7 +441,7 @@ class Block(nn.Module):
 class UNetConfig(AttendedConfig):
     """Config of the ADM U-Net.
 
-    levels: fractions are allowed if channels × level is a whole number.
+    levels: width of each level / channels; may be fractions if each width is a whole number.
     Raises UsageError if the image is too small for the levels, or if heads or groups don't divide the channels.
     """
 
@@ -471,8 +471,8 @@ class UNetConfig(AttendedConfig):
             heads = self.heads if last or self.side >> depth in self.attention else 0
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
-                    f"network: level {level:g} × channels {self.channels} is {exact:g}; change level or channels to make this a "
-                    f"whole number divisible by groups, {self.groups}, and by heads, {heads}, unless these are 0"
+                    f"network: level {level:g} × channels {self.channels} is {exact:g}; change level or channels so that the "
+                    f"product is a whole number divisible by groups ({self.groups}; 0: any) and heads ({heads}; 0: any)"
                 )
 
 

@@ -64,7 +64,7 @@ class Preset(Record, frozen=True, forbid_unknown_fields=True):
 def preset_file(name: str) -> Path:
     """Return the file of a preset, given by name or path. Raises UsageError for an unknown name."""
     if name not in NAMES and not name.endswith((".yaml", ".yml")):
-        raise UsageError(f"no preset is called {name!r}; {nearest(name, NAMES)} A preset's file ends in .yaml")
+        raise UsageError(f"no preset is called {name!r} (a preset's file must end in .yaml); {nearest(name, NAMES)}")
     return FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
 
 
@@ -85,7 +85,7 @@ def choose_preset(
 
     image_size: side of images or latents. images: number of images or latents. gpu: whether training is on a GPU.
     fits: function of a preset's name that tells whether a preset for GPUs fits into memory.
-    Preferred: first a preset for latents (if `latents`), then for a GPU, then with the largest minimum number of images.
+    Preferred, in this order: presets for latents (if `latents`), presets for a GPU, and the largest `images` in PresetAbout.
     """
     fitting = []
     for name in NAMES:

@@ -331,7 +331,7 @@ plugin_option = option(
     envvar="ELBO_PLUGIN",
     callback=_run_plugins,
     metavar="FILE.py",
-    help="Run this plug-in, which declares more names, or let a run's .pt2 run; may be repeated.",
+    help="Run this plug-in or .pt2 program; may be repeated.",
     more="A plug-in may declare weightings, schedules, samplers, networks, metrics, extractors, image sources and commands.",
 )
 

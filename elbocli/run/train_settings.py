@@ -77,7 +77,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about(
             group=RUN,
-            help="Network and settings, or a FILE.yaml.",
+            help="NAME, or a FILE.yaml.",
             shown="by size",
             names="elbocli.nn.presets.NAMES",
             metavar="NAME",
@@ -130,8 +130,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         str,
         about(
             group="Noise levels drawn, which change the variance of the loss alone",
-            help="NAME or NAME:key=value,…; FILE of 'elbo adapt'; or adaptive, fitted while training.",
-            more="FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
+            help="NAME:key=value,…; FILE of 'elbo adapt'; or adaptive.",
+            more="adaptive is fitted while training. FILE may also be a diffusers scheduler_config.json. Each also takes shift=; size= is that of the images "
             "unless given.",
             names="elbocli.core.schedule_curves.SCHEDULES",
             words=(ADAPTIVE,),
@@ -210,9 +210,7 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
             free=True,
         ),
     ] = None
-    parallel: Annotated[Literal["ddp", "fsdp"], about("Each process holds all weights, or a share.", free=True, shown="ddp")] = (
-        "ddp"
-    )
+    parallel: Annotated[Literal["ddp", "fsdp"], about("Whole or sharded weights.", free=True, shown="ddp")] = "ddp"
     micro_batch: Annotated[
         int,
         count(
@@ -231,8 +229,8 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         about(
             group=KEPT,
-            help="Average of the weights: its decay per update, or NAME:key=value,…; may be repeated.",
-            more="Previews, validation, sample and bound use the first.",
+            help="Average, or its decay; may be repeated.",
+            more="A decay is per update. Previews, validation, sample and bound use the first.",
             names="elbocli.core.training.AVERAGES",
             parse=canonical,
         ),

@@ -75,7 +75,16 @@ def train(digits, preset):
 
     def run(out, **options):
         data = Dataset(digits)
-        many = {"steps": 20, "save_every": 5, "keep_last": 10, "snapshot_every": 5, "preview_every": 0, **options}
+        many = {
+            "steps": 20,
+            "save_every": 5,
+            "keep_last": 10,
+            "snapshot_every": 5,
+            "preview_every": 0,
+            "warmup_steps": 3,
+            "log_every": 5,
+            **options,
+        }
         with heard() as lines:
             loop.run(data, out, resolve({"preset": str(preset), **many}, data))
         return lines

@@ -205,7 +205,18 @@ def test_wandb_gets_numbers_previews_and_settings_and_a_run_that_goes_on_is_the_
 def learned(tmp_path_factory, digits, preset, elbo):
     """A run of 20 steps that learns its weighting."""
     run = tmp_path_factory.mktemp("learned") / "run"
-    learns = ("--steps", 20, "--weighting", "uncertainty", "--schedule", "edm2-img512", "--set", "network.levels=[1]")
+    learns = (
+        "--steps",
+        20,
+        "--log-every",
+        5,
+        "--weighting",
+        "uncertainty",
+        "--schedule",
+        "edm2-img512",
+        "--set",
+        "network.levels=[1]",
+    )
     done = elbo("train", digits, "-o", run, "--preset", preset, *learns)
     assert done.returncode == 0 and b"(learned, not monotone)" in done.stderr, done.stderr
     return run

@@ -118,7 +118,7 @@ def fit_log(
         known = read_optimum(optimum)
         if losses.header.dimensions not in (None, known.dimensions):
             raise UsageError(
-                f"{optimum}: {known.dimensions} values per image, but the log has {losses.header.dimensions}; give another file"
+                f"{optimum}: {known.dimensions} values per image, but the log has {losses.header.dimensions}; use another optimum"
             )
         with reading(optimum, kind=UsageError):
             least = known.least(edges, training=True)[0]
@@ -130,7 +130,7 @@ def fit_log(
     variances = {name: loss_variance(moments, w, density, losses.batch) for name, density in densities.items()}
     best = [min(kind) for kind in zip(*variances.values())]
     log.info(f"schedule for weighting {w.spec}, criterion {criterion}: {losses.images} images, {losses.lines} lines of loss logs")
-    log.info(f"predicted variance of the loss estimate per image, relative to the loss squared, batches of {losses.batch}:")
+    log.info(f"predicted variance of a batch's mean loss, times the batch size {losses.batch}, divided by the loss squared:")
     log.info(f"{'schedule':>21}  {'independent t':>13}  {'/ best':>8}  {'low-discrepancy t':>17}  {'/ best':>8}")
     promises = {}
     for name, pair in variances.items():

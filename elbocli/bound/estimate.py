@@ -72,7 +72,7 @@ class BoundEstimate:
         return losslog.header(self.moments.edges, **about) + losslog.line(max(1, trained.step), images, self.sums)
 
     def plot(self, out: Path) -> None:
-        """Draw two plots over λ into the file `out`: the ε error per dimension, and L(λ;x) in nats, each ± 2 standard errors."""
+        """Draw two plots over λ into the file `out`: ε error per dimension, and `profile` in nats, each ± 2 standard errors."""
         from elbocli.cli.figure import ERROR, draw_band, finish, new_figure
 
         moments, edges, seen = self.moments, self.moments.edges, self.moments.count > 1

@@ -156,11 +156,11 @@ class MeasuredNetwork:
         purpose: str,
         gaussian: GaussianModel | None = None,
     ) -> Draws:
-        """Evaluate the network on a batch of images, at `draws` noise levels each.
+        """Return the network's losses and errors on a batch of images, at `draws` noise levels each.
 
         weighting: weighting of the losses. schedule: schedule from which the noise levels are drawn.
         purpose: name of the random stream; different purposes give independent draws.
-        gaussian: Gaussian, whose exact denoiser is evaluated on the same noise; None: no Gaussian.
+        gaussian: model whose exact denoiser is also evaluated, on the same noise; None: only the network is evaluated.
         Raises UsageError: `draws` is odd or less than 2. Raises NonFiniteError: the loss is not finite.
         """
         if self.draws < 2 or self.draws % 2:
@@ -350,12 +350,12 @@ def open_data(trained: TrainedRun, data: Path | None) -> Dataset:
     """
     known, config = trained.data, trained.network.config
     if data is None and known.path is None:
-        raise UsageError(f"{trained.path}: names no dataset to evaluate on; add a dataset: RUN DATA.h5")
+        raise UsageError(f"{trained.path}: names no dataset to evaluate on; name one after the run: RUN DATA.h5")
     dataset = Dataset(data or dataset_of(known, trained.path), latents=True)
     dataset.check_square()
     check_content(dataset.identity(), known, trained.path)
     if data is None and dataset.attributes.payload_sha256 != known.payload_sha256:
-        raise DataError(f"{dataset.path}: has changed since the run was trained on it; add another dataset: RUN DATA.h5")
+        raise DataError(f"{dataset.path}: has changed since the run was trained on it; name one after the run: RUN DATA.h5")
     given = dataset.image_size, dataset.channels, dataset.num_classes if config.num_classes else 0
     expected = config.image_size, config.image_channels, config.num_classes
     if given[:2] != expected[:2] or given[2] > expected[2]:

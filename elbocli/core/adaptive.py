@@ -177,7 +177,7 @@ class ErrorMoments:
     def smoothed(self) -> ErrorMoments:
         """Copy with mean and mean square smoothed over λ and positive in every bin.
 
-        Raises DataError if no bin has two errors.
+        Raises DataError if no bin has two measured errors.
         """
         if not bool(self.seen.any()):
             raise DataError("no noise-level bin of the loss log has two losses yet; train longer before fitting a schedule")
@@ -192,7 +192,7 @@ class ErrorMoments:
         return ErrorMoments(self.edges, self.count, mean, mean.square() * (1 + spread))
 
     def filled(self) -> ErrorMoments:
-        """Return a copy with smoothed values in bins with fewer than two errors. Raises DataError if no bin has two errors."""
+        """Return a copy with smoothed values in bins with fewer than two measured errors. Raises DataError if no bin has two."""
         known, seen = self.smoothed, self.seen
         return ErrorMoments(self.edges, self.count, self.mean.where(seen, known.mean), self.second.where(seen, known.second))
 
@@ -223,7 +223,7 @@ def fit_schedule(
     floor: smallest density, as a fraction of the uniform density.
     base: name of the new schedule. least: least possible error of a denoiser, [bins], for the criterion `excess`.
     Raises UsageError for an unknown criterion, a missing `least`, or a floor outside [LEAST_FLOOR, 1].
-    Raises DataError if no bin has two errors, or if weighting × criterion is zero or not finite.
+    Raises DataError if no bin has two measured errors, or if weighting × criterion is zero or not finite.
     """
     known = moments.smoothed
     score = CRITERIA.find(criterion)(known.mean, known.second, least)
@@ -334,7 +334,7 @@ class AdaptiveSchedule:
         return ErrorMoments.of_sums(self.edges, self.state[:3])
 
     def schedule(self, weighting: Weighting, floor: float) -> Schedule:
-        """Return the current schedule, uniform in λ until a bin has two errors. floor: smallest density / uniform density."""
+        """Return the current schedule, uniform in λ until a bin has two measured errors. floor: least / uniform density."""
         known = self.moments()
         if not bool(known.seen.any()):
             return schedule_of_shares(self.edges, self.edges.diff(), "adaptive")
@@ -350,7 +350,7 @@ def refuse_adaptive(weighting: Weighting) -> None:
 def learned_weighting(weighting: Weighting, schedule: Schedule, prediction: Prediction, online: AdaptiveSchedule) -> Weighting:
     """Return the current learned weighting: density of the schedule / smoothed recent error.
 
-    online: the recent errors; until a bin has two errors, the errors of a network with output zero are assumed.
+    online: the recent errors; until a bin has two measured errors, the errors of a network with output zero are assumed.
     """
     # w = p/e, equivalent to EDM2's u(σ): every t contributes equally to the loss. The best density, ∝ w e, is then p itself, so
     # schedule and weighting can't both be learned. Where p rises faster than e, w rises, and the loss is not an ELBO;

@@ -271,7 +271,7 @@ def time_grid(schedule: Schedule, steps: int, spacing: Declaration | None = None
 
 def no_noise() -> NoReturn:
     """Raise UsageError. For use as the argument `noise` of samplers that must not draw noise."""
-    raise UsageError("the sampler must not add noise here; use dpmpp-2m or heun with s_churn=0 ('elbo grid': also ddpm)")
+    raise UsageError("can't use a sampler that adds noise; use dpmpp-2m or heun with s_churn=0 (in 'elbo grid', also ddpm)")
 
 
 def walk(

@@ -32,7 +32,7 @@ class Stream:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, index: int) -> np.random.Generator:
-        """Return a NumPy generator at the start of the index's sequence. The next call of any method resets the generator."""
+        """Return a NumPy generator at the start of random sequence number `index`. The next call of a method resets it."""
         self._state["state"]["counter"][:] = (0, 0, index, 0)
         self._state["buffer_pos"] = 4
         self._state["has_uint32"] = 0
@@ -64,15 +64,15 @@ class Stream:
         return from_numpy(np.stack(rows).astype(np.float32) * 2 - 1)
 
     def uniform(self, index: int, count: int) -> np.ndarray:
-        """Return `count` uniform random numbers in [0, 1), float64, from the index's sequence."""
+        """Return the first `count` numbers of random sequence number `index`, uniform in [0, 1), float64."""
         return self.at(index).random(count)
 
     def permutation(self, index: int, count: int) -> np.ndarray:
-        """Return a random permutation of range(count), from the index's sequence."""
+        """Return the permutation of range(count) that random sequence number `index` gives."""
         return self.at(index).permutation(count)
 
     def seed(self, index: int) -> int:
-        """Return a 63-bit seed for another library's generator, from the index's sequence."""
+        """Return a 63-bit seed for another library's generator, from random sequence number `index`."""
         return int(self.at(index).integers(1 << 63))
 
 

@@ -88,8 +88,8 @@ class ForeignLoss(NamedTuple):
     """Weighting of the loss E_t[F(λ_t) ‖target − out‖²]. Call the weighting with λ to get w.
 
     prediction: target of the network.
-    factor: F, a declared factor or weighting; None: F = 1.
-    schedule: gives λ_t for a uniform t; its truncation is ignored.
+    factor: F, a named factor of λ, or a weighting; None: F = 1.
+    schedule: gives λ_t for a uniform t; limits on the range of λ are ignored.
     """
 
     prediction: Prediction
@@ -299,7 +299,7 @@ def parse_weighting(
     if not found and alike(name) != LEARNED:
         return Weighting(WEIGHTINGS.parse(f"{name}:{words}").bind(given or {}), shift, monotone)
     if given or (not found and (words or shift)):
-        raise UsageError(f"{text!r} takes only 'monotone'; leave other parameters out, or put a schedule's after its name")
+        raise UsageError(f"{text!r} takes only 'monotone'; omit the rest, or write a schedule's parameters after its name")
     return Weighting(ScheduleDensity(found.shifted(shift)) if found else LearnedCurve(), monotone=monotone)
 
 
@@ -320,7 +320,7 @@ def _modifiers(words: str) -> tuple[str, float, bool]:
 
 
 def _parse_loss(name: str, words: str, given: dict[str, float] | None) -> tuple[Prediction, Declaration | None]:
-    """Parse the prediction and the factor of a loss. name: such as `x-mse`. words: such as `min-snr:5`."""
+    """Parse a loss. name: such as `x-mse`. words: parameters and factor, such as `min-snr:5`. given: the factor's parameters."""
     own: list[str] = []
     chosen: list[str] = []
     for word in filter(None, words.split(",")):

@@ -358,7 +358,7 @@ def _warn(result: EvalResult, settings: EvalSettings) -> None:
     few = "; ".join(why for name in settings.metrics if (why := METRICS[name].traits.few))
     facts = result.repeats[0].facts
     if few and (facts.n_samples or 0) < ENOUGH:
-        log.warning("%s: %s images, below %s, so the number matters: %s", facts.samples, facts.n_samples, ENOUGH, few)
+        log.warning("%s: %s images; below %s, scores depend on the number: %s", facts.samples, facts.n_samples, ENOUGH, few)
     made = {key for one in result.repeats for key in one.facts.made}
     if differ := made - result.common()["made"].keys() - {"seed", "command"}:
         told = ", ".join(sorted(differ))

@@ -169,7 +169,7 @@ def layout_of(text: str, size: tuple[int, int], where: object) -> Layout:
     whole = held and all(group.images for group in layout.groups) and held == list(range(len(held)))
     if not whole or layout.size != size:
         raise FormatError(
-            f"{what}: {len(held)} images in (width, height) {layout.size}, but the picture has {size}; make the sheet again"
+            f"{what}: {len(held)} images for a (width, height) of {layout.size}, but the picture has {size}; make the sheet again"
         )
     return layout
 

@@ -14,7 +14,7 @@ from elbocli.errors import FormatError, UsageError
 
 
 class ConventionTraits(NamedTuple):
-    """Properties of a convention. input: pixel range, a key of INPUTS. rounding: name in ROUNDINGS, for decoded pixels."""
+    """Properties of a latent convention. input: pixel range, a key of INPUTS. rounding: of decoded pixels, from ROUNDINGS."""
 
     input: str
     rounding: str = "nearest"
@@ -49,7 +49,7 @@ def diffusers(config: Mapping[str, Any], channels: int) -> Affine:
         if mean is None or std is None:
             mean, std = [config.get("shift_factor") or 0] * channels, [1] * channels
         if {len(mean), len(std)} != {channels}:
-            raise ValueError(f"{len(mean)} latents_mean and {len(std)} latents_std; expected {channels} of each, one per channel")
+            raise ValueError(f"{len(mean)} latents_mean and {len(std)} latents_std; expected {channels} of each")
         return tuple(map(float, mean)), tuple(scale / each for each in std)
 
 

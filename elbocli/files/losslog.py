@@ -33,7 +33,7 @@ Sums = Annotated[list[Annotated[float, Meta(ge=0, le=LARGEST)]], Bins]
 def check_edges(edges: list[float]) -> None:
     """Raise ValueError if the edges of bins don't increase."""
     if sorted(set(edges)) != edges:
-        raise ValueError("edges must increase")
+        raise ValueError("the edges of the bins must increase")
 
 
 @stored("metrics.jsonl")

@@ -51,7 +51,7 @@ def run_plugin(path: Path) -> None:
     if place in _RUN:
         return
     if path.suffix not in (".py", ".pt2") or not path.is_file():
-        raise UsageError(f"{path}: no such plug-in; name a file that ends in .py, or the .pt2 of a run")
+        raise UsageError(f"{path}: not found, or no plug-in; name a file that ends in .py, or the .pt2 of a run")
     if path.suffix == ".pt2":
         trust(path)
         return

@@ -83,8 +83,8 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
         words.append(next((word for word in found if word is not None), None))
     if all(word is None for word in words):
         raise DataError(
-            f"{path}: none of the {len(names)} images (the first is {names[0]}) has exactly one class here; expected lines of "
-            "NAME CLASS (with a tab before CLASS if names have spaces), CSV, or one class a line in the order of the names"
+            f"{path}: none of the {len(names)} images (the first is {names[0]}) has exactly one class in the file; expected lines "
+            "of NAME CLASS (with a tab before CLASS if names have spaces), CSV, or one class a line in the order of the names"
         )
     return words, False
 
@@ -192,8 +192,8 @@ def assign(words: Sequence[Word], known: list[str], listed: Path | None, bare: b
         {word for word in words if isinstance(word, str)},
     )
     if numbers and texts:
-        both = f"{numbers[0]} and {min(texts)}"
-        raise DataError(f"some classes are numbers and some are names ({both}); use only numbers or only names")
+        both = f"{numbers[0]} and {min(texts)!r}"
+        raise DataError(f"some classes are numbers and some are names, such as {both}; use only numbers or only names")
     keys = names = known if texts <= set(known) else sorted(texts, key=os.fsencode)
     if listed is not None:
         keys, names = read_classes_file(listed, texts)

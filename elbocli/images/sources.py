@@ -70,7 +70,7 @@ def open_source(roots: Sequence[Path], *, labels: Path | None = None, classes: P
     kept = [index for index, number in enumerate(whole.labels) if number >= 0]
     dropped = some(sorted({word for word, number in zip(words, whole.labels) if number < 0}))
     if not kept:
-        raise DataError(f"{classes}: lists none of the classes of these images ({dropped}); correct this file")
+        raise DataError(f"{classes}: lists no class of the images (they have {dropped}); correct the file")
     if dropped:
         log.warning(f"{len(words) - len(kept)} images of classes that {classes} doesn't list are left out ({dropped})")
     return whole.take(kept)
@@ -100,7 +100,7 @@ def list_source(root: Path, among: bool, skip: bool, ours: Sequence[str]) -> Ima
     kind = kind_of(root)
     if kind is None:
         names = ", ".join(kind.name for kind in kinds())
-        raise DataError(f"is none of the kinds {names}; give a folder of images or such a file; unpack a compressed file first")
+        raise DataError(f"is none of the kinds {names}; give a folder or file of such a kind; unpack a compressed file first")
     prefix, stem = (f"{root}/", root.resolve().name) if root.is_dir() else (f"{root}: ", root.stem)
     if kind.form == "tree":
         entries = {}

@@ -89,7 +89,7 @@ def _check_alike(parts: Sequence[Dataset], contents: Sequence[tuple[Arrays, Name
         first = first or making
         for key in {**first, **making}:
             if first.get(key) != making.get(key):
-                both = f"{str(making.get(key))[:80]}, but {str(first.get(key))[:80]} in {parts[0].path}"
+                both = f"{repr(making.get(key))[:80]}, but {repr(first.get(key))[:80]} in {parts[0].path}"
                 raise DataError(f"{part.path}: {key} is {both}; merge only datasets that were made alike")
 
 

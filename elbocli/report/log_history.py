@@ -93,7 +93,7 @@ class LogHistory:
 
     @property
     def error(self) -> Tensor:
-        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; a bin without draws gets its last earlier error, or NaN."""
+        """Mean error ‖ε−ε̂‖²/D, [intervals, bins]; in an interval without draws, the bin's previous error, or NaN."""
         count, total, _ = torch.stack(self.sums).unbind(1)
         last = torch.where(count > 0, torch.arange(len(count))[:, None], -1).cummax(0).values
         return (total / count).gather(0, last.clamp(min=0)).where(last >= 0, torch.nan)

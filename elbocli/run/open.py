@@ -118,7 +118,7 @@ class TrainedRun:
         return fixed
 
     def weighting(self) -> Weighting:
-        """Return the training weighting; if learned, as stored in the checkpoint. Raises FormatError, DataError."""
+        """Return the training weighting; if learned, the checkpoint's. FormatError, DataError: unusable checkpoint."""
         weighting = resolve_weighting(self.settings.weighting)
         if not weighting.learned:
             return weighting
@@ -210,7 +210,7 @@ class EffectiveWeighting(NamedTuple):
     high: float
 
     def json(self) -> dict[str, Any]:
-        """Return a JSON object; `rising`: intervals of λ where w rises; `rise`: total rise of w, relative to the largest w."""
+        """Return the JSON form. rising: intervals of λ where w rises. rise: total rise of w, relative to the largest w."""
         rising = self.weighting.rising(self.low, self.high)
         rise = self.weighting.rise(self.low, self.high)
         return {"step": self.step, "images": self.images, "monotone": not rising, "rising": rising, "rise": rise}

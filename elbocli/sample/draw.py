@@ -122,7 +122,7 @@ class GuidedRun:
                 f"--threshold {self.threshold.spec}: {path} draws latents, which have no range; leave --threshold out"
             )
         if channels > config.image_channels:
-            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels; give fewer")
+            raise UsageError(f"--guidance-channels {channels}: {path} draws only {config.image_channels} channels; give no more")
         if guide is None:
             if scale != 1 and not (config.num_classes and trained.settings.label_dropout):
                 raise UsageError(f"{path}: was not trained on classes with --label-dropout; guide it by another run with --guide")

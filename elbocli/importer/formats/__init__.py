@@ -344,7 +344,7 @@ def latents_of(config: NetworkConfig, source: Source, options: ImportOptions, co
     if folder is not None:
         model = Autoencoder(folder, torch.device("cpu"))
         if model.channels != channels:
-            raise FormatError(f"{folder}: latents of {model.channels} channels, {source.path}: {channels}; change --autoencoder")
+            raise FormatError(f"{folder}: has {model.channels} channels, but {source.path} has {channels}; change --autoencoder")
         return model.space(convention, model.factor * size, False).attributes()
     source.notes.append(
         f"latents taken as those of {AUTOENCODER} or sd-vae-ft-ema; add its folder, --autoencoder DIR, here or to 'elbo sample'"

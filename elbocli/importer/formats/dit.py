@@ -49,7 +49,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     places, wanted = tensors[POSITIONS][0].double(), positions(side, width, torch.device("cpu")).double()
     most = 1e-5 if tensors[POSITIONS].dtype in (torch.float32, torch.float64) else 1e-2
     if places.shape != wanted.shape or not torch.allclose(places, wanted, rtol=0, atol=most):
-        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square grid of patches; elbo has no other DiT")
+        raise FormatError(f"{POSITIONS} isn't DiT's sine-cosine embedding of a square grid; elbo can't import such a DiT")
     heads = HEADS.get(width) or AttentionOrder().heads_of(width)
     if options.attention:
         heads = formats.parse_attention(options.attention).heads_of(width)
@@ -60,7 +60,7 @@ def _translate(its_code: str, source: Source, options: ImportOptions) -> Importe
     rows = shape_of(tensors, TABLE)[0] if TABLE in tensors else 0
     classes = max(rows - 1, 0) if options.classes is None else options.classes
     if rows - classes not in (0, 1):
-        raise UsageError(f"--classes {classes}: found {rows} classes; give {rows}, or one less if the last means 'no class'")
+        raise UsageError(f"--classes {classes}: the weights have {rows}; give {rows}, or 1 less if the last means 'no class'")
     outputs, doubled = shape_of(tensors, LAST)[0], 2 * channels * patch**2
     with reading(where):
         config = DiTConfig(

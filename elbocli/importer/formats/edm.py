@@ -57,7 +57,7 @@ def submodules(module: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, 
 def objective(module: Any, loss: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return prediction, weighting, schedule and range of λ with which a network was trained.
 
-    module: the pickled network. loss: attributes of the pickled loss function. kind: key of DRAWN, for defaults.
+    module: the pickled network. loss: attributes of the pickled loss function; DRAWN[kind] has defaults for them.
     """
     mean, std = (plain(loss.get(name, value)) for name, value in zip(("P_mean", "P_std"), DRAWN[kind]))
     sigma_data = plain(attributes(module).get("sigma_data", SIGMA_DATA))
@@ -183,7 +183,7 @@ def _check_constants(module: Any) -> None:
 
 
 def _encoder(content: Any, channels: int) -> str:
-    """Return the encoder that content names, else the channels' usual one: LATENTS or PIXELS. Raises FormatError for others."""
+    """Return the encoder that a pickle's content names, else the channels' usual one. FormatError: not LATENTS or PIXELS."""
     encoder = content.get("encoder") if isinstance(content, dict) else None
     told = attributes(encoder)
     name = ENCODERS.get(channels, "") if encoder is None else class_name(encoder)

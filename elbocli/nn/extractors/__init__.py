@@ -108,7 +108,7 @@ def vgg16(weights: Path | None) -> Extractor:
 
 
 def _vit(name: str, weights: Path | None) -> Extractor:
-    """Make a ViT extractor. weights: file of the network's authors, of timm or of transformers."""
+    """Make a ViT extractor. weights: file by the network's authors, timm or transformers; None raises UsageError."""
     from elbocli.nn.extractors.vit import vit_extractor
 
     return vit_extractor(name, _given(weights, name))

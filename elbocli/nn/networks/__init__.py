@@ -211,7 +211,7 @@ def _stored(config: type[NetworkConfig]) -> list[str]:
 
 
 def section_of(config: NetworkConfig) -> dict[str, Any]:
-    """Return the section `network` of a file, from which `config_of` makes the config."""
+    """Return a config as the section `network` of a file; `config_of` is the inverse."""
     values = {name: plain(getattr(config, name)) for name in _stored(type(config))}
     return {"family": declaration_of(config).name, **values}
 

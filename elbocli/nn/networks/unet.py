@@ -132,7 +132,7 @@ def heads_of(channels: int, head_width: int = HEAD_WIDTH) -> int:
 def check_heads(width: int, heads: int) -> None:
     """Raise UsageError unless the number of heads divides the width of a transformer."""
     if width % heads:
-        raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number")
+        raise UsageError(f"network: heads {heads} must divide the width {width}; choose another number of heads")
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -472,7 +472,7 @@ class UNetConfig(AttendedConfig):
             if not math.isclose(exact, width) or width < 1 or any(n and width % n for n in (self.groups, heads)):
                 raise UsageError(
                     f"network: level {level:g} × channels {self.channels} is {exact:g}; change level or channels so that the "
-                    f"product is a whole number divisible by groups ({self.groups}; 0: any) and heads ({heads}; 0: any)"
+                    f"product is a whole number divisible by groups={self.groups} and by heads={heads} (a 0 doesn't count)"
                 )
 
 

@@ -84,7 +84,7 @@ def read_labels_file(path: Path, names: Sequence[str]) -> tuple[list[Word | None
     if all(word is None for word in words):
         raise DataError(
             f"{path}: none of the {len(names)} images (the first is {names[0]}) has exactly one class in the file; expected "
-            "lines of NAME CLASS (with a tab before CLASS if names have spaces), CSV, or one class a line in the order of the names"
+            "lines of NAME CLASS (with a tab before CLASS if names have spaces), CSV, or one class a line in order of the names"
         )
     return words, False
 

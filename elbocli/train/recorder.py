@@ -63,7 +63,7 @@ class Recorder:
     out: run folder.
     lengths: size of each log at the checkpoint to resume from, in bytes; longer logs are truncated.
     log_to: targets of --log-to: tensorboard, wandb or paths of JSONL files.
-    Raises UsageError: --val doesn't fit the run, or no previews work. FormatError: --val is no dataset. DataError: can't write.
+    Raises UsageError: --val doesn't fit the run; no previews possible. FormatError: --val is no dataset. DataError: can't write.
     """
 
     def __init__(self, state: TrainState, out: Path, lengths: dict[str, int], log_to: Iterable[str] = ()):

@@ -69,7 +69,7 @@ def weights_of(run: Path) -> dict[str, bytes]:
 def lines_of(file: Path) -> list[dict[str, Any]]:
     """Lines of a log, without its speeds and the version of its format."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("images_per_s", "version")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("images_per_s", "eval_s", "version")} for row in rows]
 
 
 def train_here(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import msgspec
 from msgspec import Meta, Struct
 
+from elbocli.core.metrics import asked
 from elbocli.core.registry import LEARNED, nearest
 from elbocli.core.training import AUTO, FORMER, canonical
 from elbocli.errors import UsageError
@@ -22,6 +23,7 @@ RUN = "Run"
 SPEED = "Speed and memory"
 KEPT = "What is kept"
 VALIDATION = "Validation"
+EVALUATION = "Evaluation"
 
 IN_UNITS = re.compile(r"(?:([0-9.]+)d)?(?:([0-9.]+)h)?(?:([0-9.]+)m(?:in)?)?(?:([0-9.]+)s)?")
 IN_COLONS = re.compile(r"(?:(?:([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9][0-9])")
@@ -42,6 +44,11 @@ def seconds(value: Any) -> Any:
     if not found or not text:
         raise ValueError("expected a duration like 3h50m, 90s, 1.5h or 1:30:00")
     return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
+
+
+def metric_names(value: Any) -> Any:
+    """Return a list of metrics in canonical spelling, such as 'fid,kid'. Raises UsageError for an unknown metric."""
+    return ",".join(asked(word.strip() for word in value.split(","))) if isinstance(value, str) else value
 
 
 def about(help: str, **said: Any) -> Meta:
@@ -258,6 +265,39 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     val_split: Annotated[int, count("Number of images to hold out.")] = 0
     val_every: Annotated[int, count("Updates per validation.", free=True, zero=AUTO, shown="2 % of the work")] = 0
     val_images: Annotated[int, count("Most images per validation.", free=True, zero="all", shown="all")] = 0
+
+    eval_every: Annotated[
+        int,
+        count(
+            "Updates per evaluation; also one at the end.",
+            group=EVALUATION,
+            more="Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores them; image i depends on (seed, i) "
+            "alone. Each evaluation is a line of metrics.jsonl, with the scores, their standard errors, the number of samples and "
+            "the seconds taken, which images_per_s leaves out. Training goes on as without evaluations.",
+            free=True,
+            zero="none",
+            shown="none",
+        ),
+    ] = 0
+    eval_samples: Annotated[
+        int,
+        count("Number of samples.", free=True, zero=AUTO, le=10**6, shown="1000, or the dataset's number if lower"),
+    ] = 0
+    eval_metrics: Annotated[
+        str,
+        about("Names from 'elbo weights list metrics'.", metavar="LIST", parse=metric_names, free=True, shown="fid"),
+    ] = "fid"
+    eval_ref: Annotated[
+        str,
+        about(
+            "Reference, as of 'elbo eval --ref'.",
+            more="Statistics, as 'elbo eval --save-stats' writes them, save the time of extracting features at each start.",
+            metavar="PATH",
+            free=True,
+            preset=False,
+            shown="DATA.h5, all its images",
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         if self.val and self.val_split:

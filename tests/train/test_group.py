@@ -61,7 +61,7 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, compiled, w
     """With a batch that neither two parts nor four processes divide evenly. hsdp: two nodes of two processes."""
     preset = tmp_path / "preset.yaml"
     preset.write_text(f"network: {{{PRESETS[family]}, dropout: 0.0}}{TRAIN}")
-    options = {"preset": str(preset), "val_split": 20, "val_every": 2, "compile": compiled}
+    options = {"preset": str(preset), "val_split": 20, "val_every": 2, "compile": compiled, "eval_every": 4, "eval_samples": 41}
     jobs = [
         {"size": size, "data": digits, "out": tmp_path / f"{size}-{way}", "node": 2 if way == "hsdp" else 0}
         | {"options": {**options, "parallel": way.replace("hs", "fs"), "micro_batch": 3 if size == 2 else 0}}
@@ -77,6 +77,8 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, compiled, w
             for key in keys:
                 wanted, found = (column(path / name, key) for path in (alone, run))
                 np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12, err_msg=f"{run.name} {key}")
+        wanted, found = (column(path / "metrics.jsonl", "eval_frechet_distance[elbo-tiny]") for path in (alone, run))
+        np.testing.assert_allclose(found, wanted, rtol=1e-2)  # a pixel may round otherwise
         whole, other = (load(weights_of(path)["ema-0.9.safetensors"]) for path in (alone, run))
         assert whole.keys() == other.keys()
         for name, value in whole.items():

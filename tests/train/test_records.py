@@ -15,21 +15,21 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from group import lines_of, train_here
+from group import lines_of, train_here, weights_of
 from PIL import Image
 
 from elbocli.core.adaptive import AdaptiveSchedule, bin_edges, bin_middles
 from elbocli.core.schedule import parse_schedule
 from elbocli.core.streams import choose_labels
-from elbocli.errors import UsageError
+from elbocli.errors import ElboError, UsageError
 from elbocli.files.checkpoint import read_config
 from elbocli.files.dataset import Dataset
 from elbocli.files.grid import CELL, PLACES, lay_out, layout_of, rows_of_classes
 from elbocli.files.schedule_file import read_table
 from elbocli.run.open import open_run, weighting_of_run
-from elbocli.run.settings import resolve
+from elbocli.run.settings import read_options, resolve
 from elbocli.sample.draw import open_decoder
-from elbocli.train import recorder
+from elbocli.train import loop, recorder, scores
 from elbocli.train.recorder import PREVIEW, check_targets, open_tensorboard, preview, preview_labels
 from elbocli.train.state import TrainState
 
@@ -101,6 +101,61 @@ def test_the_first_preview_comes_early_once_and_changes_no_weight(train, tmp_pat
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+# --- --eval-every ---
+
+
+def test_scores_while_training_are_those_of_sample_and_eval_and_change_no_weight(train, digits, elbo, tmp_path):
+    options = {"steps": 8, "log_every": 4, "eval_samples": 60, "eval_metrics": "prc,fid"}
+    train("plain", steps=8, log_every=4)
+    train("scored", eval_every=3, **options)
+    assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "scored")
+    rows = [row for row in lines_of(tmp_path / "scored" / "metrics.jsonl") if "eval_samples" in row]
+    assert [(row["step"], row["eval_samples"]) for row in rows] == [(3, 60), (6, 60), (8, 60)]
+    drawn = ("--sampler", "ddim", "--steps", scores.SAMPLING.steps, "-n", 60, "-o", "x.npz")
+    assert elbo("sample", "scored", *drawn, cwd=tmp_path).returncode == 0
+    judged = elbo("eval", "x.npz", "--ref", digits, "--extractor", "elbo-tiny", "--metrics", "fid,prc", cwd=tmp_path)
+    wanted, keys = json.loads(judged.stdout), set(rows[-1]) - {"step", "images", "eval_samples"}
+    assert {f"frechet_distance{end}[elbo-tiny]" for end in ("", "_se")} < {key.removeprefix("eval_") for key in keys}
+    assert {key: rows[-1][key] for key in keys} == pytest.approx(
+        {key: wanted[key.removeprefix("eval_")] for key in keys}, rel=0.02
+    )
+    assert {key: rows[-1][key] for key in keys} != {key: rows[0][key] for key in keys}
+
+
+def test_seconds_of_evaluations_are_logged_apart_from_the_speed(train, tmp_path, monkeypatch):
+    """A clock that only runs while samples are drawn, so that training takes no time at all."""
+    clock, whole = [0.0], scores.draw_averaged
+
+    def slow(*given):
+        clock[0] += 1000.0
+        return whole(*given)
+
+    for module in (recorder, scores):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(scores, "draw_averaged", slow)
+    train("run", steps=4, log_every=4, eval_every=2, eval_samples=10)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["eval_s"] for row in lines if "eval_s" in row] == [1000.0, 1000.0]
+    assert all(row["images_per_s"] > 1e6 for row in lines if "images_per_s" in row)
+
+
+def test_what_can_not_be_scored_is_refused_before_the_first_step(digits, preset, tmp_path):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
+    data, run = Dataset(digits), tmp_path / "run"
+    refused: list[tuple[str, object]] = [("eval_metrics", word) for word in ("nonsense", "copying", "kid", "sfid,")]
+    refused += [("extractor", word) for word in ("nonsense", "none.pt2", "vgg16")]
+    refused += [("eval_ref", str(path)) for path in (tmp_path / "none.h5", preset, tmp_path)]
+    for key, value in refused:
+        ours = {"preset": str(preset), "steps": 1, "eval_every": 1, **({} if key == "extractor" else {key: value})}
+        with pytest.raises(ElboError) as caught:
+            loop.run(data, run, resolve(ours, data), **({key: (value, None)} if key == "extractor" else {}))
+        print(caught.value)
+        assert caught.value.exit_code in (1, 2) and not (run / "checkpoints").exists(), (key, value)
+    (tmp_path / "c.yaml").write_text("eval_extractor: evil.pt2\n")  # a program may run code, and no file may name it
+    with pytest.raises(UsageError):
+        read_options(tmp_path / "c.yaml", {}, [])
+
+
 # --- --log-to ---
 
 
@@ -144,7 +199,7 @@ def test_a_target_comes_from_the_command_line_and_the_environment_and_from_no_fi
         with pytest.raises(UsageError, match=f"^--log-to {word}: "):
             check_targets([word], Path("run"))
     monkeypatch.setattr(recorder, "find_spec", lambda name: None)
-    for package in ("tensorboard", "wandb"):
+    for package in recorder.PACKAGES:
         with pytest.raises(UsageError, match=rf"elbocli\[{package}\]"):
             check_targets(["a.jsonl", package], Path("run"))
 
@@ -196,6 +251,38 @@ def test_wandb_gets_numbers_previews_and_settings_and_a_run_that_goes_on_is_the_
             *(config.run_id, "allow", "best", "elbo", str(run)),
         )
     assert begun[1]["config"]["settings"] == config.settings
+
+
+@pytest.mark.usefixtures("short_previews")
+def test_trackio_gets_numbers_previews_and_settings_under_one_name_and_prints_nothing_on_stdout(
+    train, tmp_path, monkeypatch, capsys
+):
+    """A stand-in takes the calls, and prints as trackio does."""
+    begun, logged, ends, run = [], [], [], tmp_path / "run"
+
+    def init(**how):
+        print("* Created new run")
+        begun.append(how)
+        return SimpleNamespace(log=lambda values, step: logged.append({"step": step, **values}))
+
+    def finish():
+        print("* Run finished")
+        ends.append(len(logged))
+
+    stand_in = SimpleNamespace(init=init, finish=finish, Image=lambda path: Path(path).read_bytes())
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)
+    for steps in (8, 10):
+        train("run", log_to=["trackio"], steps=steps, log_every=2, preview_every=4, eval_every=4, eval_samples=10)
+    config, pictures = read_config(run), [(row["step"], row["samples"]) for row in logged if "samples" in row]
+    assert pictures == [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
+    timed = {"images_per_s": 0, "eval_s": 0}
+    assert [{**row, **timed} for row in logged if "samples" not in row] == [
+        {**row, **timed} for row in lines_of(run / "metrics.jsonl")
+    ]
+    wanted = {"project": "elbo", "name": f"run-{config.run_id[:8]}", "resume": "allow"}
+    assert [{key: each[key] for key in wanted} for each in begun] == [wanted] * 2
+    assert begun[1]["config"]["settings"] == config.settings
+    assert len(ends) == 2 and ends[1] == len(logged) and capsys.readouterr().out == ""
 
 
 # --- a learned weighting ---

@@ -50,8 +50,9 @@ def content(run):
 SMALL = {"network.levels": [1], "network.attention": []}
 EVERYTHING = {"schedule": "adaptive", "ema": ["0.9", "power:std=0.1"], "lr_decay": "cosine:final=.1", "flip": True}
 EVERYTHING |= {"grad_clip": 0.5, "val_split": 20, "val_every": 5, "snapshot_every": 5, "preview_every": 6}
+EVERYTHING |= {"eval_every": 5, "eval_samples": 10, "eval_metrics": "fid,prc"}
 LEARNED = {"weighting": "uncertainty", "schedule": "edm2-img512", "precision": "fp16", "micro_batch": 6}
-SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 5}
+SHARDED = {"parallel": "fsdp", "schedule": "adaptive", "val_split": 20, "val_every": 5, "eval_every": 5, "eval_samples": 10}
 SIGNALS = [("SIGKILL", 3), ("SIGINT", 5), ("SIGTERM", 6), ("SIGHUP", 7), ("SIGKILL", 8), ("SIGUSR1", 10)]
 KILLS = [("SIGKILL", 5), ("SIGKILL", 8), ("SIGTERM", 10)]
 

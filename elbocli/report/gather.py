@@ -22,7 +22,7 @@ from elbocli.files.losslog import is_table
 from elbocli.files.records import Record, stored
 from elbocli.images.samples import read_samples
 from elbocli.nn.networks import count_parameters
-from elbocli.report.log_history import Curve, LogHistory, curve, read_curves, read_log_history
+from elbocli.report.log_history import Curve, LogHistory, curve, error_of, read_curves, read_log_history, score_columns
 from elbocli.report.results import KINDS, ResultFile, Row, drawn_by, read_result, results_in, score_rows
 from elbocli.report.thumbnails import (
     Extremes,
@@ -180,10 +180,10 @@ class RunFacts:
 
     @property
     def headline(self) -> list[Row]:
-        """Key numbers of the run: last losses, last bound, and first two scores of the last result of `elbo eval`."""
-        found = []
-        for name, (what, unit) in CURVES.items():
-            values, errors = (curve(self.report.curves, key)[1] for key in (name, f"{name}_se"))
+        """Key numbers of the run: last losses and scores, last bound, and first two scores of the last result of `elbo eval`."""
+        found, scores = [], score_columns(self.report.curves)
+        for name, (what, unit) in {**CURVES, **{name: (title, "while training") for name, title in scores.items()}}.items():
+            values, errors = (curve(self.report.curves, key)[1] for key in (name, error_of(name)))
             if values:
                 last = Estimate(values[-1], *errors[-1:])
                 found.append(Row(what, unit, last.value, interval=last.interval))

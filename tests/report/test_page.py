@@ -70,6 +70,25 @@ def test_a_finished_run_says_everything(trained):
         assert page.count(svg) == 1 and "var(--ink)" in svg and not any(ink in svg for ink in INKS)
 
 
+def test_scores_while_training_are_curves_with_bands_and_their_last_values(runs):
+    """Of two metrics; the second run has the first alone."""
+    for run, keys in zip(runs, (("eval_frechet_distance", "eval_kernel_distance_mean"), ("eval_frechet_distance",))):
+        with open(run / "metrics.jsonl", "a") as file:
+            for step, value in ((20, 12.5), (40, 7.25)):
+                scores = {f"{key}[elbo-tiny]": value for key in keys} | {f"{keys[0]}_se[elbo-tiny]": 0.5}
+                file.write(json.dumps({"step": step, "images": 16 * step, **scores, "eval_samples": 50, "eval_s": 1.0}) + "\n")
+    one, many = pictures(gather(runs[0])), pictures(*map(gather, runs))
+    assert (
+        {name for name in one if name.startswith("score")} == {name for name in many if "score" in name} == {"score0", "score1"}
+    )
+    assert "fill-opacity: 0.3" in one["score0"][0] and "fill-opacity: 0.3" not in one["score1"][0]
+    assert [len(many[name][1]) for name in ("score0", "score1")] == [2, 1]
+    last = {row.name: (row.value, row.interval is not None) for row in gather(runs[0]).headline}
+    assert last["frechet distance, elbo-tiny"] == (7.25, True) and last["kernel distance, elbo-tiny"] == (7.25, False)
+    for read in (shown(runs[0]), shown(*runs)):
+        assert "kernel distance, elbo-tiny" in read.text and "Of 50 samples" in read.text
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.long
 def test_a_page_needs_nothing_but_itself_and_is_the_same_bytes_every_time(count, runs):

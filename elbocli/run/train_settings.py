@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import msgspec
 from msgspec import Meta, Struct
 
-from elbocli.core.metrics import asked
 from elbocli.core.registry import LEARNED, nearest
 from elbocli.core.training import AUTO, FORMER, canonical
 from elbocli.errors import UsageError
@@ -44,11 +43,6 @@ def seconds(value: Any) -> Any:
     if not found or not text:
         raise ValueError("expected a duration like 3h50m, 90s, 1.5h or 1:30:00")
     return sum(float(part or 0) * each for part, each in zip(found.groups(), (86400, 3600, 60, 1)))
-
-
-def metric_names(value: Any) -> Any:
-    """Return a list of metrics in canonical spelling, such as 'fid,kid'. Raises UsageError for an unknown metric."""
-    return ",".join(asked(word.strip() for word in value.split(","))) if isinstance(value, str) else value
 
 
 def about(help: str, **said: Any) -> Meta:
@@ -269,9 +263,9 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     eval_every: Annotated[
         int,
         count(
-            "Updates per evaluation; also one at the end.",
+            "Updates per evaluation.",
             group=EVALUATION,
-            more="Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores them; image i depends on (seed, i) "
+            more="Also one at the end. Samples of the first average, by 32 steps of ddim, are scored as 'elbo eval' scores them; image i depends on (seed, i) "
             "alone. Each evaluation is a line of metrics.jsonl, with the scores, their standard errors, the number of samples and "
             "the seconds taken, which images_per_s leaves out. Training goes on as without evaluations.",
             free=True,
@@ -281,21 +275,28 @@ class TrainSettings(Struct, frozen=True, kw_only=True):
     ] = 0
     eval_samples: Annotated[
         int,
-        count("Number of samples.", free=True, zero=AUTO, le=10**6, shown="1000, or the dataset's number if lower"),
+        count(
+            "Number of samples.",
+            more="auto is 1000, or the number of the dataset's images if that is lower. Scores compare only at equal numbers.",
+            free=True,
+            zero=AUTO,
+            le=10**6,
+            shown="1000 or fewer",
+        ),
     ] = 0
     eval_metrics: Annotated[
         str,
-        about("Names from 'elbo weights list metrics'.", metavar="LIST", parse=metric_names, free=True, shown="fid"),
+        about("See 'elbo weights list metrics'.", metavar="LIST", free=True, shown="fid"),
     ] = "fid"
     eval_ref: Annotated[
         str,
         about(
-            "Reference, as of 'elbo eval --ref'.",
-            more="Statistics, as 'elbo eval --save-stats' writes them, save the time of extracting features at each start.",
+            "Score against this.",
+            more="As of 'elbo eval --ref': by default all images of the dataset, held-out images among them. Statistics, as 'elbo eval --save-stats' writes them, save the time of extracting features at each start.",
             metavar="PATH",
             free=True,
             preset=False,
-            shown="DATA.h5, all its images",
+            shown="DATA.h5",
         ),
     ] = ""
 

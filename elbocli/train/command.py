@@ -94,8 +94,8 @@ GROUPS[EVALUATION] += ["eval_extractor", "eval_extractor_weights"]
     "--log-to",
     multiple=True,
     metavar="TARGET",
-    help="Also log to tensorboard, wandb, trackio or a FILE.jsonl; may be repeated.",
-    more="FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
+    help="Also to tensorboard, wandb, trackio, FILE.jsonl.",
+    more="May be repeated. FILE.jsonl gets the lines of metrics.jsonl. tensorboard (pip install 'elbocli[tensorboard]') writes events into "
     "RUN/tensorboard. wandb (pip install 'elbocli[wandb]') logs to Weights & Biases, in the project elbo unless "
     "$WANDB_PROJECT names one, and goes on with the same W&B run when the run goes on; $WANDB_MODE=offline keeps it in "
     "RUN/wandb. trackio (pip install 'elbocli[trackio]') logs in the project elbo unless $TRACKIO_PROJECT names one, to the run that is "
@@ -113,13 +113,13 @@ GROUPS[EVALUATION] += ["eval_extractor", "eval_extractor_weights"]
 )
 @option(
     "--eval-extractor",
-    metavar="NAME|FILE.pt2",
+    metavar="NAME",
     default=TINY,
-    help="Network whose features are compared, as of 'elbo eval --extractor'.",
-    more="elbo-tiny needs no download, and serves to compare runs, not to publish. Neither a preset nor --config can set this option, "
+    help="Extractor of 'elbo eval'.",
+    more="A name or FILE.pt2. elbo-tiny needs no download, and serves to compare runs, not to publish. Neither a preset nor --config can set this option, "
     "because a program may run code: give it at each start.",
 )
-@option("--eval-extractor-weights", type=PATH, help="Its weights, as of 'elbo eval --extractor-weights'.")
+@option("--eval-extractor-weights", type=PATH, help="File of its weights.")
 @option(
     "--dry-run",
     is_flag=True,

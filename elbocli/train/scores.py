@@ -78,7 +78,8 @@ class Evaluation:
             raise UsageError(f"--eval-every: {path} holds latents; name their images, or statistics, with --eval-ref")
         self.how = replace(SAMPLING, n=settings.eval_samples or min(SAMPLING.n, len(data)))
         self.labels = choose_labels("balanced", self.how.n, state.resolved.network.num_classes, settings.seed)
-        self.settings = EvalSettings(asked(settings.eval_metrics.split(","), settings.seed), settings.seed, extractor)
+        names = [word.strip() for word in settings.eval_metrics.split(",")]
+        self.settings = EvalSettings(asked(names, settings.seed), settings.seed, extractor)
         self.spatial = self.settings.needing(Need.SPATIAL)
         if lacking := self.settings.needing(Need.HELD_OUT):
             raise UsageError(f"--eval-metrics: {lacking[0]} needs held-out images; run 'elbo eval --held-out' on samples instead")

@@ -92,7 +92,7 @@ class Evaluation:
             check_sources(self.settings, sides)
             check_extraction(sides, self.settings, self.extractor, self.spatial)
             with world.together(), torch.inference_mode():
-                features, logits = self.extractor(black.permute(0, 3, 1, 2).to(world.device))
+                features, logits = self.extractor(sent(black, world.device).permute(0, 3, 1, 2))
                 found = {"values": features} if logits is None else {"values": features, "logits": logits}
                 check_features(found, sides.samples[0], sides, self.settings)
             log.info("%s: extracting features, against which samples are scored", path)

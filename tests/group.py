@@ -73,13 +73,7 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 
 
 def train_here(
-    data: Path,
-    out: Path,
-    preset: Path,
-    counted: Any = lambda *_: None,
-    log_to: Any = (),
-    on_checkpoint: str = "",
-    **options: Any,
+    data: Path, out: Path, preset: Path, counted: Any = lambda *_: None, log_to: Any = (), on_checkpoint: str = "", **options: Any
 ) -> list[str]:
     """Train in this process; what is said. counted: is called with each report of progress."""
     resolved = settings.resolve({"preset": str(preset), **options}, Dataset(data))

@@ -206,15 +206,7 @@ def test_units_and_colons_say_the_same(days, hours, minutes, rest):
 
 
 def test_a_duration_is_read_in_units_and_in_colons():
-    words = {
-        "3h50m": 13800,
-        "90s": 90,
-        "1.5h": 5400,
-        "2d": 172800,
-        "50:00": 3000,
-        "3:50:00": 13800,
-        "1-02:03:04": 93784,
-    }
+    words = {"3h50m": 13800, "90s": 90, "1.5h": 5400, "2d": 172800, "50:00": 3000, "3:50:00": 13800, "1-02:03:04": 93784}
     assert {word: seconds(word) for word in words} == words
 
 

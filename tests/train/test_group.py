@@ -70,10 +70,7 @@ def test_losses_do_not_depend_on_processes_or_how_they_share(family, compiled, w
     succeeded(*jobs)
     alone = jobs[0]["out"]
     for run in (job["out"] for job in jobs[1:]):
-        for name, keys in (
-            ("metrics.jsonl", ("loss", "grad_norm", "val_loss", "val_bpd")),
-            ("losslog.jsonl", ("sum", "count")),
-        ):
+        for name, keys in (("metrics.jsonl", ("loss", "grad_norm", "val_loss", "val_bpd")), ("losslog.jsonl", ("sum", "count"))):
             for key in keys:
                 wanted, found = (column(path / name, key) for path in (alone, run))
                 np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-12, err_msg=f"{run.name} {key}")
@@ -108,14 +105,7 @@ def test_processes_begin_from_the_same_run_and_learn_the_same_weighting(digits, 
 
 @pytest.mark.long
 def test_a_run_goes_on_with_other_numbers_of_processes_and_the_other_way_of_sharing(digits, preset, tmp_path):
-    options = {
-        "preset": str(preset),
-        "schedule": "adaptive",
-        "steps": 9,
-        "log_every": 3,
-        "save_every": 3,
-        "keep_last": 99,
-    }
+    options = {"preset": str(preset), "schedule": "adaptive", "steps": 9, "log_every": 3, "save_every": 3, "keep_last": 99}
     options |= SMALL
     plan = [(2, "ddp", 2), (1, "ddp", 4), (2, "fsdp", 5), (3, "fsdp", 7), (2, "ddp", None)]
     job = {"data": digits, "out": tmp_path / "mixed"}

@@ -149,7 +149,6 @@ def test_what_can_not_be_scored_is_refused_before_the_first_step(digits, preset,
         ours = {"preset": str(preset), "steps": 1, "eval_every": 1, **({} if key == "extractor" else {key: value})}
         with pytest.raises(ElboError) as caught:
             loop.run(data, run, resolve(ours, data), **({key: (value, None)} if key == "extractor" else {}))
-        print(caught.value)
         assert caught.value.exit_code in (1, 2) and not (run / "checkpoints").exists(), (key, value)
     (tmp_path / "c.yaml").write_text("eval_extractor: evil.pt2\n")  # a program may run code, and no file may name it
     with pytest.raises(UsageError):
@@ -215,12 +214,12 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path, monk
     Image.fromarray(pixels).save(tmp_path / "grid.png")
     write = open_tensorboard("tensorboard", tmp_path, 0)
     write(10, {"loss": 0.5, "lr": 1e-4, "images": 12, "none": None})
-    write(20, {"loss": 0.25, "val_bpd": 3.5})
+    write(20, {"loss": 0.25, "val_bpd": 3.5, "eval_fid[a]": 2.0})
     write(10, {"samples": tmp_path / "grid.png"})
     write = open_tensorboard("tensorboard", tmp_path, 10)  # as a run that goes on after step 10
     write(20, {"loss": 0.125})
     found = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
-    assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd"}
+    assert set(found.Tags()["scalars"]) == {"train/loss", "train/lr", "train/images", "val/bpd", "eval/fid[a]"}
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(10, 0.5), (20, 0.125)]
     (event,) = found.Images("samples")
     assert event.step == 10
@@ -228,61 +227,39 @@ def test_tensorboard_shows_numbers_and_pictures_and_no_step_twice(tmp_path, monk
 
 
 @pytest.mark.usefixtures("short_previews")
-def test_wandb_gets_numbers_previews_and_settings_and_a_run_that_goes_on_is_the_same(train, tmp_path, monkeypatch):
-    """A stand-in takes the calls. The user's own variables come before elbo's."""
-    begun, logged, run = [], [], tmp_path / "run"
-
-    def init(**how):
-        begun.append({**how, **{key: os.environ[f"WANDB_{key.upper()}"] for key in ("project", "name", "dir")}})
-        return SimpleNamespace(define_metric=lambda *_, **__: None, log=logged.append)
-
-    stand_in = SimpleNamespace(init=init, Image=lambda path: Path(path).read_bytes())
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    with patch.dict(os.environ, {"WANDB_NAME": "best"}):
-        for steps in (8, 10):
-            train("run", log_to=["wandb"], steps=steps, log_every=2, preview_every=4)
-    config, pictures = read_config(run), [(row["step"], row["samples"]) for row in logged if "samples" in row]
-    assert pictures == [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
-    assert [{**row, "images_per_s": 0} for row in logged if "samples" not in row] == [
-        {**row, "images_per_s": 0} for row in lines_of(run / "metrics.jsonl")
-    ]
-    for each in begun:
-        assert (each["id"], each["resume"], each["name"], each["project"], each["dir"]) == (
-            *(config.run_id, "allow", "best", "elbo", str(run)),
-        )
-    assert begun[1]["config"]["settings"] == config.settings
-
-
-@pytest.mark.usefixtures("short_previews")
-def test_trackio_gets_numbers_previews_and_settings_under_one_name_and_prints_nothing_on_stdout(
-    train, tmp_path, monkeypatch, capsys
-):
-    """A stand-in takes the calls, and prints as trackio does."""
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_logger_gets_all_under_one_name_and_a_run_that_goes_on_is_the_same(package, train, tmp_path, monkeypatch, capsys):
+    """A stand-in takes the calls, and prints as trackio does. The user's own variables come before elbo's."""
     begun, logged, ends, run = [], [], [], tmp_path / "run"
+
+    def keep(values, step=None):
+        logged.append({"step": step, **values})
 
     def init(**how):
         print("* Created new run")
-        begun.append(how)
-        return SimpleNamespace(log=lambda values, step: logged.append({"step": step, **values}))
+        begun.append({**{key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "name", "dir")}, **how})
+        return SimpleNamespace(define_metric=lambda *_, **__: None, log=keep)
 
     def finish():
         print("* Run finished")
         ends.append(len(logged))
 
     stand_in = SimpleNamespace(init=init, finish=finish, Image=lambda path: Path(path).read_bytes())
-    monkeypatch.setitem(sys.modules, "trackio", stand_in)
-    for steps in (8, 10):
-        train("run", log_to=["trackio"], steps=steps, log_every=2, preview_every=4, eval_every=4, eval_samples=10)
-    config, pictures = read_config(run), [(row["step"], row["samples"]) for row in logged if "samples" in row]
-    assert pictures == [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
-    timed = {"images_per_s": 0, "eval_s": 0}
-    assert [{**row, **timed} for row in logged if "samples" not in row] == [
-        {**row, **timed} for row in lines_of(run / "metrics.jsonl")
-    ]
-    wanted = {"project": "elbo", "name": f"run-{config.run_id[:8]}", "resume": "allow"}
-    assert [{key: each[key] for key in wanted} for each in begun] == [wanted] * 2
-    assert begun[1]["config"]["settings"] == config.settings
-    assert len(ends) == 2 and ends[1] == len(logged) and capsys.readouterr().out == ""
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    with patch.dict(os.environ, {"WANDB_NAME": "best", "TRACKIO_PROJECT": "mine"}):
+        for steps in (8, 10):
+            train("run", log_to=[package], steps=steps, log_every=2, preview_every=4, eval_every=4, eval_samples=10)
+    config, pictures, timed = read_config(run), [row for row in logged if "samples" in row], {"images_per_s": 0, "eval_s": 0}
+    wanted = [(step, (run / f"previews/step-{step:08d}.png").read_bytes()) for step in (4, 8, 10)]
+    assert [(row["step"], row["samples"]) for row in pictures] == wanted
+    numbers = [{**row, **timed} for row in logged if "samples" not in row]
+    assert numbers == [{**row, **timed} for row in lines_of(run / "metrics.jsonl")]
+    how = {"wandb": {"id": config.run_id, "name": "best", "project": "elbo", "dir": str(run)}, "trackio": {"project": "mine"}}
+    how["trackio"]["name"] = f"run-{config.run_id[:8]}"
+    assert [{key: each[key] for key in how[package]} for each in begun] == [how[package]] * 2
+    assert begun[1]["config"]["settings"] == config.settings and {each["resume"] for each in begun} == {"allow"}
+    if package == "trackio":
+        assert len(ends) == 2 and ends[1] == len(logged) and capsys.readouterr().out == ""
 
 
 # --- a learned weighting ---

@@ -177,8 +177,7 @@ LATE = "import time; os.environ['RANK'] == '0' and time.sleep(2)"
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("patch", "options", "words"),
-    [(LACKING, (), "error: rank 1: out of memory (9 GiB)"), (LATE, ("--steps", "many"), "many")],
+    ("patch", "options", "words"), [(LACKING, (), "error: rank 1: out of memory (9 GiB)"), (LATE, ("--steps", "many"), "many")]
 )
 def test_under_torchrun_a_mistake_of_any_process_is_told_once(patch, options, words, digits, preset, tmp_path):
     process = under_torchrun(tmp_path, digits, "--preset", preset, *options, patch=patch)
